@@ -1,0 +1,42 @@
+"""How much a checkpoint may ask for before anything is allocated for it.
+
+A full file in the SD v1 layout has about 173 KB of pickle, 36 k opcodes, 9 k memo entries, 4 open marks, 1,145 tensors.
+"""
+
+from dataclasses import dataclass
+
+from convert.errors import UnsafeFileError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    pickle_bytes: int = 64 << 20
+    opcodes: int = 2_000_000  # also counts the pairs that an OrderedDict is built from
+    stack: int = 100_000
+    marks: int = 64
+    memo: int = 2_000_000
+    text_bytes: int = 16 << 20  # one text or byte string
+    name_bytes: int = 256  # a module or the name in it
+    names: int = 10_000  # different ones
+    number_keys: int = 20_000  # dict keys whose hash the file can choose: numbers and tuples
+    key_items: int = 8  # in a tuple used as a dict key
+    encoded_characters: int = 1024  # of `_codecs.encode`; longer ones (old arrays) stay unread
+    tensors: int = 100_000
+    dimensions: int = 8
+    zip_records: int = 110_000
+    zip_name_bytes: int = 512
+    zip_extra_fields: int = 16  # of one record
+    small_record_bytes: int = 4096  # version, byteorder and the like
+    header_bytes: int = 16 << 20  # of a safetensors file
+    header_tokens: int = 2_000_000  # strings and brackets in it
+    growth: int = 4  # all tensors together (or all inflated records) may be this many times what is stored ...
+    growth_allowance: int = 256 << 20  # ... plus this many bytes
+
+
+LIMITS = Limits()
+
+
+def check_limit(what: str, found: int, allowed: int) -> None:
+    """Refuse a file that asks for more than we give: says which limit, what was found and what is allowed."""
+    if found > allowed:
+        raise UnsafeFileError(f"exceeds the limit for {what}: found {found}, allowed {allowed}")

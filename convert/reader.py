@@ -1,0 +1,163 @@
+"""Open a model file that somebody else made: decide what it is, check it, and say where every tensor lies.
+
+    with open_checkpoint("v1-5-pruned-emaonly.ckpt") as file:
+        record = file.root["state_dict"]["betas"]
+        file.verify(record)
+        values = numpy.frombuffer(file.storage_bytes(record), record.dtype)
+
+The file is mapped once; what was checked is what is used. Weights are read only when asked for.
+"""
+
+import mmap
+import os
+import stat
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from convert.contents import Contents
+from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
+from convert.kinds import HEAD_BYTES, other_kind
+from convert.records import StorageRecord, TensorRecord
+from convert.safetensors_reader import is_safetensors, read_safetensors
+from convert.torch_zip_reader import is_zip, read_torch_zip
+from convert.zip_reader import inflate
+
+READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Contents]], ...] = (
+    # whether the first bytes (and the size) are of this kind, how to read it
+    (is_zip, read_torch_zip),
+    (is_safetensors, read_safetensors),
+)
+
+
+class CheckpointFile:
+    """An open checkpoint. `root` is plain data with the leaves described in `convert/records.py`."""
+
+    def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents):
+        self.path = path
+        self.size = len(mapping)
+        self.container = contents.container  # "torch zip" or "safetensors"
+        self.root = contents.root
+        self.metadata = contents.metadata  # of safetensors; {} otherwise
+        self.foreign = contents.foreign  # names of the placeholders, sorted
+        self._mapping = mapping
+        self._view = memoryview(mapping)
+        self._lock = threading.Lock()  # for the two tables below
+        self._storage_locks: dict[int, threading.Lock] = {}  # by offset in the file
+        self._verified: set[int] = set()
+        self._inflated: dict[int, bytearray] = {}
+
+    def storage_bytes(self, record: TensorRecord) -> memoryview:
+        """All bytes of the tensor's storage. Writable; writing changes this process's copy, never the file."""
+        storage = record.storage
+        if storage.deflated is None:
+            return self._view[storage.offset : storage.offset + storage.nbytes]
+        with self._storage_lock(storage):
+            if storage.offset not in self._inflated:
+                packed = self._view[storage.offset : storage.offset + storage.deflated]
+                try:
+                    self._inflated[storage.offset] = inflate(packed, storage.nbytes, f"data/{storage.key}")
+                except CheckpointError as error:
+                    raise named(error, self.path.name) from None
+            return memoryview(self._inflated[storage.offset])
+
+    def verify(self, record: TensorRecord) -> None:
+        """Check the storage's CRC-32, once per storage; may be called from several threads at a time."""
+        storage = record.storage
+        if storage.crc is None:
+            return
+        data = self.storage_bytes(record)
+        with self._storage_lock(storage):
+            if storage.offset in self._verified:
+                return
+            if zlib.crc32(data) != storage.crc:
+                fault = CorruptFileError(f"has a wrong checksum in its record data/{storage.key}")
+                raise named(fault, self.path.name)
+            self._verified.add(storage.offset)
+
+    def release(self, record: TensorRecord) -> None:
+        """The storage is not needed any more: give its memory back. Bytes written to it are lost."""
+        storage = record.storage
+        if storage.deflated is not None:
+            self._inflated.pop(storage.offset, None)
+            return
+        page = mmap.PAGESIZE
+        start = -(-storage.offset // page) * page
+        length = (storage.offset + storage.nbytes) // page * page - start
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
+
+    def close(self) -> None:
+        """Unmap the file; if bytes of it are still in use, that happens when the last of them goes."""
+        self._inflated.clear()
+        try:
+            self._view.release()
+            self._mapping.close()
+        except BufferError:
+            pass
+
+    def __enter__(self) -> "CheckpointFile":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        """Close; a CheckpointError raised inside the `with` block gets the file's name in front."""
+        self.close()
+        if isinstance(error, CheckpointError) and not error.named:
+            raise named(error, self.path.name) from None
+
+    def _storage_lock(self, storage: StorageRecord) -> threading.Lock:
+        with self._lock:
+            return self._storage_locks.setdefault(storage.offset, threading.Lock())
+
+
+def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
+    """Open and check a checkpoint: everything but the weights' checksums, which `verify` checks as they are used.
+
+    raises  UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError)
+    """
+    path = Path(path)
+    try:
+        mapping = map_file(path)
+        with memoryview(mapping) as data:
+            return CheckpointFile(path, mapping, read_contents(path, data))
+    except CheckpointError as error:
+        raise named(error, path.name or str(path)) from None
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a regular file so that writing to the mapping leaves the file alone."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
+    if path.is_dir():
+        raise UnsupportedFileError("is a folder, not a checkpoint file. Give the file itself")
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise UnsupportedFileError("does not exist. Check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnsupportedFileError(f"cannot be opened: {shown(reason)}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsupportedFileError("is a pipe or a device, not a checkpoint file")
+        if status.st_size == 0:
+            raise UnsupportedFileError("is empty (0 bytes): the download failed. Download the file itself")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    finally:
+        os.close(descriptor)
+
+
+def read_contents(path: Path, data: memoryview) -> Contents:
+    """Decide by content who reads the file. One named .safetensors is only ever read as safetensors."""
+    head = bytes(data[:HEAD_BYTES])
+    only_safetensors = path.name.casefold().endswith(".safetensors")
+    for is_kind, read in READERS:
+        if is_kind(head, len(data)):
+            if only_safetensors and read is not read_safetensors:
+                raise UnsupportedFileError(
+                    "is named .safetensors, but is a zip archive, perhaps a pickle checkpoint. "
+                    "Get the model's real .safetensors file"
+                )
+            return read(data)
+    raise other_kind(data)
