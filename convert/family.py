@@ -1,0 +1,185 @@
+"""Which model a file in the original layout holds, told from its names and shapes alone.
+
+Files of the same layout at other widths are recognised too. Attention heads cannot be seen in any shape and come with
+the family: a wrong number would load cleanly and give noise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from convert.errors import UnsupportedFileError, WeightMismatchError, shown_list
+from convert.names import PREFIXES
+from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+V1_HEADS = 8  # of every attention in the UNet
+V1_TEXT_HEAD_WIDTH = 64
+V1_VARIANTS = {4: "sd-v1", 8: "sd-v1-edit", 9: "sd-v1-inpainting"}  # by channels that the UNet takes
+
+# What else people have on their disks: (a part of a name, what the file is). The first that occurs counts.
+OTHER_KINDS = (
+    ("depth_model.", "a Stable Diffusion 2 depth checkpoint"),
+    ("conditioner.embedders.", "a Stable Diffusion XL checkpoint"),
+    ("embedder.model.ln_final.weight", "a Stable Diffusion 2.1 unCLIP checkpoint"),
+    ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
+    ("cond_stage_model.roberta.", "an AltDiffusion checkpoint"),
+    ("control_model.", "a ControlNet"),
+    ("lora_unet_", "a LoRA, which changes a checkpoint but is none"),
+    ("lora_te", "a LoRA, which changes a checkpoint but is none"),
+    (".lora_", "a LoRA, which changes a checkpoint but is none"),
+    ("hada_w", "a LoHa adapter, which changes a checkpoint but is none"),
+    ("lokr_w", "a LoKr adapter, which changes a checkpoint but is none"),
+    ("string_to_param", "a textual inversion, which adds a word to a checkpoint but is none"),
+    ("emb_params", "a textual inversion, which adds a word to a checkpoint but is none"),
+    ("down_blocks.", "a model with diffusers' names"),
+)
+
+
+def recognise(shapes: Shapes) -> ModelConfig:
+    """The config of the model whose tensors have these original names and shapes.
+
+    Raises UnsupportedFileError for another kind of file, WeightMismatchError where a part of the model is missing or
+    has a shape that no v1 model has.
+    """
+    present = {part: any(name.startswith(prefix) for name in shapes) for part, prefix in PREFIXES.items()}
+    if not all(present.values()):
+        for mark, kind in OTHER_KINDS:
+            if any(mark in name for name in shapes):
+                raise UnsupportedFileError(
+                    f"is {kind}: its tensors have names with {mark!r}. "
+                    "Only complete Stable Diffusion 1 checkpoints can be used so far."
+                )
+        if not any(present.values()):
+            raise UnsupportedFileError(_unknown_contents(shapes))
+        part = next(part for part, there in present.items() if not there)
+        words = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
+        raise WeightMismatchError(
+            f"has no {words[part]}: none of its {len(shapes)} tensors has a name that starts with {PREFIXES[part]!r}. "
+            "Use a complete checkpoint."
+        )
+    strip = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
+    unet = unet_config(strip["unet"])
+    text_encoder = text_encoder_config(strip["text_encoder"])
+    if unet.context_width != text_encoder.width:
+        raise WeightMismatchError(
+            f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
+            f"its text encoder gives {text_encoder.width}."
+        )
+    if unet.in_channels not in V1_VARIANTS:
+        raise UnsupportedFileError(
+            f"has a UNet that takes {unet.in_channels} channels; those of Stable Diffusion 1 models take "
+            f"{', '.join(map(str, V1_VARIANTS))}."
+        )
+    family = V1_VARIANTS[unet.in_channels]
+    return replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+
+
+def unet_config(shapes: Shapes) -> UNetConfig:
+    """From the shapes of the UNet, named without its prefix."""
+    width, in_channels = _shape(shapes, "input_blocks.0.0.weight", 4)[:2]
+    levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of the residuals of each level
+    index = 1
+    while True:
+        residual = shapes.get(f"input_blocks.{index}.0.in_layers.2.weight")
+        if residual is not None:
+            levels[-1].append((residual[0], _count(shapes, f"input_blocks.{index}.1.transformer_blocks.")))
+        elif f"input_blocks.{index}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            break
+        index += 1
+    if any(len(level) != len(levels[0]) or len(set(level)) != 1 for level in levels):
+        raise WeightMismatchError(f"has a UNet with unequal or incomplete levels: input_blocks 1 to {index - 1}.")
+    depths = tuple(level[0][1] for level in levels)
+    first = next((level for level, depth in enumerate(depths) if depth), None)
+    if first is None:
+        raise WeightMismatchError("has a UNet without attention, which cannot see a prompt.")
+    block = 1 + first * (len(levels[0]) + 1)
+    context = _shape(shapes, f"input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", 2)
+    return replace(
+        SD_V1.unet,
+        in_channels=in_channels,
+        out_channels=_shape(shapes, "out.2.weight", 4)[0],
+        width=width,
+        multipliers=_multipliers("UNet", width, [level[0][0] for level in levels]),
+        residuals_per_level=len(levels[0]),
+        depths=depths,
+        middle_depth=_count(shapes, "middle_block.1.transformer_blocks."),
+        heads=(V1_HEADS,) * len(levels),
+        context_width=context[1],
+    )
+
+
+def vae_config(shapes: Shapes) -> VAEConfig:
+    """From the shapes of the VAE, named without its prefix."""
+    width, image_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
+    levels = _count(shapes, "encoder.down.")
+    widths = [_shape(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    return replace(
+        SD_V1.vae,
+        image_channels=image_channels,
+        latent_channels=_shape(shapes, "post_quant_conv.weight", 4)[0],
+        width=width,
+        multipliers=_multipliers("VAE", width, widths),
+        residuals_per_level=_count(shapes, "encoder.down.0.block."),
+    )
+
+
+def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
+    """From the shapes of the CLIP text transformer, named without its prefix."""
+    vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight", 2)
+    if vocabulary != SD_V1.text_encoder.vocabulary:
+        raise WeightMismatchError(
+            f"has a token embedding of {vocabulary} rows; CLIP's tokenizer has {SD_V1.text_encoder.vocabulary} ids. "
+            "It was saved with added words, which cannot be used so far."
+        )
+    if width % V1_TEXT_HEAD_WIDTH:
+        raise WeightMismatchError(
+            f"has a text encoder {width} wide, which is not a multiple of the {V1_TEXT_HEAD_WIDTH} of one head."
+        )
+    return replace(
+        SD_V1.text_encoder,
+        context_length=_shape(shapes, "embeddings.position_embedding.weight", 2)[0],
+        width=width,
+        hidden_width=_shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        layers=_count(shapes, "encoder.layers."),
+        heads=width // V1_TEXT_HEAD_WIDTH,
+    )
+
+
+def _strip(shapes: Shapes, prefix: str) -> Shapes:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise WeightMismatchError(f"lacks the tensor {name}, which tells how large the model is.")
+    if len(shapes[name]) != axes or 0 in shapes[name]:
+        raise WeightMismatchError(
+            f"holds {name} with the shape {list(shapes[name])}; {axes} axes are expected, none of them 0."
+        )
+    return shapes[name]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbers follow the prefix in names."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def _multipliers(part: str, width: int, widths: list[int]) -> tuple[int, ...]:
+    if not widths or width % SD_V1.unet.groups or any(level % width for level in widths):
+        raise WeightMismatchError(
+            f"has a {part} whose levels have {widths} channels; multiples of the first are expected, "
+            f"and of {SD_V1.unet.groups}, the groups of a norm."
+        )
+    return tuple(level // width for level in widths)
+
+
+def _unknown_contents(shapes: Shapes) -> str:
+    if not shapes:
+        return "holds no tensors, so it is no checkpoint."
+    return (
+        f"holds {len(shapes)} tensors, but none with a name of a Stable Diffusion 1 checkpoint. "
+        f"Their names: {shown_list(sorted(shapes))}."
+    )

@@ -1,0 +1,127 @@
+"""Every number of every model, written down once.
+
+A config says what a network is built from; it never says on which device, in which precision or how fast it runs.
+A variant of a family is `dataclasses.replace(...)` of another one, so that the difference is what you see.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    vocabulary: int  # rows of the token embedding
+    context_length: int  # positions, start and end token included
+    width: int  # of a token's vector, and of the context that the UNet attends to
+    hidden_width: int  # inside the feed-forward
+    layers: int
+    heads: int
+    activation: str  # "quick_gelu" (OpenAI's CLIP) or "gelu" (OpenCLIP)
+    pad_token: int  # fills the positions after the end token
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    in_channels: int  # 4 latents; +1 depth, +4 picture to edit, +5 mask and masked latents
+    out_channels: int
+    width: int  # channels of the first level
+    multipliers: tuple[int, ...]  # channels of each level, in units of width
+    residuals_per_level: int  # on the way down; one more on the way up
+    depths: tuple[int, ...]  # transformer blocks behind each residual, by level; 0 means no attention there
+    middle_depth: int  # the same for the middle block
+    heads: tuple[int, ...]  # attention heads by level; the middle block has those of the last level
+    context_width: int  # of one text vector
+    groups: int  # of every group norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    image_channels: int
+    latent_channels: int
+    width: int  # channels of the first level
+    multipliers: tuple[int, ...]  # channels of each level, in units of width
+    residuals_per_level: int  # in the encoder; one more in the decoder
+    groups: int  # of every group norm
+    latent_scale: float  # latents are multiplied by it after encoding, so that they have about unit variance
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along one side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    timesteps: int  # of the forward process
+    beta_start: float  # variance added by the first of them
+    beta_end: float  # and by the last
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    family: str
+    text_encoder: TextEncoderConfig
+    unet: UNetConfig
+    vae: VAEConfig
+    schedule: ScheduleConfig
+    prediction: str  # what the UNet predicts: "eps", the noise, or "v", the velocity
+    native_size: int  # pixels of a side, as in training
+
+    def to_dict(self) -> dict:
+        """Plain nested data, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "ModelConfig":
+        """The inverse of `to_dict`, also after a trip through JSON, which turns tuples into lists."""
+        parts = {"text_encoder": TextEncoderConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
+        built = {
+            name: part(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
+            for name, part in parts.items()
+        }
+        return cls(**{**data, **built})
+
+
+# Stable Diffusion 1.1 to 1.5: CompVis, configs/stable-diffusion/v1-inference.yaml.
+SD_V1 = ModelConfig(
+    family="sd-v1",
+    text_encoder=TextEncoderConfig(  # CLIP ViT-L/14, Radford et al. (2021), table 20
+        vocabulary=49408,
+        context_length=77,
+        width=768,
+        hidden_width=3072,
+        layers=12,
+        heads=12,
+        activation="quick_gelu",
+        pad_token=49407,
+    ),
+    unet=UNetConfig(
+        in_channels=4,
+        out_channels=4,
+        width=320,
+        multipliers=(1, 2, 4, 4),
+        residuals_per_level=2,
+        depths=(1, 1, 1, 0),
+        middle_depth=1,
+        heads=(8, 8, 8, 8),
+        context_width=768,
+        groups=32,
+    ),
+    vae=VAEConfig(
+        image_channels=3,
+        latent_channels=4,
+        width=128,
+        multipliers=(1, 2, 4, 4),
+        residuals_per_level=2,
+        groups=32,
+        latent_scale=0.18215,  # 1 / standard deviation of the latents, Rombach et al. (2022), section G
+    ),
+    schedule=ScheduleConfig(timesteps=1000, beta_start=0.00085, beta_end=0.012),
+    prediction="eps",
+    native_size=512,
+)
+
+# The mask (1 channel) and the latents of the picture without the masked part (4) stand behind the noisy latents.
+SD_V1_INPAINTING = replace(SD_V1, family="sd-v1-inpainting", unet=replace(SD_V1.unet, in_channels=9))
+
+# InstructPix2Pix: the latents of the picture to edit stand behind the noisy latents.
+SD_V1_EDIT = replace(SD_V1, family="sd-v1-edit", unet=replace(SD_V1.unet, in_channels=8))

@@ -1,0 +1,31 @@
+"""The three networks of a model, built but still empty."""
+
+import torch
+from torch import nn
+
+from sd.config import ModelConfig
+from sd.text_encoder import TextEncoder
+from sd.unet import UNet
+from sd.vae import VAE
+
+
+def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
+    """The networks by their names in a file of ours, on the meta device: all names and shapes, no memory, no values."""
+    with torch.device("meta"):
+        networks = {
+            "text_encoder": TextEncoder(config.text_encoder),
+            "unet": UNet(config.unet),
+            "vae": VAE(config.vae),
+        }
+    for network in networks.values():
+        network.requires_grad_(False).eval()
+    return networks
+
+
+def parameter_shapes(networks: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, by its name in a file of ours: `unet.… vae.… text_encoder.…`."""
+    return {
+        f"{component}.{name}": tuple(parameter.shape)
+        for component, network in networks.items()
+        for name, parameter in network.named_parameters()
+    }

@@ -1,0 +1,91 @@
+"""Independent implementations of the same networks, given the same weights, by diffusers' and transformers' own code.
+
+The weights go in under their original names, so that the name tables are checked too.
+"""
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from convert.names import PREFIXES, original_names
+from sd.config import ModelConfig
+
+
+def original_state(config: ModelConfig, networks: dict) -> dict[str, torch.Tensor]:
+    """The parameters of our networks as an original file names and shapes them; nothing is copied."""
+    names = original_names(config)
+    state = {}
+    for component, network in networks.items():
+        for name, parameter in network.state_dict().items():
+            original = names[f"{component}.{name}"]
+            state[original.name] = parameter.reshape(parameter.shape + (1,) * original.unit_axes)
+    return state
+
+
+def diffusers_unet(config: ModelConfig, networks: dict) -> UNet2DConditionModel:
+    unet = config.unet
+    cross = ["CrossAttn{}Block2D" if depth else "{}Block2D" for depth in unet.depths]
+    settings = {
+        "sample_size": 64,
+        "in_channels": unet.in_channels,
+        "out_channels": unet.out_channels,
+        "block_out_channels": [unet.width * multiplier for multiplier in unet.multipliers],
+        "down_block_types": [kind.format("Down") for kind in cross],
+        "up_block_types": [kind.format("Up") for kind in reversed(cross)],
+        "layers_per_block": unet.residuals_per_level,
+        "cross_attention_dim": unet.context_width,
+        "attention_head_dim": unet.heads[0],  # diffusers' name for the number of heads
+        "norm_num_groups": unet.groups,
+    }
+    with torch.device("meta"):
+        model = UNet2DConditionModel(**settings)
+    state = convert_ldm_unet_checkpoint(original_state(config, {"unet": networks["unet"]}), dict(model.config))
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def diffusers_vae(config: ModelConfig, networks: dict) -> AutoencoderKL:
+    vae = config.vae
+    levels = len(vae.multipliers)
+    with torch.device("meta"):
+        model = AutoencoderKL(
+            block_out_channels=[vae.width * multiplier for multiplier in vae.multipliers],
+            down_block_types=["DownEncoderBlock2D"] * levels,
+            up_block_types=["UpDecoderBlock2D"] * levels,
+            layers_per_block=vae.residuals_per_level,
+            latent_channels=vae.latent_channels,
+            norm_num_groups=vae.groups,
+        )
+    state = convert_ldm_vae_checkpoint(original_state(config, {"vae": networks["vae"]}), dict(model.config))
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextModel:
+    text = config.text_encoder
+    settings = CLIPTextConfig(
+        vocab_size=text.vocabulary,
+        hidden_size=text.width,
+        intermediate_size=text.hidden_width,
+        num_hidden_layers=text.layers,
+        num_attention_heads=text.heads,
+        max_position_embeddings=text.context_length,
+        hidden_act=text.activation,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    model = CLIPTextModel(settings)
+    state = original_state(config, {"text_encoder": networks["text_encoder"]})
+    prefix = PREFIXES["text_encoder"]
+    bare = {name.removeprefix(prefix): values for name, values in state.items()}
+    wanted = model.state_dict()
+    wrapped = {name: bare[name.removeprefix("text_model.")] for name in wanted if not name.endswith("position_ids")}
+    assert len(wrapped) == len(bare)
+    model.load_state_dict(wrapped, strict=False, assign=True)
+    return model.eval()
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
