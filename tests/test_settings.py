@@ -1,0 +1,56 @@
+"""Settings: what is refused, and how they are written for other tools."""
+
+import pytest
+
+from sd.settings import LARGEST_SIDE, SettingError, Settings
+
+GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 500}, "width 500 is not a multiple of 8. Nearest: 496 or 504."),
+        ({"height": 0}, "height 0 is out of range: 64 to 4096."),
+        ({"height": -8}, "height -8 is out of range: 64 to 4096."),
+        ({"width": LARGEST_SIDE + 8}, "width 4104 is out of range: 64 to 4096."),
+        ({"steps": 0}, "steps 0 is out of range: 1 to 1000."),
+        ({"steps": 1001}, "steps 1001 is out of range: 1 to 1000."),
+        ({"sampler": "dimm"}, "sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm."),
+        ({"sampler": "x"}, "sampler x does not exist. There are: ddim, ddpm."),
+        ({"spacing": "trailling"}, "spacing trailling does not exist. Did you mean trailing?"),
+        ({"eta": 1.5}, "eta 1.5 is out of range: 0 (no fresh noise) to 1 (as much as DDPM)."),
+        ({"eta": float("nan")}, "eta nan is out of range"),
+        ({"eta": 0.5, "sampler": "ddpm"}, "eta 0.5 does nothing: ddpm has no such setting."),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf is not a finite number."),
+        ({"seed": -1}, "seed -1 is out of range: 0 to 9223372036854775807."),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_is_allowed(change, message):
+    with pytest.raises(SettingError) as caught:
+        Settings(**{**GOOD, **change})
+    assert message in str(caught.value)
+
+
+def test_parameters_are_the_text_of_other_tools():
+    settings = Settings(**GOOD, negative_prompt="blurry", spacing="trailing", eta=0.5)
+    assert settings.parameters("v1-5-pruned-emaonly", "6ce0161689") == (
+        "a horse\n"
+        "Negative prompt: blurry\n"
+        "Steps: 30, Sampler: DDIM, Schedule type: Trailing, CFG scale: 7.5, Seed: 42, Size: 512x512, "
+        "Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Eta: 0.5, Version: sd-zoo 0.1.0"
+    )
+
+
+def test_absent_values_are_left_out_of_the_parameters():
+    lines = Settings(**GOOD).parameters("model", None).split("\n")
+    assert lines[0] == "a horse"
+    assert lines[1].startswith(
+        "Steps: 30, Sampler: DDIM, CFG scale: 7.5, Seed: 42, Size: 512x512, Model: model, Version"
+    )
+    assert len(lines) == 2
+
+
+def test_values_with_separators_are_json_strings():
+    line = Settings(**GOOD).parameters('my, "best": model', None).split("\n")[1]
+    assert r'Model: "my, \"best\": model", Version' in line
