@@ -1,0 +1,118 @@
+"""From a checkpoint file to a model that runs.
+
+The networks are built without memory, the file is mapped, and each parameter becomes either a view of the mapped bytes
+or, where another precision or memory format is wanted, a copy made while the bytes pass by. There is never a second
+copy of the whole.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
+from convert.errors import WeightMismatchError, counted, shown_list
+from convert.hashing import FileHash
+from convert.reader import CheckpointFile, open_checkpoint
+from convert.records import TensorRecord
+from convert.tensors import as_tensor
+from sd.networks import build_networks, parameter_shapes
+from sd.pipeline import Source, StableDiffusion
+from sd.runtime import pick_device, pick_precision, precision_name
+from sd.tokenizer import Tokenizer
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    weights: str = "auto",
+    on_tensor: Callable[[int], None] | None = None,
+) -> StableDiffusion:
+    """Load a checkpoint: an original `.ckpt` or `.safetensors`, or a `.safetensors` of ours.
+
+    device     "auto", "cuda", "mps" or "cpu"
+    precision  "auto", "fp32", "fp16" or "bf16"
+    weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    on_tensor  called with the number of bytes in the file after each tensor, from several threads
+
+    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
+    with the file; FileNotFoundError or OSError where it cannot be opened.
+    """
+    target = pick_device(device)
+    dtype = pick_precision(target, precision)
+    path = Path(path)
+    with open_checkpoint(path) as file:
+        return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, on_tensor)
+
+
+def from_checkpoint(
+    file: CheckpointFile,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_tensor: Callable[[int], None] | None = None,
+) -> StableDiffusion:
+    """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
+    networks = build_networks(checkpoint.config)
+    checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
+    parameters = read_parameters(file, checkpoint.tensors, device, dtype, on_tensor)
+    for component, network in networks.items():
+        prefix = f"{component}."
+        mine = {name.removeprefix(prefix): t for name, t in parameters.items() if name.startswith(prefix)}
+        network.load_state_dict(mine, assign=True)
+    path = Path(file.path)
+    text_encoder = checkpoint.config.text_encoder
+    return StableDiffusion(
+        config=checkpoint.config,
+        tokenizer=Tokenizer(context_length=text_encoder.context_length, pad_token=text_encoder.pad_token),
+        **networks,
+        source=Source(name=path.stem, weights=checkpoint.weights, sha256=FileHash(path)),
+    )
+
+
+def read_parameters(
+    file: CheckpointFile,
+    records: dict[str, TensorRecord],
+    device: torch.device,
+    dtype: torch.dtype,
+    on_tensor: Callable[[int], None] | None = None,
+) -> dict[str, Tensor]:
+    """Every tensor checked (checksum, NaN, infinity), in the precision and memory format it is used in.
+
+    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
+    """
+
+    def read(name: str) -> Tensor:
+        record = records[name]
+        file.verify(record)
+        stored = as_tensor(file, record)
+        least, largest = stored.float().aminmax() if stored.dtype.itemsize == 1 else stored.aminmax()
+        if not (-limit <= least and largest <= limit):  # so it is with NaN, too
+            unusable.append(name)
+        # Convolutions run fastest where the channels of a position lie side by side.
+        layout = torch.channels_last if stored.dim() == 4 else torch.contiguous_format
+        used = stored.to(device=device, dtype=dtype, memory_format=layout)
+        if used.data_ptr() != stored.data_ptr():
+            file.release(record)
+        if on_tensor:
+            on_tensor(record.nbytes)
+        return used
+
+    limit = torch.finfo(dtype).max
+    unusable: list[str] = []
+    # Large ones first: what is held beside the finished tensors is then smallest when most of them are finished.
+    order = sorted(records, key=lambda name: -records[name].nbytes)
+    # The work is memory traffic and checksums, both outside the interpreter's lock.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        parameters = dict(zip(order, pool.map(read, order), strict=True))
+    if unusable:
+        raise WeightMismatchError(
+            f"holds values that are NaN, infinite or beyond {precision_name(dtype)} in "
+            f"{counted(len(unusable), 'weight')}: {shown_list(unusable)}. It is damaged, or needs --precision fp32."
+        )
+    return parameters

@@ -1,0 +1,177 @@
+"""From a prompt to a picture: text encoder, then the sampler with the UNet in its loop, then the VAE's decoder.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), figure 3. Every part can be used
+alone; see the attributes of `StableDiffusion`.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd import __version__
+from sd.config import ModelConfig
+from sd.denoiser import Denoiser
+from sd.image import to_images
+from sd.noise import PictureNoise
+from sd.runtime import precision_name
+from sd.samplers import SAMPLERS
+from sd.schedule import alphas_cumprod, sampling_steps
+from sd.settings import Settings
+from sd.text_encoder import TextEncoder
+from sd.tokenizer import Tokenizer
+from sd.unet import UNet
+from sd.vae import VAE
+
+
+class NonFiniteError(ArithmeticError):
+    """A network gave NaN or infinite values, which no picture can be made from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights came from."""
+
+    name: str  # of the file, without its suffix
+    weights: str  # "ema" or "model"
+    sha256: Callable[[], str]  # of the file; takes seconds for a large one, the first time
+
+
+@dataclass(kw_only=True)
+class StableDiffusion:
+    """A loaded model: its parts, and the way from a prompt to a picture."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    text_encoder: TextEncoder
+    unet: UNet
+    vae: VAE
+    source: Source
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.out.conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.out.conv.weight.dtype
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """B prompts -> context (B, 77, D). A prompt that occurs twice is encoded once."""
+        distinct = list(dict.fromkeys(prompts))
+        context = self.text_encoder(torch.from_numpy(self.tokenizer(distinct)).to(self.device))
+        return context[[distinct.index(prompt) for prompt in prompts]]
+
+    @torch.no_grad()
+    def sample(self, batch: Sequence[Settings]) -> Iterator[Tensor]:
+        """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
+
+        The settings of a batch may differ in prompts and seeds only.
+
+        Raises ValueError where the model is not one for text to picture, or the settings do not go together.
+        """
+        common = batch[0]
+        for settings in batch:
+            same = replace(settings, prompt=common.prompt, negative_prompt=common.negative_prompt, seed=common.seed)
+            if same != common:
+                raise ValueError("the pictures of a batch may differ in prompts and seeds only")
+        channels = self.config.vae.latent_channels
+        if self.config.unet.in_channels != channels:
+            raise ValueError(
+                f"text to picture needs a model whose UNet takes the {channels} latent channels, "
+                f"this one ({self.config.family}) takes {self.config.unet.in_channels}"
+            )
+        context = self.encode_prompts([settings.prompt for settings in batch])
+        guided = common.guidance_scale != 1
+        negative = self.encode_prompts([settings.negative_prompt for settings in batch]) if guided else None
+        table = alphas_cumprod(self.config.schedule)
+        denoiser = Denoiser(self.unet, self.config.prediction, table, context, negative, common.guidance_scale)
+        # The original ends its DDIM at the first entry of the table, everything else ends without noise.
+        final_alpha = "first" if (common.sampler, common.spacing) == ("ddim", "leading") else "one"
+        steps = sampling_steps(table, common.steps, spacing=common.spacing, final_alpha=final_alpha)
+        factor = self.config.vae.factor
+        noise = PictureNoise(
+            [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
+        )
+        options = {"eta": common.eta} if common.sampler == "ddim" else {}
+        yield from SAMPLERS[common.sampler](
+            denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[Image.Image]:
+        """latents (B, 4, H/8, W/8) as `sample` gives them -> B pictures, decoded one by one to save memory.
+
+        Raises NonFiniteError rather than give a black picture.
+        """
+        if not latents.isfinite().all():
+            raise NonFiniteError(f"the UNet gave NaN or infinite values in {precision_name(self.dtype)}")
+        pictures = []
+        for latent in latents.split(1):
+            image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtype))
+            if not image.isfinite().all():
+                raise NonFiniteError(f"the VAE gave NaN or infinite values in {precision_name(self.dtype)}")
+            pictures += to_images(image)
+        return pictures
+
+    def texts(self, settings: Settings) -> dict[str, str]:
+        """What a picture carries: its settings in the form of other tools, and exactly, as JSON."""
+        sha256 = self.source.sha256()
+        exact = {
+            **settings.to_dict(),
+            "model": {"name": self.source.name, "sha256": sha256, "weights": self.source.weights},
+            "family": self.config.family,
+            "precision": precision_name(self.dtype),
+            "device": self.device.type,
+            "version": __version__,
+            "torch": torch.__version__,
+        }
+        return {
+            "parameters": settings.parameters(self.source.name, sha256[:10]),
+            "sd": json.dumps(exact, ensure_ascii=False),
+        }
+
+    def txt2img(
+        self,
+        prompt: str,
+        *,
+        count: int = 1,
+        batch_size: int = 1,
+        seed: int | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        on_step: Callable[[Tensor], None] | None = None,
+        **settings: object,
+    ) -> list[Image.Image]:
+        """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
+
+        count, batch_size  how many batches, and how many pictures are made at a time in each
+        width, height      pixels, multiples of 8; the model's native size by default
+        on_step            called with the latents (B, 4, H/8, W/8) after every step
+        settings           the other fields of `sd.settings.Settings`: negative_prompt, steps, guidance_scale, …
+        returns            pictures, whose `info` has the texts that a PNG of them should carry
+        """
+        native = self.config.native_size
+        first = Settings(
+            prompt=prompt,
+            seed=secrets.randbits(32) if seed is None else seed,
+            width=width or native,
+            height=height or native,
+            **settings,
+        )
+        jobs = [replace(first, seed=first.seed + i) for i in range(count * batch_size)]
+        pictures = []
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            for latents in self.sample(batch):
+                if on_step:
+                    on_step(latents)
+            for picture, job in zip(self.decode(latents), batch, strict=True):
+                picture.info.update(self.texts(job))
+                pictures.append(picture)
+        return pictures
