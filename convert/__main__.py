@@ -1,0 +1,7 @@
+"""`python -m convert IN OUT` is `sd convert IN OUT`."""
+
+import sys
+
+from sd.cli import main
+
+sys.exit(main(["convert", *sys.argv[1:]]))
