@@ -1,0 +1,65 @@
+"""The command line of the original `scripts/txt2img.py`, for hands and scripts that know it.
+
+    python scripts/txt2img.py --prompt "a photograph of an astronaut riding a horse" --ckpt model.ckpt
+
+It calls `sd txt2img`, which has better names and more to say: see `sd txt2img --help`. Defaults are the original's:
+DDIM with 50 steps, seed 42, two batches of three pictures, and a grid.
+"""
+
+import argparse
+import sys
+
+from sd.cli import main as sd_main
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--prompt", default="a painting of a virus monster playing guitar")
+    add("--from-file", metavar="FILE", help="prompts, one a line")
+    add("--outdir", default="outputs/txt2img-samples", help="(default: %(default)s)")
+    add("--ckpt", default="models/ldm/stable-diffusion-v1/model.ckpt", help="(default: %(default)s)")
+    add("--config", metavar="FILE", help="not needed: the checkpoint itself tells what it is")
+    add("--ddim_steps", type=int, default=50, help="(default: %(default)s)")
+    add("--ddim_eta", type=float, default=0.0, help="(default: %(default)s)")
+    add("--plms", action="store_true", help="the PLMS sampler instead of DDIM")
+    add("--scale", type=float, default=7.5, help="(default: %(default)s)")
+    add("--n_iter", type=int, default=2, help="batches (default: %(default)s)")
+    add("--n_samples", type=int, default=3, help="pictures in each (default: %(default)s)")
+    add("--H", type=int, default=512, help="(default: %(default)s)")
+    add("--W", type=int, default=512, help="(default: %(default)s)")
+    add("--seed", type=int, default=42, help="(default: %(default)s)")
+    add("--precision", choices=["full", "autocast"], default="autocast", help="(default: %(default)s)")
+    add("--skip_grid", action="store_true", help="no sheet with all pictures")
+    add("--C", type=int, choices=[4], default=4, help="latent channels")
+    add("--f", type=int, choices=[8], default=8, help="pixels per latent")
+    return parser
+
+
+def translated(argv: list[str] | None = None) -> list[str]:
+    """The command line of `sd` that does the same."""
+    args = parser().parse_args(argv)
+    prompt = ["--from-file", args.from_file] if args.from_file else ["--prompt", args.prompt]
+    return [
+        "txt2img",
+        *prompt,
+        *("--model", args.ckpt),
+        *("--out", f"{args.outdir}/samples/{{index:05}}.png"),
+        *("--steps", str(args.ddim_steps)),
+        *("--sampler", "plms" if args.plms else "ddim"),
+        *("--eta", str(args.ddim_eta)),
+        *("--guidance-scale", str(args.scale)),
+        *("--count", str(args.n_iter)),
+        *("--batch-size", str(args.n_samples)),
+        *("--height", str(args.H)),
+        *("--width", str(args.W)),
+        *("--seed", str(args.seed)),
+        *("--precision", "fp32" if args.precision == "full" else "auto"),
+        *([] if args.skip_grid else ["--grid"]),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(sd_main(translated()))

@@ -1,0 +1,53 @@
+"""What the commands' flags have in common: one table of spellings, and errors that help."""
+
+import argparse
+import difflib
+import re
+import sys
+from typing import NoReturn
+
+from sd.cli.errors import UsageError
+
+# Other hands' words for a sampler; everything is compared in lower case with spaces and hyphens as underscores.
+SAMPLER_SPELLINGS = {"k_ddim": "ddim", "ancestral": "ddpm"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in a sentence, with the nearest flag for one that does not exist."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_argument("--debug", action="store_true", help="show a traceback where something fails")
+
+    def error(self, message: str) -> NoReturn:
+        unrecognized = re.match(r"unrecognized arguments: (.*)", message)
+        if unrecognized:
+            given = unrecognized[1].split()[0]
+            near = difflib.get_close_matches(given.partition("=")[0], self._option_string_actions, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            message = f"{given} is not a flag of {self.prog}.{hint}"
+        else:
+            message = message.rstrip(".") + "."
+        raise UsageError(f"{message} See {self.prog} --help.")
+
+
+def sampler_name(text: str) -> str:
+    name = text.strip().lower().replace(" ", "_").replace("-", "_")
+    return SAMPLER_SPELLINGS.get(name, name)
+
+
+def add_output_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--force", action="store_true", help="replace files that exist already")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no messages but errors")
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A message: to stderr, since stdout carries results only."""
+    if not quiet:
+        print(f"sd: {text}", file=sys.stderr, flush=True)
+
+
+def bar_hidden(quiet: bool) -> bool:
+    """Whether progress bars are off: on demand, and where nobody watches."""
+    return quiet or not sys.stderr.isatty()

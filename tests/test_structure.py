@@ -1,0 +1,99 @@
+"""Imports point one way, and importing does nothing else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / "sd").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
+
+# lower layers first: a module imports only from lower layers, or from its own where it says so
+NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
+TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
+TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path):
+    """Modules of ours that a file imports, inside functions and for type checkers only included."""
+    names = {module_name(file) for file in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            found |= inner or {node.module}
+    return {name for name in found if name.split(".")[0] in ("sd", "convert")}
+
+
+GRAPH = {module_name(path): imports_of(path) for path in FILES}
+
+
+def reachable(start, *, without=()):
+    seen, todo = set(), [start]
+    while todo:
+        for name in GRAPH.get(todo.pop(), ()):
+            if name not in seen and name not in without:
+                seen.add(name)
+                todo.append(name)
+    return seen
+
+
+def test_the_modules_were_found():
+    assert {"sd.unet", "sd.samplers.ddim", "sd.cli.txt2img", "convert.reader"} <= set(GRAPH)
+
+
+# `sd` offers `load` lazily, so it is no part of a circle at import
+@pytest.mark.parametrize("module", sorted(set(GRAPH) - {"sd"}))
+def test_no_module_imports_itself_by_way_of_others(module):
+    assert module not in reachable(module, without={"sd"})
+
+
+def test_samplers_know_no_network_and_networks_no_sampler():
+    for module in GRAPH:
+        if module.startswith("sd.samplers"):
+            assert not reachable(module, without={"sd"}) & (NETWORKS | {"sd.attention", "sd.pipeline"}), module
+    for module in NETWORKS:
+        assert not any(name.startswith(("sd.samplers", "sd.schedule")) for name in reachable(module, without={"sd"}))
+
+
+def test_only_loading_and_the_commands_know_the_converter():
+    for module, imported in GRAPH.items():
+        if module.startswith("sd.") and module != "sd.loading" and not module.startswith("sd.cli"):
+            assert not any(name.startswith("convert") for name in imported), module
+
+
+def test_only_the_commands_print():
+    for path in FILES:
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+        assert not prints or module_name(path).startswith("sd.cli"), path
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_module_needs_no_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'safetensors', 'PIL', 'tqdm'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_importing_changes_nothing(tmp_path):
+    """No folders, no prints, no global settings."""
+    modules = ", ".join(name for name in GRAPH if not name.endswith("__main__"))
+    code = (
+        "import torch\n"
+        "state = lambda: (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), "
+        "torch.initial_seed())\n"
+        f"before = state()\nimport {modules}\nassert state() == before"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())
