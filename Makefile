@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine: `make picture` and `make test`.
+# PYTHON chooses the interpreter (3.10 or later), VENV the folder of the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+MODEL ?= weights/made-up-sd-v1.ckpt
+PROMPT ?= a photograph of an astronaut riding a horse
+
+.PHONY: picture test test-slow lint check-data figures clean
+
+# A picture from the model at hand; its path is printed last.
+picture: $(VENV)/installed $(MODEL)
+	$(RUN) -m sd txt2img "$(PROMPT)" --model $(MODEL) --steps 2 --seed 1
+
+weights/made-up-sd-v1.ckpt: | $(VENV)/installed
+	@echo "writing a full-size checkpoint with made-up weights (4.27 GB); pictures from it are noise"
+	$(RUN) scripts/make_checkpoint.py $@
+
+test: $(VENV)/installed-for-tests
+	$(RUN) -m pytest
+
+# Full-size networks and multi-gigabyte files: about 8 GB of memory, 10 GB of disk.
+test-slow: $(VENV)/installed-for-tests
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/installed-for-tests
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# Rebuild the tokenizer's table from its published source and compare.
+check-data: $(VENV)/installed
+	$(RUN) scripts/build_merges.py --check
+
+figures: $(VENV)/installed
+	$(RUN) scripts/draw_architecture.py docs/architecture.svg
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
