@@ -1,18 +1,18 @@
 """From an open file to a model: which tensors are its weights, under our names, and what else is there.
 
-Two layouts are understood: the original training code's, and ours (`convert.write_ours`).
+Two layouts are understood: the original training code's, and ours (`convert.convert`).
 """
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.family import recognise
+from convert.errors import UnsafeFileError, UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.family import check_complete, recognise
+from convert.limits import LIMITS
 from convert.names import PREFIXES, Original, ema_name, original_names
 from convert.reader import CheckpointFile
 from convert.records import TensorRecord
+from convert.stated_config import is_native_size, stated_config
 from sd.config import SD_V1, ModelConfig
 
 FORMAT = "sd-zoo"
@@ -36,6 +36,8 @@ SCHEDULE_BUFFERS = {
     "scale_factor",
 }
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"  # 0 to 76; not a weight
+# Of the training alone; model_ema.* are the averaged weights, where they are not asked for.
+LEFTOVERS = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Checkpoint:
     names: dict[str, Original]  # of every weight: ours -> original
     tensors: dict[str, TensorRecord]  # by our names, with our shapes
     weights: str  # which of the UNet's: "model", or "ema", their average over the training
-    has_ema: bool  # whether the averaged ones are there too
+    other_weights: str | None  # the other of the two, where the file has them all as well
     unknown: tuple[str, ...]  # names of tensors that are left aside and are none of the usual extras
     global_step: int | None  # of the training
 
@@ -67,17 +69,23 @@ def read_checkpoint(file: CheckpointFile, *, weights: str = "auto") -> Checkpoin
 
 
 def _read_original(file: CheckpointFile, weights: str) -> Checkpoint:
-    tensors, step = _unwrap(file.root)
+    tensors, beside = _unwrap(file.root)
     shapes = {name: record.shape for name, record in tensors.items()}
-    averaged = _averaged(tensors)
+    averaged, left = _averaged(tensors)
     has_model = any(name.startswith(PREFIXES["unet"]) for name in tensors)
     if weights == "auto":
         weights = "ema" if averaged and not has_model else "model"
     if weights == "ema":
+        if left:
+            raise WeightMismatchError(
+                f"holds {counted(len(left), 'EMA weight')} of which its UNet has no plain ones: {shown_list(left)}."
+            )
         if not averaged:
             raise WeightMismatchError("has no EMA weights. Leave --weights out, or use --weights model.")
         shapes |= {name: record.shape for name, record in averaged.items()}
     config = recognise(shapes)
+    if is_native_size(beside.get("native_size")):
+        config = replace(config, native_size=beside["native_size"])
     names = original_names(config)
     expected = {original.name for original in names.values()}
     available = tensors
@@ -86,25 +94,26 @@ def _read_original(file: CheckpointFile, weights: str) -> Checkpoint:
         available |= averaged
     missing = [original.name for original in names.values() if original.name not in available]
     in_unet = weights == "ema" and missing and missing[0].startswith(PREFIXES["unet"])
-    _require([ema_name(name) for name in missing] if in_unet else missing, len(names))
-    surplus = [name for name in tensors if name.startswith(tuple(PREFIXES.values())) and name not in expected]
-    surplus = [name for name in surplus if name != POSITION_IDS]
+    check_complete([ema_name(name) for name in missing] if in_unet else missing, len(names))
+    usual = SCHEDULE_BUFFERS | {POSITION_IDS}
+    others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
+    surplus = [name for name in others if name.startswith(tuple(PREFIXES.values()))]
     if surplus:
         raise WeightMismatchError(
             f"holds {counted(len(surplus), 'weight')} that an {config.family} model has no place for: "
             f"{shown_list(surplus)}. It is another architecture; leaving them out would change the pictures."
         )
-    usual = SCHEDULE_BUFFERS | {POSITION_IDS}
-    others = [name for name in tensors if name not in expected and name not in usual]
+    other, there = ("model", tensors) if weights == "ema" else ("ema", {} if left else averaged)
+    complete = all(original.name in there for ours, original in names.items() if ours.startswith("unet."))
     return Checkpoint(
         config=config,
         layout="original",
         names=names,
         tensors={ours: available[original.name] for ours, original in names.items()},
         weights=weights,
-        has_ema=bool(averaged),
-        unknown=tuple(name for name in others if not name.startswith("model_ema.")),
-        global_step=step,
+        other_weights=other if complete else None,
+        unknown=tuple(others),
+        global_step=beside.get("global_step"),
     )
 
 
@@ -115,11 +124,13 @@ def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
             f"is in version {shown(str(version))} of the {FORMAT} format; this program reads {FORMAT_VERSION}. "
             "Use a newer program, or convert the original file again."
         )
-    config = _config_from(file.metadata.get("config", ""), file.root)
     stored = file.metadata.get("weights", "model")
+    if stored not in ("model", "ema"):
+        raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they are model or ema.")
+    config = stated_config(file.metadata.get("config", ""), file.root)
     if weights not in ("auto", stored):
         raise WeightMismatchError(
-            f"holds the {shown(stored)} weights, not the {weights} ones. Leave --weights out, or use the original file."
+            f"holds the {stored} weights, not the {weights} ones. Leave --weights out, or use the original file."
         )
     names = original_names(config)
     surplus = [name for name in file.root if name not in names]
@@ -133,7 +144,7 @@ def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
         names=names,
         tensors={ours: file.root[ours] for ours in names},
         weights=stored,
-        has_ema=False,
+        other_weights=None,
         unknown=(),
         global_step=None,
     )
@@ -166,36 +177,30 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
     return replace(checkpoint, tensors=fitted)
 
 
-def _unwrap(root: object) -> tuple[dict[str, TensorRecord], int | None]:
-    """The tensors by name, and the training step that stands beside them."""
-    step = None
-    while isinstance(root, dict):
-        if step is None and type(root.get("global_step")) is int:
-            step = root["global_step"]
+def _unwrap(root: object) -> tuple[dict[str, TensorRecord], dict[str, int]]:
+    """The tensors by name, and the whole numbers of interest that stand beside them."""
+    beside: dict[str, int] = {}
+    for _ in range(LIMITS.wrappers + 1):
+        if not isinstance(root, dict):
+            raise UnsupportedFileError("holds no dictionary of tensors, so it is no checkpoint.")
+        for name in ("global_step", "native_size"):
+            if type(root.get(name)) is int:
+                beside.setdefault(name, root[name])
         if not isinstance(root.get("state_dict"), dict):
+            items = root.items()
             return {
-                name: value for name, value in root.items() if isinstance(name, str) and isinstance(value, TensorRecord)
-            }, step
+                name: item for name, item in items if isinstance(name, str) and isinstance(item, TensorRecord)
+            }, beside
         root = root["state_dict"]
-    raise UnsupportedFileError("holds no dictionary of tensors, so it is no checkpoint.")
+    raise UnsafeFileError("wraps its weights in itself")
 
 
-def _averaged(tensors: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
-    """The averaged (EMA) weights of the UNet under the names of the plain ones."""
+def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorRecord], list[str]]:
+    """The averaged (EMA) weights of the UNet under the names of the plain ones, and what belongs to none of these."""
     shadows = {name for name in tensors if name.startswith("model_ema.")} - {"model_ema.decay", "model_ema.num_updates"}
-    if not shadows:
-        return {}
-    if any(name.startswith(PREFIXES["unet"]) for name in tensors):
-        plain = [name for name in tensors if name.startswith(PREFIXES["unet"])]
-    else:
-        plain = _possible_unet_names()
+    plain = [name for name in tensors if name.startswith(PREFIXES["unet"])] or _possible_unet_names()
     found = {name: tensors[ema_name(name)] for name in plain if ema_name(name) in shadows}
-    left = shadows - {ema_name(name) for name in found}
-    if left:
-        raise WeightMismatchError(
-            f"holds {counted(len(left), 'EMA weight')} of which its UNet has no plain ones: {shown_list(sorted(left))}."
-        )
-    return found
+    return found, sorted(shadows - {ema_name(name) for name in found})
 
 
 def _possible_unet_names() -> list[str]:
@@ -203,44 +208,6 @@ def _possible_unet_names() -> list[str]:
     # Growing at every level, it has a shortcut wherever some width has one.
     widest = replace(SD_V1, unet=replace(SD_V1.unet, multipliers=(1, 2, 4, 8)))
     return [original.name for ours, original in original_names(widest).items() if ours.startswith("unet.")]
-
-
-def _require(missing: list[str], total: int) -> None:
-    if missing:
-        raise WeightMismatchError(
-            f"lacks {len(missing)} of the {total} weights: {shown_list(missing)}. Use a complete checkpoint."
-        )
-
-
-def _config_from(text: str, root: Mapping[str, TensorRecord]) -> ModelConfig:
-    """The config in the metadata of a file of ours. A stranger may have written it, so the shapes must bear it out."""
-    try:
-        config = ModelConfig.from_dict(json.loads(text))
-        repeats = [
-            config.text_encoder.layers,
-            config.unet.middle_depth,
-            *config.unet.depths,
-            config.unet.residuals_per_level,
-            config.vae.residuals_per_level,
-            len(config.unet.multipliers),
-            len(config.vae.multipliers),
-        ]
-        if max(repeats) > len(root):
-            raise ValueError(f"a model of {max(repeats)} layers does not fit into {len(root)} tensors")
-        names = original_names(config)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-        raise WeightMismatchError(f"has no usable config in its metadata: {shown(repr(error))}.") from error
-    _require([ours for ours in names if ours not in root], len(names))
-    seen = recognise({original.name: _original_shape(root[ours], original) for ours, original in names.items()})
-    told = (config.text_encoder, config.unet, replace(config.vae, latent_scale=seen.vae.latent_scale))
-    scale = config.vae.latent_scale
-    if told != (seen.text_encoder, seen.unet, seen.vae) or not (type(scale) is float and 0 < scale < math.inf):
-        raise WeightMismatchError("has a config in its metadata that its tensors do not bear out.")
-    return config
-
-
-def _original_shape(record: TensorRecord, original: Original) -> tuple[int, ...]:
-    return record.shape + (1,) * original.unit_axes
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

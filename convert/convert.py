@@ -2,28 +2,25 @@
 
 import json
 import shutil
-import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from convert.checkpoint import FORMAT, FORMAT_VERSION, Checkpoint, match_shapes, read_checkpoint
+from convert.errors import shown
 from convert.hashing import file_sha256
 from convert.reader import CheckpointFile, open_checkpoint
 from convert.records import DTYPE_WIDTHS, TensorRecord
+from convert.safetensors_writer import write_safetensors
 from sd.files import written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LAYOUTS = ("sd-zoo", "original")
-SAFETENSORS_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
+PICKLES = (".ckpt", ".pt")
 CHUNK = 16 << 20
 
 
@@ -55,8 +52,8 @@ def convert(
 ) -> Conversion:
     """Write the model of one file as another, complete or not at all.
 
-    target     `.safetensors`, or `.ckpt` for the original layout
-    layout     "sd-zoo" or "original"; the other one than that of the source by default
+    target     `.safetensors`; or `.ckpt` or `.pt`, a pickle in the original layout
+    layout     "sd-zoo" or "original"; by default the original one for a pickle, else the other one than the source's
     precision  "keep", or "fp32", "fp16", "bf16" for all tensors
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
     force      replace the target if it exists
@@ -68,15 +65,22 @@ def convert(
         raise TargetError(f"precision must be keep, {', '.join(PRECISIONS)}, got {precision!r}")
     if layout is not None and layout not in LAYOUTS:
         raise TargetError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-    if target.suffix not in (".safetensors", ".ckpt"):
-        raise TargetError(f"{target} must end in .safetensors or .ckpt.")
+    suffix = target.suffix.lower()
+    if suffix not in (".safetensors", *PICKLES):
+        raise TargetError(f"{target} must end in .safetensors, .ckpt or .pt.")
+    if not target.absolute().parent.is_dir():
+        raise TargetError(f"the folder of {target} does not exist. Make it first.")
+    if suffix in PICKLES and layout is None:
+        layout = "original"
+    if source.exists() and target.exists() and source.samefile(target):
+        raise TargetError(f"{target} is the source itself, which would be lost. Give another name.")
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists already. Give another name, or --force to replace it.")
     with open_checkpoint(source) as file:
         checkpoint = read_checkpoint(file, weights=weights)
         layout = layout or ("original" if checkpoint.layout == FORMAT else "sd-zoo")
-        if target.suffix == ".ckpt" and layout != "original":
-            raise TargetError(f"{target} would be a .ckpt, which only the original layout has. Name it .safetensors.")
+        if suffix in PICKLES and layout != "original":
+            raise TargetError(f"{target} would be a pickle, which only the original layout is. Name it .safetensors.")
         checkpoint = match_shapes(checkpoint, _shapes(checkpoint))
         tensors = _in_layout(checkpoint, layout)
         dtypes = {name: PRECISIONS.get(precision, record.dtype) for name, record in tensors.items()}
@@ -89,11 +93,15 @@ def convert(
         if on_start:
             on_start(total)
         with written_whole(target, force=force) as out:
-            if target.suffix == ".ckpt":
-                _write_pickle(out, file, tensors, dtypes, checkpoint, on_bytes)
+            reporting = _Reporting(out, total, on_bytes)
+            converted = _converted(file, tensors, dtypes, precision)
+            if suffix in PICKLES:
+                _write_pickle(reporting, converted, checkpoint)
             else:
                 metadata = _metadata(source, checkpoint, precision) if layout == "sd-zoo" else {"format": "pt"}
-                _write_safetensors(out, file, tensors, dtypes, metadata, on_bytes)
+                entries = {name: (dtypes[name], record.shape) for name, record in tensors.items()}
+                write_safetensors(reporting, entries, _bytes_of(converted), metadata)
+            reporting.report(total)  # tensors that share their bytes are written once
     return Conversion(
         checkpoint=checkpoint,
         layout=layout,
@@ -136,77 +144,76 @@ def _metadata(source: Path, checkpoint: Checkpoint, precision: str) -> dict[str,
         "config": json.dumps(checkpoint.config.to_dict()),
         "precision": PRECISIONS.get(precision, "+".join(dtypes)),
         "weights": checkpoint.weights,
-        "source_file": source.name,
+        "source_file": shown(source.name),  # safetensors metadata must be valid Unicode
         "source_sha256": file_sha256(source),
         **step,
     }
 
 
-def _pieces(
-    file: CheckpointFile, tensors: Mapping[str, TensorRecord], dtypes: Mapping[str, str]
-) -> Iterator[tuple[str, memoryview]]:
-    """The bytes of one tensor after the other, row by row, little-endian, in its new precision."""
+def _converted(
+    file: CheckpointFile, tensors: Mapping[str, TensorRecord], dtypes: Mapping[str, str], precision: str
+) -> "Iterator[tuple[str, Tensor]]":
+    """One tensor after the other in its new precision, row by row; what needs no change lies in the mapped file.
+
+    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that another precision has no room for.
+    """
+    import torch
+
+    from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
+
+    release = release_after_last(file, tensors.values())
+    unusable = []
     for name, record in tensors.items():
         file.verify(record)
-        if record.is_contiguous and record.dtype == dtypes[name] and record.storage.byteorder == "little":
-            width = DTYPE_WIDTHS[record.dtype]
-            start = record.offset * width
-            yield name, file.storage_bytes(record)[start : start + record.nbytes]
-        else:
-            import torch
-
-            from convert.tensors import as_tensor
-
-            tensor = as_tensor(file, record).to(getattr(torch, dtypes[name])).contiguous()
-            yield name, memoryview(tensor.flatten().view(torch.uint8).numpy()).cast("B")
-        file.release(record)
+        stored, dtype = as_tensor(file, record), getattr(torch, dtypes[name])
+        if stored.dtype != dtype and not in_range(stored, dtype):
+            unusable.append(name)
+        yield name, stored.to(dtype).contiguous()
+        release(record)
+    if unusable:
+        raise out_of_range(unusable, precision)
 
 
-def _write_safetensors(
-    out: BinaryIO,
-    file: CheckpointFile,
-    tensors: Mapping[str, TensorRecord],
-    dtypes: Mapping[str, str],
-    metadata: dict[str, str],
-    on_bytes: Callable[[int], None] | None,
-) -> None:
-    header: dict[str, object] = {"__metadata__": metadata}
-    end = 0
-    for name, record in tensors.items():
-        start, end = end, end + record.numel * DTYPE_WIDTHS[dtypes[name]]
-        header[name] = {
-            "dtype": SAFETENSORS_NAMES[dtypes[name]],
-            "shape": list(record.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 64)  # so that the data, and large tensors in it, are aligned in a mapping
-    out.write(struct.pack("<Q", len(text)) + text)
-    for _, data in _pieces(file, tensors, dtypes):
-        for start in range(0, len(data), CHUNK):
-            chunk = data[start : start + CHUNK]
-            out.write(chunk)
-            if on_bytes:
-                on_bytes(len(chunk))
+def _bytes_of(weights: "Iterable[tuple[str, Tensor]]") -> Iterator[memoryview]:
+    from convert.tensors import raw_bytes
+
+    for _, tensor in weights:
+        yield raw_bytes(tensor)
 
 
-def _write_pickle(
-    out: BinaryIO,
-    file: CheckpointFile,
-    tensors: Mapping[str, TensorRecord],
-    dtypes: Mapping[str, str],
-    checkpoint: Checkpoint,
-    on_bytes: Callable[[int], None] | None,
-) -> None:
+def _write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", checkpoint: Checkpoint) -> None:
     """The container that the original code reads with `torch.load`."""
     import torch
 
-    from convert.tensors import as_tensor
+    # Of a tensor that is a window into a larger storage, torch would write the whole storage.
+    state = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in weights}
+    beside = {"global_step": checkpoint.global_step or 0, "native_size": checkpoint.config.native_size}
+    try:
+        torch.save({"state_dict": state, **beside}, out)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind a fault of its own
+            raise error.__context__ from None
+        raise
 
-    weights = {}
-    for name, record in tensors.items():
-        file.verify(record)
-        weights[name] = as_tensor(file, record).to(getattr(torch, dtypes[name])).contiguous()
-        if on_bytes:
-            on_bytes(record.numel * DTYPE_WIDTHS[dtypes[name]])
-    torch.save({"state_dict": weights, "global_step": checkpoint.global_step or 0}, out)
+
+class _Reporting:
+    """A file that tells how many bytes were just written, altogether as many as were announced."""
+
+    def __init__(self, out: BinaryIO, announced: int, on_bytes: Callable[[int], None] | None):
+        self.out, self.left, self.on_bytes = out, announced, on_bytes
+
+    def write(self, data: bytes | memoryview) -> int:
+        for start in range(0, len(data), CHUNK):
+            chunk = data[start : start + CHUNK]
+            self.out.write(chunk)
+            self.report(len(chunk))
+        return len(data)
+
+    def flush(self) -> None:
+        self.out.flush()
+
+    def report(self, count: int) -> None:
+        count = min(count, self.left)  # a file is a little longer than its tensors
+        self.left -= count
+        if self.on_bytes and count:
+            self.on_bytes(count)

@@ -4,10 +4,12 @@ Files of the same layout at other widths are recognised too. Attention heads can
 the family: a wrong number would load cleanly and give noise.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convert.errors import UnsupportedFileError, WeightMismatchError, shown_list
+from convert.errors import UnsupportedFileError, WeightMismatchError, shown, shown_list
+from convert.limits import LIMITS
 from convert.names import PREFIXES
 from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
@@ -72,18 +74,51 @@ def recognise(shapes: Shapes) -> ModelConfig:
             f"{', '.join(map(str, V1_VARIANTS))}."
         )
     family = V1_VARIANTS[unet.in_channels]
-    return replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+    config = replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+    check_counts(config)
+    return config
+
+
+def check_counts(config: ModelConfig) -> None:
+    """Refuse more repeats than any model has, before anything is made for each of them.
+
+    Raises WeightMismatchError.
+    """
+    unet, vae = config.unet, config.vae
+    counts = [
+        ("UNet levels", len(unet.multipliers), 1, LIMITS.levels),
+        ("UNet residuals per level", unet.residuals_per_level, 1, LIMITS.residuals_per_level),
+        ("transformer blocks in the middle", unet.middle_depth, 0, LIMITS.depth),
+        *(("transformer blocks per residual", depth, 0, LIMITS.depth) for depth in unet.depths),
+        ("VAE levels", len(vae.multipliers), 1, LIMITS.levels),
+        ("VAE residuals per level", vae.residuals_per_level, 1, LIMITS.residuals_per_level),
+        ("text encoder layers", config.text_encoder.layers, 1, LIMITS.text_layers),
+    ]
+    for what, found, least, most in counts:
+        if not least <= found <= most:
+            raise WeightMismatchError(f"has {shown(str(found))} {what}; {least} to {most} can be used.")
+    if not len(unet.multipliers) == len(unet.depths) == len(unet.heads):
+        raise WeightMismatchError("has a UNet whose levels, depths and heads are not equally many.")
+
+
+def check_complete(missing: list[str], total: int) -> None:
+    """Raises WeightMismatchError if names of weights are missing."""
+    if missing:
+        raise WeightMismatchError(
+            f"lacks {len(missing)} of the {total} weights: {shown_list(missing)}. Use a complete checkpoint."
+        )
 
 
 def unet_config(shapes: Shapes) -> UNetConfig:
     """From the shapes of the UNet, named without its prefix."""
     width, in_channels = _shape(shapes, "input_blocks.0.0.weight", 4)[:2]
     levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of the residuals of each level
+    depth = _transformer_blocks(shapes)
     index = 1
     while True:
-        residual = shapes.get(f"input_blocks.{index}.0.in_layers.2.weight")
-        if residual is not None:
-            levels[-1].append((residual[0], _count(shapes, f"input_blocks.{index}.1.transformer_blocks.")))
+        residual = f"input_blocks.{index}.0.in_layers.2.weight"
+        if residual in shapes:
+            levels[-1].append((_shape(shapes, residual, 4)[0], depth[f"input_blocks.{index}.1"]))
         elif f"input_blocks.{index}.0.op.weight" in shapes:
             levels.append([])
         else:
@@ -105,7 +140,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         multipliers=_multipliers("UNet", width, [level[0][0] for level in levels]),
         residuals_per_level=len(levels[0]),
         depths=depths,
-        middle_depth=_count(shapes, "middle_block.1.transformer_blocks."),
+        middle_depth=depth["middle_block.1"],
         heads=(V1_HEADS,) * len(levels),
         context_width=context[1],
     )
@@ -167,10 +202,20 @@ def _count(shapes: Shapes, prefix: str) -> int:
     return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})
 
 
+def _transformer_blocks(shapes: Shapes) -> Counter[str]:
+    """How many there are in each attention, in one pass: a file may have a hundred thousand names."""
+    found = set()
+    for name in shapes:
+        attention, inside, rest = name.partition(".transformer_blocks.")
+        if inside:
+            found.add((attention, rest.partition(".")[0]))
+    return Counter(attention for attention, _ in found)
+
+
 def _multipliers(part: str, width: int, widths: list[int]) -> tuple[int, ...]:
     if not widths or width % SD_V1.unet.groups or any(level % width for level in widths):
         raise WeightMismatchError(
-            f"has a {part} whose levels have {widths} channels; multiples of the first are expected, "
+            f"has a {part} whose levels have {shown(str(widths))} channels; multiples of the first are expected, "
             f"and of {SD_V1.unet.groups}, the groups of a norm."
         )
     return tuple(level // width for level in widths)

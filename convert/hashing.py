@@ -3,12 +3,15 @@
 import hashlib
 import json
 import os
-import tempfile
+import re
 import threading
 from pathlib import Path
 
+from sd.files import written_whole
+
 CHUNK = 16 << 20
 KEPT = 1000  # files whose hash is remembered
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def file_sha256(path: Path) -> str:
@@ -33,39 +36,47 @@ def file_sha256(path: Path) -> str:
 
 
 class FileHash:
-    """The sha256 of a file, computed at the first call; other threads that call meanwhile wait for it."""
+    """The sha256 of a file, computed at the first call; other threads that call meanwhile wait for it.
+
+    None where the file cannot be read any more.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path = Path(path).resolve()  # now: the working folder may change before the call
         self.lock = threading.Lock()
         self.digest: str | None = None
 
-    def __call__(self) -> str:
+    def __call__(self) -> str | None:
         with self.lock:
             if self.digest is None:
-                self.digest = file_sha256(self.path)
+                try:
+                    self.digest = file_sha256(self.path)
+                except OSError:
+                    return None
             return self.digest
 
 
 def _cache_file() -> Path:
+    """Raises RuntimeError where nobody knows the user's home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-zoo" / "sha256.json"
 
 
 def _remembered() -> dict[str, str]:
     try:
         known = json.loads(_cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         return {}  # none yet, or damaged: hashes are computed again
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: digest for key, digest in known.items() if isinstance(digest, str) and SHA256.fullmatch(digest)}
 
 
 def _remember(hashes: dict[str, str]) -> None:
-    cache = _cache_file()
     newest = dict(list(hashes.items())[-KEPT:])
     try:
+        cache = _cache_file()
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False, encoding="utf-8") as file:
-            json.dump(newest, file, indent=1)
-        os.replace(file.name, cache)
-    except OSError:
-        return  # a read-only home: the hash is computed again next time
+        with written_whole(cache, force=True) as file:
+            file.write(json.dumps(newest, indent=1).encode())
+    except (OSError, RuntimeError):
+        return  # no home, or a read-only one: the hash is computed again next time

@@ -31,6 +31,11 @@ class Limits:
     header_tokens: int = 2_000_000  # strings and brackets in it
     growth: int = 4  # all tensors together (or all inflated records) may be this many times what is stored ...
     growth_allowance: int = 256 << 20  # ... plus this many bytes
+    wrappers: int = 4  # dictionaries around the weights
+    levels: int = 8  # of a UNet or a VAE; v1 has 4
+    residuals_per_level: int = 8  # v1 has 2
+    depth: int = 32  # transformer blocks in one attention; v1 has 1
+    text_layers: int = 128  # v1 has 12
 
 
 LIMITS = Limits()

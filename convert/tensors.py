@@ -1,8 +1,13 @@
 """From a tensor's description to a torch tensor over the bytes of the mapped file."""
 
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
+from convert.errors import WeightMismatchError, counted, shown_list
 from convert.reader import CheckpointFile
 from convert.records import DTYPE_WIDTHS, TensorRecord
 
@@ -23,3 +28,46 @@ def as_tensor(file: CheckpointFile, record: TensorRecord) -> Tensor:
     elif data.data_ptr() % width:
         data = data.clone()  # old safetensors files do not align their tensors
     return data.view(dtype).as_strided(record.shape, record.stride, record.offset)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor, row by row."""
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def in_range(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all values of a floating-point tensor are finite and stay so in another precision."""
+    if tensor.numel() == 0:
+        return True
+    widened = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # aminmax does not know float8
+    least, largest = (value.item() for value in widened.aminmax())
+    limit = torch.finfo(dtype).max
+    return -limit <= least and largest <= limit  # False with NaN, too
+
+
+def out_of_range(names: list[str], precision: str) -> WeightMismatchError:
+    """What to say of the weights that are not `in_range`."""
+    advice = "It is damaged" if precision == "fp32" else "It is damaged, or needs --precision fp32"
+    return WeightMismatchError(
+        f"holds values that are NaN, infinite or beyond {precision} in {counted(len(names), 'weight')}: "
+        f"{shown_list(names)}. {advice}."
+    )
+
+
+def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) -> Callable[[TensorRecord], None]:
+    """What to call once with each of the records when its tensor is done with, from any thread.
+
+    A storage that several tensors share is given back after the last of them: earlier, and its bytes would have to be
+    read, or even inflated, again.
+    """
+    users = Counter(record.storage for record in records)
+    lock = threading.Lock()
+
+    def release(record: TensorRecord) -> None:
+        with lock:
+            users[record.storage] -= 1
+            last = users[record.storage] == 0
+        if last:
+            file.release(record)
+
+    return release

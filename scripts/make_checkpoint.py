@@ -1,7 +1,7 @@
 """Write a checkpoint in the exact original layout, with made-up weights: its pictures are noise.
 
     python scripts/make_checkpoint.py full.ckpt              # Stable Diffusion v1, 4.27 GB, float32
-    python scripts/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 30 MB
+    python scripts/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 69 MB
 
 Real weights cannot be shipped with the code. A file like this one has everything else that an original has: the
 container, the names, shapes and precisions, the training framework's objects in the pickle. It is what loading and
@@ -18,15 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from convert.checkpoint import POSITION_IDS
-from convert.names import ema_name, original_names
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig, ScheduleConfig
-from sd.files import written_whole
+from convert.original_file import original_state_dict, write_original
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
 from sd.networks import build_networks, parameter_shapes
-from sd.schedule import alphas_cumprod
 
 FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT)}
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -61,49 +57,12 @@ def made_up_weights(config: ModelConfig, seed: int, dtype: torch.dtype = torch.f
     return weights
 
 
-def schedule_buffers(config: ScheduleConfig) -> dict[str, Tensor]:
-    """The twelve tables that the original training code saves beside the weights: Ho et al. (2020), eq. 4 to 7."""
-    bars = alphas_cumprod(config).double()
-    previous = torch.cat([torch.ones(1), bars[:-1]])
-    betas = 1 - bars / previous
-    variance = betas * (1 - previous) / (1 - bars)
-    tables = {
-        "betas": betas,
-        "alphas_cumprod": bars,
-        "alphas_cumprod_prev": previous,
-        "sqrt_alphas_cumprod": bars.sqrt(),
-        "sqrt_one_minus_alphas_cumprod": (1 - bars).sqrt(),
-        "log_one_minus_alphas_cumprod": (1 - bars).log(),
-        "sqrt_recip_alphas_cumprod": (1 / bars).sqrt(),
-        "sqrt_recipm1_alphas_cumprod": (1 / bars - 1).sqrt(),
-        "posterior_variance": variance,
-        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
-        "posterior_mean_coef1": betas * previous.sqrt() / (1 - bars),
-        "posterior_mean_coef2": (1 - previous) * (1 - betas).sqrt() / (1 - bars),
-    }
-    return {name: table.float() for name, table in tables.items()}
-
-
-def original_state_dict(
+def made_up_state_dict(
     config: ModelConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, ema: bool = False
 ) -> dict[str, Tensor]:
-    """All tensors of an original file, under its names; with the averaged weights, too, if asked for."""
-    names = original_names(config)
-    weights = made_up_weights(config, seed, dtype)
-    state = schedule_buffers(config.schedule)
-    for ours, values in weights.items():
-        name, axes = names[ours]
-        state[name] = values.reshape(values.shape + (1,) * axes)
-    state["model_ema.decay"] = torch.tensor(0.9999)
-    state["model_ema.num_updates"] = torch.tensor(470_000, dtype=torch.int32)
-    if ema:
-        averaged = made_up_weights(config, seed + 1, dtype)
-        for ours in weights:
-            if ours.startswith("unet."):
-                name = names[ours].name
-                state[ema_name(name)] = averaged[ours].reshape(state[name].shape)
-    state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
-    return state
+    """All tensors of an original file; with the averaged weights, too, if asked for."""
+    averaged = made_up_weights(config, seed + 1, dtype) if ema else None
+    return original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
 
 
 @contextmanager
@@ -127,23 +86,26 @@ def pretended_lightning() -> Iterator[type]:
 
 
 def save_original(path: Path, state: dict[str, Tensor], *, force: bool = False) -> None:
-    """As the original training code saved it: `.ckpt`, a pickle in a zip; or the later `.safetensors`."""
-    if path.suffix == ".safetensors":
-        with written_whole(path, force=force) as file:
-            save_file({name: values.contiguous() for name, values in state.items()}, file.name)
+    """As the original training code saved it: with its framework's callback among the training's other state."""
+    if path.suffix == ".safetensors":  # holds tensors only
+        write_original(path, state, force=force)
         return
-    with pretended_lightning() as callback, written_whole(path, force=force) as file:
-        score = torch.tensor(0.1234)
-        checkpoint = {
-            "epoch": 0,
-            "global_step": 470_000,
-            "pytorch-lightning_version": "1.4.2",
-            "state_dict": state,
-            "callbacks": {callback: {"monitor": "val/loss_simple_ema", "best_model_score": score, "dirpath": "logs"}},
-            "optimizer_states": [],
-            "lr_schedulers": [],
-        }
-        torch.save(checkpoint, file)
+    with pretended_lightning() as callback:
+        write_original(
+            path,
+            state,
+            force=force,
+            **{"epoch": 0, "global_step": 470_000, "pytorch-lightning_version": "1.4.2"},
+            callbacks={
+                callback: {
+                    "monitor": "val/loss_simple_ema",
+                    "best_model_score": torch.tensor(0.1234),
+                    "dirpath": "logs",
+                }
+            },
+            optimizer_states=[],
+            lr_schedulers=[],
+        )
 
 
 def main() -> None:
@@ -160,8 +122,11 @@ def main() -> None:
     args = parser.parse_args()
     config = FAMILIES[args.family]
     config = tiny(config) if args.size == "tiny" else config
-    state = original_state_dict(config, args.seed, dtype=PRECISIONS[args.precision], ema=args.ema)
-    save_original(args.out, state, force=args.force)
+    state = made_up_state_dict(config, args.seed, dtype=PRECISIONS[args.precision], ema=args.ema)
+    try:
+        save_original(args.out, state, force=args.force)
+    except OSError as error:
+        parser.error(str(error))
     print(args.out)
 
 

@@ -1,7 +1,7 @@
 """Files that are complete or not there."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,34 +17,28 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
-    file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it is closed before it gets its name
-        prefix=f".{path.name[:100]}.", suffix=".tmp", dir=path.parent, delete=False
-    )
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
     try:
-        with file:
+        with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(file.name, 0o666 & ~_umask())
         if force:
-            os.replace(file.name, path)
+            os.replace(temporary, path)
         else:
-            _name_new(file.name, path)
+            _name_new(temporary, path)
     finally:
-        Path(file.name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-def _name_new(temporary: str, path: Path) -> None:
-    """Give a file its name; unlike a rename, this fails if another process has taken the name meanwhile."""
+def _name_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, but not one that another process has taken meanwhile."""
+    taken = FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.")
     try:
         os.link(temporary, path)
     except FileExistsError:
-        raise FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.") from None
-    except OSError:  # a file system without links
+        raise taken from None
+    except OSError:  # a file system without links: between the look and the renaming, another may still come first
+        if path.exists():
+            raise taken from None
         os.rename(temporary, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

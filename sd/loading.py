@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
-from convert.errors import WeightMismatchError, counted, shown_list
 from convert.hashing import FileHash
 from convert.reader import CheckpointFile, open_checkpoint
-from convert.records import TensorRecord
-from convert.tensors import as_tensor
+from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion
-from sd.runtime import pick_device, pick_precision, precision_name
+from sd.runtime import memory_format, pick_device, pick_precision, precision_name
 from sd.tokenizer import Tokenizer
 
 
@@ -38,10 +36,13 @@ def load(
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto", "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
-    on_tensor  called with the number of bytes in the file after each tensor, from several threads
+    on_tensor  called after each tensor with its number of bytes in the file
 
     Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
-    with the file; FileNotFoundError or OSError where it cannot be opened.
+    with the file, also if there is none; ValueError for another device, precision or weights.
+
+    In float32 on the CPU the model goes on reading from the mapped file: replace the file if you must, but don't
+    overwrite it in place while the model is in use.
     """
     target = pick_device(device)
     dtype = pick_precision(target, precision)
@@ -60,7 +61,7 @@ def from_checkpoint(
     """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
-    parameters = read_parameters(file, checkpoint.tensors, device, dtype, on_tensor)
+    parameters = read_parameters(file, checkpoint, device, dtype, on_tensor)
     for component, network in networks.items():
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): t for name, t in parameters.items() if name.startswith(prefix)}
@@ -77,42 +78,39 @@ def from_checkpoint(
 
 def read_parameters(
     file: CheckpointFile,
-    records: dict[str, TensorRecord],
+    checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
     on_tensor: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Every tensor checked (checksum, NaN, infinity), in the precision and memory format it is used in.
+    """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
     """
+    records = checkpoint.tensors
+    release = release_after_last(file, records.values())
+    parameters, unusable = {}, []
 
-    def read(name: str) -> Tensor:
+    def read(name: str) -> tuple[Tensor, bool]:
         record = records[name]
         file.verify(record)
         stored = as_tensor(file, record)
-        least, largest = stored.float().aminmax() if stored.dtype.itemsize == 1 else stored.aminmax()
-        if not (-limit <= least and largest <= limit):  # so it is with NaN, too
-            unusable.append(name)
-        # Convolutions run fastest where the channels of a position lie side by side.
-        layout = torch.channels_last if stored.dim() == 4 else torch.contiguous_format
-        used = stored.to(device=device, dtype=dtype, memory_format=layout)
+        layout = memory_format(stored)
+        used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
         if used.data_ptr() != stored.data_ptr():
-            file.release(record)
-        if on_tensor:
-            on_tensor(record.nbytes)
-        return used
+            release(record)
+        return used, in_range(stored, dtype)
 
-    limit = torch.finfo(dtype).max
-    unusable: list[str] = []
     # Large ones first: what is held beside the finished tensors is then smallest when most of them are finished.
     order = sorted(records, key=lambda name: -records[name].nbytes)
     # The work is memory traffic and checksums, both outside the interpreter's lock.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        parameters = dict(zip(order, pool.map(read, order), strict=True))
+        for name, (used, fits) in zip(order, pool.map(read, order), strict=True):
+            parameters[name] = used
+            if not fits:
+                unusable.append(checkpoint.names[name].name if checkpoint.layout == "original" else name)
+            if on_tensor:
+                on_tensor(records[name].nbytes)
     if unusable:
-        raise WeightMismatchError(
-            f"holds values that are NaN, infinite or beyond {precision_name(dtype)} in "
-            f"{counted(len(unusable), 'weight')}: {shown_list(unusable)}. It is damaged, or needs --precision fp32."
-        )
+        raise out_of_range(sorted(unusable), precision_name(dtype))
     return parameters

@@ -10,8 +10,9 @@ def pick_device(name: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
-    kind = name.partition(":")[0]
-    if not available.get(kind):
+    kind, _, index = name.partition(":")
+    count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}
+    if not available.get(kind) or (index and not (index.isdecimal() and int(index) < count[kind])):
         there = ", ".join(["auto", *(kind for kind in available if available[kind])])
         raise ValueError(f"device {name!r} is not available here. There are: {there}.")
     return torch.device(name)
@@ -33,7 +34,14 @@ def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
     if device.type == "cpu":
         return torch.bfloat16 if has_fast_bf16() else torch.float32
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+    return (
+        torch.float16
+    )  # as fast as bf16 on GPUs, and 8 times as precise; where it overflows, the pipeline goes higher
+
+
+def memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side."""
+    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -1,5 +1,6 @@
 """From one layout to another: no value changes unless a precision is asked for, and no half file stays."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,19 +9,30 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import make_checkpoint
 import pytest
+import reference
 import safetensors.torch
 import torch
 from conftest import TINY
 from safetensors import safe_open
 
+import convert.reader as convert_reader
 import sd
-from convert.convert import convert
+from convert.checkpoint import read_checkpoint
+from convert.convert import TargetError, convert
 from convert.errors import CheckpointError, WeightMismatchError
 from convert.names import original_names
+from convert.original_file import schedule_buffers, write_original
+from convert.reader import open_checkpoint
+from convert.records import StorageRecord, TensorRecord
+from convert.tensors import in_range, release_after_last
 
 WEIGHTS = {name.name for name in original_names(TINY).values()}
 
@@ -30,7 +42,7 @@ def same_bits(ours, theirs):
     for name, value in ours.items():
         assert value.dtype == theirs[name].dtype, name
         assert value.shape == theirs[name].shape, name
-        assert torch.equal(value.view(torch.uint8), theirs[name].view(torch.uint8)), name
+        assert torch.equal(value.flatten().view(torch.uint8), theirs[name].flatten().view(torch.uint8)), name
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
@@ -104,16 +116,161 @@ def test_tensors_that_lie_in_another_order_are_written_row_by_row(tmp_path, tiny
     assert torch.equal(safetensors.torch.load_file(target)[name], tiny_state[name])
 
 
-def test_progress_adds_up_to_the_announced_bytes(tmp_path, tiny_ckpt):
-    announced, written = [], []
-    done = convert(tiny_ckpt, tmp_path / "x.safetensors", on_start=announced.append, on_bytes=written.append)
-    assert announced == [done.nbytes] == [sum(written)]
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_progress_tells_what_was_written_and_adds_up_to_the_announced_bytes(tmp_path, tiny_ckpt, suffix):
+    announced, told, on_disk = [], [], []
+
+    def on_bytes(count):
+        (unfinished,) = tmp_path.iterdir()
+        told.append(count)
+        on_disk.append(unfinished.stat().st_size)
+
+    done = convert(tiny_ckpt, tmp_path / f"x{suffix}", layout="original", on_start=announced.append, on_bytes=on_bytes)
+    assert announced == [done.nbytes] == [sum(told)]
+    assert len(told) > 1
+    buffered = 1 << 17
+    assert all(sum(told[: index + 1]) <= size + buffered for index, size in enumerate(on_disk))
+
+
+@pytest.fixture
+def sharing(tmp_path, tiny_state):
+    """A file whose first 20 weights are windows into one storage that has other numbers, too."""
+    state = {name: tiny_state[name] for name in sorted(WEIGHTS)}
+    shared = list(state)[:20]
+    storage = torch.cat([torch.full((1_000_000,), 7.0), *(state[name].flatten() for name in shared)])
+    start = 1_000_000
+    for name in shared:
+        count = state[name].numel()
+        state[name] = storage[start : start + count].view(state[name].shape)
+        start += count
+    torch.save(state, tmp_path / "sharing.ckpt")
+    return tmp_path / "sharing.ckpt"
+
+
+def test_windows_into_a_shared_storage_are_written_without_the_rest_of_it(tmp_path, tiny_state, sharing):
+    target = tmp_path / "x.ckpt"
+    done = convert(sharing, target, layout="original")
+    same_bits(torch.load(target)["state_dict"], {name: tiny_state[name] for name in WEIGHTS})
+    assert target.stat().st_size < done.nbytes + 1_000_000
+
+
+def test_a_deflated_storage_that_tensors_share_is_inflated_once(tmp_path, tiny_state, sharing, monkeypatch):
+    source, target = tmp_path / "deflated.ckpt", tmp_path / "x.safetensors"
+    with zipfile.ZipFile(sharing) as old, zipfile.ZipFile(source, "w", zipfile.ZIP_DEFLATED, compresslevel=0) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    inflated = []
+    inflate = convert_reader.inflate
+    monkeypatch.setattr(convert_reader, "inflate", lambda *args: inflated.append(args[2]) or inflate(*args))
+    convert(source, target, layout="original")
+    assert len(inflated) == len(WEIGHTS) - 20 + 1
+    same_bits(safetensors.torch.load_file(target), {name: tiny_state[name] for name in WEIGHTS})
+
+
+def test_a_shared_storage_is_released_once_after_its_last_user():
+    shared, own = (StorageRecord(key, 0, 8, "little", None) for key in "01")
+    records = [TensorRecord("float32", (1,), (1,), storage, 0) for storage in [shared] * 200 + [own]]
+    released = []
+    release = release_after_last(SimpleNamespace(release=released.append), records)
+    release(records[-1])
+    assert released == [records[-1]]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(release, records[1:-1]))
+    assert len(released) == 1
+    release(records[0])
+    assert released == [records[-1], records[0]]
+
+
+@pytest.mark.parametrize(
+    ("precision", "value", "suffix"), [("fp16", 70000.0, ".ckpt"), ("bf16", float("nan"), ".safetensors")]
+)
+def test_values_that_a_precision_has_no_room_for_are_refused(tmp_path, tiny_state, precision, value, suffix):
+    names = ["model.diffusion_model.out.2.bias", "first_stage_model.quant_conv.bias"]
+    state = {name: torch.full_like(tiny_state[name], value) if name in names else tiny_state[name] for name in WEIGHTS}
+    source, target = tmp_path / "x.ckpt", tmp_path / f"y{suffix}"
+    torch.save(state, source)
+    message = f"x.ckpt holds values that are NaN, infinite or beyond {precision} in 2 weights: "
+    with pytest.raises(WeightMismatchError, match=message) as caught:
+        convert(source, target, layout="original", precision=precision)
+    assert all(name in str(caught.value) for name in names)
+    assert os.listdir(tmp_path) == ["x.ckpt"]
+    convert(source, target, layout="original")  # the same bits, whatever they say
+
+
+@pytest.mark.parametrize(
+    ("values", "stored", "wanted", "fits"),
+    [
+        ([65504.0, -65504.0], torch.float32, torch.float16, True),
+        ([65520.0], torch.float32, torch.float16, False),
+        ([-1e6], torch.bfloat16, torch.float16, False),
+        ([1e300], torch.float64, torch.float32, False),
+        ([float("inf")], torch.bfloat16, torch.float32, False),
+        ([float("nan"), 1.0], torch.float16, torch.bfloat16, False),
+        ([448.0], torch.float8_e4m3fn, torch.float16, True),
+        ([float("nan")], torch.float8_e5m2, torch.float32, False),
+        ([], torch.float32, torch.float16, True),
+    ],
+)
+def test_range_of_a_precision(values, stored, wanted, fits):
+    assert in_range(torch.tensor(values, dtype=torch.float64).to(stored), wanted) == fits
+
+
+def test_a_file_is_not_converted_onto_itself(tmp_path, tiny_ckpt):
+    source, link = tmp_path / "x.ckpt", tmp_path / "y.ckpt"
+    shutil.copy(tiny_ckpt, source)
+    link.symlink_to(source)
+    for target in (source, link):
+        with pytest.raises(TargetError, match="is the source itself"):
+            convert(source, target, layout="original", force=True)
+    assert source.read_bytes() == tiny_ckpt.read_bytes()
+
+
+def test_native_size_and_training_step_stand_in_a_ckpt_as_in_the_source(tmp_path, tiny_state):
+    source, target = tmp_path / "x.ckpt", tmp_path / "y.ckpt"
+    beside = {"global_step": 12, "native_size": 256}
+    torch.save({"state_dict": {name: tiny_state[name] for name in WEIGHTS}, **beside}, source)
+    convert(source, target, layout="original")
+    assert {key: value for key, value in torch.load(target).items() if key != "state_dict"} == beside
+
+
+def test_a_source_name_that_is_no_text_gives_a_file_that_can_be_read(tmp_path, tiny_ckpt):
+    source, target = tmp_path / os.fsdecode(b"\xff.ckpt"), tmp_path / "x.safetensors"
+    shutil.copy(tiny_ckpt, source)
+    convert(source, target)
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["source_file"] == "\\udcff.ckpt"
+
+
+def test_original_files_are_written_as_safetensors_too(tmp_path, tiny_state):
+    path = tmp_path / "x.safetensors"
+    write_original(path, tiny_state)
+    same_bits(safetensors.torch.load_file(path), tiny_state)
+    with pytest.raises(ValueError, match="no place for global_step"):
+        write_original(path, tiny_state, force=True, global_step=1)
+
+
+def test_schedule_tables_are_right_to_the_last_bits_of_float32():
+    tables = schedule_buffers(TINY.schedule)
+    bars = reference.alphas_cumprod()
+    previous = [1.0, *bars[:-1]]
+    expected = {
+        "betas": reference.betas(),
+        "alphas_cumprod": bars,
+        "posterior_variance": [
+            beta * (1 - before) / (1 - bar) for beta, bar, before in zip(reference.betas(), bars, previous, strict=True)
+        ],
+    }
+    for name, values in expected.items():
+        assert tables[name].dtype == torch.float32
+        torch.testing.assert_close(
+            tables[name].double(), torch.tensor(values, dtype=torch.float64), rtol=2**-24, atol=0
+        )
 
 
 def test_data_is_aligned_for_mapping(tmp_path, tiny_ckpt):
     path = tmp_path / "x.safetensors"
     convert(tiny_ckpt, path)
-    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 8 == 0
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 64 == 0
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path, tiny_ckpt):
@@ -133,11 +290,22 @@ def test_a_full_disk_is_noticed_before_anything_is_written(tmp_path, tiny_ckpt, 
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_disk_that_fills_up_meanwhile_is_named_as_such(tmp_path, tiny_ckpt, suffix):
+    def on_bytes(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        convert(tiny_ckpt, tmp_path / f"x{suffix}", layout="original", on_bytes=on_bytes)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("x.pt", {}, "must end in .safetensors or .ckpt"),
-        ("x.ckpt", {}, "only the original layout has"),
+        ("x.bin", {}, "must end in .safetensors, .ckpt or .pt"),
+        ("x.ckpt", {"layout": "sd-zoo"}, "only the original layout is"),
+        ("no/x.safetensors", {}, "the folder of .* does not exist"),
         ("x.safetensors", {"precision": "fp8"}, "precision must be keep, fp32, fp16, bf16"),
         ("x.safetensors", {"layout": "diffusers"}, "layout must be one of sd-zoo, original"),
     ],
@@ -195,7 +363,10 @@ def ours(tmp_path_factory, tiny_ckpt):
 def set_config(part, name, value):
     def change(metadata, config):
         del metadata["config"]
-        config[part][name] = value
+        if part is None or name is None:
+            config[part or name] = value
+        else:
+            config[part][name] = value
 
     return change
 
@@ -207,18 +378,68 @@ def set_config(part, name, value):
         (lambda metadata, _: metadata.update(config="{"), "no usable config"),
         (lambda metadata, _: metadata.update(config="[]"), "no usable config"),
         (set_config("unet", "width", 64), "do not bear out"),
-        (set_config("unet", "depths", [10**9] * 4), "does not fit into"),
-        (set_config("text_encoder", "layers", 10**12), "does not fit into"),
+        (set_config("unet", "depths", [10**9] * 4), "has 1000000000 transformer blocks per residual; 0 to 32"),
+        (set_config("text_encoder", "layers", 10**12), "has 1000000000000 text encoder layers; 1 to 128"),
+        (set_config("unet", "residuals_per_level", 300), "has 300 UNet residuals per level; 1 to 8"),
+        (set_config("vae", "residuals_per_level", 900), "has 900 VAE residuals per level; 1 to 8"),
+        (set_config("unet", "multipliers", [1] * 300), "has 300 UNet levels; 1 to 8"),
+        (set_config("unet", "multipliers", []), "has 0 UNet levels"),
+        (set_config("unet", "depths", [1]), "not equally many"),
+        (set_config("unet", "residuals_per_level", -1), "has -1 UNet residuals"),
+        (set_config("unet", "width", 32.0), "no usable config"),
+        (set_config("unet", "middle_depth", True), "no usable config"),
+        (set_config("unet", "multipliers", [1, 2, 4, 4.0]), "no usable config"),
+        (set_config("unet", "multipliers", "1244"), "no usable config"),
+        (set_config("unet", None, []), "no usable config"),
+        (set_config("schedule", "timesteps", 0), "has 0 for timesteps in its metadata; 1 to 10000 will do"),
+        (set_config("schedule", "timesteps", 10**9), "for timesteps"),
+        (set_config("schedule", "timesteps", 1000.0), "no usable config"),
+        (set_config("schedule", "beta_start", 0.5), "has 0.5 and 0.012 for beta_start and beta_end"),
+        (set_config("schedule", "beta_start", 0.0), "for beta_start"),
+        (set_config("schedule", "beta_end", 1.0), "for beta_start and beta_end"),
+        (set_config("schedule", "beta_end", float("nan")), "for beta_start and beta_end"),
+        (set_config("schedule", "beta_start", 0), "no usable config"),
+        (set_config(None, "prediction", "x_0\x1b[2J"), r"has x_0\\x1b\[2J for prediction"),
+        (set_config(None, "prediction", None), "no usable config"),
+        (set_config(None, "native_size", 100), "has 100 for native_size"),
+        (set_config(None, "native_size", 8), "has 8 for native_size"),
+        (set_config(None, "native_size", 8192), "has 8192 for native_size"),
+        (set_config(None, "family", "\x1b[2J"), "do not bear out"),
+        (set_config("text_encoder", "activation", "gelu"), "do not bear out"),
+        (set_config("text_encoder", "pad_token", 0), "do not bear out"),
+        (set_config("unet", "groups", 16), "do not bear out"),
+        (lambda metadata, _: metadata.update(config="[" * 100_000), "it is not JSON"),
+        (lambda metadata, _: metadata.update(weights="both\x1b[2J"), r"its weights are 'both\\x1b\[2J'"),
         (set_config("text_encoder", "layers", 3), "lacks 16 of the"),
         (set_config("text_encoder", "heads", 2), "do not bear out"),
-        (set_config("vae", "latent_scale", 0.0), "do not bear out"),
-        (set_config("vae", "latent_scale", float("nan")), "do not bear out"),
+        (set_config("vae", "latent_scale", 0.0), "has 0.0 for latent_scale"),
+        (set_config("vae", "latent_scale", float("nan")), "has nan for latent_scale"),
+        (set_config("vae", "latent_scale", 1), "no usable config"),
         (set_config("unet", "colour", 1), "no usable config"),
     ],
 )
 def test_a_config_that_the_tensors_do_not_bear_out_is_refused(ours, change, message):
-    with pytest.raises(CheckpointError, match=message):
-        sd.load(rewritten(ours, change))
+    with open_checkpoint(rewritten(ours, change)) as file, pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(file)
+    assert str(caught.value).isprintable()
+
+
+def test_what_no_shape_tells_comes_from_the_metadata(ours):
+    def change(metadata, config):
+        del metadata["config"]
+        config |= {"prediction": "v", "native_size": 768}
+        config["schedule"]["beta_end"] = 0.02
+        config["vae"]["latent_scale"] = 0.13
+
+    with open_checkpoint(rewritten(ours, change)) as file:
+        config = read_checkpoint(file).config
+    assert config == replace(
+        TINY,
+        prediction="v",
+        native_size=768,
+        schedule=replace(TINY.schedule, beta_end=0.02),
+        vae=replace(TINY.vae, latent_scale=0.13),
+    )
 
 
 def test_the_other_weights_are_not_in_a_file_of_ours(ours):

@@ -49,7 +49,7 @@ def test_every_weight_is_the_one_in_the_file(tmp_path, tiny_state, suffix, ema):
 @pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_weights_are_rounded_once_to_the_precision_asked_for(tiny_ckpt, tiny_state, precision, dtype):
     model = sd.load(tiny_ckpt, precision=precision)
-    assert model.dtype == dtype
+    assert set(model.dtypes.values()) == {dtype}
     equal(parameters(model), {name: value.to(dtype) for name, value in expected(tiny_state).items()})
 
 
@@ -92,7 +92,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path, tiny_state, value):
     name = "model.diffusion_model.out.2.bias"
     path = tmp_path / "x.ckpt"
     make_checkpoint.save_original(path, {**tiny_state, name: torch.tensor([0.0, value, 0.0, 0.0])})
-    with pytest.raises(WeightMismatchError, match=r"x\.ckpt .*NaN, infinite .*unet\.out\.conv\.bias"):
+    with pytest.raises(WeightMismatchError, match=r"x\.ckpt .*NaN, infinite .*out\.2\.bias"):
         sd.load(path)
 
 
@@ -101,7 +101,7 @@ def test_weights_beyond_the_precision_are_named(tmp_path, tiny_state):
     path = tmp_path / "x.ckpt"
     make_checkpoint.save_original(path, {**tiny_state, name: torch.tensor([0.0, 1e5, 0.0, 0.0])})
     assert sd.load(path, precision="fp32").unet.out.conv.bias[1].item() == 1e5
-    with pytest.raises(WeightMismatchError, match=r"beyond fp16 in 1 weight: unet\.out\.conv\.bias"):
+    with pytest.raises(WeightMismatchError, match=r"beyond fp16 in 1 weight: model\.diffusion_model\.out\.2\.bias"):
         sd.load(path, precision="fp16")
 
 

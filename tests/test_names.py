@@ -6,6 +6,7 @@ import pytest
 from conftest import TINY
 
 from convert.names import PREFIXES, ema_name, original_names
+from convert.original_file import schedule_buffers
 from sd.config import SD_V1
 from sd.networks import build_networks, parameter_shapes
 
@@ -63,8 +64,8 @@ def test_the_made_up_checkpoint_has_the_names_and_shapes_of_the_original(manifes
     import torch
 
     with torch.device("meta"):
-        shapes = {name: tuple(table.shape) for name, table in make_checkpoint.schedule_buffers(SD_V1.schedule).items()}
-    tiny = make_checkpoint.original_state_dict(TINY)
+        shapes = {name: tuple(table.shape) for name, table in schedule_buffers(SD_V1.schedule).items()}
+    tiny = make_checkpoint.made_up_state_dict(TINY)
     assert set(shapes) == set(manifest) - set(weights(manifest)) - {
         "model_ema.decay",
         "model_ema.num_updates",

@@ -1,0 +1,114 @@
+"""The hash of a file is remembered as long as the file is the same, and nothing fails where it cannot be."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from convert import hashing
+from convert.hashing import FileHash, file_sha256
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.ckpt"
+    path.write_bytes(b"weights")
+    return path
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sd-zoo" / "sha256.json"
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def forge(cache):
+    """Change the remembered hash, so that one sees where a hash comes from."""
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: "f" * 64}))
+
+
+def test_a_file_is_read_once(model, cache):
+    assert file_sha256(model) == sha256(b"weights")
+    forge(cache)
+    assert file_sha256(model) == "f" * 64
+    assert os.listdir(cache.parent) == ["sha256.json"]
+
+
+def test_a_changed_file_is_read_again(model, cache):
+    file_sha256(model)
+    forge(cache)
+    model.write_bytes(b"others!")
+    os.utime(model, ns=(1, 1))
+    assert file_sha256(model) == sha256(b"others!")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"\xff", b"[]", b"[" * 100_000, b'{"a": {}, "b": [], "c": 1, "d": null}']
+)
+def test_a_damaged_cache_is_replaced(model, cache, damage):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(damage)
+    assert file_sha256(model) == sha256(b"weights")
+    assert list(json.loads(cache.read_text()).values()) == [sha256(b"weights")]
+
+
+@pytest.mark.parametrize("value", [7, None, ["f" * 64], "", "no hash"])
+def test_what_is_no_hash_is_not_taken_for_one(model, cache, value):
+    file_sha256(model)
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: value}))
+    assert file_sha256(model) == sha256(b"weights")
+
+
+def test_a_cache_that_cannot_be_written_does_no_harm(model, cache):
+    cache.parent.parent.write_text("a file where a folder should be")
+    assert file_sha256(model) == sha256(b"weights")
+
+
+def test_a_failed_write_leaves_nothing_behind(model, cache, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    assert file_sha256(model) == sha256(b"weights")
+    assert os.listdir(cache.parent) == []
+
+
+def test_a_user_without_a_home_gets_the_hash(model, monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    assert file_sha256(model) == sha256(b"weights")
+
+
+def test_a_hash_is_computed_at_the_first_call_wherever_that_is(model, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digest = FileHash(Path(model.name))
+    monkeypatch.chdir("/")
+    assert digest() == sha256(b"weights")
+    model.unlink()
+    assert digest() == sha256(b"weights")
+
+
+def test_a_file_that_is_gone_has_no_hash(model, cache):
+    digest = FileHash(model)
+    model.unlink()
+    assert digest() is None
+
+
+def test_old_hashes_are_forgotten(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(hashing, "KEPT", 2)
+    for index in range(3):
+        path = tmp_path / str(index)
+        path.write_bytes(bytes([index]))
+        file_sha256(path)
+    assert list(json.loads(cache.read_text()).values()) == [sha256(bytes([index])) for index in (1, 2)]

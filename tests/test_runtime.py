@@ -1,0 +1,51 @@
+"""Which device and which precision."""
+
+import pytest
+import torch
+
+from sd.runtime import has_fast_bf16, memory_format, pick_device, pick_precision, precision_name
+
+
+def test_auto_takes_the_first_device_that_is_there(monkeypatch):
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=cuda: there)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda there=mps: there)
+        assert pick_device().type == expected
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:1", "cuda:-1", "cuda:x", "cpu:3", ""])
+def test_devices_that_are_not_there_are_refused_with_those_that_are(monkeypatch, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"is not available here\. There are: auto, cuda"):
+        pick_device(name)
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+
+
+def test_a_precision_that_is_asked_for_is_taken():
+    cpu = torch.device("cpu")
+    assert [pick_precision(cpu, name) for name in ("fp32", "fp16", "bf16")] == [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+    ]
+    with pytest.raises(ValueError, match="precision must be auto, fp32, fp16, bf16, got 'fp8'"):
+        pick_precision(cpu, "fp8")
+
+
+def test_auto_is_bf16_only_on_cpus_that_multiply_it(monkeypatch):
+    for there, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr("sd.runtime.has_fast_bf16", lambda there=there: there)
+        assert pick_precision(torch.device("cpu")) == expected
+    assert pick_precision(torch.device("cuda")) == torch.float16
+    assert has_fast_bf16() in (True, False)
+
+
+def test_names_of_precisions_are_found_again():
+    for name in ("fp32", "fp16", "bf16"):
+        assert precision_name(pick_precision(torch.device("cpu"), name)) == name
+
+
+def test_convolutions_are_channels_last_and_nothing_else():
+    assert memory_format(torch.zeros(1, 1, 1, 1)) == torch.channels_last
+    assert memory_format(torch.zeros(1, 1)) == torch.contiguous_format
