@@ -11,6 +11,14 @@ import sys
 
 from sd.cli import main as sd_main
 
+UNSUPPORTED = {  # flags of the original that are refused rather than ignored
+    "--skip_save": "every picture is written",
+    "--fixed_code": "every picture has a seed of its own",
+    "--laion400m": "it is another model",
+    "--plms": "that sampler is still to come; leave it out for DDIM",
+    "--dpm_solver": "that sampler is still to come; leave it out for DDIM",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -18,16 +26,16 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--prompt", default="a painting of a virus monster playing guitar")
-    add("--from-file", metavar="FILE", help="prompts, one a line")
+    add("--from-file", metavar="FILE", help="prompts, one a line; n_iter pictures of each")
     add("--outdir", default="outputs/txt2img-samples", help="(default: %(default)s)")
     add("--ckpt", default="models/ldm/stable-diffusion-v1/model.ckpt", help="(default: %(default)s)")
     add("--config", metavar="FILE", help="not needed: the checkpoint itself tells what it is")
     add("--ddim_steps", type=int, default=50, help="(default: %(default)s)")
     add("--ddim_eta", type=float, default=0.0, help="(default: %(default)s)")
-    add("--plms", action="store_true", help="the PLMS sampler instead of DDIM")
     add("--scale", type=float, default=7.5, help="(default: %(default)s)")
     add("--n_iter", type=int, default=2, help="batches (default: %(default)s)")
     add("--n_samples", type=int, default=3, help="pictures in each (default: %(default)s)")
+    add("--n_rows", type=int, default=0, help="pictures in a row of the grid (default: n_samples)")
     add("--H", type=int, default=512, help="(default: %(default)s)")
     add("--W", type=int, default=512, help="(default: %(default)s)")
     add("--seed", type=int, default=42, help="(default: %(default)s)")
@@ -35,29 +43,36 @@ def parser() -> argparse.ArgumentParser:
     add("--skip_grid", action="store_true", help="no sheet with all pictures")
     add("--C", type=int, choices=[4], default=4, help="latent channels")
     add("--f", type=int, choices=[8], default=8, help="pixels per latent")
+    for flag in UNSUPPORTED:
+        add(flag, action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
 def translated(argv: list[str] | None = None) -> list[str]:
     """The command line of `sd` that does the same."""
-    args = parser().parse_args(argv)
-    prompt = ["--from-file", args.from_file] if args.from_file else ["--prompt", args.prompt]
+    commands = parser()
+    args = commands.parse_args(argv)
+    for flag, reason in UNSUPPORTED.items():
+        if getattr(args, flag.removeprefix("--")):
+            commands.error(f"{flag} cannot be had here: {reason}")
+    if args.from_file:
+        source = [f"--from-file={args.from_file}", "--count", str(args.n_iter)]
+    else:
+        source = [f"--prompt={args.prompt}", "--count", str(args.n_iter), "--batch-size", str(args.n_samples)]
+    grid = ["--grid", "--grid-columns", str(args.n_rows or args.n_samples)]
     return [
         "txt2img",
-        *prompt,
-        *("--model", args.ckpt),
-        *("--out", f"{args.outdir}/samples/{{index:05}}.png"),
+        *source,
+        f"--model={args.ckpt}",
+        f"--out={args.outdir}/samples/{{index:05}}.png",
         *("--steps", str(args.ddim_steps)),
-        *("--sampler", "plms" if args.plms else "ddim"),
         *("--eta", str(args.ddim_eta)),
         *("--guidance-scale", str(args.scale)),
-        *("--count", str(args.n_iter)),
-        *("--batch-size", str(args.n_samples)),
         *("--height", str(args.H)),
         *("--width", str(args.W)),
         *("--seed", str(args.seed)),
         *("--precision", "fp32" if args.precision == "full" else "auto"),
-        *([] if args.skip_grid else ["--grid"]),
+        *([] if args.skip_grid else grid),
     ]
 
 

@@ -1,6 +1,5 @@
 """Between the networks' tensors and picture files."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,13 +28,6 @@ def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: 
         info.add_text(key, text)
     with written_whole(path, force=force) as file:
         picture.save(file, "PNG", pnginfo=info)
-
-
-def read_settings(path: Path) -> dict | None:
-    """The exact settings in a picture of ours, or None."""
-    with Image.open(path) as picture:
-        text = getattr(picture, "text", {}).get("sd")
-    return json.loads(text) if text else None
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:

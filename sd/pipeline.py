@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -27,9 +28,19 @@ from sd.tokenizer import Tokenizer
 from sd.unet import UNet
 from sd.vae import VAE
 
+T = TypeVar("T")
+
 
 class NonFiniteError(ArithmeticError):
-    """A network gave NaN or infinite values, which no picture can be made from."""
+    """A network gave NaN or infinite values, which no picture can be made from.
+
+    part  the attribute of `StableDiffusion` that holds the network
+    """
+
+    def __init__(self, part: str, dtype: torch.dtype):
+        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
+        super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
+        self.part = part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +49,7 @@ class Source:
 
     name: str  # of the file, without its suffix
     weights: str  # "ema" or "model"
-    sha256: Callable[[], str]  # of the file; takes seconds for a large one, the first time
+    sha256: Callable[[], str | None]  # of the file, None if it is gone; takes seconds for a large one, the first time
 
 
 @dataclass(kw_only=True)
@@ -57,14 +68,16 @@ class StableDiffusion:
         return self.unet.out.conv.weight.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.unet.out.conv.weight.dtype
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """The precision that each network runs in."""
+        return {part: next(getattr(self, part).parameters()).dtype for part in ("text_encoder", "unet", "vae")}
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
         """B prompts -> context (B, 77, D). A prompt that occurs twice is encoded once."""
         distinct = list(dict.fromkeys(prompts))
-        context = self.text_encoder(torch.from_numpy(self.tokenizer(distinct)).to(self.device))
+        context = self.text_encoder(self.tokenizer(distinct))
+        self._check("text_encoder", context)
         return context[[distinct.index(prompt) for prompt in prompts]]
 
     @torch.no_grad()
@@ -73,7 +86,8 @@ class StableDiffusion:
 
         The settings of a batch may differ in prompts and seeds only.
 
-        Raises ValueError where the model is not one for text to picture, or the settings do not go together.
+        Raises ValueError where the model is not one for text to picture, or the settings do not go together;
+        NonFiniteError where a network fails.
         """
         common = batch[0]
         for settings in batch:
@@ -86,9 +100,11 @@ class StableDiffusion:
                 f"text to picture needs a model whose UNet takes the {channels} latent channels, "
                 f"this one ({self.config.family}) takes {self.config.unet.in_channels}"
             )
-        context = self.encode_prompts([settings.prompt for settings in batch])
-        guided = common.guidance_scale != 1
-        negative = self.encode_prompts([settings.negative_prompt for settings in batch]) if guided else None
+        dtype = self.dtypes["unet"]
+        context = self.encode_prompts([settings.prompt for settings in batch]).to(dtype)
+        negative = None
+        if common.guidance_scale != 1:
+            negative = self.encode_prompts([settings.negative_prompt for settings in batch]).to(dtype)
         table = alphas_cumprod(self.config.schedule)
         denoiser = Denoiser(self.unet, self.config.prediction, table, context, negative, common.guidance_scale)
         # The original ends its DDIM at the first entry of the table, everything else ends without noise.
@@ -99,9 +115,12 @@ class StableDiffusion:
             [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
         )
         options = {"eta": common.eta} if common.sampler == "ddim" else {}
-        yield from SAMPLERS[common.sampler](
+        sampler = SAMPLERS[common.sampler]
+        for latents in sampler(
             denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options
-        )
+        ):
+            self._check("unet", latents)
+            yield latents
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:
@@ -109,15 +128,52 @@ class StableDiffusion:
 
         Raises NonFiniteError rather than give a black picture.
         """
-        if not latents.isfinite().all():
-            raise NonFiniteError(f"the UNet gave NaN or infinite values in {precision_name(self.dtype)}")
         pictures = []
         for latent in latents.split(1):
-            image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtype))
-            if not image.isfinite().all():
-                raise NonFiniteError(f"the VAE gave NaN or infinite values in {precision_name(self.dtype)}")
+            image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtypes["vae"]))
+            self._check("vae", image)
             pictures += to_images(image)
         return pictures
+
+    def make(
+        self,
+        batch: Sequence[Settings],
+        *,
+        on_step: Callable[[Tensor], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
+    ) -> list[Image.Image]:
+        """Denoise and decode a batch. A network that fails is run again in float32, from the start of its stage.
+
+        on_step   called with the latents (B, 4, H/8, W/8) after every step
+        on_retry  called with a sentence where a network is run again
+
+        Raises NonFiniteError where a network fails in float32, too.
+        """
+
+        def denoise() -> Tensor:
+            latents = None
+            for latents in self.sample(batch):
+                if on_step:
+                    on_step(latents)
+            return latents
+
+        def finite(stage: Callable[[], T]) -> T:
+            try:
+                return stage()
+            except NonFiniteError as error:
+                if self.dtypes[error.part] == torch.float32:
+                    raise
+                getattr(self, error.part).float()
+                if on_retry:
+                    on_retry(f"{error}; it is run again in fp32, and stays so")
+                return finite(stage)
+
+        latents = finite(denoise)
+        return finite(lambda: self.decode(latents))
+
+    def _check(self, part: str, values: Tensor) -> None:
+        if not values.isfinite().all():
+            raise NonFiniteError(part, self.dtypes[part])
 
     def texts(self, settings: Settings) -> dict[str, str]:
         """What a picture carries: its settings in the form of other tools, and exactly, as JSON."""
@@ -126,13 +182,13 @@ class StableDiffusion:
             **settings.to_dict(),
             "model": {"name": self.source.name, "sha256": sha256, "weights": self.source.weights},
             "family": self.config.family,
-            "precision": precision_name(self.dtype),
+            "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
             "device": self.device.type,
             "version": __version__,
             "torch": torch.__version__,
         }
         return {
-            "parameters": settings.parameters(self.source.name, sha256[:10]),
+            "parameters": settings.parameters(self.source.name, sha256 and sha256[:10]),
             "sd": json.dumps(exact, ensure_ascii=False),
         }
 
@@ -146,32 +202,33 @@ class StableDiffusion:
         width: int | None = None,
         height: int | None = None,
         on_step: Callable[[Tensor], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
         **settings: object,
     ) -> list[Image.Image]:
         """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
 
         count, batch_size  how many batches, and how many pictures are made at a time in each
         width, height      pixels, multiples of 8; the model's native size by default
-        on_step            called with the latents (B, 4, H/8, W/8) after every step
+        on_step, on_retry  as in `make`
         settings           the other fields of `sd.settings.Settings`: negative_prompt, steps, guidance_scale, …
         returns            pictures, whose `info` has the texts that a PNG of them should carry
         """
+        for name, number in (("count", count), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
         native = self.config.native_size
         first = Settings(
             prompt=prompt,
             seed=secrets.randbits(32) if seed is None else seed,
-            width=width or native,
-            height=height or native,
+            width=native if width is None else width,
+            height=native if height is None else height,
             **settings,
         )
         jobs = [replace(first, seed=first.seed + i) for i in range(count * batch_size)]
         pictures = []
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
-            for latents in self.sample(batch):
-                if on_step:
-                    on_step(latents)
-            for picture, job in zip(self.decode(latents), batch, strict=True):
+            for picture, job in zip(self.make(batch, on_step=on_step, on_retry=on_retry), batch, strict=True):
                 picture.info.update(self.texts(job))
                 pictures.append(picture)
         return pictures

@@ -2,9 +2,8 @@
 
 import difflib
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from sd import __version__
 
@@ -30,6 +29,11 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(given.lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""
     return f"does not exist.{hint} There are: {', '.join(names)}."
+
+
+def is_of_type(value: object, kind: type) -> bool:
+    """A whole number will do where a float is asked for; true and false are no numbers."""
+    return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +65,33 @@ class Settings:
             if not allowed:
                 raise SettingError(name, f"{getattr(self, name)} {problem}")
 
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not is_of_type(value, field.type):
+                raise SettingError(field.name, f"cannot be {value!r}; it is of type {field.type.__name__}.")
+        for name in ("prompt", "negative_prompt"):
+            if any("\ud800" <= character <= "\udfff" for character in getattr(self, name)):
+                raise SettingError(name, "holds bytes that are no UTF-8 text.")
+            if "\0" in getattr(self, name):
+                raise SettingError(name, "holds a NUL character.")
         for name in ("width", "height"):
             side = getattr(self, name)
+            check(name, SMALLEST_SIDE <= side <= LARGEST_SIDE, f"is out of range: {SMALLEST_SIDE} to {LARGEST_SIDE}.")
             below = side - side % 8
             check(name, side % 8 == 0, f"is not a multiple of 8. Nearest: {below} or {below + 8}.")
-            check(name, SMALLEST_SIDE <= side <= LARGEST_SIDE, f"is out of range: {SMALLEST_SIDE} to {LARGEST_SIDE}.")
         check("steps", 1 <= self.steps <= 1000, "is out of range: 1 to 1000.")
         check("sampler", self.sampler in SAMPLER_NAMES, nearest(self.sampler, SAMPLER_NAMES))
         check("spacing", self.spacing in SPACING_NAMES, nearest(self.spacing, SPACING_NAMES))
+        first = 1 + (self.steps - 1) * (1000 // self.steps)
+        check(
+            "steps",
+            self.spacing != "leading" or self.steps <= 10 or first >= 900,
+            f"would begin at timestep {first} of 999 with the leading schedule, where noise is no starting point. "
+            "Use a number that divides 1000, or the trailing schedule.",
+        )
         check("eta", 0 <= self.eta <= 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM).")
         check("eta", not self.eta or self.sampler == "ddim", f"does nothing: {self.sampler} has no such setting.")
-        check("guidance_scale", math.isfinite(self.guidance_scale), "is not a finite number.")
+        check("guidance_scale", abs(self.guidance_scale) <= 1000, "is out of range: -1000 to 1000.")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
 
     def to_dict(self) -> dict:

@@ -1,15 +1,23 @@
 """What several test files need: narrow models with made-up weights, and files of them."""
 
+import json
 from pathlib import Path
 
 import make_checkpoint
 import pytest
 import torch
+from PIL import Image
 
 from sd.config import SD_V1
 from sd.networks import build_networks
 
 TINY = make_checkpoint.tiny(SD_V1)
+
+
+def settings_of(path) -> dict:
+    """The exact settings in a picture of ours."""
+    with Image.open(path) as picture:
+        return json.loads(picture.text["sd"])
 
 
 def fill(config, seed=0, dtype=torch.float32):
@@ -38,7 +46,7 @@ def tiny_networks():
 @pytest.fixture(scope="session")
 def tiny_state():
     """The tensors of a narrow checkpoint, under their original names, averaged ones included."""
-    return make_checkpoint.original_state_dict(TINY, ema=True)
+    return make_checkpoint.made_up_state_dict(TINY, ema=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,13 +12,13 @@ import make_checkpoint
 import pytest
 import torch
 import txt2img as original_script
+from conftest import settings_of
 from PIL import Image
 
 import sd
 from sd.cli import main
-from sd.cli.txt2img import group
+from sd.cli.jobs import group
 from sd.config import SD_V1_INPAINTING
-from sd.image import read_settings
 from sd.settings import Settings
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "2"]
@@ -60,7 +60,7 @@ def test_a_picture_its_path_and_its_settings(txt2img, tiny_ckpt):
     with Image.open(out[0]) as picture:
         assert picture.size == (64, 64)
         assert picture.text["parameters"].startswith("a horse\nNegative prompt: blurry\nSteps: 2, Sampler: DDIM")
-    settings = read_settings(out[0])
+    settings = settings_of(out[0])
     assert settings["seed"] == 7
     assert settings["prompt"] == "a horse"
     assert settings["family"] == "sd-v1"
@@ -107,13 +107,13 @@ def test_json_tells_path_seed_hash_and_time(txt2img):
 
 def test_a_drawn_seed_is_told_and_stored(txt2img):
     _, (path,), err = txt2img("a")
-    assert f"seed {read_settings(path)['seed']}" in err
+    assert f"seed {settings_of(path)['seed']}" in err
 
 
 def test_an_empty_prompt_is_the_unconditional_picture(txt2img):
     code, (path,), _ = txt2img("", "--seed", 1)
     assert code == 0
-    assert read_settings(path)["prompt"] == ""
+    assert settings_of(path)["prompt"] == ""
 
 
 def test_words_that_do_not_fit_are_named(txt2img):
@@ -132,7 +132,7 @@ def test_prompts_from_a_file_with_settings_of_their_own(txt2img, tmp_path):
     (tmp_path / "jobs.txt").write_text("\n".join(lines))
     code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 7, "-o", "x")
     assert code == 0
-    settings = [read_settings(path) for path in out]
+    settings = [settings_of(path) for path in out]
     assert [s["prompt"] for s in settings] == ["b", "a horse", "c"]
     assert [s["seed"] for s in settings] == [40, 8, 9]
     assert [s["guidance_scale"] for s in settings] == [1, 7.5, 7.5]
@@ -149,13 +149,18 @@ def test_pictures_are_grouped_by_what_they_share():
     [
         ('{"prompt": "a", "stepps": 3}', ["jobs.txt, line 1: 'stepps' does not exist. Did you mean steps?"]),
         ('{"prompt": "a", "steps": "many"}', ['line 1: steps cannot be "many"']),
-        ('{"steps": 3}', ['line 1 has no "prompt"']),
-        ('{"prompt": ', ["line 1 is no JSON object"]),
+        ('{"steps": 3}', ['line 1: has no "prompt"']),
+        ('{"prompt": ', ["line 1: is no JSON object"]),
         ("\n \n", ["holds no prompts"]),
+        ('a\n{"prompt": "a", "width": 500}', ["jobs.txt, line 2: width 500 is not a multiple of 8"]),
+        ('{"prompt": "a", "scale": 3, "cfg-scale": 4}', ["'cfg-scale' sets guidance_scale for the second time"]),
+        ('{"prompt": "a", "count": 3}', ["line 1: 'count' does not exist."]),
     ],
 )
 def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
     (tmp_path / "jobs.txt").write_text(line)
+    (tmp_path / "latin.txt").write_bytes(b"a\ncaf\xe9\n")
+    refused(txt2img("--from-file", "latin.txt"), "latin.txt, line 2: is no UTF-8 text. Save the file as UTF-8.")
     refused(txt2img("--from-file", "jobs.txt"), *parts)
 
 
@@ -170,10 +175,19 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
         (["a", "--steps", "many"], ["argument --steps/--ddim_steps: invalid int value: 'many'", "sd txt2img --help"]),
         (["a", "--stepps", "3"], ["--stepps is not a flag of sd txt2img. Did you mean --steps?"]),
         (["a", "--step", "3"], ["--step is not a flag", "Did you mean --steps?"]),
-        (["a", "--guidance-scale", "nan"], ["--guidance-scale nan is not a finite number."]),
+        (["a", "--guidance-scale", "nan"], ["--guidance-scale nan is out of range: -1000 to 1000."]),
         (["a", "--count", "0"], ["--count 0 is out of range: at least 1."]),
-        (["a", "--device", "tpu"], ["--device tpu: device 'tpu' is not available here. There are: auto, cpu"]),
+        (["a", "--device", "tpu"], ["--device: device 'tpu' is not available here. There are: auto, cpu"]),
         (["a", "-o", "x.png", "-b", "2"], ["--out x.png names one file, but 2 pictures", "x-{seed}.png"]),
+        (["a", "-o", "x.jpg"], ["--out x.jpg: only .png pictures are written"]),
+        (["a", "--steps", "501"], ["--steps 501 would begin at timestep 501"]),
+        (["a", "--grid", "--grid-columns", "0"], ["--grid-columns 0 is out of range"]),
+        (["a\udcff"], ["--prompt holds bytes that are no UTF-8 text."]),
+        (["a", "-o", "{seed:2000}.png"], ["{seed:2000} cannot be used. A number may be padded: {index:05}."]),
+        (["a", "-o", "{sampler:05d}.png"], ["{sampler:05d} cannot be used"]),
+        (["a", "-o", "picture.pngx"], ["is neither a .png nor a folder that exists", "write picture.pngx/"]),
+        (["a", "photo"], ["unexpected word 'photo'. Put what has spaces in it into quotes."]),
+        (["a", "--count", "99999999"], ["asks for 99999999 pictures; at most 100000"]),
         (["a", "-o", "{sead}.png"], ["{sead} is no field. There are: index, seed"]),
         (["a", "-o", "{seed.png"], ["is no usable template"]),
         (["a", "-o", "{steps}.png", "-b", "2"], ["gives the same name to several pictures"]),
@@ -200,7 +214,7 @@ def make_file(path, content):
 
 def test_files_that_are_no_checkpoint_are_refused(run, tmp_path, tiny_ckpt, tiny_state):
     whole = tiny_ckpt.read_bytes()
-    inpainting = make_checkpoint.original_state_dict(make_checkpoint.tiny(SD_V1_INPAINTING))
+    inpainting = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(SD_V1_INPAINTING))
     make_checkpoint.save_original(tmp_path / "inpainting.ckpt", inpainting)
     torch.save({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.pt")
     cases = [
@@ -220,10 +234,9 @@ def test_files_that_are_no_checkpoint_are_refused(run, tmp_path, tiny_ckpt, tiny
 def test_convert_command_tells_what_it_did(run, tiny_ckpt):
     code, out, err = run("convert", tiny_ckpt, "x.safetensors")
     assert (code, out) == (0, ["x.safetensors"])
-    assert "sd-v1, model weights, 970 tensors" in err
-    assert "left aside: the ema weights, which --weights ema takes instead." in err
+    assert "tiny.ckpt: sd-v1, model weights (--weights ema takes the others), 970 tensors" in err
     refused(run("convert", tiny_ckpt, "x.safetensors"), "x.safetensors exists already", "--force")
-    refused(run("convert", tiny_ckpt, "x.pt"), "x.pt must end in .safetensors or .ckpt.")
+    refused(run("convert", tiny_ckpt, "x.bin"), "x.bin must end in .safetensors, .ckpt or .pt.")
     refused(run("convert", "x.ckpt", "y.safetensors"), "x.ckpt does not exist")
 
 
@@ -282,22 +295,134 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
     assert not [name for name in os.listdir(tmp_path / "outputs") if name.endswith(".tmp")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_conversion_leaves_no_half_file(tmp_path, tiny_ckpt, number):
+    code = (
+        "import sys, time, convert.convert as c\n"
+        "write = c._Reporting.report\n"
+        "c._Reporting.report = lambda *a: (print(flush=True), time.sleep(0.01), write(*a))\n"
+        "import sd.cli; sys.exit(sd.cli.main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, "convert", str(tiny_ckpt), "x.safetensors"]
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    child.stdout.readline()
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert os.listdir(tmp_path) == []
+
+
+def shell(command, folder, **environment):
+    return subprocess.run(
+        ["bash", "-c", command.replace("SD", f"{sys.executable} -m sd")],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_streams_may_be_closed_or_narrow(tmp_path, tiny_ckpt):
+    make = f"SD txt2img a -m {tiny_ckpt} -W 64 -H 64 --steps 1 -s 1"
+    assert shell("set -o pipefail; SD --help | true", tmp_path).stderr == ""
+    assert shell(f"{make} -o closed.png >&- 2>&-", tmp_path).returncode == 0
+    assert (tmp_path / "closed.png").exists()
+    narrow = shell(f"{make} -o 猫.png", tmp_path, PYTHONIOENCODING="ascii")
+    assert (narrow.returncode, narrow.stdout) == (0, "\\u732b.png\n")
+    assert shell("SD txt2img --from-file - -m x.ckpt <&-", tmp_path).returncode == 2
+
+
+def test_a_name_taken_by_another_run_is_one_failed_picture(run, tiny_ckpt, monkeypatch, tmp_path):
+    decode = sd.vae.VAE.decode
+
+    def overtaken(*arguments):
+        (tmp_path / "outputs" / "00001-1.png").touch()
+        return decode(*arguments)
+
+    monkeypatch.setattr("sd.vae.VAE.decode", overtaken)
+    code, out, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1, "--count", 2)
+    assert (code, out) == (3, ["outputs/00002-2.png"])
+    assert "1 of 2 pictures could not be made" in err
+
+
 def test_a_fault_of_ours_is_called_one(run, tiny_ckpt, monkeypatch):
     monkeypatch.setattr("sd.pipeline.StableDiffusion.decode", lambda *_: 1 / 0)
     code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL)
     assert code == 70
     assert "a fault of ours: ZeroDivisionError" in err
     assert "--debug" in err
-    with pytest.raises(ZeroDivisionError):
-        main(["txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--debug"])
+    code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--debug")
+    assert code == 70
+    assert "Traceback" in err
+    assert "a fault of ours: ZeroDivisionError" in err
 
 
-def test_a_picture_that_is_not_finite_is_no_fault_of_the_program(run, tiny_ckpt, monkeypatch):
-    monkeypatch.setattr("sd.vae.VAE.decode", lambda self, latents: latents.new_full((1, 3, 64, 64), torch.nan))
-    code, out, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL)
-    assert (code, out) == (3, [])
-    assert "sd: the VAE gave NaN or infinite values in fp32" in err
-    assert os.listdir("outputs") == []
+def test_pictures_that_cannot_be_made_do_not_stop_the_others(run, tiny_ckpt, monkeypatch):
+    decode = sd.vae.VAE.decode
+    calls = iter([False, True, False])
+    monkeypatch.setattr("sd.vae.VAE.decode", lambda *args: decode(*args) * (torch.nan if next(calls) else 1))
+    code, out, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1, "--count", 3, "--precision", "fp32")
+    assert code == 3
+    assert out == ["outputs/00001-1.png", "outputs/00003-3.png"]
+    assert "seed 2: the VAE gave NaN or infinite values in fp32, so there is no picture." in err
+    assert "sd: 1 of 3 pictures could not be made." in err
+    assert sorted(os.listdir("outputs")) == ["00001-1.png", "00003-3.png"]
+
+
+def test_too_little_memory_is_said_in_a_sentence(run, tiny_ckpt, monkeypatch):
+    def greedy(*_):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("sd.vae.VAE.decode", greedy)
+    code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1)
+    assert code == 3
+    assert "seed 1: there is not enough memory. Try a smaller size, a smaller batch, or --precision fp16." in err
+
+
+def test_names_from_a_file_cannot_write_to_the_terminal(run, tmp_path, tiny_state):
+    path = tmp_path / "evil\x1b[2J.ckpt"
+    make_checkpoint.save_original(path, {**tiny_state, "\x1b]0;pwned\x07\n": torch.zeros(1)})
+    code, _, err = run("txt2img", "a", "-m", path, *SMALL, "--seed", 1)
+    assert code == 0
+    assert "left aside: 1 tensor outside of the model" in err
+    assert "\x1b" not in err
+    code, _, err = run("convert", path, "x.safetensors")
+    assert code == 0
+    assert "\x1b" not in err
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(txt2img):
+    _, _, err = txt2img("a", "-n", "blurry " * 80, "-g", "1", "--seed", 1)
+    assert "--guidance-scale 1 turns guidance off, and the negative prompt with it" in err
+    assert "cut off" not in err
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b""])
+def test_prompt_files_of_any_editor_are_read(txt2img, tmp_path, start):
+    content = start + '{"prompt": "b\u2028c"}\r\na\x0cd\r\n'.encode()
+    (tmp_path / "jobs.txt").write_bytes(content)
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1)
+    assert code == 0
+    assert [settings_of(path)["prompt"] for path in out] == ["b\u2028c", "a\x0cd"]
+
+
+def test_any_spelling_of_a_flag_is_a_key_of_a_line(txt2img, tmp_path):
+    (tmp_path / "jobs.txt").write_text('{"prompt": "a", "cfg-scale": 2, "H": 72, "ddim_steps": 1, "s": 5}')
+    (path,) = txt2img("--from-file", "jobs.txt")[1]
+    settings = settings_of(path)
+    assert [settings[name] for name in ("guidance_scale", "height", "steps", "seed")] == [2, 72, 1, 5]
+
+
+def test_the_sheet_is_checked_before_the_work(txt2img, tmp_path):
+    (tmp_path / "grid-x1.png").write_bytes(b"precious")
+    refused(txt2img("a", "--seed", 1, "-o", "x{seed}.png", "--grid"), "grid-x1.png exists already")
+    assert os.listdir(tmp_path) == ["grid-x1.png"]
+
+
+def test_a_wrong_device_leaves_no_folder(txt2img, tmp_path):
+    refused(txt2img("a", "--device", "tpu", "-o", "new/"), "device 'tpu' is not available")
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_original_scripts_command_line_does_the_same(run, tiny_ckpt):
@@ -306,10 +431,13 @@ def test_the_original_scripts_command_line_does_the_same(run, tiny_ckpt):
     assert code == 0
     samples = "outputs/txt2img-samples/samples"
     assert out == [f"{samples}/00001.png", f"{samples}/00002.png", f"{samples}/grid-00001.png"]
-    assert [read_settings(path)["seed"] for path in out[:2]] == [42, 43]
-    assert read_settings(out[0])["guidance_scale"] == 7.5
+    assert [settings_of(path)["seed"] for path in out[:2]] == [42, 43]
+    assert settings_of(out[0])["guidance_scale"] == 7.5
 
 
-def test_the_original_scripts_other_sampler_is_not_replaced_in_silence(run, tiny_ckpt):
-    translated = original_script.translated(["--ckpt", str(tiny_ckpt), "--plms"])
-    refused(run(*translated), "--sampler plms does not exist")
+def test_flags_of_the_original_script_that_mean_nothing_here_are_refused(capsys):
+    for flag in original_script.UNSUPPORTED:
+        with pytest.raises(SystemExit) as caught:
+            original_script.translated([flag])
+        assert caught.value.code == 2
+        assert f"{flag} cannot be had here" in capsys.readouterr().err

@@ -7,11 +7,11 @@ import sys
 import benchmark_loading
 import make_checkpoint
 import pytest
+from conftest import settings_of
 from PIL import Image
 
 from convert.convert import convert
 from sd.config import SD_V1
-from sd.image import read_settings
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ PARAMETERS = 859_520_964 + 83_653_863 + 123_060_480
 @pytest.fixture(scope="module")
 def full_ckpt(tmp_path_factory):
     path = tmp_path_factory.mktemp("full") / "full.ckpt"
-    make_checkpoint.save_original(path, make_checkpoint.original_state_dict(SD_V1))
+    make_checkpoint.save_original(path, make_checkpoint.made_up_state_dict(SD_V1))
     yield path
     path.unlink()  # 4.27 GB
 
@@ -49,7 +49,7 @@ def test_prompt_to_picture_from_the_command_line(full_ckpt, tmp_path):
     with Image.open(tmp_path / "x.png") as picture:
         assert picture.size == (512, 512)
         assert len(picture.getcolors(512 * 512)) > 1000  # noise, not one colour
-    settings = read_settings(tmp_path / "x.png")
+    settings = settings_of(tmp_path / "x.png")
     assert settings["steps"] == 2
     assert settings["family"] == "sd-v1"
 

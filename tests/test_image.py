@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sd.files import written_whole
-from sd.image import contact_sheet, read_settings, save_png, to_images
+from sd.image import contact_sheet, save_png, to_images
 
 
 def test_minus_one_is_black_one_is_white_and_more_is_clipped():
@@ -29,14 +29,7 @@ def test_png_carries_its_texts_in_any_script(tmp_path):
     save_png(Image.new("RGB", (8, 8)), path, {"parameters": "馬, Pferd 🐎\nSteps: 1", "sd": '{"prompt": "馬"}'})
     with Image.open(path) as picture:
         assert picture.text["parameters"] == "馬, Pferd 🐎\nSteps: 1"
-    assert read_settings(path) == {"prompt": "馬"}
-
-
-def test_pictures_without_our_settings_have_none(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.jpg")
-    assert read_settings(tmp_path / "x.png") is None
-    assert read_settings(tmp_path / "x.jpg") is None
+        assert picture.text["sd"] == '{"prompt": "馬"}'
 
 
 def test_a_file_is_not_overwritten_unless_forced(tmp_path):

@@ -143,8 +143,8 @@ def test_a_seed_is_drawn_where_none_is_given(model):
 
 
 def test_a_wrong_setting_is_refused(model):
-    with pytest.raises(SettingError, match="width 60 is not a multiple of 8"):
-        model.txt2img(PROMPT, width=60, height=64)
+    with pytest.raises(SettingError, match="width 68 is not a multiple of 8"):
+        model.txt2img(PROMPT, width=68, height=64)
 
 
 def test_channels_last_gives_the_same_picture(model, tiny_networks):
@@ -164,10 +164,47 @@ def test_bf16_gives_the_same_picture_within_what_it_allows(model, tiny_networks)
 
 
 def test_a_picture_that_is_not_finite_is_refused_rather_than_black(model):
-    with pytest.raises(NonFiniteError, match="the UNet gave NaN or infinite values in fp32"):
-        model.decode(torch.full((1, 4, 8, 8), torch.nan))
     with pytest.raises(NonFiniteError, match="the VAE gave NaN or infinite values in fp32"):
         model.decode(torch.full((1, 4, 8, 8), 1e38))
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+def test_a_network_that_fails_is_run_again_in_float32(model, tiny_networks, part):
+    """Never a black picture. Here a weight is so large that fp16 overflows and float32 does not."""
+    half = converted(tiny_networks, dtype=torch.float16)
+    parameters = {
+        "text_encoder": half.text_encoder.final_norm.weight,
+        "unet": half.unet.time_embed.linear2.weight,
+        "vae": half.vae.decoder.conv_in.weight,
+    }
+    parameters[part].mul_(60_000 / parameters[part].abs().max().item())
+    messages, steps = [], []
+    (picture,) = half.make([settings(steps=2)], on_step=steps.append, on_retry=messages.append)
+    words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
+    assert (
+        messages[0] == f"the {words[part]} gave NaN or infinite values in fp16; it is run again in fp32, and stays so"
+    )
+    assert half.dtypes[part] == torch.float32
+    assert json.loads(half.texts(settings())["sd"])["precision"][part] == "fp32"
+    assert len(set(pixels(picture).flatten())) > 10
+
+
+def test_a_network_that_fails_in_float32_gives_no_picture(tiny_networks):
+    broken = converted(tiny_networks, dtype=torch.float32)
+    broken.unet.out.conv.bias.fill_(torch.nan)
+    with pytest.raises(NonFiniteError, match="the UNet gave NaN or infinite values in fp32"):
+        broken.make([settings()])
+
+
+@pytest.mark.parametrize("options", [{"count": 0}, {"batch_size": 0}])
+def test_no_pictures_are_refused(model, options):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        model.txt2img("", **options)
+
+
+def test_the_parts_can_be_used_alone(model):
+    tokens = model.tokenizer(["a horse"])
+    assert torch.equal(model.text_encoder(tokens), model.encode_prompts(["a horse"]))
 
 
 def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():

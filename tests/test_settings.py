@@ -2,7 +2,9 @@
 
 import pytest
 
-from sd.settings import LARGEST_SIDE, SettingError, Settings
+from sd.samplers import SAMPLERS
+from sd.schedule import SPACINGS
+from sd.settings import LARGEST_SIDE, SAMPLER_NAMES, SPACING_NAMES, SettingError, Settings
 
 GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
 
@@ -11,18 +13,24 @@ GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
     ("change", "message"),
     [
         ({"width": 500}, "width 500 is not a multiple of 8. Nearest: 496 or 504."),
+        ({"height": 60}, "height 60 is out of range: 64 to 4096."),
         ({"height": 0}, "height 0 is out of range: 64 to 4096."),
         ({"height": -8}, "height -8 is out of range: 64 to 4096."),
         ({"width": LARGEST_SIDE + 8}, "width 4104 is out of range: 64 to 4096."),
         ({"steps": 0}, "steps 0 is out of range: 1 to 1000."),
         ({"steps": 1001}, "steps 1001 is out of range: 1 to 1000."),
+        ({"steps": 501}, "steps 501 would begin at timestep 501 of 999 with the leading schedule"),
+        ({"steps": 2.5}, "steps cannot be 2.5; it is of type int."),
+        ({"prompt": ["a"]}, "prompt cannot be ['a']; it is of type str."),
+        ({"prompt": "a\udcff"}, "prompt holds bytes that are no UTF-8 text."),
+        ({"negative_prompt": "a\0"}, "negative_prompt holds a NUL character."),
         ({"sampler": "dimm"}, "sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm."),
         ({"sampler": "x"}, "sampler x does not exist. There are: ddim, ddpm."),
         ({"spacing": "trailling"}, "spacing trailling does not exist. Did you mean trailing?"),
         ({"eta": 1.5}, "eta 1.5 is out of range: 0 (no fresh noise) to 1 (as much as DDPM)."),
         ({"eta": float("nan")}, "eta nan is out of range"),
         ({"eta": 0.5, "sampler": "ddpm"}, "eta 0.5 does nothing: ddpm has no such setting."),
-        ({"guidance_scale": float("inf")}, "guidance_scale inf is not a finite number."),
+        ({"guidance_scale": float("inf")}, "guidance_scale inf is out of range: -1000 to 1000."),
         ({"seed": -1}, "seed -1 is out of range: 0 to 9223372036854775807."),
     ],
 )
@@ -30,6 +38,17 @@ def test_what_cannot_be_is_refused_with_what_is_allowed(change, message):
     with pytest.raises(SettingError) as caught:
         Settings(**{**GOOD, **change})
     assert message in str(caught.value)
+
+
+def test_names_are_those_of_the_samplers_and_spacings_that_exist():
+    assert set(SAMPLER_NAMES) == set(SAMPLERS)
+    assert set(SPACING_NAMES) == set(SPACINGS)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 11, 30, 77, 91, 100, 200, 250, 500, 1000])
+def test_usual_numbers_of_steps_are_allowed(steps):
+    assert Settings(**GOOD, steps=steps).steps == steps
+    assert Settings(**GOOD, steps=501, spacing="trailing").steps == 501
 
 
 def test_parameters_are_the_text_of_other_tools():

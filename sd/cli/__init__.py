@@ -5,11 +5,14 @@ Nothing heavy is imported before a command needs it, so that `sd --help` answers
 
 import importlib
 import os
+import signal
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
 
 from sd import __version__
-from sd.cli.errors import JobError, UsageError, message_of
+from sd.cli.errors import JobError, UsageError, complain, message_of
 from sd.settings import nearest
 
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
@@ -32,37 +35,61 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
+    prepare_streams()
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):  # as an interrupt: what is half written is removed
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), signal.default_int_handler)
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return DONE
-    if argv == ["--version"]:
-        print(f"sd-zoo {__version__}")
-        return DONE
-    debug = "--debug" in argv
     try:
-        if not argv:
-            raise UsageError(f"no command given. There are: {', '.join(COMMANDS)}. See sd --help.")
-        if argv[0] not in COMMANDS:
-            raise UsageError(f"command {argv[0]!r} {nearest(argv[0], COMMANDS)}")
-        command = importlib.import_module(f"sd.cli.{argv[0]}")
-        code = command.run(command.parser().parse_args(argv[1:]))
+        code = dispatch(argv)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("sd: interrupted; what was finished is kept.", file=sys.stderr)
+        complain("interrupted; what was finished is kept.")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our results has seen enough. The interpreter must not try to flush the rest at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
         return DONE
     except Exception as error:
-        if debug:
-            raise
+        if "--debug" in argv:
+            traceback.print_exc()
         message = message_of(error)
         if message is None:
-            print(f"sd: a fault of ours: {type(error).__name__}: {error}", file=sys.stderr)
-            print("Run the same command with --debug to see where, and please report it.", file=sys.stderr)
+            complain(f"a fault of ours: {type(error).__name__}: {error}")
+            complain("run the same command with --debug to see where, and please report it.")
             return OUR_FAULT
-        print(f"sd: {message}", file=sys.stderr)
+        complain(message)
         return SOME_FAILED if isinstance(error, JobError) else BAD_INPUT
+
+
+def dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return DONE
+    if argv in (["--version"], ["-V"]):
+        print(f"sd-zoo {__version__}")
+        return DONE
+    if not argv:
+        raise UsageError(f"no command given. There are: {', '.join(COMMANDS)}. See sd --help.")
+    if argv[0] not in COMMANDS:
+        raise UsageError(f"command {argv[0]!r} {nearest(argv[0], COMMANDS)}")
+    command = importlib.import_module(f"sd.cli.{argv[0]}")
+    parser = command.parser()
+    try:
+        args = parser.parse_args(argv[1:])
+    except SystemExit:  # the help was asked for; errors of use are UsageErrors
+        return DONE
+    return command.run(args)
+
+
+def prepare_streams() -> None:
+    """Streams that were closed before we started swallow what is written; what a stream cannot show is escaped."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+        elif hasattr(stream, "reconfigure"):
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 and name == "stdout" else "backslashreplace")

@@ -1,12 +1,31 @@
 """Which errors are the user's to mend, and how they are told."""
 
+import sys
+
+
+def complain(text: str) -> None:
+    """Say something on stderr. Control characters, which may come from names of files, do not reach the terminal."""
+    from convert.errors import shown
+
+    lines = [shown(line, 2000) for line in text.split("\n")]
+    print("sd: " + "\n".join(lines), file=sys.stderr, flush=True)
+
 
 class UsageError(Exception):
     """Something about the command line: what was given, what is allowed, what to do."""
 
 
 class JobError(Exception):
-    """A picture could not be made, though nothing about the command line is wrong."""
+    """Some pictures could not be made, though nothing about the command line is wrong; the rest are done."""
+
+
+def failure_of(error: Exception) -> str | None:
+    """The sentence for a picture that could not be made, though the program did what it should; None for our faults."""
+    if isinstance(error, ArithmeticError) and hasattr(error, "part"):
+        return f"{error}, so there is no picture. The weights, or these settings, are at fault."
+    if isinstance(error, MemoryError) or ("memory" in str(error).lower() and isinstance(error, RuntimeError)):
+        return "there is not enough memory. Try a smaller size, a smaller batch, or --precision fp16."
+    return None
 
 
 def message_of(error: Exception) -> str | None:

@@ -4,9 +4,12 @@ import argparse
 import difflib
 import re
 import sys
+from pathlib import Path
 from typing import NoReturn
 
-from sd.cli.errors import UsageError
+from convert.checkpoint import Checkpoint
+from convert.errors import counted, shown, shown_list
+from sd.cli.errors import UsageError, complain
 
 # Other hands' words for a sampler; everything is compared in lower case with spaces and hyphens as underscores.
 SAMPLER_SPELLINGS = {"k_ddim": "ddim", "ancestral": "ddpm"}
@@ -23,6 +26,10 @@ class Parser(argparse.ArgumentParser):
         unrecognized = re.match(r"unrecognized arguments: (.*)", message)
         if unrecognized:
             given = unrecognized[1].split()[0]
+            if not given.startswith("-"):
+                raise UsageError(
+                    f"unexpected word {given!r}. Put what has spaces in it into quotes. See {self.prog} --help."
+                )
             near = difflib.get_close_matches(given.partition("=")[0], self._option_string_actions, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             message = f"{given} is not a flag of {self.prog}.{hint}"
@@ -36,16 +43,28 @@ def sampler_name(text: str) -> str:
     return SAMPLER_SPELLINGS.get(name, name)
 
 
-def add_output_flags(parser: Parser) -> None:
+def add_output_flags(parser: Parser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("output")
     group.add_argument("--force", action="store_true", help="replace files that exist already")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar and no messages but errors")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
+    return group
 
 
 def say(text: str, *, quiet: bool = False) -> None:
     """A message: to stderr, since stdout carries results only."""
     if not quiet:
-        print(f"sd: {text}", file=sys.stderr, flush=True)
+        complain(text)
+
+
+def describe_checkpoint(path: Path, checkpoint: Checkpoint, running: str, *, quiet: bool) -> None:
+    """What was read from a file, which of its weights were taken, and what was left aside."""
+    weights = f"{checkpoint.weights} weights"
+    if checkpoint.other_weights:
+        weights += f" (--weights {checkpoint.other_weights} takes the others)"
+    say(f"{shown(path.name)}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
+    if checkpoint.unknown:
+        number = counted(len(checkpoint.unknown), "tensor")
+        say(f"left aside: {number} outside of the model: {shown_list(checkpoint.unknown)}", quiet=quiet)
 
 
 def bar_hidden(quiet: bool) -> bool:

@@ -1,0 +1,118 @@
+"""What pictures to make: the command line's flags, and the lines of a prompt file, as settings."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from sd.cli.errors import UsageError
+from sd.cli.flags import sampler_name
+from sd.settings import SettingError, Settings, is_of_type, nearest
+
+FIELDS = {field.name: field.type for field in fields(Settings)}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prompt with the settings that it has of its own."""
+
+    where: str  # "jobs.txt, line 3: ", or nothing for the command line itself
+    own: dict
+
+
+def read_lines(args: argparse.Namespace, spellings: dict[str, str]) -> list[Line]:
+    """The prompt of the command line, or those of the prompt file.
+
+    spellings  every spelling of a flag, without its hyphens -> the setting that it sets
+    """
+    sources = [source for source in (args.prompt, args.prompt_flag, args.from_file) if source is not None]
+    if len(sources) != 1:
+        problem = "no prompt given" if not sources else "more than one of PROMPT, --prompt and --from-file given"
+        raise UsageError(f'{problem}. Example: sd txt2img "a horse" -m model.ckpt.')
+    if args.from_file is None:
+        return [Line("", {"prompt": sources[0]})]
+    if args.from_file == "-" and sys.stdin is None:
+        raise UsageError("--from-file -: standard input is closed.")
+    raw = sys.stdin.buffer.read() if args.from_file == "-" else Path(args.from_file).read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{args.from_file}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        where = f"{args.from_file}, line {number}: "
+        line = line.strip()
+        if line:
+            lines.append(Line(where, json_settings(where, line, spellings) if line[0] == "{" else {"prompt": line}))
+    if not lines:
+        raise UsageError(f"--from-file {args.from_file} holds no prompts.")
+    return lines
+
+
+def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
+    """The settings of a line such as {"prompt": "a horse", "seed": 7}; any spelling of a flag is a key."""
+    try:
+        given = json.loads(line, object_pairs_hook=list)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where}is no JSON object: {error}. One whole object a line is expected.") from None
+    own = {}
+    for key, value in given:
+        name = spellings.get(key, key)
+        if name in own:
+            raise UsageError(f"{where}{key!r} sets {name} for the second time.")
+        if name not in FIELDS:
+            raise UsageError(f"{where}{key!r} {nearest(key, FIELDS)}")
+        if not is_of_type(value, FIELDS[name]):
+            raise UsageError(f"{where}{key} cannot be {json.dumps(value)}.")
+        own[name] = sampler_name(value) if name == "sampler" else value
+    if "prompt" not in own:
+        raise UsageError(f'{where}has no "prompt".')
+    return own
+
+
+def plan(
+    args: argparse.Namespace, lines: Sequence[Line], seed: int, native: int, *, once: bool = False
+) -> list[Settings]:
+    """One job for each picture, in order; picture i of the run has seed + i, unless its line has a seed of its own.
+
+    once  only one for each line: enough to find what is wrong with the settings
+    """
+    repeats = 1 if once else args.count * args.batch_size
+    common = {
+        "negative_prompt": args.negative_prompt,
+        "width": native if args.width is None else args.width,
+        "height": native if args.height is None else args.height,
+        "steps": args.steps,
+        "sampler": args.sampler,
+        "spacing": args.spacing,
+        "eta": args.eta,
+        "guidance_scale": args.guidance_scale,
+    }
+    jobs: list[Settings] = []
+    for line in lines:
+        settings = {**common, "seed": seed + len(jobs), **line.own}
+        try:
+            first = Settings(**settings)
+            jobs += [replace(first, seed=first.seed + i) for i in range(repeats)]
+        except SettingError as error:
+            if not line.where:
+                raise
+            raise UsageError(f"{line.where}{error}") from None
+    return jobs
+
+
+def group(jobs: Sequence[Settings], batch_size: int) -> Iterator[list[Settings]]:
+    """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time."""
+    batch: list[Settings] = []
+    for job in jobs:
+        alike = batch and job == replace(
+            batch[0], prompt=job.prompt, negative_prompt=job.negative_prompt, seed=job.seed
+        )
+        if batch and (not alike or len(batch) == batch_size):
+            yield batch
+            batch = []
+        batch.append(job)
+    yield batch
