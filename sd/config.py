@@ -84,7 +84,9 @@ class ModelConfig:
 # Stable Diffusion 1.1 to 1.5: CompVis, configs/stable-diffusion/v1-inference.yaml.
 SD_V1 = ModelConfig(
     family="sd-v1",
-    text_encoder=TextEncoderConfig(  # CLIP ViT-L/14, Radford et al. (2021), table 20
+    # CLIP ViT-L/14: width, layers and heads as in Radford et al. (2021), table 20; the other numbers as in the released
+    # model, whose vocabulary and positions are a little more than section 2.4 of the paper says.
+    text_encoder=TextEncoderConfig(
         vocabulary=49408,
         context_length=77,
         width=768,
@@ -113,7 +115,9 @@ SD_V1 = ModelConfig(
         multipliers=(1, 2, 4, 4),
         residuals_per_level=2,
         groups=32,
-        latent_scale=0.18215,  # 1 / standard deviation of the latents, Rombach et al. (2022), section G
+        # 1 / standard deviation of the latents of this VAE: why, in Rombach et al. (2022), section G; the number, in
+        # the original config
+        latent_scale=0.18215,
     ),
     schedule=ScheduleConfig(timesteps=1000, beta_start=0.00085, beta_end=0.012),
     prediction="eps",

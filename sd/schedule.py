@@ -32,7 +32,9 @@ def add_noise(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 def leading(total: int, steps: int) -> Tensor:
     """1, 1 + c, 1 + 2c, … with c = total // steps: the original's DDIM spacing, which never visits the noisiest end.
 
-    The original adds 1 to every timestep and so leaves the table where steps = total; here the offset is dropped there.
+    Where c does not divide the total, the original takes as many as fit (31 for 30 steps); here, as in diffusers, there
+    are as many as asked for. The original adds 1 to every timestep and so leaves the table where steps = total; here
+    the offset is dropped there.
     """
     stride = total // steps
     offset = min(1, total - 1 - stride * (steps - 1))

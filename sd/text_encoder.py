@@ -57,12 +57,13 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         """Encode prompts.
 
-        tokens       (B, T) int64, T at most the context length
+        tokens       (B, T) int64, T at most the context length; a tensor, or the array that the tokenizer gives
         skip_layers  how many of the last layers to leave out; the final norm is applied all the same
         returns      (B, T, D)
 
         Raises ValueError where there are more tokens than positions, or no layer would be left.
         """
+        tokens = torch.as_tensor(tokens, device=self.token_embedding.weight.device)
         length, positions = tokens.shape[-1], self.position_embedding.num_embeddings
         if length > positions:
             raise ValueError(f"the text encoder has {positions} positions, got {length} tokens")

@@ -14,7 +14,9 @@ The 49,408 ids:
     49406, 49407   start and end of the text
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), section 2.4;
-the merging is algorithm 1 of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (2016).
+the merging applies what algorithm 1 of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
+(2016), has learned, as their section 3.2 says. (The paper on CLIP counts 49,152 ids and 76 positions; the released
+model has 49,408 and 77.)
 """
 
 import codecs

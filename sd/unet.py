@@ -54,7 +54,8 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
     timestep  () or (B,), 0 to 999
     returns   (1 or B, width) float32, first the cosines, then the sines
 
-    Vaswani et al. (2017), section 3.5; Ho et al., "Denoising Diffusion Probabilistic Models" (2020), appendix B.
+    The idea is that of Vaswani et al. (2017), section 3.5, which alternates sines and cosines; the order and the
+    frequencies, 10000 ** (-i / half), are those of Dhariwal & Nichol's code, with which the weights were trained.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
