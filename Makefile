@@ -20,7 +20,7 @@ weights/made-up-sd-v1.ckpt: | $(VENV)/installed
 test: $(VENV)/installed-for-tests
 	$(RUN) -m pytest
 
-# Full-size networks and multi-gigabyte files: about 8 GB of memory, 10 GB of disk.
+# Full-size networks and multi-gigabyte files: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed-for-tests
 	$(RUN) -m pytest -m slow
 

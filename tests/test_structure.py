@@ -66,9 +66,9 @@ def test_samplers_know_no_network_and_networks_no_sampler():
         assert not any(name.startswith(("sd.samplers", "sd.schedule")) for name in reachable(module, without={"sd"}))
 
 
-def test_only_loading_and_the_commands_know_the_converter():
+def test_only_loading_saving_and_the_commands_know_the_converter():
     for module, imported in GRAPH.items():
-        if module.startswith("sd.") and module != "sd.loading" and not module.startswith("sd.cli"):
+        if module.startswith("sd.") and not module.startswith(("sd.loading", "sd.saving", "sd.cli")):
             assert not any(name.startswith("convert") for name in imported), module
 
 
