@@ -1,0 +1,175 @@
+"""Train a small Stable Diffusion from scratch on pictures drawn by code, and write it in the original layout.
+
+    python scripts/train_tiny.py runs/tiny                 # 128x128; hours on a CPU, minutes on a GPU
+    python scripts/train_tiny.py runs/tiny --size 64       # 64x64, about a quarter of the work
+    torchrun --nproc-per-node 2 scripts/train_tiny.py runs/tiny
+
+First the autoencoder learns to give pictures back, then the UNet and the text encoder learn to find the noise in its
+latents. Each part keeps its state, its losses (`loss.csv`, `loss.png`) and its samples in a folder of its own; the same
+command goes on where it was stopped. The result is `model.ckpt` in the folder.
+"""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from sd.config import SD_V1, ModelConfig
+from sd.files import written_whole
+from sd.image import contact_sheet, to_images
+from sd.pipeline import Source, StableDiffusion
+from sd.runtime import pick_device
+from sd.saving import save_model
+from sd.settings import Settings
+from sd.tokenizer import Tokenizer
+from sd.training.captions import plain_caption
+from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
+from sd.training.loop import TrainingOptions
+from sd.training.shapes import ShapesDataset
+
+
+def tiny(size: int) -> ModelConfig:
+    """The architecture of v1, about a tenth as wide."""
+    return replace(
+        SD_V1,
+        text_encoder=replace(SD_V1.text_encoder, width=64, hidden_width=256, layers=4, heads=1),
+        unet=replace(SD_V1.unet, width=32, context_width=64),
+        vae=replace(SD_V1.vae, width=32),
+        native_size=size,
+    )
+
+
+def options(args: argparse.Namespace, steps: int, learning_rate: float) -> TrainingOptions:
+    return TrainingOptions(
+        steps=steps,
+        learning_rate=learning_rate,
+        warmup=min(500, steps // 10),
+        final_learning_rate=learning_rate / 10,
+        weight_decay=0.01,
+        gradient_clip=1.0,
+        ema_decay=0.999,
+        autocast=args.autocast,
+        save_every=args.save_every,
+    )
+
+
+def train_autoencoder(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> None:
+    """Train the VAE, take its averaged weights, and give its latents unit variance."""
+    done = args.folder / "vae.safetensors"
+    vae = networks["vae"]
+    if not done.exists():
+        run = autoencoder_run(
+            vae,
+            pictures,
+            options(args, args.vae_steps, 5e-4),
+            args.folder / "vae",
+            batch_size=args.batch_size,
+            seed=args.seed,
+        )
+
+        def show(step: int) -> None:
+            bar.update(step - bar.n)
+            if first:
+                images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
+                with torch.no_grad():
+                    decoded = vae.decode(vae.encode(images)[0])
+                rows = [picture for pair in zip(images, decoded, strict=True) for picture in pair]
+                save_sheet(run.folder / f"samples-{step:06}.png", torch.stack(rows))
+
+        with tqdm(desc="autoencoder", total=args.vae_steps, initial=run.step, disable=not first) as bar:
+            each_step(run, args.sample_every, show)
+        if first:
+            with run.ema.applied(run.module):
+                standardise(vae, pictures, config.vae.latent_scale, batches=8, batch_size=args.batch_size)
+                with written_whole(done, force=True) as file:
+                    save_file({name: value.cpu().contiguous() for name, value in vae.state_dict().items()}, file.name)
+        if dist.is_initialized():
+            dist.barrier()
+    vae.load_state_dict(load_file(done))
+
+
+def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> None:
+    """Train the UNet and the text encoder, and write the model."""
+    run = denoiser_run(
+        config,
+        networks,
+        pictures,
+        options(args, args.steps, 1e-3),
+        args.folder / "denoiser",
+        batch_size=args.batch_size,
+        seed=args.seed,
+        min_snr_gamma=5.0,
+    )
+    tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
+    source = Source(name="tiny", weights="ema", sha256=lambda: None)
+    model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
+    held_out = ShapesDataset(args.seed, args.size, held_out=True)
+    prompts = [plain_caption(held_out.describe(number)[0]) for number in range(16)]
+
+    def show(step: int) -> None:
+        bar.update(step - bar.n)
+        if not first:
+            return
+        batch = [
+            Settings(prompt=prompt, seed=number, width=args.size, height=args.size)
+            for number, prompt in enumerate(prompts)
+        ]
+        with run.ema.applied(run.module):
+            with written_whole(run.folder / f"samples-{step:06}.png", force=True) as file:
+                contact_sheet(model.make(batch)).save(file, "PNG")
+            save_model(args.folder / "model.ckpt", config, networks, {}, step=step, dtype=torch.float16, merge=True)
+
+    if first:
+        (run.folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    with tqdm(desc="denoiser", total=args.steps, initial=run.step, disable=not first) as bar:
+        each_step(run, args.sample_every, show)
+
+
+def save_sheet(path: Path, images: torch.Tensor) -> None:
+    with written_whole(path, force=True) as file:
+        contact_sheet(to_images(images)).save(file, "PNG")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("folder", type=Path, help="where everything is written to")
+    add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
+    add("--vae-steps", type=int, default=8_000, help="(default: %(default)s)")
+    add("--steps", type=int, default=60_000, help="of the UNet and the text encoder (default: %(default)s)")
+    add("--batch-size", type=int, default=64, help="of all processes together (default: %(default)s)")
+    add("--seed", type=int, default=0, help="(default: %(default)s)")
+    add("--device", default="auto", help="(default: %(default)s)")
+    add("--autocast", action="store_true", help="bfloat16 in the forward pass, where the device is fast at it")
+    add("--save-every", type=int, default=500, help="steps (default: %(default)s)")
+    add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    device = pick_device(args.device)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", dist.get_rank())
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    config = tiny(args.size)
+    networks = {
+        name: network.to(device, memory_format=torch.channels_last)
+        for name, network in fresh_networks(config, args.seed).items()
+    }
+    pictures = ShapesDataset(args.seed, args.size, device=device)
+    train_autoencoder(args, config, networks, pictures, first)
+    train_denoiser(args, config, networks, pictures, first)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if first:
+        print(args.folder / "model.ckpt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The two trainings that make a Stable Diffusion: first the autoencoder on pictures, then the UNet on its latents.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.1 and 3.2.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sd.config import ModelConfig
+from sd.networks import build_networks
+from sd.schedule import alphas_cumprod
+from sd.tokenizer import Tokenizer
+from sd.training.loop import TrainingOptions, TrainingRun, process_share
+from sd.training.losses import AutoencodingLoss, DenoisingLoss, draw, standardise_latents
+from sd.vae import VAE, sample_latents
+
+
+class Pictures(Protocol):
+    """Training pictures, by number; the same number always gives the same ones."""
+
+    def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
+        """(b, 3, H, W) in [-1, 1] and their captions: a process's share of the pictures of one global batch."""
+
+
+def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
+    """The networks with random weights to start from.
+
+    Linear layers and convolutions as PyTorch initialises them, embeddings as CLIP's. The last convolution of each
+    residual block and the last layer of each transformer start at zero, so that at first every block passes on what it
+    was given: Dhariwal & Nichol (2021) take that from earlier work, and the original code does it, too.
+    """
+    torch.manual_seed(seed)
+    networks = {name: network.to_empty(device="cpu") for name, network in build_networks(config).items()}
+    for network in networks.values():
+        for module in network.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+    for name, module in networks["unet"].named_modules():
+        if name.endswith((".conv2", ".attention.proj_out")) or name == "out.conv":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    text_encoder = networks["text_encoder"]
+    nn.init.normal_(text_encoder.token_embedding.weight, std=0.02)
+    nn.init.normal_(text_encoder.position_embedding.weight, std=0.01)
+    for network in networks.values():
+        network.requires_grad_(True).train()
+    return networks
+
+
+def autoencoder_run(
+    vae: VAE, pictures: Pictures, options: TrainingOptions, folder: Path, *, batch_size: int, seed: int
+) -> TrainingRun:
+    """Train the VAE to give pictures back."""
+    share = process_share(batch_size)
+    module = AutoencodingLoss(vae)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        device = vae.quant_conv.weight.device
+        images, _ = pictures.batch(step, batch_size, share)
+        channels, factor = vae.post_quant_conv.in_channels, 8
+        shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
+        return images.to(device), draw(seed, step, shape, 1, 0.0).noise[share].to(device)
+
+    return TrainingRun(module, batch, options, folder)
+
+
+@torch.no_grad()
+def standardise(vae: VAE, pictures: Pictures, scale: float, *, batches: int, batch_size: int) -> None:
+    """Give the latents of a trained VAE unit variance once they are scaled; its pictures stay the same."""
+    device = vae.quant_conv.weight.device
+    everything = slice(0, batch_size)
+    means = [vae.encode(pictures.batch(step, batch_size, everything)[0].to(device))[0].cpu() for step in range(batches)]
+    standardise_latents(vae, torch.cat(means).to(device), scale)
+
+
+def denoiser_run(
+    config: ModelConfig,
+    networks: dict[str, nn.Module],
+    pictures: Pictures,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    batch_size: int,
+    seed: int,
+    prompt_dropout: float = 0.1,
+    min_snr_gamma: float | None = None,
+    train_text_encoder: bool = True,
+) -> TrainingRun:
+    """Train the UNet, and the text encoder with it if it has not learned anything yet, on latents of the VAE.
+
+    prompt_dropout  share of pictures whose prompt is replaced by the empty one, so that the network also learns what
+                    guidance moves away from: Ho & Salimans (2022), algorithm 1
+    """
+    share = process_share(batch_size)
+    vae = networks["vae"].requires_grad_(False)
+    networks["text_encoder"].requires_grad_(train_text_encoder)
+    table = alphas_cumprod(config.schedule)
+    module = DenoisingLoss(
+        networks["unet"], networks["text_encoder"], table, prediction=config.prediction, min_snr_gamma=min_snr_gamma
+    )
+    device = networks["unet"].out.conv.weight.device
+    module.to(device)
+    text = config.text_encoder
+    tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        images, captions = pictures.batch(step, batch_size, share)
+        shape = (batch_size, config.vae.latent_channels, *(side // config.vae.factor for side in images.shape[-2:]))
+        draws = draw(seed, step, shape, config.schedule.timesteps, prompt_dropout)
+        with torch.no_grad():
+            mean, logvar = vae.encode(images.to(device))
+            latents = config.vae.latent_scale * sample_latents(mean, logvar, draws.latent_noise[share].to(device))
+        dropped = draws.dropped[share].tolist()
+        kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        tokens = torch.from_numpy(tokenizer(kept))
+        return latents, tokens.to(device), draws.timesteps[share].to(device), draws.noise[share].to(device)
+
+    return TrainingRun(module, batch, options, folder)
+
+
+def each_step(run: TrainingRun, every: int, action: Callable[[int], None]) -> None:
+    """Train to the end, with something done every so many steps and after the last."""
+    for row in run.run():
+        if row["step"] % every == 0 or row["step"] == run.options.steps:
+            action(row["step"])

@@ -1,0 +1,192 @@
+"""The training loop: any module whose forward pass is a loss; one process or several; resumed as if never stopped."""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sd.files import written_whole
+from sd.training.ema import AveragedWeights
+from sd.training.plots import draw_curve
+
+COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    steps: int  # updates in all, those before an interruption included
+    learning_rate: float
+    warmup: int  # steps in which the learning rate grows from 0
+    final_learning_rate: float  # reached along half a cosine; the learning rate itself for none
+    weight_decay: float
+    gradient_clip: float  # largest norm of the gradient of all parameters together
+    ema_decay: float
+    autocast: bool  # bfloat16 in the forward pass
+    save_every: int  # steps between saved states
+
+
+class Progress:
+    """One row a step, in `loss.csv` and as a curve in `loss.png`."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, **row: float) -> None:
+        self.rows.append(row)
+
+    def save(self) -> None:
+        with written_whole(self.folder / "loss.csv", force=True) as file:
+            lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in self.rows)]
+            text = "\n".join(",".join(map(str, line)) for line in lines) + "\n"
+            file.write(text.encode())
+        with written_whole(self.folder / "loss.png", force=True) as file:
+            draw_curve([(row["step"], row["loss"]) for row in self.rows]).save(file, "PNG")
+
+    def load(self, steps: int) -> None:
+        """What was written up to a step; later rows belong to steps that will be done again."""
+        path = self.folder / "loss.csv"
+        if path.exists():
+            with open(path, newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= steps]
+
+
+class TrainingRun:
+    """A module in training, with its optimiser and its averaged weights, in a folder that it can be resumed from.
+
+    module   its forward pass takes a batch and returns the loss, a scalar
+    batches  step -> the batch of this process, a tuple of tensors on the module's device; depends on the step alone
+    """
+
+    def __init__(
+        self, module: nn.Module, batches: Callable[[int], tuple[Tensor, ...]], options: TrainingOptions, folder: Path
+    ):
+        self.module, self.batches, self.options, self.folder = module, batches, options, folder
+        self.trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
+        self.optimiser = torch.optim.AdamW(
+            self.trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
+        )
+        self.ema = AveragedWeights(module, options.ema_decay)
+        self.progress = Progress(folder)
+        self.step = 0
+        self.is_first = not dist.is_initialized() or dist.get_rank() == 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "state.safetensors").exists():
+            self.load()
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to the final learning rate."""
+        options = self.options
+        if step < options.warmup:
+            return options.learning_rate * (step + 1) / options.warmup
+        share = (step - options.warmup) / max(1, options.steps - options.warmup)
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item())
+        return options.final_learning_rate + (options.learning_rate - options.final_learning_rate) * cosine
+
+    def run(self) -> Iterator[dict[str, float]]:
+        """Train to the end; yields what stands in `loss.csv` after every step."""
+        parallel = DistributedDataParallel(self.module) if dist.is_initialized() else self.module
+        device = next(iter(self.trained.values())).device
+        while self.step < self.options.steps:
+            started = time.perf_counter()
+            rate = self.learning_rate(self.step)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.options.autocast):
+                loss = parallel(*self.batches(self.step))
+            self.optimiser.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.trained.values(), self.options.gradient_clip)
+            if not norm.isfinite():
+                raise ArithmeticError(f"the gradient of step {self.step + 1} is not finite; try a lower learning rate")
+            self.optimiser.step()
+            self.ema.update(self.module)
+            self.step += 1
+            row = {
+                "step": self.step,
+                "loss": average(loss.detach()),
+                "learning_rate": rate,
+                "gradient_norm": norm.item(),
+                "seconds": round(time.perf_counter() - started, 4),
+            }
+            self.progress.add(**row)
+            if self.step % self.options.save_every == 0 or self.step == self.options.steps:
+                self.save()
+            yield row
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on. Random numbers are drawn anew at each step from its number."""
+        state = {f"weights.{name}": value for name, value in self.module.named_parameters()}
+        state |= {f"ema.{name}": value for name, value in self.ema.weights.items()}
+        for name, value in self.trained.items():
+            state |= {f"adam.{key}.{name}": moment for key, moment in self.optimiser.state[value].items()}
+        return state
+
+    def save(self) -> None:
+        if not self.is_first:
+            return
+        numbers = {"step": self.step, "ema_updates": self.ema.updates, "options": asdict(self.options)}
+        with written_whole(self.folder / "state.safetensors", force=True) as file:
+            save_file(
+                {name: value.detach().contiguous() for name, value in self.tensors().items()},
+                file.name,
+                {"training": json.dumps(numbers)},
+            )
+        self.progress.save()
+
+    @torch.no_grad()
+    def load(self) -> None:
+        """Take over a saved state. Raises ValueError where it was made with other options or another module."""
+        path = self.folder / "state.safetensors"
+        with safe_open(path, "pt") as file:
+            numbers = json.loads(file.metadata()["training"])
+            changed = {
+                name: (value, numbers["options"].get(name))
+                for name, value in asdict(self.options).items()
+                if value != numbers["options"].get(name) and name not in ("steps", "save_every")
+            }
+            if changed:
+                listed = "; ".join(f"{name} was {old}, is {new}" for name, (new, old) in changed.items())
+                raise ValueError(f"{path} was made with other options ({listed}). Use those, or another folder.")
+            for value in self.trained.values():
+                names = ("step", "exp_avg", "exp_avg_sq")
+                self.optimiser.state[value] = {
+                    name: torch.zeros(()) if name == "step" else torch.zeros_like(value) for name in names
+                }
+            state = self.tensors()
+            if set(file.keys()) != set(state):
+                raise ValueError(f"{path} belongs to another model. Use another folder.")
+            for name, value in state.items():
+                value.copy_(file.get_tensor(name))
+        self.step, self.ema.updates = numbers["step"], numbers["ema_updates"]
+        self.progress.load(self.step)
+
+
+def average(value: Tensor) -> float:
+    """The mean of a number over all processes."""
+    if dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value.item()
+
+
+def process_share(batch_size: int) -> slice:
+    """Which pictures of a global batch belong to this process."""
+    if not dist.is_initialized():
+        return slice(0, batch_size)
+    world, rank = dist.get_world_size(), dist.get_rank()
+    if batch_size % world:
+        raise ValueError(f"the batch of {batch_size} pictures cannot be divided among {world} processes")
+    share = batch_size // world
+    return slice(rank * share, (rank + 1) * share)

@@ -1,0 +1,201 @@
+"""What is in a picture of the training data: one or two coloured shapes on a background, all of it drawn by lot.
+
+A scene says everything about its picture, so a caption can be true, and a made picture can be scored. Lengths are in
+units of the picture's side, x to the right and y downwards, colours in [0, 1].
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from math import pi
+from random import Random
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+COLOURS = {
+    "red": (0.86, 0.14, 0.16),
+    "orange": (0.97, 0.52, 0.08),
+    "yellow": (0.98, 0.86, 0.18),
+    "green": (0.16, 0.62, 0.27),
+    "blue": (0.14, 0.36, 0.85),
+    "purple": (0.52, 0.20, 0.66),
+    "white": (0.95, 0.95, 0.95),
+    "black": (0.09, 0.09, 0.10),
+}
+SIZES = {"small": (0.10, 0.135), "medium": (0.18, 0.22), "large": (0.27, 0.33)}  # range of the radius
+PATTERNS = ("striped", "dotted", "checkered", "gradient")  # other than plain
+RELATIONS = ("left of", "right of", "above", "below", "inside")
+
+PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
+PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
+HOLDERS = ("circle", "square", "triangle", "heart", "diamond", "ring")  # with room for a small thing in the middle
+INNER_RADIUS, HOLDER_RADIUS = (0.10, 0.115), (0.29, 0.33)
+PALER = {"white": (0, 0.13), "black": (1, 0.16), "yellow": (1, 0.35)}  # a second shade: so far towards 0 or 1
+LARGEST_TURN = {"circle": 0.0, "ring": 0.0, "diamond": pi / 30, "star": pi / 10}  # either way; others pi / 18
+MARGIN = 0.02  # between a thing and the picture's edge, and between two things
+STRAIGHT = 0.45  # two things side by side differ in the other direction by no more than this share of their distance
+
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background:
+    colour: str
+    pattern: str  # plain or one of PATTERNS
+    rgb: Rgb
+    second_rgb: Rgb  # the pattern's other shade of the same colour
+    period: float  # of stripes, dots and checks
+    angle: float  # of stripes and gradients, in radians
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    shape: str
+    colour: str
+    size: str
+    rgb: Rgb
+    x: float  # centre
+    y: float
+    radius: float  # half the side of the square that it fits into
+    angle: float  # clockwise, in radians; so small that the shape stays what it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    background: Background
+    things: tuple[Thing, ...]  # one or two; the first lies on top of the second
+    relation: str | None  # one of RELATIONS: where the first is, seen from the second
+
+
+def is_held_out(shape: str, colour: str, background: str) -> bool:
+    """Whether training never shows this shape in this colour on this colour.
+
+    For every colour on every other colour it is one of the eight shapes: 56 of 448 combinations. Any two of the three
+    still occur together in training, with all but one at most of what could be the third.
+    """
+    names = list(COLOURS)
+    return (SHAPES.index(shape) + 3 * names.index(colour) - names.index(background)) % 8 == 0
+
+
+COMBINATIONS = tuple((shape, colour, on) for shape in SHAPES for colour in COLOURS for on in COLOURS if colour != on)
+HELD_OUT = frozenset(combination for combination in COMBINATIONS if is_held_out(*combination))
+
+
+def combinations(scene: Scene) -> set[tuple[str, str, str]]:
+    """What is seen on what: every (shape, colour, colour behind it). A thing inside another has that one behind it."""
+    found = {(thing.shape, thing.colour, scene.background.colour) for thing in scene.things}
+    if scene.relation == "inside" and scene.things[1].shape != "ring":
+        inner, outer = scene.things
+        found.add((inner.shape, inner.colour, outer.colour))
+    return found
+
+
+def sample_scene(generator: Random, *, held_out: bool = False) -> Scene:
+    """Draw a scene: three of five have one thing, the others two.
+
+    held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
+    """
+    background = sample_background(generator)
+    choices = things_on(background.colour, held_out)
+    if generator.random() < 0.6:
+        shape, colour = generator.choice(choices)
+        size = generator.choice(list(SIZES))
+        radius = generator.uniform(*SIZES[size])
+        x, y = place(generator, radius), place(generator, radius)
+        thing = sample_thing(generator, shape, colour, size, x, y, radius)
+        return Scene(background=background, things=(thing,), relation=None)
+
+    relation = generator.choice(RELATIONS)
+    if relation == "inside":
+        things = sample_inside(generator, choices, held_out)
+    else:
+        things = sample_beside(generator, choices, relation)
+    return Scene(background=background, things=things, relation=relation)
+
+
+@cache
+def things_on(background: str, held_out: bool) -> list[tuple[str, str]]:
+    """The (shape, colour) that may stand on a background."""
+    chosen = [combination for combination in COMBINATIONS if (combination in HELD_OUT) == held_out]
+    return [(shape, colour) for shape, colour, on in chosen if on == background]
+
+
+def place(generator: Random, radius: float) -> float:
+    """One coordinate of a thing that stands alone: often near the middle, else anywhere."""
+    if generator.random() < 0.3:
+        return generator.uniform(0.46, 0.54)
+    return generator.uniform(MARGIN + radius, 1 - MARGIN - radius)
+
+
+def sample_inside(generator: Random, choices: list[tuple[str, str]], held_out: bool) -> tuple[Thing, Thing]:
+    """A small thing in the middle of a large one of another colour."""
+    holder, behind = generator.choice([(shape, colour) for shape, colour in choices if shape in HOLDERS])
+    shape, colour = generator.choice(
+        [
+            (shape, colour)
+            for shape, colour in choices
+            if colour != behind and (held_out or holder == "ring" or (shape, colour, behind) not in HELD_OUT)
+        ]
+    )
+    radius = generator.uniform(*HOLDER_RADIUS)
+    x, y = place(generator, radius), place(generator, radius)
+    outer = sample_thing(generator, holder, behind, "large", x, y, radius)
+    return sample_thing(generator, shape, colour, "small", x, y, generator.uniform(*INNER_RADIUS)), outer
+
+
+def sample_beside(generator: Random, choices: list[tuple[str, str]], relation: str) -> tuple[Thing, Thing]:
+    """Two different things next to each other, without overlap and in a clear direction."""
+    first = generator.choice(choices)
+    second = generator.choice([choice for choice in choices if choice != first])
+    sizes = generator.choice(PAIRS_OF_SIZES)
+    radii = [generator.uniform(*SIZES[size]) for size in sizes]
+
+    # along the relation's axis: edge, first, gap, second, edge
+    free = 1 - 2 * MARGIN - 2 * sum(radii)
+    gap = generator.uniform(MARGIN, free)
+    start = MARGIN + generator.uniform(0, free - gap)
+    near, far = start + radii[0], start + 2 * radii[0] + gap + radii[1]
+    # across it: the larger one anywhere, the smaller one about level with it
+    larger, smaller = max(radii), min(radii)
+    reach = STRAIGHT * (far - near)
+    level = generator.uniform(MARGIN + larger, 1 - MARGIN - larger)
+    across = [
+        level,
+        generator.uniform(max(level - reach, MARGIN + smaller), min(level + reach, 1 - MARGIN - smaller)),
+    ]
+    if radii[0] < radii[1]:
+        across.reverse()
+    if relation in ("right of", "below"):
+        near, far = 1 - near, 1 - far
+    places = zip((near, far), across, strict=True)
+    if relation in ("above", "below"):
+        places = ((x, y) for y, x in places)
+    one, two = (
+        sample_thing(generator, *what, size, x, y, radius)
+        for what, size, radius, (x, y) in zip((first, second), sizes, radii, places, strict=True)
+    )
+    return one, two
+
+
+def sample_thing(generator: Random, shape: str, colour: str, size: str, x: float, y: float, radius: float) -> Thing:
+    turn = LARGEST_TURN.get(shape, pi / 18)
+    angle = generator.uniform(-turn, turn)
+    rgb = vary(generator, COLOURS[colour])
+    return Thing(shape=shape, colour=colour, size=size, rgb=rgb, x=x, y=y, radius=radius, angle=angle)
+
+
+def sample_background(generator: Random) -> Background:
+    colour = generator.choice(list(COLOURS))
+    pattern = generator.choice(PATTERNS) if generator.random() < 0.4 else "plain"
+    rgb = vary(generator, COLOURS[colour])
+    end, share = PALER.get(colour, (1, 0.2))
+    second = tuple(channel + share * (end - channel) for channel in rgb)
+    if pattern != "plain" and generator.random() < 0.5:
+        rgb, second = second, rgb
+    period = generator.uniform(0.12, 0.22)
+    angle = generator.choice(range(8)) * pi / 4 + generator.uniform(-pi / 24, pi / 24)
+    return Background(colour=colour, pattern=pattern, rgb=rgb, second_rgb=second, period=period, angle=angle)
+
+
+def vary(generator: Random, rgb: Rgb) -> Rgb:
+    """A shade of a colour that one would call by the same name."""
+    lighter = generator.uniform(-0.03, 0.03)
+    return tuple(min(max(channel + lighter + generator.uniform(-0.02, 0.02), 0.0), 1.0) for channel in rgb)
