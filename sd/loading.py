@@ -95,11 +95,12 @@ def read_parameters(
         record = records[name]
         file.verify(record)
         stored = as_tensor(file, record)
+        fits = in_range(stored, dtype)
         layout = memory_format(stored)
         used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
         if used.data_ptr() != stored.data_ptr():
             release(record)
-        return used, in_range(stored, dtype)
+        return used, fits
 
     # Large ones first: what is held beside the finished tensors is then smallest when most of them are finished.
     order = sorted(records, key=lambda name: -records[name].nbytes)
