@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -124,13 +124,8 @@ def _in_layout(checkpoint: Checkpoint, layout: str) -> dict[str, TensorRecord]:
     named = {}
     for ours, record in checkpoint.tensors.items():
         name, axes = checkpoint.names[ours]
-        named[name] = TensorRecord(
-            dtype=record.dtype,
-            shape=record.shape + (1,) * axes,
-            stride=record.stride + (1,) * axes,
-            storage=record.storage,
-            offset=record.offset,
-        )
+        unit = (1,) * axes
+        named[name] = replace(record, shape=record.shape + unit, stride=record.stride + unit)
     return named
 
 

@@ -23,9 +23,9 @@ from torch import Tensor
 from convert.original_file import original_state_dict, write_original
 from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
 from sd.networks import build_networks, parameter_shapes
+from sd.runtime import PRECISIONS
 
 FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT)}
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def tiny(config: ModelConfig) -> ModelConfig:

@@ -90,10 +90,8 @@ class StableDiffusion:
         NonFiniteError where a network fails.
         """
         common = batch[0]
-        for settings in batch:
-            same = replace(settings, prompt=common.prompt, negative_prompt=common.negative_prompt, seed=common.seed)
-            if same != common:
-                raise ValueError("the pictures of a batch may differ in prompts and seeds only")
+        if not all(settings.goes_with(common) for settings in batch):
+            raise ValueError("the pictures of a batch may differ in prompts and seeds only")
         channels = self.config.vae.latent_channels
         if self.config.unet.in_channels != channels:
             raise ValueError(

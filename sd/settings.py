@@ -3,7 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from sd import __version__
 
@@ -93,6 +93,10 @@ class Settings:
         check("eta", not self.eta or self.sampler == "ddim", f"does nothing: {self.sampler} has no such setting.")
         check("guidance_scale", abs(self.guidance_scale) <= 1000, "is out of range: -1000 to 1000.")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+
+    def goes_with(self, other: "Settings") -> bool:
+        """Whether the two pictures can be made in one batch: they differ in prompts and seeds only."""
+        return self == replace(other, prompt=self.prompt, negative_prompt=self.negative_prompt, seed=self.seed)
 
     def to_dict(self) -> dict:
         return asdict(self)

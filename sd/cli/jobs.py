@@ -108,10 +108,7 @@ def group(jobs: Sequence[Settings], batch_size: int) -> Iterator[list[Settings]]
     """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time."""
     batch: list[Settings] = []
     for job in jobs:
-        alike = batch and job == replace(
-            batch[0], prompt=job.prompt, negative_prompt=job.negative_prompt, seed=job.seed
-        )
-        if batch and (not alike or len(batch) == batch_size):
+        if batch and (not job.goes_with(batch[0]) or len(batch) == batch_size):
             yield batch
             batch = []
         batch.append(job)

@@ -61,7 +61,7 @@ def autoencoder_run(
     def batch(step: int) -> tuple[Tensor, Tensor]:
         device = vae.quant_conv.weight.device
         images, _ = pictures.batch(step, batch_size, share)
-        channels, factor = vae.post_quant_conv.in_channels, 8
+        channels, factor = vae.post_quant_conv.in_channels, 2 ** (len(vae.encoder.down) - 1)
         shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
         return images.to(device), draw(seed, step, shape, 1, 0.0).noise[share].to(device)
 
