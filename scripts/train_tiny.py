@@ -29,6 +29,7 @@ from sd.settings import Settings
 from sd.tokenizer import Tokenizer
 from sd.training.captions import plain_caption
 from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
+from sd.training.latents import EncodedOnce, encode_all
 from sd.training.loop import TrainingOptions
 from sd.training.shapes import ShapesDataset
 
@@ -48,8 +49,8 @@ def options(args: argparse.Namespace, steps: int, learning_rate: float) -> Train
     return TrainingOptions(
         steps=steps,
         learning_rate=learning_rate,
-        warmup=min(500, steps // 10),
-        final_learning_rate=learning_rate / 10,
+        warmup=min(240, steps // 4),
+        final_learning_rate=learning_rate / 20,
         weight_decay=0.01,
         gradient_clip=1.0,
         ema_decay=0.999,
@@ -66,14 +67,13 @@ def train_autoencoder(args, config: ModelConfig, networks: dict, pictures: Shape
         run = autoencoder_run(
             vae,
             pictures,
-            options(args, args.vae_steps, 5e-4),
+            options(args, args.vae_steps, 1e-3),
             args.folder / "vae",
-            batch_size=args.batch_size,
+            batch_size=args.vae_batch_size,
             seed=args.seed,
         )
 
         def show(step: int) -> None:
-            bar.update(step - bar.n)
             if first:
                 images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
                 with torch.no_grad():
@@ -82,7 +82,7 @@ def train_autoencoder(args, config: ModelConfig, networks: dict, pictures: Shape
                 save_sheet(run.folder / f"samples-{step:06}.png", torch.stack(rows))
 
         with tqdm(desc="autoencoder", total=args.vae_steps, initial=run.step, disable=not first) as bar:
-            each_step(run, args.sample_every, show)
+            each_step(run, args.sample_every, show, bar.update)
         if first:
             with run.ema.applied(run.module):
                 standardise(vae, pictures, config.vae.latent_scale, batches=8, batch_size=args.batch_size)
@@ -95,10 +95,17 @@ def train_autoencoder(args, config: ModelConfig, networks: dict, pictures: Shape
 
 def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> None:
     """Train the UNet and the text encoder, and write the model."""
+    vae = networks["vae"].requires_grad_(False)
+    latents = args.folder / "latents.safetensors"
+    if first and not latents.exists():
+        with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
+            encode_all(vae, pictures, args.pictures, latents, batch_size=args.batch_size, on_batch=bar.update)
+    if dist.is_initialized():
+        dist.barrier()
     run = denoiser_run(
         config,
         networks,
-        pictures,
+        EncodedOnce(latents, pictures.recaption, args.seed),
         options(args, args.steps, 1e-3),
         args.folder / "denoiser",
         batch_size=args.batch_size,
@@ -112,7 +119,6 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
     prompts = [plain_caption(held_out.describe(number)[0]) for number in range(16)]
 
     def show(step: int) -> None:
-        bar.update(step - bar.n)
         if not first:
             return
         batch = [
@@ -127,7 +133,7 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
     if first:
         (run.folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     with tqdm(desc="denoiser", total=args.steps, initial=run.step, disable=not first) as bar:
-        each_step(run, args.sample_every, show)
+        each_step(run, args.sample_every, show, bar.update)
 
 
 def save_sheet(path: Path, images: torch.Tensor) -> None:
@@ -142,8 +148,10 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where everything is written to")
     add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
-    add("--vae-steps", type=int, default=8_000, help="(default: %(default)s)")
-    add("--steps", type=int, default=60_000, help="of the UNet and the text encoder (default: %(default)s)")
+    add("--vae-steps", type=int, default=2_400, help="of the autoencoder (default: %(default)s)")
+    add("--vae-batch-size", type=int, default=16, help="(default: %(default)s)")
+    add("--pictures", type=int, default=64_000, help="that the UNet sees, in ever other words (default: %(default)s)")
+    add("--steps", type=int, default=12_000, help="of the UNet and the text encoder (default: %(default)s)")
     add("--batch-size", type=int, default=64, help="of all processes together (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sd.config import SD_V1
 from sd.training.jobs import denoiser_run, fresh_networks
+from sd.training.latents import EncodedAsTheyCome
 from sd.training.loop import TrainingOptions
 
 CONFIG = replace(
@@ -50,7 +51,8 @@ def options(steps: int) -> TrainingOptions:
 
 def run(folder: Path, steps: int, batch_size: int = 4):
     networks = fresh_networks(CONFIG, seed=0)
-    return denoiser_run(CONFIG, networks, RandomPictures(), options(steps), folder, batch_size=batch_size, seed=1)
+    encoded = EncodedAsTheyCome(networks["vae"], RandomPictures())
+    return denoiser_run(CONFIG, networks, encoded, options(steps), folder, batch_size=batch_size, seed=1)
 
 
 if __name__ == "__main__":

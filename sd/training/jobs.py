@@ -5,7 +5,6 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +13,10 @@ from sd.config import ModelConfig
 from sd.networks import build_networks
 from sd.schedule import alphas_cumprod
 from sd.tokenizer import Tokenizer
+from sd.training.latents import EncodedAsTheyCome, EncodedOnce, Pictures
 from sd.training.loop import TrainingOptions, TrainingRun, process_share
 from sd.training.losses import AutoencodingLoss, DenoisingLoss, draw, standardise_latents
 from sd.vae import VAE, sample_latents
-
-
-class Pictures(Protocol):
-    """Training pictures, by number; the same number always gives the same ones."""
-
-    def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
-        """(b, 3, H, W) in [-1, 1] and their captions: a process's share of the pictures of one global batch."""
 
 
 def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
@@ -31,7 +24,9 @@ def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
 
     Linear layers and convolutions as PyTorch initialises them, embeddings as CLIP's. The last convolution of each
     residual block and the last layer of each transformer start at zero, so that at first every block passes on what it
-    was given: Dhariwal & Nichol (2021) take that from earlier work, and the original code does it, too.
+    was given: Dhariwal & Nichol (2021) take that from earlier work, and the original code does it, too, in the UNet.
+    In the VAE it matters as much: 100 steps then bring the loss of the small model to 0.50, without it to 0.83. There,
+    the latents' noise starts small, so that the decoder sees something from the first step on.
     """
     torch.manual_seed(seed)
     networks = {name: network.to_empty(device="cpu") for name, network in build_networks(config).items()}
@@ -39,10 +34,16 @@ def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
         for module in network.modules():
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
-    for name, module in networks["unet"].named_modules():
-        if name.endswith((".conv2", ".attention.proj_out")) or name == "out.conv":
-            nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+    for network in (networks["unet"], networks["vae"]):
+        for name, module in network.named_modules():
+            if name.endswith((".conv2", ".attention.proj_out")) or name == "out.conv":
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+    moments = networks["vae"].quant_conv
+    logvar = slice(moments.out_channels // 2, None)
+    with torch.no_grad():
+        moments.weight[logvar] *= 0.1
+        moments.bias[logvar] -= 6
     text_encoder = networks["text_encoder"]
     nn.init.normal_(text_encoder.token_embedding.weight, std=0.02)
     nn.init.normal_(text_encoder.position_embedding.weight, std=0.01)
@@ -80,7 +81,7 @@ def standardise(vae: VAE, pictures: Pictures, scale: float, *, batches: int, bat
 def denoiser_run(
     config: ModelConfig,
     networks: dict[str, nn.Module],
-    pictures: Pictures,
+    encoded: EncodedAsTheyCome | EncodedOnce,
     options: TrainingOptions,
     folder: Path,
     *,
@@ -96,7 +97,6 @@ def denoiser_run(
                     guidance moves away from: Ho & Salimans (2022), algorithm 1
     """
     share = process_share(batch_size)
-    vae = networks["vae"].requires_grad_(False)
     networks["text_encoder"].requires_grad_(train_text_encoder)
     table = alphas_cumprod(config.schedule)
     module = DenoisingLoss(
@@ -108,12 +108,10 @@ def denoiser_run(
     tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        images, captions = pictures.batch(step, batch_size, share)
-        shape = (batch_size, config.vae.latent_channels, *(side // config.vae.factor for side in images.shape[-2:]))
-        draws = draw(seed, step, shape, config.schedule.timesteps, prompt_dropout)
-        with torch.no_grad():
-            mean, logvar = vae.encode(images.to(device))
-            latents = config.vae.latent_scale * sample_latents(mean, logvar, draws.latent_noise[share].to(device))
+        mean, logvar, captions = encoded.batch(step, batch_size, share)
+        draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout)
+        latent_noise = draws.latent_noise[share].to(device)
+        latents = config.vae.latent_scale * sample_latents(mean.to(device), logvar.to(device), latent_noise)
         dropped = draws.dropped[share].tolist()
         kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         tokens = torch.from_numpy(tokenizer(kept))
@@ -122,8 +120,12 @@ def denoiser_run(
     return TrainingRun(module, batch, options, folder)
 
 
-def each_step(run: TrainingRun, every: int, action: Callable[[int], None]) -> None:
-    """Train to the end, with something done every so many steps and after the last."""
+def each_step(run: TrainingRun, every: int, action: Callable[[int], None], on_step: Callable[[], object]) -> None:
+    """Train to the end, with something done every so many steps and after the last.
+
+    on_step  called after every step
+    """
     for row in run.run():
+        on_step()
         if row["step"] % every == 0 or row["step"] == run.options.steps:
             action(row["step"])

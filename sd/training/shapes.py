@@ -190,6 +190,11 @@ class ShapesDataset:
         scene = sample_scene(generator, held_out=self.held_out)
         return scene, caption(scene, generator)
 
+    def recaption(self, number: int, time: int) -> str:
+        """Other words for the same picture; the first time, those of `describe`."""
+        scene, words = self.describe(number)
+        return caption(scene, Random(f"caption {self.seed} {number} {time}")) if time else words
+
     def batch(self, step: int, batch_size: int, share: slice = slice(None)) -> tuple[Tensor, list[str]]:
         """Pictures step * batch_size up to (step + 1) * batch_size, or the share of one process in them.
 

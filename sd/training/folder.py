@@ -1,0 +1,86 @@
+"""Training pictures from a folder, with their captions: for fine-tuning.
+
+photos/cat.jpg  photos/cat.txt            a caption beside each picture, or
+photos/metadata.jsonl                     {"file_name": "cat.jpg", "text": "a cat"} a line, for all of them
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+class PictureFolder:
+    """The pictures of a folder, each cut to a square of `size` pixels from its middle; in a new order every round.
+
+    Raises ValueError where there are none, where one has no caption, or where one cannot be read.
+    """
+
+    def __init__(self, folder: Path, size: int, seed: int = 0):
+        self.folder, self.size, self.seed = folder, size, seed
+        self.captions = read_captions(folder)
+        self.names = sorted(self.captions)
+        for name in self.names:
+            self.open(name, only_check=True)
+
+    def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
+        """(b, 3, size, size) in [-1, 1] and the captions: a process's share of one global batch."""
+        names = [self.name(number) for number in range(step * batch_size, (step + 1) * batch_size)[share]]
+        return torch.stack([self.open(name) for name in names]), [self.captions[name] for name in names]
+
+    def name(self, number: int) -> str:
+        """Which picture is the one of this number: every round shows each picture once."""
+        now, place = divmod(number, len(self.names))
+        generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
+        return self.names[torch.randperm(len(self.names), generator=generator)[place]]
+
+    def open(self, name: str, *, only_check: bool = False) -> Tensor | None:
+        """(3, size, size) in [-1, 1]; shrunk or enlarged so that its shorter side fits, then cut."""
+        try:
+            with Image.open(self.folder / name) as picture:
+                if only_check:
+                    return picture.verify()
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f"{self.folder / name} cannot be read as a picture: {error}. Remove or replace it."
+            ) from None
+        square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """File name -> caption."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder. Give one with pictures and their captions.")
+    listed = folder / "metadata.jsonl"
+    if listed.exists():
+        captions = {}
+        for number, line in enumerate(listed.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = json.loads(line)
+                captions[row["file_name"]] = str(row["text"])
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f'{listed}, line {number}: expected {{"file_name": "cat.jpg", "text": "a cat"}}, got {line[:80]!r}.'
+                ) from None
+        missing = [name for name in captions if not (folder / name).is_file()]
+        if missing:
+            raise ValueError(f"{listed} names {len(missing)} files that are not there, {missing[0]!r} among them.")
+    else:
+        pictures = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+        bare = sorted(path.name for path in pictures if not path.with_suffix(".txt").exists())
+        if bare:
+            raise ValueError(
+                f"{len(bare)} of {len(pictures)} pictures in {folder} have no caption, {bare[0]!r} among them. "
+                "Put it into a .txt file of the same name, or all into metadata.jsonl."
+            )
+        captions = {path.name: path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in pictures}
+    if not captions:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+    return captions

@@ -1,0 +1,83 @@
+"""Latents to train the UNet on: encoded as the pictures come, or all of them once, beforehand.
+
+Encoding a batch takes about as long as a training step on it, so what is shown often is better encoded once.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sd.files import written_whole
+from sd.vae import VAE
+
+
+class Pictures(Protocol):
+    """Training pictures, by number; the same number always gives the same ones."""
+
+    def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
+        """(b, 3, H, W) in [-1, 1] and their captions: a process's share of the pictures of one global batch."""
+
+
+class Encoded(NamedTuple):
+    """What the VAE's encoder says of pictures, and their captions."""
+
+    mean: Tensor  # (b, 4, H/8, W/8), unscaled
+    logvar: Tensor  # the same
+    captions: list[str]
+
+
+class EncodedAsTheyCome:
+    """Every batch is drawn and encoded anew: for pictures without end."""
+
+    def __init__(self, vae: VAE, pictures: Pictures):
+        self.vae, self.pictures = vae, pictures
+
+    @torch.no_grad()
+    def batch(self, step: int, batch_size: int, share: slice) -> Encoded:
+        images, captions = self.pictures.batch(step, batch_size, share)
+        return Encoded(*self.vae.encode(images.to(self.vae.quant_conv.weight.device)), captions)
+
+
+class EncodedOnce:
+    """A fixed number of encoded pictures, shown in a new order in every round.
+
+    caption  (number, round) -> what the picture's caption is this time
+    """
+
+    def __init__(self, path: Path, caption: Callable[[int, int], str], seed: int):
+        self.moments = load_file(path)
+        self.caption, self.seed = caption, seed
+        self.order: tuple[int, list[int]] = (-1, [])  # of the round at hand
+
+    def batch(self, step: int, batch_size: int, share: slice) -> Encoded:
+        count = len(self.moments["mean"])
+        now, place = divmod(step, count // batch_size)
+        if self.order[0] != now:
+            generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
+            self.order = now, torch.randperm(count, generator=generator).tolist()
+        numbers = self.order[1][place * batch_size : (place + 1) * batch_size][share]
+        mean, logvar = (self.moments[name][numbers] for name in ("mean", "logvar"))
+        return Encoded(mean, logvar, [self.caption(number, now) for number in numbers])
+
+
+@torch.no_grad()
+def encode_all(
+    vae: VAE, pictures: Pictures, count: int, path: Path, *, batch_size: int, on_batch: Callable[[int], object]
+) -> None:
+    """Encode the first `count` pictures, a multiple of the batch size, and write the moments to a file.
+
+    on_batch  called with the number of pictures after every batch
+    """
+    means, logvars = [], []
+    for step in range(count // batch_size):
+        images, _ = pictures.batch(step, batch_size, slice(0, batch_size))
+        mean, logvar = vae.encode(images.to(vae.quant_conv.weight.device))
+        means.append(mean.cpu())
+        logvars.append(logvar.cpu())
+        on_batch(batch_size)
+    with written_whole(path, force=True) as file:
+        save_file({"mean": torch.cat(means).contiguous(), "logvar": torch.cat(logvars).contiguous()}, file.name)

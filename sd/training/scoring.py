@@ -1,0 +1,87 @@
+"""How well a model that was trained on drawn shapes follows prompts that it has never seen.
+
+The prompts ask for combinations that were held out of training; the pictures are measured by `analysis.py`, which does
+not know how the training pictures were drawn.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from sd.training.analysis import RELATIONS, Verdict, Wanted, analyse, follows
+from sd.training.captions import plain_caption, with_article
+from sd.training.scenes import COMBINATIONS, HELD_OUT
+from sd.training.shapes import ShapesDataset
+
+MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, colour, shape, relation, all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt, the seed of its picture, and what must be seen on it."""
+
+    prompt: str
+    seed: int
+    wanted: Wanted
+
+
+def one_thing(repeats: int) -> list[Request]:
+    """Every held-out combination, `repeats` times with other seeds: "a red circle on a blue background"."""
+    combinations = [each for each in COMBINATIONS if each in HELD_OUT] * repeats
+    return [
+        Request(
+            prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
+            seed=seed,
+            wanted=Wanted(background=behind, things=((shape, colour),)),
+        )
+        for seed, (shape, colour, behind) in enumerate(combinations)
+    ]
+
+
+def two_things(each: int) -> list[Request]:
+    """Held-out things of two colours in a relation, `each` of every relation: "a red circle above a white star …"."""
+    left = dict.fromkeys(RELATIONS, each)
+    scenes = ShapesDataset(seed=1, size=0, held_out=True)
+    requests = []
+    number = 0
+    while any(left.values()):
+        scene, _ = scenes.describe(number)
+        number += 1
+        first, second = (*scene.things, *scene.things)[:2]
+        if not left.get(scene.relation) or first.colour == second.colour:
+            continue
+        left[scene.relation] -= 1
+        wanted = Wanted(
+            background=scene.background.colour,
+            things=tuple((thing.shape, thing.colour) for thing in scene.things),
+            relation=scene.relation,
+        )
+        requests.append(Request(prompt=plain_caption(scene), seed=1000 + len(requests), wanted=wanted))
+    return requests
+
+
+def verdicts(pictures: Sequence[Image.Image], requests: Sequence[Request]) -> Iterator[Verdict]:
+    for picture, request in zip(pictures, requests, strict=True):
+        yield follows(analyse(np.asarray(picture.convert("RGB"))), request.wanted)
+
+
+def shares(judged: Sequence[Verdict]) -> dict[str, float]:
+    """The share of pictures, from 0 to 1, that are right in each measure; the relation where there is one."""
+    found = {}
+    for measure in MEASURES:
+        values = [getattr(verdict, measure) for verdict in judged if getattr(verdict, measure) is not None]
+        if values:
+            found[measure] = sum(values) / len(values)
+    return found
+
+
+@torch.no_grad()
+def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
+    """Give every word the vector of another one: what is then still right is right by chance."""
+    table = text_encoder.token_embedding.weight
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
+    table.copy_(table[order.to(table.device)])

@@ -1,0 +1,75 @@
+"""The training scripts from end to end, for two steps: from nothing to a model file, and from there on."""
+
+import csv
+import json
+
+import finetune
+import pytest
+import score_tiny
+import torch
+import train_tiny
+from PIL import Image
+
+import sd
+
+SHORT = ["--size", "64", "--vae-steps", "2", "--vae-batch-size", "2", "--pictures", "8", "--steps", "2"]
+SHORT += ["--batch-size", "4", "--sample-every", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _gradients():
+    with torch.enable_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    with torch.enable_grad():
+        train_tiny.main([str(folder), *SHORT])
+    return folder
+
+
+def test_a_model_is_trained_from_scratch_and_loads(trained):
+    model = sd.load(trained / "model.ckpt")
+    assert (model.config.family, model.config.native_size, model.config.unet.width) == ("sd-v1", 64, 32)
+    assert (trained / "model.ckpt").stat().st_size < 40e6
+    for part in ("vae", "denoiser"):
+        with open(trained / part / "loss.csv", newline="") as file:
+            assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
+        assert Image.open(trained / part / "samples-000002.png").width >= 256
+
+
+def test_what_was_done_is_not_done_again(trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*") if path.name != "prompts.txt"}
+    train_tiny.main([str(trained), *SHORT])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_trained_model_is_trained_further_on_a_folder(trained, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 0, 0)).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"shade {number}")
+    arguments = ["--steps", "2", "--batch-size", "2", "--learning-rate", "1e-3", "--ema-decay", "0.5", "--half"]
+    finetune.main([str(trained / "model.ckpt"), str(photos), str(tmp_path / "run"), *arguments])
+    start = sd.load(trained / "model.ckpt", precision="fp32")
+    own, averaged = (
+        sd.load(tmp_path / "run" / "model.ckpt", precision="fp32", weights=which) for which in ("model", "ema")
+    )
+    weights = [model.unet.out.conv.weight for model in (start, averaged, own)]
+    distances = [(weight - weights[0]).norm().item() for weight in weights]
+    assert 0 < distances[1] < distances[2]
+    assert torch.equal(start.text_encoder.final_norm.weight, own.text_encoder.final_norm.weight)
+    assert torch.equal(start.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
+
+
+def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys):
+    arguments = ["--model", str(trained / "model.ckpt"), "--repeats", "1", "--relations", "0", "--plain"]
+    score_tiny.main([str(tmp_path / "scores"), *arguments])
+    (row,) = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert (row["prompts"], row["pictures"]) == ("one thing", 56)
+    assert row["right"]["all"] < 0.2
+    assert "| one thing | guidance 7.5 | 56 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "scores" / "one-thing.png").width == 16 * 68
