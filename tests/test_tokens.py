@@ -1,8 +1,10 @@
 """`sd tokens`: what it prints."""
 
 import json
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,14 @@ def test_the_strip_has_tokens_ids_and_weights_below_one_another(tokens):
         ],
         "",
     )
+
+
+def test_the_example_in_the_documentation_is_what_is_printed(tokens):
+    page = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    command, *printed = page.split("```console\n")[1].split("```")[0].splitlines()
+    name, verb, prompt = shlex.split(command.removeprefix("$ "))
+    assert (name, verb) == ("sd", "tokens")
+    assert tokens(prompt)[1] == printed
 
 
 def test_weights_have_no_row_where_there_are_none(tokens):
