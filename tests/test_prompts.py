@@ -298,3 +298,6 @@ def test_deep_and_long_prompts_are_read():
     assert timeline(deep, 2) == ("", "a")
     assert pieces("[" * 5000 + "a" + "]" * 5000) == [("a", 0)]  # to nine digits
     assert pieces("a, " * 20_000) == [("a, " * 20_000, 1)]
+    digits = "9" * 50_000  # quadratic time would be minutes
+    assert timeline(f"[a:b:{digits}]", 2) == ("a", "a")
+    assert pieces(f"a:{digits}") == [(f"a:{digits}", 1)]
