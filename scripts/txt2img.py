@@ -59,6 +59,7 @@ def translated(argv: list[str] | None = None) -> list[str]:
         source = [f"--from-file={args.from_file}", "--count", str(args.n_iter)]
     else:
         source = [f"--prompt={args.prompt}", "--count", str(args.n_iter), "--batch-size", str(args.n_samples)]
+    source.append("--plain-prompts")  # the original knows no weights
     grid = ["--grid", "--grid-columns", str(args.n_rows or args.n_samples)]
     return [
         "txt2img",

@@ -23,7 +23,7 @@ def guide(eps: Tensor, eps_negative: Tensor, guidance_scale: float) -> Tensor:
 
 
 class Denoiser:
-    """Predicts the noise in x_t for fixed prompts: what every sampler calls.
+    """Predicts the noise in x_t for the prompts of a batch: what every sampler calls.
 
     unet              a callable (x_t, timestep, context) -> prediction
     prediction        what it predicts: "eps" or "v"
@@ -49,6 +49,10 @@ class Denoiser:
         self.unet, self.prediction, self.table = unet, prediction, table.double()
         self.guidance_scale = guidance_scale
         self.guided = guidance_scale != 1
+        self.set_context(context, negative_context)
+
+    def set_context(self, context: Tensor, negative_context: Tensor | None = None) -> None:
+        """Go on with other prompts, between two steps."""
         self.context = torch.cat([negative_context, context]) if self.guided else context
 
     def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:

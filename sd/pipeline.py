@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from sd import __version__
+from sd.chunks import chunks_of, empty_chunk
+from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig
 from sd.denoiser import Denoiser
 from sd.image import to_images
@@ -22,7 +24,7 @@ from sd.noise import PictureNoise
 from sd.runtime import precision_name
 from sd.samplers import SAMPLERS
 from sd.schedule import alphas_cumprod, sampling_steps
-from sd.settings import Settings
+from sd.settings import SettingError, Settings
 from sd.text_encoder import TextEncoder
 from sd.tokenizer import Tokenizer
 from sd.unet import UNet
@@ -73,12 +75,43 @@ class StableDiffusion:
         return {part: next(getattr(self, part).parameters()).dtype for part in ("text_encoder", "unet", "vae")}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """B prompts -> context (B, 77, D). A prompt that occurs twice is encoded once."""
-        distinct = list(dict.fromkeys(prompts))
-        context = self.text_encoder(self.tokenizer(distinct))
+    def encode_prompts(
+        self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
+    ) -> Tensor:
+        """B prompts -> context (B, 77 * N, D): N chunks for each, at least `chunks`, the last ones empty if need be.
+
+        prompts    as they stand at one step: weights and BREAK are read, unless they are plain; `sd.prompts.timeline`
+                   gives the texts of a prompt that changes
+        clip_skip  1: the text encoder's last layer; 2: the one before it
+        """
+        layers = len(self.text_encoder.layers)
+        if clip_skip > layers:
+            raise SettingError("clip_skip", f"{clip_skip} is out of range: this text encoder has {layers} layers.")
+        rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
+        longest = max(chunks, *map(len, rows))
+        rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
+        context = encode_chunks(self.text_encoder, rows, skip_layers=clip_skip - 1)
         self._check("text_encoder", context)
-        return context[[distinct.index(prompt) for prompt in prompts]]
+        return context
+
+    def chunk_count(self, settings: Settings) -> int:
+        """How many chunks a picture's prompts take: as many as the longest text that one of them is at any step.
+
+        Only pictures of the same number go together in a batch, since one more empty chunk changes a picture.
+        """
+        texts = {text for line in settings.texts_by_step() for text in line}
+        return max(len(chunks_of(text, self.tokenizer, plain=settings.plain_prompts)) for text in texts)
+
+    def _contexts(self, batch: Sequence[Settings]) -> list[ContextByStep]:
+        """The context of the prompts and, with guidance, that of the negative prompts."""
+        common = batch[0]
+        options = {"plain": common.plain_prompts, "clip_skip": common.clip_skip, "chunks": self.chunk_count(common)}
+        contexts = []
+        for lines in zip(*(settings.texts_by_step() for settings in batch), strict=True):
+            texts = list(dict.fromkeys(text for line in lines for text in line))
+            rows = [tuple(texts.index(text) for text in now) for now in zip(*lines, strict=True)]
+            contexts.append(ContextByStep(self.encode_prompts(texts, **options).to(self.dtypes["unet"]), rows))
+        return contexts
 
     @torch.no_grad()
     def sample(self, batch: Sequence[Settings]) -> Iterator[Tensor]:
@@ -92,19 +125,23 @@ class StableDiffusion:
         common = batch[0]
         if not all(settings.goes_with(common) for settings in batch):
             raise ValueError("the pictures of a batch may differ in prompts and seeds only")
+        if len({self.chunk_count(settings) for settings in batch}) > 1:
+            raise ValueError("the prompts of a batch must have the same number of chunks")
         channels = self.config.vae.latent_channels
         if self.config.unet.in_channels != channels:
             raise ValueError(
                 f"text to picture needs a model whose UNet takes the {channels} latent channels, "
                 f"this one ({self.config.family}) takes {self.config.unet.in_channels}"
             )
-        dtype = self.dtypes["unet"]
-        context = self.encode_prompts([settings.prompt for settings in batch]).to(dtype)
-        negative = None
-        if common.guidance_scale != 1:
-            negative = self.encode_prompts([settings.negative_prompt for settings in batch]).to(dtype)
+        contexts = self._contexts(batch)
         table = alphas_cumprod(self.config.schedule)
-        denoiser = Denoiser(self.unet, self.config.prediction, table, context, negative, common.guidance_scale)
+        denoiser = Denoiser(
+            self.unet,
+            self.config.prediction,
+            table,
+            *(context(0) for context in contexts),
+            guidance_scale=common.guidance_scale,
+        )
         # The original ends its DDIM at the first entry of the table, everything else ends without noise.
         final_alpha = "first" if (common.sampler, common.spacing) == ("ddim", "leading") else "one"
         steps = sampling_steps(table, common.steps, spacing=common.spacing, final_alpha=final_alpha)
@@ -114,11 +151,12 @@ class StableDiffusion:
         )
         options = {"eta": common.eta} if common.sampler == "ddim" else {}
         sampler = SAMPLERS[common.sampler]
-        for latents in sampler(
-            denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options
-        ):
+        done = sampler(denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options)
+        for step, latents in enumerate(done, 1):
             self._check("unet", latents)
             yield latents
+            if step < len(steps) and any(context.changes(step) for context in contexts):
+                denoiser.set_context(*(context(step) for context in contexts))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> list[Image.Image]:

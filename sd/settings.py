@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 from sd import __version__
+from sd.prompts import PromptError, read_weights, timeline
 
 SAMPLER_NAMES = {"ddim": "DDIM", "ddpm": "DDPM"}  # ours -> as other tools write it
 SPACING_NAMES = {"leading": "Leading", "trailing": "Trailing", "linspace": "Linspace"}
@@ -33,14 +34,33 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
 
 def is_of_type(value: object, kind: type) -> bool:
     """A whole number will do where a float is asked for; true and false are no numbers."""
+    if kind is bool:
+        return isinstance(value, bool)
     return isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+
+
+def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
+    """Raises SettingError for a prompt that is no text, or has a weight out of range at one of its steps."""
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise SettingError(name, "holds bytes that are no UTF-8 text.")
+    if "\0" in prompt:
+        raise SettingError(name, "holds a NUL character.")
+    if plain:
+        return
+    try:
+        for text in dict.fromkeys(timeline(prompt, steps)):
+            read_weights(text)
+    except PromptError as error:
+        raise SettingError(name, str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Everything that a text-to-picture run depends on beside the model. Raises SettingError for what cannot be.
 
-    prompt, negative_prompt  what to show, and what to move away from; both may be empty
+    prompt, negative_prompt  what to show, and what to move away from; both may be empty; syntax as in `sd.prompts`
+    plain_prompts            brackets and BREAK in the prompts are text
+    clip_skip                1: the text encoder's last layer; 2: the one before it, and so on
     width, height            pixels, multiples of 8
     steps                    1 to 1000
     sampler, spacing         names of `sd.samplers.SAMPLERS` and `sd.schedule.SPACINGS`
@@ -51,6 +71,8 @@ class Settings:
 
     prompt: str
     negative_prompt: str = ""
+    plain_prompts: bool = False
+    clip_skip: int = 1
     width: int
     height: int
     steps: int = 30
@@ -69,17 +91,15 @@ class Settings:
             value = getattr(self, field.name)
             if not is_of_type(value, field.type):
                 raise SettingError(field.name, f"cannot be {value!r}; it is of type {field.type.__name__}.")
-        for name in ("prompt", "negative_prompt"):
-            if any("\ud800" <= character <= "\udfff" for character in getattr(self, name)):
-                raise SettingError(name, "holds bytes that are no UTF-8 text.")
-            if "\0" in getattr(self, name):
-                raise SettingError(name, "holds a NUL character.")
         for name in ("width", "height"):
             side = getattr(self, name)
             check(name, SMALLEST_SIDE <= side <= LARGEST_SIDE, f"is out of range: {SMALLEST_SIDE} to {LARGEST_SIDE}.")
             below = side - side % 8
             check(name, side % 8 == 0, f"is not a multiple of 8. Nearest: {below} or {below + 8}.")
         check("steps", 1 <= self.steps <= 1000, "is out of range: 1 to 1000.")
+        for name in ("prompt", "negative_prompt"):
+            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
+        check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
         check("sampler", self.sampler in SAMPLER_NAMES, nearest(self.sampler, SAMPLER_NAMES))
         check("spacing", self.spacing in SPACING_NAMES, nearest(self.spacing, SPACING_NAMES))
         first = 1 + (self.steps - 1) * (1000 // self.steps)
@@ -98,6 +118,11 @@ class Settings:
         """Whether the two pictures can be made in one batch: they differ in prompts and seeds only."""
         return self == replace(other, prompt=self.prompt, negative_prompt=self.negative_prompt, seed=self.seed)
 
+    def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
+        """The prompt and, with guidance, the negative prompt: each as it stands at every step."""
+        prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
+        return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -113,6 +138,8 @@ class Settings:
             "Model hash": model_hash,
             "Model": model_name,
             "Eta": f"{self.eta:g}" if self.eta else None,
+            "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
+            "Emphasis": "None" if self.plain_prompts else None,
             "Version": f"sd-zoo {__version__}",
         }
         line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)

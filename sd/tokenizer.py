@@ -120,8 +120,12 @@ class Tokenizer:
         >>> Tokenizer().pieces("Hokusai 🏯")
         [(606, 'ho'), (1836, 'ku'), (10886, 'sai '), (1109, ''), (363, '🏯 ')]
         """
+        return self.pieces_of(self.encode(text))
+
+    def pieces_of(self, ids: Iterable[int]) -> list[tuple[int, str]]:
+        """The same for ids that `encode` gave."""
         decoder = codecs.getincrementaldecoder("utf-8")()
-        return [(token, decoder.decode(bytes_of_ids()[token])) for token in self.encode(text)]
+        return [(token, decoder.decode(bytes_of_ids()[token])) for token in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, lower case and with a space after every word; bytes that are no UTF-8 become U+FFFD."""

@@ -73,6 +73,15 @@ def test_the_network_runs_in_the_contexts_dtype_and_the_sampler_in_float32():
     assert network.calls[0][0].dtype == torch.bfloat16
 
 
+def test_prompts_may_change_between_two_steps():
+    network = Recorder()
+    for scale, expected in ((7.5, 9.5), (1.0, 3)):
+        denoiser = Denoiser(network, "eps", TABLE, NEGATIVE, PROMPT, scale)
+        denoiser(torch.ones(2, 4, 8, 8), torch.tensor(500))
+        denoiser.set_context(PROMPT, NEGATIVE)
+        assert denoiser(torch.ones(2, 4, 8, 8), torch.tensor(499)).unique().tolist() == [expected]
+
+
 def test_guidance_without_a_negative_context_is_refused():
     with pytest.raises(ValueError, match="guidance needs a negative context"):
         Denoiser(Recorder(), "eps", TABLE, PROMPT, None, 7.5)

@@ -13,8 +13,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from oracles import diffusers_unet, diffusers_vae, relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
+from sd.denoiser import Denoiser
 from sd.noise import PictureNoise
 from sd.pipeline import NonFiniteError, Source, StableDiffusion
+from sd.samplers.ddim import ddim_step
+from sd.schedule import alphas_cumprod, sampling_steps
 from sd.settings import SettingError, Settings
 from sd.tokenizer import Tokenizer
 
@@ -205,6 +208,105 @@ def test_no_pictures_are_refused(model, options):
 def test_the_parts_can_be_used_alone(model):
     tokens = model.tokenizer(["a horse"])
     assert torch.equal(model.text_encoder(tokens), model.encode_prompts(["a horse"]))
+
+
+def test_prompts_without_syntax_give_the_bits_of_the_text_encoder(model):
+    prompts = ["a horse", "", "a: b, 16:9 | c", "a " * 75]
+    assert torch.equal(model.encode_prompts(prompts), model.text_encoder(model.tokenizer(prompts)))
+    brackets = ["(a:1.3) [b|c] BREAK", "a"]
+    assert torch.equal(model.encode_prompts(brackets, plain=True), model.text_encoder(model.tokenizer(brackets)))
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_weights_and_chunks_of_a_long_prompt_against_transformers(model, tiny_networks, clip_skip):
+    """(red:1.5) among 100 tokens, no comma: 75 and 25. Their encoder reads each row, the weights are set by hand."""
+    theirs = transformers_text_encoder(TINY, tiny_networks)
+    first = [49406, *[320] * 70, *[736] * 5, 49407]
+    second = [49406, *[736] * 5, *[320] * 20, *[49407] * 51]
+    hidden = theirs(torch.tensor([first, second]), output_hidden_states=True).hidden_states[-clip_skip]
+    plain = tiny_networks["text_encoder"].final_norm(hidden)
+    weights = torch.ones(2, 77, 1)
+    weights[0, 71:76] = weights[1, 1:6] = 1.5
+    scaled = plain * weights
+    expected = scaled * plain.mean((1, 2), keepdim=True) / scaled.mean((1, 2), keepdim=True)
+    ours = model.encode_prompts(["a " * 70 + "(" + "red " * 10 + ":1.5)" + " a" * 20], clip_skip=clip_skip)
+    assert ours.shape == (1, 154, TINY.text_encoder.width)
+    assert relative_error(ours, expected.flatten(0, 1)[None]) < 1e-5
+
+
+def test_the_shorter_of_two_prompts_is_filled_up_with_empty_chunks(model):
+    long, short = model.encode_prompts(["a " * 76, "a"])
+    assert torch.equal(short[:77], model.encode_prompts(["a"])[0])
+    assert torch.allclose(short[77:], model.encode_prompts([""])[0], atol=1e-6)
+    assert not torch.equal(long[77:], short[77:])
+    assert model.encode_prompts(["a"], chunks=3).shape[1] == 3 * 77
+
+
+def test_a_picture_has_the_chunks_of_its_longest_text(model):
+    long = "a " * 76
+    assert model.chunk_count(settings()) == 1
+    assert model.chunk_count(settings(prompt=long)) == 2
+    assert model.chunk_count(settings(negative_prompt=long)) == 2
+    assert model.chunk_count(settings(negative_prompt=long, guidance_scale=1.0)) == 1  # it is not used
+    assert model.chunk_count(settings(prompt=f"[a:{long}BREAK b:3]")) == 3
+    assert model.chunk_count(settings(prompt="a BREAK b", plain_prompts=True)) == 1
+
+
+def test_a_word_beyond_the_75th_token_changes_the_picture(model):
+    first, second = (final(model, [settings(prompt="a " * 76 + word)]) for word in ("horse", "house"))
+    assert relative_error(first, second) > 1e-3
+
+
+def test_weights_change_the_picture_and_a_weight_of_one_does_not(model):
+    plain = final(model, [settings(prompt="a red horse")])
+    assert torch.equal(final(model, [settings(prompt="a (red:1.0) horse")]), plain)
+    assert relative_error(final(model, [settings(prompt="a (red:1.5) horse")]), plain) > 1e-3
+
+
+def test_a_prompt_is_edited_after_the_step_that_it_names(model):
+    """Two steps of the one, then a step of the other, which is made by hand here."""
+    edited = list(model.sample([settings(prompt="a [cat:house:0.5]", guidance_scale=2.0)]))
+    cat = list(model.sample([settings(prompt="a cat", guidance_scale=2.0)]))
+    assert torch.equal(edited[0], cat[0])
+    assert torch.equal(edited[1], cat[1])
+    assert relative_error(edited[2], cat[2]) > 1e-3
+    table = alphas_cumprod(TINY.schedule)
+    house, empty = model.encode_prompts(["a house"]), model.encode_prompts([""])
+    timestep, alpha_bar, alpha_bar_prev = sampling_steps(table, 4)[2]
+    eps = Denoiser(model.unet, "eps", table, house, empty, 2.0)(edited[1], timestep)
+    assert relative_error(edited[2], ddim_step(edited[1], eps, alpha_bar, alpha_bar_prev)) < 1e-5
+
+
+def test_alternatives_are_encoded_once_however_many_steps_there_are(model, monkeypatch):
+    encoded = []
+    forward = model.text_encoder.forward
+
+    def counted(tokens, **options):
+        encoded.append(len(tokens))
+        return forward(tokens, **options)
+
+    monkeypatch.setattr(model.text_encoder, "forward", counted)
+    final(model, [settings(prompt="a [cat|house]", steps=8, seed=seed) for seed in (1, 2)])
+    assert encoded == [2, 1]  # both forms of the prompt; the negative prompt
+
+
+def test_prompts_of_every_kind_give_the_same_picture_alone_and_in_a_batch(model):
+    prompts = ["a BREAK b", "a " * 80, "[a|b] BREAK (c:1.4)", "[a: b BREAK c:2]"]
+    batch = [settings(prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+    batch.append(settings(prompt="a", negative_prompt="a " * 80, seed=9))
+    for job, latents in zip(batch, final(model, batch), strict=True):
+        assert relative_error(latents[None], final(model, [job])) < 1e-5
+
+
+def test_pictures_of_different_lengths_are_not_made_together(model):
+    with pytest.raises(ValueError, match="must have the same number of chunks"):
+        final(model, [settings(), settings(prompt="a BREAK b")])
+
+
+def test_the_layer_is_that_of_the_settings(model):
+    assert relative_error(final(model, [settings(clip_skip=2)]), final(model, [settings()])) > 1e-3
+    with pytest.raises(SettingError, match="clip_skip 3 is out of range: this text encoder has 2 layers"):
+        final(model, [settings(clip_skip=3)])
 
 
 def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():

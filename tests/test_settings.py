@@ -24,6 +24,12 @@ GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
         ({"prompt": ["a"]}, "prompt cannot be ['a']; it is of type str."),
         ({"prompt": "a\udcff"}, "prompt holds bytes that are no UTF-8 text."),
         ({"negative_prompt": "a\0"}, "negative_prompt holds a NUL character."),
+        ({"prompt": "a (horse:12)"}, "prompt gives 'horse' the weight 12; weights are -10 to 10."),
+        ({"prompt": "[a:(b:12):0.9]"}, "prompt gives 'b' the weight 12"),
+        ({"negative_prompt": "(a:inf)"}, "negative_prompt gives 'a' the weight inf"),
+        ({"plain_prompts": 1}, "plain_prompts cannot be 1; it is of type bool."),
+        ({"steps": True}, "steps cannot be True; it is of type int."),
+        ({"clip_skip": 0}, "clip_skip 0 is out of range: 1 is the last layer, 2 the one before it."),
         ({"sampler": "dimm"}, "sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm."),
         ({"sampler": "x"}, "sampler x does not exist. There are: ddim, ddpm."),
         ({"spacing": "trailling"}, "spacing trailling does not exist. Did you mean trailing?"),
@@ -59,6 +65,30 @@ def test_parameters_are_the_text_of_other_tools():
         "Steps: 30, Sampler: DDIM, Schedule type: Trailing, CFG scale: 7.5, Seed: 42, Size: 512x512, "
         "Model hash: 6ce0161689, Model: v1-5-pruned-emaonly, Eta: 0.5, Version: sd-zoo 0.1.0"
     )
+
+
+def test_the_layer_and_plain_prompts_are_named_as_other_tools_do():
+    line = Settings(**GOOD, clip_skip=2, plain_prompts=True).parameters("model", None).split("\n")[1]
+    assert line.endswith("Model: model, Clip skip: 2, Emphasis: None, Version: sd-zoo 0.1.0")
+
+
+def test_the_prompt_is_kept_as_it_was_typed():
+    prompt = r" a (red:1.3) [cat:dog:0.5] \(x\)  BREAK  b "
+    settings = Settings(**{**GOOD, "prompt": prompt})
+    assert settings.to_dict()["prompt"] == prompt
+    assert settings.parameters("model", None).startswith(prompt + "\n")
+
+
+def test_brackets_of_plain_prompts_have_no_weights():
+    settings = Settings(**{**GOOD, "prompt": "(a:99) [b|c]"}, plain_prompts=True)
+    assert settings.texts_by_step() == (("(a:99) [b|c]",) * 30, ("",) * 30)
+
+
+def test_texts_by_step_are_those_that_the_network_sees():
+    prompts = {"prompt": "a [b:c:2]", "negative_prompt": "[d|e]", "steps": 4}
+    both = Settings(**{**GOOD, **prompts}).texts_by_step()
+    assert both == (("a b", "a b", "a c", "a c"), ("d", "e", "d", "e"))
+    assert Settings(**{**GOOD, **prompts}, guidance_scale=1).texts_by_step() == both[:1]
 
 
 def test_absent_values_are_left_out_of_the_parameters():

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -27,22 +27,18 @@ def read_lines(args: argparse.Namespace, spellings: dict[str, str]) -> list[Line
 
     spellings  every spelling of a flag, without its hyphens -> the setting that it sets
     """
-    sources = [source for source in (args.prompt, args.prompt_flag, args.from_file) if source is not None]
+    given = (args.prompt, args.prompt_flag, args.prompt_file, args.from_file)
+    sources = [source for source in given if source is not None]
     if len(sources) != 1:
-        problem = "no prompt given" if not sources else "more than one of PROMPT, --prompt and --from-file given"
+        flags = "PROMPT, --prompt, --prompt-file and --from-file"
+        problem = "no prompt given" if not sources else f"more than one of {flags} given"
         raise UsageError(f'{problem}. Example: sd txt2img "a horse" -m model.ckpt.')
+    if args.prompt_file is not None:
+        return [Line("", {"prompt": read_prompt(args.prompt_file)})]
     if args.from_file is None:
         return [Line("", {"prompt": sources[0]})]
-    if args.from_file == "-" and sys.stdin is None:
-        raise UsageError("--from-file -: standard input is closed.")
-    raw = sys.stdin.buffer.read() if args.from_file == "-" else Path(args.from_file).read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{args.from_file}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
     lines = []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(read_text("--from-file", args.from_file).split("\n"), 1):
         where = f"{args.from_file}, line {number}: "
         line = line.strip()
         if line:
@@ -50,6 +46,26 @@ def read_lines(args: argparse.Namespace, spellings: dict[str, str]) -> list[Line
     if not lines:
         raise UsageError(f"--from-file {args.from_file} holds no prompts.")
     return lines
+
+
+def read_prompt(file: str) -> str:
+    """The one prompt that is the whole text of a file, without the white space around it."""
+    prompt = read_text("--prompt-file", file).strip()
+    if not prompt:
+        raise UsageError(f"--prompt-file {file} holds no prompt.")
+    return prompt
+
+
+def read_text(flag: str, file: str) -> str:
+    """The text of a file that a flag names; - is standard input."""
+    if file == "-" and sys.stdin is None:
+        raise UsageError(f"{flag} -: standard input is closed.")
+    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UsageError(f"{file}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
 
 
 def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
@@ -83,6 +99,8 @@ def plan(
     repeats = 1 if once else args.count * args.batch_size
     common = {
         "negative_prompt": args.negative_prompt,
+        "plain_prompts": args.plain_prompts,
+        "clip_skip": args.clip_skip,
         "width": native if args.width is None else args.width,
         "height": native if args.height is None else args.height,
         "steps": args.steps,
@@ -104,12 +122,20 @@ def plan(
     return jobs
 
 
-def group(jobs: Sequence[Settings], batch_size: int) -> Iterator[list[Settings]]:
-    """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time."""
+def group(
+    jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], int]
+) -> Iterator[list[Settings]]:
+    """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time.
+
+    chunk_count  how many chunks a job's prompts take; the same in a batch
+    """
     batch: list[Settings] = []
+    chunks = 0
     for job in jobs:
-        if batch and (not job.goes_with(batch[0]) or len(batch) == batch_size):
+        mine = chunk_count(job)
+        if batch and (not job.goes_with(batch[0]) or mine != chunks or len(batch) == batch_size):
             yield batch
             batch = []
         batch.append(job)
+        chunks = mine
     yield batch

@@ -42,7 +42,11 @@ def parser() -> Parser:
     add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
     add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
         '({"prompt": "...", "seed": 7}); - is standard input')  # fmt: skip
+    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
+
+    add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
+        "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
 
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
@@ -64,6 +68,10 @@ def parser() -> Parser:
                          help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
     picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
                          help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
+
+    picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
+                         help="which of the text encoder's layers is used: 1 the last, 2 the one before it, as some "
+                         "fine-tuned models expect (default: 1)")  # fmt: skip
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--steps", "--ddim_steps", type=int, default=30, metavar="N", help="1 to 1000 (default: 30)")
@@ -112,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint = read_checkpoint(file, weights=args.weights)
         check_family(checkpoint)
         jobs = plan(args, lines, seed, native=checkpoint.config.native_size)
+        check_clip_skip(checkpoint, jobs)
         device, dtype = pick_device_and_precision(args)
         paths = picture_paths(args.out, jobs, force=args.force)
         sheet = grid_path(paths, force=args.force) if args.grid or args.grid_columns else None
@@ -119,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     threading.Thread(target=model.source.sha256, daemon=True).start()  # seconds, beside the first steps
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
-    warn_of_unused(model, jobs)
+    warn_of_unused(jobs)
     pictures, failed = make(model, jobs, paths, args)
     if sheet and pictures:
         from sd.image import contact_sheet, save_png
@@ -149,6 +158,12 @@ def check_family(checkpoint: "Checkpoint") -> None:
             f"this is an {checkpoint.config.family} checkpoint: its UNet takes {channels} channels, a picture to work "
             "on among them. Text to picture needs a plain one, which takes 4."
         )
+
+
+def check_clip_skip(checkpoint: "Checkpoint", jobs: Sequence[Settings]) -> None:
+    layers, most = checkpoint.config.text_encoder.layers, max(job.clip_skip for job in jobs)
+    if most > layers:
+        raise UsageError(f"--clip-skip {most} is out of range: this checkpoint's text encoder has {layers} layers.")
 
 
 def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
@@ -182,17 +197,10 @@ def load_model(
     return model
 
 
-def warn_of_unused(model: "StableDiffusion", jobs: Sequence[Settings]) -> None:
+def warn_of_unused(jobs: Sequence[Settings]) -> None:
     """Nothing that the user gave is dropped in silence."""
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         say("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
-    prompts = {job.prompt: "prompt" for job in jobs}
-    negatives = {job.negative_prompt: "negative prompt" for job in jobs if job.guidance_scale != 1}
-    for text, which in [*prompts.items(), *negatives.items()]:
-        tokenized = model.tokenizer.tokenize(text)
-        if tokenized.cut_tokens:
-            room = model.tokenizer.context_length - 2
-            say(f"the {which} has {room + tokenized.cut_tokens} tokens, {room} fit; cut off: {tokenized.cut!r}")
 
 
 def make(
@@ -203,7 +211,7 @@ def make(
 
     from sd.image import save_png
 
-    batches = list(group(jobs, args.batch_size))
+    batches = list(group(jobs, args.batch_size, model.chunk_count))
     total = sum(batch[0].steps for batch in batches)
     left = iter(paths)
     kept, failed = [], 0
