@@ -5,12 +5,14 @@
     torchrun --nproc-per-node 2 scripts/train_tiny.py runs/tiny
 
 First the autoencoder learns to give pictures back, then the UNet and the text encoder learn to find the noise in its
-latents. Each part keeps its state, its losses (`loss.csv`, `loss.png`) and its samples in a folder of its own; the same
-command goes on where it was stopped. The result is `model.ckpt` in the folder.
+latents; last, the decoder alone learns to draw sharper from the same latents. Each part keeps its state, its losses
+(`loss.csv`, `loss.png`) and its samples in a folder of its own; the same command goes on where it was stopped. The
+result is `model.ckpt` in the folder.
 """
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +32,9 @@ from sd.tokenizer import Tokenizer
 from sd.training.captions import plain_caption
 from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
 from sd.training.latents import EncodedOnce, encode_all
-from sd.training.loop import TrainingOptions
+from sd.training.loop import TrainingOptions, TrainingRun
 from sd.training.shapes import ShapesDataset
+from sd.vae import VAE
 
 
 def tiny(size: int) -> ModelConfig:
@@ -59,42 +62,45 @@ def options(args: argparse.Namespace, steps: int, learning_rate: float) -> Train
     )
 
 
-def train_autoencoder(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> None:
-    """Train the VAE, take its averaged weights, and give its latents unit variance."""
-    done = args.folder / "vae.safetensors"
-    vae = networks["vae"]
+def train_autoencoder(
+    args,
+    vae: VAE,
+    pictures: ShapesDataset,
+    part: str,
+    steps: int,
+    batch_size: int,
+    finish: Callable[[], None],
+    first: bool,
+) -> None:
+    """Train what of the VAE is not frozen, and take the averaged weights."""
+    done = args.folder / f"{part}.safetensors"
     if not done.exists():
         run = autoencoder_run(
-            vae,
-            pictures,
-            options(args, args.vae_steps, 1e-3),
-            args.folder / "vae",
-            batch_size=args.vae_batch_size,
-            seed=args.seed,
+            vae, pictures, options(args, steps, 1e-3), args.folder / part, batch_size=batch_size, seed=args.seed
         )
+        images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
 
+        @torch.no_grad()
         def show(step: int) -> None:
             if first:
-                images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
-                with torch.no_grad():
-                    decoded = vae.decode(vae.encode(images)[0])
+                decoded = vae.decode(vae.encode(images)[0])
                 rows = [picture for pair in zip(images, decoded, strict=True) for picture in pair]
-                save_sheet(run.folder / f"samples-{step:06}.png", torch.stack(rows))
+                with written_whole(run.folder / f"samples-{step:06}.png", force=True) as file:
+                    contact_sheet(to_images(torch.stack(rows))).save(file, "PNG")
 
-        with tqdm(desc="autoencoder", total=args.vae_steps, initial=run.step, disable=not first) as bar:
+        with tqdm(desc=part, total=steps, initial=run.step, disable=not first) as bar:
             each_step(run, args.sample_every, show, bar.update)
         if first:
-            with run.ema.applied(run.module):
-                standardise(vae, pictures, config.vae.latent_scale, batches=8, batch_size=args.batch_size)
-                with written_whole(done, force=True) as file:
-                    save_file({name: value.cpu().contiguous() for name, value in vae.state_dict().items()}, file.name)
+            with run.ema.applied(run.module), written_whole(done, force=True) as file:
+                finish()
+                save_file({name: value.cpu().contiguous() for name, value in vae.state_dict().items()}, file.name)
         if dist.is_initialized():
             dist.barrier()
     vae.load_state_dict(load_file(done))
 
 
-def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> None:
-    """Train the UNet and the text encoder, and write the model."""
+def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> TrainingRun:
+    """Train the UNet and the text encoder on the latents of a frozen VAE."""
     vae = networks["vae"].requires_grad_(False)
     latents = args.folder / "latents.safetensors"
     if first and not latents.exists():
@@ -128,17 +134,17 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
         with run.ema.applied(run.module):
             with written_whole(run.folder / f"samples-{step:06}.png", force=True) as file:
                 contact_sheet(model.make(batch)).save(file, "PNG")
-            save_model(args.folder / "model.ckpt", config, networks, {}, step=step, dtype=torch.float16, merge=True)
+            save(args, config, networks, step)
 
     if first:
         (run.folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
     with tqdm(desc="denoiser", total=args.steps, initial=run.step, disable=not first) as bar:
         each_step(run, args.sample_every, show, bar.update)
+    return run
 
 
-def save_sheet(path: Path, images: torch.Tensor) -> None:
-    with written_whole(path, force=True) as file:
-        contact_sheet(to_images(images)).save(file, "PNG")
+def save(args, config: ModelConfig, networks: dict, step: int) -> None:
+    save_model(args.folder / "model.ckpt", config, networks, {}, step=step, dtype=torch.float16, merge=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -148,11 +154,19 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where everything is written to")
     add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
-    add("--vae-steps", type=int, default=2_400, help="of the autoencoder (default: %(default)s)")
+    add("--vae-steps", type=int, default=2_000, help="of the autoencoder, at the start (default: %(default)s)")
+    add(
+        "--vae-size",
+        type=int,
+        default=64,
+        help="pixels of a side for that: convolutions fit any (default: %(default)s)",
+    )
     add("--vae-batch-size", type=int, default=16, help="(default: %(default)s)")
-    add("--pictures", type=int, default=64_000, help="that the UNet sees, in ever other words (default: %(default)s)")
-    add("--steps", type=int, default=12_000, help="of the UNet and the text encoder (default: %(default)s)")
-    add("--batch-size", type=int, default=64, help="of all processes together (default: %(default)s)")
+    add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
+    add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
+    add("--pictures", type=int, default=9_600, help="that the UNet sees, in ever other words (default: %(default)s)")
+    add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
     add("--autocast", action="store_true", help="bfloat16 in the forward pass, where the device is fast at it")
@@ -171,8 +185,20 @@ def main(arguments: list[str] | None = None) -> None:
         for name, network in fresh_networks(config, args.seed).items()
     }
     pictures = ShapesDataset(args.seed, args.size, device=device)
-    train_autoencoder(args, config, networks, pictures, first)
-    train_denoiser(args, config, networks, pictures, first)
+    vae = networks["vae"]
+
+    def standard() -> None:
+        standardise(vae, pictures, config.vae.latent_scale, batches=32, batch_size=args.decoder_batch_size)
+
+    small = ShapesDataset(args.seed, args.vae_size, device=device)
+    train_autoencoder(args, vae, small, "vae", args.vae_steps, args.vae_batch_size, standard, first)
+    run = train_denoiser(args, config, networks, pictures, first)
+    for trained in (vae.post_quant_conv, vae.decoder):
+        trained.requires_grad_(True)
+    train_autoencoder(args, vae, pictures, "decoder", args.decoder_steps, args.decoder_batch_size, lambda: None, first)
+    if first:
+        with run.ema.applied(run.module):
+            save(args, config, networks, run.step)
     if dist.is_initialized():
         dist.destroy_process_group()
     if first:

@@ -9,10 +9,24 @@ import score_tiny
 import torch
 import train_tiny
 from PIL import Image
+from safetensors.torch import load_file
 
 import sd
 
-SHORT = ["--size", "64", "--vae-steps", "2", "--vae-batch-size", "2", "--pictures", "8", "--steps", "2"]
+SHORT = [
+    "--size",
+    "64",
+    "--vae-steps",
+    "2",
+    "--vae-batch-size",
+    "2",
+    "--decoder-steps",
+    "2",
+    "--pictures",
+    "8",
+    "--steps",
+    "2",
+]
 SHORT += ["--batch-size", "4", "--sample-every", "2"]
 
 
@@ -34,10 +48,18 @@ def test_a_model_is_trained_from_scratch_and_loads(trained):
     model = sd.load(trained / "model.ckpt")
     assert (model.config.family, model.config.native_size, model.config.unet.width) == ("sd-v1", 64, 32)
     assert (trained / "model.ckpt").stat().st_size < 40e6
-    for part in ("vae", "denoiser"):
+    for part in ("vae", "denoiser", "decoder"):
         with open(trained / part / "loss.csv", newline="") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
         assert Image.open(trained / part / "samples-000002.png").width >= 256
+
+
+def test_the_decoder_is_trained_last_and_the_encoder_left_alone(trained):
+    before, after = (load_file(trained / f"{name}.safetensors") for name in ("vae", "decoder"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"post_quant_conv", "decoder"}
+    model = sd.load(trained / "model.ckpt", precision="fp32")
+    assert torch.equal(model.vae.decoder.conv_in.weight, after["decoder.conv_in.weight"].half().float())
 
 
 def test_what_was_done_is_not_done_again(trained):

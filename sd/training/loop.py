@@ -74,7 +74,11 @@ class TrainingRun:
         self.module, self.batches, self.options, self.folder = module, batches, options, folder
         self.trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.optimiser = torch.optim.AdamW(
-            self.trained.values(), lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
+            self.trained.values(),
+            lr=options.learning_rate,
+            weight_decay=options.weight_decay,
+            betas=(0.9, 0.99),
+            fused=True,  # four times as fast as one tensor after the other, which counts for small models
         )
         self.ema = AveragedWeights(module, options.ema_decay)
         self.progress = Progress(folder)
@@ -161,7 +165,8 @@ class TrainingRun:
             for value in self.trained.values():
                 names = ("step", "exp_avg", "exp_avg_sq")
                 self.optimiser.state[value] = {
-                    name: torch.zeros(()) if name == "step" else torch.zeros_like(value) for name in names
+                    name: torch.zeros((), device=value.device) if name == "step" else torch.zeros_like(value)
+                    for name in names
                 }
             state = self.tensors()
             if set(file.keys()) != set(state):
