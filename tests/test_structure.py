@@ -15,6 +15,7 @@ NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
 TORCH_FREE += ["convert.inspect", "convert.values", "convert.known", "sd.cli.inspect"]
+TORCH_FREE += ["convert.diff", "sd.cli.diff"]
 
 
 def module_name(path):
