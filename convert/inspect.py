@@ -50,7 +50,7 @@ class Report:
     global_step: int | None = None
     epoch: int | None = None
     metadata: dict[str, str] | None = None
-    old_hash: str  # as older tools name a file: over 64 KiB of it only
+    old_hash: str | None  # as older tools name a file: over 64 KiB of it only
     sha256: str | None
     known: str | None  # the original checkpoint that has this sha256
     tensors_sha256: str | None = None  # over the weights of the model, or over all tensors where it is none
@@ -108,7 +108,7 @@ def _refused(path: Path, error: UnsafeFileError, sha256: str | None) -> Report:
         dangerous=error.names,
         problem=str(error),
         kind=None,
-        old_hash=old_hash(path),
+        old_hash=old_hash(path) if path.is_file() else None,
         sha256=sha256,
         known=None,
     )
@@ -143,7 +143,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         global_step=beside.get("global_step"),
         epoch=beside.get("epoch"),
         metadata=file.metadata or None,
-        old_hash=old_hash(path),
+        old_hash=old_hash(path) if path.is_file() else None,
         sha256=sha256,
         known=known and known.file,
     )

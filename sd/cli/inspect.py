@@ -15,6 +15,7 @@ from convert.tensor_set import tensors_of
 from sd.cli.flags import Parser, say
 
 CLEAN, DANGEROUS = 0, 1
+MOST_METADATA = 12  # lines
 
 
 def parser() -> Parser:
@@ -115,16 +116,23 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
             yield "precision", report.precision
         yield from training(report)
         yield "safety", f"nothing dangerous: {safety(report.foreign)}"
-        for key, value in list((report.metadata or {}).items())[:12]:
-            yield "metadata", f"{shown(key, 60)} = {shown(value, 60)}"
+        yield from metadata(report.metadata or {})
     yield "sha256", report.sha256 or "not known yet; --hash reads the file for it"
-    short = f"{report.sha256[:10]}, " if report.sha256 else ""
-    yield "short hash", f"{short}{report.old_hash} in older tools"
+    short = [report.sha256[:10]] if report.sha256 else []
+    old = [f"{report.old_hash} in older tools"] if report.old_hash else []
+    yield "short hash", ", ".join(short + old) or "none"
     if report.sha256:
         yield "published", report.known or "not as one of the original checkpoints"
     if report.tensors_sha256:
         yield "tensors", report.tensors_sha256
     yield from values(report)
+
+
+def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
+    lines = [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in list(entries.items())[:MOST_METADATA]]
+    if len(entries) > MOST_METADATA:
+        lines.append(f"and {len(entries) - MOST_METADATA} more; --json shows all")
+    yield from labelled("metadata", lines)
 
 
 def unsafe(report: Report) -> Iterator[tuple[str, str]]:
