@@ -37,9 +37,9 @@ class Change:
 
     @property
     def relative(self) -> float:
-        if self.norm:
-            return self.difference / self.norm
-        return math.inf if self.difference else 0.0
+        if self.difference in (0.0, math.inf):
+            return self.difference
+        return self.difference / self.norm if self.norm else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def compare(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: 
     rounding = _goes_into(a.dtype, b.dtype) or _goes_into(b.dtype, a.dtype)
     for raw_a, raw_b in _in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
         x = decoded(raw_a, a.dtype).astype("f8")
-        norm += _squares(x)
+        norm += _sum_of_squares(x[np.isfinite(x)])
         if a.dtype == b.dtype and np.array_equal(raw_a, raw_b):
             continue
         same = False
@@ -172,7 +172,7 @@ def compare(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: 
         finite = np.isfinite(x) & np.isfinite(y)
         equal = (x == y) | (np.isnan(x) & np.isnan(y))
         not_finite += int((~finite & ~equal).sum())
-        difference += _squares(np.where(finite, x, 0) - np.where(finite, y, 0))
+        difference += _sum_of_squares(np.where(finite, x, 0) - np.where(finite, y, 0))
         rounding = rounding and _is_rounding(x, a.dtype, y, b.dtype)
     precision_only = a.dtype != b.dtype and not not_finite and (rounding or not difference)
     return Change(
@@ -279,9 +279,9 @@ def _is_rounding(x: np.ndarray, dtype_x: str, y: np.ndarray, dtype_y: str) -> bo
     return bool(((error <= least) | (x == y) | np.isnan(x) & np.isnan(y)).all())
 
 
-def _squares(values: np.ndarray) -> float:
-    finite = values if np.isfinite(values).all() else values[np.isfinite(values)]
-    return float(np.dot(finite, finite))
+def _sum_of_squares(values: np.ndarray) -> float:
+    with np.errstate(over="ignore"):  # float64 has room for any weight, but not for the square of every number
+        return float(np.dot(values, values))
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -65,9 +65,7 @@ def _ours(shapes: Shapes) -> Kind | None:
     if not all(_some(shapes, start) for start in starts):
         return None
     channels = shapes.get("unet.input_blocks.0.conv.weight", (0, 0))[1:2]
-    return Kind(
-        "Stable Diffusion in the sd-zoo layout", (f"names start with {', '.join(starts)}", *_channels(channels)[0])
-    )
+    return Kind("Stable Diffusion", (f"names start with {', '.join(starts)}", *_channels(channels)[0]))
 
 
 def _model(shapes: Shapes) -> Kind | None:

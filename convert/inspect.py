@@ -4,6 +4,8 @@ Unless asked for more, it looks at names, shapes and places only, and takes a mo
 """
 
 import hashlib
+import math
+import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from convert.tensor_set import original_weights, tensor_set_sha256, tensors_of, 
 if TYPE_CHECKING:
     from convert.values import Values
 
+NUMBERS = ("global_step", "epoch")
+WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
 
@@ -119,7 +123,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
     kind = describe({name: record.shape for name, record in tensors.items()})
     checkpoint, problem = _read(file)
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
-    beside = _numbers_beside(file.root)
+    beside = _numbers_beside(file.root, file.metadata)
     known = find_by_sha256(sha256)
     return Report(
         path=str(path),
@@ -157,12 +161,12 @@ def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:
         return None, str(error)
 
 
-def _numbers_beside(root: object) -> dict[str, int]:
-    """`global_step` and `epoch`, from the outermost dictionary that has them."""
-    numbers: dict[str, int] = {}
+def _numbers_beside(root: object, metadata: dict[str, str]) -> dict[str, int]:
+    """`global_step` and `epoch`, from the outermost dictionary that has them, or from the metadata of ours."""
+    numbers = {name: int(text) for name, text in metadata.items() if name in NUMBERS and WHOLE.fullmatch(text)}
     inner = unwrapped(root)
     while isinstance(root, dict):
-        for name in ("global_step", "epoch"):
+        for name in NUMBERS:
             if type(root.get(name)) is int:
                 numbers.setdefault(name, root[name])
         root = root.get("state_dict") if root is not inner else None
@@ -170,7 +174,7 @@ def _numbers_beside(root: object) -> dict[str, int]:
 
 
 def _scalar(file: CheckpointFile, record: TensorRecord | None, dtype: str, code: str) -> float | int | None:
-    """The one number in a tensor; None where there is no such tensor, or its bytes are damaged."""
+    """The one number in a tensor; None where there is no such tensor, or no usable one."""
     if record is None or record.numel != 1 or record.dtype != dtype or record.storage.nbytes > 1 << 20:
         return None
     try:
@@ -179,4 +183,5 @@ def _scalar(file: CheckpointFile, record: TensorRecord | None, dtype: str, code:
     except CorruptFileError:
         return None
     order = ">" if record.storage.byteorder == "big" else "<"
-    return struct.unpack_from(order + code, data, record.offset * DTYPE_WIDTHS[dtype])[0]
+    value = struct.unpack_from(order + code, data, record.offset * DTYPE_WIDTHS[dtype])[0]
+    return value if math.isfinite(value) else None

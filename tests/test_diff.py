@@ -152,6 +152,18 @@ def test_an_overflow_is_not_rounding(two, plain):
     assert math.isfinite(found.changed[NORM].relative)
 
 
+def test_numbers_beyond_reason_do_no_harm(tmp_path, run):
+    huge = torch.full((4,), 1e300, dtype=torch.float64)
+    save_file({"a": huge, "b": torch.ones(2)}, tmp_path / "a.safetensors")
+    save_file({"a": -huge, "b": torch.zeros(2)}, tmp_path / "b.safetensors")
+    code, out, err = run("a.safetensors", "b.safetensors")
+    assert (code, err) == (1, "")
+    assert "inf" in out
+    data = json.loads(run("a.safetensors", "b.safetensors", "--json")[1], parse_constant=pytest.fail)
+    assert data["changed"]["a"]["relative"] is None
+    assert data["changed"]["b"]["relative"] == 1
+
+
 def test_nan_in_both_files_is_no_difference(two, plain):
     value = plain[NORM].clone()
     value[1] = float("nan")

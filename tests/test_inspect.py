@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import hostile
@@ -100,6 +99,7 @@ def test_a_file_of_ours_is_described(tmp_path, tiny_ckpt):
     report = inspect(ours)
     assert (report.family, report.layout, report.precision) == ("sd-v1", "sd-zoo", "float16")
     assert report.metadata["source_file"] == "tiny.ckpt"
+    assert report.global_step == 470_000
     assert {p.name for p in report.components} == {"UNet", "VAE", "text encoder"}
     assert report.leftovers == ()
 
@@ -435,11 +435,11 @@ def test_inspecting_needs_neither_torch_nor_numpy_nor_the_weights(tmp_path):
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + (4 << 30))
     code = (
-        "import sys; from sd.cli import main; code = main(sys.argv[1:]); "
-        "assert not {'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules); sys.exit(code)"
+        "import sys, time; from sd.cli import main; code = main(sys.argv[1:]); "
+        "assert not {'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules); "
+        "print('seconds', time.process_time()); sys.exit(code)"
     )
-    started = time.monotonic()
     result = subprocess.run([sys.executable, "-c", code, "inspect", path], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert "4.29 GB" in result.stdout
-    assert time.monotonic() - started < 5  # half a second on an idle machine
+    assert float(result.stdout.split()[-1]) < 0.5  # of the processor's time: the machine may be busy

@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_data(found: "Diff", first: Path, second: Path) -> dict:
-    """For JSON, which has no infinity: null is a difference from nothing but zeros."""
+    """For JSON, which has no infinity: null is a difference from nothing but zeros, or one beyond float64."""
 
     def change_data(change: "Change") -> dict:
-        relative = change.relative
-        return asdict(change) | {"relative": relative if math.isfinite(relative) else None}
+        data = asdict(change) | {"relative": change.relative}
+        return {name: value if math.isfinite(value) else None for name, value in data.items()}
 
     return asdict(found) | {
         "first": str(first),
@@ -154,7 +154,7 @@ def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
     mark = "█" if can_show("█") else "#"
     for block in rows:
         relative = block.change.relative
-        length = BAR if relative == math.inf else round(BAR * relative / longest) if longest else 0
+        length = BAR if not math.isfinite(relative) else round(BAR * relative / longest) if longest else 0
         few = f"  {block.changed} of {block.tensors} tensors" if block.changed < block.tensors else ""
         yield f"  {shown(block.name, 40):<{width}}  {relative:8.2e}  {mark * max(length, relative > 0)}{few}".rstrip()
     if len(rows) < len(blocks):

@@ -16,6 +16,7 @@ from sd.cli.flags import Parser, say
 
 CLEAN, DANGEROUS = 0, 1
 MOST_METADATA = 12  # lines
+MOST_NAMES = 20  # lines
 
 
 def parser() -> Parser:
@@ -103,7 +104,8 @@ def page(report: Report) -> Iterator[str]:
 def facts(report: Report) -> Iterator[tuple[str, str]]:
     """Label and text of one line each; a line that belongs to the one above has no label."""
     container = f", {report.container}" if report.container else ""
-    yield "file", f"{size_text(report.bytes)} ({report.bytes:,} bytes){container}"
+    size = size_text(report.bytes)
+    yield "file", (size if size.endswith("bytes") else f"{size} ({report.bytes:,} bytes)") + container
     if not report.safe:
         yield from unsafe(report)
     else:
@@ -138,7 +140,10 @@ def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
 def unsafe(report: Report) -> Iterator[tuple[str, str]]:
     yield "safety", "DANGEROUS: nothing in it was run, and it will not be loaded"
     yield from labelled("because", report.problem.split("\n"))
-    yield from labelled("it names", [shown(name) for name in report.dangerous])
+    names = [shown(name) for name in report.dangerous[:MOST_NAMES]]
+    if len(report.dangerous) > MOST_NAMES:
+        names.append(f"and {len(report.dangerous) - MOST_NAMES} more; --json shows all")
+    yield from labelled("it names", names)
 
 
 def training(report: Report) -> Iterator[tuple[str, str]]:
