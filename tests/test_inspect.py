@@ -411,6 +411,13 @@ def test_the_page_shows_what_there_is(run, tiny_ckpt):
     assert max(map(len, out.splitlines())) < 140
 
 
+def test_a_file_of_a_thousand_odd_names_has_a_page_all_the_same(run, tmp_path):
+    save_file({f"odd{index}.x": torch.zeros(1) for index in range(1000)}, tmp_path / "x.safetensors")
+    _, out, _ = run("inspect", "x.safetensors")
+    assert len(out.splitlines()) < 40
+    assert "and 980 more" in out
+
+
 def test_keys_lists_every_tensor(run, tiny_ckpt, tiny_state):
     _, out, _ = run("inspect", "--keys", tiny_ckpt)
     for name, value in list(tiny_state.items())[::50]:

@@ -361,7 +361,7 @@ def test_the_table_is_complete_and_says_where_it_is_from():
 
 
 def test_sizes_go_with_the_numbers_of_parameters():
-    """The numbers of parameters are those of the networks themselves (`tests/test_full_size.py` counts them in torch);
+    """The numbers of parameters are those of the networks themselves (`test_config.py` counts those of v1);
     beside them lie 12 tables of 1000, two counters, 77 position ids, and a header of names."""
     v1 = 4 * (859_520_964 + 83_653_863 + 123_060_480 + 12_000 + 2) + 8 * 77
     v2 = 4 * (865_910_724 + 83_653_863 + 354_032_641 + 12_000 + 2)

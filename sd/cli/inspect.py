@@ -17,6 +17,7 @@ from sd.cli.flags import Parser, say
 CLEAN, DANGEROUS = 0, 1
 MOST_METADATA = 12  # lines
 MOST_NAMES = 20  # lines
+MOST_LEFTOVERS = 20  # groups, the largest ones
 
 
 def parser() -> Parser:
@@ -194,7 +195,9 @@ def table(components: tuple[Part, ...], leftovers: tuple[Part, ...]) -> Iterator
             )
         )
     if leftovers:
-        rows += [("", "", "", "", ""), ("beside them", "", "", "", ""), *map(columns, leftovers)]
+        rows += [("", "", "", "", ""), ("beside them", "", "", "", ""), *map(columns, leftovers[:MOST_LEFTOVERS])]
+        if len(leftovers) > MOST_LEFTOVERS:
+            rows.append((f"and {len(leftovers) - MOST_LEFTOVERS} more; --json shows all", "", "", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     for name, *numbers, dtypes in rows:
         cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:4], strict=True)]
