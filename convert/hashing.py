@@ -21,7 +21,7 @@ def file_sha256(path: Path) -> str:
     """
     path = Path(path).resolve()
     state = path.stat()
-    key = json.dumps([str(path), state.st_size, state.st_mtime_ns, state.st_ino])
+    key = _key(path, state)
     remembered = _remembered()
     if key in remembered:
         return remembered[key]
@@ -33,6 +33,12 @@ def file_sha256(path: Path) -> str:
     if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
         _remember({**remembered, key: digest.hexdigest()})
     return digest.hexdigest()
+
+
+def remembered_sha256(path: Path) -> str | None:
+    """The sha256 of a file where it was computed before; None where the file would have to be read for it."""
+    path = Path(path).resolve()
+    return _remembered().get(_key(path, path.stat()))
 
 
 class FileHash:
@@ -54,6 +60,10 @@ class FileHash:
                 except OSError:
                     return None
             return self.digest
+
+
+def _key(path: Path, state: os.stat_result) -> str:
+    return json.dumps([str(path), state.st_size, state.st_mtime_ns, state.st_ino])
 
 
 def _cache_file() -> Path:

@@ -15,6 +15,8 @@ NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["sd.prompts", "sd.chunks", "sd.cli.tokens"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
+TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
+TORCH_FREE += ["sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
 
 
 def module_name(path):

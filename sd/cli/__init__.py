@@ -19,6 +19,9 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "txt2img": "a picture from text",
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "convert": "a checkpoint from one layout to another",
+    "inspect": "what is in a file, and whether it is safe",
+    "diff": "which tensors of two files differ, and by how much",
+    "models": "the original checkpoints: list, get, verify",
 }
 DONE, BAD_INPUT, SOME_FAILED, OUR_FAULT, INTERRUPTED = 0, 2, 3, 70, 130
 

@@ -1,0 +1,97 @@
+"""The beginning of a file that is still on its way: kept between runs, with a note of which version it is of."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: two downloads of one file at a time end with a wrong hash there
+    fcntl = None
+
+CHUNK = 1 << 20
+
+
+class BusyError(OSError):
+    """Another process is writing the file."""
+
+
+class PartialFile:
+    """What has arrived so far, its hash, and which version of the file it belongs to."""
+
+    def __init__(self, target: Path, address: str):
+        self.path = target.with_name(f"{target.name}.partial")
+        self.notes = target.with_name(f"{target.name}.partial.json")
+        self.address = address
+        self.file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115 - closed by __exit__
+        try:
+            self._lock()
+            self.validator = self._noted()
+            self.size = 0
+            self.digest = hashlib.sha256()
+            if self.validator is None:
+                self.restart()
+            else:
+                self.file.seek(0)
+                while chunk := self.file.read(CHUNK):
+                    self.digest.update(chunk)
+                    self.size += len(chunk)
+        except BaseException:
+            self.file.close()
+            raise
+
+    def __enter__(self) -> "PartialFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        if self.path.exists() and not self.path.stat().st_size:
+            self.remove()
+
+    def write(self, chunk: bytes) -> None:
+        self.file.write(chunk)
+        self.digest.update(chunk)
+        self.size += len(chunk)
+
+    def restart(self) -> None:
+        self.file.truncate(0)
+        self.size = 0
+        self.digest = hashlib.sha256()
+        self.validator = None
+        self.notes.unlink(missing_ok=True)
+
+    def note(self, validator: str | None) -> None:
+        """Remember which version the next bytes are of; without that, they cannot be gone on with in another run."""
+        if validator and validator != self.validator:
+            self.notes.write_text(json.dumps({"address": self.address, "validator": validator}), encoding="utf-8")
+        self.validator = validator
+
+    def becomes(self, target: Path) -> None:
+        """Give it its name. It is complete, and is not written to any more."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self.path, target)
+        self.notes.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        self.file.close()
+        self.path.unlink(missing_ok=True)
+        self.notes.unlink(missing_ok=True)
+
+    def _noted(self) -> str | None:
+        try:
+            notes = json.loads(self.notes.read_text(encoding="utf-8"))
+            return notes["validator"] if notes["address"] == self.address else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # none, or damaged: the beginning is fetched again
+
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BusyError(f"{self.path} is being written by another download. Wait for it.") from None
