@@ -14,6 +14,7 @@ FILES = sorted([*(ROOT / "sd").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
 NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
+PICTURES = ["sd.picture_files"]  # Pillow and NumPy are enough for them
 
 
 def module_name(path):
@@ -82,6 +83,12 @@ def test_only_the_commands_print():
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_module_needs_no_torch(module):
     code = f"import sys, {module}; assert not {{'torch', 'safetensors', 'PIL', 'tqdm'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", PICTURES)
+def test_module_for_pictures_needs_no_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'safetensors', 'tqdm'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
