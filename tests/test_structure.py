@@ -15,7 +15,7 @@ NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["sd.input_settings"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
-PICTURES = ["sd.picture_files", "sd.resizing", "sd.masks"]  # Pillow and NumPy are enough for them
+PICTURES = ["sd.picture_files", "sd.resizing", "sd.masks", "sd.outpainting"]  # Pillow and NumPy are enough for them
 
 
 def module_name(path):
