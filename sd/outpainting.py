@@ -40,8 +40,8 @@ def _depth(before: int, length: int, after: int) -> np.ndarray:
 
     A side that does not grow does not count: from there, the depth is endless.
     """
-    place = np.arange(before + length + after)
-    depth = np.full(place.shape, np.inf)
+    place = np.arange(before + length + after, dtype=np.float32)
+    depth = np.full_like(place, np.inf)
     if before:
         depth = np.minimum(depth, place - before + 1)
     if after:

@@ -10,7 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,7 +63,8 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
         picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         _check_frames_and_size(path, picture)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
+            ImageOps.exif_transpose(picture, in_place=True)
         colours, opacity = _split(path, picture)
         profile = picture.info.get("icc_profile") if colour_managed else None
         rgb = in_srgb(colours, profile) if profile else colours.convert("RGB")
