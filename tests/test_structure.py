@@ -13,10 +13,11 @@ FILES = sorted([*(ROOT / "sd").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
 # lower layers first: a module imports only from lower layers, or from its own where it says so
 NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
-TORCH_FREE += ["sd.prompts", "sd.chunks", "sd.cli.tokens"]
+TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
 TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
 TORCH_FREE += ["sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
+PICTURES = ["sd.picture_files", "sd.resizing", "sd.masks", "sd.outpainting"]  # Pillow and NumPy are enough for them
 
 
 def module_name(path):
@@ -85,6 +86,12 @@ def test_only_the_commands_print():
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_module_needs_no_torch(module):
     code = f"import sys, {module}; assert not {{'torch', 'safetensors', 'PIL', 'tqdm'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", PICTURES)
+def test_module_for_pictures_needs_no_torch(module):
+    code = f"import sys, {module}; assert not {{'torch', 'safetensors', 'tqdm'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

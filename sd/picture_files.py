@@ -1,0 +1,191 @@
+"""Reading the picture files that people give: upright, 8 bits a channel, sRGB, and what is transparent as a mask.
+
+A file is data from a stranger. Only the common formats are tried (some of the others start other programs), its size
+is checked before memory is taken for it, and whatever is wrong with it ends in one sentence.
+"""
+
+import io
+import stat
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+LARGEST_PIXELS = 2**27  # 134 million: the largest cameras of phones fit, a file made to fill the memory does not
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
+# What Pillow raises where the bytes of a file make no sense to it.
+DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, RuntimeError)
+DAMAGE += (struct.error, zlib.error)
+
+
+class PictureError(ValueError):
+    """A picture or mask that cannot be used: what was given, what is allowed, what to do."""
+
+
+def read_picture(path: Path, *, background: str = "white") -> tuple[Image.Image, Image.Image | None]:
+    """A picture to work on, and what is transparent in it.
+
+    background  the colour that transparent pixels are laid on
+    returns     an RGB picture, and None or, where some pixel is not opaque, a mask (L) of the same size: 255 where
+                there is nothing to be seen, 0 where the picture is opaque
+
+    Raises PictureError for what is no picture or more than one.
+    """
+    picture = read_rgba(path)
+    if picture.mode == "RGB":
+        return picture, None
+    opacity = picture.getchannel("A")
+    return flatten(picture, background), ImageChops.invert(opacity)
+
+
+def flatten(picture: Image.Image, background: str) -> Image.Image:
+    """RGBA -> RGB, laid on a colour."""
+    return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, background), picture.getchannel("A"))
+
+
+def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
+    """A picture as its file has it: RGBA where some pixel is not opaque, otherwise RGB.
+
+    colour_managed  whether its colours are brought to sRGB; False takes the numbers as they are
+
+    Raises PictureError for what is no picture or more than one.
+    """
+    path = Path(path)
+    Image.init()  # so that Image.OPEN says which of the formats this Pillow reads
+    with _opened(path) as file, _decoding(path):
+        picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        _check_frames_and_size(path, picture)
+        picture.load()
+        with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
+            ImageOps.exif_transpose(picture, in_place=True)
+        colours, opacity = _split(path, picture)
+        profile = picture.info.get("icc_profile") if colour_managed else None
+        rgb = in_srgb(colours, profile) if profile else colours.convert("RGB")
+    if opacity is None or opacity.getextrema() == (255, 255):
+        rgb.info = {}
+        return rgb
+    return Image.merge("RGBA", (*rgb.split(), opacity))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    if "\0" in str(path):
+        raise PictureError(f"{str(path)!r} is no name of a file: it holds a NUL character.")
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise PictureError(f"{path} is a folder. Give one picture file.")
+        if not stat.S_ISREG(kind):
+            raise PictureError(f"{path} is a device or a pipe. Save the picture to a file and give that.")
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        raise PictureError(f"{path} does not exist. Give a picture file.") from None
+    except OSError as error:
+        raise PictureError(f"{path} cannot be opened: {error.strerror}.") from None
+    with file:
+        start = file.read(16)
+        if not start:
+            raise PictureError(f"{path} is empty (0 bytes). Give a picture file.")
+        if start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+            raise PictureError(f"{path} is a HEIC picture, which is not read here. Save it as PNG or JPEG.")
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own about sizes and odd metadata
+            yield
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(path, "far more") from None
+    except UnidentifiedImageError:
+        raise PictureError(
+            f"{path} is not a picture that is read here ({', '.join(FORMATS)}), or its first bytes are damaged. "
+            "Save it as PNG."
+        ) from None
+    except DAMAGE as error:
+        reason = str(error).split("\n")[0][:100].rstrip(".") or type(error).__name__
+        raise PictureError(f"{path} is cut off or damaged: {reason}. Get it again, or save it anew.") from None
+
+
+def _too_large(path: Path, given: str) -> PictureError:
+    return PictureError(
+        f"{path} has {given} pixels; at most {LARGEST_PIXELS // 10**6} million are read. Scale it down."
+    )
+
+
+def _check_frames_and_size(path: Path, picture: Image.Image) -> None:
+    if picture.width * picture.height > LARGEST_PIXELS:
+        raise _too_large(path, f"{picture.width}x{picture.height}")
+    # A JPEG of format MPO is a photograph with previews or depth behind it; the photograph comes first.
+    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+        raise PictureError(
+            f"{path} holds more than one frame or page. Give a single one, saved as PNG: "
+            "ffmpeg -i FILE -frames:v 1 frame.png takes the first."
+        )
+
+
+def _split(path: Path, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours (L, RGB or CMYK), and the opacity (L) or None; 8 bits a channel."""
+    mode = picture.mode
+    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
+        return _split_16_bits(picture)
+    if mode in ("I", "F"):
+        raise PictureError(
+            f"{path} has 32 bits a pixel, and nothing says which number is white. Save it with 8 or 16 bits."
+        )
+    if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "CMYK"):
+        raise PictureError(f"{path} has colours of kind {mode}. Save it as RGB.")
+    grey = mode in ("1", "L", "LA")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return rgba.getchannel("R") if grey else rgba.convert("RGB"), rgba.getchannel("A")
+    if mode in ("RGB", "CMYK"):
+        return picture, None
+    return picture.convert("L" if grey else "RGB"), None
+
+
+def _split_16_bits(picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Greys of 16 bits: 65535 is white. Pillow would cut off at 255 instead of scaling."""
+    levels = np.asarray(picture).astype(np.int64)
+    grey = Image.fromarray(((levels + 128) // 257).astype(np.uint8))  # 257 * 255 = 65535
+    clear = picture.info.get("transparency")  # the one level that is transparent
+    if clear is None:
+        return grey, None
+    return grey, Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+
+
+def in_srgb(colours: Image.Image, profile: bytes) -> Image.Image:
+    """L, RGB or CMYK, and the ICC profile that says what its numbers mean -> RGB, as a screen shows them.
+
+    A profile that is damaged, or meant for other channels, is left aside, as viewers do.
+    """
+    plain = colours.convert("RGB")
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        channels = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip())
+        source = plain if (channels, colours.mode) == ("RGB", "L") else colours
+        is_srgb = "srgb" in ImageCms.getProfileDescription(given).lower()  # converting would only add rounding
+        if channels != source.mode or is_srgb:
+            return plain
+        return ImageCms.profileToProfile(
+            source,
+            given,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImportError, OSError, ImageCms.PyCMSError):  # the first: a Pillow without LittleCMS
+        return plain
