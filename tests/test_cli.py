@@ -212,7 +212,7 @@ def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, arguments, part
 
 def test_no_model_or_no_command_is_bad_use(run):
     refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
-    refused(run(), "no command given. There are: txt2img, convert.")
+    refused(run(), "no command given. There are: txt2img, schedule, convert.")
     refused(run("txt2imgg", "a"), "command 'txt2imgg' does not exist. Did you mean txt2img?")
 
 
@@ -255,7 +255,7 @@ def process(*arguments, **options):
 
 
 def test_help_and_version_need_no_torch(tmp_path):
-    for arguments in (["--help"], ["txt2img", "--help"], ["convert", "--help"], ["--version"]):
+    for arguments in (["--help"], ["txt2img", "--help"], ["schedule", "--help"], ["convert", "--help"], ["--version"]):
         code = f"import sys; from sd.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
         code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -266,7 +266,7 @@ def test_help_and_version_need_no_torch(tmp_path):
 def test_help_lists_every_command():
     result = process("sd", "--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("txt2img", "convert"))
+    assert all(name in result.stdout for name in ("txt2img", "schedule", "convert"))
 
 
 def test_convert_is_a_module_of_its_own():

@@ -17,6 +17,7 @@ from sd.settings import nearest
 
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
     "txt2img": "a picture from text",
+    "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",
 }
 DONE, BAD_INPUT, SOME_FAILED, OUR_FAULT, INTERRUPTED = 0, 2, 3, 70, 130
