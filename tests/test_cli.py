@@ -174,7 +174,10 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
         (["a", "--sampler", "dimm"], ["--sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm, "]),
         (["a", "--schedule", "karas"], ["--schedule karas does not exist. Did you mean karras? There are: beta, "]),
         (["a", "--sampler", "DPM++ 2M Karras", "--schedule", "beta"], ["--schedule beta does not go with the sampler"]),
-        (["a", "--sigmas", "3,x"], ["argument --sigmas: invalid numbers value: '3,x'", "sd txt2img --help"]),
+        (
+            ["a", "--sigmas", "3,x"],
+            ["argument --sigmas: '3,x' is no list of numbers such as 14.6,7,3.", "sd txt2img --help"],
+        ),
         (["a", "--sigmas", "3,7"], ["--sigmas 3, 7 do not fall from step to step."]),
         (["a", "--sigmas", "7,3", "--steps", "5"], ["--steps 5 is not the number of sigmas, 2. Leave it out."]),
         (["a", "--eta", "1", "--sampler", "euler"], ["--eta 1.0 does nothing: euler has no such setting."]),

@@ -38,8 +38,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """ "14.6, 7, 3" as numbers; one comma at the end is allowed. Raises ValueError, which argparse turns into words."""
-    return tuple(float(part) for part in text.strip().removesuffix(",").split(","))
+    """ "14.6, 7, 3" as numbers; one comma at the end is allowed."""
+    try:
+        return tuple(float(part) for part in text.strip().removesuffix(",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 14.6,7,3") from None
 
 
 def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
