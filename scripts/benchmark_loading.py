@@ -20,7 +20,7 @@ import os, sys, time
 import sd.cli
 from sd import denoiser
 
-def stop(self, x_t, timestep):
+def stop(self, x_t, alpha_bar):
     import torch
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     peak = int(status["VmHWM"].split()[0]) * 1024

@@ -3,7 +3,8 @@
     python scripts/txt2img.py --prompt "a photograph of an astronaut riding a horse" --ckpt model.ckpt
 
 It calls `sd txt2img`, which has better names and more to say: see `sd txt2img --help`. Defaults are the original's:
-DDIM with 50 steps, seed 42, two batches of three pictures, and a grid.
+DDIM with 50 steps, seed 42, two batches of three pictures, and a grid. --plms and --dpm_solver choose the other two
+samplers of the original; the second one's last step ends without noise here, and not a little before.
 """
 
 import argparse
@@ -15,8 +16,6 @@ UNSUPPORTED = {  # flags of the original that are refused rather than ignored
     "--skip_save": "every picture is written",
     "--fixed_code": "every picture has a seed of its own",
     "--laion400m": "it is another model",
-    "--plms": "that sampler is still to come; leave it out for DDIM",
-    "--dpm_solver": "that sampler is still to come; leave it out for DDIM",
 }
 
 
@@ -43,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
     add("--skip_grid", action="store_true", help="no sheet with all pictures")
     add("--C", type=int, choices=[4], default=4, help="latent channels")
     add("--f", type=int, choices=[8], default=8, help="pixels per latent")
+    add("--plms", action="store_true", help="sample with PLMS")
+    add("--dpm_solver", action="store_true", help="sample with DPM-Solver++(2M)")
     for flag in UNSUPPORTED:
         add(flag, action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -60,6 +61,16 @@ def translated(argv: list[str] | None = None) -> list[str]:
     else:
         source = [f"--prompt={args.prompt}", "--count", str(args.n_iter), "--batch-size", str(args.n_samples)]
     source.append("--plain-prompts")  # the original knows no weights
+    if args.plms and args.dpm_solver:
+        commands.error("--plms and --dpm_solver are two samplers; give one of them")
+    if args.ddim_eta and (args.plms or args.dpm_solver):
+        commands.error(f"--ddim_eta {args.ddim_eta:g} does nothing without DDIM; leave it out")
+    if args.plms:
+        sampling = ["--sampler", "plms"]
+    elif args.dpm_solver:
+        sampling = ["--sampler", "dpmpp_2m", "--schedule", "sgm_uniform"]
+    else:
+        sampling = ["--sampler", "ddim", "--eta", str(args.ddim_eta)]
     grid = ["--grid", "--grid-columns", str(args.n_rows or args.n_samples)]
     return [
         "txt2img",
@@ -67,7 +78,7 @@ def translated(argv: list[str] | None = None) -> list[str]:
         f"--model={args.ckpt}",
         f"--out={args.outdir}/samples/{{index:05}}.png",
         *("--steps", str(args.ddim_steps)),
-        *("--eta", str(args.ddim_eta)),
+        *sampling,
         *("--guidance-scale", str(args.scale)),
         *("--height", str(args.H)),
         *("--width", str(args.W)),

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sd.schedule import timestep_at
+
 
 def eps_from_v(v: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
     """The noise, from a network that predicts the velocity v = sqrt(alpha_bar) * eps - sqrt(1 - alpha_bar) * x_0.
@@ -14,12 +16,25 @@ def eps_from_v(v: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
 
 
-def guide(eps: Tensor, eps_negative: Tensor, guidance_scale: float) -> Tensor:
+def guide(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance: go further in the direction in which the prompt changes the prediction.
 
     Ho & Salimans, "Classifier-Free Diffusion Guidance" (2022), eq. 6 with guidance_scale = 1 + w.
     """
-    return eps_negative + guidance_scale * (eps - eps_negative)
+    return negative + guidance_scale * (positive - negative)
+
+
+def rescale_guidance(guided: Tensor, positive: Tensor, guidance_rescale: float) -> Tensor:
+    """Give the guided prediction back the deviation that guidance has enlarged, which makes pictures too bright.
+
+    guided, positive  (B, 4, H, W)  predictions of the network with guidance, and for the prompt alone
+    guidance_rescale  0 leaves the guided prediction as it is, 1 gives all of the prompt's deviation back
+
+    Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), eq. 15 and 16.
+    """
+    deviations = [prediction.std(dim=(1, 2, 3), keepdim=True) for prediction in (positive, guided)]
+    rescaled = guided * deviations[0] / deviations[1]
+    return guidance_rescale * rescaled + (1 - guidance_rescale) * guided
 
 
 class Denoiser:
@@ -31,6 +46,7 @@ class Denoiser:
     context           (B, S, D) of the prompts, in the dtype and on the device that the network runs in
     negative_context  (B, S, D) of what to move away from
     guidance_scale    1 means no guidance: the negative context is not used and the work is halved
+    guidance_rescale  0 to 1, how much of guidance's gain in deviation is taken back
     """
 
     def __init__(
@@ -41,13 +57,14 @@ class Denoiser:
         context: Tensor,
         negative_context: Tensor | None = None,
         guidance_scale: float = 1.0,
+        guidance_rescale: float = 0.0,
     ):
         if prediction not in ("eps", "v"):
             raise ValueError(f'prediction must be "eps" or "v", got {prediction!r}')
         if guidance_scale != 1 and negative_context is None:
             raise ValueError("guidance needs a negative context: that of the empty prompt, if there is no other")
-        self.unet, self.prediction, self.table = unet, prediction, table.double()
-        self.guidance_scale = guidance_scale
+        self.unet, self.prediction, self.table = unet, prediction, table
+        self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
         self.guided = guidance_scale != 1
         self.set_context(context, negative_context)
 
@@ -55,13 +72,14 @@ class Denoiser:
         """Go on with other prompts, between two steps."""
         self.context = torch.cat([negative_context, context]) if self.guided else context
 
-    def __call__(self, x_t: Tensor, timestep: Tensor) -> Tensor:
-        """x_t (B, 4, H, W) float32, timestep () int64 -> eps (B, 4, H, W) float32, on the device of x_t"""
+    def __call__(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        """x_t (B, 4, H, W) float32, alpha_bar () float64 -> eps (B, 4, H, W) float32, on the device of x_t"""
         x = torch.cat([x_t, x_t]) if self.guided else x_t
-        output = self.unet(x.to(self.context.dtype), timestep.to(x.device), self.context).to(x_t.dtype)
-        if self.prediction == "v":
-            output = eps_from_v(output, x, self.table[timestep])
-        if not self.guided:
-            return output
-        eps_negative, eps = output.chunk(2)
-        return guide(eps, eps_negative, self.guidance_scale)
+        timestep = timestep_at(self.table, alpha_bar).to(x.device)
+        output = self.unet(x.to(self.context.dtype), timestep, self.context).to(x_t.dtype)
+        if self.guided:
+            negative, positive = output.chunk(2)
+            output = guide(positive, negative, self.guidance_scale)
+            if self.guidance_rescale:
+                output = rescale_guidance(output, positive, self.guidance_rescale)
+        return eps_from_v(output, x_t, alpha_bar) if self.prediction == "v" else output

@@ -17,13 +17,14 @@ from torch import Tensor
 from sd import __version__
 from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
-from sd.config import ModelConfig
+from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
 from sd.image import to_images
 from sd.noise import PictureNoise
 from sd.runtime import precision_name
+from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
-from sd.schedule import alphas_cumprod, sampling_steps
+from sd.schedule import Step, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
 from sd.settings import SettingError, Settings
 from sd.text_encoder import TextEncoder
 from sd.tokenizer import Tokenizer
@@ -43,6 +44,17 @@ class NonFiniteError(ArithmeticError):
         words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part = part
+
+
+def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
+    """alpha_bar by timestep, and the steps through the noise levels that the settings ask for."""
+    table = alphas_cumprod(config)
+    if settings.zero_terminal_snr:
+        table = zero_terminal_snr(table)
+    if settings.sigmas:
+        return table, custom_steps(table, settings.sigmas)
+    final = final_alpha(settings.sampler, settings.schedule)
+    return table, sampling_steps(table, settings.steps, schedule=settings.schedule, final_alpha=final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,23 +145,22 @@ class StableDiffusion:
                 f"text to picture needs a model whose UNet takes the {channels} latent channels, "
                 f"this one ({self.config.family}) takes {self.config.unet.in_channels}"
             )
+        common.require_prediction(self.config.prediction)
         contexts = self._contexts(batch)
-        table = alphas_cumprod(self.config.schedule)
+        table, steps = table_and_steps(self.config.schedule, common)
         denoiser = Denoiser(
             self.unet,
             self.config.prediction,
             table,
             *(context(0) for context in contexts),
             guidance_scale=common.guidance_scale,
+            guidance_rescale=common.guidance_rescale,
         )
-        # The original ends its DDIM at the first entry of the table, everything else ends without noise.
-        final_alpha = "first" if (common.sampler, common.spacing) == ("ddim", "leading") else "one"
-        steps = sampling_steps(table, common.steps, spacing=common.spacing, final_alpha=final_alpha)
         factor = self.config.vae.factor
         noise = PictureNoise(
             [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
         )
-        options = {"eta": common.eta} if common.sampler == "ddim" else {}
+        options = {} if common.eta is None else {"eta": common.eta}
         sampler = SAMPLERS[common.sampler]
         done = sampler(denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options)
         for step, latents in enumerate(done, 1):

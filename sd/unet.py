@@ -51,7 +51,7 @@ from sd.config import UNetConfig
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
     """Waves of geometrically growing length, sampled at the timestep: how the network is told how noisy x_t is.
 
-    timestep  () or (B,), 0 to 999
+    timestep  () or (B,), 0 to 999, whole or between
     returns   (1 or B, width) float32, first the cosines, then the sines
 
     The idea is that of Vaswani et al. (2017), section 3.5, which alternates sines and cosines; the order and the

@@ -59,7 +59,9 @@ def test_a_picture_its_path_and_its_settings(txt2img, tiny_ckpt):
     assert "tiny.ckpt: sd-v1, model weights (--weights ema takes the others)" in err
     with Image.open(out[0]) as picture:
         assert picture.size == (64, 64)
-        assert picture.text["parameters"].startswith("a horse\nNegative prompt: blurry\nSteps: 2, Sampler: DDIM")
+        assert picture.text["parameters"].startswith(
+            "a horse\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Karras"
+        )
     settings = settings_of(out[0])
     assert settings["seed"] == 7
     assert settings["prompt"] == "a horse"
@@ -209,8 +211,18 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
     [
         (["a", "-W", "500"], ["--width 500 is not a multiple of 8. Nearest: 496 or 504."]),
         (["a", "--height", "0"], ["--height 0 is out of range: 64 to 4096."]),
-        (["a", "--sampler", "dimm"], ["--sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm."]),
-        (["a", "--schedule", "karas"], ["--schedule karas does not exist. There are: leading, linspace, trailing."]),
+        (["a", "--sampler", "dimm"], ["--sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm, "]),
+        (["a", "--schedule", "karas"], ["--schedule karas does not exist. Did you mean karras? There are: beta, "]),
+        (["a", "--sampler", "DPM++ 2M Karras", "--schedule", "beta"], ["--schedule beta does not go with the sampler"]),
+        (
+            ["a", "--sigmas", "3,x"],
+            ["argument --sigmas: '3,x' is no list of numbers such as 14.6,7,3.", "sd txt2img --help"],
+        ),
+        (["a", "--sigmas", "3,7"], ["--sigmas 3, 7 do not fall from step to step."]),
+        (["a", "--sigmas", "7,3", "--steps", "5"], ["--steps 5 is not the number of sigmas, 2. Leave it out."]),
+        (["a", "--eta", "1", "--sampler", "euler"], ["--eta 1.0 does nothing: euler has no such setting."]),
+        (["a", "--zero-terminal-snr"], ["--zero-terminal-snr needs a model that predicts v; this one predicts eps."]),
+        (["a", "--guidance-rescale", "2"], ["--guidance-rescale 2.0 is out of range: 0 to 1."]),
         (["a", "--steps", "0"], ["--steps 0 is out of range: 1 to 1000."]),
         (["a", "--steps", "many"], ["argument --steps/--ddim_steps: invalid int value: 'many'", "sd txt2img --help"]),
         (["a", "--stepps", "3"], ["--stepps is not a flag of sd txt2img. Did you mean --steps?"]),
@@ -220,7 +232,7 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
         (["a", "--device", "tpu"], ["--device: device 'tpu' is not available here. There are: auto, cpu"]),
         (["a", "-o", "x.png", "-b", "2"], ["--out x.png names one file, but 2 pictures", "x-{seed}.png"]),
         (["a", "-o", "x.jpg"], ["--out x.jpg: only .png pictures are written"]),
-        (["a", "--steps", "501"], ["--steps 501 would begin at timestep 501"]),
+        (["a", "--steps", "501", "--sampler", "ddim"], ["--steps 501 would begin at timestep 501"]),
         (["a", "--grid", "--grid-columns", "0"], ["--grid-columns 0 is out of range"]),
         (["a\udcff"], ["--prompt holds bytes that are no UTF-8 text."]),
         (["a", "-o", "{seed:2000}.png"], ["{seed:2000} cannot be used. A number may be padded: {index:05}."]),
@@ -286,7 +298,8 @@ def process(*arguments, **options):
 
 
 def test_help_and_version_need_no_torch(tmp_path):
-    for arguments in (["--help"], ["txt2img", "--help"], ["tokens", "--help"], ["convert", "--help"], ["--version"]):
+    pages = (["txt2img", "--help"], ["tokens", "--help"], ["schedule", "--help"], ["convert", "--help"])
+    for arguments in (["--help"], *pages, ["--version"]):
         code = f"import sys; from sd.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
         code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -297,7 +310,7 @@ def test_help_and_version_need_no_torch(tmp_path):
 def test_help_lists_every_command():
     result = process("sd", "--help")
     assert result.returncode == 0
-    assert all(name in result.stdout for name in ("txt2img", "tokens", "convert"))
+    assert all(name in result.stdout for name in ("txt2img", "tokens", "schedule", "convert"))
 
 
 def test_convert_is_a_module_of_its_own():
@@ -473,6 +486,56 @@ def test_the_original_scripts_command_line_does_the_same(run, tiny_ckpt):
     assert [settings_of(path)["seed"] for path in out[:2]] == [42, 43]
     assert settings_of(out[0])["guidance_scale"] == 7.5
     assert settings_of(out[0])["plain_prompts"] is True  # the original knows no weights
+    assert (settings_of(out[0])["sampler"], settings_of(out[0])["schedule"]) == ("ddim", "leading")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("--plms", ("plms", "leading")), ("--dpm_solver", ("dpmpp_2m", "sgm_uniform"))]
+)
+def test_the_original_scripts_other_samplers_are_there(run, tiny_ckpt, flag, expected):
+    arguments = ["--prompt", "a", "--ckpt", str(tiny_ckpt), "--ddim_steps", "2", "--H", "64", "--W", "64", flag]
+    code, out, _ = run(*original_script.translated([*arguments, "--n_samples", "1", "--n_iter", "1", "--skip_grid"]))
+    assert code == 0
+    assert (settings_of(out[0])["sampler"], settings_of(out[0])["schedule"]) == expected
+
+
+def test_the_original_script_refuses_what_its_samplers_cannot_do(capsys):
+    for arguments, message in (
+        (["--plms", "--ddim_eta", "1"], "--ddim_eta 1 does nothing without DDIM; leave it out"),
+        (["--plms", "--dpm_solver"], "--plms and --dpm_solver are two samplers; give one of them"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            original_script.translated(arguments)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ("dpmpp_2m", "karras")),
+        (["--plms"], ("plms", "leading")),
+        (["--sampler", "Euler a"], ("euler_a", "linspace")),
+        (["--sampler", "DPM++ 2M SDE Karras"], ("dpmpp_2m_sde", "karras")),
+        (["--sampler", "k_lms", "--schedule", "sgm_uniform"], ("lms", "sgm_uniform")),
+        (["--sampler", "heun", "--schedule", "SGM Uniform"], ("heun", "sgm_uniform")),
+    ],
+)
+def test_samplers_and_schedules_by_anybodys_names(txt2img, flags, expected):
+    code, (path,), _ = txt2img("a", "--seed", 1, *flags)
+    assert code == 0
+    assert (settings_of(path)["sampler"], settings_of(path)["schedule"]) == expected
+
+
+def test_noise_levels_of_ones_own(run, tiny_ckpt, tmp_path):
+    (tmp_path / "jobs.txt").write_text('{"prompt": "a", "sigmas": [9, 2.5]}\n{"prompt": "b", "sampler": "Euler a"}')
+    size = ["-W", "64", "-H", "64", "-m", tiny_ckpt, "--seed", 1]
+    _, (path,), _ = run("txt2img", "a", *size, "--sigmas", "14.6,7,3,")
+    settings = settings_of(path)
+    assert (settings["sigmas"], settings["steps"], settings["schedule"]) == ([14.6, 7, 3], 3, "custom")
+    _, (first, second), _ = run("txt2img", "--from-file", "jobs.txt", *size, "-o", "x")
+    assert settings_of(first)["sigmas"] == [9, 2.5]
+    assert (settings_of(second)["sampler"], settings_of(second)["sigmas"]) == ("euler_a", [])
 
 
 def test_flags_of_the_original_script_that_mean_nothing_here_are_refused(capsys):

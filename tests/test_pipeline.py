@@ -9,13 +9,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, fill
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
 from oracles import diffusers_unet, diffusers_vae, relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
 from sd.denoiser import Denoiser
 from sd.noise import PictureNoise
-from sd.pipeline import NonFiniteError, Source, StableDiffusion
+from sd.pipeline import NonFiniteError, Source, StableDiffusion, table_and_steps
+from sd.sampler_names import SAMPLERS, SCHEDULES
 from sd.samplers.ddim import ddim_step
 from sd.schedule import alphas_cumprod, sampling_steps
 from sd.settings import SettingError, Settings
@@ -44,7 +51,8 @@ def model(tiny_networks):
 
 
 def settings(**options):
-    return Settings(**{"prompt": PROMPT, "width": 64, "height": 64, "steps": 4, "seed": 1, **options})
+    common = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 4, "sampler": "ddim", "seed": 1}
+    return Settings(**{**common, **options})
 
 
 def final(model, batch):
@@ -94,7 +102,26 @@ def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps,
     assert abs(pixels(model.decode(ours)[0]) - pixels(expected_picture)).max() <= 1
 
 
-@pytest.mark.parametrize("options", [{"sampler": "ddim"}, {"sampler": "ddim", "eta": 1.0}, {"sampler": "ddpm"}])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_runs_on_every_schedule_and_stays_finite(model, sampler, schedule):
+    *_, latents = model.sample([settings(sampler=sampler, schedule=schedule, steps=3)])
+    assert latents.isfinite().all()  # a network that fails raises NonFiniteError before
+    # made-up weights give no picture, but neither does anything grow without bound
+    assert latents.abs().max() < 100
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddim"},
+        {"sampler": "ddim", "eta": 1.0},
+        *(
+            {"sampler": name}
+            for name in ("ddpm", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm")
+        ),
+    ],
+)
 def test_a_picture_is_the_same_alone_and_in_a_batch_of_four(model, options):
     batch = [settings(seed=seed, **options) for seed in range(10, 14)]
     together = model.decode(final(model, batch))
@@ -318,3 +345,71 @@ def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():
 def test_velocity_models_go_through_the_same_pipeline(tiny_networks):
     model = assemble(replace(TINY, prediction="v"), tiny_networks)
     assert final(model, [settings()]).isfinite().all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_velocity_models_can_begin_at_pure_noise(tiny_networks, sampler):
+    model = assemble(replace(TINY, prediction="v"), tiny_networks)
+    batch = [settings(sampler=sampler, schedule="trailing", zero_terminal_snr=True)]
+    latents = final(model, batch)
+    assert latents.isfinite().all()
+    assert relative_error(latents, final(model, [replace(batch[0], zero_terminal_snr=False)])) > 1e-3
+
+
+def test_pure_noise_at_the_start_is_refused_where_noise_is_predicted(model):
+    with pytest.raises(SettingError, match="zero_terminal_snr needs a model that predicts v"):
+        final(model, [settings(zero_terminal_snr=True)])
+
+
+def test_sigmas_of_ones_own_and_guidance_rescale_change_the_picture(model):
+    first = final(model, [settings(sampler="euler")])
+    for change in ({"sigmas": [14.6, 7, 3, 1]}, {"guidance_rescale": 0.7}):
+        assert relative_error(final(model, [settings(sampler="euler", **{"steps": 4, **change})]), first) > 0.01
+    levels = [((1 - step.alpha_bar) / step.alpha_bar).sqrt().item() for step in steps_of(settings(sampler="euler"))]
+    assert relative_error(final(model, [settings(sampler="euler", sigmas=levels)]), first) < 1e-5
+
+
+def steps_of(settings):
+    return table_and_steps(TINY.schedule, settings)[1]
+
+
+def test_the_originals_ddim_and_plms_end_with_a_little_noise_and_all_else_without():
+    for sampler in SAMPLERS:
+        end = steps_of(settings(sampler=sampler, schedule="leading"))[-1].alpha_bar_prev.item()
+        assert end == (pytest.approx(0.99915) if sampler in ("ddim", "plms") else 1)
+        assert steps_of(settings(sampler=sampler, schedule="trailing"))[-1].alpha_bar_prev == 1
+
+
+@pytest.fixture(scope="module")
+def theirs_by_sampler(theirs):
+    def pipeline(scheduler):
+        theirs.scheduler = scheduler
+        return theirs
+
+    kept = theirs.scheduler
+    yield pipeline
+    theirs.scheduler = kept
+
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize(
+    ("options", "scheduler"),
+    [
+        ({"sampler": "plms"}, PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)),
+        (
+            {"sampler": "unipc", "schedule": "trailing"},
+            UniPCMultistepScheduler(**BETAS, timestep_spacing="trailing", final_sigmas_type="zero"),
+        ),
+        (
+            {"sampler": "dpmpp_2m", "schedule": "trailing"},
+            DPMSolverMultistepScheduler(**BETAS, timestep_spacing="trailing"),
+        ),
+    ],
+)
+def test_latents_of_other_samplers_equal_those_of_diffusers(model, theirs_by_sampler, options, scheduler):
+    latents = PictureNoise([1], (4, 8, 8))()
+    common = {"num_inference_steps": 10, "guidance_scale": 7.5, "width": 64, "height": 64, "latents": latents}
+    expected = theirs_by_sampler(scheduler)(PROMPT, output_type="latent", **common).images
+    assert relative_error(final(model, [settings(steps=10, **options)]), expected) < 1e-3

@@ -18,6 +18,7 @@ from sd.settings import nearest
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
     "txt2img": "a picture from text",
     "tokens": "how a prompt is read: tokens, weights, chunks",
+    "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",
     "inspect": "what is in a file, and whether it is safe",
     "diff": "which tensors of two files differ, and by how much",

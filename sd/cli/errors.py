@@ -35,8 +35,7 @@ def message_of(error: Exception) -> str | None:
     from sd.settings import SettingError
 
     if isinstance(error, SettingError):
-        flag = {"spacing": "schedule"}.get(error.name, error.name.replace("_", "-"))
-        return f"--{flag} {error.problem}"
+        return f"--{error.name.replace('_', '-')} {error.problem}"
     if isinstance(error, UsageError | JobError | CheckpointError | TargetError):
         return str(error)
     if isinstance(error, OSError):

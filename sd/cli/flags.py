@@ -10,9 +10,8 @@ from typing import NoReturn
 from convert.checkpoint import Checkpoint
 from convert.errors import counted, shown, shown_list
 from sd.cli.errors import UsageError, complain
-
-# Other hands' words for a sampler; everything is compared in lower case with spaces and hyphens as underscores.
-SAMPLER_SPELLINGS = {"k_ddim": "ddim", "ancestral": "ddpm"}
+from sd.sampler_names import SAMPLERS, SCHEDULES
+from sd.settings import DEFAULT_STEPS
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,9 +37,25 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} See {self.prog} --help.")
 
 
-def sampler_name(text: str) -> str:
-    name = text.strip().lower().replace(" ", "_").replace("-", "_")
-    return SAMPLER_SPELLINGS.get(name, name)
+def numbers(text: str) -> tuple[float, ...]:
+    """ "14.6, 7, 3" as numbers; one comma at the end is allowed."""
+    try:
+        return tuple(float(part) for part in text.strip().removesuffix(",").split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 14.6,7,3") from None
+
+
+def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
+    """Which noise levels to visit."""
+    add = group.add_argument
+    add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
+    add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
+        help=f"{', '.join(SAMPLERS)}, or as other programs say it, such as \"DPM++ 2M Karras\" "
+        "(default: dpmpp_2m)")  # fmt: skip
+    add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
+    add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",
+        help="noise levels of your own in place of steps and schedule, falling; a step to 0 is added")  # fmt: skip
+    add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v models that were trained so")
 
 
 def add_output_flags(parser: Parser) -> argparse._ArgumentGroup:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from sd.cli.errors import UsageError
-from sd.cli.flags import sampler_name
 from sd.settings import SettingError, Settings, is_of_type, nearest
 
 FIELDS = {field.name: field.type for field in fields(Settings)}
@@ -83,7 +82,7 @@ def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
             raise UsageError(f"{where}{key!r} {nearest(key, FIELDS)}")
         if not is_of_type(value, FIELDS[name]):
             raise UsageError(f"{where}{key} cannot be {json.dumps(value)}.")
-        own[name] = sampler_name(value) if name == "sampler" else value
+        own[name] = value
     if "prompt" not in own:
         raise UsageError(f'{where}has no "prompt".')
     return own
@@ -105,9 +104,12 @@ def plan(
         "height": native if args.height is None else args.height,
         "steps": args.steps,
         "sampler": args.sampler,
-        "spacing": args.spacing,
+        "schedule": args.schedule,
+        "sigmas": args.sigmas,
         "eta": args.eta,
         "guidance_scale": args.guidance_scale,
+        "guidance_rescale": args.guidance_rescale,
+        "zero_terminal_snr": args.zero_terminal_snr,
     }
     jobs: list[Settings] = []
     for line in lines:

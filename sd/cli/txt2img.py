@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from convert.errors import counted
 from sd.cli.errors import JobError, UsageError, failure_of
-from sd.cli.flags import Parser, add_output_flags, bar_hidden, describe_checkpoint, sampler_name, say
+from sd.cli.flags import Parser, add_output_flags, add_schedule_flags, bar_hidden, describe_checkpoint, say
 from sd.cli.jobs import FIELDS, group, plan, read_lines
 from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS, grid_path, picture_paths
-from sd.settings import SAMPLER_NAMES, SPACING_NAMES, Settings
+from sd.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -74,16 +74,18 @@ def parser() -> Parser:
                          "fine-tuned models expect (default: 1)")  # fmt: skip
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--steps", "--ddim_steps", type=int, default=30, metavar="N", help="1 to 1000 (default: 30)")
-    sampling.add_argument("--sampler", "--sampling-method", type=sampler_name, default="ddim", metavar="NAME",
-                          help=f"{' or '.join(SAMPLER_NAMES)} (default: ddim)")  # fmt: skip
-    sampling.add_argument("--schedule", dest="spacing", type=str.lower, default="leading", metavar="NAME",
-                          help=f"which timesteps: {', '.join(SPACING_NAMES)} (default: leading)")  # fmt: skip
-    sampling.add_argument("--eta", "--ddim_eta", type=float, default=0.0, metavar="X",
-                          help="fresh noise in ddim: 0 none, 1 as much as ddpm (default: 0)")  # fmt: skip
+    add_schedule_flags(sampling)
+    sampling.add_argument(
+        "--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms"
+    )
+    sampling.add_argument("--eta", "--ddim_eta", type=float, metavar="X",
+                          help="share of fresh noise, where the sampler has a choice: 0 none, 1 as much as ddpm "
+                          "(default: 0 in ddim, 1 in others)")  # fmt: skip
     sampling.add_argument("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
                           help="how much to follow the prompt; 1 turns guidance off and saves half the work "
                           "(default: 7.5)")  # fmt: skip
+    sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
+                          help="take back contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
 
     output = add_output_flags(parser)
     output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
@@ -121,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
         check_family(checkpoint)
         jobs = plan(args, lines, seed, native=checkpoint.config.native_size)
         check_clip_skip(checkpoint, jobs)
+        for job in jobs:
+            job.require_prediction(checkpoint.config.prediction)
         device, dtype = pick_device_and_precision(args)
         paths = picture_paths(args.out, jobs, force=args.force)
         sheet = grid_path(paths, force=args.force) if args.grid or args.grid_columns else None

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from sd.schedule import Step
+from sd.schedule import Step, x_0_from_eps
 
 
 def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, sigma: Tensor | float = 0) -> Tensor:
@@ -17,7 +17,7 @@ def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tenso
 
     Song et al. (2021), eq. 12 without its last term.
     """
-    x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+    x_0 = x_0_from_eps(x_t, eps, alpha_bar)
     return alpha_bar_prev.sqrt() * x_0 + (1 - alpha_bar_prev - sigma**2).sqrt() * eps
 
 
@@ -36,7 +36,7 @@ def ddim(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step.
 
-    predict_eps  (x_t, timestep) -> eps
+    predict_eps  (x_t, alpha_bar) -> eps
     x            (B, 4, H, W)  standard normal noise
     eta          0: no fresh noise, the picture depends on x alone; 1: as much as DDPM adds; no more than 1
     draw_noise   () -> (B, 4, H, W)  standard normal noise; needed where eta > 0
@@ -47,9 +47,9 @@ def ddim(
         raise ValueError(f"eta must be 0 to 1, got {eta:g}")
     if eta and draw_noise is None:
         raise ValueError(f"eta {eta:g} adds noise at every step: give draw_noise")
-    for timestep, alpha_bar, alpha_bar_prev in steps:
+    for _, alpha_bar, alpha_bar_prev in steps:
         sigma = ddim_noise_scale(alpha_bar, alpha_bar_prev, eta)
-        x = ddim_step(x, predict_eps(x, timestep), alpha_bar, alpha_bar_prev, sigma)
+        x = ddim_step(x, predict_eps(x, alpha_bar), alpha_bar, alpha_bar_prev, sigma)
         if sigma > 0:
             x = x + sigma * draw_noise()
         yield x

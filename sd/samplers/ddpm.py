@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
-from sd.schedule import Step
+from sd.schedule import Step, x_0_from_eps
 
 
 def ddpm_posterior(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor) -> tuple[Tensor, Tensor]:
@@ -19,7 +19,7 @@ def ddpm_posterior(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: 
     """
     alpha = alpha_bar / alpha_bar_prev
     beta = 1 - alpha
-    x_0 = (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+    x_0 = x_0_from_eps(x_t, eps, alpha_bar)
     mean = (alpha_bar_prev.sqrt() * beta * x_0 + alpha.sqrt() * (1 - alpha_bar_prev) * x_t) / (1 - alpha_bar)
     return mean, beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
 
@@ -33,13 +33,13 @@ def ddpm(
 ) -> Iterator[Tensor]:
     """From noise to clean latents by ancestral sampling; yields the latents after every step.
 
-    predict_eps  (x_t, timestep) -> eps
+    predict_eps  (x_t, alpha_bar) -> eps
     x            (B, 4, H, W)  standard normal noise
     draw_noise   () -> (B, 4, H, W)  standard normal noise, drawn once a step where the step's variance is not 0
 
     Ho et al. (2020), algorithm 2, with the smaller of its two variances (beta tilde, eq. 7).
     """
-    for timestep, alpha_bar, alpha_bar_prev in steps:
-        mean, variance = ddpm_posterior(x, predict_eps(x, timestep), alpha_bar, alpha_bar_prev)
+    for _, alpha_bar, alpha_bar_prev in steps:
+        mean, variance = ddpm_posterior(x, predict_eps(x, alpha_bar), alpha_bar, alpha_bar_prev)
         x = mean + variance.sqrt() * draw_noise() if variance > 0 else mean
         yield x

@@ -1,0 +1,100 @@
+"""Which noise levels a sampler visits, by the names that the field has for them.
+
+Those of TIMESTEPS choose timesteps, (total, steps) -> (steps,) falling, whole numbers or not; those of SIGMAS choose
+sigmas between the lowest and the highest of the table, (lowest, highest, steps) -> (steps,) falling. Both in float64.
+"""
+
+import torch
+from torch import Tensor
+
+
+def leading(total: int, steps: int) -> Tensor:
+    """1, 1 + c, 1 + 2c, … with c = total // steps: the original's DDIM spacing, which never visits the noisiest end.
+
+    Where c does not divide the total, the original takes as many as fit (31 for 30 steps); here, as in diffusers, there
+    are as many as asked for. The original adds 1 to every timestep and so leaves the table where steps = total; here
+    the offset is dropped there.
+    """
+    stride = total // steps
+    offset = min(1, total - 1 - stride * (steps - 1))
+    return (torch.arange(steps) * stride + offset).flip(0).double()
+
+
+def trailing(total: int, steps: int) -> Tensor:
+    """Even steps back from the noisiest timestep: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are
+    Flawed" (2023), table 2."""
+    return (total - torch.arange(steps, dtype=torch.float64) * total / steps).round() - 1
+
+
+def linspace(total: int, steps: int) -> Tensor:
+    """Even steps that include both ends: Lin et al. (2023), table 2. A single step starts at the noisiest end."""
+    return torch.linspace(total - 1, 0, steps, dtype=torch.float64).round()
+
+
+def sgm_uniform(total: int, steps: int) -> Tensor:
+    """Even steps between both ends without the last one, not rounded, as Stability's generative-models have them."""
+    return torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64)[:-1]
+
+
+def simple(total: int, steps: int) -> Tensor:
+    """Every (total / steps)-th entry of the table from its noisy end, rounded up: nearly `trailing`."""
+    return total - 1 - (torch.arange(steps, dtype=torch.float64) * total / steps).floor()
+
+
+def beta(total: int, steps: int, shape: float = 0.6) -> Tensor:
+    """Timesteps spread as a Beta(0.6, 0.6) distribution is: densest at both ends.
+
+    Lee et al., "Beta Sampling is All You Need" (2024). Not rounded, so that no timestep comes twice.
+    """
+    shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
+    return (total - 1) * beta_quantile(shares, shape)
+
+
+def karras(lowest: Tensor, highest: Tensor, steps: int, rho: float = 7.0) -> Tensor:
+    """Even in sigma ** (1 / rho): short steps where there is little noise.
+
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), eq. 5.
+    """
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return torch.lerp(highest ** (1 / rho), lowest ** (1 / rho), ramp) ** rho
+
+
+def exponential(lowest: Tensor, highest: Tensor, steps: int) -> Tensor:
+    """Even in log(sigma), which DPM-Solver's authors call uniform in logSNR: Lu et al., "DPM-Solver" (2022)."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    return torch.lerp(highest.log(), lowest.log(), ramp).exp()
+
+
+TIMESTEPS = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "sgm_uniform": sgm_uniform,
+    "simple": simple,
+    "beta": beta,
+}
+SIGMAS = {"karras": karras, "exponential": exponential}
+
+
+def beta_quantile(shares: Tensor, shape: float) -> Tensor:
+    """Where the distribution Beta(shape, shape) has the given shares below it: 0 to 1 -> 0 to 1, float64.
+
+    It is symmetric, so the lower half is enough. There its distribution function is a power series that gains a factor
+    of 2 with each term (Abramowitz & Stegun, 6.6.8 with 15.1.1); it is inverted by bisection.
+    """
+    powers = torch.arange(60, dtype=torch.float64)
+    # x ** shape * sum over n of x ** n * (1 - shape) (2 - shape) … (n - shape) / (n! (shape + n))
+    growth = torch.cumprod(torch.cat([torch.ones(1), (powers[1:] - shape) / powers[1:]]).double(), dim=0)
+    coefficients = growth / (shape + powers)
+
+    def below(x: Tensor) -> Tensor:
+        return x**shape * (coefficients * x[:, None] ** powers).sum(dim=1)
+
+    half = torch.full((1,), 0.5, dtype=torch.float64)
+    lower = torch.minimum(shares, 1 - shares)
+    low, high = torch.zeros_like(lower), half.expand_as(lower)
+    for _ in range(60):
+        middle = (low + high) / 2
+        enough = below(middle) / (2 * below(half)) >= lower
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return torch.where(shares > 0.5, 1 - high, high)

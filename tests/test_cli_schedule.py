@@ -1,0 +1,106 @@
+"""`sd schedule`: noise levels as a table, as JSON and as a plot."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from sd.cli import main
+
+
+@pytest.fixture
+def schedule(tmp_path, capsys, monkeypatch):
+    """Call the command in an empty folder: exit code, lines on stdout, text on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main(["schedule", *map(str, arguments)])
+        streams = capsys.readouterr()
+        return code, streams.out.splitlines(), streams.err
+
+    return run
+
+
+def test_a_table_of_the_default_sampler(schedule):
+    code, lines, err = schedule("--steps", 3)
+    assert (code, err) == (0, "")
+    assert lines[0].split() == ["step", "timestep", "sigma", "alpha_bar"]
+    assert lines[1].split() == ["1", "999", "14.6146", "0.004660"]  # both ends of the published table
+    assert lines[3].split() == ["3", "0", "0.0292", "0.999150"]
+    assert lines[4].split() == ["end", "-", "0.0000", "1.000000"]
+    assert len(lines) == 5
+
+
+def test_json_has_the_exact_numbers(schedule):
+    _, (line,), _ = schedule("--sampler", "ddim", "--steps", 50, "--json")
+    data = json.loads(line)
+    assert (data["event"], data["sampler"], data["schedule"], data["steps"]) == ("schedule", "ddim", "leading", 50)
+    assert data["timesteps"] == list(range(981, 0, -20))
+    assert len(data["sigmas"]) == len(data["alpha_bars"]) == 51
+    assert data["sigmas"][-1] == pytest.approx(0.0291672, rel=1e-4)  # the original's end
+    assert [1 / (1 + sigma**2) for sigma in data["sigmas"]] == pytest.approx(data["alpha_bars"])
+
+
+def test_schedules_beside_each_other_by_name_or_by_their_sampler(schedule):
+    code, lines, _ = schedule("--steps", 4, "--json", "--compare", "leading,SGM Uniform,Euler a,DPM++ 2M SDE Karras")
+    assert code == 0
+    pairs = [(data["sampler"], data["schedule"]) for data in map(json.loads, lines)]
+    assert pairs == [
+        ("dpmpp_2m", "leading"),
+        ("dpmpp_2m", "sgm_uniform"),
+        ("euler_a", "linspace"),
+        ("dpmpp_2m_sde", "karras"),
+    ]
+    _, lines, _ = schedule("--steps", 4, "--compare", "leading,karras")
+    assert lines[0] == "dpmpp_2m, leading"
+    assert lines[7] == "" == lines[-1]
+    assert lines[8] == "dpmpp_2m, karras"
+
+
+def test_sigmas_and_pure_noise(schedule):
+    _, (line,), _ = schedule("--sigmas", "9,2.5", "--json")
+    assert json.loads(line)["sigmas"] == pytest.approx([9, 2.5, 0])
+    _, (line,), _ = schedule("--zero-terminal-snr", "--schedule", "trailing", "--json", "--steps", 4)
+    assert json.loads(line)["timesteps"][0] == 999
+    assert json.loads(line)["alpha_bars"][0] < 1e-7
+
+
+def test_a_plot(schedule, tmp_path):
+    pytest.importorskip("matplotlib")
+    code, lines, _ = schedule("--steps", 5, "--compare", "leading,karras,beta", "-o", "x.png")
+    assert (code, lines[-1]) == (0, "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.format == "PNG"
+        colours = {colour for count, colour in picture.convert("RGB").getcolors(100_000) if count > 50}
+    # matplotlib's first three colours: a line for each
+    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
+    code, lines, err = schedule("--steps", 5, "-o", "x.png")
+    assert (code, lines) == (2, [])
+    assert "x.png exists already. Give another --out, or --force to replace it." in err
+    assert schedule("--steps", 5, "-o", "x.png", "--force")[0] == 0
+
+
+def test_without_matplotlib_there_is_a_sentence(schedule, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, lines, err = schedule("-o", "x.png")
+    assert (code, lines) == (2, [])
+    assert err == "sd: --out needs matplotlib to draw. Install it: pip install 'sd-zoo[plots]'.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps 0 is out of range: 1 to 1000."),
+        (["--sampler", "dimm"], "--sampler dimm does not exist. Did you mean ddim?"),
+        (["--compare", "karas"], "--compare 'karas' does not exist. Did you mean karras?"),
+        (["--compare", "karras", "--schedule", "beta"], "--compare names the schedules; leave out --schedule"),
+        (["-o", "x.jpg"], "--out x.jpg: plots are written as .png."),
+        (["-o", "none/x.png"], "--out none/x.png: there is no folder none."),
+        (["--sigmas", ""], "argument --sigmas: '' is no list of numbers such as 14.6,7,3."),
+    ],
+)
+def test_bad_use_gets_a_sentence_and_exit_code_2(schedule, arguments, message):
+    code, lines, err = schedule(*arguments)
+    assert (code, lines) == (2, [])
+    assert message in err
