@@ -4,18 +4,31 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sd.files import written_whole
+from sd.from_picture import Start
 
 
 def to_images(image: Tensor) -> list[Image.Image]:
     """image (B, 3, H, W) in [-1, 1], values outside are clipped -> B pictures of 8 bits a channel"""
     pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture (RGB) -> (1, 3, H, W) in [-1, 1]; a mask (L) -> (1, 1, H, W) in [0, 1]"""
+    values = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return values[None, None] / 255 if values.ndim == 2 else values.permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def start_from(picture: Image.Image, mask: Image.Image | None) -> Start:
+    """What a run begins with, from a picture and its mask at the working size."""
+    return Start(image=to_tensor(picture), mask=None if mask is None else to_tensor(mask))
 
 
 def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:

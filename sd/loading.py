@@ -17,6 +17,7 @@ from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.hashing import FileHash
 from convert.reader import CheckpointFile, open_checkpoint
 from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
+from sd.embedded import embedded_model
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion
 from sd.runtime import memory_format, pick_device, pick_precision, precision_name
@@ -24,7 +25,7 @@ from sd.tokenizer import Tokenizer
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -33,6 +34,7 @@ def load(
 ) -> StableDiffusion:
     """Load a checkpoint: an original `.ckpt` or `.safetensors`, or a `.safetensors` of ours.
 
+    path       of the file; without one, the small model that comes with the package
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto", "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
@@ -46,7 +48,7 @@ def load(
     """
     target = pick_device(device)
     dtype = pick_precision(target, precision)
-    path = Path(path)
+    path = embedded_model() if path is None else Path(path)
     with open_checkpoint(path) as file:
         return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, on_tensor)
 

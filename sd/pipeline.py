@@ -15,16 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from sd import __version__
+from sd.canvas import Canvas, image_to_image, inpainting
 from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
-from sd.image import to_images
+from sd.from_picture import Start, keeping, latent_mask, shown, steps_run
+from sd.image import start_from, to_images
+from sd.input_settings import InputSettings
 from sd.noise import PictureNoise
 from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
-from sd.schedule import Step, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
+from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
 from sd.settings import SettingError, Settings
 from sd.text_encoder import TextEncoder
 from sd.tokenizer import Tokenizer
@@ -55,6 +58,21 @@ def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor,
         return table, custom_steps(table, settings.sigmas)
     final = final_alpha(settings.sampler, settings.schedule)
     return table, sampling_steps(table, settings.steps, schedule=settings.schedule, final_alpha=final)
+
+
+def check_channels(config: ModelConfig, job: str) -> None:
+    """Raises ValueError where the model's UNet takes other channels than a job gives it.
+
+    job  "text to picture", "image to image" or "inpainting"
+    """
+    latents, given = config.vae.latent_channels, config.unet.in_channels
+    with_mask = 2 * latents + 1  # noisy latents, the mask, and the latents of what is kept
+    allowed = (latents, with_mask) if job == "inpainting" else (latents,)
+    if given not in allowed:
+        raise ValueError(
+            f"{job} needs a model whose UNet takes {' or '.join(map(str, allowed))} channels, "
+            f"this one ({config.family}) takes {given}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +144,24 @@ class StableDiffusion:
         return contexts
 
     @torch.no_grad()
-    def sample(self, batch: Sequence[Settings]) -> Iterator[Tensor]:
+    def encode_image(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the middle of the VAE's guess."""
+        mean, _ = self.vae.encode(image.to(self.device, self.dtypes["vae"]))
+        self._check("vae", mean)
+        return self.config.vae.latent_scale * mean.float()
+
+    @torch.no_grad()
+    def sample(self, batch: Sequence[Settings], start: Start | None = None) -> Iterator[Tensor]:
         """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
+
+        start  a picture to begin with; the settings' strength says how much of the way is gone. At strength 0 no step
+               is, and what is yielded are the picture's own latents; at strength 1 it is forgotten outside of what a
+               mask keeps, as in text to picture
 
         The settings of a batch may differ in prompts and seeds only.
 
-        Raises ValueError where the model is not one for text to picture, or the settings do not go together;
-        NonFiniteError where a network fails.
+        Raises ValueError where the model is not one for this, or the settings do not go together; NonFiniteError where
+        a network fails.
         """
         common = batch[0]
         if not all(settings.goes_with(common) for settings in batch):
@@ -140,33 +169,48 @@ class StableDiffusion:
         if len({self.chunk_count(settings) for settings in batch}) > 1:
             raise ValueError("the prompts of a batch must have the same number of chunks")
         channels = self.config.vae.latent_channels
-        if self.config.unet.in_channels != channels:
-            raise ValueError(
-                f"text to picture needs a model whose UNet takes the {channels} latent channels, "
-                f"this one ({self.config.family}) takes {self.config.unet.in_channels}"
-            )
+        masked = start is not None and start.mask is not None
+        check_channels(self.config, "inpainting" if masked else "image to image" if start else "text to picture")
         common.require_prediction(self.config.prediction)
         contexts = self._contexts(batch)
         table, steps = table_and_steps(self.config.schedule, common)
-        denoiser = Denoiser(
-            self.unet,
-            self.config.prediction,
-            table,
-            *(context(0) for context in contexts),
-            guidance_scale=common.guidance_scale,
-            guidance_rescale=common.guidance_rescale,
-        )
         factor = self.config.vae.factor
         noise = PictureNoise(
             [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
         )
+        x = noise().to(self.device)
+        unet, skipped = self.unet, 0
+        told = self.config.unet.in_channels > channels  # what a mask keeps
+        if start is not None:
+            x_0 = self.encode_image(start.image)
+            skipped = len(steps) - steps_run(len(steps), common.strength)
+            steps = steps[skipped:]
+            if not steps:
+                yield x_0.expand(len(batch), -1, -1, -1)
+                return
+            if skipped:
+                x = add_noise(x_0, x, steps[0].alpha_bar)
+            if masked:
+                mask = latent_mask(start.mask, factor).to(self.device)
+            if masked and told:
+                kept = self.encode_image(start.image * (start.mask < 0.5))
+                unet = shown(unet, (mask >= 0.5).float(), kept)
+        denoiser = Denoiser(
+            unet,
+            self.config.prediction,
+            table,
+            *(context(skipped) for context in contexts),
+            guidance_scale=common.guidance_scale,
+            guidance_rescale=common.guidance_rescale,
+        )
+        predict_eps = keeping(denoiser, x_0, mask) if masked and not told else denoiser
         options = {} if common.eta is None else {"eta": common.eta}
         sampler = SAMPLERS[common.sampler]
-        done = sampler(denoiser, noise().to(self.device), steps, draw_noise=lambda: noise().to(self.device), **options)
-        for step, latents in enumerate(done, 1):
+        done = sampler(predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options)
+        for step, latents in enumerate(done, skipped + 1):
             self._check("unet", latents)
             yield latents
-            if step < len(steps) and any(context.changes(step) for context in contexts):
+            if step < common.steps and any(context.changes(step) for context in contexts):
                 denoiser.set_context(*(context(step) for context in contexts))
 
     @torch.no_grad()
@@ -185,12 +229,14 @@ class StableDiffusion:
     def make(
         self,
         batch: Sequence[Settings],
+        start: Start | None = None,
         *,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
     ) -> list[Image.Image]:
         """Denoise and decode a batch. A network that fails is run again in float32, from the start of its stage.
 
+        start     a picture to begin with, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
         on_retry  called with a sentence where a network is run again
 
@@ -199,7 +245,7 @@ class StableDiffusion:
 
         def denoise() -> Tensor:
             latents = None
-            for latents in self.sample(batch):
+            for latents in self.sample(batch, start):
                 if on_step:
                     on_step(latents)
             return latents
@@ -222,11 +268,17 @@ class StableDiffusion:
         if not values.isfinite().all():
             raise NonFiniteError(part, self.dtypes[part])
 
-    def texts(self, settings: Settings) -> dict[str, str]:
-        """What a picture carries: its settings in the form of other tools, and exactly, as JSON."""
+    def texts(
+        self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None
+    ) -> dict[str, str]:
+        """What a picture carries: its settings in the form of other tools, and exactly, as JSON.
+
+        labels, exact  what else to say in each of them: of the picture that the run began with
+        """
         sha256 = self.source.sha256()
         exact = {
             **settings.to_dict(),
+            **(exact or {}),
             "model": {"name": self.source.name, "sha256": sha256, "weights": self.source.weights},
             "family": self.config.family,
             "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
@@ -235,27 +287,83 @@ class StableDiffusion:
             "torch": torch.__version__,
         }
         return {
-            "parameters": settings.parameters(self.source.name, sha256 and sha256[:10]),
+            "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),
         }
 
     def txt2img(
+        self, prompt: str, *, width: int | None = None, height: int | None = None, **options: object
+    ) -> list[Image.Image]:
+        """Pictures from a prompt.
+
+        width, height  pixels, multiples of 8; the model's native size by default
+        options        as in `pictures`
+        """
+        native = self.config.native_size
+        size = (native if width is None else width, native if height is None else height)
+        return self.pictures(prompt, size, **options)
+
+    def img2img(
         self,
         prompt: str,
+        picture: Image.Image,
+        *,
+        strength: float = 0.75,
+        size: tuple[int, int] | None = None,
+        resize_mode: str = "crop",
+        **options: object,
+    ) -> list[Image.Image]:
+        """Pictures from a picture and a prompt.
+
+        strength     how much of the picture is changed: 0 gives what the VAE makes of it, 1 forgets it
+        size         width and height to work at, multiples of 8; by default the picture's, or near it
+        resize_mode  "crop", "pad" or "stretch", where the size is of another shape
+        options      as in `pictures`
+        """
+        canvas = image_to_image(
+            picture.convert("RGB"), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
+        )
+        return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
+
+    def inpaint(
+        self,
+        prompt: str,
+        picture: Image.Image,
+        mask: Image.Image | None,
+        *,
+        strength: float = 1.0,
+        size: tuple[int, int] | None = None,
+        inputs: InputSettings | None = None,
+        **options: object,
+    ) -> list[Image.Image]:
+        """Repaint what is white in the mask; where it is black, the picture stays as it is, to the bit.
+
+        mask      a picture of the same size, or None where `inputs` says how far to paint beyond the edges
+        strength  how much of what is repainted may change
+        inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
+        options   as in `pictures`
+        """
+        mask = None if mask is None else mask.convert("L")
+        canvas = inpainting(picture.convert("RGB"), mask, size, self.config.native_size, inputs or InputSettings())
+        return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
+
+    def pictures(
+        self,
+        prompt: str,
+        size: tuple[int, int],
+        canvas: Canvas | None = None,
         *,
         count: int = 1,
         batch_size: int = 1,
         seed: int | None = None,
-        width: int | None = None,
-        height: int | None = None,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
         **settings: object,
     ) -> list[Image.Image]:
         """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
 
+        canvas             the picture to begin with, if there is one
         count, batch_size  how many batches, and how many pictures are made at a time in each
-        width, height      pixels, multiples of 8; the model's native size by default
         on_step, on_retry  as in `make`
         settings           the other fields of `sd.settings.Settings`: negative_prompt, steps, guidance_scale, …
         returns            pictures, whose `info` has the texts that a PNG of them should carry
@@ -263,19 +371,16 @@ class StableDiffusion:
         for name, number in (("count", count), ("batch_size", batch_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        native = self.config.native_size
-        first = Settings(
-            prompt=prompt,
-            seed=secrets.randbits(32) if seed is None else seed,
-            width=native if width is None else width,
-            height=native if height is None else height,
-            **settings,
-        )
+        width, height = size
+        seed = secrets.randbits(32) if seed is None else seed
+        first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
         jobs = [replace(first, seed=first.seed + i) for i in range(count * batch_size)]
+        start = None if canvas is None else start_from(canvas.working_picture, canvas.working_mask)
         pictures = []
-        for start in range(0, len(jobs), batch_size):
-            batch = jobs[start : start + batch_size]
-            for picture, job in zip(self.make(batch, on_step=on_step, on_retry=on_retry), batch, strict=True):
-                picture.info.update(self.texts(job))
-                pictures.append(picture)
+        for begin in range(0, len(jobs), batch_size):
+            batch = jobs[begin : begin + batch_size]
+            for picture, job in zip(self.make(batch, start, on_step=on_step, on_retry=on_retry), batch, strict=True):
+                finished = picture if canvas is None else canvas.finish(picture)
+                finished.info.update(self.texts(job))
+                pictures.append(finished)
         return pictures

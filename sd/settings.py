@@ -82,6 +82,7 @@ class Settings:
     guidance_scale           1 turns guidance off
     guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
+    strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
 
     Once made, it holds our own names and numbers in place of other spellings and of None.
@@ -101,6 +102,7 @@ class Settings:
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     zero_terminal_snr: bool = False
+    strength: float = 1.0
     seed: int
 
     def __post_init__(self):
@@ -137,6 +139,7 @@ class Settings:
         check("guidance_rescale", 0 <= self.guidance_rescale <= 1, "is out of range: 0 to 1.")
         check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
+        check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
 
     def _set(self, name: str, value: object) -> None:
@@ -200,8 +203,11 @@ class Settings:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def parameters(self, model_name: str, model_hash: str | None) -> str:
-        """The settings as one text, in the form that other tools read and write."""
+    def parameters(self, model_name: str, model_hash: str | None, labels: dict[str, object] | None = None) -> str:
+        """The settings as one text, in the form that other tools read and write.
+
+        labels  what else to say, by the names that other tools have for it
+        """
         row = SAMPLERS[self.sampler]
         schedule = "Custom" if self.sigmas else SCHEDULES[self.schedule][0]
         values = {
@@ -214,11 +220,13 @@ class Settings:
             "Size": f"{self.width}x{self.height}",
             "Model hash": model_hash,
             "Model": model_name,
+            "Denoising strength": f"{self.strength:g}" if self.strength < 1 else None,
             "Eta": f"{self.eta:g}" if self.eta != row.eta else None,
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
             "Emphasis": "None" if self.plain_prompts else None,
             "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
             "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
+            **(labels or {}),
             "Version": f"sd-zoo {__version__}",
         }
         line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)

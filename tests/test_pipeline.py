@@ -338,7 +338,7 @@ def test_the_layer_is_that_of_the_settings(model):
 
 def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():
     config = make_checkpoint.tiny(SD_V1_INPAINTING)
-    with pytest.raises(ValueError, match=r"takes the 4 latent channels, this one \(sd-v1-inpainting\) takes 9"):
+    with pytest.raises(ValueError, match=r"takes 4 channels, this one \(sd-v1-inpainting\) takes 9"):
         final(assemble(config, fill(config)), [settings()])
 
 

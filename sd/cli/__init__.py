@@ -17,6 +17,8 @@ from sd.settings import nearest
 
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
     "txt2img": "a picture from text",
+    "img2img": "a picture from a picture and text",
+    "inpaint": "repaint a part of a picture, or beyond its edges",
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",
@@ -34,7 +36,8 @@ def usage() -> str:
         "Stable Diffusion from scratch: an original checkpoint in, a picture out.\n\n"
         f"commands:\n{commands}\n\n"
         "sd COMMAND --help tells more about one of them; sd --version prints the version.\n\n"
-        'example:\n  sd txt2img "a photograph of an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
+        'examples:\n  sd txt2img "a red circle on a blue background"\n'
+        '  sd txt2img "a photograph of an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
     )
 
 

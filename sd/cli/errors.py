@@ -38,6 +38,8 @@ def message_of(error: Exception) -> str | None:
         return f"--{error.name.replace('_', '-')} {error.problem}"
     if isinstance(error, UsageError | JobError | CheckpointError | TargetError):
         return str(error)
+    if "sd.picture_files" in sys.modules and isinstance(error, sys.modules["sd.picture_files"].PictureError):
+        return str(error)
     if isinstance(error, OSError):
         if error.filename is not None and error.strerror:
             return f"{error.filename}: {error.strerror}."

@@ -10,6 +10,7 @@ from typing import NoReturn
 from convert.checkpoint import Checkpoint
 from convert.errors import counted, shown, shown_list
 from sd.cli.errors import UsageError, complain
+from sd.embedded import embedded_model
 from sd.sampler_names import SAMPLERS, SCHEDULES
 from sd.settings import DEFAULT_STEPS
 
@@ -76,7 +77,8 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint, running: str, *, qui
     weights = f"{checkpoint.weights} weights"
     if checkpoint.other_weights:
         weights += f" (--weights {checkpoint.other_weights} takes the others)"
-    say(f"{shown(path.name)}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
+    own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
+    say(f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
     if checkpoint.unknown:
         number = counted(len(checkpoint.unknown), "tensor")
         say(f"left aside: {number} outside of the model: {shown_list(checkpoint.unknown)}", quiet=quiet)

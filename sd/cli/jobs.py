@@ -110,6 +110,7 @@ def plan(
         "guidance_scale": args.guidance_scale,
         "guidance_rescale": args.guidance_rescale,
         "zero_terminal_snr": args.zero_terminal_snr,
+        "strength": getattr(args, "strength", 1.0),
     }
     jobs: list[Settings] = []
     for line in lines:
