@@ -21,12 +21,14 @@ from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileErr
 from convert.kinds import HEAD_BYTES, other_kind
 from convert.records import StorageRecord, TensorRecord
 from convert.safetensors_reader import is_safetensors, read_safetensors
+from convert.torch_stream_reader import is_torch_stream, read_torch_stream
 from convert.torch_zip_reader import is_zip, read_torch_zip
 from convert.zip_reader import inflate
 
 READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Contents]], ...] = (
     # whether the first bytes (and the size) are of this kind, how to read it
     (is_zip, read_torch_zip),
+    (is_torch_stream, read_torch_stream),
     (is_safetensors, read_safetensors),
 )
 
@@ -37,7 +39,7 @@ class CheckpointFile:
     def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents):
         self.path = path
         self.size = len(mapping)
-        self.container = contents.container  # "torch zip" or "safetensors"
+        self.container = contents.container  # "torch zip", "torch stream" or "safetensors"
         self.root = contents.root
         self.metadata = contents.metadata  # of safetensors; {} otherwise
         self.foreign = contents.foreign  # names of the placeholders, sorted
@@ -156,8 +158,8 @@ def read_contents(path: Path, data: memoryview) -> Contents:
         if is_kind(head, len(data)):
             if only_safetensors and read is not read_safetensors:
                 raise UnsupportedFileError(
-                    "is named .safetensors, but is a zip archive, perhaps a pickle checkpoint. "
-                    "Get the model's real .safetensors file"
+                    f"is named .safetensors, but is a {'zip archive, perhaps a ' * (read is read_torch_zip)}pickle "
+                    "checkpoint. Get the model's real .safetensors file"
                 )
             return read(data)
     raise other_kind(data)
