@@ -31,7 +31,7 @@ def load(
     weights: str = "auto",
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
-    """Load a checkpoint: an original `.ckpt` or `.safetensors`, or a `.safetensors` of ours.
+    """Load a checkpoint: an original `.ckpt` or `.safetensors`, one of ours, or a folder of the diffusers library.
 
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto", "fp32", "fp16" or "bf16"
@@ -109,7 +109,7 @@ def read_parameters(
         for name, (used, fits) in zip(order, pool.map(read, order), strict=True):
             parameters[name] = used
             if not fits:
-                unusable.append(checkpoint.names[name].name if checkpoint.layout == "original" else name)
+                unusable.append(checkpoint.stored_names[name])
             if on_tensor:
                 on_tensor(records[name].nbytes)
     if unusable:

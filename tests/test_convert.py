@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named_as_such(tmp_path, tiny_ckpt, su
         ("x.ckpt", {"layout": "sd-zoo"}, "only the original layout is"),
         ("no/x.safetensors", {}, "the folder of .* does not exist"),
         ("x.safetensors", {"precision": "fp8"}, "precision must be keep, fp32, fp16, bf16"),
-        ("x.safetensors", {"layout": "diffusers"}, "layout must be one of sd-zoo, original"),
+        ("x.safetensors", {"layout": "kohya"}, "layout must be one of sd-zoo, original, diffusers"),
     ],
 )
 def test_what_cannot_be_written_is_refused(tmp_path, tiny_ckpt, name, options, message):
@@ -411,7 +411,7 @@ def set_config(part, name, value):
         (lambda metadata, _: metadata.update(config="[" * 100_000), "it is not JSON"),
         (lambda metadata, _: metadata.update(weights="both\x1b[2J"), r"its weights are 'both\\x1b\[2J'"),
         (set_config("text_encoder", "layers", 3), "lacks 16 of the"),
-        (set_config("text_encoder", "heads", 2), "do not bear out"),
+        (set_config("text_encoder", "heads", 3), "they must divide it"),
         (set_config("vae", "latent_scale", 0.0), "has 0.0 for latent_scale"),
         (set_config("vae", "latent_scale", float("nan")), "has nan for latent_scale"),
         (set_config("vae", "latent_scale", 1), "no usable config"),

@@ -62,6 +62,8 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint, running: str, *, qui
     if checkpoint.other_weights:
         weights += f" (--weights {checkpoint.other_weights} takes the others)"
     say(f"{shown(path.name)}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
+    for note in checkpoint.notes:
+        say(note, quiet=quiet)
     if checkpoint.unknown:
         number = counted(len(checkpoint.unknown), "tensor")
         say(f"left aside: {number} outside of the model: {shown_list(checkpoint.unknown)}", quiet=quiet)
