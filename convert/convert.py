@@ -26,6 +26,8 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LAYOUTS = ("sd-zoo", "original", "diffusers")
 PICKLES = (".ckpt", ".pt")
 CHUNK = 16 << 20
+OUR_METADATA = {"format", "format_version", "family", "config", "precision", "weights", "global_step"}
+OUR_METADATA |= {"source_file", "source_sha256", "source_files"}
 
 
 class TargetError(ValueError):
@@ -103,7 +105,9 @@ def convert(
                 if suffix in PICKLES:
                     _write_pickle(reporting, converted, checkpoint)
                 else:
-                    metadata = _metadata(file, checkpoint, precision) if layout == "sd-zoo" else {"format": "pt"}
+                    metadata = _publisher_metadata(file) | (
+                        _metadata(file, checkpoint, precision) if layout == "sd-zoo" else {"format": "pt"}
+                    )
                     entries = {name: (dtypes[name], record.shape) for name, record in tensors.items()}
                     write_safetensors(reporting, entries, _bytes_of(converted), metadata)
         reporting.report(total)  # tensors that share their bytes are written once
@@ -193,6 +197,11 @@ def _metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -> d
         **_source_hashes(file),
         **step,
     }
+
+
+def _publisher_metadata(file: CheckpointFile) -> dict[str, str]:
+    """What the publisher said of the model (title, licence, how it was merged), without checksums of the old file."""
+    return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
 
 
 def _source_hashes(file: CheckpointFile) -> dict[str, str]:

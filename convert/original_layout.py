@@ -44,7 +44,7 @@ def find_tensors(file: CheckpointFile) -> Found:
     """
     tensors, beside = unwrap(file.root)
     names = list(tensors)
-    has_diffusers = bool(file.configs) or is_diffusers(names)
+    has_diffusers = bool(file.configs) or (is_diffusers(names) and not _has_parts(names))
     spelling = diffusers_spelling(names) if has_diffusers else original_spelling(names)
     stored: dict[str, str] = {}
     for name, original in spelling.items():
@@ -113,6 +113,10 @@ def _without_tensors(root: Mapping) -> str:
     return "holds no tensors, so it is no checkpoint."
 
 
+def _has_parts(names: Iterable[str]) -> bool:
+    return any(name.startswith(tuple(PREFIXES.values())) for name in names)
+
+
 def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
     """name -> original name; those that no model has keep their own."""
     current = {name: current_name(_without_framework(name)) for name in names}
@@ -125,6 +129,7 @@ def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
 def original_spelling(names: Iterable[str]) -> dict[str, str]:
     """name -> original name; those that no model has keep their own."""
     plain = {name: _without_framework(name) for name in names}
+    # Names without a prefix are taken for a part that has none with it; others stay what they are: leftovers.
     has_vae = any(name.startswith(PREFIXES["vae"]) for name in plain.values())
     has_unet = any(name.startswith(PREFIXES["unet"]) for name in plain.values())
     return {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}

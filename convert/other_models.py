@@ -6,9 +6,12 @@ Stability-AI/stablediffusion, Stability-AI/generative-models).
 
 from collections.abc import Callable, Mapping
 
+from convert.names import PREFIXES
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET = "model.diffusion_model."
+PARTS = tuple(PREFIXES.values())
 CONV_IN = UNET + "input_blocks.0.0.weight"  # (width, channels that the UNet takes, 3, 3)
 CONTEXT = (  # (.., width of a text vector), of the first level that attends to the text: v1 and v2, XL and refiner
     UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight",
@@ -16,15 +19,11 @@ CONTEXT = (  # (.., width of a text vector), of the first level that attends to 
 )
 LABEL = UNET + "label_emb.0.0.weight"  # (.., width of what the UNet is told beside the text)
 
-# (a part of a name, what the file is), for what is no Stable Diffusion model. The first that occurs counts.
-OTHER_KINDS = (
-    ("cond_stage_model.roberta.", "an AltDiffusion checkpoint"),
-    (UNET + "joint_blocks.", "a Stable Diffusion 3 checkpoint"),
-    (UNET + "double_blocks.", "a FLUX checkpoint"),
-    ("double_blocks.", "a FLUX checkpoint"),
-    ("control_model.", "a ControlNet"),
-    ("controlnet_cond_embedding.", "a ControlNet with diffusers' names"),
-    ("input_hint_block.", "a ControlNet"),
+# (a part of a name, what the file is), for files without any part of a model. The first that occurs counts.
+ADDITIONS = (
+    ("control_model.", "a ControlNet, which steers a checkpoint but is none"),
+    ("controlnet_cond_embedding.", "a ControlNet, which steers a checkpoint but is none"),
+    ("input_hint_block.", "a ControlNet, which steers a checkpoint but is none"),
     ("lora_unet_", "a LoRA, which changes a checkpoint but is none"),
     ("lora_te", "a LoRA, which changes a checkpoint but is none"),
     (".lora_", "a LoRA, which changes a checkpoint but is none"),
@@ -36,6 +35,9 @@ OTHER_KINDS = (
     ("clip_g", "a textual inversion for Stable Diffusion XL, which adds a word to a checkpoint but is none"),
     ("motion_modules.", "a motion module, which adds movement to a checkpoint but is none"),
     ("ip_adapter.", "an IP-Adapter, which adds pictures to a prompt but is no checkpoint"),
+    ("text_model.encoder.layers.", "a CLIP text encoder alone"),
+    ("self_attn.q_proj.", "a CLIP text encoder alone"),
+    ("transformer.resblocks.", "an OpenCLIP model alone"),
 )
 
 
@@ -48,10 +50,12 @@ def other_model(shapes: Shapes) -> tuple[str, str] | None:
         if any(name.startswith(mark) for name in shapes):
             what, more = kind(shapes)
             return what, f"its tensors have names with {mark!r}" + (f" and {more}" if more else "")
-    for mark, what in OTHER_KINDS:
+    if any(name.startswith(PARTS) for name in shapes):
+        return _unet_alone(shapes)
+    for mark, what in ADDITIONS:
         if any(mark in name for name in shapes):
             return what, f"its tensors have names with {mark!r}"
-    return _unet_alone(shapes)
+    return None
 
 
 def _channels(shapes: Shapes) -> int | None:
@@ -109,13 +113,19 @@ FAMILIES: tuple[tuple[str, Callable[[Shapes], tuple[str, str]]], ...] = (  # (wh
     ("conditioner.embedders.1.", _xl),
     ("conditioner.embedders.0.model.", _refiner),
     ("conditioner.embedders.", _xl),
-    ("embedder.", _unclip),
+    ("embedder.model.", _unclip),
     ("cond_stage_model.model.", _v2),
+    ("cond_stage_model.roberta.", lambda shapes: ("an AltDiffusion checkpoint", "")),
+    ("cond_stage_model.transformer.layers.", lambda shapes: ("a latent diffusion checkpoint of before CLIP", "")),
+    (UNET + "joint_blocks.", lambda shapes: ("a Stable Diffusion 3 checkpoint", "")),
+    (UNET + "double_blocks.", lambda shapes: ("a FLUX checkpoint", "")),
+    ("joint_blocks.", lambda shapes: ("a Stable Diffusion 3 checkpoint", "")),
+    ("double_blocks.", lambda shapes: ("a FLUX checkpoint", "")),
 )
 
 
 def _unet_alone(shapes: Shapes) -> tuple[str, str] | None:
-    """A file with a UNet but no text encoder that we know: of which family it is."""
+    """A UNet without a text encoder, or with one that does not belong to it: of which family it is."""
     channels = _channels(shapes)
     if channels is None:
         return None

@@ -16,6 +16,9 @@ TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.token
 TORCH_FREE += [
     "convert.reader",
     "convert.torch_stream_reader",
+    "convert.diffusers_folder",
+    "convert.diffusers_writer",
+    "convert.noise_schedule",
     "convert.checkpoint",
     "convert.names",
     "convert.family",
