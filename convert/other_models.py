@@ -11,6 +11,7 @@ from convert.names import PREFIXES
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET = "model.diffusion_model."
+TEXT_WIDTHS = (768, 1024, 1280)
 PARTS = tuple(PREFIXES.values())
 CONV_IN = UNET + "input_blocks.0.0.weight"  # (width, channels that the UNet takes, 3, 3)
 CONTEXT = (  # (.., width of a text vector), of the first level that attends to the text: v1 and v2, XL and refiner
@@ -55,6 +56,10 @@ def other_model(shapes: Shapes) -> tuple[str, str] | None:
     for mark, what in ADDITIONS:
         if any(mark in name for name in shapes):
             return what, f"its tensors have names with {mark!r}"
+    if len(shapes) == 1 and all(shape and shape[-1] in TEXT_WIDTHS and len(shape) <= 2 for shape in shapes.values()):
+        (shape,) = shapes.values()
+        what = "a textual inversion, which adds a word to a checkpoint but is none"
+        return what, f"its one tensor of the shape {list(shape)} has the width of a text vector"
     return None
 
 

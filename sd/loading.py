@@ -72,7 +72,9 @@ def from_checkpoint(
         config=checkpoint.config,
         tokenizer=Tokenizer(context_length=text_encoder.context_length, pad_token=text_encoder.pad_token),
         **networks,
-        source=Source(name=path.stem, weights=checkpoint.weights, sha256=FileHash(path)),
+        source=Source(
+            name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
+        ),
     )
 
 
