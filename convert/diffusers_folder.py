@@ -206,6 +206,8 @@ def _is_plain(name: str) -> bool:
 
 def read_json(path: Path, called: str) -> dict:
     """A JSON object in a small file, with no name twice in it. `called` is what errors call it."""
+    if path.exists() and not path.is_file():  # a pipe would block
+        raise UnsupportedFileError(f"has a {called} that is no file. Download the folder again")
     try:
         with open(path, "rb") as file:
             raw = file.read(LIMITS.header_bytes + 1)

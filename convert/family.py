@@ -18,6 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 V1_HEADS = 8  # of every attention in the UNet
 V1_TEXT_HEAD_WIDTH = 64
+V2_TEXT_WIDTH = 1024
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
 V1_VARIANTS = {4: "sd-v1", 8: "sd-v1-edit", 9: "sd-v1-inpainting"}  # by channels that the UNet takes
 
@@ -49,6 +50,11 @@ def recognise(shapes: Shapes) -> ModelConfig:
         raise WeightMismatchError(
             f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
             f"its text encoder gives {text_encoder.width}."
+        )
+    if text_encoder.width == V2_TEXT_WIDTH:  # with the wrong heads and activation it would load and give noise
+        raise UnsupportedFileError(
+            f"is a Stable Diffusion 2 model in another layout: its text encoder is {V2_TEXT_WIDTH} wide. "
+            "Only complete Stable Diffusion 1 checkpoints can be used so far."
         )
     if unet.in_channels not in V1_VARIANTS:
         raise UnsupportedFileError(

@@ -199,9 +199,9 @@ def read_contents(path: Path, data: memoryview) -> Contents:
     for is_kind, read in READERS:
         if is_kind(head, len(data)):
             if only_safetensors and read is not read_safetensors:
+                kind = "zip archive, perhaps a pickle checkpoint" if read is read_torch_zip else "pickle checkpoint"
                 raise UnsupportedFileError(
-                    f"is named .safetensors, but is a {'zip archive, perhaps a ' * (read is read_torch_zip)}pickle "
-                    "checkpoint. Get the model's real .safetensors file"
+                    f"is named .safetensors, but is a {kind}. Get the model's real .safetensors file"
                 )
             return read(data)
     raise other_kind(data)

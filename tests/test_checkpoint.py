@@ -225,7 +225,7 @@ def test_a_part_that_is_absent_as_a_whole_is_named(look, state, part, words):
 )
 def test_other_families_and_kinds_are_told_apart(look, name, words):
     state = {name: torch.zeros(4)}
-    if name.startswith("con"):
+    if name.startswith("cond"):
         state |= {CONV_IN: torch.zeros(32, 4, 3, 3), "first_stage_model.encoder.conv_in.weight": torch.zeros(1)}
     refused(look, state, UnsupportedFileError, f"is {words}", "Only complete Stable Diffusion 1 checkpoints")
 

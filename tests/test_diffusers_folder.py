@@ -317,6 +317,14 @@ def test_damaged_settings_are_refused(copy, content, kind, words):
     refused(copy, kind, words)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("place", ["unet/config.json", UNET])
+def test_a_pipe_in_a_folder_is_refused_without_waiting_for_it(copy, place):
+    (copy / place).unlink()
+    os.mkfifo(copy / place)
+    refused(copy, UnsupportedFileError, place)
+
+
 @pytest.mark.parametrize("place", ["unet/config.json", UNET])
 def test_a_missing_file_is_named(copy, place):
     (copy / place).unlink()

@@ -164,6 +164,14 @@ def test_a_part_of_a_v1_model_is_named_by_what_is_missing():
             recognise(shapes)
 
 
+def test_version_2_under_the_names_of_version_1_is_not_taken_for_it():
+    """As a diffusers folder of version 2 is, once its names are the original ones."""
+    text = replace(SD_V1.text_encoder, width=1024, hidden_width=4096, layers=23, heads=16)
+    text_shapes = v1_text_shapes("cond_stage_model.transformer.text_model.", replace(SD_V1, text_encoder=text))
+    message = refusal(unet_shapes(V2_UNET, 32) | vae_shapes(32) | text_shapes)
+    assert message.startswith("is a Stable Diffusion 2 model in another layout: its text encoder is 1024 wide")
+
+
 def test_an_added_lora_does_not_make_a_lora_of_a_checkpoint_without_a_vae():
     shapes = unet_shapes(SD_V1.unet, 32) | V1_TEXT | {"lora_unet_x.lora_up.weight": (4, 4)}
     with pytest.raises(WeightMismatchError, match="has no VAE"):
