@@ -405,7 +405,7 @@ def set_config(part, name, value):
         (set_config(None, "native_size", 8), "has 8 for native_size"),
         (set_config(None, "native_size", 8192), "has 8192 for native_size"),
         (set_config(None, "family", "\x1b[2J"), "do not bear out"),
-        (set_config("text_encoder", "activation", "gelu"), "do not bear out"),
+        (set_config("text_encoder", "activation", "relu\x1b"), r"has relu\\x1b for activation"),
         (set_config("text_encoder", "pad_token", 0), "do not bear out"),
         (set_config("unet", "groups", 16), "do not bear out"),
         (lambda metadata, _: metadata.update(config="[" * 100_000), "it is not JSON"),
