@@ -1,19 +1,21 @@
 """From an open file to a model: which tensors are its weights, under our names, and what else is there.
 
-Two layouts are understood: the original training code's, and ours (`convert.convert`).
+Three layouts are understood: the original training code's, diffusers', and ours (`convert.convert`).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from convert.errors import UnsafeFileError, UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.family import check_complete, recognise
-from convert.limits import LIMITS
+from convert.diffusers_config import with_settings
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.family import check_complete, check_counts, recognise, vae_config
 from convert.names import PREFIXES, Original, ema_name, original_names
+from convert.noise_schedule import MARKERS, with_schedule
+from convert.original_layout import Found, find_tensors
 from convert.reader import CheckpointFile
 from convert.records import TensorRecord
 from convert.stated_config import is_native_size, stated_config
-from sd.config import SD_V1, ModelConfig
+from sd.config import SD_V1, ModelConfig, VAEConfig
 
 FORMAT = "sd-zoo"
 FORMAT_VERSION = "1"
@@ -37,6 +39,7 @@ SCHEDULE_BUFFERS = {
 }
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"  # 0 to 76; not a weight
 # Of the training alone; model_ema.* are the averaged weights, where they are not asked for.
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
 LEFTOVERS = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.")
 
 
@@ -45,13 +48,51 @@ class Checkpoint:
     """A model in a file: complete, of the right shapes, not yet read."""
 
     config: ModelConfig
-    layout: str  # "original" or "sd-zoo"
+    layout: str  # "original", "diffusers" or "sd-zoo"
     names: dict[str, Original]  # of every weight: ours -> original
+    stored_names: dict[str, str]  # of every weight: ours -> the one in the file
     tensors: dict[str, TensorRecord]  # by our names, with our shapes
     weights: str  # which of the UNet's: "model", or "ema", their average over the training
     other_weights: str | None  # the other of the two, where the file has them all as well
     unknown: tuple[str, ...]  # names of tensors that are left aside and are none of the usual extras
+    notes: tuple[str, ...] = ()  # what else the user should know, one sentence each
     global_step: int | None  # of the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEWeights:
+    """A VAE in a file: complete, not yet read, its shapes still to be checked by `fit_shapes`."""
+
+    config: VAEConfig
+    stored_names: dict[str, str]  # of every weight: `vae.…` as we call it -> its name in the file
+    tensors: dict[str, TensorRecord]  # by our names
+
+
+def read_vae(file: CheckpointFile) -> VAEWeights:
+    """Find the VAE in a file: one saved alone, under whatever names, or that of a whole checkpoint.
+
+    Raises UnsupportedFileError or WeightMismatchError where there is none, or not all of it.
+    """
+    found = find_tensors(file)
+    prefix = PREFIXES["vae"]
+    shapes = {name.removeprefix(prefix): t.shape for name, t in found.tensors.items() if name.startswith(prefix)}
+    if not shapes:
+        raise WeightMismatchError(f"has no VAE: none of its {counted(len(found.tensors), 'tensor')} is part of one.")
+    config = vae_config(shapes)
+    check_counts(replace(SD_V1, vae=config))
+    names = {
+        ours: original
+        for ours, original in original_names(replace(SD_V1, vae=config)).items()
+        if ours.startswith("vae.")
+    }
+    missing = [original.name for original in names.values() if original.name not in found.tensors]
+    check_complete(missing, len(names))
+    stored = {ours: found.stored_names[original.name] for ours, original in names.items()}
+    return VAEWeights(
+        config=config,
+        stored_names=stored,
+        tensors={ours: found.tensors[original.name] for ours, original in names.items()},
+    )
 
 
 def read_checkpoint(file: CheckpointFile, *, weights: str = "auto") -> Checkpoint:
@@ -65,11 +106,13 @@ def read_checkpoint(file: CheckpointFile, *, weights: str = "auto") -> Checkpoin
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if file.metadata.get("format") == FORMAT:
         return _read_ours(file, weights)
-    return _read_original(file, weights)
+    return _read_foreign(file, weights)
 
 
-def _read_original(file: CheckpointFile, weights: str) -> Checkpoint:
-    tensors, beside = _unwrap(file.root)
+def _read_foreign(file: CheckpointFile, weights: str) -> Checkpoint:
+    """A model in the original layout or in diffusers'; the names of the second become the first's."""
+    found = find_tensors(file)
+    tensors = found.tensors
     shapes = {name: record.shape for name, record in tensors.items()}
     averaged, left = _averaged(tensors)
     has_model = any(name.startswith(PREFIXES["unet"]) for name in tensors)
@@ -84,10 +127,12 @@ def _read_original(file: CheckpointFile, weights: str) -> Checkpoint:
             raise WeightMismatchError("has no EMA weights. Leave --weights out, or use --weights model.")
         shapes |= {name: record.shape for name, record in averaged.items()}
     config = recognise(shapes)
-    if is_native_size(beside.get("native_size")):
-        config = replace(config, native_size=beside["native_size"])
+    if file.configs:
+        config = with_settings(config, file.configs)
+    if is_native_size(found.beside.get("native_size")):
+        config = replace(config, native_size=found.beside["native_size"])
+    config, notes = with_schedule(config, file, tensors)
     names = original_names(config)
-    expected = {original.name for original in names.values()}
     available = tensors
     if weights == "ema":  # never some of one kind and some of the other
         available = {name: record for name, record in tensors.items() if not name.startswith(PREFIXES["unet"])}
@@ -95,26 +140,46 @@ def _read_original(file: CheckpointFile, weights: str) -> Checkpoint:
     missing = [original.name for original in names.values() if original.name not in available]
     in_unet = weights == "ema" and missing and missing[0].startswith(PREFIXES["unet"])
     check_complete([ema_name(name) for name in missing] if in_unet else missing, len(names))
-    usual = SCHEDULE_BUFFERS | {POSITION_IDS}
-    others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
-    surplus = [name for name in others if name.startswith(tuple(PREFIXES.values()))]
-    if surplus:
-        raise WeightMismatchError(
-            f"holds {counted(len(surplus), 'weight')} that an {config.family} model has no place for: "
-            f"{shown_list(surplus)}. It is another architecture; leaving them out would change the pictures."
-        )
+    others = _others(tensors, {original.name for original in names.values()}, found, config.family)
     other, there = ("model", tensors) if weights == "ema" else ("ema", {} if left else averaged)
     complete = all(original.name in there for ours, original in names.items() if ours.startswith("unet."))
+    stored = found.stored_names
+    if weights == "ema":
+        stored = stored | {name: found.stored_names[ema_name(name)] for name in averaged}
     return Checkpoint(
         config=config,
-        layout="original",
+        layout=found.layout,
         names=names,
+        stored_names={ours: stored[original.name] for ours, original in names.items()},
         tensors={ours: available[original.name] for ours, original in names.items()},
         weights=weights,
         other_weights=other if complete else None,
-        unknown=tuple(others),
-        global_step=beside.get("global_step"),
+        unknown=others,
+        notes=notes,
+        global_step=found.beside.get("global_step"),
     )
+
+
+def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, family: str) -> tuple[str, ...]:
+    """The names in the file of tensors that are no weights of the model and none of the usual extras.
+
+    Raises WeightMismatchError where one of them stands inside a network.
+    """
+    usual = SCHEDULE_BUFFERS | MARKERS | {POSITION_IDS}
+    others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
+    inside = tuple(PREFIXES.values()) if found.layout == "original" else ("unet.", "vae.")
+    surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
+    if scales := [name for name in surplus if name.endswith(SCALES)]:
+        raise WeightMismatchError(
+            f"holds float8 weights with scales beside them, which are not read: {shown_list(scales)}. "
+            "Use the float16 copy of the model."
+        )
+    if surplus:
+        raise WeightMismatchError(
+            f"holds {counted(len(surplus), 'weight')} that an {family} model has no place for: "
+            f"{shown_list(surplus)}. It is another architecture; leaving them out would change the pictures."
+        )
+    return tuple(found.stored_names[name] for name in others)
 
 
 def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
@@ -142,6 +207,7 @@ def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
         config=config,
         layout=FORMAT,
         names=names,
+        stored_names={ours: ours for ours in names},
         tensors={ours: file.root[ours] for ours in names},
         weights=stored,
         other_weights=None,
@@ -157,10 +223,21 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
     Raises WeightMismatchError for another shape, and for numbers that are not floats.
     """
+    model = f"an {checkpoint.config.family} model"
+    fitted = fit_shapes(checkpoint.tensors, checkpoint.stored_names, expected, model)
+    return replace(checkpoint, tensors=fitted)
+
+
+def fit_shapes(
+    tensors: Mapping[str, TensorRecord],
+    stored_names: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+    model: str,
+) -> dict[str, TensorRecord]:
+    """What `match_shapes` does, for tensors by our names. `model` is what they should be."""
     fitted, wrong = {}, []
-    for ours, record in checkpoint.tensors.items():
-        shape = expected[ours]
-        name = checkpoint.names[ours].name if checkpoint.layout == "original" else ours
+    for ours, record in tensors.items():
+        shape, name = expected[ours], stored_names[ours]
         if record.dtype not in FLOATS:
             wrong.append(f"{name} holds {record.dtype} numbers, floats are expected")
         elif _trimmed(record.shape) != _trimmed(shape):
@@ -171,28 +248,10 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
             fitted[ours] = replace(record, shape=shape, stride=stride)
     if wrong:
         raise WeightMismatchError(
-            f"holds {counted(len(wrong), 'weight')} that do not fit an {checkpoint.config.family} model of its size: "
+            f"holds {counted(len(wrong), 'weight')} that do not fit {model} of its size: "
             f"{'; '.join(shown(text) for text in wrong[:3])}."
         )
-    return replace(checkpoint, tensors=fitted)
-
-
-def _unwrap(root: object) -> tuple[dict[str, TensorRecord], dict[str, int]]:
-    """The tensors by name, and the whole numbers of interest that stand beside them."""
-    beside: dict[str, int] = {}
-    for _ in range(LIMITS.wrappers + 1):
-        if not isinstance(root, dict):
-            raise UnsupportedFileError("holds no dictionary of tensors, so it is no checkpoint.")
-        for name in ("global_step", "native_size"):
-            if type(root.get(name)) is int:
-                beside.setdefault(name, root[name])
-        if not isinstance(root.get("state_dict"), dict):
-            items = root.items()
-            return {
-                name: item for name, item in items if isinstance(name, str) and isinstance(item, TensorRecord)
-            }, beside
-        root = root["state_dict"]
-    raise UnsafeFileError("wraps its weights in itself")
+    return fitted
 
 
 def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorRecord], list[str]]:

@@ -11,31 +11,16 @@ from dataclasses import replace
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown, shown_list
 from convert.limits import LIMITS
 from convert.names import PREFIXES
+from convert.other_models import other_model
 from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 V1_HEADS = 8  # of every attention in the UNet
 V1_TEXT_HEAD_WIDTH = 64
+V2_TEXT_WIDTH = 1024
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
 V1_VARIANTS = {4: "sd-v1", 8: "sd-v1-edit", 9: "sd-v1-inpainting"}  # by channels that the UNet takes
-
-# What else people have on their disks: (a part of a name, what the file is). The first that occurs counts.
-OTHER_KINDS = (
-    ("depth_model.", "a Stable Diffusion 2 depth checkpoint"),
-    ("conditioner.embedders.", "a Stable Diffusion XL checkpoint"),
-    ("embedder.model.ln_final.weight", "a Stable Diffusion 2.1 unCLIP checkpoint"),
-    ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
-    ("cond_stage_model.roberta.", "an AltDiffusion checkpoint"),
-    ("control_model.", "a ControlNet"),
-    ("lora_unet_", "a LoRA, which changes a checkpoint but is none"),
-    ("lora_te", "a LoRA, which changes a checkpoint but is none"),
-    (".lora_", "a LoRA, which changes a checkpoint but is none"),
-    ("hada_w", "a LoHa adapter, which changes a checkpoint but is none"),
-    ("lokr_w", "a LoKr adapter, which changes a checkpoint but is none"),
-    ("string_to_param", "a textual inversion, which adds a word to a checkpoint but is none"),
-    ("emb_params", "a textual inversion, which adds a word to a checkpoint but is none"),
-    ("down_blocks.", "a model with diffusers' names"),
-)
 
 
 def recognise(shapes: Shapes) -> ModelConfig:
@@ -44,21 +29,19 @@ def recognise(shapes: Shapes) -> ModelConfig:
     Raises UnsupportedFileError for another kind of file, WeightMismatchError where a part of the model is missing or
     has a shape that no v1 model has.
     """
-    present = {part: any(name.startswith(prefix) for name in shapes) for part, prefix in PREFIXES.items()}
-    if not all(present.values()):
-        for mark, kind in OTHER_KINDS:
-            if any(mark in name for name in shapes):
-                raise UnsupportedFileError(
-                    f"is {kind}: its tensors have names with {mark!r}. "
-                    "Only complete Stable Diffusion 1 checkpoints can be used so far."
-                )
-        if not any(present.values()):
+    present = [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in shapes)]
+    if len(present) < len(PREFIXES):
+        if other := other_model(shapes):
+            kind, evidence = other
+            raise UnsupportedFileError(
+                f"is {kind}: {evidence}. Only complete Stable Diffusion 1 checkpoints can be used so far."
+            )
+        if not present:
             raise UnsupportedFileError(_unknown_contents(shapes))
-        part = next(part for part, there in present.items() if not there)
-        words = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}
+        missing = " and no ".join(words for part, words in PARTS.items() if part not in present)
+        there = " and a ".join(PARTS[part] for part in present)
         raise WeightMismatchError(
-            f"has no {words[part]}: none of its {len(shapes)} tensors has a name that starts with {PREFIXES[part]!r}. "
-            "Use a complete checkpoint."
+            f"has no {missing}: among its {len(shapes)} tensors are only those of a {there}. Use a complete checkpoint."
         )
     strip = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
     unet = unet_config(strip["unet"])
@@ -67,6 +50,11 @@ def recognise(shapes: Shapes) -> ModelConfig:
         raise WeightMismatchError(
             f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
             f"its text encoder gives {text_encoder.width}."
+        )
+    if text_encoder.width == V2_TEXT_WIDTH:  # with the wrong heads and activation it would load and give noise
+        raise UnsupportedFileError(
+            f"is a Stable Diffusion 2 model in another layout: its text encoder is {V2_TEXT_WIDTH} wide. "
+            "Only complete Stable Diffusion 1 checkpoints can be used so far."
         )
     if unet.in_channels not in V1_VARIANTS:
         raise UnsupportedFileError(

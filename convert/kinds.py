@@ -8,11 +8,6 @@ from convert.pickle_reader import read_pickle
 from convert.records import StorageRecord
 
 HEAD_BYTES = 4096
-LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-LEGACY = (
-    "is in torch's older stream format (before torch 1.6), which is not read yet. "
-    "Use the .safetensors copy that most publishers offer beside it"
-)
 MAGIC = (  # offset, bytes, what it is
     (0, b"7z\xbc\xaf\x27\x1c", "is a 7z archive. Unpack it first"),
     (0, b"Rar!\x1a\x07", "is a rar archive. Unpack it first"),
@@ -33,7 +28,6 @@ MAGIC = (  # offset, bytes, what it is
     (0, b"%PDF-", "is a PDF document, not a checkpoint"),
     (0, b"\x7fELF", "is a program (ELF), not a checkpoint"),
     (0, b"MZ", "is a program (Windows), not a checkpoint"),
-    (0, LEGACY_MAGIC, LEGACY),
 )
 OLD_PICKLE = re.compile(rb"[(\]}lp0-9\n]{0,8}c([\w.]{1,200})\n([\w.]{1,200})\n")  # protocol 0 or 1
 
@@ -61,7 +55,7 @@ def other_kind(data: memoryview) -> CheckpointError:
 def bare_pickle(data: memoryview) -> CheckpointError:
     """A pickle without a container has no place for weights; it is parsed only to tell what it names."""
 
-    def no_storage(key: str) -> StorageRecord:
+    def no_storage(key: str, count: int, width: int) -> StorageRecord:
         raise UnsupportedFileError(f"is a bare pickle without the storage {key} it refers to, not a checkpoint")
 
     try:

@@ -31,6 +31,7 @@ class Limits:
     header_tokens: int = 2_000_000  # strings and brackets in it
     growth: int = 4  # all tensors together (or all inflated records) may be this many times what is stored ...
     growth_allowance: int = 256 << 20  # ... plus this many bytes
+    shards: int = 64  # files of one component in a folder
     wrappers: int = 4  # dictionaries around the weights
     levels: int = 8  # of a UNet or a VAE; v1 has 4
     residuals_per_level: int = 8  # v1 has 2

@@ -5,6 +5,7 @@ Everything here is arithmetic on integers: no tensor is made, no byte of a stora
 
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 
 from convert.errors import UnsafeFileError, shown
 from convert.limits import LIMITS, check_limit
@@ -30,41 +31,78 @@ NUMPY_NUMBERS = {  # numpy's name of a type -> struct's
 NUMPY_ORDERS = {"<": "<", ">": ">", "|": "<"}
 INT64_MAX = 2**63 - 1
 
-FindStorage = Callable[[str], StorageRecord]  # raises CheckpointError for a key that the file does not have
+# (key, elements, bytes of one, as the pickle claims) -> where it lies; raises CheckpointError for an unknown key
+FindStorage = Callable[[str, int, int], StorageRecord]
 
 
 class Objects:
     """Builds storages, tensors and numpy numbers; keeps count of what the pickle asked for."""
 
-    def __init__(self, find_storage: FindStorage):
+    def __init__(self, find_storage: FindStorage, views: bool = False):
         self.find_storage = find_storage
+        self.views = views
+        self.windows: dict[str, StorageRecord] = {}  # of storages that are part of another one
         self.storages: dict[str, StorageRecord] = {}
         self.types: dict[str, str | None] = {}  # key -> dtype of the storage, None if untyped
         self.tensors = 0
         self.tensor_bytes = 0
 
     def storage(self, persistent_id: object) -> StorageRecord:
-        """("storage", type, key, location, element count): the location (which GPU) does not matter."""
+        """("storage", type, key, location, element count): the location (which GPU) does not matter.
+
+        The stream format has a sixth field: None, or which part of the storage is meant.
+        """
+        fields = 6 if self.views else 5
         match persistent_id:
-            case ("storage", GlobalName() as storage_type, str(key), str(), int(count)) if type(count) is int:
+            case ("module", *_) if self.views:
+                raise UnsafeFileError(
+                    "contains a program (a whole pickled network; its author should save the state_dict instead)"
+                )
+            case ("storage", GlobalName() as storage_type, str(key), str(), int(count), *view) if (
+                type(count) is int and 5 + len(view) == fields
+            ):
                 pass
             case _:
-                raise UnsafeFileError("has a persistent id that is not a storage of five fields")
+                raise UnsafeFileError(
+                    f"has a persistent id that is not a storage of {'six' if self.views else 'five'} fields"
+                )
         if storage_type not in STORAGE_DTYPES:
             raise UnsafeFileError(f"has a storage of the unknown type {shown(str(storage_type))}")
         if not (key.isascii() and key.isdigit() and len(key) < 20):
             raise UnsafeFileError(f"has a storage whose key is not a plain number: '{shown(key)}'")
         dtype = STORAGE_DTYPES[storage_type]
+        width = DTYPE_WIDTHS.get(dtype, 1)
+        if not 0 <= count <= INT64_MAX // width:
+            raise UnsafeFileError(
+                f"claims {shown(str(count * width), 40)} bytes for storage {key}, which is out of range"
+            )
         if key not in self.storages:
-            self.storages[key] = self.find_storage(key)
+            self.storages[key] = self.find_storage(key, count, width)
             self.types[key] = dtype
         record = self.storages[key]
         if self.types[key] != dtype:
             raise UnsafeFileError(f"gives storage {key} two types, {self.types[key]} and {dtype}")
-        claimed = count * DTYPE_WIDTHS.get(dtype, 1)
+        claimed = count * width
         if claimed != record.nbytes:
             raise UnsafeFileError(f"claims {claimed} bytes for storage {key}, which has {record.nbytes}")
-        return record
+        return record if view in ([], [None]) else self.window(record, width, view[0])
+
+    def window(self, whole: StorageRecord, width: int, view: object) -> StorageRecord:
+        """(key, offset, element count): a part of a storage with a key of its own."""
+        match view:
+            case (str(key), int(offset), int(count)) if type(offset) is int and type(count) is int:
+                pass
+            case _:
+                raise UnsafeFileError(f"has a view of storage {whole.key} that is not a key and two numbers")
+        if offset < 0 or count < 0 or (offset + count) * width > whole.nbytes:
+            raise UnsafeFileError(
+                f"has a view that claims elements {offset} to {offset + count} of storage {whole.key}, which has "
+                f"{whole.nbytes // width}"
+            )
+        part = replace(whole, offset=whole.offset + offset * width, nbytes=count * width)
+        if self.windows.setdefault(key, part) != part:
+            raise UnsafeFileError(f"has two different views by the name '{shown(key)}'")
+        return part
 
     def build(self, name: GlobalName, args: tuple) -> object:
         """Call one of the constructors that we know; for every other name a placeholder."""

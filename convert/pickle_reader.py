@@ -50,14 +50,15 @@ class PickleContents:
     end: int  # the byte after STOP
 
 
-def read_pickle(data: bytes, find_storage: FindStorage) -> PickleContents:
+def read_pickle(data: bytes, find_storage: FindStorage, *, views: bool = False) -> PickleContents:
     """Read one pickle as data.
 
     data          starts with the pickle; may go on after it
     find_storage  maps the key of a storage to its record, or raises CheckpointError
+    views         whether its storages may be parts of others, as in the stream format
     raises        UnsafeFileError, CorruptFileError, UnsupportedFileError; the text has no file name yet
     """
-    machine = Machine(data, Objects(find_storage))
+    machine = Machine(data, Objects(find_storage, views))
     try:
         machine.run()
         machine.objects.check_growth()
@@ -223,6 +224,8 @@ class Machine:
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.position, self.position + LIMITS.name_bytes + 1)
+        if end < 0 and len(self.data) - self.position <= LIMITS.name_bytes:
+            raise CorruptFileError("holds an incomplete pickle: it ends inside a name")
         if end < 0:
             raise UnsafeFileError(f"names code by a name that does not end within {LIMITS.name_bytes} bytes")
         return self.text(self.take(end + 1 - self.position)[:-1])

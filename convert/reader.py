@@ -1,4 +1,4 @@
-"""Open a model file that somebody else made: decide what it is, check it, and say where every tensor lies.
+"""Open a model that somebody else made, a file or a folder: decide what it is, check it, say where its tensors lie.
 
     with open_checkpoint("v1-5-pruned-emaonly.ckpt") as file:
         record = file.root["state_dict"]["betas"]
@@ -17,16 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from convert.contents import Contents
+from convert.diffusers_folder import FolderContents, read_folder
 from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
 from convert.kinds import HEAD_BYTES, other_kind
 from convert.records import StorageRecord, TensorRecord
 from convert.safetensors_reader import is_safetensors, read_safetensors
+from convert.torch_stream_reader import is_torch_stream, read_torch_stream
 from convert.torch_zip_reader import is_zip, read_torch_zip
 from convert.zip_reader import inflate
 
 READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Contents]], ...] = (
     # whether the first bytes (and the size) are of this kind, how to read it
     (is_zip, read_torch_zip),
+    (is_torch_stream, read_torch_stream),
     (is_safetensors, read_safetensors),
 )
 
@@ -34,13 +37,15 @@ READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Conten
 class CheckpointFile:
     """An open checkpoint. `root` is plain data with the leaves described in `convert/records.py`."""
 
-    def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents):
+    def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents, called: str | None = None):
         self.path = path
+        self.called = called or path.name  # in errors
         self.size = len(mapping)
-        self.container = contents.container  # "torch zip" or "safetensors"
+        self.container = contents.container  # "torch zip", "torch stream" or "safetensors"
         self.root = contents.root
         self.metadata = contents.metadata  # of safetensors; {} otherwise
         self.foreign = contents.foreign  # names of the placeholders, sorted
+        self.configs: dict[str, dict] = {}  # of a folder's components
         self._mapping = mapping
         self._view = memoryview(mapping)
         self._lock = threading.Lock()  # for the two tables below
@@ -59,7 +64,7 @@ class CheckpointFile:
                 try:
                     self._inflated[storage.offset] = inflate(packed, storage.nbytes, f"data/{storage.key}")
                 except CheckpointError as error:
-                    raise named(error, self.path.name) from None
+                    raise named(error, self.called) from None
             return memoryview(self._inflated[storage.offset])
 
     def verify(self, record: TensorRecord) -> None:
@@ -73,7 +78,7 @@ class CheckpointFile:
                 return
             if zlib.crc32(data) != storage.crc:
                 fault = CorruptFileError(f"has a wrong checksum in its record data/{storage.key}")
-                raise named(fault, self.path.name)
+                raise named(fault, self.called)
             self._verified.add(storage.offset)
 
     def release(self, record: TensorRecord) -> None:
@@ -104,25 +109,64 @@ class CheckpointFile:
         """Close; a CheckpointError raised inside the `with` block gets the file's name in front."""
         self.close()
         if isinstance(error, CheckpointError) and not error.named:
-            raise named(error, self.path.name) from None
+            raise named(error, self.called) from None
 
     def _storage_lock(self, storage: StorageRecord) -> threading.Lock:
         with self._lock:
             return self._storage_locks.setdefault(storage.offset, threading.Lock())
 
 
+class CheckpointFolder(CheckpointFile):
+    """An open folder of diffusers' layout: several files that are used as if they were one."""
+
+    def __init__(self, path: Path, contents: FolderContents):
+        self.path = path
+        self.called = path.resolve().name or str(path)
+        self.files: list[CheckpointFile] = contents.files
+        self.size = sum(file.size for file in self.files)
+        self.container = "diffusers folder"
+        self.root = contents.root
+        self.metadata = {}
+        self.foreign = tuple(sorted({name for file in self.files for name in file.foreign}))
+        self.configs = contents.configs
+
+    def storage_bytes(self, record: TensorRecord) -> memoryview:
+        return self.files[record.storage.file].storage_bytes(record)
+
+    def verify(self, record: TensorRecord) -> None:
+        self.files[record.storage.file].verify(record)
+
+    def release(self, record: TensorRecord) -> None:
+        self.files[record.storage.file].release(record)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
 def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
     """Open and check a checkpoint: everything but the weights' checksums, which `verify` checks as they are used.
 
+    path    a file, or a folder that the diffusers library has saved
     raises  UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError)
     """
     path = Path(path)
+    if not path.is_dir():
+        return open_file(path, path.name or str(path))
+    try:
+        return CheckpointFolder(path, read_folder(path, open_file))
+    except CheckpointError as error:
+        raise error if error.named else named(error, path.resolve().name or str(path)) from None
+
+
+def open_file(path: Path, called: str) -> CheckpointFile:
+    """Open and check one file; errors call it `called`."""
     try:
         mapping = map_file(path)
         with memoryview(mapping) as data:
-            return CheckpointFile(path, mapping, read_contents(path, data))
+            return CheckpointFile(path, mapping, read_contents(path, data), called)
     except CheckpointError as error:
-        raise named(error, path.name or str(path)) from None
+        raise named(error, called) from None
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -155,9 +199,9 @@ def read_contents(path: Path, data: memoryview) -> Contents:
     for is_kind, read in READERS:
         if is_kind(head, len(data)):
             if only_safetensors and read is not read_safetensors:
+                kind = "zip archive, perhaps a pickle checkpoint" if read is read_torch_zip else "pickle checkpoint"
                 raise UnsupportedFileError(
-                    "is named .safetensors, but is a zip archive, perhaps a pickle checkpoint. "
-                    "Get the model's real .safetensors file"
+                    f"is named .safetensors, but is a {kind}. Get the model's real .safetensors file"
                 )
             return read(data)
     raise other_kind(data)

@@ -46,6 +46,7 @@ class StorageRecord:
     byteorder: str  # "little" or "big"
     crc: int | None  # CRC-32 of the inflated bytes; None: the container has none
     deflated: int | None = None  # bytes in the file if they are deflated; None: stored as they are
+    file: int = 0  # which of the files of a folder it is in
 
 
 @dataclass(frozen=True, slots=True)

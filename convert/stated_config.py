@@ -16,6 +16,7 @@ from convert.records import TensorRecord
 from sd.config import SD_V1, ModelConfig
 
 PREDICTIONS = ("eps", "v")
+ACTIVATIONS = ("quick_gelu", "gelu")
 MOST_TIMESTEPS = 10_000
 SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
 
@@ -33,9 +34,14 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord]) -> ModelConfig
     names = original_names(stated)
     check_complete([ours for ours in names if ours not in tensors], len(names))
     seen = recognise({name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()})
-    _check_free_numbers(stated)
+    check_heads(stated)
+    check_free_numbers(stated)
     config = replace(
         seen,
+        unet=replace(seen.unet, heads=stated.unet.heads),
+        text_encoder=replace(
+            seen.text_encoder, heads=stated.text_encoder.heads, activation=stated.text_encoder.activation
+        ),
         vae=replace(seen.vae, latent_scale=stated.vae.latent_scale),
         schedule=stated.schedule,
         prediction=stated.prediction,
@@ -61,12 +67,34 @@ def _same_types(value: object, model: object) -> bool:
     return type(value) is type(model)
 
 
-def _check_free_numbers(config: ModelConfig) -> None:
-    """What no shape tells."""
+def check_heads(config: ModelConfig) -> None:
+    """Every attention must have a whole number of channels for each of its heads. Raises WeightMismatchError."""
+    unet, text = config.unet, config.text_encoder
+    if len(unet.heads) != len(unet.multipliers):
+        raise WeightMismatchError(
+            f"has {len(unet.heads)} numbers of attention heads for the {len(unet.multipliers)} levels of its UNet."
+        )
+    widths = [unet.width * multiplier for multiplier in unet.multipliers]
+    attentions = [("UNet", *pair) for pair in zip(widths, unet.heads, strict=True)]
+    for where, width, heads in [*attentions, ("text encoder", text.width, text.heads)]:
+        if type(heads) is not int or heads < 1 or width % heads:
+            raise WeightMismatchError(
+                f"has a {where} that is {width} wide with {shown(str(heads), 40)} attention heads; they must divide it."
+            )
+
+
+def check_free_numbers(config: ModelConfig) -> None:
+    """What no shape tells must be in range. Raises WeightMismatchError."""
     schedule, scale = config.schedule, config.vae.latent_scale
     checks = [
         (0 < scale < math.inf, "latent_scale", scale, "it must be finite and greater than 0"),
         (config.prediction in PREDICTIONS, "prediction", config.prediction, f"it must be {' or '.join(PREDICTIONS)}"),
+        (
+            config.text_encoder.activation in ACTIVATIONS,
+            "activation",
+            config.text_encoder.activation,
+            f"it must be {' or '.join(ACTIVATIONS)}",
+        ),
         (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
         (1 <= schedule.timesteps <= MOST_TIMESTEPS, "timesteps", schedule.timesteps, f"1 to {MOST_TIMESTEPS} will do"),
         (

@@ -44,7 +44,7 @@ def read_torch_zip(data: memoryview) -> Contents:
     if byteorder not in ("little", "big"):
         raise UnsafeFileError(f"has an unknown byte order: '{shown(byteorder)}'")
 
-    def find_storage(key: str) -> StorageRecord:
+    def find_storage(key: str, count: int, width: int) -> StorageRecord:
         record = by_name.get(f"data/{key}")
         if record is None:
             raise CorruptFileError(f"has no record data/{key}, which its pickle refers to")

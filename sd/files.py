@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,3 +43,32 @@ def _name_new(temporary: Path, path: Path) -> None:
         if path.exists():
             raise taken from None
         os.rename(temporary, path)
+
+
+@contextmanager
+def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to write files into, which gets its name once the block ends; after an error there is none.
+
+    Raises FileExistsError where something of that name exists, unless forced; then that is replaced as a whole.
+    """
+    path = Path(path)
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
+    mark = secrets.token_hex(4)
+    temporary, before = (path.with_name(f".{path.name[:100]}.{mark}.{end}") for end in ("tmp", "old"))
+    temporary.mkdir()
+    try:
+        yield temporary
+        if force and path.exists():
+            os.rename(path, before)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if before.exists():
+                os.rename(before, path)
+            elif path.exists():
+                raise FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.") from None
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)

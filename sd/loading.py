@@ -32,7 +32,7 @@ def load(
     weights: str = "auto",
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
-    """Load a checkpoint: an original `.ckpt` or `.safetensors`, or a `.safetensors` of ours.
+    """Load a checkpoint: an original `.ckpt` or `.safetensors`, one of ours, or a folder of the diffusers library.
 
     path       of the file; without one, the small model that comes with the package
     device     "auto", "cuda", "mps" or "cpu"
@@ -74,7 +74,9 @@ def from_checkpoint(
         config=checkpoint.config,
         tokenizer=Tokenizer(context_length=text_encoder.context_length, pad_token=text_encoder.pad_token),
         **networks,
-        source=Source(name=path.stem, weights=checkpoint.weights, sha256=FileHash(path)),
+        source=Source(
+            name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
+        ),
     )
 
 
@@ -111,7 +113,7 @@ def read_parameters(
         for name, (used, fits) in zip(order, pool.map(read, order), strict=True):
             parameters[name] = used
             if not fits:
-                unusable.append(checkpoint.names[name].name if checkpoint.layout == "original" else name)
+                unusable.append(checkpoint.stored_names[name])
             if on_tensor:
                 on_tensor(records[name].nbytes)
     if unusable:

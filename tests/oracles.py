@@ -4,10 +4,11 @@ The weights go in under their original names, so that the name tables are checke
 """
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from convert.diffusers_writer import vocabulary
 from convert.names import PREFIXES, original_names
 from sd.config import ModelConfig
 
@@ -89,3 +90,28 @@ def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextMo
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     assert ours.shape == theirs.shape
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
+
+
+def diffusers_pipeline(config: ModelConfig, networks: dict) -> StableDiffusionPipeline:
+    """The whole model as the library has it, with the settings of the released v1 folders."""
+    texts, merges = vocabulary()
+    return StableDiffusionPipeline(
+        unet=diffusers_unet(config, networks),
+        vae=diffusers_vae(config, networks),
+        text_encoder=transformers_text_encoder(config, networks),
+        tokenizer=CLIPTokenizer(
+            {text: number for number, text in enumerate(texts)},
+            [tuple(pair.split()) for pair in merges],
+            model_max_length=config.text_encoder.context_length,
+        ),
+        scheduler=PNDMScheduler(
+            beta_start=config.schedule.beta_start,
+            beta_end=config.schedule.beta_end,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

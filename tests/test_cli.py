@@ -287,7 +287,7 @@ def test_convert_command_tells_what_it_did(run, tiny_ckpt):
     assert (code, out) == (0, ["x.safetensors"])
     assert "tiny.ckpt: sd-v1, model weights (--weights ema takes the others), 970 tensors" in err
     refused(run("convert", tiny_ckpt, "x.safetensors"), "x.safetensors exists already", "--force")
-    refused(run("convert", tiny_ckpt, "x.bin"), "x.bin must end in .safetensors, .ckpt or .pt.")
+    refused(run("convert", tiny_ckpt, "x.bin"), "x.bin must end in .safetensors, .ckpt or .pt; for a folder")
     refused(run("convert", "x.ckpt", "y.safetensors"), "x.ckpt does not exist")
 
 

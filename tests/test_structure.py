@@ -16,8 +16,10 @@ TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.token
 TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
 TORCH_FREE += ["sd.sampler_names", "sd.cli.schedule"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
+TORCH_FREE += ["convert.torch_stream_reader", "convert.diffusers_folder", "convert.diffusers_writer"]
+TORCH_FREE += ["convert.noise_schedule"]
 TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
-TORCH_FREE += ["sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
+TORCH_FREE += ["sd.cli.img2img", "sd.cli.inpaint", "sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
 PICTURES = ["sd.picture_files", "sd.resizing", "sd.masks", "sd.outpainting"]  # Pillow and NumPy are enough for them
 
 

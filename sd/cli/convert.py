@@ -16,14 +16,19 @@ def parser() -> Parser:
         "model.",
         epilog="example:\n  sd convert v1-5-pruned-emaonly.ckpt v1-5.safetensors --precision fp16",
     )
-    parser.add_argument("source", type=Path, metavar="IN", help="an original .ckpt or .safetensors, or one of ours")
     parser.add_argument(
-        "target", type=Path, metavar="OUT", help=".safetensors; or .ckpt, a pickle in the original layout"
+        "source", type=Path, metavar="IN", help="an original .ckpt or .safetensors, one of ours, or a diffusers folder"
+    )
+    parser.add_argument(
+        "target",
+        type=Path,
+        metavar="OUT",
+        help=".safetensors; or .ckpt, a pickle in the original layout; or, with --to diffusers, a folder",
     )
     parser.add_argument(
         "--to",
         choices=LAYOUTS,
-        help="layout of OUT: ours, or that of the original files "
+        help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
         "(default: original for a .ckpt, else the one that IN has not)",
     )
     parser.add_argument(

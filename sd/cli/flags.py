@@ -79,6 +79,8 @@ def describe_checkpoint(path: Path, checkpoint: Checkpoint, running: str, *, qui
         weights += f" (--weights {checkpoint.other_weights} takes the others)"
     own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
     say(f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
+    for note in checkpoint.notes:
+        say(note, quiet=quiet)
     if checkpoint.unknown:
         number = counted(len(checkpoint.unknown), "tensor")
         say(f"left aside: {number} outside of the model: {shown_list(checkpoint.unknown)}", quiet=quiet)
