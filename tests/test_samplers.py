@@ -294,3 +294,12 @@ def test_few_steps_stay_finite_and_what_is_given_stays_as_it_is(sampler, count):
         assert len(out) == count
         assert all(x_t.isfinite().all() and x_t.dtype == torch.float32 for x_t in out)
     assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_nothing_is_read_back_from_the_device_of_the_latents(sampler):
+    """On the meta device there are no numbers: reading one, or mixing in a tensor from the CPU, is an error."""
+    steps = sampling_steps(TABLE, 4, schedule="karras", final_alpha="one")
+    x = torch.empty(1, 4, 8, 8, device="meta")
+    out = last(SAMPLERS[sampler](some_network, x, steps, draw_noise=lambda: torch.empty_like(x)))
+    assert (out.device.type, out.dtype) == ("meta", torch.float32)
