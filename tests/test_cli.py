@@ -203,7 +203,7 @@ def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, arguments, part
 
 def test_no_model_or_no_command_is_bad_use(run):
     refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
-    refused(run(), "no command given. There are: txt2img, convert.")
+    refused(run(), "no command given. There are: txt2img, convert")
     refused(run("txt2imgg", "a"), "command 'txt2imgg' does not exist. Did you mean txt2img?")
 
 

@@ -18,6 +18,7 @@ from sd.settings import nearest
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
     "txt2img": "a picture from text",
     "convert": "a checkpoint from one layout to another",
+    "arch": "what a model consists of, as a table or a page to explore",
 }
 DONE, BAD_INPUT, SOME_FAILED, OUR_FAULT, INTERRUPTED = 0, 2, 3, 70, 130
 
