@@ -29,10 +29,6 @@ class Parameter:
     original: str  # its key in an original file
     original_shape: Shape  # longer by two axes of length 1 where that file has a 1x1 convolution
 
-    @property
-    def count(self) -> int:
-        return torch.Size(self.shape).numel()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -48,6 +44,7 @@ class Node:
     inputs: dict[str, Shape]  # tensors by the names that `forward` gives them; empty if it is read, not called
     output: Shape
     skips: tuple[str, ...]  # paths of the modules whose outputs are joined to the input
+    parameter_count: int  # those of the children included
     operations: int  # of one call, those of the children included
     milliseconds: float | None  # of one call, where measured
     parameters: tuple[Parameter, ...]  # its own
@@ -58,10 +55,6 @@ class Node:
         yield self
         for child in self.children:
             yield from child.walk()
-
-    @property
-    def parameter_count(self) -> int:
-        return sum(parameter.count for node in self.walk() for parameter in node.parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,12 +131,11 @@ def _node(
     ours = not type(module).__module__.startswith("torch.")
     owner = type(module) if ours else owner
     file, line = _source(owner, "" if ours else path.rpartition(".")[2])
-    order = {called: i for i, called in enumerate(calls)}
     inner = [(f"{path}.{name}", part) for name, part in _parts(module) if any(True for _ in part.parameters())]
-    inner.sort(key=lambda item: order.get(item[0], -1))  # what is only read, such as a table of positions, is first
+    inner.sort(key=lambda item: calls[item[0]].number if item[0] in calls else -1)  # what is only read comes first
     look = functools.partial(_node, calls=calls, originals=originals, milliseconds=milliseconds)
     children = tuple(look(name, part, owner) for name, part in inner)
-    call = calls.get(path, Call(inputs={}, skips=()))
+    call = calls.get(path, Call(number=-1, inputs={}, skips=()))
     inside = [child.milliseconds for child in children if child.milliseconds is not None]
     return Node(
         path=path,
@@ -156,6 +148,7 @@ def _node(
         inputs=call.inputs,
         output=call.output,
         skips=call.skips,
+        parameter_count=sum(parameter.numel() for parameter in module.parameters()),
         operations=call.operations + sum(child.operations for child in children),
         milliseconds=milliseconds.get(path, sum(inside) if inside and path not in calls else None),
         parameters=tuple(

@@ -25,8 +25,9 @@ Shape = tuple[int, ...]
 class Call:
     """What was seen of one call of a module."""
 
-    inputs: dict[str, Shape]
-    skips: tuple[str, ...]
+    number: int  # in the order in which they began
+    inputs: dict[str, Shape]  # tensors by the names that `forward` gives them
+    skips: tuple[str, ...]  # paths of the modules whose outputs were joined to an input
     output: Shape = ()
     operations: int = 0  # without those of the children
 
@@ -50,7 +51,7 @@ class Watcher(TorchFunctionMode):
     def __init__(self, networks: Mapping[str, nn.Module]):
         super().__init__()
         self.networks = networks
-        self.calls: dict[str, Call] = {}  # in the order in which they began
+        self.calls: dict[str, Call] = {}  # by path
         self._makers: dict[int, str] = {}  # id of a tensor -> the outermost module that gave it back
         self._joined: dict[int, list[Tensor]] = {}  # id of a concatenation -> its parts
         self._kept: list[Tensor] = []  # so that no id is used twice
@@ -82,6 +83,7 @@ class Watcher(TorchFunctionMode):
         # The first part is what goes straight on; only the outermost module that is given them counts.
         others = [part for tensor in tensors.values() for part in self._joined.pop(id(tensor), [])[1:]]
         self.calls[path] = Call(
+            number=len(self.calls),
             inputs={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             skips=tuple(self._makers[id(part)] for part in others if id(part) in self._makers),
         )

@@ -20,7 +20,7 @@ LEADS = {
     "with guidance. The way down is on the left, the way up on the right; each block on the right is also given what "
     "its counterpart on the left made. The timestep goes to every residual block, the text to every attention.",
     "vae": "The encoder turns a picture into latents, the decoder turns latents into a picture. A picture from text "
-    "needs the decoder only.",
+    "needs the decoder only; the numbers of the whole are for both.",
 }
 
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import time
@@ -12,8 +13,15 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}  # code and text
 
 
+PATIENCE = 120  # seconds for an answer, on a busy machine
+
+
+class BrowserGone(Exception):
+    """It does not start, has ended, or does not answer."""
+
+
 def find_browser() -> str | None:
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
+    return next(filter(None, map(shutil.which, BROWSERS)), None) if os.name == "posix" else None
 
 
 class Browser:
@@ -56,7 +64,10 @@ class Browser:
         message = {"id": self._number, "method": method, "params": params}
         if self._session:
             message["sessionId"] = self._session
-        self._out.write(json.dumps(message).encode() + b"\0")
+        try:
+            self._out.write(json.dumps(message).encode() + b"\0")
+        except BrokenPipeError:
+            raise BrowserGone("it has ended") from None
         while True:
             answer = self._read()
             if answer.get("id") == self._number:
@@ -65,8 +76,10 @@ class Browser:
 
     def _read(self) -> dict:
         while b"\0" not in self._rest:
-            more = os.read(self._in.fileno(), 1 << 16)
-            assert more, "the browser is gone"
+            ready, _, _ = select.select([self._in], [], [], PATIENCE)
+            more = os.read(self._in.fileno(), 1 << 16) if ready else b""
+            if not more:
+                raise BrowserGone("it has ended" if ready else f"no answer for {PATIENCE} seconds")
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(text)

@@ -13,6 +13,7 @@ FILES = sorted([*(ROOT / "sd").rglob("*.py"), *(ROOT / "convert").rglob("*.py")]
 # lower layers first: a module imports only from lower layers, or from its own where it says so
 NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
+TORCH_FREE += ["sd.cli.arch"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
 
 
