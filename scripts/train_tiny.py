@@ -117,6 +117,7 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
         batch_size=args.batch_size,
         seed=args.seed,
         min_snr_gamma=5.0,
+        snr_floor=0.2,
     )
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     source = Source(name="tiny", weights="ema", sha256=lambda: None)

@@ -28,7 +28,7 @@ from sd.training.losses import (
     DenoisingLoss,
     draw,
     kl_divergence,
-    min_snr_weights,
+    snr_weights,
     standardise_latents,
     velocity,
 )
@@ -90,8 +90,14 @@ def test_the_network_sees_the_noisy_latents_of_its_timestep():
 def test_min_snr_weights_are_those_calculated_by_hand():
     # alpha_bar 0.9: SNR 9, beyond gamma 5; alpha_bar 0.5: SNR 1, below
     bars = torch.tensor([0.9, 0.5])
-    assert min_snr_weights(bars, 5.0, "eps").tolist() == pytest.approx([5 / 9, 1])
-    assert min_snr_weights(bars, 5.0, "v").tolist() == pytest.approx([5 / 10, 1 / 2])
+    assert snr_weights(bars, 5.0, 0.0, "eps").tolist() == pytest.approx([5 / 9, 1])
+    assert snr_weights(bars, 5.0, 0.0, "v").tolist() == pytest.approx([5 / 10, 1 / 2])
+
+
+def test_noisy_timesteps_count_as_if_they_were_as_clean_as_the_floor():
+    # alpha_bar 0.01: SNR 1/99; with a floor of 0.2, the loss in x_0 has that weight, and the loss in eps 0.2 * 99
+    bars = torch.tensor([0.01, 0.5])
+    assert snr_weights(bars, 5.0, 0.2, "eps").tolist() == pytest.approx([0.2 * 99, 1])
 
 
 def test_min_snr_is_the_same_loss_for_both_predictions():
@@ -100,8 +106,8 @@ def test_min_snr_is_the_same_loss_for_both_predictions():
     error_in_x_0 = 0.3
     in_eps = (bars / (1 - bars)).sqrt() * error_in_x_0
     in_v = error_in_x_0 / (1 - bars).sqrt()
-    by_eps = min_snr_weights(bars, 5.0, "eps") * in_eps**2
-    by_v = min_snr_weights(bars, 5.0, "v") * in_v**2
+    by_eps = snr_weights(bars, 5.0, 0.0, "eps") * in_eps**2
+    by_v = snr_weights(bars, 5.0, 0.0, "v") * in_v**2
     assert torch.allclose(by_eps, by_v)
 
 

@@ -89,6 +89,7 @@ def denoiser_run(
     seed: int,
     prompt_dropout: float = 0.1,
     min_snr_gamma: float | None = None,
+    snr_floor: float = 0.0,
     train_text_encoder: bool = True,
 ) -> TrainingRun:
     """Train the UNet, and the text encoder with it if it has not learned anything yet, on latents of the VAE.
@@ -100,7 +101,12 @@ def denoiser_run(
     networks["text_encoder"].requires_grad_(train_text_encoder)
     table = alphas_cumprod(config.schedule)
     module = DenoisingLoss(
-        networks["unet"], networks["text_encoder"], table, prediction=config.prediction, min_snr_gamma=min_snr_gamma
+        networks["unet"],
+        networks["text_encoder"],
+        table,
+        prediction=config.prediction,
+        min_snr_gamma=min_snr_gamma,
+        snr_floor=snr_floor,
     )
     device = networks["unet"].out.conv.weight.device
     module.to(device)

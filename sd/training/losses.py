@@ -35,17 +35,22 @@ def velocity(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
 
-def min_snr_weights(alpha_bar: Tensor, gamma: float, prediction: str) -> Tensor:
-    """Weights that keep the many easy, almost clean timesteps from dominating.
+def snr_weights(alpha_bar: Tensor, gamma: float, floor: float, prediction: str) -> Tensor:
+    """Weights that keep the many easy, almost clean timesteps from dominating, and the noisiest from being forgotten.
 
-    alpha_bar  (B,), gamma  the signal-to-noise ratio beyond which a timestep counts less; 5 in the paper
+    alpha_bar  (B,)
+    gamma      the signal-to-noise ratio beyond which a timestep counts less; 5 in the paper
+    floor      the ratio below which it counts more than the loss in eps would have it; 0 for none
     returns    (B,)
 
-    Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023), section 3.4: min(SNR, gamma)
-    on the loss in x_0, which is a factor SNR smaller than that in eps and SNR / (SNR + 1) times that in v.
+    The loss in x_0 is weighted by the ratio, kept between the two; that in eps is SNR times as large, and that in v
+    SNR + 1 times. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023), section 3.4, has
+    the upper end; Salimans & Ho (2022), section 4, the lower one ("truncated SNR"). The lower one matters for what a
+    prompt decides: the colour of a whole picture can be told from x_t until almost nothing is left of it, so that only
+    the noisiest steps need the words, and without a floor these hardly count.
     """
     snr = alpha_bar / (1 - alpha_bar)
-    return snr.clamp(max=gamma) / (snr if prediction == "eps" else snr + 1)
+    return snr.clamp(floor, gamma) / (snr if prediction == "eps" else snr + 1)
 
 
 class DenoisingLoss(nn.Module):
@@ -62,10 +67,11 @@ class DenoisingLoss(nn.Module):
         *,
         prediction: str = "eps",
         min_snr_gamma: float | None = None,
+        snr_floor: float = 0.0,
     ):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
-        self.prediction, self.min_snr_gamma = prediction, min_snr_gamma
+        self.prediction, self.min_snr_gamma, self.snr_floor = prediction, min_snr_gamma, snr_floor
         self.register_buffer("table", table, persistent=False)
 
     def forward(self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
@@ -76,7 +82,7 @@ class DenoisingLoss(nn.Module):
         target = noise if self.prediction == "eps" else velocity(latents, noise, per_picture)
         losses = (output - target).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma is not None:
-            losses = losses * min_snr_weights(alpha_bar, self.min_snr_gamma, self.prediction)
+            losses = losses * snr_weights(alpha_bar, self.min_snr_gamma, self.snr_floor, self.prediction)
         return losses.mean()
 
 
