@@ -2,6 +2,7 @@
 
     python scripts/train_tiny.py runs/tiny                 # 128x128; hours on a CPU, minutes on a GPU
     python scripts/train_tiny.py runs/tiny --size 64       # 64x64, about a quarter of the work
+    python scripts/train_tiny.py runs/more --init weights/sd-shapes.ckpt      # train that further; its VAE is ready
     torchrun --nproc-per-node 2 scripts/train_tiny.py runs/tiny
 
 First the autoencoder learns to give pictures back, then the UNet and the text encoder learn to find the noise in its
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
+import sd
 from sd.config import SD_V1, ModelConfig
 from sd.files import written_whole
 from sd.image import contact_sheet, to_images
@@ -117,7 +119,7 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
         batch_size=args.batch_size,
         seed=args.seed,
         min_snr_gamma=5.0,
-        snr_floor=0.2,
+        snr_floor=1.0,
     )
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
@@ -154,14 +156,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("folder", type=Path, help="where everything is written to")
+    add("--init", type=Path, metavar="MODEL", help="a model of this kind to begin with, instead of random weights")
     add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
     add("--vae-steps", type=int, default=2_000, help="of the autoencoder, at the start (default: %(default)s)")
-    add(
-        "--vae-size",
-        type=int,
-        default=64,
-        help="pixels of a side for that: convolutions fit any (default: %(default)s)",
-    )
+    add("--vae-size", type=int, default=64, help="pixels of a side for that, as convolutions fit any (default: 64)")
     add("--vae-batch-size", type=int, default=16, help="(default: %(default)s)")
     add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
     add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
@@ -185,6 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
         name: network.to(device, memory_format=torch.channels_last)
         for name, network in fresh_networks(config, args.seed).items()
     }
+    if args.init:
+        start = sd.load(args.init, device="cpu", precision="fp32")
+        for name, network in networks.items():
+            network.load_state_dict(getattr(start, name).state_dict())
     pictures = ShapesDataset(args.seed, args.size, device=device)
     vae = networks["vae"]
 
@@ -192,7 +194,8 @@ def main(arguments: list[str] | None = None) -> None:
         standardise(vae, pictures, config.vae.latent_scale, batches=32, batch_size=args.decoder_batch_size)
 
     small = ShapesDataset(args.seed, args.vae_size, device=device)
-    train_autoencoder(args, vae, small, "vae", args.vae_steps, args.vae_batch_size, standard, first)
+    if not args.init:
+        train_autoencoder(args, vae, small, "vae", args.vae_steps, args.vae_batch_size, standard, first)
     run = train_denoiser(args, config, networks, pictures, first)
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)

@@ -299,8 +299,8 @@ def test_a_prompt_is_edited_after_the_step_that_it_names(model):
     assert relative_error(edited[2], cat[2]) > 1e-3
     table = alphas_cumprod(TINY.schedule)
     house, empty = model.encode_prompts(["a house"]), model.encode_prompts([""])
-    timestep, alpha_bar, alpha_bar_prev = sampling_steps(table, 4)[2]
-    eps = Denoiser(model.unet, "eps", table, house, empty, 2.0)(edited[1], timestep)
+    _, alpha_bar, alpha_bar_prev = sampling_steps(table, 4)[2]
+    eps = Denoiser(model.unet, "eps", table, house, empty, 2.0)(edited[1], alpha_bar)
     assert relative_error(edited[2], ddim_step(edited[1], eps, alpha_bar, alpha_bar_prev)) < 1e-5
 
 

@@ -68,6 +68,16 @@ def test_what_was_done_is_not_done_again(trained):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_training_can_begin_with_a_model(trained, tmp_path):
+    arguments = [str(tmp_path), *SHORT, "--init", str(trained / "model.ckpt"), "--decoder-steps", "0", "--steps", "1"]
+    train_tiny.main(arguments)
+    before, after = (sd.load(folder / "model.ckpt", precision="fp32") for folder in (trained, tmp_path))
+    assert not (tmp_path / "vae").exists()
+    assert torch.equal(before.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
+    change = after.unet.input_blocks[0][0].weight - before.unet.input_blocks[0][0].weight
+    assert 0 < change.abs().max() < 2e-3  # one step of AdamW is as long as the learning rate
+
+
 def test_a_trained_model_is_trained_further_on_a_folder(trained, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
