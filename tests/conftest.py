@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from sd.cli import main
 from sd.config import SD_V1
 from sd.networks import build_networks
+from sd.pipeline import Source, StableDiffusion
+from sd.tokenizer import Tokenizer
 
 TINY = make_checkpoint.tiny(SD_V1)
 
@@ -29,6 +32,23 @@ def fill(config, seed=0, dtype=torch.float32):
         mine = {name.removeprefix(prefix): values for name, values in weights.items() if name.startswith(prefix)}
         network.load_state_dict(mine, assign=True)
     return networks
+
+
+def assemble(config, networks):
+    source = Source(name="tiny", weights="model", sha256=lambda: "0123456789abcdef" * 4)
+    return StableDiffusion(config=config, tokenizer=Tokenizer(), source=source, **networks)
+
+
+def refused(result, *parts):
+    """A command that was refused: exit code 2, nothing on stdout, and a sentence with these parts."""
+    code, out, err = result
+    assert (code, out) == (2, []), err
+    assert err.startswith("sd: ")
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 3
+    for part in parts:
+        assert part in err
+    return err
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +75,53 @@ def tiny_ckpt(tmp_path_factory, tiny_state) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.ckpt"
     make_checkpoint.save_original(path, tiny_state)
     return path
+
+
+@pytest.fixture(scope="session")
+def model(tiny_networks):
+    """The narrow networks as one model."""
+    return assemble(TINY, tiny_networks)
+
+
+@pytest.fixture(scope="session")
+def theirs(tiny_networks, tmp_path_factory):
+    """The same networks in diffusers' pipeline, with its DDIM."""
+    import benchmark_tokenizer
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from oracles import diffusers_unet, diffusers_vae, transformers_text_encoder
+
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    tokenizer = benchmark_tokenizer.load_transformers(tmp_path_factory.mktemp("vocabulary"))
+    tokenizer.model_max_length = 77
+    pipeline = StableDiffusionPipeline(
+        vae=diffusers_vae(TINY, tiny_networks),
+        text_encoder=transformers_text_encoder(TINY, tiny_networks),
+        tokenizer=tokenizer,
+        unet=diffusers_unet(TINY, tiny_networks),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def run(tmp_path, capsys, monkeypatch):
+    """Call a command in an empty folder: exit code, lines on stdout, text on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return code, streams.out.splitlines(), streams.err
+
+    return run

@@ -12,11 +12,10 @@ import make_checkpoint
 import pytest
 import torch
 import txt2img as original_script
-from conftest import settings_of
+from conftest import refused, settings_of
 from PIL import Image
 
 import sd
-from sd.cli import main
 from sd.cli.jobs import group
 from sd.config import SD_V1_INPAINTING
 from sd.settings import Settings
@@ -25,32 +24,8 @@ SMALL = ["-W", "64", "-H", "64", "--steps", "2"]
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Call a command in an empty folder: exit code, lines on stdout, text on stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        return code, streams.out.splitlines(), streams.err
-
-    return run
-
-
-@pytest.fixture
 def txt2img(run, tiny_ckpt):
     return lambda *arguments: run("txt2img", *arguments, "-m", tiny_ckpt, *SMALL)
-
-
-def refused(result, *parts):
-    code, out, err = result
-    assert (code, out) == (2, []), err
-    assert err.startswith("sd: ")
-    assert "Traceback" not in err
-    assert len(err.splitlines()) <= 3
-    for part in parts:
-        assert part in err
-    return err
 
 
 def test_a_picture_its_path_and_its_settings(txt2img, tiny_ckpt):

@@ -5,14 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, fill, settings_of
+from conftest import TINY, assemble, fill, refused, settings_of
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import relative_error
 from PIL import Image
 from reference import Gaussian
-from test_cli import refused, run  # noqa: F401 - a fixture
-from test_pipeline import assemble, final, model, pixels, settings, theirs  # noqa: F401 - fixtures
+from test_pipeline import final, pixels, settings
 
 from sd.config import SD_V1_INPAINTING
 from sd.from_picture import Start, keeping, latent_mask, shown, steps_for, steps_run
@@ -43,7 +42,7 @@ def mask():
 
 
 @pytest.mark.parametrize(("steps", "strength", "run"), [(30, 0.75, 22), (100, 0.29, 29), (50, 0, 0), (20, 1, 20)])
-def test_as_many_steps_are_run_as_in_the_original(steps, strength, run):  # noqa: F811
+def test_as_many_steps_are_run_as_in_the_original(steps, strength, run):
     assert steps_run(steps, strength) == run
 
 
@@ -62,30 +61,30 @@ def test_pictures_and_masks_become_tensors_in_their_ranges():
     assert to_tensor(Image.new("L", (3, 2), 51)).unique().item() == pytest.approx(0.2)
 
 
-def test_strength_0_gives_the_reconstruction_of_the_vae(model, picture):  # noqa: F811
+def test_strength_0_gives_the_reconstruction_of_the_vae(model, picture):
     start = start_from(picture, None)
     (made,) = model.make([settings(strength=0.0)], start)
     expected = model.vae.decode(model.vae.encode(to_tensor(picture))[0])
     assert np.abs(pixels(made) - ((expected[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()).max() <= 1
 
 
-def test_strength_1_gives_the_picture_of_text_alone(model, picture):  # noqa: F811
+def test_strength_1_gives_the_picture_of_text_alone(model, picture):
     assert torch.equal(final(model, [settings()]), last(model, [settings()], start_from(picture, None)))
 
 
-def last(model, batch, start):  # noqa: F811
+def last(model, batch, start):
     *_, latents = model.sample(batch, start)
     return latents
 
 
-def test_as_many_latents_are_yielded_as_steps_are_run(model, picture):  # noqa: F811
+def test_as_many_latents_are_yielded_as_steps_are_run(model, picture):
     start = start_from(picture, None)
-    for strength, run in ((0.5, 5), (0.79, 7), (0.0, 1)):  # noqa: F402
+    for strength, run in ((0.5, 5), (0.79, 7), (0.0, 1)):
         assert len(list(model.sample([settings(steps=10, strength=strength)], start))) == run
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.75])
-def test_image_to_image_equals_that_of_diffusers(model, theirs, picture, strength, monkeypatch):  # noqa: F811
+def test_image_to_image_equals_that_of_diffusers(model, theirs, picture, strength, monkeypatch):
     pipeline = StableDiffusionImg2ImgPipeline(**theirs.components, requires_safety_checker=False)
     pipeline.scheduler = DDIMScheduler.from_config(theirs.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -106,7 +105,7 @@ def test_image_to_image_equals_that_of_diffusers(model, theirs, picture, strengt
     assert relative_error(last(model, [job], start_from(picture, None)), expected) < 1e-3
 
 
-def test_pictures_from_pictures_are_the_same_alone_and_in_a_batch(model, picture, mask):  # noqa: F811
+def test_pictures_from_pictures_are_the_same_alone_and_in_a_batch(model, picture, mask):
     for start in (start_from(picture, None), start_from(picture, mask)):
         jobs = [settings(seed=seed, strength=0.6, sampler="euler_a") for seed in (1, 2, 3)]
         together = last(model, jobs, start)
@@ -114,7 +113,7 @@ def test_pictures_from_pictures_are_the_same_alone_and_in_a_batch(model, picture
             assert relative_error(last(model, [job], start)[0], row) < 1e-5
 
 
-def test_prompts_that_change_are_counted_from_the_first_step_of_all(model, picture):  # noqa: F811
+def test_prompts_that_change_are_counted_from_the_first_step_of_all(model, picture):
     start = start_from(picture, None)
     edited = settings(prompt="[a cat:a dog:5]", steps=10, strength=0.5)  # only steps 6 to 10 are run
     plain = settings(prompt="a dog", steps=10, strength=0.5)
@@ -154,7 +153,7 @@ def test_a_latent_is_repainted_as_much_as_the_most_of_its_pixels():
     assert latent_mask(pixels_of_mask, 8)[0, 0].tolist() == [[0, pytest.approx(0.4), 0], [0, 0, 1]]
 
 
-def test_where_the_mask_is_black_not_a_bit_changes(model, picture, mask):  # noqa: F811
+def test_where_the_mask_is_black_not_a_bit_changes(model, picture, mask):
     for inputs in (InputSettings(mask_blur=0), InputSettings(mask_blur=3), InputSettings(only_masked=True)):
         (made,) = model.inpaint("a cat", picture, mask, inputs=inputs, seed=1, steps=2, size=(64, 64))
         kept = slice(32, None) if not inputs.mask_blur else slice(50, None)
@@ -162,7 +161,7 @@ def test_where_the_mask_is_black_not_a_bit_changes(model, picture, mask):  # noq
         assert not np.array_equal(np.asarray(made)[:, :28], np.asarray(picture)[:, :28])
 
 
-def test_a_picture_grows_and_its_old_part_stays(model, picture):  # noqa: F811
+def test_a_picture_grows_and_its_old_part_stays(model, picture):
     inputs = InputSettings(expand=Expansion(left=16, bottom=8), overlap=8)
     (made,) = model.inpaint("a cat", picture, None, inputs=inputs, seed=1, steps=2)
     assert made.size == (80, 72)
@@ -170,7 +169,7 @@ def test_a_picture_grows_and_its_old_part_stays(model, picture):  # noqa: F811
     assert np.array_equal(old, np.asarray(picture)[: 64 - 9, 9:])
 
 
-def test_an_odd_picture_keeps_its_size(model, picture):  # noqa: F811
+def test_an_odd_picture_keeps_its_size(model, picture):
     (made,) = model.img2img("a cat", picture.crop((0, 0, 61, 58)), strength=0.5, seed=1, steps=2, size=(64, 64))
     assert made.size == (64, 64)
     native = replace(model.config, native_size=64)
@@ -191,7 +190,7 @@ def test_an_inpainting_network_is_shown_mask_and_kept_latents_after_the_noisy_on
 def test_an_inpainting_checkpoint_repaints_and_sees_what_is_kept(picture, mask):
     config = replace(SD_V1_INPAINTING, **{part: getattr(TINY, part) for part in ("text_encoder", "vae")})
     config = replace(config, unet=replace(TINY.unet, in_channels=9))
-    model = assemble(config, fill(config))  # noqa: F811
+    model = assemble(config, fill(config))
     (made,) = model.inpaint("a cat", picture, mask, inputs=InputSettings(mask_blur=0), seed=1, steps=2, size=(64, 64))
     assert np.array_equal(np.asarray(made)[:, 32:], np.asarray(picture)[:, 32:])
     other = picture.copy()
@@ -217,7 +216,7 @@ def files(tmp_path, picture, mask):
     return tmp_path
 
 
-def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tiny_ckpt, files):  # noqa: F811
+def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tiny_ckpt, files):
     common = ["--init", "in.png", "-m", tiny_ckpt, "--seed", 3, "-W", 64, "-H", 64]
     code, (path,), err = run("img2img", "a cat", *common, "--steps", 4)
     assert code == 0
@@ -254,7 +253,7 @@ def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tin
         ("inpaint", ["--init", "in.png", "--mask", "black.png"], ["the mask is black everywhere"]),
     ],
 )
-def test_what_cannot_be_is_told_in_a_sentence(run, tiny_ckpt, files, command, flags, parts):  # noqa: F811
+def test_what_cannot_be_is_told_in_a_sentence(run, tiny_ckpt, files, command, flags, parts):
     (files / "mask.txt").write_text("no picture")
     Image.new("L", (64, 16), 255).save(files / "wide.png")
     Image.new("L", (64, 64), 0).save(files / "black.png")

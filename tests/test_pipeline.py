@@ -3,37 +3,28 @@
 import json
 from dataclasses import replace
 
-import benchmark_tokenizer
 import make_checkpoint
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, fill
+from conftest import TINY, assemble, fill
 from diffusers import (
-    DDIMScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
-    StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
-from oracles import diffusers_unet, diffusers_vae, relative_error, transformers_text_encoder
+from oracles import relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
 from sd.denoiser import Denoiser
 from sd.noise import PictureNoise
-from sd.pipeline import NonFiniteError, Source, StableDiffusion, table_and_steps
+from sd.pipeline import NonFiniteError, table_and_steps
 from sd.sampler_names import SAMPLERS, SCHEDULES
 from sd.samplers.ddim import ddim_step
 from sd.schedule import alphas_cumprod, sampling_steps
 from sd.settings import SettingError, Settings
-from sd.tokenizer import Tokenizer
 
 PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry"
-
-
-def assemble(config, networks):
-    source = Source(name="tiny", weights="model", sha256=lambda: "0123456789abcdef" * 4)
-    return StableDiffusion(config=config, tokenizer=Tokenizer(), source=source, **networks)
 
 
 def converted(networks, **options):
@@ -43,11 +34,6 @@ def converted(networks, **options):
         copies[name].load_state_dict(network.state_dict())
         copies[name].to(**options)
     return assemble(TINY, copies)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_networks):
-    return assemble(TINY, tiny_networks)
 
 
 def settings(**options):
@@ -62,32 +48,6 @@ def final(model, batch):
 
 def pixels(picture):
     return np.asarray(picture).astype(int)
-
-
-@pytest.fixture(scope="module")
-def theirs(tiny_networks, tmp_path_factory):
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    tokenizer = benchmark_tokenizer.load_transformers(tmp_path_factory.mktemp("vocabulary"))
-    tokenizer.model_max_length = 77
-    pipeline = StableDiffusionPipeline(
-        vae=diffusers_vae(TINY, tiny_networks),
-        text_encoder=transformers_text_encoder(TINY, tiny_networks),
-        tokenizer=tokenizer,
-        unet=diffusers_unet(TINY, tiny_networks),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 @pytest.mark.parametrize(("steps", "width", "height"), [(10, 64, 64), (50, 64, 64), (10, 128, 64)])
