@@ -3,7 +3,7 @@
     python scripts/score_tiny.py scores/                         # the model that comes with the package
     python scripts/score_tiny.py scores/ --model runs/tiny/model.ckpt --relations 0
 
-Two sets of prompts: one thing on a background, and two things in a relation. Each is also made without guidance and,
+Two sets of prompts: one thing on a background, and two things in a relation. Each is also made with guidance 1 and,
 as a control, with the words' vectors shuffled. What each picture shows is found by plain image analysis. Written are
 `scores.md` (the table), `scores.json`, and a contact sheet of each set; wrong pictures have a red frame in it.
 """
@@ -59,15 +59,18 @@ def main(arguments: list[str] | None = None) -> None:
     add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
     add("--repeats", type=int, default=4, help="pictures of each of the 56 combinations (default: %(default)s)")
     add("--relations", type=int, default=20, help="pictures of each of the 5 relations (default: %(default)s)")
+    add("--sampler", default=Settings.sampler, metavar="NAME", help="(default: %(default)s)")
+    add("--schedule", metavar="NAME", help="(default: the sampler's own)")
+    add("--steps", type=int, metavar="N", help="(default: as in sd txt2img)")
     add("--plain", action="store_true", help="only the default settings, no controls")
     args = parser.parse_args(arguments)
     model = sd.load(args.model) if args.model else sd.load()
     args.folder.mkdir(parents=True, exist_ok=True)
     sets = {"one thing": one_thing(args.repeats), "two things": two_things(args.relations)}
-    guidance = Settings.__dataclass_fields__["guidance_scale"].default
-    runs = {f"guidance {guidance:g}": {}}
+    given = {"sampler": args.sampler, "schedule": args.schedule, "steps": args.steps}
+    runs = {"default": given}
     if not args.plain:
-        runs |= {"guidance 1": {"guidance_scale": 1.0}, "shuffled words": {}}
+        runs |= {"guidance 1": {**given, "guidance_scale": 1.0}, "shuffled words": given}
     rows = []
     for settings, common in runs.items():
         if settings == "shuffled words":
@@ -78,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
             pictures = make(model, requests, common)
             judged = list(verdicts(pictures, requests))
             rows.append({"prompts": name, "settings": settings, "pictures": len(judged), "right": shares(judged)})
-            if not common and settings != "shuffled words":
+            if settings == "default":
                 right = [verdict.all for verdict in judged]
                 with written_whole(args.folder / f"{name.replace(' ', '-')}.png", force=True) as file:
                     sheet(pictures, right, columns=16).save(file, "PNG", optimize=True)
