@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import make_checkpoint
 import pytest
@@ -228,7 +229,9 @@ def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, arguments, part
     refused(run("txt2img", *arguments, "-m", tiny_ckpt), *parts)
 
 
-def test_no_command_is_bad_use(run):
+def test_no_model_or_no_command_is_bad_use(run, monkeypatch):
+    monkeypatch.setattr("sd.cli.making.embedded_model", lambda: Path("absent.ckpt"))
+    refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
     refused(run(), "no command given. There are: txt2img, ")
     refused(run("txt2imgg", "a"), "command 'txt2imgg' does not exist. Did you mean txt2img?")
 

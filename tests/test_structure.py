@@ -1,6 +1,7 @@
 """Imports point one way, and importing does nothing else."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,10 @@ def test_importing_changes_nothing(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_package_is_installed():
+    """pyproject.toml lists them, since one of them, the weights', lies beside the code."""
+    listed = re.search(r"^packages = (\[.*?\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    expected = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} | {"sd.weights"}
+    assert set(re.findall(r'"([\w.]+)"', listed)) == expected

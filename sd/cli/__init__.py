@@ -37,8 +37,7 @@ def usage() -> str:
         "Stable Diffusion from scratch: an original checkpoint in, a picture out.\n\n"
         f"commands:\n{commands}\n\n"
         "sd COMMAND --help tells more about one of them; sd --version prints the version.\n\n"
-        'examples:\n  sd txt2img "a red circle on a blue background"\n'
-        '  sd txt2img "a photograph of an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
+        'example:\n  sd txt2img "a photograph of an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
     )
 
 

@@ -47,8 +47,8 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-                       help="checkpoint: an original .ckpt or .safetensors, or one that sd convert wrote "
-                       "(default: the embedded model, which draws coloured shapes)")  # fmt: skip
+                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or what sd convert "
+                       "wrote")  # fmt: skip
     model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
                        help="which UNet weights, where the file has both (default: auto, the model's own)")  # fmt: skip
     model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
@@ -119,6 +119,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
 
     if args.model is None:
         args.model = embedded_model()
+        if not args.model.exists():
+            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
     for flag, number in (
         ("--count", args.count),
         ("--batch-size", args.batch_size),

@@ -11,7 +11,6 @@ def parser() -> Parser:
         prog="sd txt2img",
         description="Make pictures from text. Their paths are printed, one a line.",
         epilog="examples:\n"
-        '  sd txt2img "a red circle on a blue background"\n'
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt -s 42\n'
         '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
     )

@@ -90,6 +90,7 @@ def denoiser_run(
     prompt_dropout: float = 0.1,
     min_snr_gamma: float | None = None,
     snr_floor: float = 0.0,
+    noise_offset: float = 0.0,
     train_text_encoder: bool = True,
 ) -> TrainingRun:
     """Train the UNet, and the text encoder with it if it has not learned anything yet, on latents of the VAE.
@@ -115,7 +116,7 @@ def denoiser_run(
 
     def batch(step: int) -> tuple[Tensor, ...]:
         mean, logvar, captions = encoded.batch(step, batch_size, share)
-        draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout)
+        draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout, noise_offset)
         latent_noise = draws.latent_noise[share].to(device)
         latents = config.vae.latent_scale * sample_latents(mean.to(device), logvar.to(device), latent_noise)
         dropped = draws.dropped[share].tolist()
