@@ -18,12 +18,14 @@ from torch import Tensor
 class Start:
     """The picture that a run begins with, at the size that the networks work at.
 
-    image  (1, 3, 8H, 8W) in [-1, 1]
-    mask   (1, 1, 8H, 8W) in [0, 1]: 1 is made anew, 0 is kept; None: all of it is made anew
+    image        (1, 3, 8H, 8W) in [-1, 1]
+    mask         (1, 1, 8H, 8W) in [0, 1]: 1 is made anew, 0 is kept; None: all of it is made anew
+    latent_mask  (1, 1, H, W), the same of the latents; None where the other is
     """
 
     image: Tensor
     mask: Tensor | None = None
+    latent_mask: Tensor | None = None
 
 
 def steps_run(steps: int, strength: float) -> int:
@@ -37,11 +39,6 @@ def steps_for(run: int, strength: float) -> int:
     while steps_run(steps, strength) < run:
         steps += 1
     return steps
-
-
-def latent_mask(mask: Tensor, factor: int) -> Tensor:
-    """(1, 1, 8H, 8W) -> (1, 1, H, W): a latent is made anew as much as the most of its pixels."""
-    return torch.nn.functional.max_pool2d(mask, factor)
 
 
 def keeping(

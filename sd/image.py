@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sd.files import written_whole
 from sd.from_picture import Start
+from sd.masks import latent_mask
 
 
 def to_images(image: Tensor) -> list[Image.Image]:
@@ -28,7 +29,10 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 def start_from(picture: Image.Image, mask: Image.Image | None) -> Start:
     """What a run begins with, from a picture and its mask at the working size."""
-    return Start(image=to_tensor(picture), mask=None if mask is None else to_tensor(mask))
+    if mask is None:
+        return Start(image=to_tensor(picture))
+    of_latents = torch.from_numpy(latent_mask(mask))[None, None]
+    return Start(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
 
 
 def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:

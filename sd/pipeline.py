@@ -20,7 +20,7 @@ from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
-from sd.from_picture import Start, keeping, latent_mask, shown, steps_run
+from sd.from_picture import Start, keeping, shown, steps_run
 from sd.image import start_from, to_images
 from sd.input_settings import InputSettings
 from sd.noise import PictureNoise
@@ -191,7 +191,7 @@ class StableDiffusion:
             if skipped:
                 x = add_noise(x_0, x, steps[0].alpha_bar)
             if masked:
-                mask = latent_mask(start.mask, factor).to(self.device)
+                mask = start.latent_mask.to(self.device)
             if masked and told:
                 kept = self.encode_image(start.image * (start.mask < 0.5))
                 unet = shown(unet, (mask >= 0.5).float(), kept)

@@ -14,7 +14,7 @@ from reference import Gaussian
 from test_pipeline import final, pixels, settings
 
 from sd.config import SD_V1_INPAINTING
-from sd.from_picture import Start, keeping, latent_mask, shown, steps_for, steps_run
+from sd.from_picture import Start, keeping, shown, steps_for, steps_run
 from sd.image import start_from, to_tensor
 from sd.input_settings import Expansion, InputSettings
 from sd.noise import PictureNoise
@@ -147,10 +147,11 @@ def test_on_the_way_what_is_kept_is_as_noisy_as_the_rest():
 
 
 def test_a_latent_is_repainted_as_much_as_the_most_of_its_pixels():
-    pixels_of_mask = torch.zeros(1, 1, 16, 24)
-    pixels_of_mask[0, 0, 3, 9] = 0.4
-    pixels_of_mask[0, 0, 15, 23] = 1
-    assert latent_mask(pixels_of_mask, 8)[0, 0].tolist() == [[0, pytest.approx(0.4), 0], [0, 0, 1]]
+    levels = np.zeros((16, 24), np.uint8)
+    levels[3, 9] = 102
+    levels[15, 23] = 255
+    start = start_from(Image.new("RGB", (24, 16)), Image.fromarray(levels))
+    assert start.latent_mask[0, 0].tolist() == [[0, pytest.approx(0.4), 0], [0, 0, 1]]
 
 
 def test_where_the_mask_is_black_not_a_bit_changes(model, picture, mask):
