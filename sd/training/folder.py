@@ -7,10 +7,12 @@ photos/metadata.jsonl                     {"file_name": "cat.jpg", "text": "a ca
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from sd.image import to_tensor
+from sd.picture_files import PictureError, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -26,7 +28,7 @@ class PictureFolder:
         self.captions = read_captions(folder)
         self.names = sorted(self.captions)
         for name in self.names:
-            self.open(name, only_check=True)
+            self.open(name)  # what cannot be read shows now, not hours later
 
     def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
         """(b, 3, size, size) in [-1, 1] and the captions: a process's share of one global batch."""
@@ -39,19 +41,13 @@ class PictureFolder:
         generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
         return self.names[torch.randperm(len(self.names), generator=generator)[place]]
 
-    def open(self, name: str, *, only_check: bool = False) -> Tensor | None:
+    def open(self, name: str) -> Tensor:
         """(3, size, size) in [-1, 1]; shrunk or enlarged so that its shorter side fits, then cut."""
         try:
-            with Image.open(self.folder / name) as picture:
-                if only_check:
-                    return picture.verify()
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"{self.folder / name} cannot be read as a picture: {error}. Remove or replace it."
-            ) from None
-        square = ImageOps.fit(upright, (self.size, self.size), Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1
+            picture, _ = read_picture(self.folder / name)
+        except PictureError as error:
+            raise ValueError(f"{self.folder / name} cannot be read as a picture: {error}") from None
+        return to_tensor(ImageOps.fit(picture, (self.size, self.size), Image.Resampling.LANCZOS))[0]
 
 
 def read_captions(folder: Path) -> dict[str, str]:
