@@ -32,13 +32,12 @@ def message_of(error: Exception) -> str | None:
     """The sentence for an error that the user can do something about; None for a fault of ours."""
     from convert.convert import TargetError
     from convert.errors import CheckpointError
+    from sd.picture_files import PictureError
     from sd.settings import SettingError
 
     if isinstance(error, SettingError):
         return f"--{error.name.replace('_', '-')} {error.problem}"
-    if isinstance(error, UsageError | JobError | CheckpointError | TargetError):
-        return str(error)
-    if "sd.picture_files" in sys.modules and isinstance(error, sys.modules["sd.picture_files"].PictureError):
+    if isinstance(error, UsageError | JobError | CheckpointError | TargetError | PictureError):
         return str(error)
     if isinstance(error, OSError):
         if error.filename is not None and error.strerror:

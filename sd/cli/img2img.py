@@ -67,9 +67,7 @@ def working_size(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def file_facts(path: Path) -> dict[str, str]:
     """What a made picture says of a file that it was made from."""
-    import hashlib
-
-    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"name": path.name, "sha256": making.picture_sha256(path)}
 
 
 def run(args: argparse.Namespace) -> int:

@@ -247,11 +247,11 @@ def make(
     """Make and write the pictures, batch by batch. Returns those for the grid, and how many could not be made."""
     from tqdm import tqdm
 
+    from sd.from_picture import steps_run
     from sd.image import save_png
 
     start = None
     if canvas is not None:
-        from sd.from_picture import steps_run
         from sd.image import start_from
 
         start = start_from(canvas.working_picture, canvas.working_mask)
@@ -259,7 +259,7 @@ def make(
             say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
     labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
     batches = list(group(jobs, args.batch_size, model.chunk_count))
-    total = sum(batch[0].steps for batch in batches) if canvas is None else None
+    total = sum(max(1, steps_run(batch[0].steps, batch[0].strength)) for batch in batches)
     left = iter(paths)
     kept, failed = [], 0
     with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
@@ -295,7 +295,10 @@ def make(
 def report(args: argparse.Namespace, *, event: str, path: Path, **values: object) -> None:
     """A result on stdout."""
     if args.json:
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        print(json.dumps({"event": event, "path": str(path), "sha256": sha256, **values}), flush=True)
+        print(json.dumps({"event": event, "path": str(path), "sha256": picture_sha256(path), **values}), flush=True)
     else:
         print(path, flush=True)
+
+
+def picture_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
