@@ -115,13 +115,31 @@ def theirs(tiny_networks, tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    """Call a command in an empty folder: exit code, lines on stdout, text on stderr."""
+def call(tmp_path, capsys, monkeypatch):
+    """Call a command in an empty folder: exit code, text on stdout, text on stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments):
+    def call(*arguments):
         code = main([str(argument) for argument in arguments])
         streams = capsys.readouterr()
-        return code, streams.out.splitlines(), streams.err
+        return code, streams.out, streams.err
+
+    return call
+
+
+@pytest.fixture
+def run(call):
+    """The same with the lines of stdout."""
+
+    def run(*arguments):
+        code, out, err = call(*arguments)
+        return code, out.splitlines(), err
 
     return run
+
+
+@pytest.fixture
+def plain(tiny_state):
+    """The tensors of a narrow checkpoint without the averaged ones."""
+    counters = ("model_ema.decay", "model_ema.num_updates")
+    return {name: value for name, value in tiny_state.items() if name in counters or "model_ema" not in name}

@@ -9,21 +9,12 @@ from conftest import TINY
 
 import sd
 from convert.errors import CorruptFileError
-from sd.cli import main
 from sd.config import SD_V1_INPAINTING
 
 
 @pytest.fixture
-def arch(tmp_path, capsys, monkeypatch):
-    """Call the command in an empty folder: exit code, lines on stdout, text on stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def arch(*arguments):
-        code = main(["arch", *map(str, arguments)])
-        streams = capsys.readouterr()
-        return code, streams.out.splitlines(), streams.err
-
-    return arch
+def arch(run):
+    return lambda *arguments: run("arch", *arguments)
 
 
 def nodes_of(line):

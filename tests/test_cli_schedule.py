@@ -6,20 +6,10 @@ import sys
 import pytest
 from PIL import Image
 
-from sd.cli import main
-
 
 @pytest.fixture
-def schedule(tmp_path, capsys, monkeypatch):
-    """Call the command in an empty folder: exit code, lines on stdout, text on stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main(["schedule", *map(str, arguments)])
-        streams = capsys.readouterr()
-        return code, streams.out.splitlines(), streams.err
-
-    return run
+def schedule(run):
+    return lambda *arguments: run("schedule", *arguments)
 
 
 def test_a_table_of_the_default_sampler(schedule):

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from convert.checkpoint import POSITION_IDS
 from convert.convert import convert
 from convert.diff import block_of, diff
-from sd.cli import main
 
 UNET = "model.diffusion_model."
 NORM = UNET + "input_blocks.1.0.in_layers.0.weight"
@@ -18,22 +17,8 @@ CONV = UNET + "input_blocks.0.0.weight"
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main(["diff", *(str(argument) for argument in arguments)])
-        streams = capsys.readouterr()
-        return code, streams.out, streams.err
-
-    return run
-
-
-@pytest.fixture
-def plain(tiny_state):
-    """Without the averaged weights."""
-    counters = ("model_ema.decay", "model_ema.num_updates")
-    return {name: value for name, value in tiny_state.items() if name in counters or "model_ema" not in name}
+def run(call):
+    return lambda *arguments: call("diff", *arguments)
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from convert.evidence import describe
 from convert.inspect import inspect, old_hash
 from convert.reader import open_checkpoint
 from convert.tensor_set import original_weights, tensor_set_sha256, tensors_of
-from sd.cli import main
 from sd.config import SD_V1_INPAINTING
 
 UNET = "model.diffusion_model."
@@ -35,22 +34,8 @@ def _no_hash_is_known(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        return code, streams.out, streams.err
-
-    return run
-
-
-@pytest.fixture
-def plain(tiny_state):
-    """Without the averaged weights."""
-    counters = ("model_ema.decay", "model_ema.num_updates")
-    return {name: value for name, value in tiny_state.items() if name in counters or "model_ema" not in name}
+def run(call):
+    return call
 
 
 def part(report, name):

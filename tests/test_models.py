@@ -17,7 +17,6 @@ from convert import known as known_module
 from convert.download import RETRIES, DownloadError, download
 from convert.known import find_by_name, find_by_sha256, known_checkpoints, verify
 from convert.partial_file import BusyError, PartialFile
-from sd.cli import main
 from sd.cli.models import token_for
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
@@ -427,15 +426,8 @@ def test_a_changed_file_of_the_right_size_does_not_match(published):
 
 
 @pytest.fixture
-def run(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        code = main(["models", *(str(argument) for argument in arguments)])
-        streams = capsys.readouterr()
-        return code, streams.out, streams.err
-
-    return run
+def run(call):
+    return lambda *arguments: call("models", *arguments)
 
 
 def test_the_list_has_a_line_for_each(run):

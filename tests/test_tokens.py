@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sd.cli import main
 from sd.cli.tokens import step_ranges, width
 from sd.tokenizer import Tokenizer
 
 
 @pytest.fixture
-def tokens(capsys):
-    def tokens(*arguments):
-        code = main(["tokens", *map(str, arguments)])
-        streams = capsys.readouterr()
-        return code, streams.out.splitlines(), streams.err
-
-    return tokens
+def tokens(run):
+    return lambda *arguments: run("tokens", *arguments)
 
 
 def test_the_strip_has_tokens_ids_and_weights_below_one_another(tokens):
