@@ -16,6 +16,7 @@ from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.evidence import describe
 from convert.hashing import file_sha256, remembered_sha256
 from convert.known import find_by_sha256
+from convert.original_layout import without_framework
 from convert.parts import Part, parts_beside, parts_of
 from convert.reader import CheckpointFile, open_checkpoint
 from convert.records import DTYPE_WIDTHS, TensorRecord
@@ -119,7 +120,7 @@ def _refused(path: Path, error: UnsafeFileError, sha256: str | None) -> Report:
 
 
 def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
-    tensors = tensors_of(file.root)
+    tensors = {without_framework(name): record for name, record in tensors_of(file.root).items()}
     kind = describe({name: record.shape for name, record in tensors.items()})
     checkpoint, problem = _read(file)
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")

@@ -119,7 +119,7 @@ def _has_parts(names: Iterable[str]) -> bool:
 
 def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
     """name -> original name; those that no model has keep their own."""
-    current = {name: current_name(_without_framework(name)) for name in names}
+    current = {name: current_name(without_framework(name)) for name in names}
     table = original_by_diffusers(current.values())
     ids = f"{COMPONENTS[2]}.text_model.embeddings.position_ids"
     table[ids] = PREFIXES["text_encoder"] + "embeddings.position_ids"
@@ -128,14 +128,15 @@ def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
 
 def original_spelling(names: Iterable[str]) -> dict[str, str]:
     """name -> original name; those that no model has keep their own."""
-    plain = {name: _without_framework(name) for name in names}
+    plain = {name: without_framework(name) for name in names}
     # Names without a prefix are taken for a part that has none with it; others stay what they are: leftovers.
     has_vae = any(name.startswith(PREFIXES["vae"]) for name in plain.values())
     has_unet = any(name.startswith(PREFIXES["unet"]) for name in plain.values())
     return {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}
 
 
-def _without_framework(name: str) -> str:
+def without_framework(name: str) -> str:
+    """A name without the words that data parallelism and torch.compile put into it."""
     if name.startswith("model_ema."):  # its dots are gone
         return name.replace("_orig_mod", "")
     if "module" in name or "_orig_mod" in name:

@@ -435,3 +435,14 @@ def test_inspecting_needs_neither_torch_nor_numpy_nor_the_weights(tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "4.29 GB" in result.stdout
     assert float(result.stdout.split()[-1]) < 0.5  # of the processor's time: the machine may be busy
+
+
+@pytest.mark.parametrize("word", ["module.", "_orig_mod."])
+def test_words_of_training_frameworks_in_the_names_change_nothing(tmp_path, plain, word):
+    paths = tmp_path / "plain.ckpt", tmp_path / "wrapped.ckpt"
+    for path, prefix in zip(paths, ("", word), strict=True):
+        torch.save({"state_dict": {prefix + name: value for name, value in plain.items()}}, path)
+    expected, found = map(inspect, paths)
+    assert (found.kind, found.evidence, found.family) == (expected.kind, expected.evidence, expected.family)
+    assert (found.components, found.leftovers) == (expected.components, expected.leftovers)
+    assert found.kind == "Stable Diffusion 1"
