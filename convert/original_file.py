@@ -56,6 +56,8 @@ def original_state_dict(
     for ours, (name, _) in names.items():
         if averaged is not None and ours.startswith("unet."):
             state[ema_name(name)] = averaged[ours].reshape(state[name].shape)
+    if config.prediction == "v":
+        state["v_pred"] = torch.empty(0)  # nothing else in the file could tell
     state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
     return state
 

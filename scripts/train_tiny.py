@@ -40,12 +40,17 @@ from sd.vae import VAE
 
 
 def tiny(size: int) -> ModelConfig:
-    """The architecture of v1, about a tenth as wide."""
+    """The architecture of v1, much narrower.
+
+    The UNet predicts v: in the noisiest steps, where the prompt decides most, that is nearly the picture itself, while
+    the noise would have to be copied through the network exactly.
+    """
     return replace(
         SD_V1,
         text_encoder=replace(SD_V1.text_encoder, width=64, hidden_width=256, layers=4, heads=1),
-        unet=replace(SD_V1.unet, width=32, context_width=64),
+        unet=replace(SD_V1.unet, width=64, multipliers=(1, 1, 2, 2), context_width=64),
         vae=replace(SD_V1.vae, width=32),
+        prediction="v",
         native_size=size,
     )
 
@@ -159,9 +164,16 @@ def main(arguments: list[str] | None = None) -> None:
     add("folder", type=Path, help="where everything is written to")
     add("--init", type=Path, metavar="MODEL", help="a model of this kind to begin with, instead of random weights")
     add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
-    add("--vae-steps", type=int, default=2_000, help="of the autoencoder, at the start (default: %(default)s)")
-    add("--vae-size", type=int, default=64, help="pixels of a side for that, as convolutions fit any (default: 64)")
-    add("--vae-batch-size", type=int, default=16, help="(default: %(default)s)")
+    add("--vae-small-steps", type=int, default=2_000, help="of the autoencoder, at the start (default: %(default)s)")
+    add(
+        "--vae-small-size",
+        type=int,
+        default=64,
+        help="pixels of a side for them, as convolutions fit any (default: 64)",
+    )
+    add("--vae-small-batch-size", type=int, default=16, help="(default: %(default)s)")
+    add("--vae-steps", type=int, default=1_600, help="of the autoencoder at the full size (default: %(default)s)")
+    add("--vae-batch-size", type=int, default=4, help="(default: %(default)s)")
     add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
     add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
     add("--pictures", type=int, default=9_600, help="that the UNet sees, in ever other words (default: %(default)s)")
@@ -195,9 +207,12 @@ def main(arguments: list[str] | None = None) -> None:
     def standard() -> None:
         standardise(vae, pictures, config.vae.latent_scale, batches=32, batch_size=args.decoder_batch_size)
 
-    small = ShapesDataset(args.seed, args.vae_size, device=device)
     if not args.init:
-        train_autoencoder(args, vae, small, "vae", args.vae_steps, args.vae_batch_size, standard, first)
+        small = ShapesDataset(args.seed, args.vae_small_size, device=device)
+        train_autoencoder(
+            args, vae, small, "vae-small", args.vae_small_steps, args.vae_small_batch_size, standard, first
+        )
+        train_autoencoder(args, vae, pictures, "vae", args.vae_steps, args.vae_batch_size, standard, first)
     run = train_denoiser(args, config, networks, pictures, first)
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)

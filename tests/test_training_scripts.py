@@ -16,6 +16,10 @@ import sd
 SHORT = [
     "--size",
     "64",
+    "--vae-small-steps",
+    "2",
+    "--vae-small-batch-size",
+    "2",
     "--vae-steps",
     "2",
     "--vae-batch-size",
@@ -46,9 +50,10 @@ def trained(tmp_path_factory):
 
 def test_a_model_is_trained_from_scratch_and_loads(trained):
     model = sd.load(trained / "model.ckpt")
-    assert (model.config.family, model.config.native_size, model.config.unet.width) == ("sd-v1", 64, 32)
+    assert (model.config.family, model.config.native_size, model.config.unet.width) == ("sd-v1", 64, 64)
+    assert model.config.prediction == "v"
     assert (trained / "model.ckpt").stat().st_size < 40e6
-    for part in ("vae", "denoiser", "decoder"):
+    for part in ("vae-small", "vae", "denoiser", "decoder"):
         with open(trained / part / "loss.csv", newline="") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
         assert Image.open(trained / part / "samples-000002.png").width >= 256

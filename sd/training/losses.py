@@ -24,13 +24,20 @@ def draw(
 ) -> Draws:
     """The draws for one global batch of latents of this shape; data-parallel processes each take their part.
 
+    Each picture's timestep is drawn from a range of its own, the ranges together being all timesteps: no batch has by
+    chance more of the noisy ones, so its loss varies less (Kingma et al., "Variational Diffusion Models", 2021,
+    appendix I.1, has a similar rule).
+
     noise_offset  deviation of a part of the noise that is the same all over a picture. White noise leaves the mean of
                   a picture visible at every timestep, so that a network learns to trust it, and at the start of
                   sampling finds it in noise; with this part it cannot (Guttenberg, "Diffusion with Offset Noise", 2023)
     """
     generator = torch.Generator().manual_seed(seed * 2**31 + step)
+    count = shape[0]
     draws = Draws(
-        timesteps=torch.randint(timesteps, shape[:1], generator=generator),
+        timesteps=(
+            (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) * timesteps / count
+        ).long(),
         noise=torch.randn(shape, generator=generator),
         latent_noise=torch.randn(shape, generator=generator),
         dropped=torch.rand(shape[:1], generator=generator) < prompt_dropout,
