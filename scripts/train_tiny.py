@@ -75,6 +75,7 @@ def train_autoencoder(
     pictures: ShapesDataset,
     part: str,
     steps: int,
+    learning_rate: float,
     batch_size: int,
     finish: Callable[[], None],
     first: bool,
@@ -83,7 +84,12 @@ def train_autoencoder(
     done = args.folder / f"{part}.safetensors"
     if not done.exists():
         run = autoencoder_run(
-            vae, pictures, options(args, steps, 1e-3), args.folder / part, batch_size=batch_size, seed=args.seed
+            vae,
+            pictures,
+            options(args, steps, learning_rate),
+            args.folder / part,
+            batch_size=batch_size,
+            seed=args.seed,
         )
         images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
 
@@ -209,14 +215,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     if not args.init:
         small = ShapesDataset(args.seed, args.vae_small_size, device=device)
-        train_autoencoder(
-            args, vae, small, "vae-small", args.vae_small_steps, args.vae_small_batch_size, standard, first
-        )
-        train_autoencoder(args, vae, pictures, "vae", args.vae_steps, args.vae_batch_size, standard, first)
+        steps, batch = args.vae_small_steps, args.vae_small_batch_size
+        train_autoencoder(args, vae, small, "vae-small", steps, 1e-3, batch, standard, first)
+        steps, batch = args.vae_steps, args.vae_batch_size
+        train_autoencoder(args, vae, pictures, "vae", steps, 3e-4, batch, standard, first)
     run = train_denoiser(args, config, networks, pictures, first)
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)
-    train_autoencoder(args, vae, pictures, "decoder", args.decoder_steps, args.decoder_batch_size, lambda: None, first)
+    steps, batch = args.decoder_steps, args.decoder_batch_size
+    train_autoencoder(args, vae, pictures, "decoder", steps, 3e-4, batch, lambda: None, first)
     if first:
         with run.ema.applied(run.module):
             save(args, config, networks, run.step)
