@@ -5,6 +5,7 @@ import json
 
 import finetune
 import pytest
+import score_samplers
 import score_tiny
 import torch
 import train_tiny
@@ -124,3 +125,23 @@ def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys):
     assert row["right"]["all"] < 0.2
     assert "| one thing | default | 56 |" in capsys.readouterr().out
     assert Image.open(tmp_path / "scores" / "one-thing.png").width == 16 * 68
+
+
+def test_samplers_are_scored_once_by_steps_and_by_schedule(trained, tmp_path, capsys):
+    arguments = [str(tmp_path), "--model", str(trained / "model.ckpt"), "--prompts", "2", "--steps", "1,2"]
+    arguments += ["--samplers", "ddim,dpmpp_2m", "--schedules", "leading"]
+    score_samplers.main(arguments)
+    found = json.loads((tmp_path / "samplers.json").read_text())
+    assert set(found) == {
+        "ddim leading 1",
+        "ddim leading 2",
+        "dpmpp_2m karras 1",
+        "dpmpp_2m karras 2",
+        "ddim leading 20",
+        "dpmpp_2m leading 20",
+    }
+    assert Image.open(tmp_path / "samplers.png").width > 500
+    capsys.readouterr()
+    (tmp_path / "samplers.json").write_text(json.dumps({**found, "ddim leading 2": 0.5}))
+    score_samplers.main(arguments)
+    assert "| ddim | leading | 0 % | 50 % |" in capsys.readouterr().out
