@@ -31,7 +31,7 @@ def number(value: int) -> bytes:
 
 
 def name(module: str, attribute: str) -> bytes:
-    return b"c" + f"{module}\n{attribute}\n".encode()
+    return b"c" + f"{module}\n{attribute}\n".encode("utf-8", "surrogatepass")
 
 
 def stack_name(module: str, attribute: str) -> bytes:
@@ -78,6 +78,26 @@ def tensor(source: bytes | None = None, offset=0, size=(2, 2), stride=(2, 1), gr
 
 def pickled(value: bytes, protocol: int = 2) -> bytes:
     return b"\x80" + bytes([protocol]) + value + b"."
+
+
+# Stream writer: what torch.save wrote before 1.6
+
+MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+VERSION = b"\x80\x02M\xe9\x03."
+MACHINE = pickled(dict_of(protocol_version=number(1001), little_endian=b"\x88"))
+FOUR_FLOATS = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def stream_storage(key="7", count=4, kind="FloatStorage", view=b"N") -> bytes:
+    """A persistent id of the stream format: it has a sixth field."""
+    return tuple_of(text("storage"), name("torch", kind), text(key), text("cpu"), number(count), view) + b"Q"
+
+
+def stream(value, *, magic=MAGIC, version=VERSION, machine=MACHINE, keys=("7",), blocks=((4, FOUR_FLOATS),), after=b""):
+    """A file of the stream format, with any of its parts replaced."""
+    listed = pickled(list_of(*map(text, keys)))
+    stored = b"".join(struct.pack("<Q", count) + data for count, data in blocks)
+    return magic + version + machine + pickled(value) + listed + stored + after
 
 
 # Zip writer
@@ -143,9 +163,6 @@ def write_zip(records: list[Record], *, before=b"", zip64=False, comment=b"", en
         len(comment),
     )  # fmt: skip
     return bytes(out + comment)
-
-
-FOUR_FLOATS = struct.pack("<4f", 1, 2, 3, 4)
 
 
 def checkpoint_records(pickle: bytes, storages: dict[str, bytes] | None = None, folder="archive") -> list[Record]:
