@@ -164,6 +164,15 @@ def seeds() -> list[bytes]:
     return found
 
 
+def kind_of(data: bytes) -> str:
+    """What a file is meant to be, by its first bytes."""
+    if data.startswith(b"PK"):
+        return "zip"
+    if data.startswith(MAGIC):
+        return "stream"
+    return "pickle" if data[:1] == b"\x80" else "safetensors"
+
+
 def safetensors(entries: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
     out = io.BytesIO()
     data = (memoryview(bytes(prod(shape) * DTYPE_WIDTHS[dtype])) for dtype, shape in entries.values())
@@ -186,13 +195,7 @@ def changed(data: bytes, pick: Pick) -> bytes:
     """One change, most often one that fits the kind of file."""
     if pick.random() < 0.15:
         return changed_bytes(data, pick)
-    if data.startswith(b"PK"):
-        return changed_zip(data, pick)
-    if data.startswith(MAGIC):
-        return changed_stream(data, pick)
-    if data[:1] == b"\x80":
-        return changed_pickle(data, pick)
-    return changed_safetensors(data, pick)
+    return CHANGES[kind_of(data)](data, pick)
 
 
 def changed_bytes(data: bytes, pick: Pick) -> bytes:
@@ -326,9 +329,9 @@ def changed_zip(data: bytes, pick: Pick) -> bytes:
             layout = pick.choice(("<L2L", "<L2Q"))
             record.descriptor = pick.choice((b"", b"PK\7\x08")) + descriptor(record.data, layout)
     elif what == 13:
-        fields = ("flags", "method", "crc", "stored", "size", "header", "attributes", "made_by", "disk")
+        fields = ("flags", "method", "crc", "stored", "size", "header", "attributes", "made_by", "needed", "disk")
         field = pick.choice(fields)
-        width = 16 if field in ("flags", "method", "made_by", "disk") else 32
+        width = 16 if field in ("flags", "method", "made_by", "needed", "disk") else 32
         for headers in pick.choice(((record.local,), (record.central,), (record.local, record.central))):
             headers[field] = pick.choice(EDGES) % (1 << width)
     elif what == 14:
@@ -394,3 +397,11 @@ def changed_json(value: object, pick: Pick, depth: int = 0) -> object:
     if isinstance(value, int) and pick.random() < 0.5:
         return value + pick.choice((-8, -4, -1, 1, 4, 8))
     return pick.choice((*EDGES, *DTYPES, *NAMES, 0.5, float("nan"), None, True, [], {}, [[[]]], {"a": {"b": {}}}))
+
+
+CHANGES = {
+    "zip": changed_zip,
+    "stream": changed_stream,
+    "pickle": changed_pickle,
+    "safetensors": changed_safetensors,
+}
