@@ -1,7 +1,7 @@
 """Fuzz the readers of checkpoints: millions of damaged and hostile files, guided by which code they reach.
 
     python3.11 -m venv fuzz && fuzz/bin/pip install atheris safetensors pytest coverage    # once
-    fuzz/bin/python scripts/fuzz_readers.py run FOLDER --minutes 30
+    fuzz/bin/python scripts/fuzz_readers.py run FOLDER --kind zip --minutes 10
     fuzz/bin/python scripts/fuzz_readers.py replay FOLDER/corpus    # each file once; of a find: what goes wrong
 
 FOLDER gets `corpus` (inputs that reached new code), `finds` (inputs that broke a rule, one a place in the code, made as
@@ -28,6 +28,7 @@ LARGEST_INPUT = 12_000  # bytes: all limits that are not about bytes can be reac
 SECONDS = 1.0  # of processor time, for one input, in instrumented code
 GROWTH = 300 << 20  # bytes that one input may add to the largest resident set so far; 256 MiB are allowed to inflate
 ADDRESS_SPACE = 2 << 30  # bytes beyond what the interpreter needs: what asks for more gets a MemoryError, a find
+MOST_ACCEPTED = 5000  # inputs that are kept to start from again
 REPORT_EVERY = 20.0  # seconds
 
 
@@ -45,6 +46,7 @@ class Examiner:
         self.folder = folder
         self.outcomes: Counter = Counter()
         self.finds: dict[str, str] = {}
+        self.accepted: list[bytes] = []
         self.started = self.reported = time.monotonic()
         self.slowest = 0.0
 
@@ -73,6 +75,8 @@ class Examiner:
             return f"{type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
         self.slowest = max(self.slowest, spent)
         self.outcomes[outcome] += 1
+        if outcome != "refused" and len(self.accepted) < MOST_ACCEPTED:
+            self.accepted.append(data)
         return None
 
     def keep(self, data: bytes, fault: str) -> None:
@@ -116,28 +120,31 @@ def smallest(data: bytes, is_fault: Callable[[bytes], bool]) -> bytes:
     return data
 
 
-def run(folder: Path, minutes: float, seed: int) -> None:
-    """Fuzz for some time. Does not return."""
+def run(folder: Path, kind: str | None, minutes: float, seed: int) -> None:
+    """Fuzz for some time, starting from files of one kind or of all. Does not return."""
     import atheris
 
     for name in ("corpus", "finds"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with atheris.instrument_imports(include=["convert"]):
         import convert.reader  # noqa: F401 - so that it is watched
-    from mutation import mutated, seeds
+    from mutation import kind_of, mutated, seeds
 
-    for data in seeds():
+    for data in (data for data in seeds() if kind in (None, kind_of(data))):
         (folder / "corpus" / sha256(data).hexdigest()[:16]).write_bytes(data)
     limit_memory()
     examiner = Examiner(folder)
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
-        if seed % 8 == 0:
+        pick = random.Random(seed)
+        if pick.random() < 0.1:
             return atheris.Mutate(data, largest)
-        return mutated(data, random.Random(seed))[:largest]
+        if pick.random() < 0.6:  # most of the corpus is refused, in ever new ways; change what was read as well
+            data = pick.choice(examiner.accepted)
+        return mutated(data, pick)[:largest]
 
     options = [f"-max_total_time={minutes * 60:.0f}", f"-max_len={LARGEST_INPUT}", f"-seed={seed}", "-timeout=120"]
-    options += ["-rss_limit_mb=4096", "-print_final_stats=1", "-verbosity=1"]
+    options += ["-rss_limit_mb=4096", "-mutate_depth=1", "-print_final_stats=1", "-verbosity=1"]
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], examiner, custom_mutator=mutate)
     atheris.Fuzz()
 
@@ -171,6 +178,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="fuzz", allow_abbrev=False)
     running.add_argument("folder", type=Path, help="for what comes out of it; one of before is gone on with")
+    running.add_argument(
+        "--kind", choices=["zip", "stream", "safetensors", "pickle"], help="of the files to start from (default: all)"
+    )
     running.add_argument("--minutes", type=float, default=30, help="(default: 30)")
     running.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
     replaying = commands.add_parser("replay", help="examine given files", allow_abbrev=False)
@@ -184,7 +194,7 @@ def main() -> None:
         import atheris  # noqa: F401
     except ImportError:
         parser.error("atheris is not installed; it lives best in a virtual environment of its own: see --help")
-    run(args.folder, args.minutes, args.seed)
+    run(args.folder, args.kind, args.minutes, args.seed)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hostile import assert_showable
+from hostile import MAGIC, assert_showable
 
 from convert.errors import CheckpointError, named
 from convert.pickle_reader import PickleContents, read_pickle
@@ -36,7 +36,7 @@ def examine(data: bytes) -> str:
     Raises AssertionError for a fault of the reader, or whatever error it let through.
     """
     outcome = examine_file(data)
-    if data[:1] == b"\x80" and outcome == "refused":  # a pickle alone is never a checkpoint, but it can be read
+    if data[:1] == b"\x80" and not data.startswith(MAGIC):  # a pickle alone is no checkpoint, but it can be read
         return examine_pickle(data)
     return outcome
 
@@ -57,7 +57,9 @@ def examine_file(data: bytes) -> str:
         assert_inside(record, len(data))
     if file.container == "torch zip":
         assert_zipfile_agrees(file, data)
-    elif file.container == "safetensors":
+    elif file.container == "torch stream":
+        assert_same_pickle(file.root, data, before=3)  # the magic number, the version and the machine
+    else:
         assert_library_agrees(file, data)
     file.close()
     return file.container
@@ -186,10 +188,14 @@ def assert_unpickler_agrees(contents: PickleContents, data: bytes) -> None:
     assert_same_pickle(contents.root, data[: contents.end])
 
 
-def assert_same_pickle(ours: object, data: bytes) -> None:
-    """Python's own machine must make the same of it. Called with what we have accepted only."""
+def assert_same_pickle(ours: object, data: bytes, before: int = 0) -> None:
+    """Python's own machine must make the same of it. Called with what we have accepted only.
+
+    before  how many pickles come first
+    """
+    stream = io.BytesIO(data)
     try:
-        theirs = Unpickler(io.BytesIO(data)).load()
+        theirs = [Unpickler(stream).load() for _ in range(before + 1)][before]
     except (pickle.UnpicklingError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
         return  # inside a placeholder we keep what Python cannot make: a set of lists, a state that is no dict
     assert_same(ours, theirs)
