@@ -1,6 +1,7 @@
 """From one layout to another: the tensors of a model, copied as they are unless another precision is asked for."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from convert.diffusers_names import diffusers_names
 from convert.diffusers_writer import WEIGHTS, write_settings
 from convert.errors import shown
 from convert.family import recognise
-from convert.hashing import file_sha256
+from convert.hashing import file_sha256, hashed_meanwhile
 from convert.reader import CheckpointFile, CheckpointFolder, open_checkpoint
 from convert.records import DTYPE_WIDTHS, TensorRecord
 from convert.safetensors_writer import write_safetensors
@@ -183,7 +184,7 @@ def _in_layout(checkpoint: Checkpoint, layout: str) -> dict[str, TensorRecord]:
     return named
 
 
-def _metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -> dict[str, str]:
+def _metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -> dict[str, str | Callable[[], str]]:
     dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
     step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
     return {
@@ -204,10 +205,10 @@ def _publisher_metadata(file: CheckpointFile) -> dict[str, str]:
     return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
 
 
-def _source_hashes(file: CheckpointFile) -> dict[str, str]:
+def _source_hashes(file: CheckpointFile) -> dict[str, str | Callable[[], str]]:
     """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON."""
     if not isinstance(file, CheckpointFolder):
-        return {"source_sha256": file_sha256(file.path)}
+        return {"source_sha256": hashed_meanwhile(file.path)}  # it takes about as long as the writing
     hashes = {shown(part.path.relative_to(file.path).as_posix()): file_sha256(part.path) for part in file.files}
     return {"source_files": json.dumps(hashes)}
 
@@ -291,6 +292,9 @@ class _Reporting:
             self.out.write(chunk)
             self.report(len(chunk))
         return len(data)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return self.out.seek(position, whence)
 
     def flush(self) -> None:
         self.out.flush()

@@ -57,10 +57,15 @@ def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     """Text from the file, made fit for a terminal: escaped and capped.
 
     Control characters, separators other than the space, bidirectional and other invisible format characters, lone
-    surrogates and unassigned code points appear as escapes (\\x1b, \\u202e).
+    surrogates and unassigned code points appear as escapes (\\x1b, \\u202e), which count as they are shown.
     """
-    escaped = "".join(_shown_character(character) for character in text[:limit])
-    return escaped if len(text) <= limit else f"{escaped}... ({len(text)} characters)"
+    escaped = ""
+    for character in text:
+        piece = _shown_character(character)
+        if len(escaped) + len(piece) > limit:
+            return f"{escaped}... ({len(text)} characters)"
+        escaped += piece
+    return escaped
 
 
 def shown_list(names: list[str] | tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from sd.files import written_whole
@@ -60,6 +61,17 @@ class FileHash:
                 except OSError:
                     return None
             return self.digest
+
+
+def hashed_meanwhile(path: Path) -> Callable[[], str]:
+    """Begin to compute the sha256 of a file in a thread of its own; the function returned waits for it.
+
+    It raises OSError where the file cannot be read any more.
+    """
+    digest = FileHash(path)
+    # a daemon: nobody waits for it where the work that wanted the hash has failed
+    threading.Thread(target=digest, daemon=True).start()
+    return lambda: digest() or file_sha256(path)
 
 
 def _key(path: Path, state: os.stat_result) -> str:

@@ -54,7 +54,7 @@ def read_safetensors(data: memoryview) -> Contents:
         raise CorruptFileError(f"ends after {size_text(len(data))}, inside its header of {size_text(length)}")
     header = parse_header(bytes(data[8:start]))
     metadata = header.pop("__metadata__", {})
-    if type(metadata) is not dict or not all(type(value) is str for value in metadata.values()):
+    if type(metadata) is not dict or not all(map(is_text, (*metadata, *metadata.values()))):
         raise UnsafeFileError("has safetensors metadata that is not text")
     check_limit("tensors", len(header), LIMITS.tensors)
     root = {name: read_entry(name, entry, start) for name, entry in header.items()}
@@ -86,6 +86,11 @@ def parse_header(raw: bytes) -> dict:
         )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         raise CorruptFileError("has a safetensors header that is not JSON") from None
+
+
+def is_text(value: object) -> bool:
+    """Whether it is text that can be written again: JSON can spell half a surrogate pair, Unicode text has none."""
+    return type(value) is str and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def unique(pairs: list[tuple[str, object]]) -> dict:

@@ -24,7 +24,8 @@ def as_tensor(file: CheckpointFile, record: TensorRecord) -> Tensor:
     data = torch.frombuffer(file.storage_bytes(record), dtype=torch.uint8)
     data = data[: len(data) // width * width]
     if record.storage.byteorder == "big" and width > 1:
-        data = data.unflatten(0, (-1, width)).flip(1).flatten()
+        number = width // 2 if dtype.is_complex else width  # a complex one is two, in the same order everywhere
+        data = data.unflatten(0, (-1, number)).flip(1).flatten()
     elif data.data_ptr() % width:
         data = data.clone()  # old safetensors files do not align their tensors
     return data.view(dtype).as_strided(record.shape, record.stride, record.offset)

@@ -19,6 +19,7 @@ CENTRAL = struct.Struct("<4s6H3L5H2L")
 END = struct.Struct("<4s4H2LH")
 END64_LOCATOR = struct.Struct("<4sLQL")
 END64 = struct.Struct("<4sQ2H2L4Q")
+NEWEST_VERSION = 63  # of the zip format: 6.3
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x2041  # flag bits: encrypted, strongly encrypted, directory masked
 DESCRIPTOR = 0x0008
@@ -108,7 +109,7 @@ def read_entry(data: memoryview, position: int, directory_end: int) -> tuple[Ent
     if position + CENTRAL.size > directory_end or data[position : position + 4] != b"PK\1\2":
         raise CorruptFileError(f"has a damaged zip directory at byte {position}")
     fields = CENTRAL.unpack_from(data, position)
-    _, made_by, _, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size = fields[:13]
+    _, made_by, needed, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size = fields[:13]
     disk, _, attributes, header = fields[13:]
     name_start = position + CENTRAL.size
     extra_start = name_start + name_size
@@ -120,6 +121,11 @@ def read_entry(data: memoryview, position: int, directory_end: int) -> tuple[Ent
     name = raw_name.decode("utf-8", "surrogateescape")
     if flags & ENCRYPTED:
         raise UnsupportedFileError(f"has an encrypted zip record: {shown(name)}")
+    if needed & 0xFF > NEWEST_VERSION:
+        version = f"{(needed & 0xFF) // 10}.{(needed & 0xFF) % 10}"
+        raise UnsupportedFileError(
+            f"has a zip record for which version {version} is needed, 6.3 is read: {shown(name)}"
+        )
     if flags & ~KNOWN_FLAGS or disk:
         raise UnsafeFileError(f"has a zip record with unknown flags: {shown(name)}")
     if method not in (STORED, DEFLATED):

@@ -1,10 +1,13 @@
 """Builders of files that nobody should send us: a tiny pickle assembler, a zip writer that writes whatever is asked."""
 
+import io
 import os
 import struct
 import sys
 import types
+import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +34,7 @@ def number(value: int) -> bytes:
 
 
 def name(module: str, attribute: str) -> bytes:
-    return b"c" + f"{module}\n{attribute}\n".encode()
+    return b"c" + f"{module}\n{attribute}\n".encode("utf-8", "surrogatepass")
 
 
 def stack_name(module: str, attribute: str) -> bytes:
@@ -80,6 +83,26 @@ def pickled(value: bytes, protocol: int = 2) -> bytes:
     return b"\x80" + bytes([protocol]) + value + b"."
 
 
+# Stream writer: what torch.save wrote before 1.6
+
+MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
+VERSION = b"\x80\x02M\xe9\x03."
+MACHINE = pickled(dict_of(protocol_version=number(1001), little_endian=b"\x88"))
+FOUR_FLOATS = struct.pack("<4f", 1, 2, 3, 4)
+
+
+def stream_storage(key="7", count=4, kind="FloatStorage", view=b"N") -> bytes:
+    """A persistent id of the stream format: it has a sixth field."""
+    return tuple_of(text("storage"), name("torch", kind), text(key), text("cpu"), number(count), view) + b"Q"
+
+
+def stream(value, *, magic=MAGIC, version=VERSION, machine=MACHINE, keys=("7",), blocks=((4, FOUR_FLOATS),), after=b""):
+    """A file of the stream format, with any of its parts replaced."""
+    listed = pickled(list_of(*map(text, keys)))
+    stored = b"".join(struct.pack("<Q", count) + data for count, data in blocks)
+    return magic + version + machine + pickled(value) + listed + stored + after
+
+
 # Zip writer
 
 
@@ -118,16 +141,16 @@ def write_zip(records: list[Record], *, before=b"", zip64=False, comment=b"", en
         if record.descriptor is not None:
             common["flags"] |= 8
         local = common | ({"crc": 0, "stored": 0, "size": 0} if record.descriptor is not None else {}) | record.local
-        central = common | {"header": len(out), "attributes": 0, "made_by": 0, "disk": 0} | record.central
+        central = common | {"header": len(out), "attributes": 0, "made_by": 0, "needed": 0, "disk": 0} | record.central
         out += struct.pack(
             "<4s5H3L2H", b"PK\3\4", 0, local["flags"], local["method"], 0, 0, local["crc"], local["stored"],
             local["size"], len(local["name"]), len(record.local_extra),
         )  # fmt: skip
         out += local["name"] + record.local_extra + packed + (record.descriptor or b"") + record.after
         directory += struct.pack(
-            "<4s6H3L5H2L", b"PK\1\2", central["made_by"], 0, central["flags"], central["method"], 0, 0, central["crc"],
-            central["stored"], central["size"], len(central["name"]), len(record.central_extra), 0, central["disk"], 0,
-            central["attributes"], central["header"],
+            "<4s6H3L5H2L", b"PK\1\2", central["made_by"], central["needed"], central["flags"], central["method"], 0, 0,
+            central["crc"], central["stored"], central["size"], len(central["name"]), len(record.central_extra), 0,
+            central["disk"], 0, central["attributes"], central["header"],
         )  # fmt: skip
         directory += central["name"] + record.central_extra
     fields = {"count": len(records), "size": len(directory), "offset": len(out), "disk": 0} | (end or {})
@@ -145,9 +168,6 @@ def write_zip(records: list[Record], *, before=b"", zip64=False, comment=b"", en
     return bytes(out + comment)
 
 
-FOUR_FLOATS = struct.pack("<4f", 1, 2, 3, 4)
-
-
 def checkpoint_records(pickle: bytes, storages: dict[str, bytes] | None = None, folder="archive") -> list[Record]:
     storages = {"0": FOUR_FLOATS} if storages is None else storages
     data = [Record(f"{folder}/data/{key}", content) for key, content in storages.items()]
@@ -161,6 +181,23 @@ def checkpoint_records(pickle: bytes, storages: dict[str, bytes] | None = None, 
 
 def checkpoint(pickle: bytes, storages: dict[str, bytes] | None = None) -> bytes:
     return write_zip(checkpoint_records(pickle, storages))
+
+
+def as_big_endian(content: bytes, width: Callable[[str], int]) -> bytes:
+    """A torch zip as a big-endian machine would have written it.
+
+    width  bytes of one number in the storage of a key
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        records = [Record(info.filename, archive.read(info)) for info in archive.infolist()]
+    for record in records:
+        folder, _, key = record.name.rpartition("/")
+        if key == "byteorder":
+            record.data = b"big"
+        elif folder.endswith("/data"):
+            step = width(key)
+            record.data = b"".join(record.data[at : at + step][::-1] for at in range(0, len(record.data), step))
+    return write_zip(records)
 
 
 # Libraries that are not installed

@@ -185,9 +185,10 @@ def test_a_transposed_weight_is_refused(look, state):
         look(wrong)
 
 
-def test_weights_that_are_whole_numbers_are_refused(look, state):
-    wrong = {**state, NORM: torch.ones(32, dtype=torch.int64)}
-    refused(look, wrong, WeightMismatchError, f"{NORM} holds int64 numbers")
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "complex64"])
+def test_weights_that_are_no_real_numbers_are_refused(look, state, dtype):
+    wrong = {**state, NORM: torch.ones(32, dtype=getattr(torch, dtype))}
+    refused(look, wrong, WeightMismatchError, f"{NORM} holds {dtype} numbers")
 
 
 def test_linear_layers_may_have_unit_axes_or_not(look, state):

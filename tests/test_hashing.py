@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convert import hashing
-from convert.hashing import FileHash, file_sha256
+from convert.hashing import FileHash, file_sha256, hashed_meanwhile
 
 
 @pytest.fixture
@@ -112,3 +112,15 @@ def test_old_hashes_are_forgotten(tmp_path, cache, monkeypatch):
         path.write_bytes(bytes([index]))
         file_sha256(path)
     assert list(json.loads(cache.read_text()).values()) == [sha256(bytes([index])) for index in (1, 2)]
+
+
+def test_a_hash_that_is_computed_meanwhile_is_waited_for(model, cache):
+    digest = hashed_meanwhile(model)
+    assert digest() == sha256(b"weights")
+    assert digest() == sha256(b"weights")
+
+
+def test_a_hash_that_cannot_be_computed_meanwhile_is_an_error(tmp_path, cache):
+    path = tmp_path / "gone"
+    with pytest.raises(FileNotFoundError):
+        hashed_meanwhile(path)()

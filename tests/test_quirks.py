@@ -5,6 +5,7 @@ import oracles
 import pytest
 import torch
 from conftest import TINY, fill
+from hostile import as_big_endian
 from safetensors import safe_open
 from safetensors.torch import save_file
 from test_loading import equal, expected, parameters
@@ -389,6 +390,15 @@ def test_a_stream_of_before_torch_1_6_loads_as_a_model(tmp_path, tiny_state):
     loads(path, tiny_state, weights="ema")
     convert(path, tmp_path / "x.safetensors")
     assert look(tmp_path / "x.safetensors").config == TINY
+
+
+def test_a_checkpoint_from_a_big_endian_machine_arrives_exactly(save, tiny_state, tmp_path):
+    state = {name: value.float() for name, value in plain(tiny_state).items() if name != POSITION_IDS}
+    path = save({"state_dict": state, "global_step": 5})
+    path.write_bytes(as_big_endian(path.read_bytes(), lambda key: 4))
+    loads(path, tiny_state)
+    convert(path, tmp_path / "x.safetensors")
+    loads(tmp_path / "x.safetensors", tiny_state)
 
 
 def test_tensors_that_share_one_storage_or_lie_askew_arrive_exactly(tmp_path, tiny_state):

@@ -649,7 +649,8 @@ def test_characters_that_control_a_terminal_are_escaped(code):
 def test_shown_text_is_capped():
     assert shown("h\u00e9llo w\u00f6rld \U0001f600") == "h\u00e9llo w\u00f6rld \U0001f600"
     assert shown("a" * 201) == "a" * 200 + "... (201 characters)"
-    assert len(shown("\U000e0001" * 10**6)) < 2200
+    assert shown("\u202e" * 34) == r"\u202e" * 33 + "... (34 characters)"  # 6 each: escapes count as they are shown
+    assert len(shown("\U000e0001" * 10**6)) < 230
 
 
 # Damage

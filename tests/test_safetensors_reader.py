@@ -110,6 +110,13 @@ def test_names_with_brackets_quotes_and_spaces_are_read():
     assert list(read(build(json.dumps({name: entry()}, ensure_ascii=False), bytes(8))).root) == [name]
 
 
+def test_metadata_may_hold_any_character_that_is_one():
+    text = "\u00e9 \U0001f40e \ud7ff \ue000 \x1b"
+    for ensure_ascii in (True, False):
+        header = json.dumps({"__metadata__": {text: text}}, ensure_ascii=ensure_ascii)
+        assert read(build(header)).metadata == {text: text}
+
+
 # Malformed headers
 
 MALFORMED = {
@@ -147,6 +154,8 @@ MALFORMED = {
     "metadata that is a list": ({"__metadata__": ["x"]}, UnsafeFileError, "metadata"),
     "metadata that is a number": ({"__metadata__": {"a": 1}}, UnsafeFileError, "metadata"),
     "metadata that is nested": ({"__metadata__": {"a": {}}}, UnsafeFileError, "metadata"),
+    "metadata with half a surrogate pair": (b'{"__metadata__":{"a":"\\ud800"}}', UnsafeFileError, "metadata"),
+    "metadata by the name of half a pair": (b'{"__metadata__":{"\\udfff":"a"}}', UnsafeFileError, "metadata"),
     "a name with a control code": ({"a\x1b[31m": entry()}, UnsafeFileError, r"a\x1b[31m"),
     "a name with a newline": ({"a\nb": entry()}, UnsafeFileError, r"a\nb"),
     "a name that turns the direction": ({"a\u202eb": entry()}, UnsafeFileError, r"a\u202eb"),

@@ -2,13 +2,15 @@
 
 import io
 import pickle
-import struct
 
 import pytest
 import torch
 from hostile import (
     FOUR_FLOATS,
     HOOKS,
+    MACHINE,
+    MAGIC,
+    VERSION,
     call,
     dict_of,
     leaves,
@@ -19,19 +21,17 @@ from hostile import (
     pretended,
     refused,
     refused_bytes,
+    stream,
     text,
     touch,
     tuple_of,
 )
+from hostile import stream_storage as storage
 from test_reader import DTYPES, assert_same, odd_tensors
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError
 from convert.reader import open_checkpoint
 from convert.records import TensorRecord
-
-MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
-VERSION = b"\x80\x02M\xe9\x03."
-MACHINE = pickled(dict_of(protocol_version=number(1001), little_endian=b"\x88"))
 
 
 def saved(tmp_path, value, protocol=2):
@@ -40,20 +40,9 @@ def saved(tmp_path, value, protocol=2):
     return path
 
 
-def storage(key="7", count=4, kind="FloatStorage", view=b"N"):
-    return tuple_of(text("storage"), name("torch", kind), text(key), text("cpu"), number(count), view) + b"Q"
-
-
 def tensor(source, offset=0, size=(4,), stride=(1,)):
     numbers = [tuple_of(*map(number, values)) for values in (size, stride)]
     return call("torch._utils", "_rebuild_tensor_v2", source, number(offset), *numbers, b"\x89", HOOKS)
-
-
-def stream(value, *, magic=MAGIC, version=VERSION, machine=MACHINE, keys=("7",), blocks=((4, FOUR_FLOATS),), after=b""):
-    """A file of this format, with any of its parts replaced."""
-    listed = pickled(list_of(*map(text, keys)))
-    stored = b"".join(struct.pack("<Q", count) + data for count, data in blocks)
-    return magic + version + machine + pickled(value) + listed + stored + after
 
 
 def stream_refused(tmp_path, kind, *parts, value=None, **options):

@@ -215,6 +215,15 @@ def test_unknown_flags_are_refused(tmp_path, flag):
     refused_bytes(tmp_path, content, UnsafeFileError, "unknown flags", "archive/data/0")
 
 
+def test_records_that_need_a_later_version_of_zip_are_refused(tmp_path):
+    """Python's zipfile refuses them, too: nobody knows what such a record would be."""
+    for needed in (10, 20, 45, 63):
+        (tmp_path / "model.ckpt").write_bytes(changed(2, central={"needed": needed}))
+        open_checkpoint(tmp_path / "model.ckpt").close()
+    content = changed(2, central={"needed": 169})
+    refused_bytes(tmp_path, content, UnsupportedFileError, "version 16.9 is needed, 6.3 is read: archive/data/0")
+
+
 @pytest.mark.parametrize("method", [1, 9, 12, 14, 93, 99])
 def test_other_methods_are_refused(tmp_path, method):
     content = changed(2, local={"method": method}, central={"method": method})
