@@ -17,8 +17,8 @@ from oracles import relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
 from sd.denoiser import Denoiser
+from sd.latent_diffusion import NonFiniteError, table_and_steps
 from sd.noise import PictureNoise
-from sd.pipeline import NonFiniteError, table_and_steps
 from sd.sampler_names import SAMPLERS, SCHEDULES
 from sd.samplers.ddim import ddim_step
 from sd.schedule import alphas_cumprod, sampling_steps

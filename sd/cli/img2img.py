@@ -6,6 +6,7 @@ from pathlib import Path
 from sd.cli import making
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
+from sd.cli.making_flags import add_making_flags
 from sd.input_settings import RESIZE_NAMES, InputSettings
 from sd.settings import DEFAULT_STEPS
 
@@ -21,7 +22,7 @@ def parser() -> Parser:
         '  sd img2img "an oil painting of a harbour" --init photo.jpg -m model.ckpt\n'
         '  sd img2img "a green star on a white background" --init circle.png --strength 0.8',
     )
-    making.add_making_flags(parser, size_default="the picture's, or near it")
+    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, STRENGTH)
     return parser
 

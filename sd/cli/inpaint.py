@@ -7,6 +7,7 @@ from sd.cli import making
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.img2img import add_input_flags, file_facts, prepare_steps, working_size
+from sd.cli.making_flags import add_making_flags
 from sd.input_settings import RESIZE_NAMES, Expansion, InputSettings
 
 
@@ -21,7 +22,7 @@ def parser() -> Parser:
         '  sd inpaint "a blue star on a white background" --init picture.png --mask mask.png\n'
         '  sd inpaint "a beach" --init photo.jpg --expand left=128,right=128 -m model.ckpt',
     )
-    making.add_making_flags(parser, size_default="the picture's, or near it")
+    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, 1.0)
     group = parser.add_argument_group("what is repainted")
     group.add_argument("--mask", type=Path, metavar="IMAGE", help="white is repainted, black is kept, grey is mixed; "

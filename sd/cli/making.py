@@ -1,4 +1,4 @@
-"""What the commands that make pictures have in common: their flags, and the way from the flags to files."""
+"""What the commands that make pictures have in common: the way from their flags to files."""
 
 import argparse
 import hashlib
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from convert.errors import counted
 from sd.cli.errors import JobError, UsageError, failure_of
-from sd.cli.flags import Parser, add_output_flags, add_schedule_flags, bar_hidden, describe_checkpoint, say
-from sd.cli.jobs import FIELDS, group, plan, read_lines
-from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS, grid_path, picture_paths
+from sd.cli.flags import Parser, bar_hidden, describe_checkpoint, say
+from sd.cli.jobs import group, plan, read_lines
+from sd.cli.making_flags import setting_spellings
+from sd.cli.outputs import grid_path, picture_paths
 from sd.embedded import embedded_model
 from sd.settings import Settings
 
@@ -28,70 +29,7 @@ if TYPE_CHECKING:
     from sd.canvas import Canvas
     from sd.pipeline import StableDiffusion
 
-DEVICES = "auto, cuda, mps or cpu"
 MOST_PICTURES = 100_000
-
-
-def add_making_flags(parser: Parser, *, size_default: str) -> None:
-    """The flags of every command that makes pictures."""
-    add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" gives what the model makes without a prompt')
-    add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
-    add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
-        '({"prompt": "...", "seed": 7}); - is standard input')  # fmt: skip
-    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
-    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
-
-    add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
-        "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
-
-    model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or what sd convert "
-                       "wrote")  # fmt: skip
-    model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
-                       help="which UNet weights, where the file has both (default: auto, the model's own)")  # fmt: skip
-    model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                       help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
-
-    picture = parser.add_argument_group("picture")
-    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
-                         "(default: drawn, printed and stored)")  # fmt: skip
-    picture.add_argument("--count", "--n_iter", type=int, default=1, metavar="N",
-                         help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
-    picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
-                         help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
-
-    picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
-                         help="which of the text encoder's layers is used: 1 the last, 2 the one before it, as some "
-                         "fine-tuned models expect (default: 1)")  # fmt: skip
-
-    sampling = parser.add_argument_group("sampling")
-    add_schedule_flags(sampling)
-    sampling.add_argument(
-        "--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms"
-    )
-    sampling.add_argument("--eta", "--ddim_eta", type=float, metavar="X",
-                          help="share of fresh noise, where the sampler has a choice: 0 none, 1 as much as ddpm "
-                          "(default: 0 in ddim, 1 in others)")  # fmt: skip
-    sampling.add_argument("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
-                          help="how much to follow the prompt; 1 turns guidance off and saves half the work "
-                          "(default: 7.5)")  # fmt: skip
-    sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
-                          help="take back contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
-
-    output = add_output_flags(parser)
-    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
-                        help="a .png file, a folder, or a template for names with "
-                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
-    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
-    output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
-    output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,17 +106,6 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     if failed:
         raise JobError(f"{failed} of {counted(len(jobs), 'picture')} could not be made.")
     return 0
-
-
-def setting_spellings(parser: Parser) -> dict[str, str]:
-    """Every spelling of a flag that is a setting of a picture, without its hyphens: what JSON lines may say."""
-    return {
-        spelling: action.dest
-        for action in parser._actions
-        if action.dest in FIELDS
-        for flag in action.option_strings
-        for spelling in (flag.lstrip("-"), flag.lstrip("-").replace("-", "_"))
-    }
 
 
 def check_family(checkpoint: "Checkpoint", job: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 from sd.cli import making
 from sd.cli.flags import Parser
+from sd.cli.making_flags import add_making_flags
 
 
 def parser() -> Parser:
@@ -14,7 +15,7 @@ def parser() -> Parser:
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt -s 42\n'
         '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
     )
-    making.add_making_flags(parser, size_default="the model's native size")
+    add_making_flags(parser, size_default="the model's native size")
     return parser
 
 
