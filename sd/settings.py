@@ -237,3 +237,6 @@ class Settings:
 def _quoted(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+FIELDS = {field.name: field.type for field in fields(Settings)}

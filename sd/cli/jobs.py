@@ -4,13 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sd.cli.errors import UsageError
-from sd.settings import SettingError, Settings, is_of_type, nearest
-
-FIELDS = {field.name: field.type for field in fields(Settings)}
+from sd.settings import FIELDS, SettingError, Settings, is_of_type, nearest
 
 
 @dataclass(frozen=True)

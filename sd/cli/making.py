@@ -6,7 +6,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +16,10 @@ from sd.cli.errors import JobError, UsageError, failure_of
 from sd.cli.flags import Parser, bar_hidden, describe_checkpoint, say
 from sd.cli.jobs import group, plan, read_lines
 from sd.cli.making_flags import setting_spellings
-from sd.cli.outputs import grid_path, picture_paths
+from sd.cli.outputs import grid_path, name_pictures, picture_paths
+from sd.cli.resuming import pictures_there, same_facts, stopped_seed
 from sd.embedded import embedded_model
+from sd.files import remove_leftovers
 from sd.settings import Settings
 
 if TYPE_CHECKING:
@@ -90,14 +92,29 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
         device, dtype = pick_device_and_precision(args)
-        paths = picture_paths(args.out, jobs, force=args.force)
-        sheet = grid_path(paths, force=args.force) if args.grid or args.grid_columns else None
+        names, there = name_pictures(args.out, jobs), None
+        if (args.from_file is not None or len(jobs) > 1) and not args.force:
+            same = same_facts(args.model, checkpoint, beginning.exact if beginning else {})
+            if args.from_file is not None and given_seed is None:
+                stopped = stopped_seed(
+                    names, lambda seed: plan(args, lines, seed, native=checkpoint.config.native_size), same
+                )
+                seed = seed if stopped is None else stopped
+                jobs = plan(args, lines, seed, native=checkpoint.config.native_size)
+            there = pictures_there(names, jobs, same)
+        paths = picture_paths(names, jobs, there, force=args.force)
+        if there:
+            say(f"{len(there)} of {counted(len(jobs), 'picture')} are there already", quiet=args.quiet)
+            remove_leftovers(path for i, path in enumerate(paths) if i not in there)
+        sheet = sheet_path(args, paths, there)
+        if there and len(there) == len(jobs) and sheet is None:
+            return 0
         model = load_model(args, file, checkpoint, device, dtype)
     threading.Thread(target=model.source.sha256, daemon=True).start()  # seconds, beside the first steps
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
     warn_of_unused(jobs)
-    pictures, failed = make(model, jobs, paths, args, beginning, canvas)
+    pictures, failed = make(model, jobs, paths, args, beginning, canvas, there=set(there or {}))
     if sheet and pictures:
         from sd.image import contact_sheet, save_png
 
@@ -106,6 +123,15 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     if failed:
         raise JobError(f"{failed} of {counted(len(jobs), 'picture')} could not be made.")
     return 0
+
+
+def sheet_path(args: argparse.Namespace, paths: Sequence[Path], there: "dict[int, Path] | None") -> Path | None:
+    """Where the sheet with all pictures goes, None where there is none to make: not asked for, or made already."""
+    if not args.grid and not args.grid_columns:
+        return None
+    if there and len(there) == len(paths) and (sheet := grid_path(paths, force=True)).exists():
+        return sheet if args.force else None
+    return grid_path(paths, force=args.force)
 
 
 def check_family(checkpoint: "Checkpoint", job: str) -> None:
@@ -170,8 +196,15 @@ def make(
     args: argparse.Namespace,
     beginning: Beginning | None = None,
     canvas: "Canvas | None" = None,
+    *,
+    there: Set[int] = frozenset(),
 ) -> "tuple[list[Image.Image], int]":
-    """Make and write the pictures, batch by batch. Returns those for the grid, and how many could not be made."""
+    """Make and write the pictures, batch by batch. Returns those for the grid, and how many could not be made.
+
+    there  numbers of the jobs whose pictures there are already. A batch of which one is missing is made again as a
+           whole: in another batch, its pixels might be rounded in another way
+    """
+    from PIL import Image
     from tqdm import tqdm
 
     from sd.from_picture import steps_run
@@ -185,13 +218,17 @@ def make(
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
     labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
-    batches = list(group(jobs, args.batch_size, model.chunk_count))
-    total = sum(max(1, steps_run(batch[0].steps, batch[0].strength)) for batch in batches)
-    left = iter(paths)
+    numbers = iter(range(len(jobs)))
+    batches = [(batch, [next(numbers) for _ in batch]) for batch in group(jobs, args.batch_size, model.chunk_count)]
+    missing = [batch for batch, mine in batches if not there.issuperset(mine)]
+    total = sum(max(1, steps_run(batch[0].steps, batch[0].strength)) for batch in missing)
+    sheet = args.grid or args.grid_columns
     kept, failed = [], 0
     with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
-        for batch in batches:
-            targets = [next(left) for _ in batch]
+        for batch, mine in batches:
+            if there.issuperset(mine):
+                kept += [Image.open(paths[i]).convert("RGB") for i in mine] if sheet else []
+                continue
             started = time.perf_counter()
             try:
                 pictures = model.make(batch, start, on_step=lambda _: bar.update(), on_retry=say)
@@ -205,7 +242,10 @@ def make(
                 failed += len(batch)
                 continue
             milliseconds = round(1000 * (time.perf_counter() - started) / len(batch))
-            for picture, job, path in zip(pictures, batch, targets, strict=True):
+            for picture, job, i in zip(pictures, batch, mine, strict=True):
+                path = paths[i]
+                if i in there:
+                    continue
                 try:
                     save_png(picture, path, model.texts(job, labels, exact), force=args.force)
                 except FileExistsError as error:  # taken since we looked, by another run
@@ -214,8 +254,7 @@ def make(
                     continue
                 bar.clear()
                 report(args, event="picture", path=path, seed=job.seed, ms=milliseconds)
-            if args.grid or args.grid_columns:
-                kept += pictures
+            kept += pictures if sheet else []
     return kept, failed
 
 

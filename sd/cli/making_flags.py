@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from sd.cli.flags import Parser, add_output_flags, add_schedule_flags
-from sd.cli.jobs import FIELDS
 from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS
+from sd.settings import FIELDS
 
 DEVICES = "auto, cuda, mps or cpu"
 
@@ -15,7 +15,8 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" gives what the model makes without a prompt')
     add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
     add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
-        '({"prompt": "...", "seed": 7}); - is standard input')  # fmt: skip
+        '({"prompt": "...", "seed": 7}); - is standard input. The same command again makes the pictures that are '
+        "missing")  # fmt: skip
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
 
