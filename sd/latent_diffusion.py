@@ -15,7 +15,7 @@ from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
-from sd.from_picture import Start, keeping, shown, steps_run
+from sd.from_picture import Start, keeping, shown
 from sd.image import to_images
 from sd.noise import PictureNoise
 from sd.runtime import precision_name
@@ -23,6 +23,7 @@ from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
 from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
 from sd.settings import SettingError, Settings
+from sd.strength import steps_run
 from sd.text_encoder import TextEncoder
 from sd.tokenizer import Tokenizer
 from sd.unet import UNet
@@ -158,7 +159,9 @@ class LatentDiffusion:
         table, steps = table_and_steps(self.config.schedule, common)
         factor = self.config.vae.factor
         noise = PictureNoise(
-            [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
+            [settings.seed for settings in batch],
+            (channels, common.height // factor, common.width // factor),
+            [settings.variation for settings in batch],
         )
         x = noise().to(self.device)
         unet, skipped = self.unet, 0

@@ -6,7 +6,7 @@ How the networks work together stands in `sd.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -172,6 +172,8 @@ class StableDiffusion(LatentDiffusion):
     ) -> list[Image.Image]:
         """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
 
+        With `vary`, all have the same seed, and picture i has the variation seed `vary_seed + i`.
+
         canvas             the picture to begin with, if there is one
         count, batch_size  how many batches, and how many pictures are made at a time in each
         on_step, on_retry  as in `make`
@@ -183,8 +185,10 @@ class StableDiffusion(LatentDiffusion):
                 raise ValueError(f"{name} must be at least 1, got {number}")
         width, height = size
         seed = secrets.randbits(32) if seed is None else seed
+        if settings.get("vary") and settings.get("vary_seed") is None:
+            settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
-        jobs = [replace(first, seed=first.seed + i) for i in range(count * batch_size)]
+        jobs = [first.counted_on(i) for i in range(count * batch_size)]
         start = None if canvas is None else start_from(canvas.working_picture, canvas.working_mask)
         pictures = []
         for begin in range(0, len(jobs), batch_size):

@@ -84,6 +84,8 @@ class Settings:
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
     strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
+    vary                     0 to 1, how far its noise is turned from that of its seed to that of the variation seed
+    vary_seed                the variation seed; None where vary is 0
 
     Once made, it holds our own names and numbers in place of other spellings and of None.
     """
@@ -104,6 +106,8 @@ class Settings:
     zero_terminal_snr: bool = False
     strength: float = 1.0
     seed: int
+    vary: float = 0.0
+    vary_seed: int | None = None
 
     def __post_init__(self):
         def check(name: str, allowed: bool, problem: str):
@@ -141,6 +145,11 @@ class Settings:
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
         check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+        check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
+        self._set("vary_seed", self.vary_seed if self.vary else None)
+        if self.vary:
+            check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
+            check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the only way in a frozen dataclass
@@ -192,8 +201,20 @@ class Settings:
             )
 
     def goes_with(self, other: "Settings") -> bool:
-        """Whether the two pictures can be made in one batch: they differ in prompts and seeds only."""
-        return self == replace(other, prompt=self.prompt, negative_prompt=self.negative_prompt, seed=self.seed)
+        """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only."""
+        own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
+        return self == replace(other, **{name: getattr(self, name) for name in own})
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """The variation seed, and how far the noise is turned to it."""
+        return (self.vary_seed, self.vary) if self.vary else None
+
+    def counted_on(self, i: int) -> "Settings":
+        """Those of the picture that comes i later in a run: its seed counts on, or that of its variation."""
+        if self.vary:
+            return replace(self, vary_seed=self.vary_seed + i)
+        return replace(self, seed=self.seed + i)
 
     def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
         """The prompt and, with guidance, the negative prompt: each as it stands at every step."""
@@ -218,6 +239,8 @@ class Settings:
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
+            "Variation seed": self.vary_seed,
+            "Variation seed strength": f"{self.vary:g}" if self.vary else None,
             "Model hash": model_hash,
             "Model": model_name,
             "Denoising strength": f"{self.strength:g}" if self.strength < 1 else None,

@@ -9,6 +9,7 @@ from sd.cli.flags import Parser
 from sd.cli.making_flags import add_making_flags
 from sd.input_settings import RESIZE_NAMES, InputSettings
 from sd.settings import DEFAULT_STEPS
+from sd.strength import steps_for
 
 STRENGTH = 0.75  # the original's
 
@@ -43,8 +44,6 @@ def add_input_flags(parser: Parser, strength: float) -> argparse._ArgumentGroup:
 
 def prepare_steps(args: argparse.Namespace) -> None:
     """With --exact-steps, as many steps in all as it takes for that many to be run."""
-    from sd.from_picture import steps_for
-
     if not args.exact_steps:
         return
     if args.sigmas:

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd.cli.errors import UsageError
@@ -109,13 +109,15 @@ def plan(
         "guidance_rescale": args.guidance_rescale,
         "zero_terminal_snr": args.zero_terminal_snr,
         "strength": getattr(args, "strength", 1.0),
+        "vary": args.vary or 0.0,
     }
     jobs: list[Settings] = []
     for line in lines:
-        settings = {**common, "seed": seed + len(jobs), **line.own}
+        vary_seed = None if args.vary_seed is None else args.vary_seed + len(jobs)
+        settings = {**common, "seed": seed + len(jobs), "vary_seed": vary_seed, **line.own}
         try:
             first = Settings(**settings)
-            jobs += [replace(first, seed=first.seed + i) for i in range(repeats)]
+            jobs += [first.counted_on(i) for i in range(repeats)]
         except SettingError as error:
             if not line.where:
                 raise

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 from convert.errors import counted
 from sd.cli.errors import JobError, UsageError, failure_of
 from sd.cli.flags import Parser, bar_hidden, describe_checkpoint, say
-from sd.cli.jobs import group, plan, read_lines
+from sd.cli.jobs import Line, group, plan, read_lines
 from sd.cli.making_flags import setting_spellings
 from sd.cli.outputs import grid_path, name_pictures, picture_paths
 from sd.cli.resuming import pictures_there, same_facts, stopped_seed
 from sd.embedded import embedded_model
 from sd.files import remove_leftovers
 from sd.settings import Settings
+from sd.strength import steps_run
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
             raise UsageError(f"{flag} {number} is out of range: at least 1.")
     lines = read_lines(args, setting_spellings(parser))
     given_seed, seed = args.seed, secrets.randbits(32) if args.seed is None else args.seed
+    draw_variation_seed(args, lines)
     number = len(lines) * args.count * args.batch_size
     if number > MOST_PICTURES:
         raise UsageError(
@@ -123,6 +125,16 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     if failed:
         raise JobError(f"{failed} of {counted(len(jobs), 'picture')} could not be made.")
     return 0
+
+
+def draw_variation_seed(args: argparse.Namespace, lines: Sequence[Line]) -> None:
+    """Where variations are asked for without a seed of theirs, one is drawn and told."""
+    asked = args.vary or any(line.own.get("vary") for line in lines)
+    if args.vary_seed is None and asked:
+        args.vary_seed = secrets.randbits(32)
+        say(f"variation seed {args.vary_seed}", quiet=args.quiet)
+    elif args.vary_seed is not None and args.vary is None and not asked:
+        raise UsageError("--vary-seed does nothing without --vary, which says how much to vary. Example: --vary 0.1.")
 
 
 def sheet_path(args: argparse.Namespace, paths: Sequence[Path], there: "dict[int, Path] | None") -> Path | None:
@@ -207,7 +219,6 @@ def make(
     from PIL import Image
     from tqdm import tqdm
 
-    from sd.from_picture import steps_run
     from sd.image import save_png
 
     start = None

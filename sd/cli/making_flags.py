@@ -40,6 +40,12 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                          help=f"multiple of 8 (default: {size_default})")  # fmt: skip
     picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
                          "(default: drawn, printed and stored)")  # fmt: skip
+    picture.add_argument("--vary", "--variation-strength", type=float, metavar="X",
+                         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's; 0.1 "
+                         "changes details; all pictures then have the same seed (default: 0)")  # fmt: skip
+    picture.add_argument("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
+                         help="variation seed of the first picture; the next ones count on from it (default: drawn, "
+                         "printed and stored)")  # fmt: skip
     picture.add_argument("--count", "--n_iter", type=int, default=1, metavar="N",
                          help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
     picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",

@@ -14,7 +14,7 @@ from sd.settings import Settings
 
 DEFAULT_OUT = "outputs/{index:05}-{seed}.png"
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height")  # that a template may name
+PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height", "vary_seed")  # that a template may name
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Names:
         return "index" in _fields(self.template)
 
     def path(self, job: Settings, index: int) -> Path:
-        return Path(self.template.format(index=index, **{name: getattr(job, name) for name in PLACEHOLDERS[1:]}))
+        values = {name: getattr(job, name) for name in PLACEHOLDERS[1:]} | {"vary_seed": job.vary_seed or 0}
+        return Path(self.template.format(index=index, **values))
 
     def index_of(self, path: Path, job: Settings) -> int | None:
         """The inverse of `path`: the number in a name, None where it is no name of that picture."""
@@ -104,7 +105,8 @@ def picture_paths(
         paths |= {i: names.path(jobs[i], 1) for i in missing}
     if len(set(paths.values())) < len(paths):
         raise UsageError(
-            f"--out {names.template} gives the same name to several pictures. Put {{index}} or {{seed}} into it."
+            f"--out {names.template} gives the same name to several pictures. Put {{index}} or {{seed}} into it, or "
+            "{vary_seed} for variations."
         )
     for i in missing:
         _require_free(paths[i], force, problem)
