@@ -16,7 +16,7 @@ from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
 from sd.from_picture import Start, keeping, shown
-from sd.image import to_images
+from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
 from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
@@ -25,8 +25,10 @@ from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_
 from sd.settings import SettingError, Settings
 from sd.strength import steps_run
 from sd.text_encoder import TextEncoder
+from sd.tiling import seamless
 from sd.tokenizer import Tokenizer
 from sd.unet import UNet
+from sd.upscaling import upscale_latents, upscale_picture
 from sd.vae import VAE
 
 
@@ -127,15 +129,21 @@ class LatentDiffusion:
         return contexts
 
     @torch.no_grad()
-    def encode_image(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the middle of the VAE's guess."""
-        mean, _ = self.vae.encode(image.to(self.device, self.dtypes["vae"]))
+    def encode_image(self, image: Tensor, tile: str = "") -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the middle of the VAE's guess.
+
+        tile  the axes, "x" and "y", along which the picture goes on at its other side
+        """
+        with seamless(self.vae, tile):
+            mean, _ = self.vae.encode(image.to(self.device, self.dtypes["vae"]))
         self._check("vae", mean)
         return self.config.vae.latent_scale * mean.float()
 
     @torch.no_grad()
     def sample(self, batch: Sequence[Settings], start: Start | None = None) -> Iterator[Tensor]:
         """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
+
+        Where the settings have two passes, this is the first of them.
 
         start  a picture to begin with; the settings' strength says how much of the way is gone. At strength 0 no step
                is, and what is yielded are the picture's own latents; at strength 1 it is forgotten outside of what a
@@ -164,10 +172,15 @@ class LatentDiffusion:
             [settings.variation for settings in batch],
         )
         x = noise().to(self.device)
-        unet, skipped = self.unet, 0
+
+        def unet(*inputs: Tensor) -> Tensor:
+            with seamless(self.unet, common.tile):
+                return self.unet(*inputs)
+
+        skipped = 0
         told = self.config.unet.in_channels > channels  # what a mask keeps
         if start is not None:
-            x_0 = self.encode_image(start.image)
+            x_0 = start.latents if start.image is None else self.encode_image(start.image, common.tile)
             skipped = len(steps) - steps_run(len(steps), common.strength)
             steps = steps[skipped:]
             if not steps:
@@ -178,7 +191,7 @@ class LatentDiffusion:
             if masked:
                 mask = start.latent_mask.to(self.device)
             if masked and told:
-                kept = self.encode_image(start.image * (start.mask < 0.5))
+                kept = self.encode_image(start.image * (start.mask < 0.5), common.tile)
                 unet = shown(unet, (mask >= 0.5).float(), kept)
         denoiser = Denoiser(
             unet,
@@ -199,14 +212,28 @@ class LatentDiffusion:
                 denoiser.set_context(*(context(step) for context in contexts))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
+    def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:
+        """What the second of two passes begins with: latents of the first -> latents of the size that is asked for."""
+        if settings.hires_upscale == "latent":
+            factor = self.config.vae.factor
+            width, height = settings.hires
+            return upscale_latents(latents, (height // factor, width // factor), settings.tile)
+        pictures = self.decode(latents, settings.tile)
+        larger = (upscale_picture(picture, settings.hires, settings.tile) for picture in pictures)
+        return torch.cat([self.encode_image(to_tensor(picture), settings.tile) for picture in larger])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, tile: str = "") -> list[Image.Image]:
         """latents (B, 4, H/8, W/8) as `sample` gives them -> B pictures, decoded one by one to save memory.
+
+        tile  as in `encode_image`
 
         Raises NonFiniteError rather than give a black picture.
         """
         pictures = []
         for latent in latents.split(1):
-            image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtypes["vae"]))
+            with seamless(self.vae, tile):
+                image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtypes["vae"]))
             self._check("vae", image)
             pictures += to_images(image)
         return pictures

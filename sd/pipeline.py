@@ -16,6 +16,7 @@ from torch import Tensor
 from sd import __version__
 from sd.canvas import Canvas, image_to_image, inpainting
 from sd.from_picture import Start
+from sd.hires import first_size
 from sd.image import start_from
 from sd.input_settings import InputSettings
 from sd.latent_diffusion import LatentDiffusion, NonFiniteError
@@ -48,7 +49,9 @@ class StableDiffusion(LatentDiffusion):
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
     ) -> list[Image.Image]:
-        """Denoise and decode a batch. A network that fails is run again in float32, from the start of its stage.
+        """Denoise and decode a batch, in two passes where the settings ask for them.
+
+        A network that fails is run again in float32, from the start of its stage.
 
         start     a picture to begin with, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
@@ -57,7 +60,10 @@ class StableDiffusion(LatentDiffusion):
         Raises NonFiniteError where a network fails in float32, too.
         """
 
-        def denoise() -> Tensor:
+        if start is not None and batch[0].hires:
+            raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
+
+        def denoise(batch: Sequence[Settings], start: Start | None) -> Tensor:
             latents = None
             for latents in self.sample(batch, start):
                 if on_step:
@@ -75,8 +81,12 @@ class StableDiffusion(LatentDiffusion):
                     on_retry(f"{error}; it is run again in fp32, and stays so")
                 return finite(stage)
 
-        latents = finite(denoise)
-        return finite(lambda: self.decode(latents))
+        latents = finite(lambda: denoise(batch, start))
+        if batch[0].hires:
+            larger = Start(latents=finite(lambda: self.enlarge(latents, batch[0])))
+            second = [settings.passes()[1] for settings in batch]
+            latents = finite(lambda: denoise(second, larger))
+        return finite(lambda: self.decode(latents, batch[0].tile))
 
     def texts(
         self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None
@@ -106,11 +116,13 @@ class StableDiffusion(LatentDiffusion):
     ) -> list[Image.Image]:
         """Pictures from a prompt.
 
-        width, height  pixels, multiples of 8; the model's native size by default
+        width, height  pixels, multiples of 8; the model's native size by default; with `hires`, of the first pass
         options        as in `pictures`
         """
-        native = self.config.native_size
-        size = (native if width is None else width, native if height is None else height)
+        native = self.config.native_size, self.config.native_size
+        if width is None and height is None:
+            native = first_size(options.get("hires"), self.config.native_size)
+        size = (native[0] if width is None else width, native[1] if height is None else height)
         return self.pictures(prompt, size, **options)
 
     def img2img(

@@ -16,6 +16,7 @@ NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 NEAR_NETWORKS = NETWORKS | {"sd.attention", "sd.latent_diffusion", "sd.pipeline"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
+TORCH_FREE += ["sd.hires", "sd.strength", "sd.setting_checks"]
 TORCH_FREE += ["sd.sampler_names", "sd.cli.schedule"]
 TORCH_FREE += ["sd.cli.arch", "sd.cli.making", "sd.cli.resuming", "sd.cli.outputs"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]

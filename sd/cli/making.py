@@ -90,6 +90,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
             raise UsageError("a line of --from-file has a size of its own; here all pictures have that of --init.")
         if canvas is None and any(each.strength != 1 for each in jobs):
             raise UsageError("strength does nothing without a picture to begin with. See sd img2img --help.")
+        if canvas is not None and any(each.hires for each in jobs):
+            raise UsageError("hires is for pictures from text alone; here, one is given to begin with.")
         check_clip_skip(checkpoint, jobs)
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
@@ -229,10 +231,14 @@ def make(
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
     labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
+
+    def chunks(job: Settings) -> list[int]:
+        return [model.chunk_count(each) for each in job.passes()]
+
     numbers = iter(range(len(jobs)))
-    batches = [(batch, [next(numbers) for _ in batch]) for batch in group(jobs, args.batch_size, model.chunk_count)]
-    missing = [batch for batch, mine in batches if not there.issuperset(mine)]
-    total = sum(max(1, steps_run(batch[0].steps, batch[0].strength)) for batch in missing)
+    batches = [(batch, [next(numbers) for _ in batch]) for batch in group(jobs, args.batch_size, chunks)]
+    passes = [each for batch, mine in batches if not there.issuperset(mine) for each in batch[0].passes()]
+    total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     sheet = args.grid or args.grid_columns
     kept, failed = [], 0
     with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sd.cli.flags import Parser, add_output_flags, add_schedule_flags
 from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS
-from sd.settings import FIELDS
+from sd.hires import UPSCALES
+from sd.settings import FIELDS, TILES
 
 DEVICES = "auto, cuda, mps or cpu"
 
@@ -55,6 +56,10 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                          help="which of the text encoder's layers is used: 1 the last, 2 the one before it, as some "
                          "fine-tuned models expect (default: 1)")  # fmt: skip
 
+    picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
+                         help="the picture goes on at its other side, so that copies fit together: along x, y, or both "
+                         "if no axis is named (then put it after the prompt)")  # fmt: skip
+
     sampling = parser.add_argument_group("sampling")
     add_schedule_flags(sampling)
     sampling.add_argument(
@@ -76,6 +81,21 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
     output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
     output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
     output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
+
+
+def add_second_pass_flags(parser: Parser) -> None:
+    """The flags of pictures that are made in two passes."""
+    group = parser.add_argument_group("a second pass, for large pictures")
+    group.add_argument("--hires", metavar="X",
+                       help="make the picture at its size, and then larger with details: a factor such as 2, or a size "
+                       "such as 1024x768")  # fmt: skip
+    group.add_argument("--hires-upscale", choices=sorted(UPSCALES), default="latent",
+                       help="what is enlarged in between: latents, which leaves more to the second pass, or the image "
+                       "(default: latent)")  # fmt: skip
+    group.add_argument("--hires-strength", type=float, default=0.7, metavar="X",
+                       help="how much the second pass changes, above 0, up to 1 (default: 0.7)")  # fmt: skip
+    group.add_argument("--hires-steps", type=int, metavar="N",
+                       help="steps that the second pass runs (default: the share of --steps that is its strength)")  # fmt: skip
 
 
 def setting_spellings(parser: Parser) -> dict[str, str]:

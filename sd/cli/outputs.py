@@ -1,5 +1,6 @@
 """Where pictures go: a file, a folder, or a template for names. Decided and tried before any work is done."""
 
+import math
 import re
 import shutil
 import string
@@ -32,7 +33,8 @@ class Names:
         return "index" in _fields(self.template)
 
     def path(self, job: Settings, index: int) -> Path:
-        values = {name: getattr(job, name) for name in PLACEHOLDERS[1:]} | {"vary_seed": job.vary_seed or 0}
+        values = {name: getattr(job, name) for name in PLACEHOLDERS[1:]}
+        values |= {"vary_seed": job.vary_seed or 0, "width": job.size[0], "height": job.size[1]}
         return Path(self.template.format(index=index, **values))
 
     def index_of(self, path: Path, job: Settings) -> int | None:
@@ -76,7 +78,7 @@ def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
     names = Names(template)
     if "{" in str(names.folder):
         raise UsageError(f"--out {out}: only the file's name can hold {{fields}}, not its folder.")
-    _try_folder(names.folder, sum(job.width * job.height * 3 for job in jobs))
+    _try_folder(names.folder, sum(3 * math.prod(job.size) for job in jobs))
     return names
 
 

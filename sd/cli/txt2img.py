@@ -4,7 +4,7 @@ import argparse
 
 from sd.cli import making
 from sd.cli.flags import Parser
-from sd.cli.making_flags import add_making_flags
+from sd.cli.making_flags import add_making_flags, add_second_pass_flags
 
 
 def parser() -> Parser:
@@ -16,6 +16,7 @@ def parser() -> Parser:
         '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
     )
     add_making_flags(parser, size_default="the model's native size")
+    add_second_pass_flags(parser)
     return parser
 
 
