@@ -95,7 +95,9 @@ def test_enlarging_latents_begins_the_second_pass_with_them(model):
     second = settings(width=96, height=96, steps=4, strength=0.5)
     *_, expected = model.sample([second], Start(latents=larger))
     (made,) = model.make([job])
-    assert made.tobytes() == model.decode(expected)[0].tobytes()
+    (expected_picture,) = model.decode(expected)
+    # torch sums the two neighbours in float32 and in another order
+    assert max(abs(a - b) for a, b in zip(made.tobytes(), expected_picture.tobytes(), strict=True)) <= 1
 
 
 def test_two_passes_are_the_same_alone_and_in_a_batch(model):

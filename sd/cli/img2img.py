@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.cli import making
+from sd.cli import like, making
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.making_flags import add_making_flags
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.canvas import image_to_image
     from sd.picture_files import read_picture
 
+    args = like.applied(args, parser())
     prepare_steps(args)
     settings, size = InputSettings(resize_mode=args.resize_mode), working_size(args)
     picture, _ = read_picture(args.init)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.cli import making
+from sd.cli import like, making
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.img2img import add_input_flags, file_facts, prepare_steps, working_size
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.masks import read_mask
     from sd.picture_files import read_picture
 
+    args = like.applied(args, parser())
     if (args.mask is None) == (args.expand is None):
         raise UsageError("give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like.")
     prepare_steps(args)

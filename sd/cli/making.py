@@ -114,6 +114,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         if there and len(there) == len(jobs) and sheet is None:
             return 0
         model = load_model(args, file, checkpoint, device, dtype)
+    tell_other_model(args, model)
     threading.Thread(target=model.source.sha256, daemon=True).start()  # seconds, beside the first steps
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
@@ -173,6 +174,12 @@ def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, 
         device = pick_device(args.device)
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
+    made_with = getattr(args, "made_with", {})
+    precisions = made_with.get("precision")
+    if args.precision == "auto" and made_with.get("device") == device.type and isinstance(precisions, dict):
+        known = {name for name in precisions.values() if name in ("fp32", "fp16", "bf16")}
+        if len(known) == 1:
+            return device, pick_precision(device, known.pop())
     return device, pick_precision(device, args.precision)
 
 
@@ -195,6 +202,15 @@ def load_model(
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
     return model
+
+
+def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None:
+    """Where --like names a picture of another model, its settings make another picture."""
+    made_with = getattr(args, "made_with", {}).get("model")
+    if not isinstance(made_with, dict) or not made_with.get("sha256"):
+        return
+    if made_with["sha256"] != model.source.sha256():
+        say(f"{args.like.name} was made with another model: {made_with.get('name')}, {made_with['sha256']}")
 
 
 def warn_of_unused(jobs: Sequence[Settings]) -> None:

@@ -19,6 +19,8 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
         '({"prompt": "...", "seed": 7}); - is standard input. The same command again makes the pictures that are '
         "missing")  # fmt: skip
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
+    add("--like", type=Path, metavar="PICTURE", help="prompt and settings from a picture, made here or elsewhere; "
+        "flags beside it win")  # fmt: skip
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
 
     add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
@@ -95,7 +97,7 @@ def add_second_pass_flags(parser: Parser) -> None:
     group.add_argument("--hires-strength", type=float, default=0.7, metavar="X",
                        help="how much the second pass changes, above 0, up to 1 (default: 0.7)")  # fmt: skip
     group.add_argument("--hires-steps", type=int, metavar="N",
-                       help="steps that the second pass runs (default: the share of --steps that is its strength)")  # fmt: skip
+                       help="steps that the second pass runs (default: --steps times the strength)")  # fmt: skip
 
 
 def setting_spellings(parser: Parser) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd.cli import making
+from sd.cli import like, making
 from sd.cli.flags import Parser
 from sd.cli.making_flags import add_making_flags, add_second_pass_flags
 
@@ -21,4 +21,5 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    args = like.applied(args, parser())
     return making.run(args, parser(), "text to picture")
