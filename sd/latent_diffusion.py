@@ -4,7 +4,7 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (
 alone; see the attributes of `LatentDiffusion`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from sd.noise import PictureNoise
 from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
-from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
+from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
 from sd.settings import SettingError, Settings
 from sd.strength import steps_run
 from sd.text_encoder import TextEncoder
@@ -140,7 +140,13 @@ class LatentDiffusion:
         return self.config.vae.latent_scale * mean.float()
 
     @torch.no_grad()
-    def sample(self, batch: Sequence[Settings], start: Start | None = None) -> Iterator[Tensor]:
+    def sample(
+        self,
+        batch: Sequence[Settings],
+        start: Start | None = None,
+        *,
+        on_clean: Callable[[Tensor], None] | None = None,
+    ) -> Iterator[Tensor]:
         """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
 
         Where the settings have two passes, this is the first of them.
@@ -149,7 +155,10 @@ class LatentDiffusion:
                is, and what is yielded are the picture's own latents; at strength 1 it is forgotten outside of what a
                mask keeps, as in text to picture
 
-        The settings of a batch may differ in prompts and seeds only.
+        on_clean  called after every step with the clean latents (B, 4, H/8, W/8) that the network's last prediction in
+                  it stands for
+
+        The settings of a batch may differ in prompts, seeds and variations only.
 
         Raises ValueError where the model is not one for this, or the settings do not go together; NonFiniteError where
         a network fails.
@@ -202,11 +211,22 @@ class LatentDiffusion:
             guidance_rescale=common.guidance_rescale,
         )
         predict_eps = keeping(denoiser, x_0, mask) if masked and not told else denoiser
+        clean: list[Tensor] = []
+
+        def predict(x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+            eps = predict_eps(x_t, alpha_bar)
+            clean[:] = [x_0_from_eps(x_t, eps, alpha_bar)]
+            return eps
+
         options = {} if common.eta is None else {"eta": common.eta}
         sampler = SAMPLERS[common.sampler]
-        done = sampler(predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options)
+        done = sampler(
+            predict if on_clean else predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options
+        )
         for step, latents in enumerate(done, skipped + 1):
             self._check("unet", latents)
+            if on_clean:
+                on_clean(clean[0])
             yield latents
             if step < common.steps and any(context.changes(step) for context in contexts):
                 denoiser.set_context(*(context(step) for context in contexts))

@@ -48,6 +48,7 @@ class StableDiffusion(LatentDiffusion):
         *,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
+        clean: list[Tensor] | None = None,
     ) -> list[Image.Image]:
         """Denoise and decode a batch, in two passes where the settings ask for them.
 
@@ -56,6 +57,7 @@ class StableDiffusion(LatentDiffusion):
         start     a picture to begin with, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
         on_retry  called with a sentence where a network is run again
+        clean     gets the clean latents (B, 4, H/8, W/8) that were predicted in every step of every pass
 
         Raises NonFiniteError where a network fails in float32, too.
         """
@@ -64,10 +66,12 @@ class StableDiffusion(LatentDiffusion):
             raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
 
         def denoise(batch: Sequence[Settings], start: Start | None) -> Tensor:
-            latents = None
-            for latents in self.sample(batch, start):
+            latents, predicted = None, []
+            for latents in self.sample(batch, start, on_clean=None if clean is None else predicted.append):
                 if on_step:
                     on_step(latents)
+            if clean is not None:
+                clean.extend(predicted)
             return latents
 
         def finite(stage: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sd.cli import like, making
+from sd.cli.batches import Beginning, picture_sha256
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.making_flags import add_making_flags
@@ -67,7 +68,7 @@ def working_size(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def file_facts(path: Path) -> dict[str, str]:
     """What a made picture says of a file that it was made from."""
-    return {"name": path.name, "sha256": making.picture_sha256(path)}
+    return {"name": path.name, "sha256": picture_sha256(path)}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     settings, size = InputSettings(resize_mode=args.resize_mode), working_size(args)
     picture, _ = read_picture(args.init)
     labels = {"Resize mode": RESIZE_NAMES[args.resize_mode]} if size else {}
-    beginning = making.Beginning(
+    beginning = Beginning(
         canvas=lambda native: image_to_image(picture, size, native, settings),
         labels=labels,
         exact={"init": file_facts(args.init), "resize_mode": args.resize_mode},

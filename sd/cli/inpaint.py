@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sd.cli import like, making
+from sd.cli.batches import Beginning
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.img2img import add_input_flags, file_facts, prepare_steps, working_size
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     picture, _ = read_picture(args.init)
     mask = None if args.mask is None else read_mask(args.mask)
-    beginning = making.Beginning(
+    beginning = Beginning(
         canvas=lambda native: inpainting(picture, mask, size, native, settings),
         labels=labels(settings, resized=size is not None),
         exact=exact(args, settings),

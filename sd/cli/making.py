@@ -1,52 +1,33 @@
 """What the commands that make pictures have in common: the way from their flags to files."""
 
 import argparse
-import hashlib
-import json
 import secrets
 import threading
-import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import counted
-from sd.cli.errors import JobError, UsageError, failure_of
+from sd.cli import step_files
+from sd.cli.batches import Beginning, make, report
+from sd.cli.errors import JobError, UsageError
 from sd.cli.flags import Parser, bar_hidden, describe_checkpoint, say
-from sd.cli.jobs import Line, group, plan, read_lines
+from sd.cli.jobs import Line, plan, read_lines
 from sd.cli.making_flags import setting_spellings
 from sd.cli.outputs import grid_path, name_pictures, picture_paths
 from sd.cli.resuming import pictures_there, same_facts, stopped_seed
 from sd.embedded import embedded_model
 from sd.files import remove_leftovers
 from sd.settings import Settings
-from sd.strength import steps_run
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from convert.checkpoint import Checkpoint
     from convert.reader import CheckpointFile
-    from sd.canvas import Canvas
     from sd.pipeline import StableDiffusion
 
 MOST_PICTURES = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """The picture that a run begins with, for every command but txt2img.
-
-    canvas  from the model's native size to the picture, made ready
-    labels  what a made picture says of it, by other tools' names
-    exact   the same, exactly
-    """
-
-    canvas: "Callable[[int], Canvas]"
-    labels: dict[str, object]
-    exact: dict
 
 
 def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning | None = None) -> int:
@@ -72,6 +53,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     lines = read_lines(args, setting_spellings(parser))
     given_seed, seed = args.seed, secrets.randbits(32) if args.seed is None else args.seed
     draw_variation_seed(args, lines)
+    step_files.check(args)
     number = len(lines) * args.count * args.batch_size
     if number > MOST_PICTURES:
         raise UsageError(
@@ -110,6 +92,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         if there:
             say(f"{len(there)} of {counted(len(jobs), 'picture')} are there already", quiet=args.quiet)
             remove_leftovers(path for i, path in enumerate(paths) if i not in there)
+        if args.save_steps and not there:
+            step_files.require_free(args, jobs, paths)
         sheet = sheet_path(args, paths, there)
         if there and len(there) == len(jobs) and sheet is None:
             return 0
@@ -217,87 +201,3 @@ def warn_of_unused(jobs: Sequence[Settings]) -> None:
     """Nothing that the user gave is dropped in silence."""
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         say("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
-
-
-def make(
-    model: "StableDiffusion",
-    jobs: Sequence[Settings],
-    paths: Sequence[Path],
-    args: argparse.Namespace,
-    beginning: Beginning | None = None,
-    canvas: "Canvas | None" = None,
-    *,
-    there: Set[int] = frozenset(),
-) -> "tuple[list[Image.Image], int]":
-    """Make and write the pictures, batch by batch. Returns those for the grid, and how many could not be made.
-
-    there  numbers of the jobs whose pictures there are already. A batch of which one is missing is made again as a
-           whole: in another batch, its pixels might be rounded in another way
-    """
-    from PIL import Image
-    from tqdm import tqdm
-
-    from sd.image import save_png
-
-    start = None
-    if canvas is not None:
-        from sd.image import start_from
-
-        start = start_from(canvas.working_picture, canvas.working_mask)
-        for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
-            say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
-    labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
-
-    def chunks(job: Settings) -> list[int]:
-        return [model.chunk_count(each) for each in job.passes()]
-
-    numbers = iter(range(len(jobs)))
-    batches = [(batch, [next(numbers) for _ in batch]) for batch in group(jobs, args.batch_size, chunks)]
-    passes = [each for batch, mine in batches if not there.issuperset(mine) for each in batch[0].passes()]
-    total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
-    sheet = args.grid or args.grid_columns
-    kept, failed = [], 0
-    with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
-        for batch, mine in batches:
-            if there.issuperset(mine):
-                kept += [Image.open(paths[i]).convert("RGB") for i in mine] if sheet else []
-                continue
-            started = time.perf_counter()
-            try:
-                pictures = model.make(batch, start, on_step=lambda _: bar.update(), on_retry=say)
-                if canvas is not None:
-                    pictures = [canvas.finish(picture) for picture in pictures]
-            except Exception as error:
-                problem = failure_of(error)
-                if problem is None:
-                    raise
-                say(f"seed {batch[0].seed}: {problem}")
-                failed += len(batch)
-                continue
-            milliseconds = round(1000 * (time.perf_counter() - started) / len(batch))
-            for picture, job, i in zip(pictures, batch, mine, strict=True):
-                path = paths[i]
-                if i in there:
-                    continue
-                try:
-                    save_png(picture, path, model.texts(job, labels, exact), force=args.force)
-                except FileExistsError as error:  # taken since we looked, by another run
-                    say(f"seed {job.seed}: {error}")
-                    failed += 1
-                    continue
-                bar.clear()
-                report(args, event="picture", path=path, seed=job.seed, ms=milliseconds)
-            kept += pictures if sheet else []
-    return kept, failed
-
-
-def report(args: argparse.Namespace, *, event: str, path: Path, **values: object) -> None:
-    """A result on stdout."""
-    if args.json:
-        print(json.dumps({"event": event, "path": str(path), "sha256": picture_sha256(path), **values}), flush=True)
-    else:
-        print(path, flush=True)
-
-
-def picture_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

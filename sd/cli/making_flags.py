@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sd.cli.flags import Parser, add_output_flags, add_schedule_flags
 from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS
+from sd.cli.step_files import add_step_flags
 from sd.hires import UPSCALES
 from sd.settings import FIELDS, TILES
 
@@ -82,6 +83,7 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                         f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
     output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
     output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
+    add_step_flags(parser)
     output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
 
 
