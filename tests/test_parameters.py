@@ -170,6 +170,18 @@ def test_like_takes_the_text_of_another_tool_and_says_what_it_could_not_use(run,
     assert {name: stored[name] for name in expected} == expected
 
 
+def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(run, tiny_ckpt, tmp_path):
+    Image.effect_noise((508, 380), 60).convert("RGB").save(tmp_path / "in.png")
+    common = ["img2img", "--init", "in.png", "-m", tiny_ckpt]
+    _, (first,), _ = run(*common, "a cat", "--seed", 5, "--strength", 0.5, "--steps", 2, "-g", 1)
+    code, (again,), err = run(*common, "--like", first)
+    assert (code, Image.open(again).size) == (0, (508, 380))
+    with open(first, "rb") as one, open(again, "rb") as other:
+        assert one.read() == other.read()
+    code, _, err = run("txt2img", "--like", first, "-m", tiny_ckpt, "-W", 64, "-H", 64)
+    assert "could not use strength 0.5; resize mode crop; init in.png\n" in err
+
+
 def test_pictures_without_settings_are_refused(run, tiny_ckpt, tmp_path):
     save(tmp_path / "empty.png")
     save(tmp_path / "graph.png", parameters=json.dumps({"nodes": []}))

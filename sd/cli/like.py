@@ -50,7 +50,10 @@ def applied(args: argparse.Namespace, parser: Parser) -> argparse.Namespace:
             setattr(args, name, value)
         elif value != OF_NO_MEANING.get(name):
             unused.append(f"{name.replace('_', ' ')} {value}")
-    if made_with.get("weights") == "ema" and "weights" not in given:
+    if "init" not in known and isinstance(made_with.get("init"), dict):
+        unused.append(f"init {made_with['init'].get('name')}")
+    model = made_with.get("model")
+    if isinstance(model, dict) and model.get("weights") == "ema" and "weights" not in given:
         args.weights = "ema"
     args.made_with = made_with
     if unused:
@@ -79,7 +82,10 @@ def read(path: Path) -> tuple[dict, list[str], dict]:
     exact = exact_in(texts)
     settings = settings_from(exact)
     if settings is not None:
-        return *from_exact(settings, exact), {name: exact[name] for name in OF_THE_RUN if name in exact}
+        if "init" in exact and "Resize mode: " not in texts.get("parameters", ""):
+            # nobody had asked for a size: it followed from the picture, and does so again
+            exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
+        return *from_exact(settings, exact), {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
     text = texts.get("parameters", "")
     if not text.strip() or text.lstrip().startswith("{"):
         raise UsageError(
@@ -91,8 +97,8 @@ def read(path: Path) -> tuple[dict, list[str], dict]:
 
 
 def from_exact(settings: Settings, exact: dict) -> tuple[dict, list[str]]:
-    """All settings of a picture of ours, and those of its mask; the picture that it began with must be given again."""
-    found = settings.to_dict()
+    """The settings of a picture of ours, and those of its mask; the picture that it began with must be given again."""
+    found = {name: value for name, value in settings.to_dict().items() if name in exact}
     found |= {name: exact[name] for name in OF_THE_MASK if isinstance(exact.get(name), str | int | float)}
     if found.get("expand") and not any(side in found["expand"] for side in SIDES):
         del found["expand"]
