@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
             raise UsageError(f"{flag} {number} is out of range: at least 1.")
     lines = read_lines(args, setting_spellings(parser))
     given_seed, seed = args.seed, secrets.randbits(32) if args.seed is None else args.seed
-    draw_variation_seed(args, lines)
+    varied = draw_variation_seed(args, lines)
     step_files.check(args)
     number = len(lines) * args.count * args.batch_size
     if number > MOST_PICTURES:
@@ -102,6 +102,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     threading.Thread(target=model.source.sha256, daemon=True).start()  # seconds, beside the first steps
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
+    if varied:
+        say(f"variation seed {args.vary_seed}", quiet=args.quiet)
     warn_of_unused(jobs)
     pictures, failed = make(model, jobs, paths, args, beginning, canvas, there=set(there or {}))
     if sheet and pictures:
@@ -114,14 +116,15 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     return 0
 
 
-def draw_variation_seed(args: argparse.Namespace, lines: Sequence[Line]) -> None:
-    """Where variations are asked for without a seed of theirs, one is drawn and told."""
+def draw_variation_seed(args: argparse.Namespace, lines: Sequence[Line]) -> bool:
+    """Where variations are asked for without a seed of theirs, one is drawn; returns whether that was so."""
     asked = args.vary or any(line.own.get("vary") for line in lines)
     if args.vary_seed is None and asked:
         args.vary_seed = secrets.randbits(32)
-        say(f"variation seed {args.vary_seed}", quiet=args.quiet)
-    elif args.vary_seed is not None and args.vary is None and not asked:
+        return True
+    if args.vary_seed is not None and args.vary is None and not asked:
         raise UsageError("--vary-seed does nothing without --vary, which says how much to vary. Example: --vary 0.1.")
+    return False
 
 
 def sheet_path(args: argparse.Namespace, paths: Sequence[Path], there: "dict[int, Path] | None") -> Path | None:
