@@ -97,7 +97,7 @@ def make(
                 if problem is None:
                     raise
                 say(f"seed {batch[0].seed}: {problem}")
-                failed += len(batch)
+                failed += len(set(mine) - there)
                 continue
             milliseconds = round(1000 * (time.perf_counter() - started) / len(batch))
             for nth, (picture, job, i) in enumerate(zip(pictures, batch, mine, strict=True)):
