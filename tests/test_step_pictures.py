@@ -63,8 +63,9 @@ def test_steps_are_an_animation_that_ends_with_the_picture(run, tiny_ckpt, form,
     command = ["txt2img", "a", "-m", tiny_ckpt, *SMALL, "--steps", 3, "--save-steps", "fast", "--save-steps-as", form]
     assert run(*command, "-o", "a.png")[0] == 0
     with Image.open(name) as moving:
-        # the three steps and the picture; Pillow would make one frame of two that are the same
-        assert (moving.n_frames, moving.size, moving.info["loop"]) == (4, (64, 64), 0)
+        # the three steps and the picture; WebP's encoder makes one frame of two that nobody can tell apart
+        assert moving.n_frames == 4 if form == "apng" else 1 < moving.n_frames <= 4
+        assert (moving.size, moving.info["loop"]) == ((64, 64), 0)
     assert sorted(os.listdir()) == ["a-steps.png" if form == "apng" else "a-steps.webp", "a.png"]
 
 
