@@ -6,7 +6,7 @@
     images = model.txt2img("a photograph of an astronaut riding a horse", steps=30, seed=42)
 
 Read the code in this order: config, tokenizer, attention, text_encoder, unet, vae, schedule, denoiser, samplers,
-pipeline.
+latent_diffusion, pipeline.
 """
 
 from typing import TYPE_CHECKING

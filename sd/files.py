@@ -1,12 +1,15 @@
 """Files that are complete or not there."""
 
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+LONGEST = 100  # characters of a name that its temporary file shows
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name[:LONGEST]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -43,6 +46,18 @@ def _name_new(temporary: Path, path: Path) -> None:
         if path.exists():
             raise taken from None
         os.rename(temporary, path)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove the half-written files of these names that a killed process left behind."""
+    by_folder: dict[Path, set[str]] = {}
+    for path in paths:
+        by_folder.setdefault(path.parent, set()).add(path.name[:LONGEST])
+    for folder, names in by_folder.items():
+        for path in list(folder.iterdir()):
+            match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
+            if match and match[1] in names and path.is_file():
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -19,26 +19,15 @@ class Start:
     """The picture that a run begins with, at the size that the networks work at.
 
     image        (1, 3, 8H, 8W) in [-1, 1]
+    latents      (B or 1, 4, H, W) scaled, float32, in place of an image
     mask         (1, 1, 8H, 8W) in [0, 1]: 1 is made anew, 0 is kept; None: all of it is made anew
     latent_mask  (1, 1, H, W), the same of the latents; None where the other is
     """
 
-    image: Tensor
+    image: Tensor | None = None
+    latents: Tensor | None = None
     mask: Tensor | None = None
     latent_mask: Tensor | None = None
-
-
-def steps_run(steps: int, strength: float) -> int:
-    """How many of the steps are run at this strength, the last ones: as in the original, rounded down."""
-    return int(steps * strength + 1e-9)  # 0.29 * 100 is 28.999...
-
-
-def steps_for(run: int, strength: float) -> int:
-    """The smallest number of steps of which at least `run` are run at this strength, above 0."""
-    steps = max(run, int(run / strength) - 1)
-    while steps_run(steps, strength) < run:
-        steps += 1
-    return steps
 
 
 def keeping(

@@ -59,7 +59,7 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
     """
     path = Path(path)
     Image.init()  # so that Image.OPEN says which of the formats this Pillow reads
-    with _opened(path) as file, _decoding(path):
+    with opened(path) as file, decoding(path):
         picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         _check_frames_and_size(path, picture)
         picture.load()
@@ -75,7 +75,8 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file that may be a picture. Raises PictureError where there is none."""
     if "\0" in str(path):
         raise PictureError(f"{str(path)!r} is no name of a file: it holds a NUL character.")
     try:
@@ -100,7 +101,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _decoding(path: Path) -> Iterator[None]:
+def decoding(path: Path) -> Iterator[None]:
+    """What Pillow raises while it reads a file becomes a PictureError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own about sizes and odd metadata

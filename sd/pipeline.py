@@ -1,13 +1,12 @@
-"""From a prompt to a picture: text encoder, then the sampler with the UNet in its loop, then the VAE's decoder.
+"""From a prompt to pictures that carry their settings: what most programs want of a model.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), figure 3. Every part can be used
-alone; see the attributes of `StableDiffusion`.
+How the networks work together stands in `sd.latent_diffusion`.
 """
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -16,63 +15,15 @@ from torch import Tensor
 
 from sd import __version__
 from sd.canvas import Canvas, image_to_image, inpainting
-from sd.chunks import chunks_of, empty_chunk
-from sd.conditioning import ContextByStep, encode_chunks
-from sd.config import ModelConfig, ScheduleConfig
-from sd.denoiser import Denoiser
-from sd.from_picture import Start, keeping, shown, steps_run
-from sd.image import start_from, to_images
+from sd.from_picture import Start
+from sd.hires import first_size
+from sd.image import start_from
 from sd.input_settings import InputSettings
-from sd.noise import PictureNoise
+from sd.latent_diffusion import LatentDiffusion, NonFiniteError
 from sd.runtime import precision_name
-from sd.sampler_names import final_alpha
-from sd.samplers import SAMPLERS
-from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, zero_terminal_snr
-from sd.settings import SettingError, Settings
-from sd.text_encoder import TextEncoder
-from sd.tokenizer import Tokenizer
-from sd.unet import UNet
-from sd.vae import VAE
+from sd.settings import Settings
 
 T = TypeVar("T")
-
-
-class NonFiniteError(ArithmeticError):
-    """A network gave NaN or infinite values, which no picture can be made from.
-
-    part  the attribute of `StableDiffusion` that holds the network
-    """
-
-    def __init__(self, part: str, dtype: torch.dtype):
-        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
-        super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
-        self.part = part
-
-
-def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
-    """alpha_bar by timestep, and the steps through the noise levels that the settings ask for."""
-    table = alphas_cumprod(config)
-    if settings.zero_terminal_snr:
-        table = zero_terminal_snr(table)
-    if settings.sigmas:
-        return table, custom_steps(table, settings.sigmas)
-    final = final_alpha(settings.sampler, settings.schedule)
-    return table, sampling_steps(table, settings.steps, schedule=settings.schedule, final_alpha=final)
-
-
-def check_channels(config: ModelConfig, job: str) -> None:
-    """Raises ValueError where the model's UNet takes other channels than a job gives it.
-
-    job  "text to picture", "image to image" or "inpainting"
-    """
-    latents, given = config.vae.latent_channels, config.unet.in_channels
-    with_mask = 2 * latents + 1  # noisy latents, the mask, and the latents of what is kept
-    allowed = (latents, with_mask) if job == "inpainting" else (latents,)
-    if given not in allowed:
-        raise ValueError(
-            f"{job} needs a model whose UNet takes {' or '.join(map(str, allowed))} channels, "
-            f"this one ({config.family}) takes {given}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,146 +36,10 @@ class Source:
 
 
 @dataclass(kw_only=True)
-class StableDiffusion:
+class StableDiffusion(LatentDiffusion):
     """A loaded model: its parts, and the way from a prompt to a picture."""
 
-    config: ModelConfig
-    tokenizer: Tokenizer
-    text_encoder: TextEncoder
-    unet: UNet
-    vae: VAE
     source: Source
-
-    @property
-    def device(self) -> torch.device:
-        return self.unet.out.conv.weight.device
-
-    @property
-    def dtypes(self) -> dict[str, torch.dtype]:
-        """The precision that each network runs in."""
-        return {part: next(getattr(self, part).parameters()).dtype for part in ("text_encoder", "unet", "vae")}
-
-    @torch.no_grad()
-    def encode_prompts(
-        self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
-    ) -> Tensor:
-        """B prompts -> context (B, 77 * N, D): N chunks for each, at least `chunks`, the last ones empty if need be.
-
-        prompts    as they stand at one step: weights and BREAK are read, unless they are plain; `sd.prompts.timeline`
-                   gives the texts of a prompt that changes
-        clip_skip  1: the text encoder's last layer; 2: the one before it
-        """
-        layers = len(self.text_encoder.layers)
-        if clip_skip > layers:
-            raise SettingError("clip_skip", f"{clip_skip} is out of range: this text encoder has {layers} layers.")
-        rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
-        longest = max(chunks, *map(len, rows))
-        rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
-        context = encode_chunks(self.text_encoder, rows, skip_layers=clip_skip - 1)
-        self._check("text_encoder", context)
-        return context
-
-    def chunk_count(self, settings: Settings) -> int:
-        """How many chunks a picture's prompts take: as many as the longest text that one of them is at any step.
-
-        Only pictures of the same number go together in a batch, since one more empty chunk changes a picture.
-        """
-        texts = {text for line in settings.texts_by_step() for text in line}
-        return max(len(chunks_of(text, self.tokenizer, plain=settings.plain_prompts)) for text in texts)
-
-    def _contexts(self, batch: Sequence[Settings]) -> list[ContextByStep]:
-        """The context of the prompts and, with guidance, that of the negative prompts."""
-        common = batch[0]
-        options = {"plain": common.plain_prompts, "clip_skip": common.clip_skip, "chunks": self.chunk_count(common)}
-        contexts = []
-        for lines in zip(*(settings.texts_by_step() for settings in batch), strict=True):
-            texts = list(dict.fromkeys(text for line in lines for text in line))
-            rows = [tuple(texts.index(text) for text in now) for now in zip(*lines, strict=True)]
-            contexts.append(ContextByStep(self.encode_prompts(texts, **options).to(self.dtypes["unet"]), rows))
-        return contexts
-
-    @torch.no_grad()
-    def encode_image(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the middle of the VAE's guess."""
-        mean, _ = self.vae.encode(image.to(self.device, self.dtypes["vae"]))
-        self._check("vae", mean)
-        return self.config.vae.latent_scale * mean.float()
-
-    @torch.no_grad()
-    def sample(self, batch: Sequence[Settings], start: Start | None = None) -> Iterator[Tensor]:
-        """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
-
-        start  a picture to begin with; the settings' strength says how much of the way is gone. At strength 0 no step
-               is, and what is yielded are the picture's own latents; at strength 1 it is forgotten outside of what a
-               mask keeps, as in text to picture
-
-        The settings of a batch may differ in prompts and seeds only.
-
-        Raises ValueError where the model is not one for this, or the settings do not go together; NonFiniteError where
-        a network fails.
-        """
-        common = batch[0]
-        if not all(settings.goes_with(common) for settings in batch):
-            raise ValueError("the pictures of a batch may differ in prompts and seeds only")
-        if len({self.chunk_count(settings) for settings in batch}) > 1:
-            raise ValueError("the prompts of a batch must have the same number of chunks")
-        channels = self.config.vae.latent_channels
-        masked = start is not None and start.mask is not None
-        check_channels(self.config, "inpainting" if masked else "image to image" if start else "text to picture")
-        common.require_prediction(self.config.prediction)
-        contexts = self._contexts(batch)
-        table, steps = table_and_steps(self.config.schedule, common)
-        factor = self.config.vae.factor
-        noise = PictureNoise(
-            [settings.seed for settings in batch], (channels, common.height // factor, common.width // factor)
-        )
-        x = noise().to(self.device)
-        unet, skipped = self.unet, 0
-        told = self.config.unet.in_channels > channels  # what a mask keeps
-        if start is not None:
-            x_0 = self.encode_image(start.image)
-            skipped = len(steps) - steps_run(len(steps), common.strength)
-            steps = steps[skipped:]
-            if not steps:
-                yield x_0.expand(len(batch), -1, -1, -1)
-                return
-            if skipped:
-                x = add_noise(x_0, x, steps[0].alpha_bar)
-            if masked:
-                mask = start.latent_mask.to(self.device)
-            if masked and told:
-                kept = self.encode_image(start.image * (start.mask < 0.5))
-                unet = shown(unet, (mask >= 0.5).float(), kept)
-        denoiser = Denoiser(
-            unet,
-            self.config.prediction,
-            table,
-            *(context(skipped) for context in contexts),
-            guidance_scale=common.guidance_scale,
-            guidance_rescale=common.guidance_rescale,
-        )
-        predict_eps = keeping(denoiser, x_0, mask) if masked and not told else denoiser
-        options = {} if common.eta is None else {"eta": common.eta}
-        sampler = SAMPLERS[common.sampler]
-        done = sampler(predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options)
-        for step, latents in enumerate(done, skipped + 1):
-            self._check("unet", latents)
-            yield latents
-            if step < common.steps and any(context.changes(step) for context in contexts):
-                denoiser.set_context(*(context(step) for context in contexts))
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> list[Image.Image]:
-        """latents (B, 4, H/8, W/8) as `sample` gives them -> B pictures, decoded one by one to save memory.
-
-        Raises NonFiniteError rather than give a black picture.
-        """
-        pictures = []
-        for latent in latents.split(1):
-            image = self.vae.decode((latent / self.config.vae.latent_scale).to(self.dtypes["vae"]))
-            self._check("vae", image)
-            pictures += to_images(image)
-        return pictures
 
     def make(
         self,
@@ -233,21 +48,30 @@ class StableDiffusion:
         *,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
+        clean: list[Tensor] | None = None,
     ) -> list[Image.Image]:
-        """Denoise and decode a batch. A network that fails is run again in float32, from the start of its stage.
+        """Denoise and decode a batch, in two passes where the settings ask for them.
+
+        A network that fails is run again in float32, from the start of its stage.
 
         start     a picture to begin with, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
         on_retry  called with a sentence where a network is run again
+        clean     gets the clean latents (B, 4, H/8, W/8) that were predicted in every step of every pass
 
         Raises NonFiniteError where a network fails in float32, too.
         """
 
-        def denoise() -> Tensor:
-            latents = None
-            for latents in self.sample(batch, start):
+        if start is not None and batch[0].hires:
+            raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
+
+        def denoise(batch: Sequence[Settings], start: Start | None) -> Tensor:
+            latents, predicted = None, []
+            for latents in self.sample(batch, start, on_clean=None if clean is None else predicted.append):
                 if on_step:
                     on_step(latents)
+            if clean is not None:
+                clean.extend(predicted)
             return latents
 
         def finite(stage: Callable[[], T]) -> T:
@@ -261,12 +85,12 @@ class StableDiffusion:
                     on_retry(f"{error}; it is run again in fp32, and stays so")
                 return finite(stage)
 
-        latents = finite(denoise)
-        return finite(lambda: self.decode(latents))
-
-    def _check(self, part: str, values: Tensor) -> None:
-        if not values.isfinite().all():
-            raise NonFiniteError(part, self.dtypes[part])
+        latents = finite(lambda: denoise(batch, start))
+        if batch[0].hires:
+            larger = Start(latents=finite(lambda: self.enlarge(latents, batch[0])))
+            second = [settings.passes()[1] for settings in batch]
+            latents = finite(lambda: denoise(second, larger))
+        return finite(lambda: self.decode(latents, batch[0].tile))
 
     def texts(
         self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None
@@ -296,11 +120,13 @@ class StableDiffusion:
     ) -> list[Image.Image]:
         """Pictures from a prompt.
 
-        width, height  pixels, multiples of 8; the model's native size by default
+        width, height  pixels, multiples of 8; the model's native size by default; with `hires`, of the first pass
         options        as in `pictures`
         """
-        native = self.config.native_size
-        size = (native if width is None else width, native if height is None else height)
+        native = self.config.native_size, self.config.native_size
+        if width is None and height is None:
+            native = first_size(options.get("hires"), self.config.native_size)
+        size = (native[0] if width is None else width, native[1] if height is None else height)
         return self.pictures(prompt, size, **options)
 
     def img2img(
@@ -362,6 +188,8 @@ class StableDiffusion:
     ) -> list[Image.Image]:
         """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
 
+        With `vary`, all have the same seed, and picture i has the variation seed `vary_seed + i`.
+
         canvas             the picture to begin with, if there is one
         count, batch_size  how many batches, and how many pictures are made at a time in each
         on_step, on_retry  as in `make`
@@ -373,8 +201,10 @@ class StableDiffusion:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         width, height = size
         seed = secrets.randbits(32) if seed is None else seed
+        if settings.get("vary") and settings.get("vary_seed") is None:
+            settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
-        jobs = [replace(first, seed=first.seed + i) for i in range(count * batch_size)]
+        jobs = [first.counted_on(i) for i in range(count * batch_size)]
         start = None if canvas is None else start_from(canvas.working_picture, canvas.working_mask)
         pictures = []
         for begin in range(0, len(jobs), batch_size):

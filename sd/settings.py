@@ -1,69 +1,22 @@
 """What a picture is made from: checked before any weight is read, stored in the picture, shown to other tools."""
 
-import difflib
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from types import UnionType
-from typing import get_args, get_origin
 
 from sd import __version__
-from sd.prompts import PromptError, read_weights, timeline
+from sd.hires import UPSCALES, second_size
+from sd.prompts import timeline
 from sd.sampler_names import CUSTOM, SAMPLERS, SCHEDULES, plain, sampler_name, schedule_name
+from sd.setting_checks import SettingError, check_prompt, is_of_type, nearest, type_name
+from sd.strength import steps_for, steps_run
 
 DEFAULT_STEPS = 30
+TILES = ("", "x", "y", "xy")
 LARGEST_SIDE = 4096
 SMALLEST_SIDE = 64
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
 SEED_LIMIT = 2**63  # seeds are below it; torch's generators take no larger ones
-
-
-class SettingError(ValueError):
-    """A setting that cannot be: its name, and what is wrong with it and what is allowed."""
-
-    def __init__(self, name: str, problem: str):
-        super().__init__(f"{name} {problem}")
-        self.name = name
-        self.problem = problem
-
-
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence about a name that does not exist: the nearest one that does, and all of them."""
-    names = sorted(allowed)
-    near = difflib.get_close_matches(given.lower(), names, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    return f"does not exist.{hint} There are: {', '.join(names)}."
-
-
-def is_of_type(value: object, kind: type) -> bool:
-    """A whole number will do where a float is asked for; true and false are no numbers; a list will do for a tuple."""
-    if isinstance(kind, UnionType):
-        return any(is_of_type(value, one) for one in get_args(kind))
-    if get_origin(kind) is tuple:
-        return isinstance(value, list | tuple) and all(is_of_type(item, get_args(kind)[0]) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def type_name(kind: type) -> str:
-    return kind.__name__ if type(kind) is type else str(kind)
-
-
-def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
-    """Raises SettingError for a prompt that is no text, or has a weight out of range at one of its steps."""
-    if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise SettingError(name, "holds bytes that are no UTF-8 text.")
-    if "\0" in prompt:
-        raise SettingError(name, "holds a NUL character.")
-    if plain:
-        return
-    try:
-        for text in dict.fromkeys(timeline(prompt, steps)):
-            read_weights(text)
-    except PromptError as error:
-        raise SettingError(name, str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +37,13 @@ class Settings:
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
     strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
+    hires                    size (width, height) of a second pass after the first; a factor or "1024x768" will do, too
+    hires_upscale            what is enlarged between the passes: "latent", bilinearly, or "image", by Lanczos's filter
+    hires_strength           above 0, up to 1: how much the second pass changes
+    hires_steps              how many steps the second pass runs; None for what its strength leaves of the first's
+    tile                     along which axes the picture goes on at its other side: "", "x", "y" or "xy"
+    vary                     0 to 1, how far its noise is turned from that of its seed to that of the variation seed
+    vary_seed                the variation seed; None where vary is 0
 
     Once made, it holds our own names and numbers in place of other spellings and of None.
     """
@@ -104,6 +64,13 @@ class Settings:
     zero_terminal_snr: bool = False
     strength: float = 1.0
     seed: int
+    hires: float | str | tuple[int, ...] | None = None
+    hires_upscale: str = "latent"
+    hires_strength: float = 0.7
+    hires_steps: int | None = None
+    tile: str = ""
+    vary: float = 0.0
+    vary_seed: int | None = None
 
     def __post_init__(self):
         def check(name: str, allowed: bool, problem: str):
@@ -141,6 +108,52 @@ class Settings:
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
         check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+        check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
+        self._set("vary_seed", self.vary_seed if self.vary else None)
+        if self.vary:
+            check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
+            check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+
+        if self.tile not in TILES:
+            raise SettingError("tile", f"{self.tile} {nearest(self.tile, TILES[1:])}")
+        self._resolve_second_pass()
+
+    def _resolve_second_pass(self) -> None:
+        """Its size, and the number of its steps."""
+        if self.hires_upscale not in UPSCALES:
+            raise SettingError("hires_upscale", f"{self.hires_upscale} {nearest(self.hires_upscale, UPSCALES)}")
+        if not 0 < self.hires_strength <= 1:
+            raise SettingError("hires_strength", f"{self.hires_strength} is out of range: above 0, up to 1 (all anew).")
+        if self.hires is None:
+            if self.hires_steps is not None:
+                raise SettingError("hires_steps", f"{self.hires_steps} does nothing without a second pass (hires).")
+            self._set("hires_upscale", "latent")
+            self._set("hires_strength", 0.7)
+            return
+        if self.strength < 1:
+            raise SettingError("hires", "is for pictures from text alone; here, one is given to begin with.")
+        try:
+            self._set("hires", second_size(self.hires, self.width, self.height))
+        except ValueError as error:
+            raise SettingError("hires", str(error)) from None
+        if max(self.hires) > LARGEST_SIDE:
+            raise SettingError(
+                "hires", f"would be {self.hires[0]}x{self.hires[1]}; sides of up to {LARGEST_SIDE} can be had."
+            )
+        usual = max(1, steps_run(self.steps, self.hires_strength))
+        if self.sigmas and self.hires_steps not in (None, usual):
+            raise SettingError("hires_steps", f"{self.hires_steps} does nothing with sigmas, which say every step.")
+        self._set("hires_steps", usual if self.hires_steps is None else self.hires_steps)
+        if not 1 <= self.hires_steps <= 1000 or steps_for(self.hires_steps, self.hires_strength) > 1000:
+            raise SettingError(
+                "hires_steps",
+                f"{self.hires_steps} is out of range: at least 1, and at this strength up to "
+                f"{steps_run(1000, self.hires_strength)}.",
+            )
+        try:
+            self.passes()
+        except SettingError as error:
+            raise SettingError("hires_steps", f"{self.hires_steps}: the second pass cannot be: {error}") from None
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the only way in a frozen dataclass
@@ -192,8 +205,35 @@ class Settings:
             )
 
     def goes_with(self, other: "Settings") -> bool:
-        """Whether the two pictures can be made in one batch: they differ in prompts and seeds only."""
-        return self == replace(other, prompt=self.prompt, negative_prompt=self.negative_prompt, seed=self.seed)
+        """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only."""
+        own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
+        return self == replace(other, **{name: getattr(self, name) for name in own})
+
+    def passes(self) -> list["Settings"]:
+        """Those of each pass; the second one is image to image."""
+        first = replace(self, hires=None, hires_steps=None)
+        if self.hires is None:
+            return [first]
+        width, height = self.hires
+        steps = self.steps if self.sigmas else steps_for(self.hires_steps, self.hires_strength)
+        strength = max(self.hires_strength, 1 / steps)  # of given sigmas, one at least
+        return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture, after the last pass."""
+        return self.hires or (self.width, self.height)
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """The variation seed, and how far the noise is turned to it."""
+        return (self.vary_seed, self.vary) if self.vary else None
+
+    def counted_on(self, i: int) -> "Settings":
+        """Those of the picture that comes i later in a run: its seed counts on, or that of its variation."""
+        if self.vary:
+            return replace(self, vary_seed=self.vary_seed + i)
+        return replace(self, seed=self.seed + i)
 
     def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
         """The prompt and, with guidance, the negative prompt: each as it stands at every step."""
@@ -218,9 +258,12 @@ class Settings:
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
+            "Tiling": {"": None, "xy": True}.get(self.tile, self.tile),
+            "Variation seed": self.vary_seed,
+            "Variation seed strength": f"{self.vary:g}" if self.vary else None,
             "Model hash": model_hash,
             "Model": model_name,
-            "Denoising strength": f"{self.strength:g}" if self.strength < 1 else None,
+            **self._hires_labels(),
             "Eta": f"{self.eta:g}" if self.eta != row.eta else None,
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
             "Emphasis": "None" if self.plain_prompts else None,
@@ -233,7 +276,22 @@ class Settings:
         negative = [f"Negative prompt: {self.negative_prompt}"] if self.negative_prompt else []
         return "\n".join([self.prompt, *negative, line])
 
+    def _hires_labels(self) -> dict[str, object]:
+        if self.hires is None:
+            return {"Denoising strength": f"{self.strength:g}" if self.strength < 1 else None}
+        (width, height), even = self.hires, self.hires[0] * self.height == self.hires[1] * self.width
+        return {
+            "Denoising strength": f"{self.hires_strength:g}",
+            "Hires upscale": f"{width / self.width:g}" if even else None,
+            "Hires resize": None if even else f"{width}x{height}",
+            "Hires steps": self.hires_steps,
+            "Hires upscaler": UPSCALES[self.hires_upscale],
+        }
+
 
 def _quoted(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+FIELDS = {field.name: field.type for field in fields(Settings)}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import make_checkpoint
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,9 +13,11 @@ from sd.cli import main
 from sd.config import SD_V1
 from sd.networks import build_networks
 from sd.pipeline import Source, StableDiffusion
+from sd.settings import Settings
 from sd.tokenizer import Tokenizer
 
 TINY = make_checkpoint.tiny(SD_V1)
+PROMPT = "a photograph of an astronaut riding a horse"
 
 
 def settings_of(path) -> dict:
@@ -37,6 +40,20 @@ def fill(config, seed=0, dtype=torch.float32):
 def assemble(config, networks):
     source = Source(name="tiny", weights="model", sha256=lambda: "0123456789abcdef" * 4)
     return StableDiffusion(config=config, tokenizer=Tokenizer(), source=source, **networks)
+
+
+def settings(**options):
+    common = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 4, "sampler": "ddim", "seed": 1}
+    return Settings(**{**common, **options})
+
+
+def final(model, batch):
+    *_, latents = model.sample(batch)
+    return latents
+
+
+def pixels(picture):
+    return np.asarray(picture).astype(int)
 
 
 def refused(result, *parts):

@@ -5,21 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assemble, fill, refused, settings_of
+from conftest import TINY, assemble, fill, final, pixels, refused, settings, settings_of
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import relative_error
 from PIL import Image
 from reference import Gaussian
-from test_pipeline import final, pixels, settings
 
 from sd.config import SD_V1_INPAINTING
-from sd.from_picture import Start, keeping, shown, steps_for, steps_run
+from sd.from_picture import Start, keeping, shown
 from sd.image import start_from, to_tensor
 from sd.input_settings import Expansion, InputSettings
 from sd.noise import PictureNoise
 from sd.samplers import SAMPLERS
 from sd.schedule import alphas_cumprod, sampling_steps
+from sd.strength import steps_for, steps_run
 
 TABLE = alphas_cumprod(TINY.schedule)
 

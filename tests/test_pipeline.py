@@ -7,7 +7,7 @@ import make_checkpoint
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assemble, fill
+from conftest import PROMPT, TINY, assemble, fill, final, pixels, settings
 from diffusers import (
     DPMSolverMultistepScheduler,
     PNDMScheduler,
@@ -17,14 +17,14 @@ from oracles import relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
 from sd.denoiser import Denoiser
+from sd.latent_diffusion import NonFiniteError, table_and_steps
 from sd.noise import PictureNoise
-from sd.pipeline import NonFiniteError, table_and_steps
 from sd.sampler_names import SAMPLERS, SCHEDULES
 from sd.samplers.ddim import ddim_step
 from sd.schedule import alphas_cumprod, sampling_steps
-from sd.settings import SettingError, Settings
+from sd.settings import SettingError
 
-PROMPT, NEGATIVE = "a photograph of an astronaut riding a horse", "blurry"
+NEGATIVE = "blurry"
 
 
 def converted(networks, **options):
@@ -34,20 +34,6 @@ def converted(networks, **options):
         copies[name].load_state_dict(network.state_dict())
         copies[name].to(**options)
     return assemble(TINY, copies)
-
-
-def settings(**options):
-    common = {"prompt": PROMPT, "width": 64, "height": 64, "steps": 4, "sampler": "ddim", "seed": 1}
-    return Settings(**{**common, **options})
-
-
-def final(model, batch):
-    *_, latents = model.sample(batch)
-    return latents
-
-
-def pixels(picture):
-    return np.asarray(picture).astype(int)
 
 
 @pytest.mark.parametrize(("steps", "width", "height"), [(10, 64, 64), (50, 64, 64), (10, 128, 64)])

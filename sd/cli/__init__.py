@@ -89,6 +89,7 @@ def dispatch(argv: list[str]) -> int:
         args = parser.parse_args(argv[1:])
     except SystemExit:  # the help was asked for; errors of use are UsageErrors
         return DONE
+    args.given = argv[1:]  # as it was typed
     return command.run(args)
 
 

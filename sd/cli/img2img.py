@@ -3,11 +3,14 @@
 import argparse
 from pathlib import Path
 
-from sd.cli import making
+from sd.cli import like, making
+from sd.cli.batches import Beginning, picture_sha256
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
+from sd.cli.making_flags import add_making_flags
 from sd.input_settings import RESIZE_NAMES, InputSettings
 from sd.settings import DEFAULT_STEPS
+from sd.strength import steps_for
 
 STRENGTH = 0.75  # the original's
 
@@ -21,7 +24,7 @@ def parser() -> Parser:
         '  sd img2img "an oil painting of a harbour" --init photo.jpg -m model.ckpt\n'
         '  sd img2img "a green star on a white background" --init circle.png --strength 0.8',
     )
-    making.add_making_flags(parser, size_default="the picture's, or near it")
+    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, STRENGTH)
     return parser
 
@@ -42,8 +45,6 @@ def add_input_flags(parser: Parser, strength: float) -> argparse._ArgumentGroup:
 
 def prepare_steps(args: argparse.Namespace) -> None:
     """With --exact-steps, as many steps in all as it takes for that many to be run."""
-    from sd.from_picture import steps_for
-
     if not args.exact_steps:
         return
     if args.sigmas:
@@ -67,18 +68,19 @@ def working_size(args: argparse.Namespace) -> tuple[int, int] | None:
 
 def file_facts(path: Path) -> dict[str, str]:
     """What a made picture says of a file that it was made from."""
-    return {"name": path.name, "sha256": making.picture_sha256(path)}
+    return {"name": path.name, "sha256": picture_sha256(path)}
 
 
 def run(args: argparse.Namespace) -> int:
     from sd.canvas import image_to_image
     from sd.picture_files import read_picture
 
+    args = like.applied(args, parser())
     prepare_steps(args)
     settings, size = InputSettings(resize_mode=args.resize_mode), working_size(args)
     picture, _ = read_picture(args.init)
     labels = {"Resize mode": RESIZE_NAMES[args.resize_mode]} if size else {}
-    beginning = making.Beginning(
+    beginning = Beginning(
         canvas=lambda native: image_to_image(picture, size, native, settings),
         labels=labels,
         exact={"init": file_facts(args.init), "resize_mode": args.resize_mode},

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from sd.cli import making
+from sd.cli import like, making
+from sd.cli.batches import Beginning
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser
 from sd.cli.img2img import add_input_flags, file_facts, prepare_steps, working_size
+from sd.cli.making_flags import add_making_flags
 from sd.input_settings import RESIZE_NAMES, Expansion, InputSettings
 
 
@@ -21,7 +23,7 @@ def parser() -> Parser:
         '  sd inpaint "a blue star on a white background" --init picture.png --mask mask.png\n'
         '  sd inpaint "a beach" --init photo.jpg --expand left=128,right=128 -m model.ckpt',
     )
-    making.add_making_flags(parser, size_default="the picture's, or near it")
+    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, 1.0)
     group = parser.add_argument_group("what is repainted")
     group.add_argument("--mask", type=Path, metavar="IMAGE", help="white is repainted, black is kept, grey is mixed; "
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.masks import read_mask
     from sd.picture_files import read_picture
 
+    args = like.applied(args, parser())
     if (args.mask is None) == (args.expand is None):
         raise UsageError("give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like.")
     prepare_steps(args)
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     )
     picture, _ = read_picture(args.init)
     mask = None if args.mask is None else read_mask(args.mask)
-    beginning = making.Beginning(
+    beginning = Beginning(
         canvas=lambda native: inpainting(picture, mask, size, native, settings),
         labels=labels(settings, resized=size is not None),
         exact=exact(args, settings),

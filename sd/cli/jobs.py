@@ -3,14 +3,13 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd.cli.errors import UsageError
-from sd.settings import SettingError, Settings, is_of_type, nearest
-
-FIELDS = {field.name: field.type for field in fields(Settings)}
+from sd.hires import first_size
+from sd.settings import FIELDS, SettingError, Settings, is_of_type, nearest
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,6 @@ def plan(
         "negative_prompt": args.negative_prompt,
         "plain_prompts": args.plain_prompts,
         "clip_skip": args.clip_skip,
-        "width": native if args.width is None else args.width,
-        "height": native if args.height is None else args.height,
         "steps": args.steps,
         "sampler": args.sampler,
         "schedule": args.schedule,
@@ -111,13 +108,21 @@ def plan(
         "guidance_rescale": args.guidance_rescale,
         "zero_terminal_snr": args.zero_terminal_snr,
         "strength": getattr(args, "strength", 1.0),
+        "hires": getattr(args, "hires", None),
+        "hires_upscale": getattr(args, "hires_upscale", "latent"),
+        "hires_strength": getattr(args, "hires_strength", 0.7),
+        "hires_steps": getattr(args, "hires_steps", None),
+        "tile": args.tile,
+        "vary": args.vary or 0.0,
     }
     jobs: list[Settings] = []
     for line in lines:
-        settings = {**common, "seed": seed + len(jobs), **line.own}
+        vary_seed = None if args.vary_seed is None else args.vary_seed + len(jobs)
+        settings = {**common, "seed": seed + len(jobs), "vary_seed": vary_seed, **line.own}
+        settings = {**size_of(args, settings, native), **settings}
         try:
             first = Settings(**settings)
-            jobs += [replace(first, seed=first.seed + i) for i in range(repeats)]
+            jobs += [first.counted_on(i) for i in range(repeats)]
         except SettingError as error:
             if not line.where:
                 raise
@@ -125,15 +130,25 @@ def plan(
     return jobs
 
 
+def size_of(args: argparse.Namespace, settings: Mapping[str, object], native: int) -> dict[str, int]:
+    """Width and height where a line has none of its own: those of the flags, or the model's native ones."""
+    free = args.width is None and args.height is None and not {"width", "height"} & set(settings)
+    width, height = first_size(settings["hires"], native) if free else (native, native)
+    return {
+        "width": width if args.width is None else args.width,
+        "height": height if args.height is None else args.height,
+    }
+
+
 def group(
-    jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], int]
+    jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], object]
 ) -> Iterator[list[Settings]]:
     """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time.
 
     chunk_count  how many chunks a job's prompts take; the same in a batch
     """
     batch: list[Settings] = []
-    chunks = 0
+    chunks = None
     for job in jobs:
         mine = chunk_count(job)
         if batch and (not job.goes_with(batch[0]) or mine != chunks or len(batch) == batch_size):

@@ -1,10 +1,13 @@
 """Where pictures go: a file, a folder, or a template for names. Decided and tried before any work is done."""
 
+import math
 import re
 import shutil
 import string
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sd.cli.errors import UsageError
@@ -12,13 +15,49 @@ from sd.settings import Settings
 
 DEFAULT_OUT = "outputs/{index:05}-{seed}.png"
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height")  # that a template may name
+PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height", "vary_seed")  # that a template may name
 
 
-def picture_paths(out: str, jobs: Sequence[Settings], *, force: bool = False) -> list[Path]:
-    """One path for each picture; their folder exists afterwards and can be written to.
+@dataclass(frozen=True)
+class Names:
+    """What pictures are called: a file's name in its folder, with fields such as {seed}."""
 
-    out  a `.png` file, a folder, or a template such as `cat-{seed}.png`; {index} goes on after the largest number there
+    template: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.template).parent
+
+    @property
+    def numbered(self) -> bool:
+        return "index" in _fields(self.template)
+
+    def path(self, job: Settings, index: int) -> Path:
+        values = {name: getattr(job, name) for name in PLACEHOLDERS[1:]}
+        values |= {"vary_seed": job.vary_seed or 0, "width": job.size[0], "height": job.size[1]}
+        return Path(self.template.format(index=index, **values))
+
+    def index_of(self, path: Path, job: Settings) -> int | None:
+        """The inverse of `path`: the number in a name, None where it is no name of that picture."""
+        pattern = "".join(
+            re.escape(literal) + {None: "", "index": r"(\d{1,9})"}.get(name, ".+?")
+            for literal, name, _, _ in string.Formatter().parse(Path(self.template).name)
+        )
+        match = re.fullmatch(pattern, path.name)
+        if not match:
+            return None
+        index = int(match[1]) if match.groups() else 0
+        return index if self.path(job, index) == path else None
+
+    def taken_numbers(self) -> list[int]:
+        """The numbers that names in the folder begin with."""
+        return [int(match[0]) for path in self.folder.iterdir() if (match := re.match(r"\d{1,9}(?!\d)", path.name))]
+
+
+def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
+    """What the pictures are to be called; their folder exists afterwards and can be written to.
+
+    out  a `.png` file, a folder, or a template such as `cat-{seed}.png`
 
     Raises UsageError where that cannot be.
     """
@@ -35,21 +74,45 @@ def picture_paths(out: str, jobs: Sequence[Settings], *, force: bool = False) ->
             f"--out {out} names one file, but {len(jobs)} pictures are asked for. "
             f"Give a folder, or a template: {out[:-4]}-{{seed}}.png."
         )
-    fields = _fields(template)
-    folder = Path(template).parent
-    if "{" in str(folder):
+    _fields(template)
+    names = Names(template)
+    if "{" in str(names.folder):
         raise UsageError(f"--out {out}: only the file's name can hold {{fields}}, not its folder.")
-    _try_folder(folder, sum(job.width * job.height * 3 for job in jobs))
-    first = _next_index(folder) if "index" in fields else 1
-    paths = [
-        Path(template.format(**{"index": first + i, **{name: getattr(job, name) for name in PLACEHOLDERS[1:]}}))
-        for i, job in enumerate(jobs)
-    ]
-    if len(set(paths)) < len(paths):
-        raise UsageError(f"--out {out} gives the same name to several pictures. Put {{index}} or {{seed}} into it.")
-    for path in paths:
-        _require_free(path, force)
-    return paths
+    _try_folder(names.folder, sum(3 * math.prod(job.size) for job in jobs))
+    return names
+
+
+def picture_paths(
+    names: Names, jobs: Sequence[Settings], there: Mapping[int, Path] | None = None, *, force: bool = False
+) -> list[Path]:
+    """One path for each picture; {index} goes on after the largest number in the folder.
+
+    there  the pictures that an earlier run left, by the number of their job: they keep their names, and the others get
+           those that they would have had in that run; None where nobody looked for any
+
+    Raises UsageError where two pictures would get the same name, or one that is taken.
+    """
+    problem = "exists already" + (", and is not what is asked for now" if there is not None else "")
+    there = there or {}
+    missing = [i for i in range(len(jobs)) if i not in there]
+    paths = dict(there)
+    if names.numbered:
+        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in there.items())
+        first = shifts.most_common(1)[0][0] if shifts else 0
+        paths |= {i: names.path(jobs[i], first + i) for i in missing}
+        if first < 1 or any(paths[i].exists() for i in missing):
+            first = max(names.taken_numbers(), default=0) + 1
+            paths |= {i: names.path(jobs[i], first + nth) for nth, i in enumerate(missing)}
+    else:
+        paths |= {i: names.path(jobs[i], 1) for i in missing}
+    if len(set(paths.values())) < len(paths):
+        raise UsageError(
+            f"--out {names.template} gives the same name to several pictures. Put {{index}} or {{seed}} into it, or "
+            "{vary_seed} for variations."
+        )
+    for i in missing:
+        _require_free(paths[i], force, problem)
+    return [paths[i] for i in range(len(jobs))]
 
 
 def grid_path(paths: Sequence[Path], *, force: bool = False) -> Path:
@@ -59,11 +122,11 @@ def grid_path(paths: Sequence[Path], *, force: bool = False) -> Path:
     return path
 
 
-def _require_free(path: Path, force: bool) -> None:
+def _require_free(path: Path, force: bool, problem: str = "exists already") -> None:
     if path.is_dir():
         raise UsageError(f"{path} is a folder. Give another --out.")
     if path.exists() and not force:
-        raise UsageError(f"{path} exists already. Give another --out, or --force to replace it.")
+        raise UsageError(f"{path} {problem}. Give another --out, or --force to replace it.")
 
 
 def _fields(template: str) -> set[str]:
@@ -92,8 +155,3 @@ def _try_folder(folder: Path, nbytes: int) -> None:
         raise UsageError(f"nothing can be written to {folder}: {error.strerror}. Give another --out.") from None
     if free < nbytes:
         raise UsageError(f"{folder} has {free / 1e6:.0f} MB free; the pictures may need {nbytes / 1e6:.0f} MB.")
-
-
-def _next_index(folder: Path) -> int:
-    numbers = [int(match[0]) for path in folder.iterdir() if (match := re.match(r"\d{1,9}(?!\d)", path.name))]
-    return max(numbers, default=0) + 1

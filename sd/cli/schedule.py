@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         require_plotting(args.out, force=args.force)
     from sd.config import SD_V1
-    from sd.pipeline import table_and_steps
+    from sd.latent_diffusion import table_and_steps
 
     found = [(settings, table_and_steps(SD_V1.schedule, settings)[1]) for settings in asked]
     for settings, steps in found:

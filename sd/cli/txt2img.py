@@ -2,8 +2,9 @@
 
 import argparse
 
-from sd.cli import making
+from sd.cli import like, making
 from sd.cli.flags import Parser
+from sd.cli.making_flags import add_making_flags, add_second_pass_flags
 
 
 def parser() -> Parser:
@@ -14,9 +15,11 @@ def parser() -> Parser:
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt -s 42\n'
         '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
     )
-    making.add_making_flags(parser, size_default="the model's native size")
+    add_making_flags(parser, size_default="the model's native size")
+    add_second_pass_flags(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
+    args = like.applied(args, parser())
     return making.run(args, parser(), "text to picture")

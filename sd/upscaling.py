@@ -1,0 +1,48 @@
+"""Larger latents and larger pictures, for the second of two passes."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+MARGIN = 8  # pixels that are looked at beyond an edge; Lanczos looks at 3
+
+
+def linear_weights(before: int, after: int, *, wraps: bool) -> Tensor:
+    """How much of each of `before` values there is in each of `after` values between them: (after, before).
+
+    The values stand in the middle of cells, of which there are `before` and then `after` on the same length. Beyond the
+    ends is the nearest value, or, where the row wraps, the other end.
+    """
+    places = (torch.arange(after, dtype=torch.float64) + 0.5) * before / after - 0.5
+    low = places.floor()
+    weights = torch.zeros(after, before, dtype=torch.float64)
+    for index, weight in ((low, 1 - (places - low)), (low + 1, places - low)):
+        column = index % before if wraps else index.clamp(0, before - 1)
+        weights[torch.arange(after), column.long()] += weight
+    return weights
+
+
+def upscale_latents(latents: Tensor, size: tuple[int, int], tile: str = "") -> Tensor:
+    """Bilinear interpolation: latents (B, 4, h, w) -> (B, 4, *size).
+
+    tile  the axes, "x" and "y", along which the picture goes on at its other side
+    """
+    rows, columns = (
+        linear_weights(before, after, wraps=axis in tile).to(latents)
+        for before, after, axis in zip(latents.shape[-2:], size, "yx", strict=True)
+    )
+    return rows @ latents @ columns.T
+
+
+def upscale_picture(picture: Image.Image, size: tuple[int, int], tile: str = "") -> Image.Image:
+    """A picture of another size (width, height), by Lanczos's filter; `tile` as for latents."""
+    if not tile:
+        return picture.resize(size, Image.Resampling.LANCZOS)
+    width, height = picture.size
+    across, down = (MARGIN if axis in tile else 0 for axis in "xy")
+    around = Image.new("RGB", (width + 2 * across, height + 2 * down))
+    for left in (across - width, across, across + width):
+        for top in (down - height, down, down + height):
+            around.paste(picture, (left, top))
+    box = (across, down, across + width, down + height)  # the filter looks beyond it
+    return around.resize(size, Image.Resampling.LANCZOS, box=box)
