@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from convert.convert import LAYOUTS, PRECISIONS, convert
+from convert.convert import convert
+from convert.target import LAYOUTS
+from convert.writing import PRECISIONS
 from sd.cli.flags import Parser, add_output_flags, bar_hidden, describe_checkpoint
 
 
