@@ -2,13 +2,18 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
 from convert.diffusers_writer import WEIGHTS, write_settings
-from convert.reader import CheckpointFile, open_checkpoint
-from convert.target import PICKLES, TargetError, check_original_has_room, check_target, layout_of
+from convert.family import PARTS
+from convert.other_vae import read_with_vae
+from convert.reader import CheckpointFile, errors_named, open_checkpoint
+from convert.single_part import only, read_part
+from convert.target import PICKLES, TargetError, check_extras, check_original_has_room, check_target, layout_of
 from convert.writing import (
     CHUNK,
     PRECISIONS,
@@ -21,7 +26,10 @@ from convert.writing import (
     write_pickle,
     write_plan,
 )
-from sd.files import folder_written_whole, written_whole
+from sd.files import folder_written_whole, remove_leftovers, written_whole
+
+if TYPE_CHECKING:
+    from convert.verify import Verified
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,8 @@ class Conversion:
     tensors: int
     nbytes: int  # of all tensors
     parameters: int
+    left_out: int  # tensors beside the model that were not written
+    verified: "Verified | None"
 
 
 def convert(
@@ -42,6 +52,10 @@ def convert(
     layout: str | None = None,
     precision: str = "keep",
     weights: str = "auto",
+    part: str | None = None,
+    vae: Path | None = None,
+    keep_all: bool = False,
+    verify: bool = False,
     force: bool = False,
     on_bytes: Callable[[int], None] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -54,46 +68,90 @@ def convert(
                ours
     precision  "keep", or "fp32", "fp16", "bf16" for all tensors
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
+    vae        a file or folder whose VAE is taken in place of the model's own
+    keep_all   write what lies beside the model as well; what a file of ours holds of that always comes back in the
+               original layout
+    verify     read all of it back and compare it with the source, before it gets its name
     force      replace the target if it exists; of folders, only one with a diffusers model in it
     on_start, on_bytes  called with the number of bytes that will be, and that were just written
 
-    Raises `convert.errors.CheckpointError` for the source; TargetError, FileExistsError or OSError for the target.
+    Raises `convert.errors.CheckpointError` for a source; TargetError, FileExistsError or OSError for the target;
+    MismatchError where what was written is something else.
     """
     if precision != "keep" and precision not in PRECISIONS:
         raise TargetError(f"precision must be keep, {', '.join(PRECISIONS)}, got {precision!r}")
-    check_target(source, target, layout, force)
-    with open_checkpoint(source) as file:
-        checkpoint = read_checkpoint(file, weights=weights)
+    if part is not None and part not in PARTS:
+        raise TargetError(f"the part must be one of {', '.join(PARTS)}, got {part!r}")
+    if part and (vae or keep_all):
+        raise TargetError(f"{'a VAE' if vae else 'what lies beside a model'} is not written where one part alone is.")
+    for path in (source, vae) if vae else (source,):
+        check_target(path, target, layout, part, force)
+    remove_leftovers(target)
+    with ExitStack() as stack:
+        other = stack.enter_context(open_checkpoint(vae)) if vae else None
+        file = stack.enter_context(open_checkpoint(source))
+        if other:
+            file, checkpoint = read_with_vae(file, other, weights=weights)
+            stack.enter_context(errors_named(file))
+        elif part:
+            checkpoint = read_part(file, part, weights=weights)
+        else:
+            checkpoint = read_checkpoint(file, weights=weights)
         layout = layout_of(target, layout, checkpoint.layout)
-        checkpoint = match_shapes(checkpoint, _shapes(checkpoint))
+        returning = layout == "original" and checkpoint.layout == FORMAT
+        if not (keep_all or returning):
+            left_out, checkpoint = len(checkpoint.extras), replace(checkpoint, extras={})
+        else:
+            left_out, checkpoint = 0, replace(checkpoint, unknown=())
+        shapes = _shapes(checkpoint)
+        if other:
+            with errors_named(other):
+                match_shapes(only(checkpoint, "vae"), shapes)
+        checkpoint = match_shapes(checkpoint, shapes)
         if layout == "original":
             check_original_has_room(checkpoint)
+        check_extras(checkpoint, layout, weights)
         plan = plan_weights(checkpoint, layout, precision)
         total = sum(planned.nbytes for planned in plan.values())
         _check_disk(target, total)
         if on_start:
-            on_start(total)
+            on_start(2 * total if verify else total)
         reporting = Reporting(total, on_bytes)
+
+        def finish(path: Path) -> "Verified | None":
+            reporting.report(total)  # tensors that share their bytes are written once
+            if not verify:
+                return None
+            from convert.verify import verify as read_back  # numpy takes a tenth of a second to import
+
+            return read_back(path, file, checkpoint, dtype=PRECISIONS.get(precision), on_bytes=on_bytes)
+
         if layout == "diffusers":
             with folder_written_whole(target, force=force) as folder:
                 _write_folder(folder, reporting, file, checkpoint, plan, precision)
+                verified = finish(folder)
         else:
             with written_whole(target, force=force) as reporting.out:
                 _write_file(target.suffix.lower(), reporting, file, checkpoint, plan, layout, precision)
-        reporting.report(total)  # tensors that share their bytes are written once
+                reporting.out.flush()
+                verified = finish(Path(reporting.out.name))
     return Conversion(
         checkpoint=checkpoint,
         layout=layout,
         tensors=len(plan),
         nbytes=total,
-        parameters=sum(planned.record.numel for planned in plan.values()),
+        parameters=sum(record.numel for record in checkpoint.tensors.values()),
+        left_out=left_out,
+        verified=verified,
     )
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     from sd.networks import build_networks, parameter_shapes  # torch takes a second to import: not before it is needed
 
-    return parameter_shapes(build_networks(checkpoint.config))
+    networks = build_networks(checkpoint.config)
+    return parameter_shapes({checkpoint.part: networks[checkpoint.part]} if checkpoint.part else networks)
 
 
 def _check_disk(target: Path, needed: int) -> None:
@@ -113,7 +171,8 @@ def _write_file(
     precision: str,
 ) -> None:
     if suffix in PICKLES:
-        beside = {"global_step": checkpoint.global_step or 0, "native_size": checkpoint.config.native_size}
+        size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
+        beside = {"global_step": checkpoint.global_step or 0, **size}
         write_pickle(reporting, converted(file, plan, precision), beside)
         return
     own = our_metadata(file, checkpoint, precision) if layout == FORMAT else {"format": "pt"}
@@ -123,8 +182,11 @@ def _write_file(
 def _write_folder(
     folder: Path, reporting: Reporting, file: CheckpointFile, checkpoint: Checkpoint, plan: Plan, precision: str
 ) -> None:
-    write_settings(folder, checkpoint.config)
+    write_settings(folder, checkpoint.config, checkpoint.part)
     for component, place in WEIGHTS.items():
+        if checkpoint.part not in (None, component):
+            continue
+        place = Path(place).name if checkpoint.part else place
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): planned for name, planned in plan.items() if name.startswith(prefix)}
         with written_whole(folder / place) as reporting.out:

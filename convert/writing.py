@@ -5,21 +5,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from convert.checkpoint import FORMAT, FORMAT_VERSION, Checkpoint
+from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
 from convert.diffusers_names import diffusers_names
-from convert.errors import shown
+from convert.errors import WeightMismatchError, shown
 from convert.hashing import file_sha256
-from convert.reader import CheckpointFile, CheckpointFolder
+from convert.names import PREFIXES, ema_name
+from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles
 from convert.records import DTYPE_WIDTHS, TensorRecord
 from convert.safetensors_writer import write_safetensors
+from convert.single_part import DROPPED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 16 << 20
-OUR_METADATA = {"format", "format_version", "family", "config", "precision", "weights", "global_step"}
-OUR_METADATA |= {"source_file", "source_sha256", "source_files"}
+OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
+OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
 
 
 class Planned(NamedTuple):
@@ -37,8 +39,16 @@ Plan = dict[str, Planned]  # by the name that each is to have
 
 
 def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
-    """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder."""
+    """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder.
+
+    With what lies beside the model, in the original layout everything has the name that it had in the file it is from:
+    averaged weights those of averages. Of what lies beside, other weights change their precision, and nothing else.
+
+    Raises WeightMismatchError where two tensors would have one name.
+    """
     names = diffusers_names(checkpoint.config) if layout == "diffusers" else checkpoint.names
+    dropped = DROPPED[checkpoint.part] if checkpoint.part and layout == "original" else ""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras) and layout == "original"
     plan = {}
     for ours, record in checkpoint.tensors.items():
         dtype = PRECISIONS.get(precision, record.dtype)
@@ -46,8 +56,17 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
             plan[ours] = Planned(record, dtype)
         else:
             name, axes = names[ours]
+            name = ema_name(name) if averaged and ours.startswith("unet.") else name
             unit = (1,) * axes
-            plan[name] = Planned(replace(record, shape=record.shape + unit, stride=record.stride + unit), dtype)
+            plan[name.removeprefix(dropped)] = Planned(
+                replace(record, shape=record.shape + unit, stride=record.stride + unit), dtype
+            )
+    for original, record in checkpoint.extras.items():
+        name = EXTRA + original if layout == FORMAT else original
+        if name in plan:
+            raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
+        is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
+        plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
     return plan
 
 
@@ -55,9 +74,11 @@ def our_metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -
     """What a file of ours says of itself. Reads the source for its sha256, unless that is known."""
     dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
     step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
+    part = {"part": checkpoint.part} if checkpoint.part else {}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
+        **part,
         "family": checkpoint.config.family,
         "config": json.dumps(checkpoint.config.to_dict()),
         "precision": PRECISIONS.get(precision, "+".join(dtypes)),
@@ -75,6 +96,10 @@ def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
 
 def _source_hashes(file: CheckpointFile) -> dict[str, str]:
     """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON."""
+    if isinstance(file, JoinedFiles):
+        vae = _source_hashes(file.second)
+        renamed = {name.replace("source", "vae"): text for name, text in vae.items()}
+        return _source_hashes(file.first) | {"vae_file": shown(file.second.path.name), **renamed}
     if not isinstance(file, CheckpointFolder):
         return {"source_sha256": file_sha256(file.path)}
     hashes = {shown(part.path.relative_to(file.path).as_posix()): file_sha256(part.path) for part in file.files}
