@@ -130,7 +130,9 @@ def test_a_part_of_another_family_or_with_surplus_weights_is_refused(tmp_path, t
             read_part(file, part)
         return str(caught.value)
 
-    assert "has no place for: decoder.mid.more.weight" in message(vae | {"decoder.mid.more.weight": torch.ones(1)}, "vae")
+    assert "has no place for: decoder.mid.more.weight" in message(
+        vae | {"decoder.mid.more.weight": torch.ones(1)}, "vae"
+    )
     assert "has no text encoder" in message(vae, "text_encoder")
     assert "it is a LoRA" in message({"lora_unet_x.lora_down.weight": torch.ones(1)}, "vae")
     unet = wanted(tiny_state, "unet")

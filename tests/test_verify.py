@@ -75,12 +75,14 @@ def test_the_hash_of_the_weights_is_the_same_after_each_step_of_a_round_trip(tmp
 def test_what_torch_rounds_is_what_is_expected_when_reading_back(source, wanted):
     """Also between two neighbours, and where float64 is rounded twice: first to float32."""
     generator = torch.Generator().manual_seed(3)
-    values = torch.randn(20_000, generator=generator, dtype=torch.float64) * 10 ** torch.randint(-8, 5, (20_000,))
-    ties = torch.tensor([1 + 2**-11, 1 + 2**-11 + 2**-30, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 2**-8 + 2**-30, 2.0**-25])
-    stored = torch.cat([values, ties.double(), -ties.double()]).to(source)
+    values = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    near = [1 + 2**-11, 1 + 2**-11 + 2**-30, 1 + 3 * 2**-11, 1 + 2**-8, 1 + 2**-8 + 2**-30, 2.0**-25, 1e4, 1e-5]
+    ties = torch.tensor(near, dtype=torch.float64)
+    stored = torch.cat([values, ties, -ties]).to(source)
     written = stored.to(getattr(torch, wanted)).double().numpy()
     assert np.array_equal(verifying.as_written(stored.double().numpy(), wanted), written)
-    assert source != torch.float64 or not np.array_equal(rounded(stored.double().numpy(), wanted), written)
+    if (source, wanted) == (torch.float64, "float16"):
+        assert not np.array_equal(rounded(stored.double().numpy(), wanted), written)
 
 
 def test_rounded_weights_are_compared_number_by_number(tmp_path, tiny_ckpt):
