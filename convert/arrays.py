@@ -50,6 +50,20 @@ def raw_pieces(file: CheckpointFile, record: TensorRecord) -> Iterator[np.ndarra
     )
 
 
+def in_step(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pieces of two tensors of as many numbers, cut so that each pair is of one length."""
+    a = b = np.empty(0)
+    while True:
+        a = next(first, None) if len(a) == 0 else a
+        b = next(second, None) if len(b) == 0 else b
+        if a is None or b is None:
+            assert a is b, "tensors of one shape, and not as many numbers"
+            return
+        length = min(len(a), len(b))
+        yield a[:length], b[:length]
+        a, b = a[length:], b[length:]
+
+
 def decoded(raw: np.ndarray, dtype: str) -> np.ndarray:
     """The numbers that a raw piece stands for: floats of at least their precision, or integers.
 

@@ -3,22 +3,26 @@
 Three layouts are understood: the original training code's, diffusers', and ours (`convert.convert`).
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from convert.diffusers_config import with_settings
+from convert.diffusers_folder import CLASSES, INDEX
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.family import check_complete, check_counts, recognise, vae_config
+from convert.family import PARTS, check_complete, recognise
 from convert.names import PREFIXES, Original, ema_name, original_names
 from convert.noise_schedule import MARKERS, with_schedule
 from convert.original_layout import Found, find_tensors
 from convert.reader import CheckpointFile
-from convert.records import TensorRecord
+from convert.records import TensorRecord, trimmed
 from convert.stated_config import is_native_size, stated_config
-from sd.config import SD_V1, ModelConfig, VAEConfig
+from sd.config import SD_V1, ModelConfig
 
 FORMAT = "sd-zoo"
 FORMAT_VERSION = "1"
+EXTRA = "extra."  # in our layout, in front of the original names of what lies beside a model
+WHOLE = re.compile(r"\d{1,18}", re.ASCII)  # a number in metadata
 WEIGHTS = ("auto", "model", "ema")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SCHEDULE_BUFFERS = {
@@ -45,9 +49,10 @@ LEFTOVERS = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_mode
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model in a file: complete, of the right shapes, not yet read."""
+    """A model in a file, or one of its networks alone: complete, of the right shapes, not yet read."""
 
     config: ModelConfig
+    part: str | None = None  # "unet", "vae" or "text_encoder" alone; the config's others are then the family's
     layout: str  # "original", "diffusers" or "sd-zoo"
     names: dict[str, Original]  # of every weight: ours -> original
     stored_names: dict[str, str]  # of every weight: ours -> the one in the file
@@ -57,61 +62,34 @@ class Checkpoint:
     unknown: tuple[str, ...]  # names of tensors that are left aside and are none of the usual extras
     notes: tuple[str, ...] = ()  # what else the user should know, one sentence each
     global_step: int | None  # of the training
+    extras: dict[str, TensorRecord] = field(default_factory=dict)  # what lies beside the model, by original names
 
 
-@dataclass(frozen=True, kw_only=True)
-class VAEWeights:
-    """A VAE in a file: complete, not yet read, its shapes still to be checked by `fit_shapes`."""
-
-    config: VAEConfig
-    stored_names: dict[str, str]  # of every weight: `vae.…` as we call it -> its name in the file
-    tensors: dict[str, TensorRecord]  # by our names
-
-
-def read_vae(file: CheckpointFile) -> VAEWeights:
-    """Find the VAE in a file: one saved alone, under whatever names, or that of a whole checkpoint.
-
-    Raises UnsupportedFileError or WeightMismatchError where there is none, or not all of it.
-    """
-    found = find_tensors(file)
-    prefix = PREFIXES["vae"]
-    shapes = {name.removeprefix(prefix): t.shape for name, t in found.tensors.items() if name.startswith(prefix)}
-    if not shapes:
-        raise WeightMismatchError(f"has no VAE: none of its {counted(len(found.tensors), 'tensor')} is part of one.")
-    config = vae_config(shapes)
-    check_counts(replace(SD_V1, vae=config))
-    names = {
-        ours: original
-        for ours, original in original_names(replace(SD_V1, vae=config)).items()
-        if ours.startswith("vae.")
-    }
-    missing = [original.name for original in names.values() if original.name not in found.tensors]
-    check_complete(missing, len(names))
-    stored = {ours: found.stored_names[original.name] for ours, original in names.items()}
-    return VAEWeights(
-        config=config,
-        stored_names=stored,
-        tensors={ours: found.tensors[original.name] for ours, original in names.items()},
-    )
-
-
-def read_checkpoint(file: CheckpointFile, *, weights: str = "auto") -> Checkpoint:
+def read_checkpoint(file: CheckpointFile, *, weights: str = "auto", vae: Checkpoint | None = None) -> Checkpoint:
     """Find the model in a file. Needs no torch; shapes are checked by `match_shapes`.
 
     weights  "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    vae      a VAE to take in place of the model's own, if it has one: see `convert.other_vae`
 
     Raises UnsupportedFileError for another kind of file, WeightMismatchError for missing or surplus weights.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if file.metadata.get("format") == FORMAT:
-        return _read_ours(file, weights)
-    return _read_foreign(file, weights)
+        return _read_ours(file, weights, vae)
+    return _read_foreign(file, weights, vae)
 
 
-def _read_foreign(file: CheckpointFile, weights: str) -> Checkpoint:
+def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Checkpoint:
     """A model in the original layout or in diffusers'; the names of the second become the first's."""
+    if file.component:
+        raise UnsupportedFileError(
+            f"is the folder of one component ({CLASSES[file.component]}), not of a whole model. Give the folder above "
+            f"it, which has a {INDEX}"
+        )
     found = find_tensors(file)
+    if vae:
+        found = _with_vae(found, vae)
     tensors = found.tensors
     shapes = {name: record.shape for name, record in tensors.items()}
     averaged, left = _averaged(tensors)
@@ -128,7 +106,7 @@ def _read_foreign(file: CheckpointFile, weights: str) -> Checkpoint:
         shapes |= {name: record.shape for name, record in averaged.items()}
     config = recognise(shapes)
     if file.configs:
-        config = with_settings(config, file.configs)
+        config = with_settings(config, _without_sizes_of_vae(file.configs) if vae else file.configs)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])
     config, notes = with_schedule(config, file, tensors)
@@ -143,9 +121,10 @@ def _read_foreign(file: CheckpointFile, weights: str) -> Checkpoint:
     others = _others(tensors, {original.name for original in names.values()}, found, config.family)
     other, there = ("model", tensors) if weights == "ema" else ("ema", {} if left else averaged)
     complete = all(original.name in there for ours, original in names.items() if ours.startswith("unet."))
-    stored = found.stored_names
+    stored, used = found.stored_names, {original.name for original in names.values()}
     if weights == "ema":
         stored = stored | {name: found.stored_names[ema_name(name)] for name in averaged}
+        used = {ema_name(name) if name in averaged else name for name in used}
     return Checkpoint(
         config=config,
         layout=found.layout,
@@ -157,7 +136,25 @@ def _read_foreign(file: CheckpointFile, weights: str) -> Checkpoint:
         unknown=others,
         notes=notes,
         global_step=found.beside.get("global_step"),
+        extras={name: record for name, record in tensors.items() if name not in used},
     )
+
+
+def _with_vae(found: Found, vae: Checkpoint) -> Found:
+    """What was found, with another VAE; what was left from the training of its own goes with that."""
+    originals = {original.name: ours for ours, original in vae.names.items()}
+    kept = {name: record for name, record in found.tensors.items() if not name.startswith(PREFIXES["vae"])}
+    return replace(
+        found,
+        tensors=kept | {name: vae.tensors[ours] for name, ours in originals.items()},
+        stored_names=found.stored_names | {name: vae.stored_names[ours] for name, ours in originals.items()},
+    )
+
+
+def _without_sizes_of_vae(configs: Mapping[str, dict]) -> dict[str, dict]:
+    """The settings of a folder whose VAE is not taken: of those of the VAE, the scale of the latents alone counts."""
+    kept = {name: value for name, value in configs.get("vae", {}).items() if name == "scaling_factor"}
+    return {**configs, "vae": kept}
 
 
 def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, family: str) -> tuple[str, ...]:
@@ -182,7 +179,8 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
     return tuple(found.stored_names[name] for name in others)
 
 
-def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
+def stated_weights(file: CheckpointFile) -> str:
+    """Which weights a file of ours holds. Raises CheckpointError where it does not say so in a way that we know."""
     version = file.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise UnsupportedFileError(
@@ -192,28 +190,54 @@ def _read_ours(file: CheckpointFile, weights: str) -> Checkpoint:
     stored = file.metadata.get("weights", "model")
     if stored not in ("model", "ema"):
         raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they are model or ema.")
+    return stored
+
+
+def _read_ours(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Checkpoint:
+    stored = stated_weights(file)
+    if alone := file.metadata.get("part"):
+        raise WeightMismatchError(f"holds a {PARTS.get(alone, 'part')} alone. Use a complete checkpoint.")
     config = stated_config(file.metadata.get("config", ""), file.root)
     if weights not in ("auto", stored):
         raise WeightMismatchError(
             f"holds the {stored} weights, not the {weights} ones. Leave --weights out, or use the original file."
         )
     names = original_names(config)
-    surplus = [name for name in file.root if name not in names]
-    if surplus:
-        raise WeightMismatchError(
-            f"holds {counted(len(surplus), 'weight')} that its own config has no place for: {shown_list(surplus)}."
-        )
+    check_ours(file, names)
+    tensors = {ours: file.root[ours] for ours in names}
+    extras = {name.removeprefix(EXTRA): file.root[name] for name in file.root if name.startswith(EXTRA)}
+    if vae:
+        config = replace(config, vae=replace(vae.config.vae, latent_scale=config.vae.latent_scale))
+        names = original_names(config)
+        tensors = {ours: (vae.tensors if ours in vae.tensors else tensors)[ours] for ours in names}
+        extras = {name: record for name, record in extras.items() if not name.startswith(PREFIXES["vae"])}
     return Checkpoint(
         config=config,
         layout=FORMAT,
         names=names,
-        stored_names={ours: ours for ours in names},
-        tensors={ours: file.root[ours] for ours in names},
+        stored_names={ours: vae.stored_names[ours] if vae and ours in vae.tensors else ours for ours in names},
+        tensors=tensors,
         weights=stored,
         other_weights=None,
         unknown=(),
-        global_step=None,
+        global_step=stated_step(file),
+        extras=extras,
     )
+
+
+def check_ours(file: CheckpointFile, names: Mapping[str, Original]) -> None:
+    """Raises WeightMismatchError if a file of ours holds other tensors than these and what lies beside a model."""
+    surplus = [name for name in file.root if name not in names and not name.startswith(EXTRA)]
+    if surplus:
+        raise WeightMismatchError(
+            f"holds {counted(len(surplus), 'weight')} that its own config has no place for: {shown_list(surplus)}."
+        )
+
+
+def stated_step(file: CheckpointFile) -> int | None:
+    """The step of the training in the metadata of a file of ours."""
+    text = file.metadata.get("global_step", "")
+    return int(text) if WHOLE.fullmatch(text) else None
 
 
 def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> Checkpoint:
@@ -223,24 +247,13 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
     Raises WeightMismatchError for another shape, and for numbers that are not floats.
     """
-    model = f"an {checkpoint.config.family} model"
-    fitted = fit_shapes(checkpoint.tensors, checkpoint.stored_names, expected, model)
-    return replace(checkpoint, tensors=fitted)
-
-
-def fit_shapes(
-    tensors: Mapping[str, TensorRecord],
-    stored_names: Mapping[str, str],
-    expected: Mapping[str, tuple[int, ...]],
-    model: str,
-) -> dict[str, TensorRecord]:
-    """What `match_shapes` does, for tensors by our names. `model` is what they should be."""
+    model = f"a {PARTS[checkpoint.part]}" if checkpoint.part else f"an {checkpoint.config.family} model"
     fitted, wrong = {}, []
-    for ours, record in tensors.items():
-        shape, name = expected[ours], stored_names[ours]
+    for ours, record in checkpoint.tensors.items():
+        shape, name = expected[ours], checkpoint.stored_names[ours]
         if record.dtype not in FLOATS:
             wrong.append(f"{name} holds {record.dtype} numbers, floats are expected")
-        elif _trimmed(record.shape) != _trimmed(shape):
+        elif trimmed(record.shape) != trimmed(shape):
             wrong.append(f"{name} has the shape {list(record.shape)}, expected {list(shape)}")
         else:
             axes = len(shape) - len(record.shape)
@@ -251,7 +264,7 @@ def fit_shapes(
             f"holds {counted(len(wrong), 'weight')} that do not fit {model} of its size: "
             f"{'; '.join(shown(text) for text in wrong[:3])}."
         )
-    return fitted
+    return replace(checkpoint, tensors=fitted)
 
 
 def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorRecord], list[str]]:
@@ -267,9 +280,3 @@ def _possible_unet_names() -> list[str]:
     # Growing at every level, it has a shortcut wherever some width has one.
     widest = replace(SD_V1, unet=replace(SD_V1.unet, multipliers=(1, 2, 4, 8)))
     return [original.name for ours, original in original_names(widest).items() if ours.startswith("unet.")]
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape

@@ -6,19 +6,19 @@ Sums are in float64, over a piece at a time; needs numpy, no torch.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from convert.arrays import decoded, raw_pieces, rounded
+from convert.arrays import decoded, in_step, raw_pieces, rounded
 from convert.checkpoint import FLOATS, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, WeightMismatchError
 from convert.names import PREFIXES
 from convert.reader import CheckpointFile, open_checkpoint
-from convert.records import DTYPE_WIDTHS, TensorRecord
+from convert.records import DTYPE_WIDTHS, TensorRecord, trimmed
 from convert.tensor_set import original_weights, tensors_of
 
 STEMS = ("time_embed", "label_emb", "middle_block", "out")  # blocks of the UNet whose layers are not told apart
@@ -105,7 +105,7 @@ def diff(
         shapes, dtypes, changes = {}, Counter(), {}
         for name in common:
             x, y = a[name], b[name]
-            if _trimmed(x.shape) != _trimmed(y.shape):
+            if trimmed(x.shape) != trimmed(y.shape):
                 shapes[name] = (x.shape, y.shape)
             else:
                 changes[name] = compare(files[0], x, files[1], y)
@@ -162,7 +162,7 @@ def compare(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: 
     norm = difference = 0.0
     not_finite, same = 0, a.dtype == b.dtype
     rounding = _goes_into(a.dtype, b.dtype) or _goes_into(b.dtype, a.dtype)
-    for raw_a, raw_b in _in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
+    for raw_a, raw_b in in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
         x = decoded(raw_a, a.dtype).astype("f8")
         norm += _sum_of_squares(x[np.isfinite(x)])
         if a.dtype == b.dtype and np.array_equal(raw_a, raw_b):
@@ -182,20 +182,6 @@ def compare(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: 
         rounding=precision_only,
         not_finite=not_finite,
     )
-
-
-def _in_step(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pieces of two tensors of as many numbers, cut so that each pair is of one length."""
-    a = b = np.empty(0)
-    while True:
-        a = next(first, None) if len(a) == 0 else a
-        b = next(second, None) if len(b) == 0 else b
-        if a is None or b is None:
-            assert a is b, "tensors of one shape, and not as many numbers"
-            return
-        length = min(len(a), len(b))
-        yield a[:length], b[:length]
-        a, b = a[length:], b[length:]
 
 
 def block_of(name: str) -> tuple[str, str]:
@@ -233,7 +219,7 @@ def _averages(files: list[CheckpointFile], models: list[Checkpoint | None]) -> t
             continue
         names = [ours for ours in averaged if ours.startswith("unet.") and ours in other.tensors]
         if names and all(
-            _trimmed(averaged[ours].shape) == _trimmed(other.tensors[ours].shape)
+            trimmed(averaged[ours].shape) == trimmed(other.tensors[ours].shape)
             and _is_close(compare(files[side], averaged[ours], files[1 - side], other.tensors[ours]))
             for ours in names
         ):
@@ -282,9 +268,3 @@ def _is_rounding(x: np.ndarray, dtype_x: str, y: np.ndarray, dtype_y: str) -> bo
 def _sum_of_squares(values: np.ndarray) -> float:
     with np.errstate(over="ignore"):  # float64 has room for any weight, but not for the square of every number
         return float(np.dot(values, values))
-
-
-def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    while shape and shape[-1] == 1:
-        shape = shape[:-1]
-    return shape

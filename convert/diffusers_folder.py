@@ -6,7 +6,8 @@
     vae/ text_encoder/                      likewise
     scheduler/scheduler_config.json         the noise schedule
 
-No class in it is looked up; the safety checker, the tokenizer's tables and whatever else is there are not read.
+One component may also stand alone, in a folder with its config.json and its weights. No class is looked up; the safety
+checker, the tokenizer's tables and whatever else is there are not read.
 """
 
 import json
@@ -56,6 +57,7 @@ class FolderContents:
     files: list  # the open files of weights; `StorageRecord.file` counts them
     root: dict[str, TensorRecord]  # `<component>.<name in its file>`
     configs: dict[str, dict]  # by component, "scheduler" included where there is one
+    component: str | None = None  # the one that stands alone, if it does
 
 
 def read_folder(folder: Path, open_file: Callable[[Path, str], OpenFile]) -> FolderContents:
@@ -65,6 +67,34 @@ def read_folder(folder: Path, open_file: Callable[[Path, str], OpenFile]) -> Fol
 
     Raises CheckpointError.
     """
+    alone = component_alone(folder)
+    configs = {alone: read_json(folder / "config.json", "config.json")} if alone else _read_configs(folder)
+    files: list = []
+    root: dict[str, TensorRecord] = {}
+    try:
+        for component in [alone] if alone else COMPONENTS:
+            place = "" if alone else f"{component}/"
+            for name, tensors in _component(folder, place, component, files, open_file):
+                _add(root, component, name, tensors)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    check_limit("tensors", len(root), LIMITS.tensors)
+    return FolderContents(files=files, root=root, configs=configs, component=alone)
+
+
+def component_alone(folder: Path) -> str | None:
+    """Which component a folder holds that is not of a whole model. Raises CheckpointError for damaged settings."""
+    if (folder / INDEX).is_file() or not (folder / "config.json").is_file():
+        return None
+    config = read_json(folder / "config.json", "config.json")
+    stated = config.get("architectures", [config.get("_class_name")])
+    return next((component for component, kind in CLASSES.items() if stated == [kind]), None)
+
+
+def _read_configs(folder: Path) -> dict[str, dict]:
+    """The settings of every component of a whole model."""
     index = _read_index(folder)
     configs = {}
     for component in COMPONENTS:
@@ -73,18 +103,7 @@ def read_folder(folder: Path, open_file: Callable[[Path, str], OpenFile]) -> Fol
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
         configs["scheduler"] = read_json(folder / name, name)
-    files: list = []
-    root: dict[str, TensorRecord] = {}
-    try:
-        for component in COMPONENTS:
-            for name, tensors in _component(folder, component, files, open_file):
-                _add(root, component, name, tensors)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    check_limit("tensors", len(root), LIMITS.tensors)
-    return FolderContents(files=files, root=root, configs=configs)
+    return configs
 
 
 def _read_index(folder: Path) -> dict:
@@ -123,13 +142,16 @@ def _check_class(index: dict, component: str) -> None:
 
 
 def _component(
-    folder: Path, component: str, files: list, open_file: Callable[[Path, str], OpenFile]
+    folder: Path, place: str, component: str, files: list, open_file: Callable[[Path, str], OpenFile]
 ) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
-    """The files of weights of a component, opened: what to call each, and its tensors."""
-    path = folder / component
+    """The files of weights of a component, opened: what to call each, and its tensors.
+
+    place  where they are in the folder: "vae/", or "" for a component alone
+    """
+    path = folder / place
 
     def opened(name: str) -> tuple[str, dict[str, TensorRecord]]:
-        called = f"{component}/{name}"
+        called = f"{place}{name}"
         file = open_file(path / name, f"{folder.name}/{called}")
         files.append(file)
         number = len(files) - 1
@@ -152,22 +174,22 @@ def _component(
                     return
                 for index in indexes:
                     if _is_there(path / index):
-                        yield from _shards(path, component, index, suffix, opened)
+                        yield from _shards(path, place, index, suffix, opened)
                         return
     there = sorted(entry.name for entry in path.iterdir() if entry.name != "config.json")
     wanted = f"{STEMS[component][0]}.safetensors"
     raise UnsupportedFileError(
-        f"has no weights of its {component}: {component}/{wanted} is not there"
+        f"has no weights of its {component}: {place}{wanted} is not there"
         + (f" ({shown_list(there)} is). " if there else ". ")
         + "Download the folder again, with all its files"
     )
 
 
 def _shards(
-    path: Path, component: str, index: str, suffix: str, opened: Callable[[str], tuple[str, dict[str, TensorRecord]]]
+    path: Path, place: str, index: str, suffix: str, opened: Callable[[str], tuple[str, dict[str, TensorRecord]]]
 ) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
     """Weights in several files: the index says in which file each is, and it must be there and nowhere else."""
-    where = f"{component}/{index}"
+    where = f"{place}{index}"
     places = read_json(path / index, where).get("weight_map")
     if type(places) is not dict or not all(type(name) is str for name in places.values()):
         raise UnsupportedFileError(f"has an index of weights that names no files: {where}")

@@ -110,9 +110,13 @@ def folder_settings(config: ModelConfig) -> dict[str, dict]:
     }
 
 
-def write_settings(folder: Path, config: ModelConfig) -> None:
-    """Write everything but the weights."""
-    for name, settings in folder_settings(config).items():
+def write_settings(folder: Path, config: ModelConfig, part: str | None = None) -> None:
+    """Write everything but the weights; of one part alone if `part` says so."""
+    everything = folder_settings(config)
+    if part:
+        _write(folder / "config.json", json.dumps(everything[f"{part}/config.json"], indent=2) + "\n")
+        return
+    for name, settings in everything.items():
         _write(folder / name, json.dumps(settings, indent=2) + "\n")
     texts, merges = vocabulary()
     _write(folder / "tokenizer/vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))

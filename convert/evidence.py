@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convert.errors import counted
+from convert.names import PREFIXES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-UNET = "model.diffusion_model."
+UNET = PREFIXES["unet"]
 # (what some name starts with, what it says); the first that occurs decides
 FAMILIES = (
     ("depth_model.", "Stable Diffusion 2 depth"),
@@ -61,11 +62,13 @@ def describe(shapes: Shapes) -> Kind:
 
 
 def _ours(shapes: Shapes) -> Kind | None:
-    starts = ("unet.input_blocks.", "vae.encoder.", "text_encoder.layers.")
-    if not all(_some(shapes, start) for start in starts):
+    starts = {"UNet": "unet.input_blocks.", "VAE": "vae.encoder.down.", "text encoder": "text_encoder.layers."}
+    there = [part for part, start in starts.items() if _some(shapes, start)]
+    if not there:
         return None
-    channels = shapes.get("unet.input_blocks.0.conv.weight", (0, 0))[1:2]
-    return Kind("Stable Diffusion", (f"names start with {', '.join(starts)}", *_channels(channels)[0]))
+    name = "Stable Diffusion" if len(there) == len(starts) else f"{' and '.join(there)} alone"
+    channels = shapes.get("unet.input_blocks.0.conv.weight", ())[1:2]
+    return Kind(name, (f"names start with {', '.join(starts[part] for part in there)}", *_channels(channels)[0]))
 
 
 def _model(shapes: Shapes) -> Kind | None:
@@ -85,9 +88,11 @@ def _model(shapes: Shapes) -> Kind | None:
         evidence.append(f"UNet attends to text vectors {width} wide (attn2.to_k): {family}")
     lines, addition = _channels(shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2])
     evidence += lines
-    for part, start in (("UNet", UNET), ("VAE", "first_stage_model."), ("text encoder", "cond")):
-        if not _some(shapes, start):
-            evidence.append(f"no {part}: no name starts with {start}")
+    starts = {"UNet": UNET, "VAE": "first_stage_model.", "text encoder": "cond"}
+    there = [part for part, start in starts.items() if _some(shapes, start)]
+    evidence += [f"no {part}: no name starts with {start}" for part, start in starts.items() if part not in there]
+    if len(there) == 1:
+        name = f"{there[0]} alone" + ("" if name.startswith("a part") else f", of {name}")
     if _some(shapes, "control_model."):
         addition += " with a ControlNet"
         evidence.append("ControlNet at control_model.")
@@ -108,11 +113,16 @@ def _part(shapes: Shapes) -> Kind | None:
 
 
 def _diffusers(shapes: Shapes) -> Kind | None:
-    mark = next((name for name in shapes if name.startswith(("down_blocks.", "unet.down_blocks."))), None)
-    mark = mark or next(
-        (name for name in shapes if name.startswith(("encoder.down_blocks.", "vae.encoder.down_b"))), None
-    )
-    return Kind("a network with diffusers' names", (f"names such as {mark}",)) if mark else None
+    marks = {
+        "UNet": ("down_blocks.", "unet.down_blocks."),
+        "VAE": ("encoder.down_blocks.", "vae.encoder.down_blocks."),
+        "text encoder": ("text_encoder.text_model.", "text_encoder.encoder.layers."),
+    }
+    there = {part: first for part, starts in marks.items() if (first := _first(shapes, starts))}
+    if not there:
+        return None
+    name = "Stable Diffusion" if len(there) == len(marks) else f"{' and '.join(there)} alone"
+    return Kind(f"{name}, with diffusers' names", tuple(f"names such as {first}" for first in there.values()))
 
 
 def _adapter(shapes: Shapes) -> Kind | None:
@@ -168,3 +178,7 @@ def _context_width(shapes: Shapes) -> int | None:
 
 def _some(shapes: Shapes, start: str) -> bool:
     return any(name.startswith(start) for name in shapes)
+
+
+def _first(shapes: Shapes, starts: tuple[str, ...]) -> str | None:
+    return next((name for name in shapes if name.startswith(starts)), None)

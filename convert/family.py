@@ -40,8 +40,10 @@ def recognise(shapes: Shapes) -> ModelConfig:
             raise UnsupportedFileError(_unknown_contents(shapes))
         missing = " and no ".join(words for part, words in PARTS.items() if part not in present)
         there = " and a ".join(PARTS[part] for part in present)
+        advice = ", or put a VAE into it with sd convert --vae FILE" if missing == PARTS["vae"] else ""
         raise WeightMismatchError(
-            f"has no {missing}: among its {len(shapes)} tensors are only those of a {there}. Use a complete checkpoint."
+            f"has no {missing}: among its {len(shapes)} tensors are only those of a {there}. Use a complete "
+            f"checkpoint{advice}."
         )
     strip = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
     unet = unet_config(strip["unet"])
@@ -63,6 +65,17 @@ def recognise(shapes: Shapes) -> ModelConfig:
         )
     family = V1_VARIANTS[unet.in_channels]
     config = replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+    check_counts(config)
+    return config
+
+
+def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelConfig:
+    """A model's config with one part as these shapes, named without the part's prefix, tell it.
+
+    Raises WeightMismatchError for shapes that no v1 model has.
+    """
+    read = {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}[part]
+    config = replace(model, **{part: read(shapes)})
     check_counts(config)
     return config
 

@@ -5,28 +5,28 @@ Unless asked for more, it looks at names, shapes and places only, and takes a mo
 
 import hashlib
 import math
-import re
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.checkpoint import Checkpoint, read_checkpoint
+from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.evidence import describe
+from convert.family import PARTS
 from convert.hashing import file_sha256, remembered_sha256
 from convert.known import find_by_sha256
 from convert.original_layout import without_framework
 from convert.parts import Part, parts_beside, parts_of
 from convert.reader import CheckpointFile, open_checkpoint
 from convert.records import DTYPE_WIDTHS, TensorRecord
-from convert.tensor_set import original_weights, tensor_set_sha256, tensors_of, unwrapped
+from convert.single_part import read_part
+from convert.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of, unwrapped
 
 if TYPE_CHECKING:
     from convert.values import Values
 
 NUMBERS = ("global_step", "epoch")
-WHOLE = re.compile(r"\d{1,18}", re.ASCII)
 OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
 
@@ -41,6 +41,7 @@ class Report:
     foreign: tuple[str, ...]  # classes that the pickle names and that are not needed; kept as inert data
     dangerous: tuple[str, ...]  # names of code that has no place in a checkpoint
     problem: str | None  # why it cannot be used as a model
+    part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
     kind: str | None
     evidence: tuple[str, ...] = ()
     family: str | None = None  # of a complete model: as `convert.family` names it
@@ -58,7 +59,8 @@ class Report:
     old_hash: str | None  # as older tools name a file: over 64 KiB of it only
     sha256: str | None
     known: str | None  # the original checkpoint that has this sha256
-    tensors_sha256: str | None = None  # over the weights of the model, or over all tensors where it is none
+    tensors_sha256: str | None = None  # over the weights of the model or part, or over all tensors where it is none
+    everything_sha256: str | None = None  # over what lies beside the model, too
     values: "Values | None" = None
 
 
@@ -86,9 +88,8 @@ def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, d
 
                 report = replace(report, values=look_at_values(file, tensors))
             if not (report.values and report.values.damaged):
-                checkpoint, _ = _read(file)
-                weights = original_weights(checkpoint) if checkpoint else tensors
-                report = replace(report, tensors_sha256=tensor_set_sha256(file, weights))
+                checkpoint = _read(file)[0] or (read_part(file, report.part) if report.part else None)
+                report = replace(report, **_hashes(file, checkpoint, tensors))
         return report
 
 
@@ -123,6 +124,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
     tensors = {without_framework(name): record for name, record in tensors_of(file.root).items()}
     kind = describe({name: record.shape for name, record in tensors.items()})
     checkpoint, problem = _read(file)
+    alone = None if checkpoint else _read_alone(file)
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
     beside = _numbers_beside(file.root, file.metadata)
     known = find_by_sha256(sha256)
@@ -137,7 +139,8 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         kind=kind.name,
         evidence=kind.evidence,
         family=checkpoint and checkpoint.config.family,
-        layout=checkpoint and checkpoint.layout,
+        part=alone and alone.part,
+        layout=(checkpoint or alone) and (checkpoint or alone).layout,
         weights=checkpoint and checkpoint.weights,
         other_weights=checkpoint and checkpoint.other_weights,
         precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,
@@ -160,6 +163,27 @@ def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:
         return read_checkpoint(file), None
     except CheckpointError as error:
         return None, str(error)
+
+
+def _read_alone(file: CheckpointFile) -> Checkpoint | None:
+    """The one network that a file holds complete, if it holds one."""
+    found = []
+    for part in PARTS:
+        try:
+            found.append(read_part(file, part))
+        except CheckpointError:
+            continue
+    return found[0] if len(found) == 1 else None
+
+
+def _hashes(file: CheckpointFile, checkpoint: Checkpoint | None, tensors: dict[str, TensorRecord]) -> dict[str, str]:
+    """The hashes of the report, in one reading."""
+    if not checkpoint:
+        return {"tensors_sha256": set_sha256(tensor_digests(file, tensors))}
+    weights = original_weights(checkpoint)
+    digests = tensor_digests(file, everything(checkpoint))
+    hashes = {"tensors_sha256": set_sha256(entry for entry in digests if entry[0] in weights)}
+    return hashes | ({"everything_sha256": set_sha256(digests)} if checkpoint.extras else {})
 
 
 def _numbers_beside(root: object, metadata: dict[str, str]) -> dict[str, int]:

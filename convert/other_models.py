@@ -10,7 +10,7 @@ from convert.names import PREFIXES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-UNET = "model.diffusion_model."
+UNET = PREFIXES["unet"]
 TEXT_WIDTHS = (768, 1024, 1280)
 PARTS = tuple(PREFIXES.values())
 CONV_IN = UNET + "input_blocks.0.0.weight"  # (width, channels that the UNet takes, 3, 3)

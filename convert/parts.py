@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from convert.checkpoint import SCHEDULE_BUFFERS
+from convert.checkpoint import EXTRA, SCHEDULE_BUFFERS
 from convert.evidence import Kind
+from convert.family import PARTS
 from convert.records import Inert, StorageRecord, TensorRecord
 from convert.tensor_set import unwrapped
 
@@ -23,12 +24,6 @@ COMPONENTS = (  # (what names start with, what that is); the first that fits cou
     ("lora_unet_", "adapter of the UNet"),
     ("lora_te", "adapter of the text encoder"),
 )
-BARE = {  # a network alone, without a prefix
-    "UNet alone": "UNet",
-    "VAE alone": "VAE",
-    "text encoder alone": "text encoder",
-    "ControlNet": "ControlNet",
-}
 EXTRAS = (  # what lies beside a model: (what names start with, what that is)
     ("model_ema.decay", "EMA counters"),
     ("model_ema.num_updates", "EMA counters"),
@@ -72,6 +67,9 @@ def parts_of(
 
 def _place(name: str, kind: Kind) -> tuple[bool, str, str]:
     """Whether a tensor belongs to a network; what it belongs to; the prefix of its name."""
+    if name.startswith(EXTRA):
+        _, part, prefix = _place(name.removeprefix(EXTRA), kind)
+        return False, f"{part}, kept" if part in ("UNet", "unknown") else part, EXTRA + prefix
     if name in SCHEDULE_BUFFERS:
         return False, "noise schedule", ""
     if name.endswith("position_ids"):
@@ -82,9 +80,12 @@ def _place(name: str, kind: Kind) -> tuple[bool, str, str]:
     for prefix, part in COMPONENTS:
         if name.startswith(prefix):
             return True, part, prefix
-    if kind.name in BARE:
-        return True, BARE[kind.name], ""
-    if kind.name.startswith(("LoRA", "LoHa", "LoKr", "textual inversion", "a network with diffusers'")):
+    for part in PARTS.values():  # a network alone, without a prefix
+        if kind.name.startswith(f"{part} alone"):
+            return True, part, ""
+    if kind.name == "ControlNet":
+        return True, "ControlNet", ""
+    if kind.name.startswith(("LoRA", "LoHa", "LoKr", "textual inversion")):
         return True, "tensors", ""
     return False, "unknown", name.partition(".")[0] + ("." if "." in name else "")
 

@@ -13,7 +13,9 @@ import os
 import stat
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from convert.contents import Contents
@@ -46,6 +48,7 @@ class CheckpointFile:
         self.metadata = contents.metadata  # of safetensors; {} otherwise
         self.foreign = contents.foreign  # names of the placeholders, sorted
         self.configs: dict[str, dict] = {}  # of a folder's components
+        self.component: str | None = None  # of diffusers' layout, alone in its folder
         self._mapping = mapping
         self._view = memoryview(mapping)
         self._lock = threading.Lock()  # for the two tables below
@@ -116,19 +119,19 @@ class CheckpointFile:
             return self._storage_locks.setdefault(storage.offset, threading.Lock())
 
 
-class CheckpointFolder(CheckpointFile):
-    """An open folder of diffusers' layout: several files that are used as if they were one."""
+@contextmanager
+def errors_named(file: CheckpointFile) -> Iterator[None]:
+    """A CheckpointError raised inside gets this file's name in front, where several are open."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise error if error.named else named(error, file.called) from None
 
-    def __init__(self, path: Path, contents: FolderContents):
-        self.path = path
-        self.called = path.resolve().name or str(path)
-        self.files: list[CheckpointFile] = contents.files
-        self.size = sum(file.size for file in self.files)
-        self.container = "diffusers folder"
-        self.root = contents.root
-        self.metadata = {}
-        self.foreign = tuple(sorted({name for file in self.files for name in file.foreign}))
-        self.configs = contents.configs
+
+class CheckpointFiles(CheckpointFile):
+    """Several open files that are used as if they were one: `StorageRecord.file` counts them."""
+
+    files: list[CheckpointFile]
 
     def storage_bytes(self, record: TensorRecord) -> memoryview:
         return self.files[record.storage.file].storage_bytes(record)
@@ -142,6 +145,40 @@ class CheckpointFolder(CheckpointFile):
     def close(self) -> None:
         for file in self.files:
             file.close()
+
+
+class CheckpointFolder(CheckpointFiles):
+    """An open folder of diffusers' layout."""
+
+    def __init__(self, path: Path, contents: FolderContents):
+        self.path = path
+        self.called = path.resolve().name or str(path)
+        self.files: list[CheckpointFile] = contents.files
+        self.size = sum(file.size for file in self.files)
+        self.container = "diffusers folder"
+        self.root = contents.root
+        self.metadata = {}
+        self.foreign = tuple(sorted({name for file in self.files for name in file.foreign}))
+        self.configs = contents.configs
+        self.component = contents.component
+
+
+class JoinedFiles(CheckpointFiles):
+    """Two open files or folders as one that holds what the first does, and lends the tensors of the second."""
+
+    def __init__(self, first: CheckpointFile, second: CheckpointFile):
+        own, lent = (file.files if isinstance(file, CheckpointFiles) else [file] for file in (first, second))
+        self.files = [*own, *lent]
+        self.first, self.second = first, second
+        self.path, self.called = first.path, f"{first.called}, with {second.called},"
+        self.size, self.container, self.root = first.size, first.container, first.root
+        self.metadata, self.foreign, self.configs = first.metadata, first.foreign, first.configs
+        self.component = first.component
+        self._shift = len(own)
+
+    def of_second(self, record: TensorRecord) -> TensorRecord:
+        """Where a tensor of the second file is in this one."""
+        return replace(record, storage=replace(record.storage, file=record.storage.file + self._shift))
 
 
 def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:

@@ -101,3 +101,10 @@ class Inert:
     args: tuple = field(repr=False)
     state: object = field(default=None, repr=False)
     items: tuple | list = field(default=(), repr=False)  # appended, added or set afterwards (deque, set, defaultdict)
+
+
+def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the axes of length 1 at its end: layouts disagree about those."""
+    while shape and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from convert.errors import WeightMismatchError, shown
-from convert.family import check_complete, check_counts, recognise
-from convert.names import original_names
+from convert.family import V1_VARIANTS, check_complete, check_counts, part_config, recognise
+from convert.names import PREFIXES, original_names
 from convert.records import TensorRecord
 from sd.config import SD_V1, ModelConfig
 
@@ -21,8 +21,11 @@ MOST_TIMESTEPS = 10_000
 SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
 
 
-def stated_config(text: str, tensors: Mapping[str, TensorRecord]) -> ModelConfig:
-    """The config that the metadata and the tensors, by our names, agree on. Raises WeightMismatchError."""
+def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | None = None) -> ModelConfig:
+    """The config that the metadata and the tensors, by our names, agree on; of one part alone if `part` says so.
+
+    Raises WeightMismatchError.
+    """
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
@@ -31,9 +34,15 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord]) -> ModelConfig
         raise WeightMismatchError("has no usable config in its metadata: its fields or their types are not a config's.")
     stated = ModelConfig.from_dict(data)
     check_counts(stated)
-    names = original_names(stated)
+    names = {ours: name for ours, name in original_names(stated).items() if not part or ours.startswith(f"{part}.")}
     check_complete([ours for ours in names if ours not in tensors], len(names))
-    seen = recognise({name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()})
+    shapes = {name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()}
+    if part:
+        if stated.family not in V1_VARIANTS.values():
+            raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is not known.")
+        seen = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}, stated)
+    else:
+        seen = recognise(shapes)
     check_heads(stated)
     check_free_numbers(stated)
     config = replace(

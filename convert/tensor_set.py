@@ -12,8 +12,9 @@ from itertools import groupby
 
 from convert.checkpoint import Checkpoint
 from convert.limits import LIMITS
+from convert.names import PREFIXES, ema_name
 from convert.reader import CheckpointFile
-from convert.records import TensorRecord
+from convert.records import TensorRecord, trimmed
 
 
 def tensors_of(root: object) -> dict[str, TensorRecord]:
@@ -64,8 +65,23 @@ def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
     }
 
 
+def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
+    """A model and what lies beside it, by the names that a file in the original layout has for all of it."""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras)  # then the extras have the plain names
+    weights = {
+        ema_name(name) if averaged and name.startswith(PREFIXES["unet"]) else name: record
+        for name, record in original_weights(checkpoint).items()
+    }
+    return weights | checkpoint.extras
+
+
 def tensor_set_sha256(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> str:
-    """The hash of a set of tensors, 64 hex digits. Reads all of them, one storage after the other.
+    """The hash of a set of tensors, 64 hex digits. Reads all of them. Raises CorruptFileError for a wrong checksum."""
+    return set_sha256(tensor_digests(file, tensors))
+
+
+def tensor_digests(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> list[tuple[str, TensorRecord, str]]:
+    """Name, description and hash of each tensor. Reads all of them, one storage after the other.
 
     Raises CorruptFileError for a wrong checksum.
     """
@@ -75,7 +91,7 @@ def tensor_set_sha256(file: CheckpointFile, tensors: Mapping[str, TensorRecord])
             file.verify(record)
             entries.append((name, record, tensor_sha256(file, record)))
         file.release(record)
-    return set_sha256(entries)
+    return entries
 
 
 def tensor_sha256(file: CheckpointFile, record: TensorRecord) -> str:
@@ -91,14 +107,9 @@ def tensor_sha256(file: CheckpointFile, record: TensorRecord) -> str:
 def set_sha256(entries: Iterable[tuple[str, TensorRecord, str]]) -> str:
     """One hash for many tensors: sha256 over the sorted lines of JSON ["name", "dtype", [shape], "sha256"].
 
-    Axes of length 1 at the end of a shape are left out: layouts disagree about those.
+    Shapes are `trimmed`.
     """
-    lines = []
-    for name, record, digest in entries:
-        shape = record.shape
-        while shape and shape[-1] == 1:
-            shape = shape[:-1]
-        lines.append(json.dumps([name, record.dtype, shape, digest]) + "\n")
+    lines = [json.dumps([name, record.dtype, trimmed(record.shape), digest]) + "\n" for name, record, digest in entries]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 

@@ -1,4 +1,8 @@
-"""Files that are complete or not there."""
+"""Files that are complete or not there.
+
+What is not complete yet lies beside its later place as `.NAME.0123abcd.tmp`, locked by whoever writes it. A writer that
+is killed leaves that behind, without the lock: `remove_leftovers` tells the two apart.
+"""
 
 import os
 import re
@@ -9,7 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing left behind is removed
+    fcntl = None
+
 LONGEST = 100  # characters of a name that its temporary file shows
+LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
 
 @contextmanager
@@ -21,9 +31,9 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
-    temporary = path.with_name(f".{path.name[:LONGEST]}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(_start(path) + f"{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with _new_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -48,18 +58,6 @@ def _name_new(temporary: Path, path: Path) -> None:
         os.rename(temporary, path)
 
 
-def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove the half-written files of these names that a killed process left behind."""
-    by_folder: dict[Path, set[str]] = {}
-    for path in paths:
-        by_folder.setdefault(path.parent, set()).add(path.name[:LONGEST])
-    for folder, names in by_folder.items():
-        for path in list(folder.iterdir()):
-            match = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", path.name, re.DOTALL)
-            if match and match[1] in names and path.is_file():
-                path.unlink(missing_ok=True)
-
-
 @contextmanager
 def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder to write files into, which gets its name once the block ends; after an error there is none.
@@ -70,20 +68,91 @@ def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     if path.exists() and not force:
         raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
     mark = secrets.token_hex(4)
-    temporary, before = (path.with_name(f".{path.name[:100]}.{mark}.{end}") for end in ("tmp", "old"))
+    temporary, before = (path.with_name(_start(path) + f"{mark}.{end}") for end in ("tmp", "old"))
     temporary.mkdir()
     try:
-        yield temporary
-        if force and path.exists():
-            os.rename(path, before)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if before.exists():
-                os.rename(before, path)
-            elif path.exists():
-                raise FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.") from None
-            raise
+        with _locked(temporary):
+            yield temporary
+            if force and path.exists():
+                os.rename(path, before)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                if before.exists():
+                    os.rename(before, path)
+                elif path.exists():
+                    taken = f"{path} was written by somebody else meanwhile. Give another name."
+                    raise FileExistsError(taken) from None
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Remove what killed writers of these files and folders left behind. What somebody is still writing stays.
+
+    A folder that was moved aside to be replaced, and never was, gets its name back.
+    """
+    if fcntl is None:
+        return
+    by_folder: dict[Path, dict[str, Path]] = {}
+    for path in map(Path, paths):
+        by_folder.setdefault(path.parent, {})[path.name[:LONGEST]] = path
+    for folder, names in by_folder.items():
+        for entry in list(folder.iterdir()):
+            match = LEFTOVER.fullmatch(entry.name)
+            if match and match[1] in names:
+                _remove_leftover(entry, names[match[1]])
+
+
+def _remove_leftover(entry: Path, path: Path) -> None:
+    writing = entry.with_suffix(".tmp")
+    with _locked(writing if writing.exists() else entry) as is_free:
+        if not is_free:
+            return
+        if entry.suffix == ".old" and not path.exists():
+            os.rename(entry, path)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def _start(path: Path) -> str:
+    return f".{path.name[:LONGEST]}."
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A new file, locked while it is open."""
+    while True:
+        file = open(path, "xb")  # noqa: SIM115 - it is closed by whoever asked for it
+        _lock(file.fileno(), wait=True)
+        if fcntl is None or os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # between the two lines above it was taken for a leftover, and removed
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder; False where another process has it, or there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # gone meanwhile; or a folder on Windows
+        yield False
+        return
+    try:
+        yield _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, *, wait: bool = False) -> bool:
+    """Take the lock of an open file, which goes when its process ends, however it does; whether that was possible."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:  # held by somebody else, or a file system without locks
+        return False
+    return True

@@ -25,6 +25,14 @@ def original_state(config: ModelConfig, networks: dict) -> dict[str, torch.Tenso
 
 
 def diffusers_unet(config: ModelConfig, networks: dict) -> UNet2DConditionModel:
+    model = empty_unet(config)
+    state = convert_ldm_unet_checkpoint(original_state(config, {"unet": networks["unet"]}), dict(model.config))
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def empty_unet(config: ModelConfig) -> UNet2DConditionModel:
+    """Without memory for its weights."""
     unet = config.unet
     cross = ["CrossAttn{}Block2D" if depth else "{}Block2D" for depth in unet.depths]
     settings = {
@@ -40,17 +48,22 @@ def diffusers_unet(config: ModelConfig, networks: dict) -> UNet2DConditionModel:
         "norm_num_groups": unet.groups,
     }
     with torch.device("meta"):
-        model = UNet2DConditionModel(**settings)
-    state = convert_ldm_unet_checkpoint(original_state(config, {"unet": networks["unet"]}), dict(model.config))
+        return UNet2DConditionModel(**settings)
+
+
+def diffusers_vae(config: ModelConfig, networks: dict) -> AutoencoderKL:
+    model = empty_vae(config)
+    state = convert_ldm_vae_checkpoint(original_state(config, {"vae": networks["vae"]}), dict(model.config))
     model.load_state_dict(state, assign=True)
     return model.eval()
 
 
-def diffusers_vae(config: ModelConfig, networks: dict) -> AutoencoderKL:
+def empty_vae(config: ModelConfig) -> AutoencoderKL:
+    """Without memory for its weights."""
     vae = config.vae
     levels = len(vae.multipliers)
     with torch.device("meta"):
-        model = AutoencoderKL(
+        return AutoencoderKL(
             block_out_channels=[vae.width * multiplier for multiplier in vae.multipliers],
             down_block_types=["DownEncoderBlock2D"] * levels,
             up_block_types=["UpDecoderBlock2D"] * levels,
@@ -58,9 +71,6 @@ def diffusers_vae(config: ModelConfig, networks: dict) -> AutoencoderKL:
             latent_channels=vae.latent_channels,
             norm_num_groups=vae.groups,
         )
-    state = convert_ldm_vae_checkpoint(original_state(config, {"vae": networks["vae"]}), dict(model.config))
-    model.load_state_dict(state, assign=True)
-    return model.eval()
 
 
 def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextModel:

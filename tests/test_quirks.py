@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from test_loading import equal, expected, parameters
 
 import sd
-from convert.checkpoint import POSITION_IDS, fit_shapes, read_checkpoint, read_vae
+from convert.checkpoint import POSITION_IDS, match_shapes, read_checkpoint
 from convert.convert import convert
 from convert.errors import CheckpointError, UnsupportedFileError, WeightMismatchError
 from convert.names import PREFIXES, original_names
 from convert.noise_schedule import alphas_cumprod
 from convert.original_file import schedule_buffers
 from convert.reader import open_checkpoint
+from convert.single_part import read_part
 from convert.tensors import as_tensor
 from sd.cli import main
 from sd.config import SD_V1
@@ -295,10 +296,10 @@ def test_what_the_publisher_says_of_the_model_is_kept(save, tiny_state, tmp_path
 
 def vae_of(path):
     with open_checkpoint(path) as file:
-        vae = read_vae(file)
+        vae = read_part(file, "vae")
         shapes = parameter_shapes({"vae": build_networks(TINY)["vae"]})
-        tensors = fit_shapes(vae.tensors, vae.stored_names, shapes, "a VAE")
-        return vae.config, {name: as_tensor(file, record).clone() for name, record in tensors.items()}
+        tensors = match_shapes(vae, shapes).tensors
+        return vae.config.vae, {name: as_tensor(file, record).clone() for name, record in tensors.items()}
 
 
 def losses():

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from convert.errors import UnsafeFileError, counted, shown, shown_list, size_text
+from convert.family import PARTS
 from convert.inspect import Report, inspect
 from convert.parts import Part
 from convert.reader import open_checkpoint
@@ -115,6 +116,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield from labelled("because", [shown(line) for line in report.evidence])
         usable = "yes, by its names; shapes are checked on loading"
         yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
+        if report.part:
+            yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
         if report.precision:
             yield "precision", report.precision
         yield from training(report)
@@ -128,6 +131,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "published", report.known or "not as one of the original checkpoints"
     if report.tensors_sha256:
         yield "tensors", report.tensors_sha256
+    if report.everything_sha256:
+        yield "all tensors", report.everything_sha256
     yield from values(report)
 
 

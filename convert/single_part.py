@@ -1,0 +1,152 @@
+"""One network of a model: from a file that holds it alone, under whatever names, or from a whole checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from convert.checkpoint import (
+    FORMAT,
+    LEFTOVERS,
+    POSITION_IDS,
+    Checkpoint,
+    check_ours,
+    read_checkpoint,
+    stated_step,
+    stated_weights,
+)
+from convert.diffusers_config import with_settings
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.family import PARTS, V2_TEXT_WIDTH, check_complete, part_config
+from convert.names import PREFIXES, Original, original_names
+from convert.original_layout import TEXT_ROOT, Found, find_tensors
+from convert.other_models import other_model
+from convert.reader import CheckpointFile
+from convert.stated_config import stated_config
+from sd.config import ModelConfig
+
+# What a part saved alone leaves out of the names that it has in a whole file, so that other tools read it: a VAE has
+# no prefix, as the files of their publishers; a text encoder has the names of the transformers library; a UNet is only
+# found by its prefix.
+DROPPED = {"unet": "", "vae": PREFIXES["vae"], "text_encoder": TEXT_ROOT}
+
+
+def read_part(file: CheckpointFile, part: str, *, weights: str = "auto") -> Checkpoint:
+    """Find one network in a file. Its shapes are still to be checked by `convert.checkpoint.match_shapes`.
+
+    part     "unet", "vae" or "text_encoder"
+    weights  as in `read_checkpoint`; "ema" only in a complete checkpoint
+
+    Raises UnsupportedFileError for another kind of model, WeightMismatchError where it is not there, or not all of it.
+    """
+    if file.metadata.get("format") == FORMAT:
+        if "part" not in file.metadata:
+            return only(read_checkpoint(file, weights=weights), part)
+        return _part_of_ours(file, part, weights)
+    found = find_tensors(file)
+    if all(any(name.startswith(prefix) for name in found.tensors) for prefix in PREFIXES.values()):
+        return only(read_checkpoint(file, weights=weights), part)
+    if weights == "ema":
+        raise WeightMismatchError("is no complete checkpoint, so it has no EMA weights. Leave --weights out.")
+    return _part_alone(file, found, part)
+
+
+def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
+    """One network of a complete model."""
+
+    def mine(table: Mapping) -> dict:
+        return {ours: value for ours, value in table.items() if ours.startswith(f"{part}.")}
+
+    return replace(
+        checkpoint,
+        part=part,
+        names=mine(checkpoint.names),
+        stored_names=mine(checkpoint.stored_names),
+        tensors=mine(checkpoint.tensors),
+        other_weights=checkpoint.other_weights if part == "unet" else None,
+        unknown=(),
+        extras={},
+    )
+
+
+def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
+    """From a file that holds no complete model."""
+    if part == "text_encoder":
+        found = _with_text_root(found)
+    prefix = PREFIXES[part]
+    mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
+    other = other_model({name: record.shape for name, record in found.tensors.items()})
+    if not mine:
+        what = f"it is {other[0]}, as {other[1]}" if other else "none of its tensors is part of one"
+        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1: {what}.")
+    config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()})
+    if other and part == "unet":
+        raise UnsupportedFileError(f"is {other[0]}: {other[1]}. Only those of Stable Diffusion 1 can be used so far.")
+    if part == "text_encoder" and config.text_encoder.width == V2_TEXT_WIDTH:
+        raise UnsupportedFileError(
+            f"has the text encoder of Stable Diffusion 2, {V2_TEXT_WIDTH} wide. Only those of Stable Diffusion 1 can "
+            "be used so far."
+        )
+    if file.configs:
+        config = with_settings(config, file.configs)
+    names = _names(config, part)
+    expected = {original.name for original in names.values()}
+    check_complete([name for name in sorted(expected) if name not in mine], len(names))
+    others = [name for name in mine if name not in expected and name != POSITION_IDS]
+    surplus = [found.stored_names[name] for name in others if not name.startswith(LEFTOVERS)]
+    if surplus:
+        raise WeightMismatchError(
+            f"holds {counted(len(surplus), 'weight')} that the {PARTS[part]} of an {config.family} model has no place "
+            f"for: {shown_list(surplus)}. It is another architecture."
+        )
+    return Checkpoint(
+        config=config,
+        part=part,
+        layout=found.layout,
+        names=names,
+        stored_names={ours: found.stored_names[original.name] for ours, original in names.items()},
+        tensors={ours: mine[original.name] for ours, original in names.items()},
+        weights="model",
+        other_weights=None,
+        unknown=(),
+        global_step=found.beside.get("global_step"),
+    )
+
+
+def _part_of_ours(file: CheckpointFile, part: str, weights: str) -> Checkpoint:
+    """From a file of ours that holds one part alone."""
+    stored, there = stated_weights(file), file.metadata["part"]
+    if there != part:
+        raise WeightMismatchError(f"holds a {PARTS.get(there, shown(there, 40))} alone, and no {PARTS[part]}.")
+    if weights not in ("auto", stored):
+        raise WeightMismatchError(f"holds the {stored} weights, not the {weights} ones. Leave --weights out.")
+    config = stated_config(file.metadata.get("config", ""), file.root, part)
+    names = _names(config, part)
+    check_ours(file, names)
+    return Checkpoint(
+        config=config,
+        part=part,
+        layout=FORMAT,
+        names=names,
+        stored_names={ours: ours for ours in names},
+        tensors={ours: file.root[ours] for ours in names},
+        weights=stored,
+        other_weights=None,
+        unknown=(),
+        global_step=stated_step(file),
+    )
+
+
+def _names(config: ModelConfig, part: str) -> dict[str, Original]:
+    return {ours: name for ours, name in original_names(config).items() if ours.startswith(f"{part}.")}
+
+
+def _with_text_root(found: Found) -> Found:
+    """A text encoder saved alone, named as in a whole file; nothing changes where there is one with those names."""
+    if any(name.startswith(PREFIXES["text_encoder"]) for name in found.tensors):
+        return found
+    bare = PREFIXES["text_encoder"].removeprefix(TEXT_ROOT)
+    renamed = {name: TEXT_ROOT + name if name.startswith(bare) else name for name in found.tensors}
+    return replace(
+        found,
+        tensors={renamed[name]: record for name, record in found.tensors.items()},
+        stored_names={renamed[name]: stored for name, stored in found.stored_names.items()},
+    )

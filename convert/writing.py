@@ -1,0 +1,193 @@
+"""Writing tensors that lie in an open file: one after the other, in another precision if that is asked for."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
+from convert.diffusers_names import diffusers_names
+from convert.errors import WeightMismatchError, shown
+from convert.hashing import file_sha256, hashed_meanwhile
+from convert.names import PREFIXES, ema_name
+from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles
+from convert.records import DTYPE_WIDTHS, TensorRecord
+from convert.safetensors_writer import write_safetensors
+from convert.single_part import DROPPED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+CHUNK = 16 << 20
+OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
+OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
+
+
+class Planned(NamedTuple):
+    """A tensor to write."""
+
+    record: TensorRecord  # where it lies, in the shape that it is to have
+    dtype: str  # that it is to have, a key of DTYPE_WIDTHS
+
+    @property
+    def nbytes(self) -> int:
+        return self.record.numel * DTYPE_WIDTHS[self.dtype]
+
+
+Plan = dict[str, Planned]  # by the name that each is to have
+
+
+def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
+    """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder.
+
+    With what lies beside the model, in the original layout everything has the name that it had in the file it is from:
+    averaged weights those of averages. Of what lies beside, other weights change their precision, and nothing else.
+
+    Raises WeightMismatchError where two tensors would have one name.
+    """
+    names = diffusers_names(checkpoint.config) if layout == "diffusers" else checkpoint.names
+    dropped = DROPPED[checkpoint.part] if checkpoint.part and layout == "original" else ""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras) and layout == "original"
+    plan = {}
+    for ours, record in checkpoint.tensors.items():
+        dtype = PRECISIONS.get(precision, record.dtype)
+        if layout == FORMAT:
+            plan[ours] = Planned(record, dtype)
+        else:
+            name, axes = names[ours]
+            name = ema_name(name) if averaged and ours.startswith("unet.") else name
+            unit = (1,) * axes
+            plan[name.removeprefix(dropped)] = Planned(
+                replace(record, shape=record.shape + unit, stride=record.stride + unit), dtype
+            )
+    for original, record in checkpoint.extras.items():
+        name = EXTRA + original if layout == FORMAT else original
+        if name in plan:
+            raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
+        is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
+        plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
+    return plan
+
+
+def our_metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -> dict[str, str | Callable[[], str]]:
+    """What a file of ours says of itself. Reads the source for its sha256, unless that is known."""
+    dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
+    step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
+    part = {"part": checkpoint.part} if checkpoint.part else {}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **part,
+        "family": checkpoint.config.family,
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "precision": PRECISIONS.get(precision, "+".join(dtypes)),
+        "weights": checkpoint.weights,
+        "source_file": shown(file.path.name),  # safetensors metadata must be valid Unicode
+        **_source_hashes(file),
+        **step,
+    }
+
+
+def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
+    """What the publisher said of the model (title, licence, how it was merged), without checksums of the old file."""
+    return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
+
+
+def _source_hashes(file: CheckpointFile) -> dict[str, str | Callable[[], str]]:
+    """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON."""
+    if isinstance(file, JoinedFiles):
+        vae = _source_hashes(file.second)
+        renamed = {name.replace("source", "vae"): text for name, text in vae.items()}
+        return _source_hashes(file.first) | {"vae_file": shown(file.second.path.name), **renamed}
+    if not isinstance(file, CheckpointFolder):
+        return {"source_sha256": hashed_meanwhile(file.path)}  # it takes about as long as the writing
+    hashes = {shown(part.path.relative_to(file.path).as_posix()): file_sha256(part.path) for part in file.files}
+    return {"source_files": json.dumps(hashes)}
+
+
+def write_plan(
+    out: BinaryIO,
+    file: CheckpointFile,
+    plan: Mapping[str, Planned],
+    precision: str,
+    metadata: Mapping[str, str | Callable[[], str]],
+) -> None:
+    """Write a `.safetensors`. Raises as `converted` does."""
+    entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
+    write_safetensors(out, entries, _bytes_of(converted(file, plan, precision)), metadata)
+
+
+def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str) -> "Iterator[tuple[str, Tensor]]":
+    """One tensor after the other in its new precision, row by row; what needs no change lies in the mapped file.
+
+    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that another precision has no room for.
+    """
+    import torch
+
+    from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
+
+    release = release_after_last(file, (planned.record for planned in plan.values()))
+    unusable = []
+    for name, (record, dtype_name) in plan.items():
+        file.verify(record)
+        stored, dtype = as_tensor(file, record), getattr(torch, dtype_name)
+        if stored.dtype != dtype and not in_range(stored, dtype):
+            unusable.append(name)
+        yield name, stored.to(dtype).contiguous()
+        release(record)
+    if unusable:
+        raise out_of_range(unusable, precision)
+
+
+def _bytes_of(weights: "Iterable[tuple[str, Tensor]]") -> Iterator[memoryview]:
+    from convert.tensors import raw_bytes
+
+    for _, tensor in weights:
+        yield raw_bytes(tensor)
+
+
+def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside: Mapping[str, int]) -> None:
+    """The container that the original code reads with `torch.load`.
+
+    beside  numbers that stand beside the tensors
+    """
+    import torch
+
+    # Of a tensor that is a window into a larger storage, torch would write the whole storage.
+    state = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in weights}
+    try:
+        torch.save({"state_dict": state, **beside}, out)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind a fault of its own
+            raise error.__context__ from None
+        raise
+
+
+class Reporting:
+    """A file that tells how many bytes were just written, altogether as many as were announced."""
+
+    out: BinaryIO
+
+    def __init__(self, announced: int, on_bytes: Callable[[int], None] | None):
+        self.left, self.on_bytes = announced, on_bytes
+
+    def write(self, data: bytes | memoryview) -> int:
+        for start in range(0, len(data), CHUNK):
+            chunk = data[start : start + CHUNK]
+            self.out.write(chunk)
+            self.report(len(chunk))
+        return len(data)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return self.out.seek(position, whence)
+
+    def flush(self) -> None:
+        self.out.flush()
+
+    def report(self, count: int) -> None:
+        count = min(count, self.left)  # a file is a little longer than its tensors
+        self.left -= count
+        if self.on_bytes and count:
+            self.on_bytes(count)
