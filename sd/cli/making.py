@@ -33,18 +33,41 @@ MOST_PICTURES = 100_000
 
 
 def add_making_flags(parser: Parser, *, size_default: str) -> None:
-    """The flags of every command that makes pictures."""
+    """The flags of every command that makes picture files."""
+    add = parser.add_argument
+    add_prompt_flags(parser)
+    add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
+        '({"prompt": "...", "seed": 7}); - is standard input')  # fmt: skip
+    add_model_flags(parser)
+    picture = add_picture_flags(parser, size_default=size_default)
+    picture.add_argument("--count", "--n_iter", type=int, default=1, metavar="N",
+                         help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
+    picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
+                         help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
+    add_sampling_flags(parser)
+
+    output = add_output_flags(parser)
+    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
+                        help="a .png file, a folder, or a template for names with "
+                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
+    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
+    output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
+    output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
+
+
+def add_prompt_flags(parser: Parser) -> None:
+    """One prompt, and what goes with it."""
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" gives what the model makes without a prompt')
     add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
-    add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
-        '({"prompt": "...", "seed": 7}); - is standard input')  # fmt: skip
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
-
     add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
         "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
 
+
+def add_model_flags(parser: Parser) -> None:
+    """Which weights, and how they are run."""
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
                        help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or what sd convert "
@@ -55,6 +78,9 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
     model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
                        help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
 
+
+def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:
+    """Size, seed and layer of the text encoder."""
     picture = parser.add_argument_group("picture")
     picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
                          help=f"multiple of 8 (default: {size_default})")  # fmt: skip
@@ -62,15 +88,14 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                          help=f"multiple of 8 (default: {size_default})")  # fmt: skip
     picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
                          "(default: drawn, printed and stored)")  # fmt: skip
-    picture.add_argument("--count", "--n_iter", type=int, default=1, metavar="N",
-                         help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
-    picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
-                         help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
-
     picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
                          help="which of the text encoder's layers is used: 1 the last, 2 the one before it, as some "
                          "fine-tuned models expect (default: 1)")  # fmt: skip
+    return picture
 
+
+def add_sampling_flags(parser: Parser) -> None:
+    """Noise levels, sampler and guidance."""
     sampling = parser.add_argument_group("sampling")
     add_schedule_flags(sampling)
     sampling.add_argument(
@@ -84,14 +109,6 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                           "(default: 7.5)")  # fmt: skip
     sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
                           help="take back contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
-
-    output = add_output_flags(parser)
-    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
-                        help="a .png file, a folder, or a template for names with "
-                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
-    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
-    output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
-    output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +134,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     from convert.checkpoint import read_checkpoint
     from convert.reader import open_checkpoint
 
-    if args.model is None:
-        args.model = embedded_model()
-        if not args.model.exists():
-            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
+    choose_model(args)
     for flag, number in (
         ("--count", args.count),
         ("--batch-size", args.batch_size),
@@ -168,6 +182,14 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     if failed:
         raise JobError(f"{failed} of {counted(len(jobs), 'picture')} could not be made.")
     return 0
+
+
+def choose_model(args: argparse.Namespace) -> None:
+    """The embedded model where no other is given, if it is there."""
+    if args.model is None:
+        args.model = embedded_model()
+        if not args.model.exists():
+            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
 
 
 def setting_spellings(parser: Parser) -> dict[str, str]:
