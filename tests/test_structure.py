@@ -17,6 +17,7 @@ TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.token
 TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
 TORCH_FREE += ["sd.sampler_names", "sd.cli.schedule"]
 TORCH_FREE += ["sd.cli.arch"]
+TORCH_FREE += ["sd.cli.explain", "sd.explain_page", "sd.explain_text"]
 TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
 TORCH_FREE += ["convert.torch_stream_reader", "convert.diffusers_folder", "convert.diffusers_writer"]
 TORCH_FREE += ["convert.noise_schedule"]
