@@ -107,7 +107,7 @@ def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, in
             norms |= {"without_prompt": step.without_prompt, "difference": step.difference}
             strength = 1 / max(step.difference.square().mean().sqrt().item(), 1e-12)
             pictures["without_prompt"] = preview(step.without_prompt, SMALL)
-            pictures["difference"] = preview(strength * step.difference, SMALL)
+            pictures["difference"] = preview(-strength * step.difference, SMALL)  # less noise there: more picture
         yield {
             "number": step.number,
             "timestep": step.timestep,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, assemble
+from conftest import TINY, assemble, fill
 from PIL import Image
 
 from sd.attention import Attention, SpatialTransformer
@@ -90,6 +90,19 @@ def test_predicted_picture_and_noise_make_up_the_noisy_latents(run):
     for step in run.steps:
         mixed = step.alpha_bar**0.5 * step.x_0 + (1 - step.alpha_bar) ** 0.5 * step.guided
         assert torch.allclose(mixed, step.x_t, atol=1e-4)
+
+
+def test_steps_that_are_run_again_in_float32_are_recorded_once():
+    half = assemble(TINY, fill(TINY, dtype=torch.float16))
+    weight = half.unet.time_embed.linear2.weight
+    weight.mul_(60_000 / weight.abs().max().item())  # overflows in fp16 only
+    messages = []
+    run = explain(half, settings(steps=2), on_retry=messages.append)
+    assert "the UNet gave NaN or infinite values in fp16" in messages[0]
+    assert [step.number for step in run.steps] == [1, 2]
+    assert half.dtypes["unet"] == torch.float32
+    assert run.picture.tobytes() == half.make([settings(steps=2)])[0].tobytes()
+    assert torch.equal(run.steps[0].x_t[0], torch.randn(4, 8, 9, generator=torch.Generator().manual_seed(5)))
 
 
 # ---------- attention ----------
