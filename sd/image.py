@@ -1,5 +1,6 @@
 """Between the networks' tensors and picture files."""
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,11 +41,18 @@ def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: 
 
     Raises FileExistsError where there is such a file already, unless forced.
     """
+    with written_whole(path, force=force) as file:
+        file.write(png_bytes(picture, texts))
+
+
+def png_bytes(picture: Image.Image, texts: dict[str, str]) -> bytes:
+    """The PNG that `save_png` writes."""
     info = PngInfo()
     for key, text in texts.items():
         info.add_text(key, text)
-    with written_whole(path, force=force) as file:
-        picture.save(file, "PNG", pnginfo=info)
+    file = io.BytesIO()
+    picture.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:

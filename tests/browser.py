@@ -10,7 +10,13 @@ import time
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-KEYS = {"Tab": (9, ""), "Enter": (13, "\r"), " ": (32, " ")}  # code and text
+KEYS = {
+    "Tab": (9, ""),
+    "Enter": (13, "\r"),
+    " ": (32, " "),
+    "ArrowLeft": (37, ""),
+    "ArrowRight": (39, ""),
+}  # code, text
 
 
 PATIENCE = 120  # seconds for an answer, on a busy machine

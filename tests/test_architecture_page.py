@@ -14,7 +14,7 @@ from sd.architecture_page import Section, amount, page
 from sd.architecture_table import blocks
 from sd.config import SD_V1
 
-VOID = {"meta", "link", "br", "input"}
+VOID = {"meta", "link", "br", "input", "img"}
 
 
 class Reader(HTMLParser):

@@ -19,6 +19,8 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "txt2img": "a picture from text",
     "img2img": "a picture from a picture and text",
     "inpaint": "repaint a part of a picture, or beyond its edges",
+    "explain": "a picture from text, and a page that shows how it was made",
+    "noise": "what noise does to a picture, and the VAE",
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",

@@ -39,10 +39,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     from convert.checkpoint import read_checkpoint
     from convert.reader import open_checkpoint
 
-    if args.model is None:
-        args.model = embedded_model()
-        if not args.model.exists():
-            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
+    choose_model(args)
     for flag, number in (
         ("--count", args.count),
         ("--batch-size", args.batch_size),
@@ -114,6 +111,14 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     if failed:
         raise JobError(f"{failed} of {counted(len(jobs), 'picture')} could not be made.")
     return 0
+
+
+def choose_model(args: argparse.Namespace) -> None:
+    """The embedded model where no other is given, if it is there."""
+    if args.model is None:
+        args.model = embedded_model()
+        if not args.model.exists():
+            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
 
 
 def draw_variation_seed(args: argparse.Namespace, lines: Sequence[Line]) -> bool:

@@ -1,5 +1,6 @@
 """The flags of every command that makes pictures."""
 
+import argparse
 from pathlib import Path
 
 from sd.cli.flags import Parser, add_output_flags, add_schedule_flags
@@ -12,38 +13,16 @@ DEVICES = "auto, cuda, mps or cpu"
 
 
 def add_making_flags(parser: Parser, *, size_default: str) -> None:
-    """The flags of every command that makes pictures."""
+    """The flags of every command that makes picture files."""
     add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" gives what the model makes without a prompt')
-    add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
+    add_prompt_flags(parser)
     add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, one a line or one JSON object a line "
         '({"prompt": "...", "seed": 7}); - is standard input. The same command again makes the pictures that are '
         "missing")  # fmt: skip
-    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("--like", type=Path, metavar="PICTURE", help="prompt and settings from a picture, made here or elsewhere; "
         "flags beside it win")  # fmt: skip
-    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
-
-    add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
-        "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
-
-    model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or what sd convert "
-                       "wrote")  # fmt: skip
-    model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
-                       help="which UNet weights, where the file has both (default: auto, the model's own)")  # fmt: skip
-    model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                       help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
-
-    picture = parser.add_argument_group("picture")
-    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
-                         "(default: drawn, printed and stored)")  # fmt: skip
+    add_model_flags(parser)
+    picture = add_picture_flags(parser, size_default=size_default)
     picture.add_argument("--vary", "--variation-strength", type=float, metavar="X",
                          help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's; 0.1 "
                          "changes details; all pictures then have the same seed (default: 0)")  # fmt: skip
@@ -55,14 +34,63 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
     picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
                          help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
 
+    picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
+                         help="the picture goes on at its other side, so that copies fit together: along x, y, or both "
+                         "if no axis is named (then put it after the prompt)")  # fmt: skip
+    add_sampling_flags(parser)
+    output = add_output_flags(parser)
+    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
+                        help="a .png file, a folder, or a template for names with "
+                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
+    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
+    output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
+    add_step_flags(parser)
+    output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
+
+
+def add_prompt_flags(parser: Parser) -> None:
+    """One prompt, and what goes with it."""
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" gives what the model makes without a prompt')
+    add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
+    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
+    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what to move away from")
+
+    add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK in prompts are text, not "
+        "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Which weights, and how they are run."""
+    model = parser.add_argument_group("model")
+    model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
+                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or what sd convert "
+                       "wrote")  # fmt: skip
+    model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
+                       help="which UNet weights, where the file has both (default: auto, the model's own)")  # fmt: skip
+    model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
+    model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+                       help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
+
+
+def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:
+    """Size, seed and layer of the text encoder."""
+    picture = parser.add_argument_group("picture")
+    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
+                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
+    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS",
+                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
+    picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
+                         "(default: drawn, printed and stored)")  # fmt: skip
     picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
                          help="which of the text encoder's layers is used: 1 the last, 2 the one before it, as some "
                          "fine-tuned models expect (default: 1)")  # fmt: skip
 
-    picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
-                         help="the picture goes on at its other side, so that copies fit together: along x, y, or both "
-                         "if no axis is named (then put it after the prompt)")  # fmt: skip
+    return picture
 
+
+def add_sampling_flags(parser: Parser) -> None:
+    """Noise levels, sampler and guidance."""
     sampling = parser.add_argument_group("sampling")
     add_schedule_flags(sampling)
     sampling.add_argument(
@@ -76,15 +104,6 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                           "(default: 7.5)")  # fmt: skip
     sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
                           help="take back contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
-
-    output = add_output_flags(parser)
-    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
-                        help="a .png file, a folder, or a template for names with "
-                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
-    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
-    output.add_argument("--grid-columns", type=int, metavar="N", help="pictures in a row of that sheet; implies --grid")
-    add_step_flags(parser)
-    output.add_argument("--json", action="store_true", help="print one JSON object a picture instead of its path")
 
 
 def add_second_pass_flags(parser: Parser) -> None:
