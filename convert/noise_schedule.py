@@ -16,7 +16,8 @@ from convert.reader import CheckpointFile
 from convert.records import TensorRecord
 from sd.config import ModelConfig, ScheduleConfig
 
-MARKERS = {"v_pred", "ztsnr"}
+PREDICTS_V, ENDS_IN_NOISE = "v_pred", "ztsnr"
+MARKERS = {PREDICTS_V, ENDS_IN_NOISE}
 PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "ss_prediction_type")
 PREDICTIONS = {
     **dict.fromkeys(("v", "v_pred", "v_prediction", "v-prediction"), "v"),
@@ -31,9 +32,9 @@ def with_schedule(
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     """The config with the prediction that the file states, and what to tell the user of its schedule."""
     stated = next((file.metadata[key] for key in PREDICTION_KEYS if file.metadata.get(key)), "")
-    prediction = "v" if "v_pred" in tensors else PREDICTIONS.get(stated.strip().lower(), config.prediction)
+    prediction = "v" if PREDICTS_V in tensors else PREDICTIONS.get(stated.strip().lower(), config.prediction)
     config = replace(config, prediction=prediction)
-    if "ztsnr" in tensors:
+    if ENDS_IN_NOISE in tensors:
         return config, ("trained with a noise schedule that ends in pure noise (ztsnr); the usual one is used.",)
     return config, _table_notes(config.schedule, file, tensors.get("alphas_cumprod"))
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from convert.checkpoint import POSITION_IDS
 from convert.names import ema_name, original_names
+from convert.noise_schedule import PREDICTS_V
 from convert.safetensors_writer import write_safetensors
 from convert.tensors import raw_bytes
 from sd.config import ModelConfig, ScheduleConfig
@@ -57,7 +58,7 @@ def original_state_dict(
         if averaged is not None and ours.startswith("unet."):
             state[ema_name(name)] = averaged[ours].reshape(state[name].shape)
     if config.prediction == "v":
-        state["v_pred"] = torch.empty(0)  # nothing else in the file could tell
+        state[PREDICTS_V] = torch.empty(0)  # nothing else in the file could tell
     state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
     return state
 

@@ -1,5 +1,6 @@
 """What can be written where: the layouts, and what is refused before anything is read for it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from convert.checkpoint import FORMAT, Checkpoint
@@ -82,13 +83,14 @@ def check_extras(checkpoint: Checkpoint, layout: str, weights: str) -> None:
 
 
 def check_original_has_room(checkpoint: Checkpoint) -> None:
-    """In the original layout nothing but the shapes tells what a model is. Raises TargetError if that is not enough."""
+    """In the original layout little but the shapes tells what a model is. Raises TargetError if that is not enough."""
     ours, part = checkpoint.config, checkpoint.part
     shapes = {checkpoint.names[name].name: record.shape for name, record in checkpoint.tensors.items()}
     if part:
         told = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()})
     else:
         told = recognise(shapes)
+        told = told if ours.prediction == "eps" else replace(told, prediction="v")  # a marker tells of it
     for where, what, found, usual in (
         ("unet", "what the UNet predicts", ours.prediction, told.prediction),
         ("unet", "the noise schedule", ours.schedule, told.schedule),

@@ -11,8 +11,9 @@ from convert.diffusers_names import diffusers_names
 from convert.errors import WeightMismatchError, shown
 from convert.hashing import file_sha256, hashed_meanwhile
 from convert.names import PREFIXES, ema_name
+from convert.noise_schedule import PREDICTS_V
 from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles
-from convert.records import DTYPE_WIDTHS, TensorRecord
+from convert.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.safetensors_writer import write_safetensors
 from convert.single_part import DROPPED
 
@@ -23,6 +24,9 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 16 << 20
 OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
 OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
+
+
+NOTHING = TensorRecord("float32", (0,), (1,), StorageRecord("", 0, 0, "little", None), 0)  # a tensor without elements
 
 
 class Planned(NamedTuple):
@@ -68,6 +72,8 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
             raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
         is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
         plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
+    if layout == "original" and checkpoint.config.prediction == "v" and not checkpoint.part:
+        plan[PREDICTS_V] = Planned(NOTHING, NOTHING.dtype)
     return plan
 
 

@@ -17,8 +17,9 @@ from sd.architecture_timing import synchronize
 from sd.denoiser import Denoiser
 from sd.explain_attention import AttentionWatch, Heat, map_side
 from sd.explain_text import TokenStrip, token_strip
+from sd.latent_diffusion import table_and_steps
 from sd.noise import PictureNoise
-from sd.pipeline import StableDiffusion, table_and_steps
+from sd.pipeline import StableDiffusion
 from sd.schedule import x_0_from_eps
 from sd.settings import Settings
 

@@ -14,7 +14,8 @@ from sd.explain import Run
 from sd.explain_attention import Heat
 from sd.explain_formulas import formulas
 from sd.image import png_bytes
-from sd.pipeline import NonFiniteError, StableDiffusion, table_and_steps
+from sd.latent_diffusion import table_and_steps
+from sd.pipeline import NonFiniteError, StableDiffusion
 from sd.schedule import sigma_of
 
 LARGE, SMALL, TINY = 192, 128, 112  # longest side of previews, in pixels

@@ -467,12 +467,22 @@ def test_our_file_made_from_a_folder_says_where_its_parts_came_from(tmp_path, ou
 
 
 def test_what_the_original_layout_cannot_say_is_not_lost_silently(tmp_path, copy):
-    edit(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
-    with pytest.raises(TargetError, match=r"has no place for what the UNet predicts: v, where .* expects eps"):
+    edit(copy / "scheduler/scheduler_config.json", beta_end=0.02)
+    with pytest.raises(TargetError, match=r"has no place for the noise schedule: .*0\.02"):
         convert(copy, tmp_path / "x.ckpt")
     convert(copy, tmp_path / "x.safetensors")
     convert(tmp_path / "x.safetensors", tmp_path / "again", layout="diffusers")
-    assert look(tmp_path / "again").config.prediction == "v"
+    assert look(tmp_path / "again").config.schedule.beta_end == 0.02
+
+
+def test_a_model_that_predicts_v_does_so_in_every_layout(tmp_path, copy):
+    edit(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    convert(copy, tmp_path / "a.ckpt", verify=True)
+    convert(tmp_path / "a.ckpt", tmp_path / "b.safetensors", verify=True)
+    convert(tmp_path / "b.safetensors", tmp_path / "c.safetensors", layout="original", verify=True)
+    convert(tmp_path / "c.safetensors", tmp_path / "again", layout="diffusers")
+    for name in ("a.ckpt", "b.safetensors", "c.safetensors", "again"):
+        assert look(tmp_path / name).config.prediction == "v"
 
 
 def test_an_unfinished_folder_does_not_stay(tmp_path, tiny_state):
