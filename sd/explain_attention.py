@@ -20,7 +20,7 @@ from sd.block_plan import block_plan
 from sd.config import UNetConfig
 
 SIDES = ((32, True), (16, True), (32, False), (16, False), (8, False))  # largest map kept, and whether heads are apart
-ROOM = 2_500_000  # numbers that the maps of one run may have
+ROOM = 2_400_000  # numbers that the maps of one run may have
 
 
 def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:

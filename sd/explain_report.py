@@ -18,9 +18,9 @@ from sd.latent_diffusion import table_and_steps
 from sd.pipeline import NonFiniteError, StableDiffusion
 from sd.schedule import sigma_of
 
-LARGE, SMALL, TINY = 192, 128, 112  # longest side of previews, in pixels
-QUALITY = 60
-LARGEST_PNG = 1_500_000  # bytes; larger pictures go into the page with losses
+LARGE, SMALL = 192, 112  # longest side of previews, in pixels
+QUALITY = 55
+LARGEST_PNG = 900_000  # bytes; larger pictures go into the page with losses
 CURVE_POINTS = 101
 
 
@@ -71,9 +71,9 @@ def report(
                     {
                         "label": label,
                         "settings": one.settings.to_dict(),
-                        "picture": data_uri(one.picture, TINY),
+                        "picture": data_uri(one.picture, SMALL),
                         "steps": [
-                            {"timestep": step.timestep, "picture": preview(step.x_0, TINY)} for step in one.steps
+                            {"timestep": step.timestep, "picture": preview(step.x_0, SMALL)} for step in one.steps
                         ],
                     }
                     for label, one in zip(comparison.labels, comparison.runs, strict=True)

@@ -18,7 +18,7 @@ def sheet(levels: Sequence[NoiseLevel], trip: RoundTrip) -> Image.Image:
     columns = max(len(levels), 6)
     width = 2 * MARGIN + columns * (CELL + GAP) - GAP
     latent_rows = [(level, four(level.latents, cell)) for level in levels]
-    height = 2 * MARGIN + 3 * TITLE + 3 * cell[1] + 3 * GAP + 8 * LINE + 3 * GAP
+    height = 2 * MARGIN + 3 * (TITLE + cell[1]) + 6 * LINE + 2 * GAP + GAP // 2 + 10
     picture = Image.new("RGB", (width, height), PAPER)
     pen = ImageDraw.Draw(picture)
 
@@ -58,8 +58,8 @@ def sheet(levels: Sequence[NoiseLevel], trip: RoundTrip) -> Image.Image:
 
 def level_lines(level: NoiseLevel) -> list[str]:
     name = "x_0" if level.timestep is None else f"x_t, t = {level.timestep}"
-    ratio = f"{level.signal_to_noise:.4g}" if level.alpha_bar < 1 else "no noise"
-    return [name, f"alpha_bar {level.alpha_bar:.5f}", f"signal to noise {ratio}"]
+    ratio = f"signal to noise {level.signal_to_noise:.4g}" if level.alpha_bar < 1 else "no noise"
+    return [name, f"alpha_bar {level.alpha_bar:.5f}", ratio]
 
 
 def arithmetic(trip: RoundTrip) -> str:

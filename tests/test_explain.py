@@ -13,9 +13,9 @@ from PIL import Image
 from sd.attention import Attention, SpatialTransformer
 from sd.denoiser import Denoiser
 from sd.explain import explain
-from sd.explain_attention import AttentionWatch, attention_weights, map_side
+from sd.explain_attention import ROOM, AttentionWatch, attention_weights, map_side
 from sd.explain_page import page
-from sd.explain_report import Comparison, preview_count, report, shares
+from sd.explain_report import LARGE, LARGEST_PNG, SMALL, Comparison, data_uri, preview_count, report, shares
 from sd.explain_text import token_strip
 from sd.settings import Settings
 from sd.tokenizer import Tokenizer
@@ -177,7 +177,7 @@ def test_long_prompts_and_many_steps_get_smaller_maps():
     assert map_side(unet, (64, 64), 150, 100) == (8, False)
     largest, heads_apart = map_side(unet, (64, 64), 77, 30)
     kept = sum(min(largest, side) ** 2 * (8 if heads_apart else 1) for side in (64, 32, 16, 8))
-    assert kept * 77 * 30 <= 2_500_000
+    assert kept * 77 * 30 <= ROOM
 
 
 # ---------- the prompt ----------
@@ -305,5 +305,11 @@ def test_packed_maps_are_the_recorded_ones(run, told):
         assert start == len(raw)
 
 
-def test_page_stays_small(told):
-    assert len(page(told)) < 400_000
+def test_a_page_of_30_steps_stays_below_6_megabytes(told):
+    """With as large maps and as large a picture as there may be, and noise in all previews."""
+    noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    decoded = Image.fromarray(noise.numpy()).resize((512, 512), Image.Resampling.BICUBIC)
+    previews = len(data_uri(decoded, LARGE)) + 4 * len(data_uri(decoded, SMALL))
+    step = {**told["steps"][0], "maps": "", "pictures": {}}
+    rest = len(page({**told, "steps": [step] * 30, "comparisons": []}))
+    assert 30 * previews + (ROOM + LARGEST_PNG) * 4 / 3 + rest < 6_000_000
