@@ -328,9 +328,9 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_conversion_leaves_no_half_file(tmp_path, tiny_ckpt, number):
     code = (
-        "import sys, time, convert.convert as c\n"
-        "write = c._Reporting.report\n"
-        "c._Reporting.report = lambda *a: (print(flush=True), time.sleep(0.01), write(*a))\n"
+        "import sys, time, convert.writing as c\n"
+        "write = c.Reporting.report\n"
+        "c.Reporting.report = lambda *a: (print(flush=True), time.sleep(0.01), write(*a))\n"
         "import sd.cli; sys.exit(sd.cli.main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", code, "convert", str(tiny_ckpt), "x.safetensors"]

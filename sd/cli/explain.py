@@ -57,7 +57,7 @@ def parser() -> Parser:
     output.add_argument("-o", "--out", default=DEFAULT_OUT, metavar="FILE",
                         help=f"an .html file, or a folder (default: {DEFAULT_OUT})")  # fmt: skip
     output.add_argument("--json", action="store_true", help="print one JSON object instead of the path")
-    parser.set_defaults(from_file=None, count=1, batch_size=1)
+    parser.set_defaults(from_file=None, count=1, batch_size=1, vary=None, vary_seed=None, tile="")
     return parser
 
 
