@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sd.config import ModelConfig
 from sd.text_encoder import TextEncoder
@@ -9,9 +10,20 @@ from sd.unet import UNet
 from sd.vae import VAE
 
 
+class Unfilled(TorchFunctionMode):
+    """New weights are left as they are: on the meta device there is nothing to fill, and torch takes two seconds to
+    import what it would do that with."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return function(*args, **kwargs)
+
+
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """The networks by their names in a file of ours, on the meta device: all names and shapes, no memory, no values."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         networks = {
             "text_encoder": TextEncoder(config.text_encoder),
             "unet": UNet(config.unet),

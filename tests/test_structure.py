@@ -124,3 +124,13 @@ def test_every_package_is_installed():
     listed = re.search(r"^packages = (\[.*?\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     expected = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} | {"sd.weights"}
     assert set(re.findall(r'"([\w.]+)"', listed)) == expected
+
+
+def test_empty_networks_are_built_without_what_fills_them():
+    """torch imports its compiler and a computer algebra system for that, which takes longer than to load a model."""
+    code = (
+        "import sys\nfrom sd.config import SD_V1\nfrom sd.networks import build_networks\nbuild_networks(SD_V1)\n"
+        "assert not {'sympy', 'torch._inductor'} & sys.modules.keys()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
