@@ -484,3 +484,12 @@ def test_patterns_are_two_shades_of_one_colour(scenes):
             pure = ((image - first).abs() < 1e-4) | ((image - second).abs() < 1e-4)
             assert pure.float().mean() > 0.6
             assert all(0.1 < share < 0.9 for share in ((image - first).abs() < 1e-4).float().mean(dim=(1, 2, 3)))
+
+
+def test_simple_scenes_have_one_thing_on_a_plain_background():
+    dataset = ShapesDataset(0, 64, simple=True)
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {len(scene.things) for scene in scenes} == {1}
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    assert {thing.size for scene in scenes for thing in scene.things} == {"medium", "large"}
+    assert {thing.shape for scene in scenes for thing in scene.things} == set(SHAPES)

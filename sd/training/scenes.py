@@ -88,16 +88,17 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
     return found
 
 
-def sample_scene(generator: Random, *, held_out: bool = False) -> Scene:
+def sample_scene(generator: Random, *, held_out: bool = False, simple: bool = False) -> Scene:
     """Draw a scene: three of five have one thing, the others two.
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
+    simple    only one thing, not a small one, on a plain background: what to begin with
     """
-    background = sample_background(generator)
+    background = sample_background(generator, plain=simple)
     choices = things_on(background.colour, held_out)
-    if generator.random() < 0.6:
+    if simple or generator.random() < 0.6:
         shape, colour = generator.choice(choices)
-        size = generator.choice(list(SIZES))
+        size = generator.choice(list(SIZES)[1:] if simple else list(SIZES))
         radius = generator.uniform(*SIZES[size])
         x, y = place(generator, radius), place(generator, radius)
         thing = sample_thing(generator, shape, colour, size, x, y, radius)
@@ -182,9 +183,9 @@ def sample_thing(generator: Random, shape: str, colour: str, size: str, x: float
     return Thing(shape=shape, colour=colour, size=size, rgb=rgb, x=x, y=y, radius=radius, angle=angle)
 
 
-def sample_background(generator: Random) -> Background:
+def sample_background(generator: Random, *, plain: bool = False) -> Background:
     colour = generator.choice(list(COLOURS))
-    pattern = generator.choice(PATTERNS) if generator.random() < 0.4 else "plain"
+    pattern = generator.choice(PATTERNS) if not plain and generator.random() < 0.4 else "plain"
     rgb = vary(generator, COLOURS[colour])
     end, share = PALER.get(colour, (1, 0.2))
     second = tuple(channel + share * (end - channel) for channel in rgb)

@@ -180,14 +180,23 @@ class ShapesDataset:
 
     size      the pictures' side in pixels
     held_out  only combinations that training never shows
+    simple    only one thing on a plain background
     """
 
-    def __init__(self, seed: int, size: int, *, held_out: bool = False, device: torch.device | str = "cpu"):
-        self.seed, self.size, self.held_out, self.device = seed, size, held_out, device
+    def __init__(
+        self,
+        seed: int,
+        size: int,
+        *,
+        held_out: bool = False,
+        simple: bool = False,
+        device: torch.device | str = "cpu",
+    ):
+        self.seed, self.size, self.held_out, self.simple, self.device = seed, size, held_out, simple, device
 
     def describe(self, number: int) -> tuple[Scene, str]:
         generator = Random(f"shapes {self.seed} {number}")  # of a string, by SHA-512: near numbers, unlike pictures
-        scene = sample_scene(generator, held_out=self.held_out)
+        scene = sample_scene(generator, held_out=self.held_out, simple=self.simple)
         return scene, caption(scene, generator)
 
     def recaption(self, number: int, time: int) -> str:
