@@ -12,6 +12,7 @@ from convert.diffusers_writer import WEIGHTS, write_settings
 from convert.family import PARTS
 from convert.other_vae import read_with_vae
 from convert.reader import CheckpointFile, errors_named, open_checkpoint
+from convert.shapes import parameter_shapes
 from convert.single_part import only, read_part
 from convert.target import PICKLES, TargetError, check_extras, check_original_has_room, check_target, layout_of
 from convert.writing import (
@@ -148,10 +149,8 @@ def convert(
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    from sd.networks import build_networks, parameter_shapes  # torch takes a second to import: not before it is needed
-
-    networks = build_networks(checkpoint.config)
-    return parameter_shapes({checkpoint.part: networks[checkpoint.part]} if checkpoint.part else networks)
+    start = f"{checkpoint.part}." if checkpoint.part else ""
+    return {name: shape for name, shape in parameter_shapes(checkpoint.config).items() if name.startswith(start)}
 
 
 def _check_disk(target: Path, needed: int) -> None:

@@ -12,17 +12,20 @@ import mmap
 import os
 import stat
 import threading
+import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from convert.contents import Contents
 from convert.diffusers_folder import FolderContents, read_folder
 from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
 from convert.kinds import HEAD_BYTES, other_kind
-from convert.records import StorageRecord, TensorRecord
+from convert.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.safetensors_reader import is_safetensors, read_safetensors
 from convert.torch_stream_reader import is_torch_stream, read_torch_stream
 from convert.torch_zip_reader import is_zip, read_torch_zip
@@ -36,10 +39,25 @@ READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Conten
 )
 
 
+class Span(NamedTuple):
+    """Bytes of an open file."""
+
+    descriptor: int
+    offset: int
+    nbytes: int
+
+
 class CheckpointFile:
     """An open checkpoint. `root` is plain data with the leaves described in `convert/records.py`."""
 
-    def __init__(self, path: Path, mapping: mmap.mmap, contents: Contents, called: str | None = None):
+    def __init__(
+        self,
+        path: Path,
+        mapping: mmap.mmap,
+        contents: Contents,
+        called: str | None = None,
+        descriptor: int | None = None,
+    ):
         self.path = path
         self.called = called or path.name  # in errors
         self.size = len(mapping)
@@ -49,6 +67,8 @@ class CheckpointFile:
         self.foreign = contents.foreign  # names of the placeholders, sorted
         self.configs: dict[str, dict] = {}  # of a folder's components
         self.component: str | None = None  # of diffusers' layout, alone in its folder
+        self._descriptor = descriptor
+        self._close_descriptor = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
         self._mapping = mapping
         self._view = memoryview(mapping)
         self._lock = threading.Lock()  # for the two tables below
@@ -69,6 +89,14 @@ class CheckpointFile:
                 except CheckpointError as error:
                     raise named(error, self.called) from None
             return memoryview(self._inflated[storage.offset])
+
+    def span(self, record: TensorRecord) -> Span | None:
+        """Where a tensor's bytes lie in the file as any other file would have them: row by row, little end first."""
+        storage, width = record.storage, DTYPE_WIDTHS[record.dtype]
+        as_they_are = storage.deflated is None and record.is_contiguous
+        if self._descriptor is None or not as_they_are or (storage.byteorder != "little" and width > 1):
+            return None
+        return Span(self._descriptor, storage.offset + record.offset * width, record.nbytes)
 
     def verify(self, record: TensorRecord) -> None:
         """Check the storage's CRC-32, once per storage; may be called from several threads at a time."""
@@ -99,6 +127,8 @@ class CheckpointFile:
     def close(self) -> None:
         """Unmap the file; if bytes of it are still in use, that happens when the last of them goes."""
         self._inflated.clear()
+        if self._close_descriptor:
+            self._close_descriptor()
         try:
             self._view.release()
             self._mapping.close()
@@ -119,6 +149,25 @@ class CheckpointFile:
             return self._storage_locks.setdefault(storage.offset, threading.Lock())
 
 
+def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) -> Callable[[TensorRecord], None]:
+    """What to call once with each of the records when its tensor is done with, from any thread.
+
+    A storage that several tensors share is given back after the last of them: earlier, and its bytes would have to be
+    read, or even inflated, again.
+    """
+    users = Counter(record.storage for record in records)
+    lock = threading.Lock()
+
+    def release(record: TensorRecord) -> None:
+        with lock:
+            users[record.storage] -= 1
+            last = users[record.storage] == 0
+        if last:
+            file.release(record)
+
+    return release
+
+
 @contextmanager
 def errors_named(file: CheckpointFile) -> Iterator[None]:
     """A CheckpointError raised inside gets this file's name in front, where several are open."""
@@ -135,6 +184,9 @@ class CheckpointFiles(CheckpointFile):
 
     def storage_bytes(self, record: TensorRecord) -> memoryview:
         return self.files[record.storage.file].storage_bytes(record)
+
+    def span(self, record: TensorRecord) -> Span | None:
+        return self.files[record.storage.file].span(record)
 
     def verify(self, record: TensorRecord) -> None:
         self.files[record.storage.file].verify(record)
@@ -199,15 +251,21 @@ def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
 def open_file(path: Path, called: str) -> CheckpointFile:
     """Open and check one file; errors call it `called`."""
     try:
-        mapping = map_file(path)
-        with memoryview(mapping) as data:
-            return CheckpointFile(path, mapping, read_contents(path, data), called)
+        descriptor = open_regular(path)
+        try:
+            # writing to the mapping leaves the file alone
+            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            with memoryview(mapping) as data:
+                return CheckpointFile(path, mapping, read_contents(path, data), called, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
     except CheckpointError as error:
         raise named(error, called) from None
 
 
-def map_file(path: Path) -> mmap.mmap:
-    """Map a regular file so that writing to the mapping leaves the file alone."""
+def open_regular(path: Path) -> int:
+    """The descriptor of a file that is one, and not empty."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
     if path.is_dir():
         raise UnsupportedFileError("is a folder, not a checkpoint file. Give the file itself")
@@ -218,15 +276,13 @@ def map_file(path: Path) -> mmap.mmap:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnsupportedFileError(f"cannot be opened: {shown(reason)}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsupportedFileError("is a pipe or a device, not a checkpoint file")
-        if status.st_size == 0:
-            raise UnsupportedFileError("is empty (0 bytes): the download failed. Download the file itself")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    finally:
-        os.close(descriptor)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsupportedFileError("is a pipe or a device, not a checkpoint file")
+    raise UnsupportedFileError("is empty (0 bytes): the download failed. Download the file itself")
 
 
 def read_contents(path: Path, data: memoryview) -> Contents:

@@ -1,9 +1,5 @@
 """From a tensor's description to a torch tensor over the bytes of the mapped file."""
 
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable
-
 import torch
 from torch import Tensor
 
@@ -53,22 +49,3 @@ def out_of_range(names: list[str], precision: str) -> WeightMismatchError:
         f"holds values that are NaN, infinite or beyond {precision} in {counted(len(names), 'weight')}: "
         f"{shown_list(names)}. {advice}."
     )
-
-
-def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) -> Callable[[TensorRecord], None]:
-    """What to call once with each of the records when its tensor is done with, from any thread.
-
-    A storage that several tensors share is given back after the last of them: earlier, and its bytes would have to be
-    read, or even inflated, again.
-    """
-    users = Counter(record.storage for record in records)
-    lock = threading.Lock()
-
-    def release(record: TensorRecord) -> None:
-        with lock:
-            users[record.storage] -= 1
-            last = users[record.storage] == 0
-        if last:
-            file.release(record)
-
-    return release

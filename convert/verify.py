@@ -16,7 +16,7 @@ from convert.arrays import decoded, in_step, raw_pieces, rounded
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, counted, shown_list
 from convert.noise_schedule import PREDICTS_V
-from convert.reader import CheckpointFile, open_checkpoint
+from convert.reader import CheckpointFile, open_checkpoint, release_after_last
 from convert.records import TensorRecord, trimmed
 from convert.single_part import read_part
 from convert.target import MismatchError
@@ -66,8 +66,6 @@ def _compare(
     dtype: str | None,
     on_bytes: Callable[[int], None] | None,
 ) -> Verified:
-    from convert.tensors import release_after_last  # which imports torch
-
     wanted, found = everything(source), everything(written)
     wrong = sorted(wanted.keys() ^ found.keys())
     if PREDICTS_V in wrong and written.config.prediction == source.config.prediction:

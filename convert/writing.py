@@ -1,8 +1,11 @@
 """Writing tensors that lie in an open file: one after the other, in another precision if that is asked for."""
 
+import errno
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
@@ -12,7 +15,7 @@ from convert.errors import WeightMismatchError, shown
 from convert.hashing import file_sha256, hashed_meanwhile
 from convert.names import PREFIXES, ema_name
 from convert.noise_schedule import PREDICTS_V
-from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles
+from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.safetensors_writer import write_safetensors
 from convert.single_part import DROPPED
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 16 << 20
+# between these files, or in this sandbox, or at all
+CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
 OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
 
@@ -38,6 +43,10 @@ class Planned(NamedTuple):
     @property
     def nbytes(self) -> int:
         return self.record.numel * DTYPE_WIDTHS[self.dtype]
+
+    @property
+    def is_as_it_was(self) -> bool:
+        return self.dtype == self.record.dtype
 
 
 Plan = dict[str, Planned]  # by the name that each is to have
@@ -114,15 +123,49 @@ def _source_hashes(file: CheckpointFile) -> dict[str, str | Callable[[], str]]:
 
 
 def write_plan(
-    out: BinaryIO,
+    out: "Reporting",
     file: CheckpointFile,
     plan: Mapping[str, Planned],
     precision: str,
     metadata: Mapping[str, str | Callable[[], str]],
 ) -> None:
-    """Write a `.safetensors`. Raises as `converted` does."""
+    """Write a `.safetensors`. Raises as `converted` does.
+
+    Bytes that need no change are copied from file to file; their checksums are computed meanwhile, in another thread.
+    """
     entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
-    write_safetensors(out, entries, _bytes_of(converted(file, plan, precision)), metadata)
+    spans = {
+        name: span for name, planned in plan.items() if planned.is_as_it_was and (span := file.span(planned.record))
+    }
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        checks = pool.submit(_verify, file, [plan[name].record for name in spans], stop)
+        try:
+            write_safetensors(out, entries, _pieces(file, plan, spans, precision), metadata)
+        except BaseException:
+            stop.set()
+            raise
+        checks.result()
+
+
+def _verify(file: CheckpointFile, records: list[TensorRecord], stop: threading.Event) -> None:
+    release = release_after_last(file, records)
+    for record in records:
+        if stop.is_set():
+            return
+        file.verify(record)
+        release(record)
+
+
+def _pieces(
+    file: CheckpointFile, plan: Mapping[str, Planned], spans: Mapping[str, Span], precision: str
+) -> Iterator[memoryview | Span]:
+    """The bytes of each tensor in order: where they lie, or what was made of them."""
+    others = {name: planned for name, planned in plan.items() if name not in spans}
+    made = _bytes_of(converted(file, others, precision)) if others else iter(())
+    for name in plan:
+        yield spans[name] if name in spans else next(made)
+    next(made, None)  # it tells of what was wrong once all is done
 
 
 def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str) -> "Iterator[tuple[str, Tensor]]":
@@ -132,7 +175,7 @@ def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str)
     """
     import torch
 
-    from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
+    from convert.tensors import as_tensor, in_range, out_of_range
 
     release = release_after_last(file, (planned.record for planned in plan.values()))
     unusable = []
@@ -179,12 +222,25 @@ class Reporting:
     def __init__(self, announced: int, on_bytes: Callable[[int], None] | None):
         self.left, self.on_bytes = announced, on_bytes
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: bytes | memoryview | Span) -> int:
+        if isinstance(data, Span):
+            self._copy(data)
+            return data.nbytes
         for start in range(0, len(data), CHUNK):
             chunk = data[start : start + CHUNK]
             self.out.write(chunk)
             self.report(len(chunk))
         return len(data)
+
+    def _copy(self, span: Span) -> None:
+        self.out.flush()
+        done = 0
+        while done < span.nbytes:
+            count = copy_bytes(span.descriptor, span.offset + done, self.out, min(CHUNK, span.nbytes - done))
+            if not count:
+                raise OSError("the source has become shorter while it was read")
+            done += count
+            self.report(count)
 
     def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
         return self.out.seek(position, whence)
@@ -197,3 +253,20 @@ class Reporting:
         self.left -= count
         if self.on_bytes and count:
             self.on_bytes(count)
+
+
+def copy_bytes(source: int, offset: int, out: BinaryIO, count: int) -> int:
+    """Copy up to `count` bytes to the end of a file that has nothing in its buffer; without reading them, where the
+    system can do that. Returns how many it were; 0 at the source's end."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            copied = os.copy_file_range(source, out.fileno(), count, offset)
+            out.seek(0, os.SEEK_END)  # tell the file object
+            return copied
+        except OSError as error:
+            if error.errno not in CANNOT_COPY:
+                raise
+    data = os.pread(source, count, offset)
+    out.write(data)
+    out.flush()
+    return len(data)

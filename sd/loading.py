@@ -15,8 +15,8 @@ from torch import Tensor
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.hashing import FileHash
-from convert.reader import CheckpointFile, open_checkpoint
-from convert.tensors import as_tensor, in_range, out_of_range, release_after_last
+from convert.reader import CheckpointFile, open_checkpoint, release_after_last
+from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion

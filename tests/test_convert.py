@@ -30,9 +30,9 @@ from convert.convert import TargetError, convert
 from convert.errors import CheckpointError, WeightMismatchError
 from convert.names import original_names
 from convert.original_file import schedule_buffers, write_original
-from convert.reader import open_checkpoint
+from convert.reader import open_checkpoint, release_after_last
 from convert.records import StorageRecord, TensorRecord
-from convert.tensors import in_range, release_after_last
+from convert.tensors import in_range
 
 WEIGHTS = {name.name for name in original_names(TINY).values()}
 

@@ -1,8 +1,12 @@
 """Reading back what was written; everything beside a model that is kept; the hash of a set of tensors."""
 
+import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +25,8 @@ from convert.reader import open_checkpoint
 from convert.target import MismatchError, TargetError
 from convert.tensor_set import tensor_set_sha256, tensors_of
 from sd.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 
 def hash_by_definition(state):
@@ -104,6 +110,7 @@ def faulty(monkeypatch):
                     tensor.view(torch.uint8).flatten()[-tensor.element_size()] ^= 1
                 yield name, tensor
 
+        monkeypatch.setattr("convert.reader.CheckpointFile.span", lambda self, record: None)
         for module in ("convert.writing", "convert.convert"):
             monkeypatch.setattr(f"{module}.converted", spoiled)
 
@@ -128,6 +135,55 @@ def test_one_wrong_bit_is_found_and_nothing_stays(tmp_path, tiny_ckpt, faulty, n
         convert(tiny_ckpt, tmp_path / target, verify=True, force=True, **options)
     assert os.listdir(tmp_path) == [target]
     assert (tmp_path / target).read_bytes() == before  # what was there stays
+
+
+def test_what_was_copied_wrong_is_found(tmp_path, tiny_ckpt, monkeypatch):
+    copy, places = writing.copy_bytes, []
+
+    def spoiled(source, offset, out, count):
+        places.append(out.tell())
+        done = copy(source, offset, out, count)
+        if len(places) == 3:
+            out.flush()
+            os.pwrite(out.fileno(), b"\x55\xaa", places[-1])
+        return done
+
+    monkeypatch.setattr(writing, "copy_bytes", spoiled)
+    with pytest.raises(MismatchError, match="differs from the source in 1 tensor, and was removed"):
+        convert(tiny_ckpt, tmp_path / "x.safetensors", verify=True)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", [errno.EXDEV, errno.ENOSPC])
+def test_where_the_system_cannot_copy_bytes_are_read_and_written(tmp_path, tiny_ckpt, monkeypatch, fault):
+    convert(tiny_ckpt, tmp_path / "copied.safetensors")
+
+    def refuse(*_):
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    if fault == errno.ENOSPC:
+        with pytest.raises(OSError, match="No space left"):
+            convert(tiny_ckpt, tmp_path / "x.safetensors")
+        return
+    convert(tiny_ckpt, tmp_path / "x.safetensors")
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "copied.safetensors").read_bytes()
+
+
+def test_a_same_precision_conversion_needs_no_torch(tmp_path, tiny_ckpt):
+    code = (
+        "import sys; from convert.convert import convert; from pathlib import Path\n"
+        "convert(Path(sys.argv[1]), Path('x.safetensors')); assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_ckpt)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_a_wrong_folder_does_not_stay(tmp_path, tiny_ckpt, faulty):
