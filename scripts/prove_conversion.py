@@ -166,7 +166,9 @@ def table(
         Row(what="convert", value=converting, unit="s"),
         Row(what="convert, known hash", value=knowing, unit="s"),
         Row(what="convert beside cp and fsync", value=copying / converting, unit="of cp's speed"),
-        Row(what="convert, known hash, beside cp and fsync", value=copying / knowing, unit="of cp's speed", at_least=0.8),
+        Row(
+            what="convert, known hash, beside cp and fsync", value=copying / knowing, unit="of cp's speed", at_least=0.8
+        ),
         Row(what="convert beside cp alone", value=statistics.median(plain) / converting, unit="of cp's speed"),
         Row(what="memory of convert", value=max(run.peak for run in first + again) / 1e6, unit="MB", at_most=300),
         Row(what="memory of convert to fp16", value=half.peak / 1e6, unit="MB", at_most=1000),
