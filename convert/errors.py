@@ -91,6 +91,6 @@ def size_text(size: int) -> str:
 
 
 def _shown_character(character: str) -> str:
-    if unicodedata.category(character)[0] == "C" or unicodedata.category(character) in ("Zl", "Zp"):
+    if unicodedata.category(character)[0] in "CZ" and character != " ":
         return character.encode("unicode_escape", "surrogatepass").decode("ascii")
     return character

@@ -15,7 +15,7 @@ from hostile import checkpoint_records, dict_of, name, number, pickled, stream, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, UnsafeFileError, shown
 from convert.records import GlobalName, StorageRecord, TensorRecord
 
 SEEDS = mutation.seeds()
@@ -165,3 +165,9 @@ BIG = number(2**2030)  # the longest number that LONG1 holds: 612 digits
 )
 def test_refusals_of_the_longest_numbers_and_names_can_be_shown(data):
     assert examine(data) == "refused"
+
+
+def test_wide_and_narrow_spaces_are_shown_as_what_they_are():
+    assert shown("a\u2000b\u00a0c d") == "a\\u2000b\\xa0c d"
+    with pytest.raises(UnsafeFileError, match=r"names code .*\\u2000"):
+        open_in_memory(b"\x80\x04c\n\n(c\n\nX\x02\x00\x00\x00f8tR(\x8a\x00tc\n\xe2\x80\x80\n")
