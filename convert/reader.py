@@ -256,10 +256,11 @@ def open_file(path: Path, called: str) -> CheckpointFile:
             # writing to the mapping leaves the file alone
             mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
             with memoryview(mapping) as data:
-                return CheckpointFile(path, mapping, read_contents(path, data), called, descriptor)
+                contents = read_contents(path, data)
         except BaseException:
             os.close(descriptor)
             raise
+        return CheckpointFile(path, mapping, contents, called, descriptor)  # which closes it
     except CheckpointError as error:
         raise named(error, called) from None
 
