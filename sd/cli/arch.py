@@ -102,11 +102,11 @@ def config_of(model: Path | None) -> "ModelConfig":
         return SD_V1
     from convert.checkpoint import match_shapes, read_checkpoint
     from convert.reader import open_checkpoint
-    from sd.networks import build_networks, parameter_shapes
+    from convert.shapes import parameter_shapes
 
     with open_checkpoint(model) as file:
         checkpoint = read_checkpoint(file)
-        match_shapes(checkpoint, parameter_shapes(build_networks(checkpoint.config)))
+        match_shapes(checkpoint, parameter_shapes(checkpoint.config))
     return checkpoint.config
 
 

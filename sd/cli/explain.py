@@ -13,6 +13,7 @@ from sd.cli import making, making_flags
 from sd.cli.errors import JobError, UsageError, failure_of
 from sd.cli.flags import Parser, add_output_flags, bar_hidden, say
 from sd.cli.jobs import Line, plan, read_lines
+from sd.cli.outputs import free_path
 from sd.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
@@ -156,15 +157,7 @@ def page_path(out: str, seed: int, *, force: bool) -> Path:
         path = path / f"explain-{seed}.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"--out {out}: the page is an .html file. Give such a name, or a folder that exists.")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder. Give another --out.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already. Give another --out, or --force to replace it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
-    return path
+    return free_path(path, force=force)
 
 
 def make_page(

@@ -10,6 +10,7 @@ from sd.cli import making, making_flags
 from sd.cli.errors import JobError, UsageError, failure_of
 from sd.cli.flags import Parser, add_output_flags
 from sd.cli.img2img import file_facts, working_size
+from sd.cli.outputs import free_path
 from sd.settings import Settings
 
 if TYPE_CHECKING:
@@ -128,12 +129,4 @@ def sheet_path(out: str, image: Path, *, force: bool) -> Path:
         path = path / f"{image.stem}-noise.png"
     if path.suffix.lower() != ".png":
         raise UsageError(f"--out {out}: the sheet is a .png file. Give such a name, or a folder.")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder. Give another --out.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists already. Give another --out, or --force to replace it.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
-    return path
+    return free_path(path, force=force)

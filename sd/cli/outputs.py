@@ -129,6 +129,19 @@ def _require_free(path: Path, force: bool, problem: str = "exists already") -> N
         raise UsageError(f"{path} {problem}. Give another --out, or --force to replace it.")
 
 
+def free_path(path: Path, *, force: bool) -> Path:
+    """The same path, for one file that is no picture of a run; its folder exists afterwards.
+
+    Raises UsageError where nothing can be written there.
+    """
+    _require_free(path, force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
+    return path
+
+
 def _fields(template: str) -> set[str]:
     """The names in braces. Numbers may be padded, as in {index:05}; more of Python's formats would be a trap."""
     try:
