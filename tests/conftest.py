@@ -7,6 +7,7 @@ import make_checkpoint
 import numpy as np
 import pytest
 import torch
+from browser import Browser, BrowserGone, find_browser
 from PIL import Image
 
 from sd.cli import main
@@ -160,3 +161,16 @@ def plain(tiny_state):
     """The tensors of a narrow checkpoint without the averaged ones."""
     counters = ("model_ema.decay", "model_ema.num_updates")
     return {name: value for name, value in tiny_state.items() if name in counters or "model_ema" not in name}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    executable = find_browser()
+    if executable is None:
+        pytest.skip("no Chromium here")
+    try:
+        browser = Browser(executable, tmp_path_factory.mktemp("profile"))
+    except BrowserGone as problem:
+        pytest.skip(f"{executable} cannot be used here: {problem}")
+    yield browser
+    browser.close()

@@ -5,7 +5,6 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
-from browser import Browser, BrowserGone, find_browser
 from conftest import TINY
 
 from convert.names import original_names
@@ -131,19 +130,6 @@ def test_times_stand_in_the_page_only_where_they_were_measured(full):
 )
 def test_amounts_have_three_figures_and_a_unit(number, text):
     assert amount(number) == text
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium here")
-    try:
-        browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    except BrowserGone as problem:
-        pytest.skip(f"{executable} cannot be used here: {problem}")
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import re
 
 import pytest
 import torch
-from browser import Browser, BrowserGone, find_browser
 from test_architecture_page import Reader
 from test_explain import data_of, settings
 
@@ -68,19 +67,6 @@ def test_dots_lie_on_the_curve_of_the_schedule(told):
     for x, y in dots:
         near = [point for point in path if abs(point[0] - x) <= 4]
         assert min(abs(point[1] - y) for point in near) < 3
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    executable = find_browser()
-    if executable is None:
-        pytest.skip("no Chromium here")
-    try:
-        browser = Browser(executable, tmp_path_factory.mktemp("profile"))
-    except BrowserGone as problem:
-        pytest.skip(f"{executable} cannot be used here: {problem}")
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
