@@ -74,6 +74,7 @@ class Machine:
     def __init__(self, data: bytes, objects: Objects):
         self.data = data
         self.position = 0
+        self.frame_end = 0  # of the latest frame; opcodes may stand outside of any
         self.work = 0  # opcodes so far
         self.stack: list = []
         self.marks: list[int] = []  # heights of the stack
@@ -100,6 +101,8 @@ class Machine:
                     raise UnsafeFileError("holds a pickle that does not have PROTO first and only there")
                 self.spend(1)
                 self.step(opcode)
+                if start < self.frame_end < self.position:
+                    raise UnsafeFileError("holds a pickle frame that ends inside an opcode")
                 check_limit("objects on the pickle stack", len(self.stack), LIMITS.stack)
             except UnsafeFileError as error:
                 name = OPCODE_NAMES.get(code[0], f"0x{code.hex()}")
@@ -198,8 +201,7 @@ class Machine:
                 if not 2 <= protocol <= 5:
                     raise UnsupportedFileError(f"holds a pickle of protocol {protocol}; 2 to 5 are read")
             case "FRAME":
-                if self.number(8) > len(self.data) - self.position:
-                    raise CorruptFileError("holds an incomplete pickle: it ends before the frame it announces")
+                self.begin_frame(self.number(8))
             case "STOP":
                 if self.marks or len(self.stack) != 1:
                     raise UnsafeFileError(f"ends its pickle with {len(self.stack)} objects on the stack, not one")
@@ -213,6 +215,14 @@ class Machine:
         piece = self.data[self.position : end]
         self.position = end
         return piece
+
+    def begin_frame(self, size: int) -> None:
+        """So many bytes belong together. Python's unpickler reads something else where a frame parts an opcode."""
+        if self.position - 9 < self.frame_end:
+            raise UnsafeFileError("holds a pickle frame inside a pickle frame")
+        self.frame_end = self.position + size
+        if self.frame_end > len(self.data):
+            raise CorruptFileError("holds an incomplete pickle: it ends before the frame it announces")
 
     def number(self, width: int) -> int:
         return int.from_bytes(self.take(width), "little")
@@ -360,7 +370,11 @@ class Machine:
     def new(self, name: object, args: object) -> object:
         if type(name) is not GlobalName or type(args) is not tuple:
             raise UnsafeFileError("makes an object of something that is not a name and a tuple")
-        return self.ordered_dict(args) if name == ORDERED_DICT else placeholder(name, args)
+        if name != ORDERED_DICT:
+            return placeholder(name, args)
+        if args:  # its constructor ignores them, so what they hold would be read by us and by nobody else
+            raise UnsafeFileError("makes an OrderedDict without a call, but with arguments")
+        return self.ordered_dict(args)
 
     def ordered_dict(self, args: tuple) -> dict:
         """OrderedDict() or, as Python 2 wrote it, OrderedDict([[key, value], ...])."""

@@ -53,6 +53,10 @@ def tuple_of(*items: bytes) -> bytes:
     return b"(" + b"".join(items) + b"t"
 
 
+def frame(size: int) -> bytes:
+    return b"\x95" + struct.pack("<Q", size)
+
+
 def list_of(*items: bytes) -> bytes:
     return b"](" + b"".join(items) + b"e"
 

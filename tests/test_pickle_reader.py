@@ -26,6 +26,7 @@ from hostile import (
     call,
     checkpoint,
     dict_of,
+    frame,
     get,
     list_of,
     name,
@@ -299,6 +300,15 @@ MISUSES = {
     "an OrderedDict of a dict": (pickled(call("collections", "OrderedDict", b"}")), "OrderedDict"),
     "an OrderedDict of triples": (pickled(call("collections", "OrderedDict", list_of(b")"))), "OrderedDict"),
     "an OrderedDict of two things": (pickled(call("collections", "OrderedDict", b"]", b"]")), "OrderedDict"),
+    # found by fuzzing, as are the frames: each made one thing in Python's unpickler and another one here
+    "an OrderedDict with pairs, but not called": (
+        PROTO2 + name("collections", "OrderedDict") + list_of(list_of(text("a"), number(1))) + b"\x85\x81.",
+        "NEWOBJ",
+    ),
+    "a frame that ends inside a name": (PROTO2 + frame(8) + name("collections", "OrderedDict") + b")R.", "GLOBAL"),
+    "a frame that ends inside a text": (PROTO2 + frame(8) + text("weight") + b".", "BINUNICODE"),
+    "a frame that ends inside the next frame's length": (PROTO2 + frame(5) + frame(2) + b"N.", "FRAME"),
+    "a frame inside a frame": (PROTO2 + frame(11) + frame(2) + b"N.", "FRAME"),
     "encode to something else": (pickled(call("_codecs", "encode", text("x"), text("zip"))), "latin1"),
     "encode of something else": (pickled(call("_codecs", "encode", text("\u1234"), text("latin1"))), "latin1"),
     "encode of bytes": (pickled(call("_codecs", "encode", b"C\x01x", text("latin1"))), "latin1"),
