@@ -35,6 +35,7 @@ from sd.training.captions import plain_caption
 from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.loop import TrainingOptions, TrainingRun
+from sd.training.scenes import KINDS
 from sd.training.shapes import ShapesDataset
 from sd.vae import VAE
 
@@ -136,7 +137,7 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
     model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
-    held_out = ShapesDataset(args.seed, args.size, held_out=True, simple=args.simple)
+    held_out = ShapesDataset(args.seed, args.size, held_out=True, kind=args.scenes)
     prompts = [plain_caption(held_out.describe(number)[0]) for number in range(16)]
 
     def show(step: int) -> None:
@@ -183,7 +184,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
     add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
     add("--pictures", type=int, default=9_600, help="that the UNet sees, in ever other words (default: %(default)s)")
-    add("--simple", action="store_true", help="only one thing, not a small one, on a plain background; to begin with")
+    add(
+        "--scenes",
+        choices=KINDS,
+        default="all",
+        help="one large thing in the middle; one thing; all: from easy to hard",
+    )
     add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
@@ -208,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         start = sd.load(args.init, device="cpu", precision="fp32")
         for name, network in networks.items():
             network.load_state_dict(getattr(start, name).state_dict())
-    pictures = ShapesDataset(args.seed, args.size, simple=args.simple, device=device)
+    pictures = ShapesDataset(args.seed, args.size, kind=args.scenes, device=device)
     vae = networks["vae"]
 
     def standard() -> None:

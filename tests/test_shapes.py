@@ -486,10 +486,13 @@ def test_patterns_are_two_shades_of_one_colour(scenes):
             assert all(0.1 < share < 0.9 for share in ((image - first).abs() < 1e-4).float().mean(dim=(1, 2, 3)))
 
 
-def test_simple_scenes_have_one_thing_on_a_plain_background():
-    dataset = ShapesDataset(0, 64, simple=True)
+@pytest.mark.parametrize("kind, sizes", [("single", {"medium", "large"}), ("centred", {"large"})])
+def test_scenes_to_begin_with_have_one_thing_on_a_plain_background(kind, sizes):
+    dataset = ShapesDataset(0, 64, kind=kind)
     scenes = [dataset.describe(number)[0] for number in range(300)]
     assert {len(scene.things) for scene in scenes} == {1}
     assert {scene.background.pattern for scene in scenes} == {"plain"}
-    assert {thing.size for scene in scenes for thing in scene.things} == {"medium", "large"}
+    assert {thing.size for scene in scenes for thing in scene.things} == sizes
+    offset = max(abs(place - 0.5) for scene in scenes for thing in scene.things for place in (thing.x, thing.y))
+    assert (offset < 0.05) == (kind == "centred")
     assert {thing.shape for scene in scenes for thing in scene.things} == set(SHAPES)

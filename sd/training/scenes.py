@@ -23,6 +23,7 @@ COLOURS = {
 SIZES = {"small": (0.10, 0.135), "medium": (0.18, 0.22), "large": (0.27, 0.33)}  # range of the radius
 PATTERNS = ("striped", "dotted", "checkered", "gradient")  # other than plain
 RELATIONS = ("left of", "right of", "above", "below", "inside")
+KINDS = ("centred", "single", "all")  # of scenes, from easy to hard
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
@@ -88,19 +89,21 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
     return found
 
 
-def sample_scene(generator: Random, *, held_out: bool = False, simple: bool = False) -> Scene:
-    """Draw a scene: three of five have one thing, the others two.
+def sample_scene(generator: Random, *, held_out: bool = False, kind: str = "all") -> Scene:
+    """Draw a scene: three of five have one thing, the others two, unless a kind to begin with is asked for.
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
-    simple    only one thing, not a small one, on a plain background: what to begin with
+    kind      "centred": one large thing near the middle of a plain background. Where a thing may be anywhere, its shape
+              changes the loss by a hundredth of what its colour does; here by as much.
+              "single": one thing, not a small one, anywhere on a plain background. "all": everything
     """
-    background = sample_background(generator, plain=simple)
+    background = sample_background(generator, plain=kind != "all")
     choices = things_on(background.colour, held_out)
-    if simple or generator.random() < 0.6:
+    if kind != "all" or generator.random() < 0.6:
         shape, colour = generator.choice(choices)
-        size = generator.choice(list(SIZES)[1:] if simple else list(SIZES))
+        size = generator.choice({"centred": ["large"], "single": ["medium", "large"], "all": list(SIZES)}[kind])
         radius = generator.uniform(*SIZES[size])
-        x, y = place(generator, radius), place(generator, radius)
+        x, y = (place(generator, radius, near_middle=kind == "centred") for _ in "xy")
         thing = sample_thing(generator, shape, colour, size, x, y, radius)
         return Scene(background=background, things=(thing,), relation=None)
 
@@ -119,9 +122,9 @@ def things_on(background: str, held_out: bool) -> list[tuple[str, str]]:
     return [(shape, colour) for shape, colour, on in chosen if on == background]
 
 
-def place(generator: Random, radius: float) -> float:
+def place(generator: Random, radius: float, *, near_middle: bool = False) -> float:
     """One coordinate of a thing that stands alone: often near the middle, else anywhere."""
-    if generator.random() < 0.3:
+    if near_middle or generator.random() < 0.3:
         return generator.uniform(0.46, 0.54)
     return generator.uniform(MARGIN + radius, 1 - MARGIN - radius)
 

@@ -180,7 +180,7 @@ class ShapesDataset:
 
     size      the pictures' side in pixels
     held_out  only combinations that training never shows
-    simple    only one thing on a plain background
+    kind      one of scenes.KINDS
     """
 
     def __init__(
@@ -189,14 +189,14 @@ class ShapesDataset:
         size: int,
         *,
         held_out: bool = False,
-        simple: bool = False,
+        kind: str = "all",
         device: torch.device | str = "cpu",
     ):
-        self.seed, self.size, self.held_out, self.simple, self.device = seed, size, held_out, simple, device
+        self.seed, self.size, self.held_out, self.kind, self.device = seed, size, held_out, kind, device
 
     def describe(self, number: int) -> tuple[Scene, str]:
         generator = Random(f"shapes {self.seed} {number}")  # of a string, by SHA-512: near numbers, unlike pictures
-        scene = sample_scene(generator, held_out=self.held_out, simple=self.simple)
+        scene = sample_scene(generator, held_out=self.held_out, kind=self.kind)
         return scene, caption(scene, generator)
 
     def recaption(self, number: int, time: int) -> str:
