@@ -486,7 +486,7 @@ def test_patterns_are_two_shades_of_one_colour(scenes):
             assert all(0.1 < share < 0.9 for share in ((image - first).abs() < 1e-4).float().mean(dim=(1, 2, 3)))
 
 
-@pytest.mark.parametrize("kind, sizes", [("single", {"medium", "large"}), ("centred", {"large"})])
+@pytest.mark.parametrize(("kind", "sizes"), [("single", {"medium", "large"}), ("centred", {"large"})])
 def test_scenes_to_begin_with_have_one_thing_on_a_plain_background(kind, sizes):
     dataset = ShapesDataset(0, 64, kind=kind)
     scenes = [dataset.describe(number)[0] for number in range(300)]
