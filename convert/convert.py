@@ -57,6 +57,7 @@ def convert(
     vae: Path | None = None,
     keep_all: bool = False,
     verify: bool = False,
+    hash_source: bool = True,
     force: bool = False,
     on_bytes: Callable[[int], None] | None = None,
     on_start: Callable[[int], None] | None = None,
@@ -74,6 +75,7 @@ def convert(
     keep_all   write what lies beside the model as well; what a file of ours holds of that always comes back in the
                original layout
     verify     read all of it back and compare it with the source, before it gets its name
+    hash_source  compute the source's sha256, for the metadata of our layout, where it is not known from before
     force      replace the target if it exists; of folders, only one with a diffusers model in it
     on_start, on_bytes  called with the number of bytes that will be, and that were just written
 
@@ -134,7 +136,7 @@ def convert(
                 verified = finish(folder)
         else:
             with written_whole(target, force=force) as reporting.out:
-                _write_file(target.suffix.lower(), reporting, file, checkpoint, plan, layout, precision)
+                _write_file(target.suffix.lower(), reporting, file, checkpoint, plan, layout, precision, hash_source)
                 reporting.out.flush()
                 verified = finish(Path(reporting.out.name))
     return Conversion(
@@ -168,13 +170,14 @@ def _write_file(
     plan: Plan,
     layout: str,
     precision: str,
+    hash_source: bool,
 ) -> None:
     if suffix in PICKLES:
         size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
         beside = {"global_step": checkpoint.global_step or 0, **size}
         write_pickle(reporting, converted(file, plan, precision), beside)
         return
-    own = our_metadata(file, checkpoint, precision) if layout == FORMAT else {"format": "pt"}
+    own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else {"format": "pt"}
     write_plan(reporting, file, plan, precision, publisher_metadata(file) | own)
 
 

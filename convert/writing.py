@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
 from convert.diffusers_names import diffusers_names
 from convert.errors import WeightMismatchError, shown
-from convert.hashing import file_sha256, hashed_meanwhile
+from convert.hashing import file_sha256, hashed_meanwhile, remembered_sha256
 from convert.names import PREFIXES, ema_name
 from convert.noise_schedule import PREDICTS_V
 from convert.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
@@ -86,8 +86,13 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
     return plan
 
 
-def our_metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -> dict[str, str | Callable[[], str]]:
-    """What a file of ours says of itself. Reads the source for its sha256, unless that is known."""
+def our_metadata(
+    file: CheckpointFile, checkpoint: Checkpoint, precision: str, hash_source: bool
+) -> dict[str, str | Callable[[], str]]:
+    """What a file of ours says of itself.
+
+    hash_source  read the source for its sha256 where that is not known; else it is left out then
+    """
     dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
     step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
     part = {"part": checkpoint.part} if checkpoint.part else {}
@@ -100,7 +105,7 @@ def our_metadata(file: CheckpointFile, checkpoint: Checkpoint, precision: str) -
         "precision": PRECISIONS.get(precision, "+".join(dtypes)),
         "weights": checkpoint.weights,
         "source_file": shown(file.path.name),  # safetensors metadata must be valid Unicode
-        **_source_hashes(file),
+        **_source_hashes(file, hash_source),
         **step,
     }
 
@@ -110,14 +115,22 @@ def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
     return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
 
 
-def _source_hashes(file: CheckpointFile) -> dict[str, str | Callable[[], str]]:
-    """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON."""
+def _source_hashes(file: CheckpointFile, compute: bool) -> dict[str, str | Callable[[], str]]:
+    """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON.
+
+    compute  whether files are read for those that are not known
+    """
     if isinstance(file, JoinedFiles):
-        vae = _source_hashes(file.second)
+        vae = _source_hashes(file.second, compute)
         renamed = {name.replace("source", "vae"): text for name, text in vae.items()}
-        return _source_hashes(file.first) | {"vae_file": shown(file.second.path.name), **renamed}
+        return _source_hashes(file.first, compute) | {"vae_file": shown(file.second.path.name), **renamed}
     if not isinstance(file, CheckpointFolder):
-        return {"source_sha256": hashed_meanwhile(file.path)}  # it takes about as long as the writing
+        if compute:
+            return {"source_sha256": hashed_meanwhile(file.path)}  # it takes about as long as the writing
+        known = remembered_sha256(file.path)
+        return {"source_sha256": known} if known else {}
+    if not compute:
+        return {}
     hashes = {shown(part.path.relative_to(file.path).as_posix()): file_sha256(part.path) for part in file.files}
     return {"source_files": json.dumps(hashes)}
 

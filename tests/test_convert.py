@@ -82,6 +82,19 @@ def test_our_file_says_what_it_is_and_where_it_came_from(tmp_path, tiny_ckpt):
     assert json.loads(metadata["config"])["unet"]["width"] == 32
 
 
+def test_the_hash_of_the_source_can_be_left_out_but_a_known_one_is_noted(tmp_path, call, tiny_ckpt, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "ours.safetensors"
+
+    def noted(*flags: str) -> str | None:
+        assert call("convert", tiny_ckpt, path, "--force", *flags)[0] == 0
+        with safe_open(path, "pt") as file:
+            return file.metadata().get("source_sha256")
+
+    assert noted("--no-hash") is None
+    assert noted() == noted("--no-hash") == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
+
+
 def test_our_file_makes_the_same_picture(tmp_path, tiny_ckpt):
     path = tmp_path / "ours.safetensors"
     convert(tiny_ckpt, path)

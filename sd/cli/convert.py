@@ -78,6 +78,12 @@ def parser() -> Parser:
         help="read all of OUT back and compare it with IN, number by number; then print the hash of its tensors, the "
         "same in every layout: that of sd inspect --tensors-hash",
     )
+    parser.add_argument(
+        "--no-hash",
+        action="store_true",
+        help="do not read all of IN for its sha256, which our layout notes; the first conversion of a file is then "
+        "twice as fast. A sha256 that is known is noted all the same",
+    )
     add_output_flags(parser)
     return parser
 
@@ -97,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 vae=args.vae,
                 keep_all=args.keep_all,
                 verify=args.verify,
+                hash_source=not args.no_hash,
                 force=args.force,
                 on_start=bar.reset,
                 on_bytes=bar.update,
