@@ -34,11 +34,12 @@ def make(model: StableDiffusion, requests: list[Request], common: dict) -> list[
     return pictures
 
 
+def framed(picture: Image.Image, right: bool) -> Image.Image:
+    return ImageOps.expand(picture, 2, "white" if right else "#d00000")
+
+
 def sheet(pictures: list[Image.Image], right: list[bool], columns: int) -> Image.Image:
-    colours = ["white" if each else "#d00000" for each in right]
-    return contact_sheet(
-        [ImageOps.expand(picture, 2, colour) for picture, colour in zip(pictures, colours, strict=True)], columns
-    )
+    return contact_sheet([framed(*each) for each in zip(pictures, right, strict=True)], columns)
 
 
 def table(rows: list[dict]) -> str:

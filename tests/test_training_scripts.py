@@ -5,9 +5,11 @@ import json
 
 import finetune
 import pytest
+import score_inpainting
 import score_samplers
 import score_tiny
 import torch
+import train_inpainting
 import train_tiny
 from PIL import Image
 from safetensors.torch import load_file
@@ -145,3 +147,24 @@ def test_samplers_are_scored_once_by_steps_and_by_schedule(trained, tmp_path, ca
     (tmp_path / "samplers.json").write_text(json.dumps({**found, "ddim leading 2": 0.5}))
     score_samplers.main(arguments)
     assert "| ddim | leading | 0 % | 50 % |" in capsys.readouterr().out
+
+
+def test_a_network_for_inpainting_is_made_from_the_small_model_trained_and_scored(trained, tmp_path, capsys):
+    folder = tmp_path / "inpainting"
+    short = ["--model", str(trained / "model.ckpt"), "--pictures", "4", "--batch-size", "2", "--steps", "2"]
+    train_inpainting.main([str(folder), *short])
+    model = sd.load(folder / "model.ckpt", precision="fp32")
+    assert (model.config.family, model.config.unet.in_channels) == ("sd-v1-inpainting", 9)
+    before = sd.load(trained / "model.ckpt", precision="fp32")
+    assert torch.equal(model.text_encoder.token_embedding.weight, before.text_encoder.token_embedding.weight)
+    assert not torch.equal(model.unet.out.conv.weight, before.unet.out.conv.weight)
+    assert model.unet.input_blocks[0].conv.weight[:, 4:].any()
+    capsys.readouterr()
+    ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "2", "--steps", "2"]
+    score_inpainting.main([str(folder / "model.ckpt"), str(tmp_path / "scores"), *ordinary])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[1:3] for line in lines[2:]] == [
+        ["ordinary network, blending", "2"],
+        ["network for inpainting", "2"],
+    ]
+    assert Image.open(tmp_path / "scores" / "inpainting.png").height > 4 * 64

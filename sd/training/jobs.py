@@ -115,14 +115,15 @@ def denoiser_run(
     tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
 
     def batch(step: int) -> tuple[Tensor, ...]:
-        mean, logvar, captions = encoded.batch(step, batch_size, share)
+        mean, logvar, captions, *beside = encoded.batch(step, batch_size, share)
         draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout, noise_offset)
         latent_noise = draws.latent_noise[share].to(device)
         latents = config.vae.latent_scale * sample_latents(mean.to(device), logvar.to(device), latent_noise)
         dropped = draws.dropped[share].tolist()
         kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         tokens = torch.from_numpy(tokenizer(kept))
-        return latents, tokens.to(device), draws.timesteps[share].to(device), draws.noise[share].to(device)
+        beside = [values.to(device) for values in beside if values is not None]
+        return latents, tokens.to(device), draws.timesteps[share].to(device), draws.noise[share].to(device), *beside
 
     return TrainingRun(module, batch, options, folder)
 

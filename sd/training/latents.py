@@ -28,6 +28,7 @@ class Encoded(NamedTuple):
     mean: Tensor  # (b, 4, H/8, W/8), unscaled
     logvar: Tensor  # the same
     captions: list[str]
+    beside: Tensor | None = None  # (b, C, H/8, W/8), what an inpainting network is shown behind the noisy latents
 
 
 class EncodedAsTheyCome:
@@ -60,24 +61,36 @@ class EncodedOnce:
             generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
             self.order = now, torch.randperm(count, generator=generator).tolist()
         numbers = self.order[1][place * batch_size : (place + 1) * batch_size][share]
-        mean, logvar = (self.moments[name][numbers] for name in ("mean", "logvar"))
-        return Encoded(mean, logvar, [self.caption(number, now) for number in numbers])
+        tensors = {name: moments[numbers] for name, moments in self.moments.items()}
+        return Encoded(**tensors, captions=[self.caption(number, now) for number in numbers])
 
 
 @torch.no_grad()
 def encode_all(
-    vae: VAE, pictures: Pictures, count: int, path: Path, *, batch_size: int, on_batch: Callable[[int], object]
+    vae: VAE,
+    pictures: Pictures,
+    count: int,
+    path: Path,
+    *,
+    batch_size: int,
+    on_batch: Callable[[int], object],
+    look_beside: Callable[[int, Tensor], Tensor] | None = None,
 ) -> None:
     """Encode the first `count` pictures, a multiple of the batch size, and write the moments to a file.
 
-    on_batch  called with the number of pictures after every batch
+    on_batch     called with the number of pictures after every batch
+    look_beside  (number of the first picture, (b, 3, H, W) pictures) -> what the network is shown beside their noisy
+                 latents, (b, C, H/8, W/8)
     """
-    means, logvars = [], []
+    encoded: dict[str, list[Tensor]] = {"mean": [], "logvar": []}
     for step in range(count // batch_size):
         images, _ = pictures.batch(step, batch_size, slice(0, batch_size))
-        mean, logvar = vae.encode(images.to(vae.quant_conv.weight.device))
-        means.append(mean.cpu())
-        logvars.append(logvar.cpu())
+        images = images.to(vae.quant_conv.weight.device)
+        moments = dict(zip(("mean", "logvar"), vae.encode(images), strict=True))
+        if look_beside:
+            moments["beside"] = look_beside(step * batch_size, images)
+        for name, values in moments.items():
+            encoded.setdefault(name, []).append(values.cpu())
         on_batch(batch_size)
     with written_whole(path, force=True) as file:
-        save_file({"mean": torch.cat(means).contiguous(), "logvar": torch.cat(logvars).contiguous()}, file.name)
+        save_file({name: torch.cat(values).contiguous() for name, values in encoded.items()}, file.name)

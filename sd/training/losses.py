@@ -90,11 +90,18 @@ class DenoisingLoss(nn.Module):
         self.prediction, self.min_snr_gamma, self.snr_floor = prediction, min_snr_gamma, snr_floor
         self.register_buffer("table", table, persistent=False)
 
-    def forward(self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """latents (B, 4, H, W), scaled; tokens (B, 77); timesteps (B,); noise as latents -> scalar"""
+    def forward(
+        self, latents: Tensor, tokens: Tensor, timesteps: Tensor, noise: Tensor, beside: Tensor | None = None
+    ) -> Tensor:
+        """latents (B, 4, H, W), scaled; tokens (B, 77); timesteps (B,); noise as latents -> scalar
+
+        beside  (B, C, H, W)  what the network is shown behind the noisy latents, if it has channels for that
+        """
         alpha_bar = self.table[timesteps]
         per_picture = alpha_bar[:, None, None, None]
-        output = self.unet(add_noise(latents, noise, per_picture), timesteps, self.text_encoder(tokens)).float()
+        x_t = add_noise(latents, noise, per_picture)
+        shown = x_t if beside is None else torch.cat([x_t, beside], dim=1)
+        output = self.unet(shown, timesteps, self.text_encoder(tokens)).float()
         target = noise if self.prediction == "eps" else velocity(latents, noise, per_picture)
         losses = (output - target).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma is not None:

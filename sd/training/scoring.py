@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sd.image import to_images
 from sd.training.analysis import RELATIONS, Verdict, Wanted, analyse, follows
 from sd.training.captions import plain_caption, with_article
 from sd.training.scenes import COMBINATIONS, HELD_OUT
-from sd.training.shapes import ShapesDataset
+from sd.training.shapes import ShapesDataset, render
 
 MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, colour, shape, relation, all
 
@@ -85,3 +86,39 @@ def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
     table = text_encoder.token_embedding.weight
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     table.copy_(table[order.to(table.device)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaint:
+    """A picture, what of it is to be made anew, and what must be seen on the result."""
+
+    picture: Image.Image
+    mask: Image.Image  # L, 255 is made anew
+    request: Request
+
+
+def other_things(count: int, size: int) -> list[Repaint]:
+    """Pictures of one thing, of which the mask covers a square around it, and prompts for another thing there.
+
+    Both are of combinations that training never shows.
+    """
+    scenes = ShapesDataset(3, size, held_out=True, kind="single")
+    repaints = []
+    for number in range(count):
+        scene, _ = scenes.describe(number)
+        (thing,) = scene.things
+        behind = scene.background.colour
+        others = [(shape, colour) for shape, colour, on in HELD_OUT if on == behind and colour != thing.colour]
+        shape, colour = sorted(others)[number % len(others)]
+        reach = thing.radius * 1.3
+        box = [round(size * place) for place in (thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach)]
+        mask = Image.new("L", (size, size))
+        mask.paste(255, tuple(box))
+        request = Request(
+            prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
+            seed=number,
+            wanted=Wanted(background=behind, things=((shape, colour),)),
+        )
+        (picture,) = to_images(render([scene], size))
+        repaints.append(Repaint(picture=picture, mask=mask, request=request))
+    return repaints
