@@ -4,6 +4,7 @@ The run is the one of `StableDiffusion.make`, to the bit. Nothing in it is chang
 and comes out, and `sd.explain_attention` computes heat maps beside the network's own attention.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -180,6 +181,7 @@ class Recorder:
                 nothing,
                 guidance_scale=guidance_scale,
                 guidance_rescale=guidance_rescale,
+                guidance_interval=settings.guidance_interval or (0.0, math.inf),
             )
             return denoiser(self._x_t, step.alpha_bar)
 

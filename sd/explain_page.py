@@ -63,6 +63,8 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
     yield "guidance scale", f"{settings['guidance_scale']:g}" + (" (off)" if settings["guidance_scale"] == 1 else "")
     if settings["guidance_rescale"]:
         yield "guidance rescale", f"{settings['guidance_rescale']:g}"
+    if settings["guidance_interval"]:
+        yield "guidance at sigma", " to ".join(f"{sigma:g}" for sigma in settings["guidance_interval"])
     yield "precision", ", ".join(f"{part} {dtype}" for part, dtype in report["precision"].items())
     yield "time", f"{report['milliseconds'] / 1000:.1f} s on {report['device']}, recording included"
 

@@ -4,6 +4,7 @@ Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (
 alone; see the attributes of `LatentDiffusion`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -209,6 +210,7 @@ class LatentDiffusion:
             *(context(skipped) for context in contexts),
             guidance_scale=common.guidance_scale,
             guidance_rescale=common.guidance_rescale,
+            guidance_interval=common.guidance_interval or (0.0, math.inf),
         )
         predict_eps = keeping(denoiser, x_0, mask) if masked and not told else denoiser
         clean: list[Tensor] = []

@@ -130,12 +130,15 @@ def _size(found: Found, value: str) -> bool:
     return match is not None
 
 
-def _sigmas(found: Found, value: str) -> bool:
-    try:
-        found.settings["sigmas"] = tuple(float(part) for part in value.split(","))
-    except ValueError:
-        return False
-    return True
+def _numbers(name: str):
+    def read(found: Found, value: str) -> bool:
+        try:
+            found.settings[name] = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return False
+        return True
+
+    return read
 
 
 def _strength(found: Found, value: str) -> bool:
@@ -170,7 +173,8 @@ READERS = {
     "Sampler": _sampler,
     "Schedule type": _schedule,
     "Size": _size,
-    "Sigmas": _sigmas,
+    "Sigmas": _numbers("sigmas"),
+    "Guidance interval": _numbers("guidance_interval"),
     "Denoising strength": _strength,
     "Hires upscale": _hires,
     "Hires resize": _hires,

@@ -34,6 +34,7 @@ class Settings:
     eta                      0 to 1, the share of fresh noise; None for the sampler's own
     guidance_scale           1 turns guidance off
     guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
+    guidance_interval        the lowest and the highest sigma at which there is guidance; empty for all
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
     strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
@@ -61,6 +62,7 @@ class Settings:
     eta: float | None = None
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, ...] = ()
     zero_terminal_snr: bool = False
     strength: float = 1.0
     seed: int
@@ -106,6 +108,7 @@ class Settings:
         check("guidance_rescale", 0 <= self.guidance_rescale <= 1, "is out of range: 0 to 1.")
         check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
+        self._resolve_interval()
         check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
         check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
@@ -197,6 +200,16 @@ class Settings:
         self._set("steps", len(levels))
         return CUSTOM
 
+    def _resolve_interval(self) -> None:
+        self._set("guidance_interval", tuple(float(sigma) for sigma in self.guidance_interval))
+        shown = ", ".join(f"{sigma:g}" for sigma in self.guidance_interval)
+        if not self.guidance_interval:
+            return
+        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise SettingError("guidance_interval", f"{shown} is none: give a lower sigma and a higher one, as 0.3,5.")
+        if self.guidance_scale == 1:
+            raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
+
     def require_prediction(self, prediction: str) -> None:
         """Raise SettingError where a model with that prediction, "eps" or "v", cannot be run with these settings."""
         if self.zero_terminal_snr and prediction != "v":
@@ -268,6 +281,7 @@ class Settings:
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
             "Emphasis": "None" if self.plain_prompts else None,
             "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
+            "Guidance interval": ", ".join(f"{sigma:g}" for sigma in self.guidance_interval) or None,
             "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
             **(labels or {}),
             "Version": f"sd-zoo {__version__}",

@@ -79,9 +79,9 @@ def test_prompts_may_change_between_two_steps():
     network = Recorder()
     for scale, expected in ((7.5, 9.5), (1.0, 3)):
         denoiser = Denoiser(network, "eps", TABLE, NEGATIVE, PROMPT, scale)
-        denoiser(torch.ones(2, 4, 8, 8), torch.tensor(500))
+        denoiser(torch.ones(2, 4, 8, 8), BAR)
         denoiser.set_context(PROMPT, NEGATIVE)
-        assert denoiser(torch.ones(2, 4, 8, 8), torch.tensor(499)).unique().tolist() == [expected]
+        assert denoiser(torch.ones(2, 4, 8, 8), TABLE[499].double()).unique().tolist() == [expected]
 
 
 def test_guidance_without_a_negative_context_is_refused():
@@ -99,6 +99,27 @@ def test_between_timesteps_the_network_is_told_a_fraction():
     sigma = ((1 - TABLE[500:502].double()) / TABLE[500:502].double()).sqrt().prod().sqrt()
     Denoiser(network, "eps", TABLE, PROMPT)(torch.ones(2, 4, 8, 8), 1 / (1 + sigma**2))
     assert network.calls[0][1].item() == pytest.approx(500.5, abs=1e-3)
+
+
+def test_outside_of_its_interval_there_is_no_guidance_and_half_the_work():
+    network = Recorder()
+    sigmas = {t: ((1 - TABLE[t]) / TABLE[t]).sqrt().item() for t in (100, 500, 900)}
+    denoiser = Denoiser(
+        network, "eps", TABLE, PROMPT, NEGATIVE, 7.5, guidance_interval=(sigmas[100] + 0.01, sigmas[900] - 0.01)
+    )
+    found = [denoiser(torch.ones(2, 4, 8, 8), TABLE[t].double()).unique().tolist() for t in (900, 500, 100)]
+    assert found == [[3], [9.5], [3]]  # the prompt's own, or by hand 2 + 7.5 * (3 - 2)
+    assert [len(x_t) for x_t, _, _ in network.calls] == [2, 4, 2]
+    assert [context[0, 0, 0].item() for _, _, context in network.calls] == [3, 2, 3]
+
+
+def test_the_ends_of_the_interval_belong_to_it():
+    network = Recorder()
+    sigma = ((1 - BAR) / BAR).sqrt().item()
+    Denoiser(network, "eps", TABLE, PROMPT, NEGATIVE, 7.5, guidance_interval=(sigma, sigma))(
+        torch.ones(2, 4, 8, 8), BAR
+    )
+    assert len(network.calls[0][0]) == 4
 
 
 @pytest.mark.parametrize("share", [0.0, 0.7, 1.0])

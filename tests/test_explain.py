@@ -59,14 +59,14 @@ def test_latents_of_the_record_are_those_of_the_run(model, run):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("guidance_rescale", [0.0, 0.7])
-def test_guided_noise_is_what_the_sampler_was_given(tiny_networks, monkeypatch, prediction, guidance_rescale):
+@pytest.mark.parametrize("guidance", [{}, {"guidance_rescale": 0.7}, {"guidance_interval": (0.5, 5)}])
+def test_guided_noise_is_what_the_sampler_was_given(tiny_networks, monkeypatch, prediction, guidance):
     model = assemble(replace(TINY, prediction=prediction), tiny_networks)
     given, call = [], Denoiser.__call__
     monkeypatch.setattr(Denoiser, "__call__", lambda *arguments: given.append(call(*arguments)) or given[-1])
-    list(model.sample([settings(guidance_rescale=guidance_rescale)]))
+    list(model.sample([settings(**guidance)]))
     expected, given[:] = list(given), []
-    run = explain(model, settings(guidance_rescale=guidance_rescale), attention=False)
+    run = explain(model, settings(**guidance), attention=False)
     assert all(torch.equal(step.guided, eps) for step, eps in zip(run.steps, expected, strict=True))
 
 
@@ -77,6 +77,15 @@ def test_halves_combine_to_the_guided_noise(tiny_networks, prediction):
         combined = step.without_prompt + 3 * step.difference
         assert torch.allclose(step.guided, combined, atol=1e-4)
         assert step.difference.norm() > 0
+
+
+def test_outside_of_the_guidance_interval_there_is_one_prediction(model):
+    run = explain(model, settings(guidance_interval=(0.5, 5)))
+    halves = [step.without_prompt is not None for step in run.steps]
+    sigmas = [((1 - step.alpha_bar) / step.alpha_bar) ** 0.5 for step in run.steps]
+    assert halves == [0.5 <= sigma <= 5 for sigma in sigmas]
+    assert len(set(halves)) == 2
+    assert all(step.heats for step in run.steps)
 
 
 def test_without_guidance_there_is_one_prediction(model):

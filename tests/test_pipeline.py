@@ -309,7 +309,7 @@ def test_pure_noise_at_the_start_is_refused_where_noise_is_predicted(model):
 
 def test_sigmas_of_ones_own_and_guidance_rescale_change_the_picture(model):
     first = final(model, [settings(sampler="euler")])
-    for change in ({"sigmas": [14.6, 7, 3, 1]}, {"guidance_rescale": 0.7}):
+    for change in ({"sigmas": [14.6, 7, 3, 1]}, {"guidance_rescale": 0.7}, {"guidance_interval": (0.5, 5)}):
         assert relative_error(final(model, [settings(sampler="euler", **{"steps": 4, **change})]), first) > 0.01
     levels = [((1 - step.alpha_bar) / step.alpha_bar).sqrt().item() for step in steps_of(settings(sampler="euler"))]
     assert relative_error(final(model, [settings(sampler="euler", sigmas=levels)]), first) < 1e-5

@@ -106,6 +106,7 @@ def plan(
         "eta": args.eta,
         "guidance_scale": args.guidance_scale,
         "guidance_rescale": args.guidance_rescale,
+        "guidance_interval": args.guidance_interval,
         "zero_terminal_snr": args.zero_terminal_snr,
         "strength": getattr(args, "strength", 1.0),
         "hires": getattr(args, "hires", None),

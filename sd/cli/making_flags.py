@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.cli.flags import Parser, add_output_flags, add_schedule_flags
+from sd.cli.flags import Parser, add_output_flags, add_schedule_flags, numbers
 from sd.cli.outputs import DEFAULT_OUT, PLACEHOLDERS
 from sd.cli.step_files import add_step_flags
 from sd.hires import UPSCALES
@@ -104,6 +104,9 @@ def add_sampling_flags(parser: Parser) -> None:
                           "(default: 7.5)")  # fmt: skip
     sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
                           help="take back contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
+    sampling.add_argument("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",
+                          help="guide only at noise levels (sigma) from LOW to HIGH, and save half the work at others "
+                          "(default: at all)")  # fmt: skip
 
 
 def add_second_pass_flags(parser: Parser) -> None:
