@@ -6,6 +6,7 @@ alone; see the attributes of `LatentDiffusion`.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
 from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
 from sd.settings import SettingError, Settings
+from sd.shared_halves import halves_shared
 from sd.strength import steps_run
 from sd.text_encoder import TextEncoder
 from sd.tiling import seamless
@@ -183,9 +185,10 @@ class LatentDiffusion:
         )
         x = noise().to(self.device)
 
-        def unet(*inputs: Tensor) -> Tensor:
-            with seamless(self.unet, common.tile):
-                return self.unet(*inputs)
+        def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            guided = len(context) > len(batch)
+            with seamless(self.unet, common.tile), halves_shared(self.unet) if guided else nullcontext():
+                return self.unet(x, timestep, context)
 
         skipped = 0
         told = self.config.unet.in_channels > channels  # what a mask keeps
