@@ -18,7 +18,7 @@ weights/made-up-sd-v1.ckpt: | $(VENV)/installed
 	$(RUN) scripts/make_checkpoint.py $@
 
 test: $(VENV)/installed-for-tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Full-size networks and multi-gigabyte files: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed-for-tests

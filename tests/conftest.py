@@ -1,7 +1,12 @@
 """What several test files need: narrow models with made-up weights, and files of them."""
 
 import json
+import os
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes side by side share the cores; before torch counts them
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import make_checkpoint
 import numpy as np
