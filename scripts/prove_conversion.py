@@ -30,9 +30,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sd.machine import LOOK_EVERY, memory_is_known, own_memory
+
 ROOT = Path(__file__).resolve().parents[1]
-LOOK_EVERY = 0.01  # seconds
-OWN_MEMORY = ("RssAnon", "RssShmem")
 MAKING_SPACE = 8e9  # bytes of disk for the file that is made
 
 
@@ -60,19 +60,6 @@ class Row:
         if self.at_most is not None:
             return self.value <= self.at_most
         return None if self.at_least is None else self.value >= self.at_least
-
-
-def own_memory(pid: int) -> int:
-    """Bytes that a process holds now without the pages of mapped files; 0 once it has ended.
-
-    proc(5): RssAnon, RssFile and RssShmem add up to VmRSS, in kB.
-    """
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    fields = dict(line.split(":", 1) for line in lines)
-    return sum(int(fields[name].split()[0]) * 1024 for name in OWN_MEMORY if name in fields)
 
 
 def watched(command: list[str], cache: Path) -> Finished:
@@ -201,7 +188,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of each command (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     args = parser.parse_args()
-    if not Path("/proc/self/status").exists():
+    if not memory_is_known():
         parser.error("memory is read from /proc, which only Linux has")
     if args.runs < 1:
         parser.error(f"--runs must be at least 1, got {args.runs}")

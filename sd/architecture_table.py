@@ -23,7 +23,7 @@ def table(architecture: Architecture) -> str:
             *_time(network, timed),
         ]
         heads = [network.path, "layers", "input", "output", "parameters", "G operations", *["ms"] * timed, "skip from"]
-        lines += ["", *_aligned([heads, *rows, [*total, ""]])]
+        lines += ["", *aligned([heads, *rows, [*total, ""]])]
     return "\n".join([*lines, "", *textwrap.wrap(f"Operations: {COUNTED}.", 110)])
 
 
@@ -65,7 +65,7 @@ def _time(node: Node, timed: bool) -> list[str]:
     return ["" if node.milliseconds is None else f"{node.milliseconds:.2f}"] * timed
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of equal width, words to the left, numbers to the right; those with nothing in them are left out."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     for i, column in enumerate(columns):

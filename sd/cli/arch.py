@@ -74,16 +74,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
     """Width and height from 768x512. Raises UsageError for sizes that no picture can have."""
     match = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", text)
     if not match:
-        raise UsageError(f"--size {text} is no size. Give width and height in pixels, such as 768x512.")
+        raise UsageError(f"{flag} {text} is no size. Give width and height in pixels, such as 768x512.")
     width, height = int(match[1]), int(match[2])
     try:
         Settings(prompt="", width=width, height=height, seed=0)
     except SettingError as error:
-        raise UsageError(f"--size {text}: {error}") from None
+        raise UsageError(f"{flag} {text}: {error}") from None
     return width, height
 
 

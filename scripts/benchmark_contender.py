@@ -1,0 +1,82 @@
+"""What every contender of `benchmark.py` can be asked to do.
+
+They do the same with the same weights: guided DDIM steps from the same noise, the noise of picture i being that of the
+seed SEED + i. Each imports its own libraries only, and not before it is asked to.
+"""
+
+from dataclasses import dataclass
+
+PROMPT = "a photograph of an astronaut riding a horse"
+SEED = 1
+GUIDANCE_SCALE = 7.5
+ENDLESS = 500  # steps of the run whose steps are measured one by one; when they are used up, it begins again
+COMPARED_STEPS = 2
+UNITS = ("imports", "load", "prepare", "step", "decode", "pictures", "latents", "versions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every contender is told when it is started."""
+
+    checkpoint: str  # an original file
+    folder: str  # the same in the diffusers layout
+    openvino: str  # a folder with the same networks for OpenVINO
+    device: str  # "cpu", "cuda" or "mps"
+    precision: str  # "fp32", "fp16" or "bf16"
+    threads: int | None  # of the processor; None for the library's own choice
+
+
+class Contender:
+    """The units of work. `step`, `decode`, `pictures` and `latents` are about what `prepare` was told."""
+
+    own_precision: str | None = None  # whatever is asked for, where a contender has one
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.precision = self.own_precision or options.precision
+
+    def imports(self) -> None:
+        import torch
+
+        self.torch = torch
+        if self.options.threads:
+            torch.set_num_threads(self.options.threads)
+        self.dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
+
+    def load(self) -> None:
+        """From files to networks that are ready."""
+        raise NotImplementedError
+
+    def prepare(self, width: int, height: int, batch_size: int) -> None:
+        """Read the prompt and draw the noise for pictures of that size."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """One guided step of a batch: the UNet sees each picture twice."""
+        raise NotImplementedError
+
+    def decode(self) -> None:
+        """From latents to pictures."""
+        raise NotImplementedError
+
+    def pictures(self, steps: int) -> None:
+        """All of it: from a prompt to pictures."""
+        raise NotImplementedError
+
+    def latents(self, path: str) -> None:
+        """The latents of the batch after COMPARED_STEPS steps, written into a .npy file."""
+        import numpy
+
+        numpy.save(path, self.denoised(COMPARED_STEPS).float().cpu().numpy())
+
+    def denoised(self, steps: int):
+        """(B, 4, H/8, W/8) after so many steps from noise to none."""
+        raise NotImplementedError
+
+    def versions(self) -> dict[str, object]:
+        return {"torch": self.torch.__version__, "threads": self.torch.get_num_threads()}
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.options.device != "cpu" and hasattr(self, "torch"):
+            getattr(self.torch, self.options.device.partition(":")[0]).synchronize()

@@ -1,0 +1,118 @@
+"""diffusers as a contender of `benchmark.py`: as it comes, tuned, and compiled."""
+
+from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, Contender
+
+
+class Diffusers(Contender):
+    """diffusers as it comes: float32, whatever precision the others have."""
+
+    own_precision = "fp32"
+    channels_last = False
+    compiled = False
+
+    def imports(self) -> None:
+        super().imports()
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        self.pipeline_class, self.scheduler_class = StableDiffusionPipeline, DDIMScheduler
+
+    def load(self) -> None:
+        precision = {} if self.own_precision else {"torch_dtype": self.dtype}
+        pipe = self.pipeline_class.from_pretrained(self.options.folder, local_files_only=True, **precision)
+        pipe = pipe.to(self.options.device)
+        pipe.scheduler = self.scheduler_class.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        if self.channels_last:
+            for network in (pipe.unet, pipe.vae):
+                network.to(memory_format=self.torch.channels_last)
+        if self.compiled:
+            pipe.unet.compile()
+        self.pipe, self.scheduler = pipe, pipe.scheduler
+
+    def prepare(self, width: int, height: int, batch_size: int) -> None:
+        self.width, self.height, self.batch_size = width, height, batch_size
+        self.noise = self.first_noise().to(self.options.device, self.dtype)
+        self.context = self.encode_text()
+        self.begin(ENDLESS)
+
+    def first_noise(self):
+        """(B, 4, H/8, W/8): each picture's from a generator of its own, as sd-zoo has it."""
+        generators = [self.torch.Generator().manual_seed(SEED + i) for i in range(self.batch_size)]
+        shape = (4, self.height // 8, self.width // 8)
+        return self.torch.stack([self.torch.randn(shape, generator=generator) for generator in generators])
+
+    def encode_text(self):
+        """(2B, 77, width): the empty prompt, then the prompt."""
+        with self.torch.no_grad():
+            texts = self.pipe.encode_prompt([PROMPT] * self.batch_size, self.options.device, 1, True)
+        return self.torch.cat([texts[1], texts[0]])
+
+    def begin(self, steps: int) -> None:
+        self.scheduler.set_timesteps(steps, device=self.options.device)
+        self.timesteps = iter(self.scheduler.timesteps)
+        self.latest = self.noise * self.scheduler.init_noise_sigma
+
+    def step(self) -> None:
+        timestep = next(self.timesteps, None)
+        if timestep is None:
+            self.begin(ENDLESS)
+            timestep = next(self.timesteps)
+        with self.torch.no_grad():
+            x = self.scheduler.scale_model_input(self.torch.cat([self.latest] * 2), timestep)
+            negative, positive = self.predict(x, timestep, self.context).chunk(2)
+            eps = negative + GUIDANCE_SCALE * (positive - negative)
+            self.latest = self.scheduler.step(eps, timestep, self.latest, return_dict=False)[0]
+
+    def predict(self, x, timestep, context):
+        return self.pipe.unet(x, timestep, encoder_hidden_states=context, return_dict=False)[0]
+
+    def decode(self) -> None:
+        with self.torch.no_grad():
+            image = self.pipe.vae.decode(self.latest / self.pipe.vae.config.scaling_factor, return_dict=False)[0]
+            self.pipe.image_processor.postprocess(image, output_type="pil")
+
+    def run(self, steps: int, **options: object):
+        return self.pipe(
+            [PROMPT] * self.batch_size,
+            width=self.width,
+            height=self.height,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            latents=self.noise,
+            **options,
+        ).images
+
+    def pictures(self, steps: int) -> None:
+        self.run(steps)
+        self.begin(ENDLESS)  # the scheduler is the same one
+
+    def denoised(self, steps: int):
+        latents = self.run(steps, output_type="latent")
+        self.begin(ENDLESS)
+        return latents
+
+    def versions(self) -> dict[str, object]:
+        import diffusers
+        import transformers
+
+        try:
+            import accelerate
+
+            loads_with = accelerate.__version__
+        except ImportError:
+            loads_with = "not installed"
+        own = {"diffusers": diffusers.__version__, "transformers": transformers.__version__, "accelerate": loads_with}
+        return {**own, **super().versions()}
+
+
+class DiffusersTuned(Diffusers):
+    """In the precision of the others, with channels beside each other in memory."""
+
+    own_precision = None
+    channels_last = True
+
+
+class DiffusersCompiled(DiffusersTuned):
+    """The same with the UNet compiled by torch.compile; the first step of each size compiles."""
+
+    compiled = True

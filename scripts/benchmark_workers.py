@@ -1,0 +1,114 @@
+"""One contender of `benchmark.py`, in a process of its own: it is asked for one unit of work at a time, and times it.
+
+Requests are lines of JSON on standard input, {"unit": "step"}; each is answered by one on standard output,
+{"seconds": 0.5} or {"error": "..."}. What libraries print goes to standard error.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, UNITS, Contender, Options
+from benchmark_diffusers import Diffusers, DiffusersCompiled, DiffusersTuned
+from benchmark_openvino import OpenVINO, export_to_openvino
+
+
+class SdZoo(Contender):
+    """This project, through what it offers to programs."""
+
+    def imports(self) -> None:
+        super().imports()
+        import sd.loading  # noqa: F401
+
+    def load(self) -> None:
+        import sd
+
+        self.model = sd.load(self.options.checkpoint, device=self.options.device, precision=self.options.precision)
+
+    def batch(self, steps: int) -> list:
+        from sd.settings import Settings
+
+        common = {"prompt": PROMPT, "steps": steps, "sampler": "ddim", "guidance_scale": GUIDANCE_SCALE}
+        return [Settings(**common, width=self.width, height=self.height, seed=SEED + i) for i in range(self.batch_size)]
+
+    def prepare(self, width: int, height: int, batch_size: int) -> None:
+        self.width, self.height, self.batch_size = width, height, batch_size
+        self.states = self.model.sample(self.batch(ENDLESS))
+
+    def step(self) -> None:
+        latents = next(self.states, None)
+        if latents is None:
+            self.prepare(self.width, self.height, self.batch_size)
+            latents = next(self.states)
+        self.latest = latents
+
+    def decode(self) -> None:
+        self.model.decode(self.latest)
+
+    def pictures(self, steps: int) -> None:
+        self.model.txt2img(
+            PROMPT,
+            width=self.width,
+            height=self.height,
+            steps=steps,
+            sampler="ddim",
+            guidance_scale=GUIDANCE_SCALE,
+            seed=SEED,
+            batch_size=self.batch_size,
+        )
+
+    def denoised(self, steps: int):
+        *_, latents = self.model.sample(self.batch(steps))
+        return latents
+
+    def versions(self) -> dict[str, object]:
+        import sd
+
+        return {"sd-zoo": sd.__version__, **super().versions()}
+
+
+CONTENDERS: dict[str, type[Contender]] = {
+    "sd-zoo": SdZoo,
+    "diffusers": Diffusers,
+    "diffusers-tuned": DiffusersTuned,
+    "diffusers-compiled": DiffusersCompiled,
+    "openvino": OpenVINO,
+}
+
+
+def answer_to(contender: Contender, request: dict) -> dict:
+    """Do one unit of work."""
+    unit = request.pop("unit")
+    if unit not in UNITS:
+        return {"error": f"no unit of work is called {unit!r}"}
+    try:
+        started = time.perf_counter()
+        result = getattr(contender, unit)(**request)
+        contender.wait()
+        seconds = time.perf_counter() - started
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
+    return {"seconds": seconds, **(result if unit == "versions" else {})}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Arguments: the name of a contender and its options as JSON; or "export", a diffusers folder and a new folder."""
+    if arguments[0] == "export":
+        export_to_openvino(Path(arguments[1]), Path(arguments[2]))
+        return
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+    contender = CONTENDERS[arguments[0]](Options(**json.loads(arguments[1])))
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        for line in sys.stdin:
+            print(json.dumps(answer_to(contender, json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

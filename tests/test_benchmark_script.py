@@ -1,0 +1,195 @@
+"""The comparison with other programs: its arithmetic by hand, what it refuses, and a real one with a narrow model."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import benchmark
+import benchmark_workers
+import numpy as np
+import pytest
+from benchmark_contender import Options
+from benchmark_contest import BOUNDS, Wrong, check_latents
+from benchmark_process import ROOT, ContenderFailed, Process, environment
+from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, Peak, Report, Row, plot, text
+from PIL import Image
+
+from sd.machine import memory_is_known
+
+CASE = "512x512, batch 1"
+OPTIONS = Options(checkpoint="", folder="", openvino="", device="cpu", precision="fp32", threads=None)
+
+
+@pytest.fixture
+def report():
+    """Two contenders; the second takes twice the first's median for a step."""
+    found = Report(
+        machine={"device_name": "Fast 9000", "threads": 2, "system": "Linux", "python": "3.10"},
+        settings={},
+        versions={"sd-zoo": {"torch": "2", "threads": 2}, "other": {"torch": "3", "threads": 2}},
+        precisions={"sd-zoo": "bf16", "other": "fp32"},
+        differences={CASE: {"other": 0.0123}},
+        left_out={"third": "not installed"},
+    )
+    for what in (COLD, LOAD):
+        found.rows.append(Row(contender="sd-zoo", case=ONCE, what=what, seconds=(10.0,)))
+        found.rows.append(Row(contender="other", case=ONCE, what=what, seconds=(5.0,)))
+    for what in (STEP, DECODE, PICTURES):
+        found.rows.append(Row(contender="sd-zoo", case=CASE, what=what, seconds=(4, 1, 3, 2)))
+        found.rows.append(Row(contender="other", case=CASE, what=what, seconds=(5, 9, 4)))
+    for case in (ONCE, CASE):
+        found.peaks.append(Peak(contender="sd-zoo", case=case, own=1_500_000_000, resident=2_000_000_000))
+        found.peaks.append(Peak(contender="other", case=case, own=None, resident=None))
+    return found
+
+
+def test_medians_and_ratios_by_hand(report):
+    rows = {(row["contender"], row["what"]): row for row in report.to_dict()["rows"]}
+    first, second = rows["sd-zoo", STEP], rows["other", STEP]
+    assert [first[name] for name in ("median", "shortest", "longest", "count", "ratio")] == [2.5, 1, 4, 4, 1]
+    assert [second[name] for name in ("median", "shortest", "longest", "count", "ratio")] == [5, 4, 9, 3, 2]
+    assert rows["other", COLD]["ratio"] == 0.5
+    assert json.loads(json.dumps(report.to_dict()))["differences"] == {CASE: {"other": 0.0123}}
+
+
+def test_the_table_has_a_line_for_each_contender_and_names_those_left_out(report):
+    lines = [" ".join(line.split()) for line in text(report).splitlines()]
+    assert lines[:3] == ["Fast 9000, 2 threads; Linux; Python 3.10", "sd-zoo: bf16; torch 2", "other: fp32; torch 3"]
+    for line in (
+        "sd-zoo 10.000 (10.000-10.000) 1.00 10.000 (10.000-10.000) 1.00 1.50 2.00",
+        "other 5.000 (4.000-9.000) 2.00 5.000 (4.000-9.000) 2.00 5.000 (4.000-9.000) 2.00 unknown unknown",
+        "latents of the same two steps differ from those of the first by: other 1.2e-02",
+        "left out: third: not installed",
+    ):
+        assert line in lines
+
+
+def test_the_plot_has_a_bar_for_each_median(report):
+    figure = plot(report)
+    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
+    assert heights == [[10, 5], [10, 5], [2.5, 5], [2.5, 5], [2.5, 5]]
+
+
+def test_latents_may_differ_by_as_much_as_the_coarser_precision_explains():
+    b = np.full((1, 4, 8, 8), 2.0, dtype=np.float32)
+    far, near = b * 1.1, b * 1.00001
+    precisions = {"first": "bf16", "exact": "fp32"}
+    assert check_latents({"first": b, "exact": far}, precisions, CASE)["exact"] == pytest.approx(0.1)
+    exact = {"first": "fp32", "exact": "fp32"}
+    assert check_latents({"first": b, "exact": near}, exact, CASE)["exact"] == pytest.approx(1e-5, rel=0.05)
+    with pytest.raises(Wrong, match=r"so there is no comparison(.|\n)*exact: 1\.0e-01, at most 1e-03"):
+        check_latents({"first": b, "exact": far}, exact, CASE)
+    assert BOUNDS["fp32"] < BOUNDS["fp16"] < BOUNDS["bf16"] < 1  # unlike latents differ by more than 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_latents_that_are_no_numbers_are_wrong(bad):
+    b = np.ones((1, 4, 8, 8), dtype=np.float32)
+    precisions = {"first": "bf16", "other": "bf16"}
+    for latents in ({"first": b, "other": b * bad}, {"first": b * bad, "other": b}):
+        with pytest.raises(Wrong), np.errstate(invalid="ignore"):
+            check_latents(latents, precisions, CASE)
+
+
+def test_a_contender_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setitem(benchmark.NEEDS, "openvino", (("no_such_module", "json"), "pip install it"))
+    assert benchmark.missing("openvino") == "no_such_module not installed. pip install it"
+    assert benchmark.missing("sd-zoo") == ""
+    assert set(benchmark.NEEDS) == set(benchmark_workers.CONTENDERS)
+
+
+def test_only_diffusers_as_it_comes_has_a_precision_of_its_own():
+    asked = Options(**{**asdict(OPTIONS), "precision": "bf16"})
+    found = {name: kind(asked).precision for name, kind in benchmark_workers.CONTENDERS.items()}
+    assert found.pop("diffusers") == "fp32"
+    assert set(found.values()) == {"bf16"}
+
+
+def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
+    process = Process("sd-zoo", OPTIONS)
+    for _ in range(2):  # it goes on after a failure
+        with pytest.raises(ContenderFailed, match="decode: AttributeError: 'SdZoo' object has no attribute 'model'"):
+            process.ask("decode")
+    with pytest.raises(ContenderFailed, match="no unit of work is called 'dance'"):
+        process.ask("dance")
+    if memory_is_known():
+        assert 1e6 < process.own_peak < process.resident_peak()
+    process.close()
+    ended = Process("no-such-contender", OPTIONS)
+    with pytest.raises(ContenderFailed, match="ended with exit code 1: KeyError: 'no-such-contender'"):
+        ended.ask("imports")
+    ended.close()
+
+
+def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
+    """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
+    files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
+    flags = ["--contenders", "sd-zoo,diffusers", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
+    assert benchmark.main(["--tiny", "--repeat", "1", "--threads", "1", *flags, *files]) == 0
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["left_out"] == {}
+    assert told["machine"]["threads"] == 1
+    (difference,) = told["differences"]["64x64, batch 1"].values()
+    assert 0 < difference < 1e-4  # two programs, float32
+    measured = {(row["contender"], row["case"], row["what"]): row for row in told["rows"]}
+    units = [(ONCE, COLD), (ONCE, LOAD), *(("64x64, batch 1", what) for what in (STEP, DECODE, PICTURES))]
+    assert set(measured) == {(name, *unit) for name in ("sd-zoo", "diffusers") for unit in units}
+    for name in ("sd-zoo", "diffusers"):
+        seconds = {unit: measured[(name, *unit)]["median"] for unit in units}
+        assert seconds[ONCE, COLD] > seconds[ONCE, LOAD] > 0
+        assert seconds["64x64, batch 1", PICTURES] > seconds["64x64, batch 1", DECODE] / 4 > 0
+    if memory_is_known():
+        assert all(peak["resident"] > 50e6 < peak["own"] for peak in told["peaks"])
+    assert set(told["versions"]["diffusers"]) == {"diffusers", "transformers", "accelerate", "torch", "threads"}
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("sd-zoo") for line in lines) == 3  # its versions, and a line in both tables
+    with Image.open(tmp_path / "x.png") as drawn:
+        assert drawn.size[0] > 500
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--contenders", "sd-zoo,rust"], "--contenders 'rust' is not known. There are: sd-zoo, diffusers,"),
+        (["--contenders", "sd-zoo,sd-zoo"], "--contenders names one twice"),
+        (["--sizes", "500"], "--sizes 500x500: width 500 is not a multiple of 8"),
+        (["--batch-sizes", "0"], "--batch-sizes '0' is out of range"),
+        (["--repeat", "0"], "--repeat 0 is out of range: 1 to 400"),
+        (["--steps", "0"], "--steps 0 is out of range"),
+        (["--threads", "0"], "--threads 0 is out of range"),
+        (["--device", "tpu"], "device 'tpu' is not available here"),
+        (["--folder", "nowhere"], "--folder nowhere is no folder. Make it first."),
+        (["--json", "x.txt"], "--json x.txt cannot be written: give a .json file in a folder that exists."),
+        (["--plot", "there.png"], "--plot there.png exists already"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_a_sentence(flags, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.png").write_text("kept")
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main(flags)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_contenders_do_not_import_each_other_s_libraries():
+    """Otherwise a cold start would pay for what is not its own."""
+
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import benchmark_workers\n"
+        "assert not {'torch', 'diffusers', 'transformers', 'openvino', 'sd', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_openvino_s_networks_answer_as_diffusers_do(tmp_path):
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("OpenVINO is not installed: pip install openvino")
+    flags = ["--contenders", "diffusers,openvino", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
+    files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json")]
+    assert benchmark.main(["--tiny", "--repeat", "1", *flags, *files]) == 0
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["left_out"] == {}
+    assert told["differences"]["64x64, batch 1"]["openvino"] < BOUNDS["fp32"]
