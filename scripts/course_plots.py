@@ -76,7 +76,7 @@ def latent_values(model: StableDiffusion) -> bytes:
         normal = torch.exp(-(grid**2) / 2) / (2 * torch.pi) ** 0.5
         axes.plot(grid.tolist(), normal.tolist(), color="black", linestyle="--", label="standard normal")
         axes.set(xlabel="value, scaled", ylabel="density")
-        axes.legend()
+        axes.legend(loc="upper right")
 
     return drawn(draw)
 
@@ -115,12 +115,12 @@ def causal_shares(attention: Attention, x: Tensor) -> Tensor:
 
 
 def timestep_embeddings() -> bytes:
-    """Chapter 4: six of the waves that tell the UNet the time, and all of them as a picture."""
+    """Chapter 4: four of the waves that tell the UNet the time, and all of them as a picture."""
     width = SD_V1.unet.width
     embedding = timestep_embedding(torch.arange(1000), width)
 
     def draw(left, right):
-        for wave in (0, 32, 48, 64, 96, 128):
+        for wave in (32, 48, 64, 96):
             left.plot(embedding[:200, wave].tolist(), label=f"cosine {wave}")
         left.set(xlabel="timestep (the first 200)", ylabel="value")
         left.legend(fontsize=8, loc="lower right")
@@ -282,7 +282,7 @@ def checkpoint_bytes() -> bytes:
                 length = sizes[component] * size / 1e9
                 axes.barh(row, length, left=begin, color=colour, label=label if row == 0 else None)
                 begin += length
-            axes.text(begin, row, f" {begin:.2f} GB", va="center")
+            axes.text(begin, row, f" {begin:.1f} GB", va="center")
         axes.set_yticks(range(len(files)), files)
         axes.set(xlabel="GB", xlim=(0, 9))
         axes.invert_yaxis()
