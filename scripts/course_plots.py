@@ -95,7 +95,7 @@ def causal_attention(model: StableDiffusion) -> bytes:
 
     def draw(*row):
         for i, (axes, shares) in enumerate(zip(row, maps, strict=True), 1):
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {i}", fontsize=10)
             axes.set_xticks(range(count), words, rotation=90)
             axes.set_yticks(range(count), words if i == 1 else [""] * count)
@@ -125,7 +125,7 @@ def timestep_embeddings() -> bytes:
         left.set(xlabel="timestep (the first 200)", ylabel="value")
         left.legend(fontsize=8, loc="lower right")
         right.imshow(
-            embedding[::10, ::2].T, aspect="auto", cmap="RdBu", extent=(0, 999, width, 0), interpolation="none"
+            embedding[::10, ::2].T.numpy(), aspect="auto", cmap="RdBu", extent=(0, 999, width, 0), interpolation="none"
         )
         right.set(xlabel="timestep", ylabel="number: cosines, then sines")
         right.grid(False)
