@@ -6,13 +6,17 @@ import re
 import shlex
 import sys
 import tokenize
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
+import course_pictures
 import draw_course
 import pytest
 import torch
+from PIL import Image
 
 from sd.cli import main
 
@@ -177,6 +181,18 @@ def test_figures_without_a_model_are_the_same_bytes_each_time():
         assert len(first) < LARGEST_FIGURE, name
 
 
+@pytest.mark.parametrize("name", [name for name, figure in draw_course.FIGURES.items() if figure.needs == "model"])
+def test_figures_of_a_model_can_be_drawn_from_any_model(name, model, monkeypatch):
+    monkeypatch.setattr(course_pictures, "STEPS", 2)
+    small = replace(model, config=replace(model.config, native_size=64))
+    data = draw_course.FIGURES[name].draw(small)
+    if name.endswith(".svg"):
+        assert ElementTree.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
+    else:
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.width > 4 * course_pictures.CELL
+
+
 def test_a_missing_training_log_is_told_in_a_sentence(tmp_path, capsys):
     code = draw_course.main(["--out", str(tmp_path), "--training", str(tmp_path / "none"), "training-loss.svg"])
     assert code == 3
@@ -186,8 +202,6 @@ def test_a_missing_training_log_is_told_in_a_sentence(tmp_path, capsys):
 
 
 def test_the_training_figures_are_drawn_from_the_log_and_the_sheets(tmp_path):
-    from PIL import Image
-
     training = tmp_path / "training"
     training.mkdir()
     rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 400)]
