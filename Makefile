@@ -7,7 +7,7 @@ RUN := $(VENV)/bin/python
 MODEL ?= weights/made-up-sd-v1.ckpt
 PROMPT ?= a photograph of an astronaut riding a horse
 
-.PHONY: picture test test-slow lint check-data figures clean
+.PHONY: picture test test-slow lint check-data docs clean
 
 # A picture from the model at hand; its path is printed last.
 picture: $(VENV)/installed $(MODEL)
@@ -32,13 +32,19 @@ lint: $(VENV)/installed-for-tests
 check-data: $(VENV)/installed
 	$(RUN) scripts/build_merges.py --check
 
-figures: $(VENV)/installed
+# Draw every figure of the docs again.
+docs: $(VENV)/installed-for-plots
 	$(RUN) scripts/draw_architecture.py docs/architecture.svg
+	$(RUN) scripts/draw_course.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --constraint constraints.txt torch
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-for-plots: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[plots]'
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
