@@ -1,0 +1,116 @@
+"""The model that comes with the package, from the command to the colours in the picture."""
+
+import io
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sd
+from convert.names import original_names
+from convert.reader import open_checkpoint
+from sd.cli import main
+from sd.embedded import embedded_model
+from sd.settings import Settings
+from sd.training.analysis import analyse
+from sd.training.scoring import one_thing, shares, shuffle_words, two_things, verdicts
+from sd.training.shapes import ShapesDataset
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd.load()
+
+
+def make(model, requests, **common):
+    size = model.config.native_size
+    return model.make([Settings(prompt=r.prompt, seed=r.seed, width=size, height=size, **common) for r in requests])
+
+
+def test_the_command_without_a_model_makes_the_right_picture_and_says_which_model(tmp_path, capsys):
+    out = tmp_path / "picture.png"
+    assert main(["txt2img", "a red circle on a blue background", "--seed", "1", "-o", str(out)]) == 0
+    stdout, stderr = capsys.readouterr()
+    assert stdout == f"{out}\n"
+    (line,) = [line for line in stderr.splitlines() if "embedded model" in line]
+    assert "sd-shapes.ckpt" in line
+    assert "-m FILE" in line
+    seen = analyse(np.asarray(Image.open(out)))
+    assert seen.background == "blue"
+    assert [(thing.colour, thing.shape) for thing in seen.things] == [("red", "circle")]
+
+
+def test_held_out_prompts_are_followed(model):
+    requests = one_thing(1)[::2] + two_things(1)
+    found = shares(list(verdicts(make(model, requests, steps=20), requests)))
+    assert found["background"] >= 0.95
+    assert found["colour"] >= 0.85
+    assert found["all"] >= 0.75
+
+
+def test_without_the_words_pictures_are_right_by_chance():
+    requests = one_thing(1)[::2]
+    model = sd.load()
+    shuffle_words(model.text_encoder, seed=0)
+    found = shares(list(verdicts(make(model, requests, steps=10), requests)))
+    assert found["colour"] < 0.4
+    assert found["all"] < 0.15
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(model):
+    requests = one_thing(1)[:3]
+    together = make(model, requests, steps=5)
+    for picture, request in zip(together, requests, strict=True):
+        (alone,) = make(model, [request], steps=5)
+        difference = np.asarray(alone).astype(int) - np.asarray(picture)
+        assert np.abs(difference).max() <= 1
+
+
+def test_fresh_pictures_come_back_from_their_latents(model):
+    images, _ = ShapesDataset(99, model.config.native_size).batch(0, 64)
+    with torch.no_grad():
+        mean, _ = model.vae.encode(images)
+        decoded = model.vae.decode(mean).clamp(-1, 1)
+    errors = (decoded - images).square().mean(dim=(1, 2, 3))
+    assert (10 * torch.log10(4 / errors)).mean() >= 30
+    latents = model.config.vae.latent_scale * mean
+    error = 1 / 64**0.5  # of a mean over pictures, whose places are much alike
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 3 * error
+    assert latents.std(dim=(0, 2, 3)).sub(1).abs().max() < 1.5 * error
+
+
+def test_the_file_is_an_original_checkpoint(model):
+    path = embedded_model()
+    assert path.stat().st_size <= 40e6
+    assert zipfile.is_zipfile(path)
+    with open_checkpoint(path) as file:
+        assert isinstance(file.root["global_step"], int)
+        assert {original.name for original in original_names(model.config).values()} <= set(file.root["state_dict"])
+        assert file.root["state_dict"]["model.diffusion_model.out.2.weight"].dtype == "float16"
+
+
+def test_torch_reads_the_file_as_plain_tensors():
+    state = torch.load(io.BytesIO(embedded_model().read_bytes()), weights_only=True)["state_dict"]
+    assert state["betas"].shape == (1000,)
+
+
+def test_every_package_is_installed():
+    """pyproject.toml lists them, since one of them, the weights', lies beside the code."""
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"^packages = (\[.*?\])$", text, re.MULTILINE)[1]
+    folders = {path.parent for top in ("sd", "convert") for path in (ROOT / top).rglob("*.py")}
+    expected = {".".join(folder.relative_to(ROOT).parts) for folder in folders} | {"sd.weights"}
+    assert set(re.findall(r'"([\w.]+)"', listed)) == expected
+
+
+def test_the_first_lines_of_help_lead_to_a_picture():
+    text = subprocess.run([sys.executable, "-m", "sd", "--help"], capture_output=True, text=True, check=True).stdout
+    assert 'sd txt2img "a red circle on a blue background"' in text
