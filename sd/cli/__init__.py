@@ -40,7 +40,8 @@ def usage() -> str:
         "Stable Diffusion from scratch: an original checkpoint in, a picture out.\n\n"
         f"commands:\n{commands}\n\n"
         "sd COMMAND --help tells more about one of them; sd --version prints the version.\n\n"
-        'example:\n  sd txt2img "a photograph of an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
+        'examples:\n  sd txt2img "a red circle on a blue background"      (by the small model of the package)\n'
+        '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
     )
 
 
