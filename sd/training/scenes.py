@@ -93,9 +93,8 @@ def sample_scene(generator: Random, *, held_out: bool = False, kind: str = "all"
     """Draw a scene: three of five have one thing, the others two, unless a kind to begin with is asked for.
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
-    kind      "centred": one large thing near the middle of a plain background. Where a thing may be anywhere, its shape
-              changes the loss by a hundredth of what its colour does; here by as much.
-              "single": one thing, not a small one, anywhere on a plain background. "all": everything
+    kind      "centred": one large thing near the middle of a plain background, where its shape shows in the same places
+              of every picture. "single": one thing, not a small one, anywhere on a plain background. "all": everything
     """
     background = sample_background(generator, plain=kind != "all")
     choices = things_on(background.colour, held_out)

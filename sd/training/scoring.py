@@ -30,17 +30,19 @@ class Request:
     wanted: Wanted
 
 
+def request_for(shape: str, colour: str, behind: str, seed: int) -> Request:
+    """ "a red circle on a blue background" """
+    return Request(
+        prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
+        seed=seed,
+        wanted=Wanted(background=behind, things=((shape, colour),)),
+    )
+
+
 def one_thing(repeats: int) -> list[Request]:
     """Every held-out combination, `repeats` times with other seeds: "a red circle on a blue background"."""
     combinations = [each for each in COMBINATIONS if each in HELD_OUT] * repeats
-    return [
-        Request(
-            prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
-            seed=seed,
-            wanted=Wanted(background=behind, things=((shape, colour),)),
-        )
-        for seed, (shape, colour, behind) in enumerate(combinations)
-    ]
+    return [request_for(*combination, seed) for seed, combination in enumerate(combinations)]
 
 
 def two_things(each: int) -> list[Request]:
@@ -114,11 +116,6 @@ def other_things(count: int, size: int) -> list[Repaint]:
         box = [round(size * place) for place in (thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach)]
         mask = Image.new("L", (size, size))
         mask.paste(255, tuple(box))
-        request = Request(
-            prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
-            seed=number,
-            wanted=Wanted(background=behind, things=((shape, colour),)),
-        )
         (picture,) = to_images(render([scene], size))
-        repaints.append(Repaint(picture=picture, mask=mask, request=request))
+        repaints.append(Repaint(picture=picture, mask=mask, request=request_for(shape, colour, behind, number)))
     return repaints
