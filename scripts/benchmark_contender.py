@@ -4,6 +4,7 @@ They do the same with the same weights: guided DDIM steps from the same noise, t
 seed SEED + i. Each imports its own libraries only, and not before it is asked to.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -26,7 +27,7 @@ class Options:
     threads: int | None  # of the processor; None for the library's own choice
 
 
-class Contender:
+class Contender(ABC):
     """The units of work. `step`, `decode`, `pictures` and `latents` are about what `prepare` was told."""
 
     own_precision: str | None = None  # whatever is asked for, where a contender has one
@@ -43,25 +44,25 @@ class Contender:
             torch.set_num_threads(self.options.threads)
         self.dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[self.precision]
 
+    @abstractmethod
     def load(self) -> None:
         """From files to networks that are ready."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         """Read the prompt and draw the noise for pictures of that size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self) -> None:
         """One guided step of a batch: the UNet sees each picture twice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self) -> None:
         """From latents to pictures."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pictures(self, steps: int) -> None:
         """All of it: from a prompt to pictures."""
-        raise NotImplementedError
 
     def latents(self, path: str) -> None:
         """The latents of the batch after COMPARED_STEPS steps, written into a .npy file."""
@@ -69,9 +70,9 @@ class Contender:
 
         numpy.save(path, self.denoised(COMPARED_STEPS).float().cpu().numpy())
 
+    @abstractmethod
     def denoised(self, steps: int):
         """(B, 4, H/8, W/8) after so many steps from noise to none."""
-        raise NotImplementedError
 
     def versions(self) -> dict[str, object]:
         return {"torch": self.torch.__version__, "threads": self.torch.get_num_threads()}
