@@ -1,7 +1,7 @@
 """What a file says of the noise it was trained with, in tensors that are no weights and in metadata.
 
     v_pred              a tensor without elements: the UNet predicts the velocity
-    ztsnr               a tensor without elements: the schedule ends in pure noise (Lin et al. 2024)
+    ztsnr               a tensor without elements: the schedule ends in pure noise (Lin et al., 2023)
     modelspec.*         in the metadata of safetensors: the prediction, spelt in several ways
     alphas_cumprod      the schedule itself, as a table
 

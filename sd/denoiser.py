@@ -12,7 +12,7 @@ from sd.schedule import sigma_of, timestep_at
 def eps_from_v(v: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
     """The noise, from a network that predicts the velocity v = sqrt(alpha_bar) * eps - sqrt(1 - alpha_bar) * x_0.
 
-    Salimans & Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (2022), appendix D.
+    Salimans & Ho, "Progressive Distillation for Fast Sampling of Diffusion Models" (2022), section 4 and appendix D.
     """
     return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
 
@@ -50,7 +50,7 @@ class Denoiser:
     guidance_rescale  0 to 1, how much of guidance's gain in deviation is taken back
     guidance_interval the lowest and the highest sigma with guidance; at others, the work is halved. Kynkäänniemi et
                       al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
-                      Diffusion Models" (2024), eq. 4
+                      Diffusion Models" (2024)
     """
 
     def __init__(

@@ -71,7 +71,7 @@ RULES = {
         basis="x_0",
     ),
     "plms": Rule(
-        source="Liu et al. (2022), eq. 12",
+        source="Liu et al. (2022), section 3",
         opening=(
             ("e = (ε + ε₂)/2", PLMS_STEP),
             ("e = (3 · ε − ε₋₁)/2", PLMS_STEP),

@@ -31,7 +31,8 @@ class NoiseLevel:
 
     @property
     def signal_to_noise(self) -> float:
-        """alpha_bar / (1 - alpha_bar), for latents of unit variance: Kingma et al. (2021), eq. 2."""
+        """alpha_bar / (1 - alpha_bar), for latents of unit variance: Kingma et al., "Variational
+        Diffusion Models" (2021), eq. 2."""
         return self.alpha_bar / (1 - self.alpha_bar) if self.alpha_bar < 1 else math.inf
 
 

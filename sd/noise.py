@@ -15,7 +15,7 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
     start, end  noises of the same shape, each seen as one vector
     share       0 gives the first, 1 the second, both to the bit
 
-    Shoemake, "Animating Rotation with Quaternion Curves" (1985), section 3.3:
+    Shoemake, "Animating Rotation with Quaternion Curves" (1985):
     slerp(p, q; u) = sin((1 - u) w) / sin(w) p + sin(u w) / sin(w) q, where w is the angle between p and q.
     """
     p, q = start.double(), end.double()

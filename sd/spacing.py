@@ -32,7 +32,7 @@ def linspace(total: int, steps: int) -> Tensor:
 
 
 def sgm_uniform(total: int, steps: int) -> Tensor:
-    """Even steps between both ends without the last one, not rounded, as Stability's generative-models have them."""
+    """Even steps between both ends without the last one: as in Stability's generative-models, but not rounded down."""
     return torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64)[:-1]
 
 

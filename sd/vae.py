@@ -2,7 +2,7 @@
 
 Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); this network is that of Rombach et al., "High-Resolution
 Image Synthesis with Latent Diffusion Models" (2022), section 3.1, whose blocks come from Esser et al., "Taming
-Transformers for High-Resolution Image Synthesis" (2021), table 7.
+Transformers for High-Resolution Image Synthesis" (2021), table 7, and before that from Ho et al. (2020).
 
 B batch, C channels, H W height and width.
 """

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class AveragedWeights:
     """An exponential moving average (EMA) of a module's parameters.
 
-    The decay grows from 0.1 to its final value, (1 + n) / (10 + n) after n updates, so that the random start is soon
+    The decay grows to its final value, as (1 + n) / (10 + n) after n updates, so that the random start is soon
     forgotten: the rule of the original training code.
     """
 

@@ -24,7 +24,7 @@ def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
 
     Linear layers and convolutions as PyTorch initialises them, embeddings as CLIP's. The last convolution of each
     residual block and the last layer of each transformer start at zero, so that at first every block passes on what it
-    was given: Dhariwal & Nichol (2021) take that from earlier work, and the original code does it, too, in the UNet.
+    was given: so does the code of Ho et al. (2020), and the original in the UNet.
     In the VAE it matters as much: 100 steps then bring the loss of the small model to 0.50, without it to 0.83. There,
     the latents' noise starts small, so that the decoder sees something from the first step on.
     """

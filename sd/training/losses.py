@@ -47,7 +47,7 @@ def draw(
 
 
 def velocity(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The target of v-prediction: Salimans & Ho (2022), appendix D."""
+    """The target of v-prediction: Salimans & Ho (2022), section 4."""
     return alpha_bar.sqrt() * eps - (1 - alpha_bar).sqrt() * x_0
 
 
