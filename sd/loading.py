@@ -20,6 +20,7 @@ from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion
+from sd.precise_norms import make_precise
 from sd.runtime import memory_format, pick_device, pick_precision, precision_name
 from sd.tokenizer import Tokenizer
 
@@ -68,6 +69,8 @@ def from_checkpoint(
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): t for name, t in parameters.items() if name.startswith(prefix)}
         network.load_state_dict(mine, assign=True)
+        if device.type == "cpu":
+            make_precise(network)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
     return StableDiffusion(

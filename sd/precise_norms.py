@@ -1,0 +1,55 @@
+"""Group norms whose sums keep their digits.
+
+For float32 in channels_last order, PyTorch's CPU kernel adds up values and squares one after the other, and takes the
+variance as the mean of the squares less the square of the mean. Over 512x512 positions that is off by 1e-4 where mean
+and deviation are alike, and by 0.02 where the mean is 30 times as large; in contiguous order, by 1e-6 and 3e-6. Here,
+the mean comes first and the squares are those of what is left, in twice the time, which is a hundredth of a VAE's.
+As elsewhere, the networks do not know: their norms change their class.
+"""
+
+import torch
+from torch import Tensor, nn
+
+POSITIONS = 1024  # below, few numbers are added up, and PyTorch's kernel is near enough
+PART = 1 << 20  # numbers that are squared at a time
+
+
+class PreciseGroupNorm(nn.GroupNorm):
+    """Wu & He, "Group Normalization" (2018), eq. 1 and 6."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)"""
+        if not is_coarse(x):
+            return super().forward(x)
+        rows = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), as they lie in memory
+        centred = rows - self._by_group(rows.mean((1, 2)))
+        parts = centred.split(max(1, PART // centred[0, 0].numel()), dim=1)
+        squares = torch.stack([part.square().sum((1, 2)) for part in parts]).sum(0)
+        variance = self._by_group(squares / centred[0, ..., 0].numel())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        target = None if torch.is_grad_enabled() else centred
+        return torch.addcmul(self.bias, centred, scale, out=target).permute(0, 3, 1, 2)
+
+    def _by_group(self, means: Tensor) -> Tensor:
+        """Means of channels (B, C) -> of their groups, for each of their channels, (B, 1, 1, C)."""
+        groups = means.unflatten(1, (self.num_groups, -1)).mean(2)
+        return groups.repeat_interleave(self.num_channels // self.num_groups, 1)[:, None, None]
+
+
+def is_coarse(x: Tensor) -> bool:
+    """Whether PyTorch's kernel for x loses digits."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and x.dim() == 4
+        and x.shape[-2:].numel() >= POSITIONS
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not x.is_contiguous()
+    )
+
+
+def make_precise(network: nn.Module) -> None:
+    """Have the network's group norms computed precisely from now on."""
+    for module in network.modules():
+        if type(module) is nn.GroupNorm:
+            module.__class__ = PreciseGroupNorm
