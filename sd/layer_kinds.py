@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sd.architecture_timing import synchronize
+from sd.packing import CONVOLUTION as PACKED
 
 CONVOLUTION, LINEAR, ATTENTION, NORM, REST = "convolution", "linear", "attention", "norm_activation", "rest"
 KINDS = {  # name -> what a table calls it
@@ -25,6 +26,7 @@ KINDS = {  # name -> what a table calls it
     REST: "the rest",
 }
 NORMS = (F.group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
+CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
 PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
 RATE_RUNS = 5  # repetitions; the best counts
 COPIED = 1 << 28  # bytes, more than caches hold
@@ -73,7 +75,7 @@ class Profile:
 
 def kind_of(function: Callable, args: Sequence[object]) -> str:
     """The name in KINDS under which a call counts."""
-    if function is F.conv2d:
+    if function in CONVOLUTIONS:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
     if function in PRODUCTS:
         return LINEAR
@@ -84,8 +86,8 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:
     """Operations of one call, a multiply-add being 2; what is counted stands in `architecture_calls.COUNTED`."""
-    if function is F.conv2d:
-        return 2 * args[1][0].numel() * output.numel()  # each output value sums over C * k * k products
+    if function in CONVOLUTIONS:
+        return 2 * args[1].shape[1:].numel() * output.numel()  # each output value sums over C * k * k products
     if function in PRODUCTS:
         return 2 * args[0].shape[-1] * output.numel()
     if function is F.scaled_dot_product_attention:
@@ -97,7 +99,8 @@ def operations_of(function: Callable, args: Sequence[object], output: Tensor) ->
 def bytes_of(args: Sequence[object], output: Tensor) -> int:
     """Bytes that a call reads and writes, each once; 0 for one that gives back what it was given, seen otherwise."""
     given = list(_tensors(args))
-    if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in given):
+    plain = (tensor for tensor in given if tensor.layout == torch.strided)  # packed weights have no address
+    if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in plain):
         return 0
     return sum(tensor.numel() * tensor.element_size() for tensor in [*given, output])
 

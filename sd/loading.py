@@ -19,9 +19,10 @@ from convert.reader import CheckpointFile, open_checkpoint, release_after_last
 from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
 from sd.networks import build_networks, parameter_shapes
+from sd.packing import can_pack
 from sd.pipeline import Source, StableDiffusion
 from sd.precise_norms import make_precise
-from sd.runtime import memory_format, pick_device, pick_precision, precision_name
+from sd.runtime import RunOptions, memory_format, pick_device, pick_precision, precision_name
 from sd.tokenizer import Tokenizer
 
 
@@ -31,6 +32,8 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     weights: str = "auto",
+    low_memory: bool = False,
+    tiled_vae: bool = False,
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
     """Load a checkpoint: an original `.ckpt` or `.safetensors`, one of ours, or a folder of the diffusers library.
@@ -39,6 +42,8 @@ def load(
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto", "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    low_memory, tiled_vae
+               see `sd.runtime.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
 
     Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
@@ -51,7 +56,8 @@ def load(
     dtype = pick_precision(target, precision)
     path = embedded_model() if path is None else Path(path)
     with open_checkpoint(path) as file:
-        return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, on_tensor)
+        options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae)
+        return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, options, on_tensor)
 
 
 def from_checkpoint(
@@ -59,17 +65,20 @@ def from_checkpoint(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
+    options: RunOptions,
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
     """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
-    parameters = read_parameters(file, checkpoint, device, dtype, on_tensor)
+    home = torch.device("cpu") if options.low_memory else device
+    packed = can_pack(home, dtype) and not options.low_memory
+    parameters = read_parameters(file, checkpoint, home, dtype, packed=packed, on_tensor=on_tensor)
     for component, network in networks.items():
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): t for name, t in parameters.items() if name.startswith(prefix)}
         network.load_state_dict(mine, assign=True)
-        if device.type == "cpu":
+        if home.type == "cpu":
             make_precise(network)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
@@ -80,6 +89,8 @@ def from_checkpoint(
         source=Source(
             name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
         ),
+        options=options,
+        visited=None if home == device else device,
     )
 
 
@@ -88,9 +99,13 @@ def read_parameters(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    packed: bool = False,
     on_tensor: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
+
+    packed  the UNet's convolutions will be, see `sd.packing`
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
     """
@@ -103,7 +118,7 @@ def read_parameters(
         file.verify(record)
         stored = as_tensor(file, record)
         fits = in_range(stored, dtype)
-        layout = memory_format(stored)
+        layout = memory_format(stored, packed=packed and name.startswith("unet."))
         used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
         if used.data_ptr() != stored.data_ptr():
             release(record)

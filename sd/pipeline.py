@@ -6,7 +6,7 @@ How the networks work together stands in `sd.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from sd.hires import first_size
 from sd.image import start_from
 from sd.input_settings import InputSettings
 from sd.latent_diffusion import LatentDiffusion, NonFiniteError
-from sd.runtime import precision_name
+from sd.runtime import RunOptions, precision_name
 from sd.settings import Settings
 
 T = TypeVar("T")
@@ -110,6 +110,8 @@ class StableDiffusion(LatentDiffusion):
             "version": __version__,
             "torch": torch.__version__,
         }
+        if self.options != RunOptions():
+            exact["run"] = asdict(self.options)
         return {
             "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),

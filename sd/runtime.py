@@ -1,6 +1,26 @@
-"""How the networks are run: device, precision, memory format. The networks themselves know nothing of this."""
+"""How the networks are run: device, precision, memory. The networks themselves know nothing of this."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 
 import torch
+from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to give up for memory. The picture stays the same up to rounding, unless it is large."""
+
+    low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
+    tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -39,9 +59,45 @@ def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
     )  # as fast as bf16 on GPUs, and 8 times as precise; where it overflows, the pipeline goes higher
 
 
-def memory_format(tensor: torch.Tensor) -> torch.memory_format:
-    """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side."""
-    return torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
+def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
+    """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
+
+    packed  it will be packed, see `sd.packing`: then as in the file, which in the file's precision costs no memory
+    """
+    return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
+
+
+def keep_freed_memory() -> bool:
+    """Have this process keep the memory that it frees, to use it again; returns whether its C library can do that.
+
+    Large arrays otherwise go back to the system with every layer, and each new one is cleared by it, page by page. The
+    price is that the memory of a process never shrinks, and has some gaps.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # as malloc.h of the GNU C library numbers them
+    return all(
+        mallopt(option, value) for option, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0))
+    )
+
+
+@contextmanager
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """As long as it lasts, the network's weights are on that device. They stay where they were, too: going back is
+    free."""
+    homes = [
+        (module, name, parameter)
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    try:
+        for module, name, parameter in homes:
+            module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+        yield
+    finally:
+        for module, name, parameter in homes:
+            module._parameters[name] = parameter
 
 
 def precision_name(dtype: torch.dtype) -> str:

@@ -12,6 +12,7 @@ import sd
 from convert.errors import CorruptFileError, WeightMismatchError
 from convert.names import ema_name, original_names
 from sd.networks import build_networks
+from sd.packing import can_pack
 
 PARTS = ("text_encoder", "unet", "vae")
 
@@ -61,9 +62,12 @@ def test_files_of_other_precisions_load(tmp_path, tiny_state, dtype):
     equal(parameters(sd.load(path, precision="fp32")), {n: v.float() for n, v in expected(stored).items()})
 
 
-def test_convolutions_lie_in_channels_last_order(tiny_ckpt):
-    weight = sd.load(tiny_ckpt).unet.input_blocks[1]["residual"].conv1.weight
-    assert weight.is_contiguous(memory_format=torch.channels_last)
+def test_convolutions_lie_in_channels_last_order_where_they_will_not_be_packed(tiny_ckpt):
+    for options, packed in (({"precision": "fp32"}, True), ({"precision": "fp32", "low_memory": True}, False)):
+        model = sd.load(tiny_ckpt, device="cpu", **options)
+        in_file_order = model.unet.input_blocks[1]["residual"].conv1.weight.is_contiguous()
+        assert in_file_order == (packed and can_pack(torch.device("cpu"), torch.float32))
+        assert model.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_nothing_requires_a_gradient(tiny_ckpt):

@@ -1,4 +1,7 @@
-"""Which device and which precision."""
+"""Which device, which precision, and what becomes of freed memory."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -49,3 +52,23 @@ def test_names_of_precisions_are_found_again():
 def test_convolutions_are_channels_last_and_nothing_else():
     assert memory_format(torch.zeros(1, 1, 1, 1)) == torch.channels_last
     assert memory_format(torch.zeros(1, 1)) == torch.contiguous_format
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")
+def test_kept_memory_is_used_again_without_new_pages():
+    script = (
+        "import resource, torch\n"
+        "from sd.runtime import keep_freed_memory\n"
+        "{}\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(10): torch.ones(1 << 24)\n"
+        "before = faults()\n"
+        "for _ in range(20): torch.ones(1 << 24)\n"  # 64 MB, 16,384 pages or 32 huge ones
+        "print(faults() - before)"
+    )
+
+    def faults(first):
+        run = subprocess.run([sys.executable, "-c", script.format(first)], capture_output=True, text=True, check=True)
+        return int(run.stdout)
+
+    assert faults("assert keep_freed_memory()") < faults("") / 4

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sd.cli.arch import parse_size
 from sd.cli.errors import UsageError, failure_of
 from sd.cli.flags import Parser, add_output_flags, bar_hidden
-from sd.cli.making import check_family, choose_model, pick_device_and_precision
+from sd.cli.making import check_family, choose_model, pick_device_and_precision, run_options
 from sd.cli.making_flags import add_model_flags
 
 if TYPE_CHECKING:
@@ -128,9 +128,12 @@ def measure(
 
     from sd.benchmark import benchmark, units
     from sd.loading import load
-    from sd.runtime import precision_name
+    from sd.runtime import keep_freed_memory, precision_name
 
+    if device.type == "cpu" and not args.low_memory:
+        keep_freed_memory()  # as where pictures are made
     options = {"device": str(device), "precision": precision_name(dtype), "weights": args.weights}
+    options |= asdict(run_options(args))
     total = units(len(sizes), len(batch_sizes), args.repeat)
     with tqdm(desc="measuring", total=total, unit="run", disable=bar_hidden(args.quiet), leave=False) as bar:
         try:

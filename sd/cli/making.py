@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
     from convert.reader import CheckpointFile
     from sd.pipeline import StableDiffusion
+    from sd.runtime import RunOptions
 
 MOST_PICTURES = 100_000
 
@@ -175,6 +176,15 @@ def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, 
     return device, pick_precision(device, args.precision)
 
 
+def run_options(args: argparse.Namespace) -> "RunOptions":
+    """What is asked for, or what the picture of --like was made with: they change how sums are rounded."""
+    from sd.runtime import RunOptions
+
+    before = getattr(args, "made_with", {}).get("run")
+    before = before if isinstance(before, dict) else {}
+    return RunOptions(**{name: getattr(args, name) or before.get(name) is True for name in RunOptions.names()})
+
+
 def load_model(
     args: argparse.Namespace,
     file: "CheckpointFile",
@@ -185,12 +195,14 @@ def load_model(
     from tqdm import tqdm
 
     from sd.loading import from_checkpoint
-    from sd.runtime import precision_name
+    from sd.runtime import keep_freed_memory, precision_name
 
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     hidden = bar_hidden(args.quiet)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        model = from_checkpoint(file, checkpoint, device, dtype, bar.update)
+        model = from_checkpoint(file, checkpoint, device, dtype, run_options(args), bar.update)
+    if device.type == "cpu" and not model.options.low_memory:
+        keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
     return model

@@ -71,6 +71,11 @@ def add_model_flags(parser: Parser) -> None:
     model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
     model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
                        help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
+    model.add_argument("--low-memory", action="store_true",
+                       help="slower, in less memory: one network on the GPU at a time, and the predictions with and "
+                       "without the prompt one after the other")  # fmt: skip
+    model.add_argument("--tiled-vae", action="store_true",
+                       help="take large pictures through the VAE in tiles, in the memory of one tile")  # fmt: skip
 
 
 def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:

@@ -1,0 +1,102 @@
+"""Packed convolutions give the same predictions, and the network knows nothing of them."""
+
+import pytest
+import torch
+from conftest import TINY, fill, settings
+from torch import nn
+
+from sd.packing import PackedConvolutions, can_pack
+
+pytestmark = pytest.mark.skipif(
+    not can_pack(torch.device("cpu"), torch.float32), reason="this build of PyTorch has no oneDNN"
+)
+
+
+def inputs(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x_t, context = torch.randn(2, 4, 8, 9, generator=generator), torch.randn(2, 77, 64, generator=generator)
+    return x_t.to(dtype), torch.tensor(321.5), context[..., : TINY.unet.context_width].to(dtype)
+
+
+@pytest.fixture
+def unet():
+    return fill(TINY)["unet"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_the_prediction_is_the_same(unet, dtype, error):
+    unet.to(dtype)
+    plain = unet(*inputs(dtype)).float()
+    with PackedConvolutions(unet).applied():
+        packed = unet(*inputs(dtype)).float()
+    assert (packed - plain).norm() / plain.norm() < error
+    assert torch.equal(unet(*inputs(dtype)).float(), plain)
+
+
+@torch.no_grad()
+def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
+    import sd.packing
+
+    made = []
+    monkeypatch.setattr(sd.packing, "pack", lambda conv, pack=sd.packing.pack: made.append(conv) or pack(conv))
+    packed = PackedConvolutions(unet)
+    for _ in range(2):
+        with packed.applied():
+            unet(*inputs())
+    assert set(made) == {module for module in unet.modules() if isinstance(module, nn.Conv2d)}
+    assert len(made) == len(set(made))
+
+
+@torch.no_grad()
+def test_changed_weights_are_packed_anew(unet):
+    packed = PackedConvolutions(unet)
+
+    def predicted():
+        with packed.applied():
+            return unet(*inputs())
+
+    def expect_plain(before):
+        plain = unet(*inputs())
+        assert (predicted() - plain).norm() / plain.norm() < 1e-5
+        assert (before - plain).norm() / plain.norm() > 1e-3
+
+    before = predicted()
+    unet.out.conv.weight.mul_(2)
+    expect_plain(before)
+    before = predicted()
+    unet.out.conv.weight = nn.Parameter(-unet.out.conv.weight)
+    expect_plain(before)
+    before = predicted()
+    unet.to(torch.float64)  # is not packed: the plain ones run
+    assert (packed_in_double(packed, unet) - before).norm() / before.norm() < 1e-5
+
+
+def packed_in_double(packed, unet):
+    with packed.applied():
+        return unet(*inputs(torch.float64)).float()
+
+
+@torch.no_grad()
+def test_activations_lie_in_channels_last_order_whatever_comes_in():
+    conv = nn.Conv2d(4, 16, 3, padding=1)
+    with PackedConvolutions(nn.Sequential(conv)).applied():
+        assert conv(torch.randn(2, 4, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_and_their_names_stay_what_they_are(unet):
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    packed = PackedConvolutions(unet)
+    with packed.applied():
+        assert list(unet.state_dict()) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
+def test_pictures_are_made_with_packed_convolutions(model, monkeypatch):
+    import sd.packing
+
+    seen = []
+    monkeypatch.setattr(sd.packing, "convolve", lambda *given, own=sd.packing.convolve: seen.append(1) or own(*given))
+    model.make([settings(steps=2)])
+    assert len(seen) == 2 * len(model._packed.convolutions)
