@@ -27,7 +27,10 @@ class SdZoo(Contender):
 
     def load(self) -> None:
         import sd
+        from sd.runtime import keep_freed_memory
 
+        if self.options.device == "cpu":
+            keep_freed_memory()  # as the command does
         self.model = sd.load(self.options.checkpoint, device=self.options.device, precision=self.options.precision)
 
     def batch(self, steps: int) -> list:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import sd
 from sd.files import written_whole
 from sd.image import contact_sheet
-from sd.runtime import pick_device
+from sd.runtime import keep_freed_memory, pick_device
 from sd.saving import save_model
 from sd.settings import Settings
 from sd.training.folder import PictureFolder
@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     first = not dist.is_initialized() or dist.get_rank() == 0
+    keep_freed_memory()
     model = sd.load(args.model, device=pick_device(args.device).type, precision="fp32")
     size = args.size or model.config.native_size
     pictures = PictureFolder(args.pictures, size, args.seed)

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import sd
-from sd.runtime import pick_device
+from sd.runtime import keep_freed_memory, pick_device
 from sd.saving import save_model
 from sd.training.inpainting import inpainting_config, show_holes, widened
 from sd.training.jobs import denoiser_run, each_step
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--save-every", type=int, default=250, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
     device = pick_device(args.device).type
+    keep_freed_memory()
     model = sd.load(args.model, device=device, precision="fp32")
     config = inpainting_config(model.config)
     networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}

@@ -27,7 +27,7 @@ from sd.config import SD_V1, ModelConfig
 from sd.files import written_whole
 from sd.image import contact_sheet, to_images
 from sd.pipeline import Source, StableDiffusion
-from sd.runtime import pick_device
+from sd.runtime import keep_freed_memory, pick_device
 from sd.saving import save_model
 from sd.settings import Settings
 from sd.tokenizer import Tokenizer
@@ -200,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
     device = pick_device(args.device)
+    keep_freed_memory()
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
