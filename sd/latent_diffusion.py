@@ -6,7 +6,6 @@ alone; see the attributes of `LatentDiffusion`.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,20 +16,17 @@ from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
+from sd.execution import Execution
 from sd.from_picture import Start, keeping, shown
 from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
-from sd.packing import PackedConvolutions
-from sd.runtime import RunOptions, precision_name, visiting
+from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
 from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
 from sd.settings import SettingError, Settings
-from sd.shared_halves import halves_shared
 from sd.strength import steps_run
 from sd.text_encoder import TextEncoder
-from sd.tiled_vae import decode_tiled, encode_tiled
-from sd.tiling import seamless
 from sd.tokenizer import Tokenizer
 from sd.unet import UNet
 from sd.upscaling import upscale_latents, upscale_picture
@@ -84,16 +80,12 @@ class LatentDiffusion:
     text_encoder: TextEncoder
     unet: UNet
     vae: VAE
-    options: RunOptions = field(default_factory=RunOptions)
-    visited: torch.device | None = None  # where each network is while it is used, if it rests elsewhere
-
-    def __post_init__(self):
-        self._packed = PackedConvolutions(self.unet)
+    execution: Execution = field(default_factory=Execution)  # how the networks are run
 
     @property
     def device(self) -> torch.device:
         """Where the networks compute."""
-        return self.visited or self.unet.out.conv.weight.device
+        return self.execution.visited or self.unet.out.conv.weight.device
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -116,7 +108,7 @@ class LatentDiffusion:
         rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
         longest = max(chunks, *map(len, rows))
         rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
-        with self._brought("text_encoder"):
+        with self.execution.at_work(self.text_encoder):
             context = encode_chunks(self.text_encoder, rows, skip_layers=clip_skip - 1)
         self._check("text_encoder", context)
         return context
@@ -146,10 +138,7 @@ class LatentDiffusion:
 
         tile  the axes, "x" and "y", along which the picture goes on at its other side
         """
-        with self._brought("vae"), seamless(self.vae, tile):
-            image = image.to(self.device, self.dtypes["vae"])
-            tiled = self.options.tiled_vae
-            mean, _ = encode_tiled(self.vae, image, axes=tile) if tiled else self.vae.encode(image)
+        mean, _ = self.execution.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
         self._check("vae", mean)
         return self.config.vae.latent_scale * mean.float()
 
@@ -197,7 +186,8 @@ class LatentDiffusion:
         x = noise().to(self.device)
 
         def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            return self._predict(x, timestep, context, len(context) > len(batch), common.tile)
+            guided = len(context) > len(batch)
+            return self.execution.predict(self.unet, x, timestep, context, guided=guided, tile=common.tile)
 
         skipped = 0
         told = self.config.unet.in_channels > channels  # what a mask keeps
@@ -237,7 +227,7 @@ class LatentDiffusion:
         done = sampler(
             predict if on_clean else predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options
         )
-        with self._brought("unet"):
+        with self.execution.at_work(self.unet):
             for step, latents in enumerate(done, skipped + 1):
                 self._check("unet", latents)
                 if on_clean:
@@ -267,33 +257,11 @@ class LatentDiffusion:
         """
         pictures = []
         for latent in latents.split(1):
-            with self._brought("vae"), seamless(self.vae, tile):
-                latent = (latent / self.config.vae.latent_scale).to(self.dtypes["vae"])
-                image = decode_tiled(self.vae, latent, axes=tile) if self.options.tiled_vae else self.vae.decode(latent)
+            latent = (latent / self.config.vae.latent_scale).to(self.dtypes["vae"])
+            image = self.execution.decode(self.vae, latent, tile)
             self._check("vae", image)
             pictures += to_images(image)
         return pictures
-
-    def _brought(self, part: str) -> AbstractContextManager:
-        """As long as it lasts, the weights of a network are where it computes."""
-        return visiting(getattr(self, part), self.visited) if self.visited else nullcontext()
-
-    def _predict(self, x: Tensor, timestep: Tensor, context: Tensor, guided: bool, tile: str) -> Tensor:
-        """What the UNet predicts, run as the options have it.
-
-        guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
-        """
-        if guided and self.options.low_memory:
-            halves = zip(x.chunk(2), context.chunk(2), strict=True)
-            return torch.cat([self._predict(x, timestep, words, False, tile) for x, words in halves])
-        with ExitStack() as changed:
-            if tile:
-                changed.enter_context(seamless(self.unet, tile))
-            elif not self.options.low_memory:
-                changed.enter_context(self._packed.applied())
-            if guided:
-                changed.enter_context(halves_shared(self.unet))
-            return self.unet(x, timestep, context)
 
     def _check(self, part: str, values: Tensor) -> None:
         if not values.isfinite().all():

@@ -18,6 +18,7 @@ from convert.hashing import FileHash
 from convert.reader import CheckpointFile, open_checkpoint, release_after_last
 from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
+from sd.execution import Execution
 from sd.networks import build_networks, parameter_shapes
 from sd.packing import can_pack
 from sd.pipeline import Source, StableDiffusion
@@ -89,8 +90,7 @@ def from_checkpoint(
         source=Source(
             name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
         ),
-        options=options,
-        visited=None if home == device else device,
+        execution=Execution(options, visited=None if home == device else device),
     )
 
 

@@ -27,6 +27,7 @@ class PackedConvolutions:
     """
 
     def __init__(self, network: nn.Module):
+        self.network = network
         self.convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # what it was made from, in which version
 

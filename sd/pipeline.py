@@ -110,8 +110,8 @@ class StableDiffusion(LatentDiffusion):
             "version": __version__,
             "torch": torch.__version__,
         }
-        if self.options != RunOptions():
-            exact["run"] = asdict(self.options)
+        if self.execution.options != RunOptions():
+            exact["run"] = asdict(self.execution.options)
         return {
             "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),

@@ -1,5 +1,7 @@
 """Less memory: weights that come when they are used, halves of guidance one after the other, pictures in tiles."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import TINY as CONFIG
@@ -7,7 +9,7 @@ from conftest import assemble, fill, pixels, settings, settings_of
 from torch import nn
 
 import sd
-from sd.pipeline import StableDiffusion
+from sd.execution import Execution
 from sd.runtime import RunOptions, visiting
 
 
@@ -32,12 +34,8 @@ def test_weights_come_back_after_an_error():
 @pytest.fixture
 def models(tiny_networks):
     plain = assemble(CONFIG, tiny_networks)
-    low = StableDiffusion(**{**vars_of(plain), "options": RunOptions(low_memory=True)})
+    low = replace(plain, execution=Execution(RunOptions(low_memory=True)))
     return plain, low
-
-
-def vars_of(model):
-    return {name: getattr(model, name) for name in model.__dataclass_fields__}
 
 
 def latents_and_rows(model, batch):
@@ -58,12 +56,12 @@ def test_halves_of_guidance_run_one_after_the_other_and_give_the_same_picture(mo
 
 def test_nothing_is_packed(models):
     models[1].make([settings(steps=1)])
-    assert not models[1]._packed._packed
+    assert models[1].execution.packed is None
 
 
 def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
     """The networks rest on the CPU and compute there, too, as there is nothing else; who comes and goes can be seen."""
-    model = StableDiffusion(**{**vars_of(assemble(CONFIG, fill(CONFIG))), "visited": torch.device("cpu")})
+    model = replace(assemble(CONFIG, fill(CONFIG)), execution=Execution(visited=torch.device("cpu")))
     homes = {part: next(getattr(model, part).parameters()) for part in ("text_encoder", "unet", "vae")}
     away = set()
 
@@ -81,8 +79,8 @@ def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
 
 def test_load_keeps_the_options(tiny_ckpt):
     model = sd.load(tiny_ckpt, device="cpu", low_memory=True, tiled_vae=True)
-    assert model.options == RunOptions(low_memory=True, tiled_vae=True)
-    assert model.visited is None
+    assert model.execution.options == RunOptions(low_memory=True, tiled_vae=True)
+    assert model.execution.visited is None
 
 
 def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_ckpt, tmp_path):
@@ -98,7 +96,7 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
 
 
 def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatch):
-    import sd.latent_diffusion as used
+    import sd.execution as used
 
     calls = []
     for name in ("decode_tiled", "encode_tiled"):
@@ -107,7 +105,7 @@ def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatc
             used, name, lambda *args, own=own, name=name, **kwargs: calls.append(name) or own(*args, **kwargs)
         )
     plain = assemble(CONFIG, tiny_networks)
-    tiled = StableDiffusion(**{**vars_of(plain), "options": RunOptions(tiled_vae=True)})
+    tiled = replace(plain, execution=Execution(RunOptions(tiled_vae=True)))
     batch = [settings(width=576, steps=1)]  # 72 latents wide, a tile has 64
     whole, parts = (pixels(model.make(batch)[0]) for model in (plain, tiled))
     assert abs(whole - parts).max() <= 1

@@ -99,4 +99,4 @@ def test_pictures_are_made_with_packed_convolutions(model, monkeypatch):
     seen = []
     monkeypatch.setattr(sd.packing, "convolve", lambda *given, own=sd.packing.convolve: seen.append(1) or own(*given))
     model.make([settings(steps=2)])
-    assert len(seen) == 2 * len(model._packed.convolutions)
+    assert len(seen) == 2 * len(model.execution.packed.convolutions)

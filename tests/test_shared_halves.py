@@ -80,7 +80,7 @@ def test_pictures_with_guidance_are_made_so_and_those_without_are_not(model, mon
         entered.append(unet)
         return halves_shared(unet)
 
-    monkeypatch.setattr("sd.latent_diffusion.halves_shared", counted)
+    monkeypatch.setattr("sd.execution.halves_shared", counted)
     final(model, [settings(steps=2, guidance_scale=1.0)])
     assert not entered
     final(model, [settings(steps=2)])

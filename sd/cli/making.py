@@ -201,7 +201,7 @@ def load_model(
     hidden = bar_hidden(args.quiet)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
         model = from_checkpoint(file, checkpoint, device, dtype, run_options(args), bar.update)
-    if device.type == "cpu" and not model.options.low_memory:
+    if device.type == "cpu" and not model.execution.options.low_memory:
         keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)

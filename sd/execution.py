@@ -1,0 +1,67 @@
+"""How the networks of a model are run: where their weights are meanwhile, and what is exchanged in them from outside.
+
+B pictures; C channels, H W height and width of the latents.
+"""
+
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from sd.packing import PackedConvolutions
+from sd.runtime import RunOptions, visiting
+from sd.shared_halves import halves_shared
+from sd.tiled_vae import decode_tiled, encode_tiled
+from sd.tiling import seamless
+from sd.unet import UNet
+from sd.vae import VAE
+
+
+class Execution:
+    """Runs networks as the options have it.
+
+    visited  where each network computes, if its weights rest elsewhere and go there only while it is used
+    """
+
+    def __init__(self, options: RunOptions | None = None, visited: torch.device | None = None):
+        self.options, self.visited = options or RunOptions(), visited
+        self.packed: PackedConvolutions | None = None
+
+    def at_work(self, network: nn.Module) -> AbstractContextManager:
+        """As long as it lasts, the weights of a network are where it computes."""
+        return visiting(network, self.visited) if self.visited else nullcontext()
+
+    def predict(
+        self, unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, *, guided: bool = False, tile: str = ""
+    ) -> Tensor:
+        """What the UNet, which is at work, predicts for x (B, C, H, W).
+
+        guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
+        tile    the axes, "x" and "y", along which the picture goes on at its other side
+        """
+        if guided and self.options.low_memory:
+            halves = zip(x.chunk(2), context.chunk(2), strict=True)
+            return torch.cat([self.predict(unet, half, timestep, words, tile=tile) for half, words in halves])
+        with ExitStack() as exchanged:
+            if tile:
+                exchanged.enter_context(seamless(unet, tile))
+            elif not self.options.low_memory:
+                exchanged.enter_context(self._packed(unet).applied())
+            if guided:
+                exchanged.enter_context(halves_shared(unet))
+            return unet(x, timestep, context)
+
+    def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
+        """`VAE.encode`."""
+        with self.at_work(vae), seamless(vae, tile):
+            return encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
+
+    def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
+        """`VAE.decode`."""
+        with self.at_work(vae), seamless(vae, tile):
+            return decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
+
+    def _packed(self, unet: UNet) -> PackedConvolutions:
+        if self.packed is None or self.packed.network is not unet:
+            self.packed = PackedConvolutions(unet)
+        return self.packed
