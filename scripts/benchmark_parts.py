@@ -11,8 +11,8 @@ much its prediction differs from the plain one's, |a - b| / |b|.
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from sd.attention import Attention
 from sd.config import SD_V1
+from sd.exchange import exchanged
 from sd.machine import cpu_name
 from sd.networks import build_networks
 from sd.packing import PackedConvolutions
@@ -39,8 +40,7 @@ def made_up_unet(dtype: torch.dtype) -> UNet:
     return unet.to(dtype, memory_format=torch.channels_last)
 
 
-@contextmanager
-def heads_side_by_side(unet: UNet) -> Iterator[None]:
+def heads_side_by_side(unet: UNet) -> AbstractContextManager[None]:
     """The queries, keys and values of a head lie together in memory. Not in use: it gives too little."""
 
     def forward(attention: Attention, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -49,14 +49,7 @@ def heads_side_by_side(unet: UNet) -> Iterator[None]:
         q, k, v = (t.unflatten(-1, (attention.heads, -1)).transpose(1, 2).contiguous() for t in (q, k, v))
         return attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
-    changed = [module for module in unet.modules() if isinstance(module, Attention)]
-    for module in changed:
-        module.forward = partial(forward, module)
-    try:
-        yield
-    finally:
-        for module in changed:
-            del module.forward
+    return exchanged({module: partial(forward, module) for module in unet.modules() if isinstance(module, Attention)})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,12 +5,14 @@ are in the file, so each call re-lays them first. Where feature maps are small, 
 docs/performance.md has the figures. As in `sd.tiling`, the network does not know.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from sd.exchange import exchanged
 
 PACKABLE = (torch.float32, torch.bfloat16)  # what oneDNN computes in wherever it computes at all
 CONVOLUTION = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # there are builds of PyTorch without oneDNN
@@ -31,19 +33,10 @@ class PackedConvolutions:
         self.convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # what it was made from, in which version
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
+    def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
-        changed = []
-        try:
-            for conv in self.convolutions:
-                if can_pack(conv.weight.device, conv.weight.dtype):
-                    conv.forward = self._forward(conv)
-                    changed.append(conv)
-            yield
-        finally:
-            for conv in changed:
-                del conv.forward  # the one of its class comes to light again
+        usable = (conv for conv in self.convolutions if can_pack(conv.weight.device, conv.weight.dtype))
+        return exchanged({conv: self._forward(conv) for conv in usable})
 
     def _forward(self, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         weight = conv.weight.detach()

@@ -6,13 +6,14 @@ size of the latents. The UNet does not know: as in `sd.tiling`, two of its forwa
 B pictures; the context has 2 B rows, the negative prompts' first.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from sd.attention import SpatialTransformer
+from sd.exchange import exchanged
 from sd.unet import UNet, timestep_embedding
 
 
@@ -20,15 +21,10 @@ def twice(x: Tensor) -> Tensor:
     return torch.cat([x, x])
 
 
-@contextmanager
-def halves_shared(unet: UNet) -> Iterator[None]:
+def halves_shared(unet: UNet) -> AbstractContextManager[None]:
     """As long as it lasts, the network takes the second half of its latents to be the same as the first."""
     first = next(module for module in unet.modules() if isinstance(module, SpatialTransformer))
-    unet.forward, first.forward = _forward(unet), _doubling(first)
-    try:
-        yield
-    finally:
-        del unet.forward, first.forward  # those of their classes come to light again
+    return exchanged({unet: _forward(unet), first: _doubling(first)})
 
 
 def _forward(unet: UNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

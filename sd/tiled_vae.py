@@ -19,7 +19,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
 
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.exchange import exchanged
 from sd.vae import VAE, Decoder, Downsample, Encoder, ResidualBlock, Upsample
 
 
@@ -234,15 +234,3 @@ def in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
                 f"({problem.strerror}). Make room there, or name another folder in TMPDIR."
             ) from problem
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).reshape(shape)
-
-
-@contextmanager
-def exchanged(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
-    """As long as it lasts, these modules have other forward functions."""
-    for module, forward in forwards.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in forwards:
-            del module.forward  # the one of its class comes to light again

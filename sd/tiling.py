@@ -4,12 +4,13 @@ Every convolution looks beyond the edges of its input, where there are zeros. Wi
 networks cannot tell where the picture ends: all else in them treats all positions alike. The networks do not know.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.exchange import exchanged
 from sd.vae import Downsample
 
 
@@ -22,22 +23,15 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> T
     return F.pad(x, (0, 0, top, bottom), mode="circular" if "y" in axes else "constant")
 
 
-@contextmanager
-def seamless(network: nn.Module, axes: str) -> Iterator[None]:
+def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
     """As long as it lasts, a network's convolutions go on at the other side along these axes; none: nothing changes."""
-    changed = []
-    try:
-        for module in network.modules() if axes else ():
-            if isinstance(module, Downsample):  # pads by itself: right and bottom only
-                module.forward = _downsampling(module, axes)
-                changed.append(module)
-            elif isinstance(module, nn.Conv2d) and any(module.padding):
-                module.forward = _convolution(module, axes)
-                changed.append(module)
-        yield
-    finally:
-        for module in changed:
-            del module.forward  # the one of its class comes to light again
+    forwards = {}
+    for module in network.modules() if axes else ():
+        if isinstance(module, Downsample):  # pads by itself: right and bottom only
+            forwards[module] = _downsampling(module, axes)
+        elif isinstance(module, nn.Conv2d) and any(module.padding):
+            forwards[module] = _convolution(module, axes)
+    return exchanged(forwards)
 
 
 def _convolution(conv: nn.Conv2d, axes: str) -> Callable[[Tensor], Tensor]:
