@@ -63,13 +63,18 @@ def main(arguments: list[str] | None = None) -> None:
     add("--sampler", default=Settings.sampler, metavar="NAME", help="(default: %(default)s)")
     add("--schedule", metavar="NAME", help="(default: the sampler's own)")
     add("--steps", type=int, metavar="N", help="(default: as in sd txt2img)")
+    add("--precision", default="auto", help="of the networks (default: auto)")
+    add("--intervals", default="", metavar="A-B,...", help="also with guidance only at noise levels from A to B")
     add("--plain", action="store_true", help="only the default settings, no controls")
     args = parser.parse_args(arguments)
-    model = sd.load(args.model) if args.model else sd.load()
+    model = sd.load(args.model, precision=args.precision)
     args.folder.mkdir(parents=True, exist_ok=True)
     sets = {"one thing": one_thing(args.repeats), "two things": two_things(args.relations)}
     given = {"sampler": args.sampler, "schedule": args.schedule, "steps": args.steps}
     runs = {"default": given}
+    for interval in args.intervals.split(",") if args.intervals else ():
+        levels = tuple(float(level) for level in interval.split("-"))
+        runs[f"guided at sigma {interval}"] = {**given, "guidance_interval": levels}
     if not args.plain:
         runs |= {"guidance 1": {**given, "guidance_scale": 1.0}, "shuffled words": given}
     rows = []

@@ -21,11 +21,16 @@ class Execution:
     """Runs networks as the options have it.
 
     visited  where each network computes, if its weights rest elsewhere and go there only while it is used
+    packed   the UNet's convolutions, where they are packed already
     """
 
-    def __init__(self, options: RunOptions | None = None, visited: torch.device | None = None):
-        self.options, self.visited = options or RunOptions(), visited
-        self.packed: PackedConvolutions | None = None
+    def __init__(
+        self,
+        options: RunOptions | None = None,
+        visited: torch.device | None = None,
+        packed: PackedConvolutions | None = None,
+    ):
+        self.options, self.visited, self.packed = options or RunOptions(), visited, packed
 
     def at_work(self, network: nn.Module) -> AbstractContextManager:
         """As long as it lasts, the weights of a network are where it computes."""

@@ -6,12 +6,12 @@ copy of the whole.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.hashing import FileHash
@@ -20,7 +20,7 @@ from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
 from sd.execution import Execution
 from sd.networks import build_networks, parameter_shapes
-from sd.packing import can_pack
+from sd.packing import PackedConvolutions, can_pack, convolutions_of, pack
 from sd.pipeline import Source, StableDiffusion
 from sd.precise_norms import make_precise
 from sd.runtime import RunOptions, memory_format, pick_device, pick_precision, precision_name
@@ -73,12 +73,12 @@ def from_checkpoint(
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
     home = torch.device("cpu") if options.low_memory else device
-    packed = can_pack(home, dtype) and not options.low_memory
-    parameters = read_parameters(file, checkpoint, home, dtype, packed=packed, on_tensor=on_tensor)
+    unet = networks["unet"]
+    packing = can_pack(home, dtype) and not options.low_memory
+    to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
+    parameters, packed = read_parameters(file, checkpoint, home, dtype, to_pack, on_tensor)
     for component, network in networks.items():
-        prefix = f"{component}."
-        mine = {name.removeprefix(prefix): t for name, t in parameters.items() if name.startswith(prefix)}
-        network.load_state_dict(mine, assign=True)
+        network.load_state_dict(part(parameters, component), assign=True)
         if home.type == "cpu":
             make_precise(network)
     path = Path(file.path)
@@ -90,8 +90,16 @@ def from_checkpoint(
         source=Source(
             name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
         ),
-        execution=Execution(options, visited=None if home == device else device),
+        execution=Execution(
+            options, None if home == device else device, PackedConvolutions(unet, part(packed, "unet"))
+        ),
     )
+
+
+def part(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    """The tensors of one network, by their names in it."""
+    prefix = f"{component}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def read_parameters(
@@ -99,28 +107,31 @@ def read_parameters(
     checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
-    *,
-    packed: bool = False,
+    to_pack: Mapping[str, nn.Conv2d] | None = None,
     on_tensor: Callable[[int], None] | None = None,
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
-    packed  the UNet's convolutions will be, see `sd.packing`
+    to_pack  weights that are also packed, see `sd.packing`, and the convolutions that they are for
+    returns  the tensors, and the packed ones, both by our name
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
     """
     records = checkpoint.tensors
     release = release_after_last(file, records.values())
-    parameters, unusable = {}, []
+    to_pack = to_pack or {}
+    parameters, packed, unusable = {}, {}, []
 
     def read(name: str) -> tuple[Tensor, bool]:
         record = records[name]
         file.verify(record)
         stored = as_tensor(file, record)
         fits = in_range(stored, dtype)
-        layout = memory_format(stored, packed=packed and name.startswith("unet."))
+        layout = memory_format(stored, packed=name in to_pack)
         used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
-        if used.data_ptr() != stored.data_ptr():
+        if name in to_pack:
+            packed[name] = pack(to_pack[name], used)
+        if used.data_ptr() != stored.data_ptr() or name in to_pack:  # what was packed is not read again
             release(record)
         return used, fits
 
@@ -136,4 +147,4 @@ def read_parameters(
                 on_tensor(records[name].nbytes)
     if unusable:
         raise out_of_range(sorted(unusable), precision_name(dtype))
-    return parameters
+    return parameters, packed

@@ -5,7 +5,7 @@ are in the file, so each call re-lays them first. Where feature maps are small, 
 docs/performance.md has the figures. As in `sd.tiling`, the network does not know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -26,12 +26,17 @@ class PackedConvolutions:
     """The packed weights of a network's convolutions, in as much memory again as these take.
 
     They are made when they are first needed, and again when the network's have changed.
+
+    ready  those that were made while the network was loaded, by the names of the weights
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, ready: Mapping[str, Tensor] | None = None):
         self.network = network
-        self.convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+        convolutions = convolutions_of(network)
+        self.convolutions = list(convolutions.values())
         self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # what it was made from, in which version
+        for name, packed in (ready or {}).items():
+            self._packed[convolutions[name]] = *origin(convolutions[name]), packed
 
     def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
@@ -39,18 +44,28 @@ class PackedConvolutions:
         return exchanged({conv: self._forward(conv) for conv in usable})
 
     def _forward(self, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
-        weight = conv.weight.detach()
-        version = 0 if weight.is_inference() else weight._version
+        weight, version = origin(conv)
         known = self._packed.get(conv)
         if known is None or known[0].data_ptr() != weight.data_ptr() or known[1] != version:
-            known = self._packed[conv] = weight, version, pack(conv)
+            known = self._packed[conv] = weight, version, pack(conv, weight)
         return partial(convolve, conv, known[2])
 
 
+def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:
+    """By the names of their weights."""
+    return {f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
+
+
+def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
+    """The weight, and a number that changes when it is changed in place."""
+    weight = conv.weight.detach()
+    return weight, 0 if weight.is_inference() else weight._version
+
+
 @torch.no_grad()
-def pack(conv: nn.Conv2d) -> Tensor:
-    """The weight in oneDNN's own layout, which only `convolve` can read."""
-    weight = conv.weight.contiguous().to_mkldnn()
+def pack(conv: nn.Conv2d, weight: Tensor) -> Tensor:
+    """A weight in oneDNN's own layout for this convolution, which only `convolve` can read."""
+    weight = weight.contiguous().to_mkldnn()
     return torch._C._nn.mkldnn_reorder_conv2d_weight(weight, conv.padding, conv.stride, conv.dilation, conv.groups)
 
 

@@ -39,7 +39,7 @@ def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
     import sd.packing
 
     made = []
-    monkeypatch.setattr(sd.packing, "pack", lambda conv, pack=sd.packing.pack: made.append(conv) or pack(conv))
+    monkeypatch.setattr(sd.packing, "pack", lambda *given, own=sd.packing.pack: made.append(given[0]) or own(*given))
     packed = PackedConvolutions(unet)
     for _ in range(2):
         with packed.applied():
@@ -100,3 +100,19 @@ def test_pictures_are_made_with_packed_convolutions(model, monkeypatch):
     monkeypatch.setattr(sd.packing, "convolve", lambda *given, own=sd.packing.convolve: seen.append(1) or own(*given))
     model.make([settings(steps=2)])
     assert len(seen) == 2 * len(model.execution.packed.convolutions)
+
+
+@torch.no_grad()
+def test_convolutions_are_packed_while_the_file_is_read(tiny_ckpt, monkeypatch):
+    import sd
+
+    for precision in ("fp32", "bf16"):
+        model = sd.load(tiny_ckpt, device="cpu", precision=precision)
+        monkeypatch.setattr(sd.packing, "pack", None)  # nothing is packed later on
+        packed = model.execution.packed
+        assert set(packed._packed) == set(packed.convolutions)
+        x_t, timestep, context = inputs(model.dtypes["unet"])
+        plain = model.unet(x_t, timestep, context).float()
+        with packed.applied():
+            found = model.unet(x_t, timestep, context).float()
+        assert (found - plain).norm() / plain.norm() < (1e-5 if precision == "fp32" else 3e-2)
