@@ -13,20 +13,16 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from score_samplers import markdown
-from torch import Tensor
 from tqdm import tqdm
 
-from sd.attention import Attention
 from sd.config import SD_V1
-from sd.exchange import exchanged
 from sd.machine import cpu_name
 from sd.networks import build_networks
 from sd.packing import PackedConvolutions
+from sd.precise_norms import make_precise
 from sd.runtime import PRECISIONS
 from sd.shared_halves import halves_shared, twice
 from sd.unet import UNet
@@ -37,19 +33,8 @@ def made_up_unet(dtype: torch.dtype) -> UNet:
     generator = torch.Generator().manual_seed(0)
     for weight in unet.parameters():
         weight.normal_(0, 0.02, generator=generator)
+    make_precise(unet)
     return unet.to(dtype, memory_format=torch.channels_last)
-
-
-def heads_side_by_side(unet: UNet) -> AbstractContextManager[None]:
-    """The queries, keys and values of a head lie together in memory. Not in use: it gives too little."""
-
-    def forward(attention: Attention, x: Tensor, context: Tensor | None = None) -> Tensor:
-        context = x if context is None else context
-        q, k, v = attention.q(x), attention.k(context), attention.v(context)
-        q, k, v = (t.unflatten(-1, (attention.heads, -1)).transpose(1, 2).contiguous() for t in (q, k, v))
-        return attention.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-    return exchanged({module: partial(forward, module) for module in unet.modules() if isinstance(module, Attention)})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
         "halves shared": [lambda: halves_shared(unet)],
         "packed convolutions": [packed.applied],
         "both, as pictures are made": [packed.applied, lambda: halves_shared(unet)],
-        "heads side by side": [lambda: heads_side_by_side(unet)],
     }
     side = args.size // 8
     generator = torch.Generator().manual_seed(1)

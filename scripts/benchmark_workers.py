@@ -29,9 +29,9 @@ class SdZoo(Contender):
         import sd
         from sd.runtime import keep_freed_memory
 
+        self.model = sd.load(self.options.checkpoint, device=self.options.device, precision=self.options.precision)
         if self.options.device == "cpu":
             keep_freed_memory()  # as the command does
-        self.model = sd.load(self.options.checkpoint, device=self.options.device, precision=self.options.precision)
 
     def batch(self, steps: int) -> list:
         from sd.settings import Settings

@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     pictures = PictureFolder(args.pictures, size, args.seed)
     networks = {part: getattr(model, part).requires_grad_(True) for part in ("unet", "vae", "text_encoder")}
     networks["vae"].requires_grad_(False)
+    networks["unet"].to(memory_format=torch.channels_last)  # on the CPU, it is as in the file
     options = TrainingOptions(
         steps=args.steps,
         learning_rate=args.learning_rate,

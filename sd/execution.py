@@ -1,9 +1,11 @@
-"""How the networks of a model are run: where their weights are meanwhile, and what is exchanged in them from outside.
+"""How the networks of a model are run: where their weights are, and which of their functions are others meanwhile.
 
 B pictures; C channels, H W height and width of the latents.
 """
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +33,28 @@ class Execution:
         packed: PackedConvolutions | None = None,
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
+        self._visits: dict[nn.Module, tuple[ExitStack, list]] = {}  # the end of a visit, and who asked for it
+        self._one_thread = threading.RLock()
 
-    def at_work(self, network: nn.Module) -> AbstractContextManager:
-        """As long as it lasts, the weights of a network are where it computes."""
-        return visiting(network, self.visited) if self.visited else nullcontext()
+    @contextmanager
+    def at_work(self, network: nn.Module) -> Iterator[None]:
+        """As long as it lasts, also for somebody else, the weights of a network are where it computes."""
+        if self.visited is None:
+            yield
+            return
+        if network not in self._visits:
+            end = ExitStack()
+            end.enter_context(visiting(network, self.visited))
+            self._visits[network] = end, []
+        end, hosts = self._visits[network]
+        hosts.append(self)
+        try:
+            yield
+        finally:
+            hosts.pop()
+            if not hosts:
+                del self._visits[network]
+                end.close()
 
     def predict(
         self, unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, *, guided: bool = False, tile: str = ""
@@ -47,23 +67,22 @@ class Execution:
         if guided and self.options.low_memory:
             halves = zip(x.chunk(2), context.chunk(2), strict=True)
             return torch.cat([self.predict(unet, half, timestep, words, tile=tile) for half, words in halves])
-        with ExitStack() as exchanged:
-            if tile:
-                exchanged.enter_context(seamless(unet, tile))
-            elif not self.options.low_memory:
+        with self._one_thread, ExitStack() as exchanged:
+            if not self.options.low_memory:
                 exchanged.enter_context(self._packed(unet).applied())
+            exchanged.enter_context(seamless(unet, tile))
             if guided:
                 exchanged.enter_context(halves_shared(unet))
             return unet(x, timestep, context)
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
         """`VAE.encode`."""
-        with self.at_work(vae), seamless(vae, tile):
+        with self._one_thread, self.at_work(vae), seamless(vae, tile):
             return encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
 
     def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
         """`VAE.decode`."""
-        with self.at_work(vae), seamless(vae, tile):
+        with self._one_thread, self.at_work(vae), seamless(vae, tile):
             return decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
 
     def _packed(self, unet: UNet) -> PackedConvolutions:

@@ -81,8 +81,11 @@ def explain(
     on_step    called after every step
     on_retry   as in `StableDiffusion.make`
 
-    Raises ValueError where the model is not one for text to picture; NonFiniteError where a network fails.
+    Raises ValueError where the model is not one for text to picture, or runs with `low_memory`, which takes the two
+    predictions of a step apart; NonFiniteError where a network fails.
     """
+    if model.execution.options.low_memory:
+        raise ValueError("a model that was loaded with low_memory cannot be explained: load it without")
     recorder = Recorder(model, settings, attention=attention)
 
     def step_done(latents: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from sd.architecture_timing import synchronize
 from sd.packing import CONVOLUTION as PACKED
+from sd.precise_norms import precise_group_norm
 
 CONVOLUTION, LINEAR, ATTENTION, NORM, REST = "convolution", "linear", "attention", "norm_activation", "rest"
 KINDS = {  # name -> what a table calls it
@@ -25,7 +26,7 @@ KINDS = {  # name -> what a table calls it
     NORM: "norms and activations",
     REST: "the rest",
 }
-NORMS = (F.group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
+NORMS = (F.group_norm, precise_group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
 CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
 PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
 RATE_RUNS = 5  # repetitions; the best counts

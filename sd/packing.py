@@ -14,18 +14,22 @@ from torch import Tensor, nn
 
 from sd.exchange import exchanged
 
-PACKABLE = (torch.float32, torch.bfloat16)  # what oneDNN computes in wherever it computes at all
 CONVOLUTION = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # there are builds of PyTorch without oneDNN
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    return CONVOLUTION is not None and device.type == "cpu" and dtype in PACKABLE and torch.backends.mkldnn.enabled
+    if CONVOLUTION is None or device.type != "cpu" or not torch.backends.mkldnn.enabled:
+        return False
+    if dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not by processors without AVX-512
+    return dtype == torch.float32
 
 
 class PackedConvolutions:
     """The packed weights of a network's convolutions, in as much memory again as these take.
 
-    They are made when they are first needed, and again when the network's have changed.
+    They are made when they are first needed, and again when the network's have changed; changes through `.data` are not
+    seen. A network in training uses its own.
 
     ready  those that were made while the network was loaded, by the names of the weights
     """
@@ -34,14 +38,19 @@ class PackedConvolutions:
         self.network = network
         convolutions = convolutions_of(network)
         self.convolutions = list(convolutions.values())
-        self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # what it was made from, in which version
+        self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # made from what, in which version; the result
         for name, packed in (ready or {}).items():
             self._packed[convolutions[name]] = *origin(convolutions[name]), packed
 
     def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
-        usable = (conv for conv in self.convolutions if can_pack(conv.weight.device, conv.weight.dtype))
-        return exchanged({conv: self._forward(conv) for conv in usable})
+        forwards = {}
+        for conv in self.convolutions:
+            if can_pack(conv.weight.device, conv.weight.dtype) and not conv.weight.requires_grad:
+                forwards[conv] = self._forward(conv)
+            else:
+                self._packed.pop(conv, None)
+        return exchanged(forwards)
 
     def _forward(self, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         weight, version = origin(conv)

@@ -9,6 +9,7 @@ As elsewhere, the networks do not know: their norms change their class.
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 POSITIONS = 1024  # below, few numbers are added up, and PyTorch's kernel is near enough
 PART = 1 << 20  # numbers that are squared at a time
@@ -21,19 +22,26 @@ class PreciseGroupNorm(nn.GroupNorm):
         """(B, C, H, W) -> (B, C, H, W)"""
         if not is_coarse(x):
             return super().forward(x)
-        rows = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), as they lie in memory
-        centred = rows - self._by_group(rows.mean((1, 2)))
-        parts = centred.split(max(1, PART // centred[0, 0].numel()), dim=1)
-        squares = torch.stack([part.square().sum((1, 2)) for part in parts]).sum(0)
-        variance = self._by_group(squares / centred[0, ..., 0].numel())
-        scale = self.weight * (variance + self.eps).rsqrt()
-        target = None if torch.is_grad_enabled() else centred
-        return torch.addcmul(self.bias, centred, scale, out=target).permute(0, 3, 1, 2)
+        return precise_group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
-    def _by_group(self, means: Tensor) -> Tensor:
-        """Means of channels (B, C) -> of their groups, for each of their channels, (B, 1, 1, C)."""
-        groups = means.unflatten(1, (self.num_groups, -1)).mean(2)
-        return groups.repeat_interleave(self.num_channels // self.num_groups, 1)[:, None, None]
+
+def precise_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`F.group_norm` for channels_last order. Who watches PyTorch's functions sees it as one of them."""
+    if has_torch_function_unary(x):
+        return handle_torch_function(precise_group_norm, (x,), x, groups, weight, bias, eps)
+    rows = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), as they lie in memory
+    centred = rows - by_group(rows.mean((1, 2)), groups)
+    parts = centred.split(max(1, PART // centred[0, 0].numel()), dim=1)
+    squares = torch.stack([part.square().sum((1, 2)) for part in parts]).sum(0)
+    variance = by_group(squares / centred[0, ..., 0].numel(), groups)
+    scale = weight * (variance + eps).rsqrt()
+    target = None if torch.is_grad_enabled() else centred
+    return torch.addcmul(bias, centred, scale, out=target).permute(0, 3, 1, 2)
+
+
+def by_group(means: Tensor, groups: int) -> Tensor:
+    """Means of channels (B, C) -> of their groups, for each of their channels, (B, 1, 1, C)."""
+    return means.unflatten(1, (groups, -1)).mean(2).repeat_interleave(means.shape[1] // groups, 1)[:, None, None]
 
 
 def is_coarse(x: Tensor) -> bool:

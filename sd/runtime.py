@@ -77,15 +77,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # as malloc.h of the GNU C library numbers them
-    return all(
-        mallopt(option, value) for option, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_max, 0))
-    )
+    settings = {trim_threshold: -1, top_pad: 2**28, mmap_max: 0}  # nothing is trimmed, nothing mapped by itself
+    return all(mallopt(option, value) for option, value in settings.items())
 
 
 @contextmanager
 def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """As long as it lasts, the network's weights are on that device. They stay where they were, too: going back is
-    free."""
+    """As long as it lasts, the network's weights are on that device. They stay at home, too: going back is free."""
     homes = [
         (module, name, parameter)
         for module in network.modules()

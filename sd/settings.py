@@ -309,3 +309,4 @@ def _quoted(value: object) -> str:
 
 
 FIELDS = {field.name: field.type for field in fields(Settings)}
+OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")  # what a picture notes beside them

@@ -62,8 +62,8 @@ def encode_tiled(vae: VAE, image: Tensor, *, tile: int = 512, axes: str = "") ->
     """
     factor = 2 ** (len(vae.encoder.down) - 1)
     height, width = image.shape[-2:]
-    if tile < 1:
-        raise ValueError(f"tile must be 1 pixel or more, got {tile}")
+    if tile < factor:
+        raise ValueError(f"tile must be {factor} pixels or more (one latent), got {tile}")
     if max(height, width) <= tile:
         return vae.encode(image)
     if height % factor or width % factor:
@@ -176,9 +176,6 @@ def normalising(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> Callable[
     return lambda x: torch.addcmul(shift, x, scale).to(x.dtype)
 
 
-# Along one axis.
-
-
 def split(side: int, count: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(side * i // count for i in range(count + 1))]
 
@@ -204,9 +201,6 @@ def inside(positions: range, side: int) -> range:
     return range(max(positions.start, 0), min(positions.stop, side))
 
 
-# Tensors.
-
-
 def cut(x: Tensor, rows: range, columns: range) -> Tensor:
     """These rows and columns of (B, C, H, W); those beyond a side are found at the other one."""
     height, width = x.shape[-2:]
@@ -216,13 +210,20 @@ def cut(x: Tensor, rows: range, columns: range) -> Tensor:
     return x[..., rows[:, None], torch.tensor([column % width for column in columns], device=x.device)]
 
 
+def folder_on_disk() -> str:
+    """Where temporary files go: where TMPDIR says, else to /var/tmp, since many systems have /tmp in memory."""
+    own = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    return tempfile.gettempdir() if own or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
+
+
 def in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty tensor that lies in a temporary file, of which the system keeps in memory what it has room for.
 
     The file has no name and is gone with the tensor.
     """
     size = math.prod(shape) * dtype.itemsize
-    with tempfile.TemporaryFile(prefix="sd-") as file:
+    folder = folder_on_disk()
+    with tempfile.TemporaryFile(prefix="sd-", dir=folder) as file:
         try:
             if hasattr(os, "posix_fallocate"):  # a file with holes could fill the disk later on, which ends the process
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -230,7 +231,7 @@ def in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
                 file.truncate(size)
         except OSError as problem:
             raise OSError(
-                f"{size / 1e9:.1f} GB of a picture in tiles do not fit into {tempfile.gettempdir()} "
+                f"{size / 1e9:.1f} GB of a picture in tiles do not fit into {folder} "
                 f"({problem.strerror}). Make room there, or name another folder in TMPDIR."
             ) from problem
         return torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=dtype).reshape(shape)

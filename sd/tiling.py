@@ -24,7 +24,7 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> T
 
 
 def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
-    """As long as it lasts, a network's convolutions go on at the other side along these axes; none: nothing changes."""
+    """As long as it lasts, a network's convolutions go on at the other side along these axes, if any."""
     forwards = {}
     for module in network.modules() if axes else ():
         if isinstance(module, Downsample):  # pads by itself: right and bottom only

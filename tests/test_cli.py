@@ -407,7 +407,9 @@ def test_too_little_memory_is_said_in_a_sentence(run, tiny_ckpt, monkeypatch):
     monkeypatch.setattr("sd.vae.VAE.decode", greedy)
     code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1)
     assert code == 3
-    assert "seed 1: there is not enough memory. Try a smaller size, a smaller batch, or --precision fp16." in err
+    assert (
+        "seed 1: there is not enough memory. Try a smaller size, a smaller batch, --low-memory or --tiled-vae." in err
+    )
 
 
 def test_names_from_a_file_cannot_write_to_the_terminal(run, tmp_path, tiny_state):

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TINY as CONFIG
-from conftest import assemble, fill, pixels, settings, settings_of
+from conftest import assemble, fill, pixels, refused, settings, settings_of
+from PIL import Image
 from torch import nn
 
 import sd
@@ -28,6 +29,17 @@ def test_weights_come_back_after_an_error():
     network = nn.Linear(2, 3)
     with pytest.raises(KeyError), visiting(network, torch.device("meta")):
         raise KeyError
+    assert network.weight.device.type == "cpu"
+
+
+def test_a_visit_lasts_as_long_as_somebody_needs_it():
+    network = nn.Linear(2, 3)
+    execution = Execution(visited=torch.device("meta"))
+    first, second = execution.at_work(network), execution.at_work(network)
+    with first:
+        second.__enter__()
+    assert network.weight.device.type == "meta"
+    second.__exit__(None, None, None)
     assert network.weight.device.type == "cpu"
 
 
@@ -54,9 +66,10 @@ def test_halves_of_guidance_run_one_after_the_other_and_give_the_same_picture(mo
     assert (low - plain).norm() / plain.norm() < 1e-4
 
 
-def test_nothing_is_packed(models):
-    models[1].make([settings(steps=1)])
-    assert models[1].execution.packed is None
+def test_nothing_is_packed(tiny_ckpt):
+    model = sd.load(tiny_ckpt, device="cpu", low_memory=True)
+    model.make([settings(steps=1)])
+    assert not model.execution.packed._packed
 
 
 def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
@@ -89,8 +102,11 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
     assert call("txt2img", "a horse", *common, "--low-memory", "-o", out)[0] == 0
     assert settings_of(out)["run"] == {"low_memory": True, "tiled_vae": False}
     again, plain = tmp_path / "again.png", tmp_path / "plain.png"
-    assert call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again, "-q") == (0, f"{again}\n", "")
+    code, printed, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again)
+    assert (code, printed) == (0, f"{again}\n")
+    assert "--low-memory, as x.png was made" in messages
     assert settings_of(again)["run"] == settings_of(out)["run"]
+    assert Image.open(again).tobytes() == Image.open(out).tobytes()
     assert call("txt2img", "a horse", *common, "-o", plain)[0] == 0
     assert "run" not in settings_of(plain)
 
@@ -113,3 +129,15 @@ def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatc
     whole, parts = (model.encode_image(image) for model in (plain, tiled))
     assert (whole - parts).norm() / whole.norm() < 1e-4
     assert calls == ["decode_tiled", "encode_tiled"]
+
+
+def test_a_stopped_run_with_the_flag_goes_on(call, tiny_ckpt, tmp_path):
+    command = ("txt2img", "a horse", "-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "1", "-s", "1", "-q")
+    command += ("--count", "2", "--low-memory", "-o", tmp_path / "{seed}.png")
+    assert call(*command)[0] == 0
+    (tmp_path / "2.png").unlink()
+    assert call(*command) == (0, f"{tmp_path / '2.png'}\n", "")
+
+
+def test_explain_refuses_what_takes_its_predictions_apart(run, tiny_ckpt):
+    refused(run("explain", "a horse", "-m", tiny_ckpt, "--low-memory"), "--low-memory", "Leave it out")

@@ -26,6 +26,7 @@ def unet():
 @torch.no_grad()
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_the_prediction_is_the_same(unet, dtype, error):
+    """Where bf16 cannot be packed, the plain weights run."""
     unet.to(dtype)
     plain = unet(*inputs(dtype)).float()
     with PackedConvolutions(unet).applied():
@@ -68,6 +69,15 @@ def test_changed_weights_are_packed_anew(unet):
     unet.out.conv.weight = nn.Parameter(-unet.out.conv.weight)
     expect_plain(before)
     before = predicted()
+    unet.requires_grad_(True)  # in training: some optimisers change weights without a trace
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=0.01, fused=True)
+    for weight in unet.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    expect_plain(before)
+    assert not packed._packed
+    unet.requires_grad_(False)
+    before = predicted()
     unet.to(torch.float64)  # is not packed: the plain ones run
     assert (packed_in_double(packed, unet) - before).norm() / before.norm() < 1e-5
 
@@ -79,7 +89,7 @@ def packed_in_double(packed, unet):
 
 @torch.no_grad()
 def test_activations_lie_in_channels_last_order_whatever_comes_in():
-    conv = nn.Conv2d(4, 16, 3, padding=1)
+    conv = nn.Conv2d(4, 16, 3, padding=1).requires_grad_(False)
     with PackedConvolutions(nn.Sequential(conv)).applied():
         assert conv(torch.randn(2, 4, 8, 8)).is_contiguous(memory_format=torch.channels_last)
 
@@ -110,7 +120,8 @@ def test_convolutions_are_packed_while_the_file_is_read(tiny_ckpt, monkeypatch):
         model = sd.load(tiny_ckpt, device="cpu", precision=precision)
         monkeypatch.setattr(sd.packing, "pack", None)  # nothing is packed later on
         packed = model.execution.packed
-        assert set(packed._packed) == set(packed.convolutions)
+        if can_pack(torch.device("cpu"), model.dtypes["unet"]):
+            assert set(packed._packed) == set(packed.convolutions)
         x_t, timestep, context = inputs(model.dtypes["unet"])
         plain = model.unet(x_t, timestep, context).float()
         with packed.applied():

@@ -90,3 +90,13 @@ def test_other_modules_keep_their_class():
     network = nn.Sequential(nn.GroupNorm(1, 1), Own(1, 1), nn.LayerNorm(1))
     make_precise(network)
     assert [type(module) for module in network] == [PreciseGroupNorm, Own, nn.LayerNorm]
+
+
+@torch.no_grad()
+def test_who_watches_functions_sees_a_norm(norm):
+    from sd.layer_kinds import NORM, LayerWatch, Rates
+
+    with LayerWatch(torch.device("cpu"), Rates(operations=1e12, bytes=1e10)) as watch:
+        norm(values(0))
+    kinds = watch.profile(1.0).kinds
+    assert {kind: share.calls for kind, share in kinds.items() if share.calls and kind != "rest"} == {NORM: 1}

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from sd.runtime import has_fast_bf16, memory_format, pick_device, pick_precision, precision_name
+from sd.runtime import has_fast_bf16, keep_freed_memory, memory_format, pick_device, pick_precision, precision_name
 
 
 def test_auto_takes_the_first_device_that_is_there(monkeypatch):
@@ -71,4 +71,6 @@ def test_kept_memory_is_used_again_without_new_pages():
         run = subprocess.run([sys.executable, "-c", script.format(first)], capture_output=True, text=True, check=True)
         return int(run.stdout)
 
+    if not keep_freed_memory():
+        pytest.skip("this C library has no such setting")
     assert faults("assert keep_freed_memory()") < faults("") / 4

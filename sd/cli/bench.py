@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from sd.benchmark import Benchmark
+    from sd.pipeline import StableDiffusion
 
 STEPS, REPEAT = 10, 3
 
@@ -130,15 +131,20 @@ def measure(
     from sd.loading import load
     from sd.runtime import keep_freed_memory, precision_name
 
-    if device.type == "cpu" and not args.low_memory:
-        keep_freed_memory()  # as where pictures are made
     options = {"device": str(device), "precision": precision_name(dtype), "weights": args.weights}
     options |= asdict(run_options(args))
+
+    def load_model() -> "StableDiffusion":
+        model = load(args.model, **options)
+        if device.type == "cpu" and not args.low_memory:
+            keep_freed_memory()  # as where pictures are made
+        return model
+
     total = units(len(sizes), len(batch_sizes), args.repeat)
     with tqdm(desc="measuring", total=total, unit="run", disable=bar_hidden(args.quiet), leave=False) as bar:
         try:
             return benchmark(
-                lambda: load(args.model, **options),
+                load_model,
                 device=device,
                 dtype=dtype,
                 sizes=sizes,

@@ -24,7 +24,7 @@ def failure_of(error: Exception) -> str | None:
     if isinstance(error, ArithmeticError) and hasattr(error, "part"):
         return f"{error}, so there is no picture. The weights, or these settings, are at fault."
     if isinstance(error, MemoryError) or ("memory" in str(error).lower() and isinstance(error, RuntimeError)):
-        return "there is not enough memory. Try a smaller size, a smaller batch, or --precision fp16."
+        return "there is not enough memory. Try a smaller size, a smaller batch, --low-memory or --tiled-vae."
     return None
 
 

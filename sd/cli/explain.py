@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
     from convert.reader import open_checkpoint
 
+    if args.low_memory:
+        raise UsageError("--low-memory takes the two predictions of a step apart, which are shown here. Leave it out.")
     making.choose_model(args)
     asked = [parse_comparison(text) for text in args.compare]
     lines = read_lines(args, {})

@@ -6,9 +6,8 @@ from pathlib import Path
 from sd.cli.errors import UsageError
 from sd.cli.flags import Parser, say
 from sd.input_settings import SIDES
-from sd.settings import FIELDS, Settings
+from sd.settings import FIELDS, OF_THE_RUN, Settings
 
-OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")
 OF_THE_MASK = ("resize_mode", "invert_mask", "mask_threshold", "mask_blur", "only_masked", "mask_padding", "expand",
                "overlap")  # fmt: skip
 OF_NO_MEANING = {"strength": 1.0, "hires": None, "hires_steps": None, "hires_upscale": "latent", "hires_strength": 0.7}

@@ -200,8 +200,11 @@ def load_model(
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     hidden = bar_hidden(args.quiet)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        model = from_checkpoint(file, checkpoint, device, dtype, run_options(args), bar.update)
-    if device.type == "cpu" and not model.execution.options.low_memory:
+        options = run_options(args)
+        model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
+    for name in (name for name in options.names() if getattr(options, name) and not getattr(args, name)):
+        say(f"--{name.replace('_', '-')}, as {args.like.name} was made", quiet=args.quiet)
+    if device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)

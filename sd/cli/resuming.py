@@ -10,9 +10,7 @@ from pathlib import Path
 from convert.checkpoint import Checkpoint
 from convert.hashing import FileHash
 from sd.cli.outputs import Names
-from sd.settings import FIELDS, Settings
-
-OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch")  # noted beside the settings
+from sd.settings import FIELDS, OF_THE_RUN, Settings
 
 
 def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[dict], bool]:
