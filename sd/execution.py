@@ -4,6 +4,7 @@ B pictures; C channels, H W height and width of the latents.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -33,7 +34,8 @@ class Execution:
         packed: PackedConvolutions | None = None,
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
-        self._visits: dict[nn.Module, tuple[ExitStack, list]] = {}  # the end of a visit, and who asked for it
+        self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
+        self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
         self._one_thread = threading.RLock()
 
     @contextmanager
@@ -42,19 +44,16 @@ class Execution:
         if self.visited is None:
             yield
             return
-        if network not in self._visits:
-            end = ExitStack()
-            end.enter_context(visiting(network, self.visited))
-            self._visits[network] = end, []
-        end, hosts = self._visits[network]
-        hosts.append(self)
+        if not self._hosts[network]:
+            self._ends[network] = ExitStack()
+            self._ends[network].enter_context(visiting(network, self.visited))
+        self._hosts[network] += 1
         try:
             yield
         finally:
-            hosts.pop()
-            if not hosts:
-                del self._visits[network]
-                end.close()
+            self._hosts[network] -= 1
+            if not self._hosts[network]:
+                self._ends.pop(network).close()
 
     def predict(
         self, unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, *, guided: bool = False, tile: str = ""
@@ -67,12 +66,12 @@ class Execution:
         if guided and self.options.low_memory:
             halves = zip(x.chunk(2), context.chunk(2), strict=True)
             return torch.cat([self.predict(unet, half, timestep, words, tile=tile) for half, words in halves])
-        with self._one_thread, ExitStack() as exchanged:
+        with self._one_thread, ExitStack() as changes:
             if not self.options.low_memory:
-                exchanged.enter_context(self._packed(unet).applied())
-            exchanged.enter_context(seamless(unet, tile))
+                changes.enter_context(self._packed(unet).applied())
+            changes.enter_context(seamless(unet, tile))
             if guided:
-                exchanged.enter_context(halves_shared(unet))
+                changes.enter_context(halves_shared(unet))
             return unet(x, timestep, context)
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What to give up for memory. The picture stays the same up to rounding, unless it is large."""
+    """What to do for less memory, which takes time. The picture stays the same up to rounding."""
 
     low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
     tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
