@@ -313,7 +313,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path, tiny_ckpt):
 
 def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
     arguments = [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--count", "1000"]
-    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    child = started(arguments, tmp_path, {signal.SIGINT: signal.SIG_DFL})  # ignored in a shell's background
     first = child.stdout.readline().strip()
     time.sleep(0.2)
     child.send_signal(signal.SIGINT)
@@ -325,6 +325,28 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
     assert not [name for name in os.listdir(tmp_path / "outputs") if name.endswith(".tmp")]
 
 
+def test_a_command_started_by_nohup_outlives_its_terminal(tmp_path, tiny_ckpt):
+    arguments = [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--count", "3"]
+    child = started(arguments, tmp_path, {signal.SIGHUP: signal.SIG_IGN})
+    child.stdout.readline()
+    child.send_signal(signal.SIGHUP)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert len(os.listdir(tmp_path / "outputs")) == 3
+
+
+def started(arguments, folder, handlers):
+    """A process in a folder, with these handlers of signals."""
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: [signal.signal(number, handler) for number, handler in handlers.items()],
+    )
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_terminated_conversion_leaves_no_half_file(tmp_path, tiny_ckpt, number):
     code = (
@@ -334,7 +356,7 @@ def test_a_terminated_conversion_leaves_no_half_file(tmp_path, tiny_ckpt, number
         "import sd.cli; sys.exit(sd.cli.main(sys.argv[1:]))"
     )
     arguments = [sys.executable, "-c", code, "convert", str(tiny_ckpt), "x.safetensors"]
-    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    child = started(arguments, tmp_path, {number: signal.SIG_DFL})
     child.stdout.readline()
     child.send_signal(number)
     child.communicate(timeout=60)

@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):  # as an interrupt: what is half written is removed
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.default_int_handler)
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+                signal.signal(number, signal.default_int_handler)
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         code = dispatch(argv)
