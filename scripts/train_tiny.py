@@ -35,7 +35,7 @@ from sd.training.captions import plain_caption
 from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.loop import TrainingOptions, TrainingRun
-from sd.training.scenes import KINDS
+from sd.training.scenes import KINDS, SHAPES
 from sd.training.shapes import ShapesDataset
 from sd.vae import VAE
 
@@ -188,8 +188,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--scenes",
         choices=KINDS,
         default="all",
-        help="one large thing in the middle; one thing; all: from easy to hard",
+        help="one large thing in the middle; one thing; two things; all: from easy to hard",
     )
+    add("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="only these (default: all eight)")
     add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
     add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
@@ -215,7 +216,7 @@ def main(arguments: list[str] | None = None) -> None:
         start = sd.load(args.init, device="cpu", precision="fp32")
         for name, network in networks.items():
             network.load_state_dict(getattr(start, name).state_dict())
-    pictures = ShapesDataset(args.seed, args.size, kind=args.scenes, device=device)
+    pictures = ShapesDataset(args.seed, args.size, kind=args.scenes, shapes=tuple(args.shapes), device=device)
     vae = networks["vae"]
 
     def standard() -> None:

@@ -496,3 +496,20 @@ def test_scenes_to_begin_with_have_one_thing_on_a_plain_background(kind, sizes):
     offset = max(abs(place - 0.5) for scene in scenes for thing in scene.things for place in (thing.x, thing.y))
     assert (offset < 0.05) == (kind == "centred")
     assert {thing.shape for scene in scenes for thing in scene.things} == set(SHAPES)
+
+
+def test_pairs_to_begin_with_are_two_things_on_a_plain_background_and_small_only_inside():
+    dataset = ShapesDataset(0, 64, kind="pairs")
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {len(scene.things) for scene in scenes} == {2}
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    beside = [thing.size for scene in scenes if scene.relation != "inside" for thing in scene.things]
+    assert set(beside) == {"medium"}
+    assert {scene.relation for scene in scenes} == set(RELATIONS)
+
+
+@pytest.mark.parametrize("kind", ["centred", "pairs", "all"])
+def test_scenes_may_be_kept_to_some_shapes(kind):
+    dataset = ShapesDataset(0, 64, kind=kind, shapes=("triangle", "star"))
+    scenes = [dataset.describe(number)[0] for number in range(100)]
+    assert {thing.shape for scene in scenes for thing in scene.things} == {"triangle", "star"}

@@ -23,7 +23,7 @@ COLOURS = {
 SIZES = {"small": (0.10, 0.135), "medium": (0.18, 0.22), "large": (0.27, 0.33)}  # range of the radius
 PATTERNS = ("striped", "dotted", "checkered", "gradient")  # other than plain
 RELATIONS = ("left of", "right of", "above", "below", "inside")
-KINDS = ("centred", "single", "all")  # of scenes, from easy to hard
+KINDS = ("centred", "single", "pairs", "all")  # of scenes, from easy to hard
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
@@ -89,16 +89,20 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
     return found
 
 
-def sample_scene(generator: Random, *, held_out: bool = False, kind: str = "all") -> Scene:
+def sample_scene(
+    generator: Random, *, held_out: bool = False, kind: str = "all", shapes: tuple[str, ...] = SHAPES
+) -> Scene:
     """Draw a scene: three of five have one thing, the others two, unless a kind to begin with is asked for.
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
     kind      "centred": one large thing near the middle of a plain background, where its shape shows in the same places
-              of every picture. "single": one thing, not a small one, anywhere on a plain background. "all": everything
+              of every picture. "single": one thing, not a small one, anywhere on a plain background. "pairs": two
+              things on a plain background, small ones only inside others. "all": everything
+    shapes    those that things may have
     """
     background = sample_background(generator, plain=kind != "all")
-    choices = things_on(background.colour, held_out)
-    if kind != "all" or generator.random() < 0.6:
+    choices = things_on(background.colour, held_out, shapes)
+    if kind in ("centred", "single") or (kind == "all" and generator.random() < 0.6):
         shape, colour = generator.choice(choices)
         size = generator.choice({"centred": ["large"], "single": ["medium", "large"], "all": list(SIZES)}[kind])
         radius = generator.uniform(*SIZES[size])
@@ -110,15 +114,15 @@ def sample_scene(generator: Random, *, held_out: bool = False, kind: str = "all"
     if relation == "inside":
         things = sample_inside(generator, choices, held_out)
     else:
-        things = sample_beside(generator, choices, relation)
+        things = sample_beside(generator, choices, relation, small=kind == "all")
     return Scene(background=background, things=things, relation=relation)
 
 
 @cache
-def things_on(background: str, held_out: bool) -> list[tuple[str, str]]:
+def things_on(background: str, held_out: bool, shapes: tuple[str, ...]) -> list[tuple[str, str]]:
     """The (shape, colour) that may stand on a background."""
     chosen = [combination for combination in COMBINATIONS if (combination in HELD_OUT) == held_out]
-    return [(shape, colour) for shape, colour, on in chosen if on == background]
+    return [(shape, colour) for shape, colour, on in chosen if on == background and shape in shapes]
 
 
 def place(generator: Random, radius: float, *, near_middle: bool = False) -> float:
@@ -144,11 +148,16 @@ def sample_inside(generator: Random, choices: list[tuple[str, str]], held_out: b
     return sample_thing(generator, shape, colour, "small", x, y, generator.uniform(*INNER_RADIUS)), outer
 
 
-def sample_beside(generator: Random, choices: list[tuple[str, str]], relation: str) -> tuple[Thing, Thing]:
-    """Two different things next to each other, without overlap and in a clear direction."""
+def sample_beside(
+    generator: Random, choices: list[tuple[str, str]], relation: str, *, small: bool
+) -> tuple[Thing, Thing]:
+    """Two different things next to each other, without overlap and in a clear direction.
+
+    small  whether any of them may be small
+    """
     first = generator.choice(choices)
     second = generator.choice([choice for choice in choices if choice != first])
-    sizes = generator.choice(PAIRS_OF_SIZES)
+    sizes = generator.choice(PAIRS_OF_SIZES if small else [("medium", "medium")])
     radii = [generator.uniform(*SIZES[size]) for size in sizes]
 
     # along the relation's axis: edge, first, gap, second, edge

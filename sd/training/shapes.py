@@ -181,6 +181,7 @@ class ShapesDataset:
     size      the pictures' side in pixels
     held_out  only combinations that training never shows
     kind      one of scenes.KINDS
+    shapes    those of scenes.SHAPES that things may have
     """
 
     def __init__(
@@ -190,13 +191,15 @@ class ShapesDataset:
         *,
         held_out: bool = False,
         kind: str = "all",
+        shapes: tuple[str, ...] = SHAPES,
         device: torch.device | str = "cpu",
     ):
-        self.seed, self.size, self.held_out, self.kind, self.device = seed, size, held_out, kind, device
+        self.seed, self.size, self.device = seed, size, device
+        self.scenes = {"held_out": held_out, "kind": kind, "shapes": shapes}
 
     def describe(self, number: int) -> tuple[Scene, str]:
         generator = Random(f"shapes {self.seed} {number}")  # of a string, by SHA-512: near numbers, unlike pictures
-        scene = sample_scene(generator, held_out=self.held_out, kind=self.kind)
+        scene = sample_scene(generator, **self.scenes)
         return scene, caption(scene, generator)
 
     def recaption(self, number: int, time: int) -> str:
