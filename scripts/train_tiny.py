@@ -131,7 +131,7 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
         batch_size=args.batch_size,
         seed=args.seed,
         min_snr_gamma=5.0,
-        snr_floor=0.2,
+        snr_floor=args.snr_floor,
         noise_offset=0.25,  # at 16x16 latents what 0.06 is at 64x64: their mean has a deviation of 1/16, not 1/64
     )
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
@@ -193,6 +193,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="only these (default: all eight)")
     add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
+    add(
+        "--snr-floor",
+        type=float,
+        default=0.2,
+        help="the noisiest steps, which need the prompt most, count as much as this signal-to-noise ratio (default: 0.2)",
+    )
     add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
