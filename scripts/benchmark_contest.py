@@ -13,7 +13,7 @@ from benchmark_process import ContenderFailed, Process
 from benchmark_report import ONCE, Peak, Report, Row
 from benchmark_workers import CONTENDERS
 
-from sd.benchmark_machine import machine
+from sd.benchmark.machine import machine
 from sd.runtime import pick_device
 
 # Largest relative difference of latents after two guided steps. Guidance multiplies rounding errors by about its scale;

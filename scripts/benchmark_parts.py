@@ -21,10 +21,10 @@ from tqdm import tqdm
 from sd.config import SD_V1
 from sd.machine import cpu_name
 from sd.networks import build_networks
-from sd.packing import PackedConvolutions
-from sd.precise_norms import make_precise
+from sd.running.packing import PackedConvolutions
+from sd.running.precise_norms import make_precise
+from sd.running.shared_halves import halves_shared, twice
 from sd.runtime import PRECISIONS
-from sd.shared_halves import halves_shared, twice
 from sd.unet import UNet
 
 

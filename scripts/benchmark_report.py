@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from sd.architecture_table import aligned
-from sd.benchmark import Spread
+from sd.architecture.table import aligned
+from sd.benchmark.measuring import Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

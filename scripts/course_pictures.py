@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sd.explain import explain
+from sd.explain.recording import explain
 from sd.forward_process import channel_pictures
 from sd.image import to_images, to_tensor
 from sd.pipeline import StableDiffusion

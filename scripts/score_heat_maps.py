@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sd
-from sd.explain import Run, explain
+from sd.explain.recording import Run, explain
 from sd.files import written_whole
 from sd.image import contact_sheet
 from sd.settings import Settings

@@ -197,7 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--snr-floor",
         type=float,
         default=0.2,
-        help="the noisiest steps, which need the prompt most, count as much as this signal-to-noise ratio (default: 0.2)",
+        help="noisier steps, which need the prompt most, count as one with this signal-to-noise ratio (default: 0.2)",
     )
     add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")

@@ -16,10 +16,10 @@ from sd.chunks import chunks_of, empty_chunk
 from sd.conditioning import ContextByStep, encode_chunks
 from sd.config import ModelConfig, ScheduleConfig
 from sd.denoiser import Denoiser
-from sd.execution import Execution
 from sd.from_picture import Start, keeping, shown
 from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
+from sd.running.execution import Execution
 from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS

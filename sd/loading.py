@@ -18,11 +18,11 @@ from convert.hashing import FileHash
 from convert.reader import CheckpointFile, open_checkpoint, release_after_last
 from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
-from sd.execution import Execution
 from sd.networks import build_networks, parameter_shapes
-from sd.packing import PackedConvolutions, can_pack, convolutions_of, pack
 from sd.pipeline import Source, StableDiffusion
-from sd.precise_norms import make_precise
+from sd.running.execution import Execution
+from sd.running.packing import PackedConvolutions, can_pack, convolutions_of, pack
+from sd.running.precise_norms import make_precise
 from sd.runtime import RunOptions, memory_format, pick_device, pick_precision, precision_name
 from sd.tokenizer import Tokenizer
 
@@ -112,7 +112,7 @@ def read_parameters(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
-    to_pack  weights that are also packed, see `sd.packing`, and the convolutions that they are for
+    to_pack  weights that are also packed, see `sd.running.packing`, and the convolutions that they are for
     returns  the tensors, and the packed ones, both by our name
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.

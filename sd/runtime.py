@@ -62,7 +62,7 @@ def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
 def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
     """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
 
-    packed  it will be packed, see `sd.packing`: then as in the file, which in the file's precision costs no memory
+    packed  it will be packed (`sd.running.packing`): then as in the file, which in the file's precision costs no memory
     """
     return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
 

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.exchange import exchanged
+from sd.running.exchange import exchanged
 from sd.vae import Downsample
 
 

@@ -10,10 +10,10 @@ from conftest import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
 from convert.names import original_names
-from sd.architecture import describe, passes
-from sd.architecture_calls import Watcher
-from sd.architecture_table import blocks, table
-from sd.architecture_timing import ROUNDS, measure
+from sd.architecture.calls import Watcher
+from sd.architecture.description import describe, passes
+from sd.architecture.table import blocks, table
+from sd.architecture.timing import ROUNDS, measure
 from sd.block_plan import block_plan
 from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING
 from sd.networks import build_networks, parameter_shapes

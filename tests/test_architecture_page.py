@@ -8,9 +8,9 @@ import pytest
 from conftest import TINY
 
 from convert.names import original_names
-from sd.architecture import describe
-from sd.architecture_page import Section, amount, page
-from sd.architecture_table import blocks
+from sd.architecture.description import describe
+from sd.architecture.page import Section, amount, page
+from sd.architecture.table import blocks
 from sd.config import SD_V1
 
 VOID = {"meta", "link", "br", "input", "img"}

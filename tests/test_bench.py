@@ -12,11 +12,22 @@ from torch import nn
 
 from convert.names import original_names
 from sd import machine
-from sd.architecture import describe
+from sd.architecture.description import describe
 from sd.attention import Attention
-from sd.benchmark import Benchmark, Run, Spread, case, pictures, profile_step
-from sd.benchmark_table import table
-from sd.layer_kinds import ATTENTION, CONVOLUTION, KINDS, LINEAR, NORM, REST, LayerWatch, Profile, Rates, Share
+from sd.benchmark.layer_kinds import (
+    ATTENTION,
+    CONVOLUTION,
+    KINDS,
+    LINEAR,
+    NORM,
+    REST,
+    LayerWatch,
+    Profile,
+    Rates,
+    Share,
+)
+from sd.benchmark.measuring import Benchmark, Run, Spread, case, pictures, profile_step
+from sd.benchmark.table import table
 from sd.machine import PeakMemory, cpu_name
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sd.exchange import exchanged
+from sd.running.exchange import exchanged
 
 
 def test_one_inside_another_gives_back_what_it_found():

@@ -12,11 +12,11 @@ from PIL import Image
 
 from sd.attention import Attention, SpatialTransformer
 from sd.denoiser import Denoiser
-from sd.explain import explain
-from sd.explain_attention import ROOM, AttentionWatch, attention_weights, map_side
-from sd.explain_page import page
-from sd.explain_report import LARGE, LARGEST_PNG, SMALL, Comparison, data_uri, preview_count, report, shares
-from sd.explain_text import token_strip
+from sd.explain.attention import ROOM, AttentionWatch, attention_weights, map_side
+from sd.explain.page import page
+from sd.explain.recording import explain
+from sd.explain.report import LARGE, LARGEST_PNG, SMALL, Comparison, data_uri, preview_count, report, shares
+from sd.explain.text import token_strip
 from sd.settings import Settings
 from sd.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import torch
 from sampling import TABLE, some_network
 
 from sd.config import SD_V1
-from sd.explain_formulas import RULES, formulas, step_terms
+from sd.explain.formulas import RULES, formulas, step_terms
 from sd.latent_diffusion import table_and_steps
 from sd.sampler_names import SAMPLERS as ROWS
 from sd.samplers import SAMPLERS

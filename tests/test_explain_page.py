@@ -7,9 +7,9 @@ import torch
 from test_architecture_page import Reader
 from test_explain import data_of, settings
 
-from sd.explain import explain
-from sd.explain_page import embedded, page, schedule_drawing
-from sd.explain_report import Comparison, report
+from sd.explain.page import embedded, page, schedule_drawing
+from sd.explain.recording import explain
+from sd.explain.report import Comparison, report
 
 HOSTILE = 'a red </script><script>alert("x")</script> $title & <b>circle</b>'
 

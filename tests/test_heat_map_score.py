@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 from score_heat_maps import KINDS, judge, mean_inside, requests_for, table, word_heat
 
-from sd.explain_attention import Heat
-from sd.explain_text import token_strip
+from sd.explain.attention import Heat
+from sd.explain.text import token_strip
 from sd.tokenizer import Tokenizer
 from sd.training.analysis import Thing, Wanted
 from sd.training.scoring import Request

@@ -12,7 +12,7 @@ import sd
 from convert.errors import CorruptFileError, WeightMismatchError
 from convert.names import ema_name, original_names
 from sd.networks import build_networks
-from sd.packing import can_pack
+from sd.running.packing import can_pack
 
 PARTS = ("text_encoder", "unet", "vae")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 import sd
-from sd.execution import Execution
+from sd.running.execution import Execution
 from sd.runtime import RunOptions, visiting
 
 
@@ -112,7 +112,7 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
 
 
 def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatch):
-    import sd.execution as used
+    import sd.running.execution as used
 
     calls = []
     for name in ("decode_tiled", "encode_tiled"):

@@ -5,7 +5,7 @@ import torch
 from conftest import TINY, fill, settings
 from torch import nn
 
-from sd.packing import PackedConvolutions, can_pack
+from sd.running.packing import PackedConvolutions, can_pack
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="this build of PyTorch has no oneDNN"
@@ -37,10 +37,12 @@ def test_the_prediction_is_the_same(unet, dtype, error):
 
 @torch.no_grad()
 def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
-    import sd.packing
+    import sd.running.packing
 
     made = []
-    monkeypatch.setattr(sd.packing, "pack", lambda *given, own=sd.packing.pack: made.append(given[0]) or own(*given))
+    monkeypatch.setattr(
+        sd.running.packing, "pack", lambda *given, own=sd.running.packing.pack: made.append(given[0]) or own(*given)
+    )
     packed = PackedConvolutions(unet)
     for _ in range(2):
         with packed.applied():
@@ -104,10 +106,12 @@ def test_weights_and_their_names_stay_what_they_are(unet):
 
 
 def test_pictures_are_made_with_packed_convolutions(model, monkeypatch):
-    import sd.packing
+    import sd.running.packing
 
     seen = []
-    monkeypatch.setattr(sd.packing, "convolve", lambda *given, own=sd.packing.convolve: seen.append(1) or own(*given))
+    monkeypatch.setattr(
+        sd.running.packing, "convolve", lambda *given, own=sd.running.packing.convolve: seen.append(1) or own(*given)
+    )
     model.make([settings(steps=2)])
     assert len(seen) == 2 * len(model.execution.packed.convolutions)
 
@@ -118,7 +122,7 @@ def test_convolutions_are_packed_while_the_file_is_read(tiny_ckpt, monkeypatch):
 
     for precision in ("fp32", "bf16"):
         model = sd.load(tiny_ckpt, device="cpu", precision=precision)
-        monkeypatch.setattr(sd.packing, "pack", None)  # nothing is packed later on
+        monkeypatch.setattr(sd.running.packing, "pack", None)  # nothing is packed later on
         packed = model.execution.packed
         if can_pack(torch.device("cpu"), model.dtypes["unet"]):
             assert set(packed._packed) == set(packed.convolutions)

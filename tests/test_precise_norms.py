@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sd
-from sd.precise_norms import PreciseGroupNorm, make_precise
+from sd.running.precise_norms import PreciseGroupNorm, make_precise
 from sd.training.shapes import ShapesDataset
 
 
@@ -94,7 +94,7 @@ def test_other_modules_keep_their_class():
 
 @torch.no_grad()
 def test_who_watches_functions_sees_a_norm(norm):
-    from sd.layer_kinds import NORM, LayerWatch, Rates
+    from sd.benchmark.layer_kinds import NORM, LayerWatch, Rates
 
     with LayerWatch(torch.device("cpu"), Rates(operations=1e12, bytes=1e10)) as watch:
         norm(values(0))

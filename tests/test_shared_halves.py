@@ -7,7 +7,7 @@ import torch
 from conftest import TINY, fill, final, settings
 
 from sd.networks import build_networks
-from sd.shared_halves import halves_shared, twice
+from sd.running.shared_halves import halves_shared, twice
 
 B = 3
 
@@ -80,7 +80,7 @@ def test_pictures_with_guidance_are_made_so_and_those_without_are_not(model, mon
         entered.append(unet)
         return halves_shared(unet)
 
-    monkeypatch.setattr("sd.execution.halves_shared", counted)
+    monkeypatch.setattr("sd.running.execution.halves_shared", counted)
     final(model, [settings(steps=2, guidance_scale=1.0)])
     assert not entered
     final(model, [settings(steps=2)])

@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import sd
-from sd.tiled_vae import decode_tiled, encode_tiled, in_file, normalising, split
+from sd.running.tiled_vae import decode_tiled, encode_tiled, in_file, normalising, split
 from sd.tiling import seamless
 from sd.training.shapes import ShapesDataset
 
@@ -165,7 +165,7 @@ class LargestTensor(TorchFunctionMode):
 def largest(monkeypatch):
     def largest(function, given, **options):
         with LargestTensor(given) as seen:
-            monkeypatch.setattr("sd.tiled_vae.in_file", seen.in_file)
+            monkeypatch.setattr("sd.running.tiled_vae.in_file", seen.in_file)
             function(given, **options)
         return seen.largest
 

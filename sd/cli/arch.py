@@ -13,7 +13,7 @@ from sd.config import SD_V1
 from sd.settings import SettingError, Settings
 
 if TYPE_CHECKING:
-    from sd.architecture import Architecture
+    from sd.architecture.description import Architecture
     from sd.config import ModelConfig
 
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     width, height = size or (config.native_size, config.native_size)
     architecture = look_at(config, width, height, args)
     if args.html is not None:
-        from sd.architecture_page import page
+        from sd.architecture.page import page
         from sd.files import written_whole
 
         with written_whole(args.html, force=args.force) as file:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.html is not None:
         print(args.html)
     else:
-        from sd.architecture_table import table
+        from sd.architecture.table import table
 
         print(table(architecture))
     return 0
@@ -112,14 +112,14 @@ def config_of(model: Path | None) -> "ModelConfig":
 
 def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Namespace) -> "Architecture":
     from convert.names import original_names
-    from sd.architecture import describe
+    from sd.architecture.description import describe
 
     originals = original_names(config)
     if not args.measure:
         return describe(config, originals, width=width, height=height)
     from tqdm import tqdm
 
-    from sd.architecture_timing import ROUNDS, measure
+    from sd.architecture.timing import ROUNDS, measure
     from sd.runtime import pick_device, pick_precision, precision_name
 
     try:

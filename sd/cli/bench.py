@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from convert.checkpoint import Checkpoint
-    from sd.benchmark import Benchmark
+    from sd.benchmark.measuring import Benchmark
     from sd.pipeline import StableDiffusion
 
 STEPS, REPEAT = 10, 3
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(told))
         return 0
-    from sd.benchmark_table import table
+    from sd.benchmark.table import table
 
     print(table(found, *lines_about(told)))
     if args.out is not None:
@@ -127,7 +127,7 @@ def measure(
 ) -> "Benchmark":
     from tqdm import tqdm
 
-    from sd.benchmark import benchmark, units
+    from sd.benchmark.measuring import benchmark, units
     from sd.loading import load
     from sd.runtime import keep_freed_memory, precision_name
 
@@ -164,7 +164,7 @@ def described(
     args: argparse.Namespace, checkpoint: "Checkpoint", device: "torch.device", dtype: "torch.dtype", found: "Benchmark"
 ) -> dict:
     """Everything that was found, and on what: seconds, bytes, operations."""
-    from sd.benchmark_machine import machine
+    from sd.benchmark.machine import machine
     from sd.runtime import precision_name
 
     model = {"name": args.model.name, "family": checkpoint.config.family, "precision": precision_name(dtype)}

@@ -17,8 +17,8 @@ from sd.cli.outputs import free_path
 from sd.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
-    from sd.explain import Run
-    from sd.explain_report import Comparison
+    from sd.explain.recording import Run
+    from sd.explain.report import Comparison
     from sd.pipeline import StableDiffusion
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
@@ -171,9 +171,9 @@ def make_page(
     """The milliseconds that the run took, and the page."""
     from tqdm import tqdm
 
-    from sd.explain import explain
-    from sd.explain_page import page
-    from sd.explain_report import preview_count, report
+    from sd.explain.page import page
+    from sd.explain.recording import explain
+    from sd.explain.report import preview_count, report
 
     (_, own), *others = planned
     different = list(dict.fromkeys(settings for _, settings in others if settings != own))
@@ -197,7 +197,7 @@ def make_page(
 def compared(
     others: Sequence[tuple[Asked | None, Settings]], asked: Sequence[Asked], runs: "dict[Settings, Run]"
 ) -> "Iterator[Comparison]":
-    from sd.explain_report import Comparison
+    from sd.explain.report import Comparison
 
     for one in asked:
         mine = list(dict.fromkeys(settings for which, settings in others if which is one))

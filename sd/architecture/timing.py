@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from sd.architecture import passes
+from sd.architecture.description import passes
 from sd.config import ModelConfig
 from sd.networks import build_networks
 

@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import torch
 
-from sd.architecture_timing import synchronize
+from sd.architecture.timing import synchronize
+from sd.benchmark.layer_kinds import LayerWatch, Profile, Rates, measure_rates
 from sd.latent_diffusion import LatentDiffusion
-from sd.layer_kinds import LayerWatch, Profile, Rates, measure_rates
 from sd.machine import PeakMemory
 from sd.pipeline import StableDiffusion
 from sd.settings import Settings

@@ -2,10 +2,10 @@
 
 import textwrap
 
-from sd.architecture_calls import COUNTED
-from sd.architecture_table import aligned
-from sd.benchmark import Benchmark, Case, Spread
-from sd.layer_kinds import KINDS
+from sd.architecture.calls import COUNTED
+from sd.architecture.table import aligned
+from sd.benchmark.layer_kinds import KINDS
+from sd.benchmark.measuring import Benchmark, Case, Spread
 
 LEAST = (
     "Least: what each call would take at the best rates above, the longer of the times for its operations and for its"

@@ -1,6 +1,6 @@
 """The record of a run as a page to watch: one HTML file that needs nothing else, not even a network.
 
-How it looks and what its script does stands in `data/explain.html`; what it shows is the report, as JSON in the page.
+How it looks and what its script does stands in `page.html`; what it shows is the report, as JSON in the page.
 """
 
 import json
@@ -11,7 +11,7 @@ from string import Template
 
 from sd import __version__
 
-TEMPLATE_FILE = Path(__file__).with_name("data") / "explain.html"
+TEMPLATE_FILE = Path(__file__).with_name("page.html")
 WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sd.attention import SpatialTransformer
-from sd.exchange import exchanged
+from sd.running.exchange import exchanged
 from sd.unet import UNet, timestep_embedding
 
 

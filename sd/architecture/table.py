@@ -3,8 +3,8 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from sd.architecture import Architecture, Node
-from sd.architecture_calls import COUNTED, Shape
+from sd.architecture.calls import COUNTED, Shape
+from sd.architecture.description import Architecture, Node
 
 
 def table(architecture: Architecture) -> str:

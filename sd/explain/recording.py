@@ -1,7 +1,7 @@
 """A run of the model with everything that happened in it: what the network saw, said and looked at, step by step.
 
 The run is the one of `StableDiffusion.make`, to the bit. Nothing in it is changed: hooks on the UNet keep what goes in
-and comes out, and `sd.explain_attention` computes heat maps beside the network's own attention.
+and comes out, and `sd.explain.attention` computes heat maps beside the network's own attention.
 """
 
 import math
@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sd.architecture_timing import synchronize
+from sd.architecture.timing import synchronize
 from sd.denoiser import Denoiser
-from sd.explain_attention import AttentionWatch, Heat, map_side
-from sd.explain_text import TokenStrip, token_strip
+from sd.explain.attention import AttentionWatch, Heat, map_side
+from sd.explain.text import TokenStrip, token_strip
 from sd.latent_diffusion import table_and_steps
 from sd.noise import PictureNoise
 from sd.pipeline import StableDiffusion

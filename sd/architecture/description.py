@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sd.architecture_calls import Call, Shape, Watcher
+from sd.architecture.calls import Call, Shape, Watcher
 from sd.attention import Attention
 from sd.config import ModelConfig
 from sd.networks import build_networks
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def describe(
     originals      for every parameter of ours its key in an original file, and how many axes of length 1 it has more
                    there: what `convert.names.original_names` gives
     width, height  of the picture in pixels, multiples of `config.vae.factor`
-    milliseconds   of modules by their paths, where they were measured (`sd.architecture_timing`)
+    milliseconds   of modules by their paths, where they were measured (`sd.architecture.timing`)
     """
     networks = build_networks(config)
     with torch.no_grad(), Watcher(networks) as watcher:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image, features
 from torch import Tensor
 
-from sd.explain import Run
-from sd.explain_attention import Heat
-from sd.explain_formulas import formulas
+from sd.explain.attention import Heat
+from sd.explain.formulas import formulas
+from sd.explain.recording import Run
 from sd.image import png_bytes
 from sd.latent_diffusion import table_and_steps
 from sd.pipeline import NonFiniteError, StableDiffusion

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.exchange import exchanged
+from sd.running.exchange import exchanged
 from sd.vae import VAE, Decoder, Downsample, Encoder, ResidualBlock, Upsample
 
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sd.architecture_timing import synchronize
-from sd.packing import CONVOLUTION as PACKED
-from sd.precise_norms import precise_group_norm
+from sd.architecture.timing import synchronize
+from sd.running.packing import CONVOLUTION as PACKED
+from sd.running.precise_norms import precise_group_norm
 
 CONVOLUTION, LINEAR, ATTENTION, NORM, REST = "convolution", "linear", "attention", "norm_activation", "rest"
 KINDS = {  # name -> what a table calls it
@@ -86,7 +86,7 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
 
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:
-    """Operations of one call, a multiply-add being 2; what is counted stands in `architecture_calls.COUNTED`."""
+    """Operations of one call, a multiply-add being 2; what is counted stands in `sd.architecture.calls.COUNTED`."""
     if function in CONVOLUTIONS:
         return 2 * args[1].shape[1:].numel() * output.numel()  # each output value sums over C * k * k products
     if function in PRODUCTS:

@@ -1,6 +1,6 @@
 """The architecture as a page to explore: one HTML file that needs nothing else, not even a network.
 
-How it looks and what its few lines of script do stands in `data/architecture.html`; here is what it says.
+How it looks and what its few lines of script do stands in `page.html`; here is what it says.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from sd.architecture import Architecture, Node, Parameter
-from sd.architecture_calls import COUNTED, Shape
-from sd.architecture_table import blocks, summary
+from sd.architecture.calls import COUNTED, Shape
+from sd.architecture.description import Architecture, Node, Parameter
+from sd.architecture.table import blocks, summary
 
-TEMPLATE_FILE = Path(__file__).with_name("data") / "architecture.html"
+TEMPLATE_FILE = Path(__file__).with_name("page.html")
 TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "vae": "VAE"}
 LEADS = {
     "text_encoder": "A prompt, as token ids, becomes one vector per token: the context that the UNet attends to.",

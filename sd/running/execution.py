@@ -11,10 +11,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from sd.packing import PackedConvolutions
+from sd.running.packing import PackedConvolutions
+from sd.running.shared_halves import halves_shared
+from sd.running.tiled_vae import decode_tiled, encode_tiled
 from sd.runtime import RunOptions, visiting
-from sd.shared_halves import halves_shared
-from sd.tiled_vae import decode_tiled, encode_tiled
 from sd.tiling import seamless
 from sd.unet import UNet
 from sd.vae import VAE

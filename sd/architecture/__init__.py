@@ -1,0 +1,1 @@
+"""What a model consists of: counted, and shown as a table or a page."""

@@ -1,0 +1,1 @@
+"""How networks are run, in speed and memory, from outside; the networks do not know."""
