@@ -188,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--scenes",
         choices=KINDS,
         default="all",
-        help="one large thing in the middle; one thing; two things; all: from easy to hard",
+        help="from easy to hard: one large thing in the middle; one thing; two things in a line; two things; all",
     )
     add("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="only these (default: all eight)")
     add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")

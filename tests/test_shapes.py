@@ -508,7 +508,21 @@ def test_pairs_to_begin_with_are_two_things_on_a_plain_background_and_small_only
     assert {scene.relation for scene in scenes} == set(RELATIONS)
 
 
-@pytest.mark.parametrize("kind", ["centred", "pairs", "all"])
+def test_two_things_to_begin_with_lie_on_a_middle_line_in_either_order():
+    dataset = ShapesDataset(0, 64, kind="level")
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    assert {scene.relation for scene in scenes} == {"left of", "right of", "above", "below"}
+    for scene in scenes:
+        first, second = scene.things
+        along, across = (("x", "y"), ("y", "x"))[scene.relation in ("above", "below")]
+        assert max(abs(getattr(thing, across) - 0.5) for thing in scene.things) < 0.05
+        apart = getattr(second, along) - getattr(first, along)
+        assert abs(apart) >= first.radius + second.radius
+        assert (apart > 0) == (scene.relation in ("left of", "above"))
+
+
+@pytest.mark.parametrize("kind", ["centred", "level", "pairs", "all"])
 def test_scenes_may_be_kept_to_some_shapes(kind):
     dataset = ShapesDataset(0, 64, kind=kind, shapes=("triangle", "star"))
     scenes = [dataset.describe(number)[0] for number in range(100)]

@@ -23,7 +23,7 @@ COLOURS = {
 SIZES = {"small": (0.10, 0.135), "medium": (0.18, 0.22), "large": (0.27, 0.33)}  # range of the radius
 PATTERNS = ("striped", "dotted", "checkered", "gradient")  # other than plain
 RELATIONS = ("left of", "right of", "above", "below", "inside")
-KINDS = ("centred", "single", "pairs", "all")  # of scenes, from easy to hard
+KINDS = ("centred", "single", "level", "pairs", "all")  # of scenes, from easy to hard
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
@@ -96,8 +96,10 @@ def sample_scene(
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
     kind      "centred": one large thing near the middle of a plain background, where its shape shows in the same places
-              of every picture. "single": one thing, not a small one, anywhere on a plain background. "pairs": two
-              things on a plain background, small ones only inside others. "all": everything
+              of every picture. "single": one thing, not a small one, anywhere on a plain background. "level": two
+              things on a plain background, next to each other on one of its two middle lines, so that what changes
+              with their relation is which of them is where. "pairs": two things on a plain background, small ones only
+              inside others. "all": everything
     shapes    those that things may have
     """
     background = sample_background(generator, plain=kind != "all")
@@ -110,11 +112,11 @@ def sample_scene(
         thing = sample_thing(generator, shape, colour, size, x, y, radius)
         return Scene(background=background, things=(thing,), relation=None)
 
-    relation = generator.choice(RELATIONS)
+    relation = generator.choice(RELATIONS[:4] if kind == "level" else RELATIONS)
     if relation == "inside":
         things = sample_inside(generator, choices, held_out)
     else:
-        things = sample_beside(generator, choices, relation, small=kind == "all")
+        things = sample_beside(generator, choices, relation, small=kind == "all", level=kind == "level")
     return Scene(background=background, things=things, relation=relation)
 
 
@@ -149,11 +151,12 @@ def sample_inside(generator: Random, choices: list[tuple[str, str]], held_out: b
 
 
 def sample_beside(
-    generator: Random, choices: list[tuple[str, str]], relation: str, *, small: bool
+    generator: Random, choices: list[tuple[str, str]], relation: str, *, small: bool, level: bool
 ) -> tuple[Thing, Thing]:
     """Two different things next to each other, without overlap and in a clear direction.
 
     small  whether any of them may be small
+    level  whether they are on the picture's middle line
     """
     first = generator.choice(choices)
     second = generator.choice([choice for choice in choices if choice != first])
@@ -168,11 +171,13 @@ def sample_beside(
     # across it: the larger one anywhere, the smaller one about level with it
     larger, smaller = max(radii), min(radii)
     reach = STRAIGHT * (far - near)
-    level = generator.uniform(MARGIN + larger, 1 - MARGIN - larger)
+    height = generator.uniform(MARGIN + larger, 1 - MARGIN - larger)
     across = [
-        level,
-        generator.uniform(max(level - reach, MARGIN + smaller), min(level + reach, 1 - MARGIN - smaller)),
+        height,
+        generator.uniform(max(height - reach, MARGIN + smaller), min(height + reach, 1 - MARGIN - smaller)),
     ]
+    if level:
+        across = [place(generator, radius, near_middle=True) for radius in radii]
     if radii[0] < radii[1]:
         across.reverse()
     if relation in ("right of", "below"):
