@@ -361,12 +361,12 @@ def test_written_code_gives_the_same_picture_and_is_kept(tmp_path, monkeypatch):
 
 def write_and_compare():
     """Prints the distance between pictures' latents, and how many programs were found on the disk and were not."""
-    from torch._dynamo.utils import counters
-
     plain = assemble(SMALL, fill(SMALL))
     compiled = replace(plain, execution=Execution(COMPILED))
     batch = [settings(steps=2)]
     print(distance(final(compiled, batch), final(plain, batch)))
+    from torch._dynamo.utils import counters  # not before: PyTorch would settle on its own folder
+
     print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
 
 
