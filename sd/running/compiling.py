@@ -6,9 +6,10 @@ gates, sums and joined skips become loops that go through memory once, where eac
 - The whole network is one program. Programs for single blocks would be smaller, and equal blocks would share one; but
   the blocks of v1 have some twenty shapes for each size of pictures, and each call of a block would look for its own.
 - On the CPU, convolutions go on with the weights that `sd.running.packing` has laid out. PyTorch's compiler can do that
-  itself, with "frozen" weights: they become part of the program, which is then not kept on the disk but compiled anew
-  in every process, has a copy of all weights for each size, and does not see when they change.
-- Every size has a program of its own, and only its kind of call: one that fits several sizes is slower.
+  itself, with "frozen" weights: they become part of the program, which then has a copy of them for each size and does
+  not see when they change. And PyTorch 2.13 leaves such programs out of its cache on the disk: every process would
+  compile anew.
+- Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
 - On CUDA, kernels are chosen by trying ("max-autotune"), without CUDA graphs. A graph leaves its result where its next
   run leaves it again, while samplers with a memory keep predictions; and it belongs to one thread.
 - The VAE is not compiled: it runs once a picture, which a program for each size would hardly pay for.
