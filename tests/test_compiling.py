@@ -359,6 +359,22 @@ def test_written_code_gives_the_same_picture_and_is_kept(tmp_path, monkeypatch):
     assert list((tmp_path / "sd-zoo" / "compiled").iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(problem_of(CPU) is not None, reason="there is no C++ compiler")
+def test_sums_of_compiled_norms_keep_their_digits(tmp_path, monkeypatch):
+    """Where the mean is 30 times the deviation, PyTorch's kernel for channels_last order is off by 8e-4."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, 32).requires_grad_(False)
+    norm.weight.normal_()
+    norm.bias.normal_()
+    x = (30 + torch.randn(1, 32, 128, 128)).to(memory_format=torch.channels_last)
+    exact = norm.double()(x.double())
+    norm.float()
+    written = compiling.compiler_for(CPU)(own_code(compiling._norm(norm)))
+    assert distance(written(x), exact) < 2e-5
+
+
 def write_and_compare():
     """Prints the distance between pictures' latents, and how many programs were found on the disk and were not."""
     plain = assemble(SMALL, fill(SMALL))
