@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from sd.files import written_whole
+from sd.files import cache_folder, written_whole
 
 CHUNK = 16 << 20
 KEPT = 1000  # files whose hash is remembered
@@ -80,7 +80,7 @@ def _key(path: Path, state: os.stat_result) -> str:
 
 def _cache_file() -> Path:
     """Raises RuntimeError where nobody knows the user's home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-zoo" / "sha256.json"
+    return cache_folder() / "sha256.json"
 
 
 def _remembered() -> dict[str, str]:

@@ -10,6 +10,7 @@ and only one works at any moment. Before anything is reported, the latents of al
 noise are compared: where they differ by more than the precision explains, there is no report, and the exit code is 1.
 
     sd-zoo              this project
+    sd-zoo-compiled     the same, with the UNet compiled by torch.compile, as --compile does
     diffusers           as it comes: float32
     diffusers-tuned     in the precision of the others, channels_last
     diffusers-compiled  the same, with the UNet compiled by torch.compile
@@ -42,6 +43,7 @@ from sd.runtime import PRECISIONS, pick_device, pick_precision, precision_name
 
 NEEDS = {  # contender -> modules, and what installs them
     "sd-zoo": ((), ""),
+    "sd-zoo-compiled": ((), ""),
     "diffusers": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
     "diffusers-tuned": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
     "diffusers-compiled": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
@@ -61,7 +63,7 @@ def missing(contender: str) -> str:
 def missing_files(options: Options, contenders: Sequence[str]) -> list[Path]:
     """Which layouts of the weights the contenders need that are not there yet."""
     needed = [options.checkpoint]
-    needed += [options.folder] * any(name != "sd-zoo" for name in contenders)
+    needed += [options.folder] * any(not name.startswith("sd-zoo") for name in contenders)
     needed += [options.openvino] * ("openvino" in contenders)
     return [Path(path) for path in needed if not Path(path).exists()]
 

@@ -21,6 +21,8 @@ from benchmark_openvino import OpenVINO, export_to_openvino
 class SdZoo(Contender):
     """This project, through what it offers to programs."""
 
+    compiled = False
+
     def imports(self) -> None:
         super().imports()
         import sd.loading  # noqa: F401
@@ -29,7 +31,8 @@ class SdZoo(Contender):
         import sd
         from sd.runtime import keep_freed_memory
 
-        self.model = sd.load(self.options.checkpoint, device=self.options.device, precision=self.options.precision)
+        running = {"device": self.options.device, "precision": self.options.precision, "compile": self.compiled}
+        self.model = sd.load(self.options.checkpoint, **running)
         if self.options.device == "cpu":
             keep_freed_memory()  # as the command does
 
@@ -75,8 +78,15 @@ class SdZoo(Contender):
         return {"sd-zoo": sd.__version__, **super().versions()}
 
 
+class SdZooCompiled(SdZoo):
+    """The same with the UNet compiled; the first step of each size compiles."""
+
+    compiled = True
+
+
 CONTENDERS: dict[str, type[Contender]] = {
     "sd-zoo": SdZoo,
+    "sd-zoo-compiled": SdZooCompiled,
     "diffusers": Diffusers,
     "diffusers-tuned": DiffusersTuned,
     "diffusers-compiled": DiffusersCompiled,

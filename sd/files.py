@@ -22,6 +22,11 @@ LONGEST = 100  # characters of a name that its temporary file shows
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept between runs. Raises RuntimeError where nobody knows the user's home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-zoo"
+
+
 @contextmanager
 def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """A file to write to, which gets its name once it is complete and on the disk; after an error there is none.

@@ -20,6 +20,7 @@ from convert.tensors import as_tensor, in_range, out_of_range
 from sd.embedded import embedded_model
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion
+from sd.running.compiler_check import require_compiler
 from sd.running.execution import Execution
 from sd.running.packing import PackedConvolutions, can_pack, convolutions_of, pack
 from sd.running.precise_norms import make_precise
@@ -35,6 +36,7 @@ def load(
     weights: str = "auto",
     low_memory: bool = False,
     tiled_vae: bool = False,
+    compile: bool = False,
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
     """Load a checkpoint: an original `.ckpt` or `.safetensors`, one of ours, or a folder of the diffusers library.
@@ -43,12 +45,13 @@ def load(
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto", "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
-    low_memory, tiled_vae
+    low_memory, tiled_vae, compile
                see `sd.runtime.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
 
     Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
-    with the file, also if there is none; ValueError for another device, precision or weights.
+    with the file, also if there is none; ValueError for another device, precision or weights, and where networks cannot
+    be compiled here.
 
     In float32 on the CPU the model goes on reading from the mapped file: replace the file if you must, but don't
     overwrite it in place while the model is in use.
@@ -57,7 +60,7 @@ def load(
     dtype = pick_precision(target, precision)
     path = embedded_model() if path is None else Path(path)
     with open_checkpoint(path) as file:
-        options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae)
+        options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
         return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, options, on_tensor)
 
 
@@ -70,6 +73,8 @@ def from_checkpoint(
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
     """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
+    if options.compile:
+        require_compiler(device)  # before anything is read
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
     home = torch.device("cpu") if options.low_memory else device

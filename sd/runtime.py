@@ -9,13 +9,25 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from sd.setting_checks import SettingError
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What to do for less memory, which takes time. The picture stays the same up to rounding."""
+    """What to do for less memory, which takes time, or in less time. The picture stays the same up to rounding.
+
+    Raises SettingError for `compile` with `low_memory`: compiling takes memory itself, and packed weights.
+    """
 
     low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
     tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
+    compile: bool = False  # the UNet is compiled, for each size when it is first met: `sd.running.compiling`
+
+    def __post_init__(self):
+        if self.compile and self.low_memory:
+            raise SettingError(
+                "compile", "does not go with low memory: compiling takes memory. Leave one of the two out."
+            )
 
     @classmethod
     def names(cls) -> list[str]:

@@ -25,13 +25,18 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> T
 
 def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
     """As long as it lasts, a network's convolutions go on at the other side along these axes, if any."""
+    return exchanged(going_round(network, axes))
+
+
+def going_round(network: nn.Module, axes: str) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """The forward functions that do so, by the modules that they are for."""
     forwards = {}
     for module in network.modules() if axes else ():
         if isinstance(module, Downsample):  # pads by itself: right and bottom only
             forwards[module] = _downsampling(module, axes)
         elif isinstance(module, nn.Conv2d) and any(module.padding):
             forwards[module] = _convolution(module, axes)
-    return exchanged(forwards)
+    return forwards
 
 
 def _convolution(conv: nn.Conv2d, axes: str) -> Callable[[Tensor], Tensor]:

@@ -123,6 +123,17 @@ def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
     ended.close()
 
 
+def test_the_compiled_contender_has_the_same_file_and_is_loaded_compiled(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("sd.load", lambda path, **options: asked.append(options["compile"]), raising=False)
+    for name in ("sd-zoo", "sd-zoo-compiled"):
+        benchmark_workers.CONTENDERS[name](OPTIONS).load()
+    assert asked == [False, True]
+    files = {name: str(tmp_path / name) for name in ("checkpoint", "folder", "openvino")}
+    options = Options(**{**asdict(OPTIONS), **files})
+    assert benchmark.missing_files(options, ["sd-zoo", "sd-zoo-compiled"]) == [tmp_path / "checkpoint"]
+
+
 def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
@@ -152,7 +163,10 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--contenders", "sd-zoo,rust"], "--contenders 'rust' is not known. There are: sd-zoo, diffusers,"),
+        (
+            ["--contenders", "sd-zoo,rust"],
+            "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-compiled,",
+        ),
         (["--contenders", "sd-zoo,sd-zoo"], "--contenders names one twice"),
         (["--sizes", "500"], "--sizes 500x500: width 500 is not a multiple of 8"),
         (["--batch-sizes", "0"], "--batch-sizes '0' is out of range"),

@@ -6,7 +6,7 @@ Everything goes the way that a picture goes: through `LatentDiffusion.sample` an
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -143,7 +143,11 @@ def make_once(model: LatentDiffusion, batch: Sequence[Settings]) -> Run:
 
 
 def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates) -> Profile:
-    """The steps of a batch from the second on, watched; the profile is that of the step with the median time."""
+    """The steps of a batch from the second on, watched; the profile is that of the step with the median time.
+
+    Of a compiled UNet nothing can be seen, so the UNet is never compiled here.
+    """
+    model = replace(model, execution=model.execution.without_compiling())
     states, profiles = model.sample(batch), []
     next(states)
     for _ in range(batch[0].steps - 1):

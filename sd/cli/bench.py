@@ -10,7 +10,7 @@ from sd.cli.arch import parse_size
 from sd.cli.errors import UsageError, failure_of
 from sd.cli.flags import Parser, add_output_flags, bar_hidden
 from sd.cli.making import check_family, choose_model, pick_device_and_precision, run_options
-from sd.cli.making_flags import add_model_flags
+from sd.cli.making_flags import add_compile_flag, add_model_flags
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sd.pipeline import StableDiffusion
 
 STEPS, REPEAT = 10, 3
+NOT_SEEN = "The watched step is one of the UNet as it is: inside of a compiled one, no layers can be seen."
 
 
 def parser() -> Parser:
@@ -30,7 +31,7 @@ def parser() -> Parser:
         epilog="examples:\n  sd bench\n"
         "  sd bench -m v1-5-pruned-emaonly.ckpt --sizes 512,768x512 --batch-sizes 1,4 -o bench.json",
     )
-    add_model_flags(parser)
+    add_compile_flag(add_model_flags(parser))
     group = parser.add_argument_group("what to measure")
     group.add_argument("--sizes", metavar="A,B,...",
                        help="of pictures in pixels: 512 or 768x512, multiples of 8 (default: the model's own "
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     from sd.benchmark.table import table
 
     print(table(found, *lines_about(told)))
+    if args.compile:
+        print(NOT_SEEN)
     if args.out is not None:
         print(args.out)
     return 0
@@ -132,7 +135,7 @@ def measure(
     from sd.runtime import keep_freed_memory, precision_name
 
     options = {"device": str(device), "precision": precision_name(dtype), "weights": args.weights}
-    options |= asdict(run_options(args))
+    options |= asdict(run_options(args, device))
 
     def load_model() -> "StableDiffusion":
         model = load(args.model, **options)
@@ -168,7 +171,8 @@ def described(
     from sd.runtime import precision_name
 
     model = {"name": args.model.name, "family": checkpoint.config.family, "precision": precision_name(dtype)}
-    return {"event": "benchmark", "model": model, "machine": machine(device), **asdict(found)}
+    run = asdict(run_options(args, device))
+    return {"event": "benchmark", "model": model, "run": run, "machine": machine(device), **asdict(found)}
 
 
 def lines_about(told: dict) -> tuple[str, str]:
@@ -179,7 +183,8 @@ def lines_about(told: dict) -> tuple[str, str]:
         if machine["device"] == "cpu"
         else machine["device_name"]
     )
+    options = "".join(f", --{name.replace('_', '-')}" for name, on in told["run"].items() if on)
     return (
-        f"{model['name']}: {model['family']}, {model['precision']} on {machine['device']}",
+        f"{model['name']}: {model['family']}, {model['precision']} on {machine['device']}{options}",
         f"{on}; {machine['system']}; sd-zoo {machine['sd_zoo']}, torch {machine['torch']}, Python {machine['python']}",
     )

@@ -176,13 +176,33 @@ def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, 
     return device, pick_precision(device, args.precision)
 
 
-def run_options(args: argparse.Namespace) -> "RunOptions":
-    """What is asked for, or what the picture of --like was made with: they change how sums are rounded."""
+def run_options(args: argparse.Namespace, device: "torch.device") -> "RunOptions":
+    """What is asked for, or what the picture of --like was made with: they change how sums are rounded.
+
+    Raises SettingError for what does not go together, and where --compile cannot be.
+    """
+    from sd.running.compiler_check import problem_of, require_compiler
     from sd.runtime import RunOptions
 
+    given = {name for name in RunOptions.names() if getattr(args, name, False)}
     before = getattr(args, "made_with", {}).get("run")
     before = before if isinstance(before, dict) else {}
-    return RunOptions(**{name: getattr(args, name) or before.get(name) is True for name in RunOptions.names()})
+    taken = {name for name in RunOptions.names() if before.get(name) is True} - given
+    if "compile" in given and "low_memory" in taken:
+        taken.remove("low_memory")
+        say(f"{args.like.name} was made with --low-memory, which is left out: it does not go with --compile.")
+    elif "compile" in taken:
+        other = "low_memory" in given | taken
+        problem = "does not go with --low-memory." if other else problem_of(device)
+        if problem:
+            taken.remove("compile")
+            say(f"{args.like.name} was made with --compile, which is left out: it {problem}")
+    for name in sorted(taken):
+        say(f"--{name.replace('_', '-')}, as {args.like.name} was made", quiet=args.quiet)
+    options = RunOptions(**dict.fromkeys(given | taken, True))
+    if options.compile:
+        require_compiler(device)
+    return options
 
 
 def load_model(
@@ -199,16 +219,24 @@ def load_model(
 
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     hidden = bar_hidden(args.quiet)
+    options = run_options(args, device)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        options = run_options(args)
         model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
-    for name in (name for name in options.names() if getattr(options, name) and not getattr(args, name)):
-        say(f"--{name.replace('_', '-')}, as {args.like.name} was made", quiet=args.quiet)
+    model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=args.quiet)
     if device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
     return model
+
+
+def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool) -> None:
+    """Before the step that takes so long, for latents of that shape (B, C, H, W)."""
+    height, width = (side * model.config.vae.factor for side in shape[-2:])
+    say(
+        f"compiling for {width}x{height}: once for each size and batch size, minutes where it was not done here before",
+        quiet=quiet,
+    )
 
 
 def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None:

@@ -21,7 +21,7 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
         "missing")  # fmt: skip
     add("--like", type=Path, metavar="PICTURE", help="prompt and settings from a picture, made here or elsewhere; "
         "flags beside it win")  # fmt: skip
-    add_model_flags(parser)
+    add_compile_flag(add_model_flags(parser))
     picture = add_picture_flags(parser, size_default=size_default)
     picture.add_argument("--vary", "--variation-strength", type=float, metavar="X",
                          help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's; 0.1 "
@@ -60,7 +60,7 @@ def add_prompt_flags(parser: Parser) -> None:
         "weights and the like; sd tokens shows how a prompt is read")  # fmt: skip
 
 
-def add_model_flags(parser: Parser) -> None:
+def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
     """Which weights, and how they are run."""
     model = parser.add_argument_group("model")
     model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
@@ -76,6 +76,14 @@ def add_model_flags(parser: Parser) -> None:
                        "without the prompt one after the other")  # fmt: skip
     model.add_argument("--tiled-vae", action="store_true",
                        help="take large pictures through the VAE in tiles, in the memory of one tile")  # fmt: skip
+    return model
+
+
+def add_compile_flag(model: argparse._ArgumentGroup) -> None:
+    """Only for commands that leave the UNet's inside alone and run it often."""
+    model.add_argument("--compile", action="store_true",
+                       help="for many pictures of one size: have the UNet compiled, once for each size and batch "
+                       "size, which takes minutes; needs a C++ compiler")  # fmt: skip
 
 
 def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:

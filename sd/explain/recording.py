@@ -82,10 +82,12 @@ def explain(
     on_retry   as in `StableDiffusion.make`
 
     Raises ValueError where the model is not one for text to picture, or runs with `low_memory`, which takes the two
-    predictions of a step apart; NonFiniteError where a network fails.
+    predictions of a step apart, or with `compile`, whose programs show nothing of what happens in them; NonFiniteError
+    where a network fails.
     """
-    if model.execution.options.low_memory:
-        raise ValueError("a model that was loaded with low_memory cannot be explained: load it without")
+    for option in ("low_memory", "compile"):
+        if getattr(model.execution.options, option):
+            raise ValueError(f"a model that was loaded with {option} cannot be explained: load it without")
     recorder = Recorder(model, settings, attention=attention)
 
     def step_done(latents: Tensor) -> None:

@@ -5,12 +5,14 @@ B pictures; C channels, H W height and width of the latents.
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.packing import PackedConvolutions
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
@@ -23,8 +25,12 @@ from sd.vae import VAE
 class Execution:
     """Runs networks as the options have it.
 
-    visited  where each network computes, if its weights rest elsewhere and go there only while it is used
-    packed   the UNet's convolutions, where they are packed already
+    visited   where each network computes, if its weights rest elsewhere and go there only while it is used
+    packed    the UNet's convolutions, where they are packed already
+    compiler  in place of PyTorch's, see `sd.running.compiling.CompiledUNet`
+
+    on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
+                them; with guidance, B is twice the number of pictures
     """
 
     def __init__(
@@ -32,8 +38,11 @@ class Execution:
         options: RunOptions | None = None,
         visited: torch.device | None = None,
         packed: PackedConvolutions | None = None,
+        compiler: Callable[[Forward], Forward] | None = None,
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
+        self.compiler, self.compiled = compiler, None
+        self.on_compile: Callable[[torch.Size], object] | None = None
         self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
         self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
         self._one_thread = threading.RLock()
@@ -67,6 +76,11 @@ class Execution:
             halves = zip(x.chunk(2), context.chunk(2), strict=True)
             return torch.cat([self.predict(unet, half, timestep, words, tile=tile) for half, words in halves])
         with self._one_thread, ExitStack() as changes:
+            if self.options.compile:
+                x, context = x.contiguous(), context.contiguous()
+                program = self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile)
+                changes.enter_context(program)
+                return unet(x, timestep, context)
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
             changes.enter_context(seamless(unet, tile))
@@ -88,3 +102,17 @@ class Execution:
         if self.packed is None or self.packed.network is not unet:
             self.packed = PackedConvolutions(unet)
         return self.packed
+
+    def _compiled(self, unet: UNet) -> CompiledUNet:
+        if self.compiled is None or self.compiled.network is not unet:
+            compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
+            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
+        return self.compiled
+
+    def _about_to_compile(self, shape: torch.Size) -> None:
+        if self.on_compile:
+            self.on_compile(shape)
+
+    def without_compiling(self) -> "Execution":
+        """The same with the UNet as it is."""
+        return Execution(replace(self.options, compile=False), self.visited, self.packed)

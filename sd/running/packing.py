@@ -5,7 +5,7 @@ are in the file, so each call re-lays them first. Where feature maps are small, 
 docs/performance.md has the figures. As in `sd.tiling`, the network does not know.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -44,20 +44,22 @@ class PackedConvolutions:
 
     def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
-        forwards = {}
+        return exchanged({conv: partial(convolve, conv, packed) for conv, packed in self.weights().items()})
+
+    def weights(self) -> dict[nn.Conv2d, Tensor]:
+        """The packed weight of every convolution that can use one now."""
         for conv in self.convolutions:
             if can_pack(conv.weight.device, conv.weight.dtype) and not conv.weight.requires_grad:
-                forwards[conv] = self._forward(conv)
+                self._renew(conv)
             else:
                 self._packed.pop(conv, None)
-        return exchanged(forwards)
+        return {conv: packed for conv, (_, _, packed) in self._packed.items()}
 
-    def _forward(self, conv: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    def _renew(self, conv: nn.Conv2d) -> None:
         weight, version = origin(conv)
         known = self._packed.get(conv)
         if known is None or known[0].data_ptr() != weight.data_ptr() or known[1] != version:
-            known = self._packed[conv] = weight, version, pack(conv, weight)
-        return partial(convolve, conv, known[2])
+            self._packed[conv] = weight, version, pack(conv, weight)
 
 
 def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:

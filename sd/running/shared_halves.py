@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sd.attention import SpatialTransformer
 from sd.running.exchange import exchanged
@@ -23,8 +23,13 @@ def twice(x: Tensor) -> Tensor:
 
 def halves_shared(unet: UNet) -> AbstractContextManager[None]:
     """As long as it lasts, the network takes the second half of its latents to be the same as the first."""
+    return exchanged(sharing(unet))
+
+
+def sharing(unet: UNet) -> dict[nn.Module, Callable[..., Tensor]]:
+    """The two forward functions that do so, by the modules that they are for."""
     first = next(module for module in unet.modules() if isinstance(module, SpatialTransformer))
-    return exchanged({unet: _forward(unet), first: _doubling(first)})
+    return {unet: _forward(unet), first: _doubling(first)}
 
 
 def _forward(unet: UNet) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
