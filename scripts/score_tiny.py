@@ -65,6 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--steps", type=int, metavar="N", help="(default: as in sd txt2img)")
     add("--precision", default="auto", help="of the networks (default: auto)")
     add("--intervals", default="", metavar="A-B,...", help="also with guidance only at noise levels from A to B")
+    add("--reuse", type=int, nargs="+", default=[], metavar="N", help="also with the UNet's inner blocks at every N-th "
+        "prediction only")  # fmt: skip
     add("--plain", action="store_true", help="only the default settings, no controls")
     args = parser.parse_args(arguments)
     model = sd.load(args.model, precision=args.precision)
@@ -75,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     for interval in args.intervals.split(",") if args.intervals else ():
         levels = tuple(float(level) for level in interval.split("-"))
         runs[f"guided at sigma {interval}"] = {**given, "guidance_interval": levels}
+    runs |= {f"features reused, N = {n}": {**given, "reuse_features": n} for n in args.reuse}
     if not args.plain:
         runs |= {"guidance 1": {**given, "guidance_scale": 1.0}, "shuffled words": given}
     rows = []

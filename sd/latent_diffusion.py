@@ -20,6 +20,7 @@ from sd.from_picture import Start, keeping, shown
 from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
 from sd.running.execution import Execution
+from sd.running.reused_features import ReusedFeatures
 from sd.runtime import precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
@@ -168,7 +169,10 @@ class LatentDiffusion:
         """
         common = batch[0]
         if not all(settings.goes_with(common) for settings in batch):
-            raise ValueError("the pictures of a batch may differ in prompts and seeds only")
+            raise ValueError(
+                "the pictures of a batch may differ in prompts and seeds only, and where features are reused, their "
+                "words must change at the same steps"
+            )
         if len({self.chunk_count(settings) for settings in batch}) > 1:
             raise ValueError("the prompts of a batch must have the same number of chunks")
         channels = self.config.vae.latent_channels
@@ -184,10 +188,13 @@ class LatentDiffusion:
             [settings.variation for settings in batch],
         )
         x = noise().to(self.device)
+        reused = ReusedFeatures(common.reuse_features) if common.reuse_features > 1 else None  # of this run alone
 
         def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             guided = len(context) > len(batch)
-            return self.execution.predict(self.unet, x, timestep, context, guided=guided, tile=common.tile)
+            return self.execution.predict(
+                self.unet, x, timestep, context, guided=guided, tile=common.tile, reused=reused
+            )
 
         skipped = 0
         told = self.config.unet.in_channels > channels  # what a mask keeps
@@ -235,6 +242,8 @@ class LatentDiffusion:
                 yield latents
                 if step < common.steps and any(context.changes(step) for context in contexts):
                     denoiser.set_context(*(context(step) for context in contexts))
+                    if reused:
+                        reused.forget()  # it was about the words before
 
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:

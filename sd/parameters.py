@@ -23,6 +23,7 @@ NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
     "Clip skip": ("clip_skip", int),
     "Eta": ("eta", float),
     "Guidance rescale": ("guidance_rescale", float),
+    "Reuse features": ("reuse_features", int),
     "Variation seed": ("vary_seed", int),
     "Variation seed strength": ("vary", float),
     "Hires steps": ("hires_steps", int),

@@ -35,6 +35,7 @@ class Settings:
     guidance_scale           1 turns guidance off
     guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
     guidance_interval        the lowest and the highest sigma at which there is guidance; empty for all
+    reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is at all of them
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
     strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
@@ -63,6 +64,7 @@ class Settings:
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, ...] = ()
+    reuse_features: int = 1
     zero_terminal_snr: bool = False
     strength: float = 1.0
     seed: int
@@ -109,6 +111,8 @@ class Settings:
         check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
         self._resolve_interval()
+        check("reuse_features", 1 <= self.reuse_features <= 1000,
+              "is out of range: 1 (off: all is computed at every prediction) to 1000.")  # fmt: skip
         check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
         check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
@@ -218,9 +222,20 @@ class Settings:
             )
 
     def goes_with(self, other: "Settings") -> bool:
-        """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only."""
+        """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only.
+
+        Where features are reused, the words must also change at the same steps, since all of a batch is then computed.
+        """
         own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
-        return self == replace(other, **{name: getattr(self, name) for name in own})
+        alike = self == replace(other, **{name: getattr(self, name) for name in own})
+        return alike and (self.reuse_features == 1 or self._word_changes() == other._word_changes())
+
+    def _word_changes(self) -> list[set[int]]:
+        """For each pass: the steps at which a prompt is another text than at the step before."""
+        return [
+            {step for texts in each.texts_by_step() for step in range(1, each.steps) if texts[step] != texts[step - 1]}
+            for each in self.passes()
+        ]
 
     def passes(self) -> list["Settings"]:
         """Those of each pass; the second one is image to image."""
@@ -282,6 +297,7 @@ class Settings:
             "Emphasis": "None" if self.plain_prompts else None,
             "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
             "Guidance interval": ", ".join(f"{sigma:g}" for sigma in self.guidance_interval) or None,
+            "Reuse features": self.reuse_features if self.reuse_features > 1 else None,
             "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
             **(labels or {}),
             "Version": f"sd-zoo {__version__}",

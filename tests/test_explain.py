@@ -179,6 +179,38 @@ def test_small_maps_are_means_over_places_and_heads(model):
     assert torch.allclose(small[0], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_layers_that_are_left_out_show_the_maps_of_the_features_that_are_used(model, sampler):
+    """With Heun, every second whole prediction is the second one of its step."""
+    asked = settings(sampler=sampler, steps=5, reuse_features=3)
+    seen, kept = {}, []
+    layers = [m.blocks[0].cross_attention for m in model.unet.modules() if isinstance(m, SpatialTransformer)]
+
+    def keep(attention, arguments):
+        x, context = (values[-1] for values in arguments)
+        seen[attention] = attention_weights(attention.q(x), attention.k(context), attention.heads)
+
+    def prediction(*_):
+        kept.append(dict(seen))  # what every layer saw last
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in layers]
+    handles.append(model.unet.register_forward_hook(prediction))
+    run = explain(model, asked)
+    for handle in handles:
+        handle.remove()
+    assert run.picture.tobytes() == model.make([asked])[0].tobytes()
+    firsts = kept[:: 2 if sampler == "heun" else 1]
+    column_of = torch.tensor(run.strips[0].column_of)
+    for step, weights in zip(run.steps, firsts, strict=True):
+        assert [heat.layers for heat in step.heats] == [5, 5, 5, 1]
+        for heat in step.heats:
+            places = heat.height * heat.width
+            mean = torch.stack([each for each in weights.values() if each.shape[1] == places]).mean(dim=0)
+            for column in range(len(run.strips[0].columns)):
+                expected = mean[..., column_of == column].sum(dim=-1).unflatten(-1, (heat.height, heat.width))
+                assert torch.allclose(heat.weights[:, column], expected, atol=1e-5)
+
+
 def test_long_prompts_and_many_steps_get_smaller_maps():
     unet = TINY.unet
     assert map_side(unet, (16, 16), 12, 30) == (32, True)
@@ -256,6 +288,12 @@ def test_json_in_the_page_is_the_report_and_holds_the_numbers_of_the_run(run, to
         assert step["difference_enlarged"] * apart == pytest.approx(data["noise_norm"], rel=1e-4)
         assert step["milliseconds"] == known.milliseconds > 0
     assert data["noise_norm"] == pytest.approx((4 * 8 * 9) ** 0.5)
+
+
+def test_the_page_says_that_features_were_reused(told):
+    settings = {**told["settings"], "reuse_features": 3}
+    assert "<dd>at one prediction in 3</dd>" in page({**told, "settings": settings})
+    assert "at one prediction" not in page(told)
 
 
 def test_finished_picture_in_the_page_is_the_picture_with_its_settings(model, run, told):

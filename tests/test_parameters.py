@@ -97,6 +97,7 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
         {"plain_prompts": True, "clip_skip": 2, "guidance_rescale": 0.5, "zero_terminal_snr": True},
         {"strength": 0.5, "sampler": "dpmpp_2m_sde", "schedule": "exponential"},
         {"guidance_interval": (0.3, 5)},
+        {"reuse_features": 3, "hires": 2},
     ],
 )
 def test_our_own_text_is_read_back(options):

@@ -120,6 +120,9 @@ def add_sampling_flags(parser: Parser) -> None:
     sampling.add_argument("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",
                           help="guide only at noise levels (sigma) from LOW to HIGH, and save half the work at others "
                           "(default: at all)")  # fmt: skip
+    sampling.add_argument("--reuse-features", type=int, default=1, metavar="N",
+                          help="faster, with a picture that is a little different: run the inner blocks of the UNet at "
+                          "every N-th prediction only, and keep what they found (default: 1, at all)")  # fmt: skip
 
 
 def add_second_pass_flags(parser: Parser) -> None:

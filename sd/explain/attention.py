@@ -66,6 +66,9 @@ def map_side(config: UNetConfig, size: tuple[int, int], columns: int, steps: int
 class AttentionWatch:
     """Keeps the cross-attention of the predictions that it is asked to keep.
 
+    Where a prediction goes without some layers and takes what they found before (`sd.running.reused_features`), these
+    keep the maps that they had when they ran, as long as that was watched, too.
+
     unet        whose attention is watched between `with` and its end
     side        maps with longer sides are made smaller: means over neighbouring places
     heads_apart whether each head has its own maps, or the mean of all heads is kept
@@ -79,21 +82,22 @@ class AttentionWatch:
     def __init__(self, unet: nn.Module, *, side: int = 32, heads_apart: bool = True):
         self.unet, self.side, self.heads_apart = unet, side, heads_apart
         self._membership: Tensor | None = None
-        self._sums: dict[tuple[int, int, int], Tensor] = {}  # by height, width, heads
-        self._counts: dict[tuple[int, int, int], int] = {}
+        self._maps: dict[nn.Module, tuple[torch.Size, Tensor]] = {}  # of each layer: size of its feature map, its maps
 
     def expect(self, column_of: Sequence[int]) -> None:
         """Keep the next prediction. column_of says for each of the S tokens which column it belongs to."""
         columns = torch.tensor(column_of)
         self._membership = F.one_hot(columns, int(columns.max()) + 1).float()  # (S, K)
-        self._sums, self._counts = {}, {}
 
     def take(self) -> list[Heat]:
         """What was kept, the largest maps first. Until the next `expect`, nothing more is."""
         self._membership = None
+        alike: dict[tuple[int, int, int], list[Tensor]] = {}  # by height, width, heads
+        for size, maps in self._maps.values():
+            alike.setdefault((*size, len(maps)), []).append(maps)
         return [
-            Heat(height=h, width=w, layers=self._counts[h, w, heads], weights=(total / self._counts[h, w, heads]).cpu())
-            for (h, w, heads), total in sorted(self._sums.items(), key=lambda item: -item[0][0] * item[0][1])
+            Heat(height=h, width=w, layers=len(maps), weights=(sum(maps) / len(maps)).cpu())
+            for (h, w, _), maps in sorted(alike.items(), key=lambda item: -item[0][0] * item[0][1])
         ]
 
     @contextmanager
@@ -121,7 +125,8 @@ class AttentionWatch:
 
         def add(attention, *_):
             if self._membership is not None:
-                self._add(seen["size"], attention_weights(seen.pop("q"), seen.pop("k"), attention.heads))
+                weights = attention_weights(seen.pop("q"), seen.pop("k"), attention.heads)
+                self._maps[attention] = seen["size"], self._columns(weights, seen["size"])
 
         yield transformer.register_forward_pre_hook(note_size)
         for block in transformer.blocks:
@@ -129,11 +134,9 @@ class AttentionWatch:
             yield block.cross_attention.k.register_forward_hook(note("k"))
             yield block.cross_attention.register_forward_hook(add)
 
-    def _add(self, size: torch.Size, weights: Tensor) -> None:
+    def _columns(self, weights: Tensor, size: torch.Size) -> Tensor:
+        """(heads, T, S) -> (heads, K, h, w)"""
         maps = (weights @ self._membership.to(weights.device)).transpose(1, 2).unflatten(-1, tuple(size))
         if not self.heads_apart:
             maps = maps.mean(dim=0, keepdim=True)
-        maps = F.adaptive_avg_pool2d(maps, tuple(min(self.side, length) for length in size))  # (heads, K, h, w)
-        key = (*size, len(maps))
-        self._sums[key] = self._sums[key] + maps if key in self._sums else maps
-        self._counts[key] = self._counts.get(key, 0) + 1
+        return F.adaptive_avg_pool2d(maps, tuple(min(self.side, length) for length in size))

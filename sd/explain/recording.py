@@ -42,7 +42,8 @@ class StepRecord:
     without_prompt: Tensor | None  # the same for the negative prompt; None without guidance
     guided: Tensor  # what the sampler was given
     after: Tensor  # latents after the step
-    heats: tuple[Heat, ...]  # where the words were looked for, largest maps first; empty if not asked for
+    heats: tuple[Heat, ...]  # where the words were looked for, largest maps first; empty if not asked for. Layers that
+    # did not run, as features were reused, show the maps that these features come from
     milliseconds: float  # of the step, the recording included
 
     @property
@@ -144,6 +145,9 @@ class Recorder:
         self._started: float | None = None
         self._output: Tensor | None = None  # of the first prediction
         self._heats: tuple[Heat, ...] = ()
+        self._watch_next()
+
+    def _watch_next(self) -> None:
         if self.watch and len(self.steps) < self.settings.steps:
             self.watch.expect(self.strips[self.strip_of[len(self.steps)]].column_of)
 
@@ -168,6 +172,8 @@ class Recorder:
         if self._output is None:
             self._output = output.float().cpu()
             self._heats = tuple(self.watch.take()) if self.watch else ()
+            if self.settings.reuse_features > 1:
+                self._watch_next()  # a later prediction of this step may be the one whose features the next step takes
 
     def step_done(self, latents: Tensor) -> None:
         synchronize(self.model.device)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.packing import PackedConvolutions
+from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
 from sd.runtime import RunOptions, visiting
@@ -65,16 +66,47 @@ class Execution:
                 self._ends.pop(network).close()
 
     def predict(
-        self, unet: UNet, x: Tensor, timestep: Tensor, context: Tensor, *, guided: bool = False, tile: str = ""
+        self,
+        unet: UNet,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        guided: bool = False,
+        tile: str = "",
+        reused: ReusedFeatures | None = None,
     ) -> Tensor:
         """What the UNet, which is at work, predicts for x (B, C, H, W).
 
         guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
         tile    the axes, "x" and "y", along which the picture goes on at its other side
+        reused  what the run keeps from prediction to prediction, if it does
         """
+        if reused:
+            reused.begin(x)
         if guided and self.options.low_memory:
             halves = zip(x.chunk(2), context.chunk(2), strict=True)
-            return torch.cat([self.predict(unet, half, timestep, words, tile=tile) for half, words in halves])
+            return torch.cat(
+                [
+                    self._predict(unet, half, timestep, words, tile=tile, reused=reused, part=part)
+                    for part, (half, words) in enumerate(halves)
+                ]
+            )
+        return self._predict(unet, x, timestep, context, guided=guided, tile=tile, reused=reused)
+
+    def _predict(
+        self,
+        unet: UNet,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        guided: bool = False,
+        tile: str,
+        reused: ReusedFeatures | None,
+        part: int = 0,
+    ) -> Tensor:
+        """The same for one part of the rows: all of them, or one half after the other."""
         with self._one_thread, ExitStack() as changes:
             if self.options.compile:
                 x, context = x.contiguous(), context.contiguous()
@@ -86,6 +118,8 @@ class Execution:
             changes.enter_context(seamless(unet, tile))
             if guided:
                 changes.enter_context(halves_shared(unet))
+            if reused:
+                changes.enter_context(reused.applied(unet, part))
             return unet(x, timestep, context)
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
