@@ -101,6 +101,13 @@ def test_a_prediction_without_guidance_and_without_a_seam_is_the_same(models):
     assert len(traces.programs) == 1
 
 
+def test_with_reused_features_the_network_runs_as_it_is(models):
+    plain, compiled, traces = models
+    batch = [settings(steps=3, reuse_features=2)]
+    assert torch.equal(final(compiled, batch), final(plain, batch))
+    assert not traces.programs
+
+
 def test_each_kind_of_prediction_has_a_program_of_its_own(networks):
     programs = []
     model = assemble(SMALL, networks)
@@ -316,8 +323,12 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     assert settings_of(again)["run"] == settings_of(out)["run"]
     assert (pixels(Image.open(again)) == pixels(Image.open(out))).all()
 
+    code, _, messages = call("txt2img", "a", *common, "--compile", "--reuse-features", "2", "--force", "-o", last)
+    assert code == 0
+    assert "--compile does nothing with --reuse-features" in messages
+
     monkeypatch.setenv("CXX", "no-such-compiler")
-    code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", last)
+    code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "--force", "-o", last)
     assert code == 0
     assert "x.png was made with --compile, which is left out: it needs a C++ compiler" in messages
     assert "run" not in settings_of(last)

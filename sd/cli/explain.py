@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         model = making.load_model(args, file, checkpoint, *making.pick_device_and_precision(args))
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
-    making.warn_of_unused(jobs)
+    making.warn_of_unused(jobs, model.execution.options)
     milliseconds, page = make_page(model, planned, asked, args)
     from sd.files import written_whole
 

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         say(f"seed {seed}", quiet=args.quiet)
     if varied:
         say(f"variation seed {args.vary_seed}", quiet=args.quiet)
-    warn_of_unused(jobs)
+    warn_of_unused(jobs, model.execution.options)
     pictures, failed = make(model, jobs, paths, args, beginning, canvas, there=set(there or {}))
     if sheet and pictures:
         from sd.image import contact_sheet, save_png
@@ -248,7 +248,9 @@ def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None
         say(f"{args.like.name} was made with another model: {made_with.get('name')}, {made_with['sha256']}")
 
 
-def warn_of_unused(jobs: Sequence[Settings]) -> None:
+def warn_of_unused(jobs: Sequence[Settings], options: "RunOptions") -> None:
     """Nothing that the user gave is dropped in silence."""
+    if options.compile and any(job.reuse_features > 1 for job in jobs):
+        say("--compile does nothing with --reuse-features, which takes the network apart.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         say("--guidance-scale 1 turns guidance off, and the negative prompt with it.")

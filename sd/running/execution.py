@@ -80,7 +80,7 @@ class Execution:
 
         guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
         tile    the axes, "x" and "y", along which the picture goes on at its other side
-        reused  what the run keeps from prediction to prediction, if it does
+        reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
         """
         if reused:
             reused.begin(x)
@@ -108,7 +108,7 @@ class Execution:
     ) -> Tensor:
         """The same for one part of the rows: all of them, or one half after the other."""
         with self._one_thread, ExitStack() as changes:
-            if self.options.compile:
+            if self.options.compile and reused is None:
                 x, context = x.contiguous(), context.contiguous()
                 program = self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile)
                 changes.enter_context(program)
