@@ -9,6 +9,7 @@ The VAE and the text encoder stay as they are. The same command goes on where it
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -92,4 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"train_inpainting: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -13,6 +13,7 @@ result is `model.ckpt` in the folder.
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -249,4 +250,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"train_tiny: {error}", file=sys.stderr)
+        sys.exit(2)

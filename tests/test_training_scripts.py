@@ -2,6 +2,9 @@
 
 import csv
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import finetune
 import pytest
@@ -78,6 +81,17 @@ def test_what_was_done_is_not_done_again(trained):
     }
     train_tiny.main([str(trained), *SHORT])
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_training_does_not_go_on_with_other_options_and_says_so(trained):
+    script = Path(train_tiny.__file__)
+    command = [sys.executable, script, trained, *SHORT, "--learning-rate", "1"]
+    done = subprocess.run(command, cwd=script.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("train_tiny: ")
+    assert "made with other options (learning_rate was 0.001, is 1.0" in message
+    assert "Traceback" not in done.stderr
 
 
 def test_a_training_can_begin_with_a_model(trained, tmp_path):
