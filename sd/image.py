@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd.files import written_whole
 from sd.from_picture import Start
-from sd.masks import latent_mask
+from sd.pictures.masks import latent_mask
 
 
 def to_images(image: Tensor) -> list[Image.Image]:

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from sd import __version__
-from sd.canvas import Canvas, image_to_image, inpainting
 from sd.from_picture import Start
 from sd.hires import first_size
 from sd.image import start_from
 from sd.input_settings import InputSettings
 from sd.latent_diffusion import LatentDiffusion, NonFiniteError
+from sd.pictures.canvas import Canvas, image_to_image, inpainting
 from sd.runtime import RunOptions, precision_name
 from sd.settings import Settings
 

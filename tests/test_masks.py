@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.masks import composite, latent_mask, masked_region, match, paste_back, prepare, read_mask
-from sd.picture_files import PictureError
-from sd.resizing import fit, natural
+from sd.pictures.files import PictureError
+from sd.pictures.masks import composite, latent_mask, masked_region, match, paste_back, prepare, read_mask
+from sd.pictures.resizing import fit, natural
 
 
 def noise(width, height, seed=0):

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from sd.input_settings import Expansion
-from sd.masks import masked_region, paste_back
-from sd.outpainting import expand
-from sd.resizing import natural
+from sd.pictures.masks import masked_region, paste_back
+from sd.pictures.outpainting import expand
+from sd.pictures.resizing import natural
 from sd.settings import SettingError
 
 

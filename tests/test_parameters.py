@@ -8,8 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
-from sd.parameters import settings_in, split_text, values_of
-from sd.picture_texts import read_foreign_texts, user_comment
+from sd.pictures.parameters import settings_in, split_text, values_of
+from sd.pictures.texts import read_foreign_texts, user_comment
 from sd.settings import Settings
 
 OLD = """a photograph of a (red:1.2) horse, 35mm: sharp

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from sd.picture_files import LARGEST_PIXELS, PictureError, read_picture, read_rgba
+from sd.pictures.files import LARGEST_PIXELS, PictureError, read_picture, read_rgba
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40  # two rows, three columns, all different
 

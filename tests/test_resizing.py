@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from sd.input_settings import RESIZE_NAMES
-from sd.picture_files import PictureError
-from sd.resizing import fit, natural
+from sd.pictures.files import PictureError
+from sd.pictures.resizing import fit, natural
 
 
 def noise(width, height):

@@ -8,8 +8,8 @@ from conftest import TINY, refused, settings
 from PIL import Image
 
 from sd.image import to_images
+from sd.pictures.steps import fit_colours, quick_image, step_pictures
 from sd.schedule import add_noise, alphas_cumprod
-from sd.step_pictures import fit_colours, quick_image, step_pictures
 
 SMALL = ["-W", "64", "-H", "64", "-s", "1"]
 

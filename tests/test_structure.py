@@ -16,7 +16,14 @@ NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
 NEAR_NETWORKS = NETWORKS | {"sd.attention", "sd.latent_diffusion", "sd.pipeline"}
 TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
 TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
-TORCH_FREE += ["sd.cli.step_files", "sd.parameters", "sd.cli.like", "sd.hires", "sd.strength", "sd.setting_checks"]
+TORCH_FREE += [
+    "sd.cli.step_files",
+    "sd.pictures.parameters",
+    "sd.cli.like",
+    "sd.hires",
+    "sd.strength",
+    "sd.setting_checks",
+]
 TORCH_FREE += ["sd.sampler_names", "sd.cli.schedule"]
 TORCH_FREE += ["sd.cli.arch", "sd.cli.making", "sd.cli.resuming", "sd.cli.outputs"]
 TORCH_FREE += ["sd.cli.explain", "sd.cli.noise", "sd.explain.page", "sd.explain.text"]
@@ -26,7 +33,12 @@ TORCH_FREE += ["convert.noise_schedule", "convert.single_part", "convert.other_v
 TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
 TORCH_FREE += ["sd.cli.bench", "sd.machine"]
 TORCH_FREE += ["sd.cli.img2img", "sd.cli.inpaint", "sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
-PICTURES = ["sd.picture_files", "sd.resizing", "sd.masks", "sd.outpainting"]  # Pillow and NumPy are enough for them
+PICTURES = [
+    "sd.pictures.files",
+    "sd.pictures.resizing",
+    "sd.pictures.masks",
+    "sd.pictures.outpainting",
+]  # Pillow and NumPy are enough for them
 
 
 def module_name(path):

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from sd.from_picture import shown
-from sd.masks import latent_mask
+from sd.pictures.masks import latent_mask
 from sd.schedule import alphas_cumprod
 from sd.training.inpainting import EVERYTHING, LEAST, MOST, hole, inpainting_config, show_holes, widened
 from sd.training.latents import EncodedOnce, encode_all

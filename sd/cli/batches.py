@@ -19,7 +19,7 @@ from sd.strength import steps_run
 if TYPE_CHECKING:
     from PIL import Image
 
-    from sd.canvas import Canvas
+    from sd.pictures.canvas import Canvas
     from sd.pipeline import StableDiffusion
 
 
@@ -56,7 +56,7 @@ def make(
     from tqdm import tqdm
 
     from sd.image import save_png
-    from sd.step_pictures import step_pictures
+    from sd.pictures.steps import step_pictures
 
     start = None
     if canvas is not None:

@@ -32,7 +32,7 @@ def message_of(error: Exception) -> str | None:
     """The sentence for an error that the user can do something about; None for a fault of ours."""
     from convert.errors import CheckpointError
     from convert.target import TargetError
-    from sd.picture_files import PictureError
+    from sd.pictures.files import PictureError
     from sd.settings import SettingError
 
     if isinstance(error, SettingError):

@@ -72,8 +72,8 @@ def file_facts(path: Path) -> dict[str, str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.canvas import image_to_image
-    from sd.picture_files import read_picture
+    from sd.pictures.canvas import image_to_image
+    from sd.pictures.files import read_picture
 
     args = like.applied(args, parser())
     prepare_steps(args)

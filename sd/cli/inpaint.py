@@ -46,9 +46,9 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.canvas import inpainting
-    from sd.masks import read_mask
-    from sd.picture_files import read_picture
+    from sd.pictures.canvas import inpainting
+    from sd.pictures.files import read_picture
+    from sd.pictures.masks import read_mask
 
     args = like.applied(args, parser())
     if (args.mask is None) == (args.expand is None):

@@ -74,8 +74,8 @@ def given_flags(given: list[str], parser: Parser) -> set[str]:
 
 def read(path: Path) -> tuple[dict, list[str], dict]:
     """Settings by our names, what could not be used, and what is known of the model and the device."""
-    from sd.parameters import settings_in
-    from sd.picture_texts import exact_in, read_foreign_texts, settings_from
+    from sd.pictures.parameters import settings_in
+    from sd.pictures.texts import exact_in, read_foreign_texts, settings_from
 
     texts = read_foreign_texts(path)
     exact = exact_in(texts)

@@ -57,9 +57,9 @@ def timesteps(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
     from convert.reader import open_checkpoint
-    from sd.canvas import image_to_image
     from sd.input_settings import InputSettings
-    from sd.picture_files import read_picture
+    from sd.pictures.canvas import image_to_image
+    from sd.pictures.files import read_picture
 
     making.choose_model(args)
     settings = Settings(prompt="", width=512, height=512, seed=args.seed)

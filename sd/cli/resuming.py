@@ -32,7 +32,7 @@ def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[di
 
 def stored_in(paths: Iterable[Path], names: Names, same: Callable[[dict], bool]) -> Iterator[tuple[Path, Settings]]:
     """Those of the files that a run of this kind may have left, with their settings."""
-    from sd.picture_texts import read_exact, settings_from
+    from sd.pictures.texts import read_exact, settings_from
 
     for path in paths:
         exact = read_exact(path)

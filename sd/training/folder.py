@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sd.image import to_tensor
-from sd.picture_files import PictureError, read_picture
+from sd.pictures.files import PictureError, read_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from sd.picture_files import PictureError
+from sd.pictures.files import PictureError
 from sd.settings import LARGEST_SIDE, SMALLEST_SIDE
 
 Size = tuple[int, int]  # width, height

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from PIL import Image
 
 from sd.input_settings import InputSettings
-from sd.masks import masked_region, match, paste_back, prepare
-from sd.outpainting import expand
-from sd.picture_files import PictureError
-from sd.resizing import Placement, Size, fit, natural
+from sd.pictures.files import PictureError
+from sd.pictures.masks import masked_region, match, paste_back, prepare
+from sd.pictures.outpainting import expand
+from sd.pictures.resizing import Placement, Size, fit, natural
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from sd.picture_files import PictureError, flatten, read_rgba
-from sd.resizing import Placement, Size, fit, resized
+from sd.pictures.files import PictureError, flatten, read_rgba
+from sd.pictures.resizing import Placement, Size, fit, resized
 
 
 def read_mask(path: Path) -> Image.Image:

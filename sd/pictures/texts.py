@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd.picture_files import DAMAGE, LARGEST_PIXELS, decoding, opened
+from sd.pictures.files import DAMAGE, LARGEST_PIXELS, decoding, opened
 from sd.settings import FIELDS, SettingError, Settings
 
 EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
