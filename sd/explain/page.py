@@ -16,7 +16,7 @@ WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
 
 def page(report: dict) -> str:
-    """The whole page, from what `sd.explain_report.report` gives."""
+    """The whole page, from what `sd.explain.report.report` gives."""
     settings, picture = report["settings"], report["picture"]
     negative = settings["negative_prompt"]
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
