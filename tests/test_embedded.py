@@ -53,14 +53,14 @@ def test_held_out_prompts_are_followed(model):
     found = shares(list(verdicts(make(model, requests, steps=20), requests)))
     assert found["background"] >= 0.97
     assert found["colour"] >= 0.95
-    assert found["all"] >= 0.7  # 0.84 over many prompts
+    assert found["all"] >= 0.75  # 0.87 over many prompts
 
 
 def test_two_things_have_the_colours_that_are_asked_for(model):
     requests = two_things(2)
     found = shares(list(verdicts(make(model, requests, steps=20), requests)))
     assert found["background"] >= 0.9
-    assert found["colour"] >= 0.5  # 0.76 over many prompts; by chance, less than 0.1
+    assert found["colour"] >= 0.7  # 0.89 over many prompts; by chance, less than 0.1
 
 
 def test_without_the_words_pictures_are_right_by_chance():
