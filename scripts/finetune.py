@@ -116,6 +116,6 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # other options than before; a loss that is not finite
         print(f"finetune: {error}", file=sys.stderr)
         sys.exit(2)

@@ -40,6 +40,8 @@ from sd.training.scenes import KINDS, SHAPES
 from sd.training.shapes import ShapesDataset
 from sd.vae import VAE
 
+GAMMA = 5.0  # the signal-to-noise ratio beyond which a timestep counts less
+
 
 def tiny(size: int) -> ModelConfig:
     """The architecture of v1, much narrower.
@@ -120,26 +122,30 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
     latents = args.folder / "latents.safetensors"
     if first and not latents.exists():
         with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
-            encode_all(vae, pictures, args.pictures, latents, batch_size=args.batch_size, on_batch=bar.update)
+            told = {"batch_size": args.batch_size, "on_batch": bar.update, "made_of": pictures.name}
+            encode_all(vae, pictures, args.pictures, latents, **told)
     if dist.is_initialized():
         dist.barrier()
     run = denoiser_run(
         config,
         networks,
-        EncodedOnce(latents, pictures.recaption, args.seed),
+        EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
         options(args, args.steps, args.learning_rate),
         args.folder / "denoiser",
         batch_size=args.batch_size,
         seed=args.seed,
-        min_snr_gamma=5.0,
+        min_snr_gamma=GAMMA,
         snr_floor=args.snr_floor,
         noise_offset=0.25,  # at 16x16 latents what 0.06 is at 64x64: their mean has a deviation of 1/16, not 1/64
     )
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
     model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
-    held_out = ShapesDataset(args.seed, args.size, held_out=True, kind=args.scenes)
-    prompts = [plain_caption(held_out.describe(number)[0]) for number in range(16)]
+    if pictures.scenes["shapes"] == SHAPES:
+        shown = ShapesDataset(args.seed, args.size, held_out=True, kind=args.scenes)
+    else:  # of a few shapes, there may be no held-out pairs
+        shown = ShapesDataset(args.seed + 1, args.size, kind=args.scenes, shapes=tuple(args.shapes))
+    prompts = [plain_caption(shown.describe(number)[0]) for number in range(16)]
 
     def show(step: int) -> None:
         if not first:
@@ -207,6 +213,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--save-every", type=int, default=500, help="steps (default: %(default)s)")
     add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
+    if not 0 <= args.snr_floor <= GAMMA:
+        parser.error(f"--snr-floor {args.snr_floor} is out of range: 0 to {GAMMA:g}")
     device = pick_device(args.device)
     keep_freed_memory()
     if "RANK" in os.environ:
@@ -252,6 +260,6 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # other options than before; a loss that is not finite
         print(f"train_tiny: {error}", file=sys.stderr)
         sys.exit(2)

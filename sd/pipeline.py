@@ -6,7 +6,7 @@ How the networks work together stands in `sd.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -110,8 +110,10 @@ class StableDiffusion(LatentDiffusion):
             "version": __version__,
             "torch": torch.__version__,
         }
-        if self.execution.options != RunOptions():
-            exact["run"] = asdict(self.execution.options)
+        options = self.execution.options
+        options = replace(options, compile=options.compile and settings.reuse_features == 1)
+        if options != RunOptions():
+            exact["run"] = asdict(options)
         return {
             "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),

@@ -244,6 +244,11 @@ def test_what_is_needed_is_looked_for_first(monkeypatch, tmp_path):
     monkeypatch.setattr(compiler_check, "find_spec", lambda _: None)
     assert problem_of(torch.device("cuda")).startswith("needs Triton for a GPU")
     monkeypatch.setattr(compiler_check, "find_spec", lambda _: "there")
+    monkeypatch.delenv("CC", raising=False)
+    assert problem_of(torch.device("cuda")).startswith("needs a C compiler for Triton, and there is none")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert "and no-such-compiler is not there" in problem_of(torch.device("cuda"))
+    monkeypatch.setenv("CC", str(tmp_path / "g++"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
     assert problem_of(torch.device("cuda")).startswith(
         "needs a GPU of compute capability 7.0 or newer, this one has 6.1"
@@ -315,7 +320,7 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     common = ("-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "1", "-s", "1", "--device", "cpu")
     code, _, messages = call("txt2img", "a horse", *common, "--compile", "-o", out)
     assert code == 0
-    assert "compiling for 64x64: once for each size" in messages
+    assert "compiling for 64x64, 2 predictions at a time: once for each" in messages
     assert settings_of(out)["run"] == {"low_memory": False, "tiled_vae": False, "compile": True}
     code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again)
     assert code == 0
@@ -325,7 +330,7 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
 
     code, _, messages = call("txt2img", "a", *common, "--compile", "--reuse-features", "2", "--force", "-o", last)
     assert code == 0
-    assert "--compile does nothing with --reuse-features" in messages
+    assert "--compile does nothing for pictures with --reuse-features" in messages
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "--force", "-o", last)

@@ -124,3 +124,13 @@ def test_a_folder_that_cannot_be_trained_on_is_refused(tmp_path, spoil, sentence
 def test_what_is_no_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder"):
         PictureFolder(tmp_path / "absent", 16)
+
+
+def test_latents_of_other_pictures_are_not_taken_for_those_asked_for(vae, tmp_path):
+    path = tmp_path / "latents.safetensors"
+    pictures = ShapesDataset(0, 32, kind="single", shapes=("star", "cross"))
+    encode_all(vae, pictures, 2, path, batch_size=2, on_batch=lambda count: None, made_of=pictures.name)
+    assert len(EncodedOnce(path, pictures.recaption, 0, pictures.name).moments["mean"]) == 2
+    other = ShapesDataset(0, 32, kind="single", shapes=("star", "ring"))
+    with pytest.raises(ValueError, match=r"holds other pictures \(.* star cross\) than asked for \(.* star ring\)"):
+        EncodedOnce(path, other.recaption, 0, other.name)

@@ -522,6 +522,12 @@ def test_two_things_to_begin_with_lie_on_a_middle_line_in_either_order():
         assert (apart > 0) == (scene.relation in ("left of", "above"))
 
 
+@pytest.mark.parametrize("kind", ["pairs", "all"])
+def test_scenes_with_things_inside_of_others_need_a_shape_with_room(kind):
+    with pytest.raises(ValueError, match=f"kind {kind} need one of circle, square"):
+        ShapesDataset(0, 64, kind=kind, shapes=("star", "cross"))
+
+
 @pytest.mark.parametrize("kind", ["centred", "level", "pairs", "all"])
 def test_scenes_may_be_kept_to_some_shapes(kind):
     dataset = ShapesDataset(0, 64, kind=kind, shapes=("triangle", "star"))

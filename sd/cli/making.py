@@ -234,7 +234,8 @@ def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool
     """Before the step that takes so long, for latents of that shape (B, C, H, W)."""
     height, width = (side * model.config.vae.factor for side in shape[-2:])
     say(
-        f"compiling for {width}x{height}: once for each size and batch size, minutes where it was not done here before",
+        f"compiling for {width}x{height}, {counted(shape[0], 'prediction')} at a time: once for each such number, size "
+        "and length of prompts; minutes where it was not done here before",
         quiet=quiet,
     )
 
@@ -251,6 +252,6 @@ def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None
 def warn_of_unused(jobs: Sequence[Settings], options: "RunOptions") -> None:
     """Nothing that the user gave is dropped in silence."""
     if options.compile and any(job.reuse_features > 1 for job in jobs):
-        say("--compile does nothing with --reuse-features, which takes the network apart.")
+        say("--compile does nothing for pictures with --reuse-features, which takes the network apart.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         say("--guidance-scale 1 turns guidance off, and the negative prompt with it.")

@@ -35,6 +35,10 @@ def problem_of(device: torch.device) -> str | None:
     elif device.type == "cuda":
         if find_spec("triton") is None:
             return "needs Triton for a GPU, which is not installed: pip install triton. Or do without."
+        named = os.environ.get("CC")
+        if not any(map(shutil.which, [named] if named else ["cc", "gcc", "clang"])):
+            there = f"{named} is not there" if named else "there is none"
+            return f"needs a C compiler for Triton, and {there}. Install one, or name it in CC, or do without."
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST_GPU:
             oldest, own = (".".join(map(str, each)) for each in (OLDEST_GPU, capability))

@@ -39,6 +39,10 @@ from sd.unet import UNet
 Forward = Callable[..., Tensor]
 
 
+# the mode "max-autotune-no-cudagraphs", without its tables of everything that was tried
+CUDA_OPTIONS = {"max_autotune": True, "coordinate_descent_tuning": True, "autotune_num_choices_displayed": 0}
+
+
 def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
     """PyTorch's compiler as it is used here. It has to make one program of all, or say why it cannot.
 
@@ -46,8 +50,8 @@ def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
     """
     require_compiler(device)
     keep_programs()
-    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
-    return lambda function: torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+    options = CUDA_OPTIONS if device.type == "cuda" else None
+    return lambda function: torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
 
 class CompiledUNet:

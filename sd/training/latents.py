@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,9 +48,14 @@ class EncodedOnce:
     """A fixed number of encoded pictures, shown in a new order in every round.
 
     caption  (number, round) -> what the picture's caption is this time
+    made_of  which pictures they are, as `encode_all` was told. Raises ValueError where it was told something else
     """
 
-    def __init__(self, path: Path, caption: Callable[[int, int], str], seed: int):
+    def __init__(self, path: Path, caption: Callable[[int, int], str], seed: int, made_of: str = ""):
+        with safe_open(path, "pt") as file:
+            before = (file.metadata() or {}).get("made_of", made_of)
+        if before != made_of:
+            raise ValueError(f"{path} holds other pictures ({before}) than asked for ({made_of}). Use another folder.")
         self.moments = load_file(path)
         self.caption, self.seed = caption, seed
         self.order: tuple[int, list[int]] = (-1, [])  # of the round at hand
@@ -75,12 +81,14 @@ def encode_all(
     batch_size: int,
     on_batch: Callable[[int], object],
     look_beside: Callable[[int, Tensor], Tensor] | None = None,
+    made_of: str = "",
 ) -> None:
     """Encode the first `count` pictures, a multiple of the batch size, and write the moments to a file.
 
     on_batch     called with the number of pictures after every batch
     look_beside  (number of the first picture, (b, 3, H, W) pictures) -> what the network is shown beside their noisy
                  latents, (b, C, H/8, W/8)
+    made_of      which pictures they are, noted in the file
     """
     encoded: dict[str, list[Tensor]] = {"mean": [], "logvar": []}
     for step in range(count // batch_size):
@@ -93,4 +101,5 @@ def encode_all(
             encoded.setdefault(name, []).append(values.cpu())
         on_batch(batch_size)
     with written_whole(path, force=True) as file:
-        save_file({name: torch.cat(values).contiguous() for name, values in encoded.items()}, file.name)
+        tensors = {name: torch.cat(values).contiguous() for name, values in encoded.items()}
+        save_file(tensors, file.name, {"made_of": made_of})

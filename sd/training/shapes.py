@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sd.training.captions import caption
-from sd.training.scenes import SHAPES, Background, Scene, Thing, sample_scene
+from sd.training.scenes import HOLDERS, SHAPES, Background, Scene, Thing, sample_scene
 
 LIGHT, RIM, RIM_SHADE = 0.07, 0.2, 0.14  # how things are shaded; brightness in [-1, 1], the rim in radii
 
@@ -181,7 +181,7 @@ class ShapesDataset:
     size      the pictures' side in pixels
     held_out  only combinations that training never shows
     kind      one of scenes.KINDS
-    shapes    those of scenes.SHAPES that things may have
+    shapes    those of scenes.SHAPES that things may have. Raises ValueError where some scenes could not be drawn
     """
 
     def __init__(
@@ -194,8 +194,11 @@ class ShapesDataset:
         shapes: tuple[str, ...] = SHAPES,
         device: torch.device | str = "cpu",
     ):
+        if kind in ("pairs", "all") and not set(shapes) & set(HOLDERS):
+            raise ValueError(f"scenes of kind {kind} need one of {', '.join(HOLDERS)}, to lie inside; got {shapes}")
         self.seed, self.size, self.device = seed, size, device
         self.scenes = {"held_out": held_out, "kind": kind, "shapes": shapes}
+        self.name = f"seed {seed}, {size} pixels, scenes {kind}{', held out' * held_out}: {' '.join(shapes)}"
 
     def describe(self, number: int) -> tuple[Scene, str]:
         generator = Random(f"shapes {self.seed} {number}")  # of a string, by SHA-512: near numbers, unlike pictures
