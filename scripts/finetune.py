@@ -13,12 +13,12 @@ for the state.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
+from training_command import run
 
 import sd
 from sd.files import written_whole
@@ -114,8 +114,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, ArithmeticError) as error:  # other options than before; a loss that is not finite
-        print(f"finetune: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

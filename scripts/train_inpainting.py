@@ -9,11 +9,11 @@ The VAE and the text encoder stay as they are. The same command goes on where it
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
+from training_command import run
 
 import sd
 from sd.runtime import keep_freed_memory, pick_device
@@ -93,8 +93,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, ArithmeticError) as error:  # other options than before; a loss that is not finite
-        print(f"train_inpainting: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

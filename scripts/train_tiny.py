@@ -13,7 +13,6 @@ result is `model.ckpt` in the folder.
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
+from training_command import run
 
 import sd
 from sd.config import SD_V1, ModelConfig
@@ -122,8 +122,15 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
     latents = args.folder / "latents.safetensors"
     if first and not latents.exists():
         with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
-            told = {"batch_size": args.batch_size, "on_batch": bar.update, "made_of": pictures.name}
-            encode_all(vae, pictures, args.pictures, latents, **told)
+            encode_all(
+                vae,
+                pictures,
+                args.pictures,
+                latents,
+                batch_size=args.batch_size,
+                on_batch=bar.update,
+                made_of=pictures.name,
+            )
     if dist.is_initialized():
         dist.barrier()
     run = denoiser_run(
@@ -258,8 +265,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, ArithmeticError) as error:  # other options than before; a loss that is not finite
-        print(f"train_tiny: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)
