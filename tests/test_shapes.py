@@ -44,12 +44,12 @@ AREAS = {  # in squares of the radius
 }
 
 GOLDEN_CAPTIONS = {
-    0: "black diamond against orange background",
-    2: "a picture of a large red ring on a white background",
-    9: "a white ring to the left of a medium-sized white heart in front of a yellow background",
+    0: "an orange background with a blue ring",
+    2: "a picture of a large red diamond on a white background",
+    9: "a picture of a little purple diamond left of a small green star, yellow background",
 }
-GOLDEN_MEANS = [0.15977, -0.04099, -0.23834]
-GOLDEN_DEVIATIONS = [0.70760, 0.60087, 0.58410]
+GOLDEN_MEANS = [0.13250, -0.06543, -0.22683]
+GOLDEN_DEVIATIONS = [0.70721, 0.59490, 0.58017]
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_sizes_are_what_they_are_called(scenes):
 
 def test_scenes_are_spread_as_intended(scenes):
     singles = [scene for scene in scenes if scene.relation is None]
-    assert len(singles) / len(scenes) == pytest.approx(0.6, abs=0.02)
+    assert len(singles) / len(scenes) == pytest.approx(0.4, abs=0.02)
     assert all(len(scene.things) == (1 if scene.relation is None else 2) for scene in scenes)
     patterns = Counter(scene.background.pattern for scene in scenes)
     assert patterns["plain"] / len(scenes) == pytest.approx(0.6, abs=0.02)
@@ -229,11 +229,28 @@ def test_scenes_are_spread_as_intended(scenes):
     for values, share in [
         ([scene.background.colour for scene in scenes], 1 / 8),
         ([scene.things[0].colour for scene in singles], 1 / 8),
-        ([scene.things[0].shape for scene in singles], 1 / 8),
         ([scene.things[0].size for scene in singles], 1 / 3),
         ([scene.relation for scene in scenes if scene.relation], 1 / 5),
     ]:
         assert all(n / len(values) == pytest.approx(share, abs=0.025) for n in Counter(values).values())
+    shapes = Counter(scene.things[0].shape for scene in singles)
+    for shape in SHAPES:  # stars and triangles twice as often
+        share = 2 / 10 if shape in ("star", "triangle") else 1 / 10
+        assert shapes[shape] / len(singles) == pytest.approx(share, abs=0.025)
+    beside = [scene for scene in scenes if scene.relation not in (None, "inside")]
+    both_medium = [scene for scene in beside if {thing.size for thing in scene.things} == {"medium"}]
+    assert len(both_medium) / len(beside) == pytest.approx(1 / 2 + 1 / 2 / 6, abs=0.025)
+
+
+def test_what_is_small_is_mostly_said_to_be(described):
+    named = {True: [], False: []}
+    for scene, words in described:
+        if scene.relation != "inside":
+            for thing in scene.things:
+                small = re.search(rf"\b(small|little) {thing.colour} {thing.shape}\b", words) is not None
+                named[thing.size == "small"].append(small)
+    assert sum(named[True]) / len(named[True]) > 0.85
+    assert not any(named[False])
 
 
 # captions
@@ -416,7 +433,7 @@ def test_a_scene_is_the_same_picture_at_every_resolution(scenes):
         small = render(scenes[:32], 256 // factor)
         difference = (torch.nn.functional.avg_pool2d(large, factor) - small).abs()
         assert difference.mean() < 0.004
-        assert difference.max() < 0.6
+        assert difference.max() < 0.7
 
 
 def test_a_picture_is_the_same_alone_and_in_a_batch(scenes):

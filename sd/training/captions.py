@@ -58,11 +58,12 @@ def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> 
         words = article(thing_words(thing, generator))
         return f"{words} {where}" if where and generator.random() < 0.5 else words
 
-    first, second = (article(thing_words(thing, generator)) for thing in scene.things)
+    inside = scene.relation == "inside"
+    first, second = (article(thing_words(thing, generator, inside=inside)) for thing in scene.things)
     form = generator.random()
     if form < 0.1:
         return f"{first} and {second}"
-    if scene.relation == "inside":
+    if inside:
         if form < 0.3:
             return f"{second} with {first} inside"
         if form < 0.45:
@@ -75,9 +76,11 @@ def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> 
     return f"{first} {generator.choice(RELATION_WORDS[scene.relation])} {second}"
 
 
-def thing_words(thing: Thing, generator: Random) -> str:
+def thing_words(thing: Thing, generator: Random, *, inside: bool = False) -> str:
+    """Colour and shape, and sometimes the size: mostly where it is small, which goes without saying inside another."""
     words = f"{thing.colour} {thing.shape}"
-    return f"{generator.choice(SIZE_WORDS[thing.size])} {words}" if generator.random() < 0.45 else words
+    said = 0.9 if thing.size == "small" and not inside else 0.35
+    return f"{generator.choice(SIZE_WORDS[thing.size])} {words}" if generator.random() < said else words
 
 
 def place_words(thing: Thing) -> str | None:

@@ -27,6 +27,7 @@ KINDS = ("centred", "single", "level", "pairs", "all")  # of scenes, from easy t
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
+ALIKE = ("star", "triangle")  # the two that take longest to be told apart, from the words as from the outline
 HOLDERS = ("circle", "square", "triangle", "heart", "diamond", "ring")  # with room for a small thing in the middle
 INNER_RADIUS, HOLDER_RADIUS = (0.10, 0.115), (0.29, 0.33)
 PALER = {"white": (0, 0.13), "black": (1, 0.16), "yellow": (1, 0.35)}  # a second shade: so far towards 0 or 1
@@ -92,7 +93,7 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
 def sample_scene(
     generator: Random, *, held_out: bool = False, kind: str = "all", shapes: tuple[str, ...] = SHAPES
 ) -> Scene:
-    """Draw a scene: three of five have one thing, the others two, unless a kind to begin with is asked for.
+    """Draw a scene: two of five have one thing, the others two, unless a kind to begin with is asked for.
 
     held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
     kind      "centred": one large thing near the middle of a plain background, where its shape shows in the same places
@@ -104,7 +105,7 @@ def sample_scene(
     """
     background = sample_background(generator, plain=kind != "all")
     choices = things_on(background.colour, held_out, shapes)
-    if kind in ("centred", "single") or (kind == "all" and generator.random() < 0.6):
+    if kind in ("centred", "single") or (kind == "all" and generator.random() < 0.4):
         shape, colour = generator.choice(choices)
         size = generator.choice({"centred": ["large"], "single": ["medium", "large"], "all": list(SIZES)}[kind])
         radius = generator.uniform(*SIZES[size])
@@ -122,9 +123,14 @@ def sample_scene(
 
 @cache
 def things_on(background: str, held_out: bool, shapes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The (shape, colour) that may stand on a background."""
+    """The (shape, colour) that may stand on a background. In training, shapes that are much alike come twice as often."""
     chosen = [combination for combination in COMBINATIONS if (combination in HELD_OUT) == held_out]
-    return [(shape, colour) for shape, colour, on in chosen if on == background and shape in shapes]
+    return [
+        (shape, colour)
+        for shape, colour, on in chosen
+        if on == background and shape in shapes
+        for _ in range(2 if shape in ALIKE and not held_out else 1)
+    ]
 
 
 def place(generator: Random, radius: float, *, near_middle: bool = False) -> float:
@@ -155,12 +161,13 @@ def sample_beside(
 ) -> tuple[Thing, Thing]:
     """Two different things next to each other, without overlap and in a clear direction.
 
-    small  whether any of them may be small
+    small  whether, in every other picture, any of them may be small
     level  whether they are on the picture's middle line
     """
     first = generator.choice(choices)
     second = generator.choice([choice for choice in choices if choice != first])
-    sizes = generator.choice(PAIRS_OF_SIZES if small else [("medium", "medium")])
+    varied = small and generator.random() < 0.5
+    sizes = generator.choice(PAIRS_OF_SIZES if varied else [("medium", "medium")])
     radii = [generator.uniform(*SIZES[size]) for size in sizes]
 
     # along the relation's axis: edge, first, gap, second, edge
