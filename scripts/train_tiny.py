@@ -5,10 +5,10 @@
     python scripts/train_tiny.py runs/more --init runs/tiny/model.ckpt      # train that further; its VAE is ready
     torchrun --nproc-per-node 2 scripts/train_tiny.py runs/tiny
 
-First the autoencoder learns to give pictures back, then the UNet and the text encoder learn to find the noise in its
-latents; last, the decoder alone learns to draw sharper from the same latents. Each part keeps its state, its losses
-(`loss.csv`, `loss.png`) and its samples in a folder of its own; the same command goes on where it was stopped. The
-result is `model.ckpt` in the folder.
+First the autoencoder learns to give pictures back. Then the text encoder learns, from captions alone, to say what is
+where; after that, the UNet and it learn to find the noise in the autoencoder's latents. Last, the decoder alone learns
+to draw sharper from the same latents. Each part keeps its state, its losses (`loss.csv`, `loss.png`) and its samples in
+a folder of its own; the same command goes on where it was stopped. The result is `model.ckpt` in the folder.
 """
 
 import argparse
@@ -31,11 +31,13 @@ from sd.pipeline import Source, StableDiffusion
 from sd.runtime import keep_freed_memory, pick_device
 from sd.saving import save_model
 from sd.settings import Settings
+from sd.text_encoder import TextEncoder
 from sd.tokenizer import Tokenizer
 from sd.training.captions import plain_caption
 from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.loop import TrainingOptions, TrainingRun
+from sd.training.reading import reading_run
 from sd.training.scenes import KINDS, SHAPES
 from sd.training.shapes import ShapesDataset
 from sd.vae import VAE
@@ -116,7 +118,34 @@ def train_autoencoder(
     vae.load_state_dict(load_file(done))
 
 
-def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDataset, first: bool) -> TrainingRun:
+def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, first: bool) -> None:
+    """Teach the text encoder to read. What a UNet already listens to stays about as it is."""
+    done = args.folder / "reading.safetensors"
+    if not done.exists():
+        run = reading_run(
+            text_encoder,
+            tokenizer,
+            ShapesDataset(args.seed, args.size).describe,
+            options(args, args.text_steps, 1e-3),
+            args.folder / "reading",
+            batch_size=args.text_batch_size,
+            seed=args.seed,
+            nearness=0.3 if args.init else 0.0,
+        )
+        with tqdm(desc="reading", total=args.text_steps, initial=run.step, disable=not first) as bar:
+            for _ in run.run():
+                bar.update()
+        if first:
+            with run.ema.applied(run.module), written_whole(done, force=True) as file:
+                save_file(text_encoder.state_dict(), file.name)
+        if dist.is_initialized():
+            dist.barrier()
+    text_encoder.load_state_dict(load_file(done))
+
+
+def train_denoiser(
+    args, config: ModelConfig, networks: dict, tokenizer: Tokenizer, pictures: ShapesDataset, first: bool
+) -> TrainingRun:
     """Train the UNet and the text encoder on the latents of a frozen VAE."""
     vae = networks["vae"].requires_grad_(False)
     latents = args.folder / "latents.safetensors"
@@ -145,7 +174,6 @@ def train_denoiser(args, config: ModelConfig, networks: dict, pictures: ShapesDa
         snr_floor=args.snr_floor,
         noise_offset=0.25,  # at 16x16 latents what 0.06 is at 64x64: their mean has a deviation of 1/16, not 1/64
     )
-    tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
     model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
     if pictures.scenes["shapes"] == SHAPES:
@@ -195,6 +223,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--vae-small-batch-size", type=int, default=16, help="(default: %(default)s)")
     add("--vae-steps", type=int, default=1_600, help="of the autoencoder at the full size (default: %(default)s)")
     add("--vae-batch-size", type=int, default=4, help="(default: %(default)s)")
+    add("--text-steps", type=int, default=800, help="of the text encoder alone, to read (default: %(default)s)")
+    add("--text-batch-size", type=int, default=128, help="(default: %(default)s)")
     add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
     add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
     add("--pictures", type=int, default=9_600, help="that the UNet sees, in ever other words (default: %(default)s)")
@@ -250,7 +280,9 @@ def main(arguments: list[str] | None = None) -> None:
         train_autoencoder(args, vae, small, "vae-small", steps, 1e-3, batch, standard, first)
         steps, batch = args.vae_steps, args.vae_batch_size
         train_autoencoder(args, vae, pictures, "vae", steps, 3e-4, batch, standard, first)
-    run = train_denoiser(args, config, networks, pictures, first)
+    tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
+    train_text_encoder(args, networks["text_encoder"], tokenizer, first)
+    run = train_denoiser(args, config, networks, tokenizer, pictures, first)
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)
     steps, batch = args.decoder_steps, args.decoder_batch_size

@@ -123,7 +123,7 @@ def sample_scene(
 
 @cache
 def things_on(background: str, held_out: bool, shapes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The (shape, colour) that may stand on a background. In training, shapes that are much alike come twice as often."""
+    """The (shape, colour) that may stand on a background. In training, shapes that are alike come twice as often."""
     chosen = [combination for combination in COMBINATIONS if (combination in HELD_OUT) == held_out]
     return [
         (shape, colour)
