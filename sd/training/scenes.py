@@ -29,7 +29,7 @@ PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("mediu
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
 ALIKE = ("star", "triangle")  # the two that take longest to be told apart, from the words as from the outline
 HOLDERS = ("circle", "square", "triangle", "heart", "diamond", "ring")  # with room for a small thing in the middle
-INNER_RADIUS, HOLDER_RADIUS = (0.10, 0.115), (0.29, 0.33)
+INNER_RADIUS, HOLDER_RADIUS = (0.12, 0.135), (0.35, 0.40)  # a small thing, and a very large one around it
 PALER = {"white": (0, 0.13), "black": (1, 0.16), "yellow": (1, 0.35)}  # a second shade: so far towards 0 or 1
 LARGEST_TURN = {"circle": 0.0, "ring": 0.0, "diamond": pi / 30, "star": pi / 10}  # either way; others pi / 18
 MARGIN = 0.02  # between a thing and the picture's edge, and between two things
