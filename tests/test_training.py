@@ -281,6 +281,24 @@ def test_a_state_of_other_options_or_another_model_is_refused(tmp_path):
         TrainingRun(nn.Linear(1, 1), None, options, tmp_path)
 
 
+def test_a_state_of_another_seed_or_batch_size_is_refused(tmp_path):
+    def begin(**settled):
+        module = nn.Linear(1, 1)
+        return TrainingRun(module, None, training_example.options(3), tmp_path, **settled)
+
+    first = begin(seed=1, batch_size=4, snr_floor=None)
+    for value in first.trained.values():
+        moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
+        first.optimiser.state[value] = {"step": torch.zeros(()), **moments}
+    first.save()
+    begin(seed=1, batch_size=4, snr_floor=None)
+    begin(seed=1, batch_size=4, snr_floor=None, new=2)  # a state of before there was such a number
+    with pytest.raises(ValueError, match="seed was 1, is 2; batch_size was 4, is 8"):
+        begin(seed=2, batch_size=8, snr_floor=None)
+    with pytest.raises(ValueError, match="snr_floor was None, is 1"):
+        begin(seed=1, batch_size=4, snr_floor=1)
+
+
 def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
     module = nn.Linear(1, 1)
     module.forward = lambda x: (module.weight * x).sum()

@@ -66,7 +66,7 @@ def autoencoder_run(
         shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
         return images.to(device), draw(seed, step, shape, 1, 0.0).noise[share].to(device)
 
-    return TrainingRun(module, batch, options, folder)
+    return TrainingRun(module, batch, options, folder, batch_size=batch_size, seed=seed)
 
 
 @torch.no_grad()
@@ -125,7 +125,18 @@ def denoiser_run(
         beside = [values.to(device) for values in beside if values is not None]
         return latents, tokens.to(device), draws.timesteps[share].to(device), draws.noise[share].to(device), *beside
 
-    return TrainingRun(module, batch, options, folder)
+    return TrainingRun(
+        module,
+        batch,
+        options,
+        folder,
+        batch_size=batch_size,
+        seed=seed,
+        prompt_dropout=prompt_dropout,
+        min_snr_gamma=min_snr_gamma,
+        snr_floor=snr_floor,
+        noise_offset=noise_offset,
+    )
 
 
 def each_step(run: TrainingRun, every: int, action: Callable[[int], None], on_step: Callable[[], object]) -> None:

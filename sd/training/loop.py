@@ -66,12 +66,19 @@ class TrainingRun:
 
     module   its forward pass takes a batch and returns the loss, a scalar
     batches  step -> the batch of this process, a tuple of tensors on the module's device; depends on the step alone
+    settled  what else the losses depend on, such as the seed: numbers by name. A state goes on only with the same ones
     """
 
     def __init__(
-        self, module: nn.Module, batches: Callable[[int], tuple[Tensor, ...]], options: TrainingOptions, folder: Path
+        self,
+        module: nn.Module,
+        batches: Callable[[int], tuple[Tensor, ...]],
+        options: TrainingOptions,
+        folder: Path,
+        **settled: float | None,
     ):
         self.module, self.batches, self.options, self.folder = module, batches, options, folder
+        self.settings = {**asdict(options), **settled}
         self.trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.optimiser = torch.optim.AdamW(
             self.trained.values(),
@@ -139,7 +146,7 @@ class TrainingRun:
     def save(self) -> None:
         if not self.is_first:
             return
-        numbers = {"step": self.step, "ema_updates": self.ema.updates, "options": asdict(self.options)}
+        numbers = {"step": self.step, "ema_updates": self.ema.updates, "options": self.settings}
         with written_whole(self.folder / "state.safetensors", force=True) as file:
             save_file(
                 {name: value.detach().contiguous() for name, value in self.tensors().items()},
@@ -155,9 +162,9 @@ class TrainingRun:
         with safe_open(path, "pt") as file:
             numbers = json.loads(file.metadata()["training"])
             changed = {
-                name: (value, numbers["options"].get(name))
-                for name, value in asdict(self.options).items()
-                if value != numbers["options"].get(name) and name not in ("steps", "save_every")
+                name: (value, numbers["options"][name])
+                for name, value in self.settings.items()
+                if value != numbers["options"].get(name, value) and name not in ("steps", "save_every")
             }
             if changed:
                 listed = "; ".join(f"{name} was {old}, is {new}" for name, (new, old) in changed.items())

@@ -108,4 +108,5 @@ def reading_run(
         return torch.from_numpy(tokenizer(list(captions))).to(device), labels.to(device)
 
     torch.manual_seed(seed)  # the reader's weights
-    return TrainingRun(ReadingLoss(text_encoder, nearness=nearness).to(device), batch, options, folder)
+    loss = ReadingLoss(text_encoder, nearness=nearness).to(device)
+    return TrainingRun(loss, batch, options, folder, batch_size=batch_size, seed=seed, nearness=nearness)
