@@ -193,7 +193,14 @@ class LatentDiffusion:
         def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             guided = len(context) > len(batch)
             return self.execution.predict(
-                self.unet, x, timestep, context, guided=guided, tile=common.tile, reused=reused
+                self.unet,
+                x,
+                timestep,
+                context,
+                guided=guided,
+                tile=common.tile,
+                reused=reused,
+                merge=common.merge_tokens,
             )
 
         skipped = 0

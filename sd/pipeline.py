@@ -111,7 +111,7 @@ class StableDiffusion(LatentDiffusion):
             "torch": torch.__version__,
         }
         options = self.execution.options
-        options = replace(options, compile=options.compile and settings.reuse_features == 1)
+        options = replace(options, compile=options.compile and not settings.acts_inside)
         if options != RunOptions():
             exact["run"] = asdict(options)
         return {

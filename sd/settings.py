@@ -36,6 +36,7 @@ class Settings:
     guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
     guidance_interval        the lowest and the highest sigma at which there is guidance; empty for all
     reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is at all of them
+    merge_tokens             0 to 0.75, the share of tokens that is merged before self-attention with the most of them
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
     strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
     seed                     of this picture's noise
@@ -65,6 +66,7 @@ class Settings:
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, ...] = ()
     reuse_features: int = 1
+    merge_tokens: float = 0.0
     zero_terminal_snr: bool = False
     strength: float = 1.0
     seed: int
@@ -113,6 +115,8 @@ class Settings:
         self._resolve_interval()
         check("reuse_features", 1 <= self.reuse_features <= 1000,
               "is out of range: 1 (off: all is computed at every prediction) to 1000.")  # fmt: skip
+        check("merge_tokens", 0 <= self.merge_tokens <= 0.75,
+              "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left).")  # fmt: skip
         check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
         check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
         check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
@@ -221,6 +225,11 @@ class Settings:
                 "zero_terminal_snr", f"needs a model that predicts v; this one predicts {prediction}. Leave it out."
             )
 
+    @property
+    def acts_inside(self) -> bool:
+        """Whether parts of the UNet run in another way than its file says. Then a compiled one is of no use."""
+        return self.reuse_features > 1 or self.merge_tokens > 0
+
     def goes_with(self, other: "Settings") -> bool:
         """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only.
 
@@ -298,6 +307,7 @@ class Settings:
             "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
             "Guidance interval": ", ".join(f"{sigma:g}" for sigma in self.guidance_interval) or None,
             "Reuse features": self.reuse_features if self.reuse_features > 1 else None,
+            "Token merging ratio": f"{self.merge_tokens:g}" if self.merge_tokens else None,
             "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
             **(labels or {}),
             "Version": f"sd-zoo {__version__}",

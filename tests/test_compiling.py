@@ -331,6 +331,11 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     code, _, messages = call("txt2img", "a", *common, "--compile", "--reuse-features", "2", "--force", "-o", last)
     assert code == 0
     assert "--compile does nothing for pictures with --reuse-features" in messages
+    assert "--merge-tokens" not in messages
+    code, _, messages = call("txt2img", "a", *common, "--compile", "--merge-tokens", "0.5", "--force", "-o", last)
+    assert code == 0
+    assert "--compile does nothing for pictures with --merge-tokens" in messages
+    assert "run" not in settings_of(last)
 
     monkeypatch.setenv("CXX", "no-such-compiler")
     code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "--force", "-o", last)

@@ -296,6 +296,12 @@ def test_the_page_says_that_features_were_reused(told):
     assert "one prediction in" not in page(told)
 
 
+def test_the_page_says_that_tokens_were_merged(told):
+    settings = {**told["settings"], "merge_tokens": 0.5}
+    assert "<dd>50 % at the largest resolution</dd>" in page({**told, "settings": settings})
+    assert "tokens merged" not in page(told)
+
+
 def test_finished_picture_in_the_page_is_the_picture_with_its_settings(model, run, told):
     picture = picture_of(told["picture"]["uri"])
     assert picture.format == "PNG"

@@ -98,6 +98,7 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
         {"strength": 0.5, "sampler": "dpmpp_2m_sde", "schedule": "exponential"},
         {"guidance_interval": (0.3, 5)},
         {"reuse_features": 3, "hires": 2},
+        {"merge_tokens": 0.5},
     ],
 )
 def test_our_own_text_is_read_back(options):

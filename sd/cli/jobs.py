@@ -108,6 +108,7 @@ def plan(
         "guidance_rescale": args.guidance_rescale,
         "guidance_interval": args.guidance_interval,
         "reuse_features": args.reuse_features,
+        "merge_tokens": args.merge_tokens,
         "zero_terminal_snr": args.zero_terminal_snr,
         "strength": getattr(args, "strength", 1.0),
         "hires": getattr(args, "hires", None),

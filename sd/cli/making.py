@@ -251,7 +251,10 @@ def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None
 
 def warn_of_unused(jobs: Sequence[Settings], options: "RunOptions") -> None:
     """Nothing that the user gave is dropped in silence."""
-    if options.compile and any(job.reuse_features > 1 for job in jobs):
-        say("--compile does nothing for pictures with --reuse-features, which takes the network apart.")
+    inside = {"--reuse-features": any(job.reuse_features > 1 for job in jobs)}
+    inside["--merge-tokens"] = any(job.merge_tokens for job in jobs)
+    for flag, used in inside.items():
+        if options.compile and used:
+            say(f"--compile does nothing for pictures with {flag}, which acts inside of the network.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         say("--guidance-scale 1 turns guidance off, and the negative prompt with it.")

@@ -123,6 +123,10 @@ def add_sampling_flags(parser: Parser) -> None:
     sampling.add_argument("--reuse-features", type=int, default=1, metavar="N",
                           help="faster, with a picture that is a little different: run the inner blocks of the UNet at "
                           "every N-th prediction only, and keep what they found (default: 1, at all)")  # fmt: skip
+    sampling.add_argument("--merge-tokens", type=float, default=0.0, metavar="SHARE",
+                          help="faster, with a picture that is a little different: merge that share of tokens with "
+                          "others like them before self-attention at the largest resolution, such as 0.5, at most 0.75 "
+                          "(default: 0, none)")  # fmt: skip
 
 
 def add_second_pass_flags(parser: Parser) -> None:

@@ -67,6 +67,8 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
         yield "guidance at sigma", " to ".join(f"{sigma:g}" for sigma in settings["guidance_interval"])
     if settings["reuse_features"] > 1:
         yield "inner blocks computed", f"at least at one prediction in {settings['reuse_features']}"
+    if settings["merge_tokens"]:
+        yield "tokens merged before self-attention", f"{100 * settings['merge_tokens']:g} % at the largest resolution"
     yield "precision", ", ".join(f"{part} {dtype}" for part, dtype in report["precision"].items())
     yield "time", f"{report['milliseconds'] / 1000:.1f} s on {report['device']}, recording included"
 

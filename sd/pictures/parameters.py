@@ -24,6 +24,7 @@ NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
     "Eta": ("eta", float),
     "Guidance rescale": ("guidance_rescale", float),
     "Reuse features": ("reuse_features", int),
+    "Token merging ratio": ("merge_tokens", float),
     "Variation seed": ("vary_seed", int),
     "Variation seed strength": ("vary", float),
     "Hires steps": ("hires_steps", int),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
+from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions
 from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
@@ -75,12 +76,14 @@ class Execution:
         guided: bool = False,
         tile: str = "",
         reused: ReusedFeatures | None = None,
+        merge: float = 0.0,
     ) -> Tensor:
         """What the UNet, which is at work, predicts for x (B, C, H, W).
 
         guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
         tile    the axes, "x" and "y", along which the picture goes on at its other side
         reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
+        merge   the share of tokens that is merged before self-attention with the most of them; if any, the same
         """
         if reused:
             reused.begin(x)
@@ -88,11 +91,11 @@ class Execution:
             halves = zip(x.chunk(2), context.chunk(2), strict=True)
             return torch.cat(
                 [
-                    self._predict(unet, half, timestep, words, tile=tile, reused=reused, part=part)
+                    self._predict(unet, half, timestep, words, tile=tile, reused=reused, merge=merge, part=part)
                     for part, (half, words) in enumerate(halves)
                 ]
             )
-        return self._predict(unet, x, timestep, context, guided=guided, tile=tile, reused=reused)
+        return self._predict(unet, x, timestep, context, guided=guided, tile=tile, reused=reused, merge=merge)
 
     def _predict(
         self,
@@ -104,11 +107,12 @@ class Execution:
         guided: bool = False,
         tile: str,
         reused: ReusedFeatures | None,
+        merge: float,
         part: int = 0,
     ) -> Tensor:
         """The same for one part of the rows: all of them, or one half after the other."""
         with self._one_thread, ExitStack() as changes:
-            if self.options.compile and reused is None:
+            if self.options.compile and reused is None and not merge:
                 x, context = x.contiguous(), context.contiguous()
                 program = self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile)
                 changes.enter_context(program)
@@ -120,6 +124,8 @@ class Execution:
                 changes.enter_context(halves_shared(unet))
             if reused:
                 changes.enter_context(reused.applied(unet, part))
+            if merge:
+                changes.enter_context(tokens_merged(unet, merge, x))
             return unet(x, timestep, context)
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
