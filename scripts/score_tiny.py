@@ -67,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--intervals", default="", metavar="A-B,...", help="also with guidance only at noise levels from A to B")
     add("--reuse", type=int, nargs="+", default=[], metavar="N", help="also with the UNet's inner blocks at every N-th "
         "prediction only")  # fmt: skip
+    add("--merge", type=float, nargs="+", default=[], metavar="SHARE", help="also with that share of tokens merged "
+        "before self-attention")  # fmt: skip
     add("--plain", action="store_true", help="only the default settings, no controls")
     args = parser.parse_args(arguments)
     model = sd.load(args.model, precision=args.precision)
@@ -78,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
         levels = tuple(float(level) for level in interval.split("-"))
         runs[f"guided at sigma {interval}"] = {**given, "guidance_interval": levels}
     runs |= {f"features reused, N = {n}": {**given, "reuse_features": n} for n in args.reuse}
+    runs |= {f"tokens merged, {share:g}": {**given, "merge_tokens": share} for share in args.merge}
     if not args.plain:
         runs |= {"guidance 1": {**given, "guidance_scale": 1.0}, "shuffled words": given}
     rows = []
