@@ -6,27 +6,17 @@ from random import Random
 
 import pytest
 import torch
+import training_example
 from torch import nn
 
 import sd
 from sd.config import SD_V1
 from sd.tokenizer import Tokenizer
-from sd.training.loop import TrainingOptions
 from sd.training.reading import NOTHING, PLACES, ReadingLoss, labels_of, reading_run
 from sd.training.scenes import COLOURS, RELATIONS, SHAPES, sample_scene
 from sd.training.shapes import ShapesDataset
 
-OPTIONS = TrainingOptions(
-    steps=30,
-    learning_rate=3e-3,
-    warmup=5,
-    final_learning_rate=1e-3,
-    weight_decay=0.0,
-    gradient_clip=1.0,
-    ema_decay=0.9,
-    autocast=False,
-    save_every=100,
-)
+OPTIONS = replace(training_example.options(30), learning_rate=3e-3)
 
 
 @pytest.fixture(autouse=True)
