@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from training_command import run
+from training_command import run, use_fast_products
 
 import sd
 from sd.files import written_whole
@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     first = not dist.is_initialized() or dist.get_rank() == 0
     keep_freed_memory()
+    use_fast_products(pick_device(args.device))
     model = sd.load(args.model, device=pick_device(args.device).type, precision="fp32")
     size = args.size or model.config.native_size
     pictures = PictureFolder(args.pictures, size, args.seed)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from training_command import run
+from training_command import run, use_fast_products
 
 import sd
 from sd.runtime import keep_freed_memory, pick_device
@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--batch-size", type=int, default=32, help="(default: %(default)s)")
     add("--seed", type=int, default=2, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
+    add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
     add("--save-every", type=int, default=250, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
     device = pick_device(args.device).type
     keep_freed_memory()
+    use_fast_products(pick_device(args.device))
     model = sd.load(args.model, device=device, precision="fp32")
     config = inpainting_config(model.config)
     networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
@@ -83,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         snr_floor=0.2,
         noise_offset=0.25,
         train_text_encoder=False,
+        workers=args.workers,
     )
     with tqdm(desc="denoiser", total=args.steps, initial=run.step) as bar:
         each_step(run, args.steps, lambda step: None, bar.update)

@@ -14,6 +14,7 @@ a folder of its own; the same command goes on where it was stopped. The result i
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from training_command import run
+from training_command import run, use_fast_products
 
 import sd
 from sd.config import SD_V1, ModelConfig
@@ -96,8 +97,9 @@ def train_autoencoder(
             args.folder / part,
             batch_size=batch_size,
             seed=args.seed,
+            workers=args.workers,
         )
-        images = pictures.batch(0, 16, slice(0, 16))[0].to(pictures.device)
+        images = pictures.batch(0, 16, slice(0, 16))[0].to(vae.quant_conv.weight.device)
 
         @torch.no_grad()
         def show(step: int) -> None:
@@ -147,13 +149,14 @@ def train_denoiser(
     args, config: ModelConfig, networks: dict, tokenizer: Tokenizer, pictures: ShapesDataset, first: bool
 ) -> TrainingRun:
     """Train the UNet and the text encoder on the latents of a frozen VAE."""
-    vae = networks["vae"].requires_grad_(False)
+    vae = networks["vae"]
+    device = vae.quant_conv.weight.device
     latents = args.folder / "latents.safetensors"
     if first and not latents.exists():
         with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
             encode_all(
                 vae,
-                pictures,
+                ShapesDataset(args.seed, args.size, **pictures.scenes, device=device),  # drawn where they are encoded
                 args.pictures,
                 latents,
                 batch_size=args.batch_size,
@@ -173,6 +176,7 @@ def train_denoiser(
         min_snr_gamma=GAMMA,
         snr_floor=args.snr_floor,
         noise_offset=0.25,  # at 16x16 latents what 0.06 is at 64x64: their mean has a deviation of 1/16, not 1/64
+        workers=args.workers,
     )
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
     model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
@@ -235,7 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
         help="from easy to hard: one large thing in the middle; one thing; two things in a line; two things; all",
     )
     add("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="only these (default: all eight)")
-    add("--steps", type=int, default=6_000, help="of the UNet and the text encoder (default: %(default)s)")
+    add("--steps", type=int, default=6_000, help="of the UNet and the text encoder; 0 for none (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
     add(
         "--snr-floor",
@@ -247,6 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
     add("--autocast", action="store_true", help="bfloat16 in the forward pass, where the device is fast at it")
+    add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
     add("--save-every", type=int, default=500, help="steps (default: %(default)s)")
     add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
@@ -254,6 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--snr-floor {args.snr_floor} is out of range: 0 to {GAMMA:g}")
     device = pick_device(args.device)
     keep_freed_memory()
+    use_fast_products(device)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
@@ -268,28 +274,30 @@ def main(arguments: list[str] | None = None) -> None:
         start = sd.load(args.init, device="cpu", precision="fp32")
         for name, network in networks.items():
             network.load_state_dict(getattr(start, name).state_dict())
-    pictures = ShapesDataset(args.seed, args.size, kind=args.scenes, shapes=tuple(args.shapes), device=device)
+    drawn_on = "cpu" if args.workers else device
+    pictures = ShapesDataset(args.seed, args.size, kind=args.scenes, shapes=tuple(args.shapes), device=drawn_on)
     vae = networks["vae"]
 
     def standard() -> None:
         standardise(vae, pictures, config.vae.latent_scale, batches=32, batch_size=args.decoder_batch_size)
 
     if not args.init:
-        small = ShapesDataset(args.seed, args.vae_small_size, device=device)
+        small = ShapesDataset(args.seed, args.vae_small_size, device=drawn_on)
         steps, batch = args.vae_small_steps, args.vae_small_batch_size
         train_autoencoder(args, vae, small, "vae-small", steps, 1e-3, batch, standard, first)
         steps, batch = args.vae_steps, args.vae_batch_size
         train_autoencoder(args, vae, pictures, "vae", steps, 3e-4, batch, standard, first)
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
     train_text_encoder(args, networks["text_encoder"], tokenizer, first)
-    run = train_denoiser(args, config, networks, tokenizer, pictures, first)
+    vae.requires_grad_(False)
+    run = train_denoiser(args, config, networks, tokenizer, pictures, first) if args.steps else None
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)
     steps, batch = args.decoder_steps, args.decoder_batch_size
     train_autoencoder(args, vae, pictures, "decoder", steps, 3e-4, batch, lambda: None, first)
     if first:
-        with run.ema.applied(run.module):
-            save(args, config, networks, run.step)
+        with run.ema.applied(run.module) if run else nullcontext():
+            save(args, config, networks, args.steps)
     if dist.is_initialized():
         dist.destroy_process_group()
     if first:

@@ -230,6 +230,13 @@ def test_training_in_two_parts_is_training_in_one(tmp_path):
     assert [row["loss"] for row in rows(tmp_path / "parts")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
+def test_batches_made_by_other_processes_are_the_same_ones(tmp_path):
+    list(training_example.run(tmp_path / "alone", 7).run())
+    list(training_example.run(tmp_path / "helped", 3, workers=2).run())
+    list(training_example.run(tmp_path / "helped", 7, workers=2).run())
+    assert states_equal(tmp_path / "alone", tmp_path / "helped")
+
+
 def example(*arguments, **environment):
     script = Path(training_example.__file__)
     path = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])

@@ -49,10 +49,11 @@ def options(steps: int) -> TrainingOptions:
     )
 
 
-def run(folder: Path, steps: int, batch_size: int = 4):
+def run(folder: Path, steps: int, batch_size: int = 4, workers: int = 0):
     networks = fresh_networks(CONFIG, seed=0)
     encoded = EncodedAsTheyCome(networks["vae"], RandomPictures())
-    return denoiser_run(CONFIG, networks, encoded, options(steps), folder, batch_size=batch_size, seed=1)
+    settings = {"batch_size": batch_size, "seed": 1, "workers": workers}
+    return denoiser_run(CONFIG, networks, encoded, options(steps), folder, **settings)
 
 
 if __name__ == "__main__":

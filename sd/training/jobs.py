@@ -53,20 +53,26 @@ def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
 
 
 def autoencoder_run(
-    vae: VAE, pictures: Pictures, options: TrainingOptions, folder: Path, *, batch_size: int, seed: int
+    vae: VAE,
+    pictures: Pictures,
+    options: TrainingOptions,
+    folder: Path,
+    *,
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
 ) -> TrainingRun:
-    """Train the VAE to give pictures back."""
+    """Train the VAE to give pictures back. For workers see `sd.training.loop.TrainingRun`."""
     share = process_share(batch_size)
     module = AutoencodingLoss(vae)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        device = vae.quant_conv.weight.device
         images, _ = pictures.batch(step, batch_size, share)
         channels, factor = vae.post_quant_conv.in_channels, 2 ** (len(vae.encoder.down) - 1)
         shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
-        return images.to(device), draw(seed, step, shape, 1, 0.0).noise[share].to(device)
+        return images, draw(seed, step, shape, 1, 0.0).noise[share]
 
-    return TrainingRun(module, batch, options, folder, batch_size=batch_size, seed=seed)
+    return TrainingRun(module, batch, options, folder, workers=workers, batch_size=batch_size, seed=seed)
 
 
 @torch.no_grad()
@@ -92,11 +98,13 @@ def denoiser_run(
     snr_floor: float = 0.0,
     noise_offset: float = 0.0,
     train_text_encoder: bool = True,
+    workers: int = 0,
 ) -> TrainingRun:
     """Train the UNet, and the text encoder with it if it has not learned anything yet, on latents of the VAE.
 
     prompt_dropout  share of pictures whose prompt is replaced by the empty one, so that the network also learns what
                     guidance moves away from: Ho & Salimans (2022), algorithm 1
+    workers         see `sd.training.loop.TrainingRun`; for latents that are `EncodedOnce`
     """
     share = process_share(batch_size)
     networks["text_encoder"].requires_grad_(train_text_encoder)
@@ -109,27 +117,27 @@ def denoiser_run(
         min_snr_gamma=min_snr_gamma,
         snr_floor=snr_floor,
     )
-    device = networks["unet"].out.conv.weight.device
-    module.to(device)
+    module.to(networks["unet"].out.conv.weight.device)
     text = config.text_encoder
     tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
 
     def batch(step: int) -> tuple[Tensor, ...]:
         mean, logvar, captions, *beside = encoded.batch(step, batch_size, share)
         draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout, noise_offset)
-        latent_noise = draws.latent_noise[share].to(device)
-        latents = config.vae.latent_scale * sample_latents(mean.to(device), logvar.to(device), latent_noise)
+        latent_noise = draws.latent_noise[share].to(mean.device)
+        latents = config.vae.latent_scale * sample_latents(mean, logvar, latent_noise)
         dropped = draws.dropped[share].tolist()
         kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
         tokens = torch.from_numpy(tokenizer(kept))
-        beside = [values.to(device) for values in beside if values is not None]
-        return latents, tokens.to(device), draws.timesteps[share].to(device), draws.noise[share].to(device), *beside
+        beside = [values for values in beside if values is not None]
+        return latents, tokens, draws.timesteps[share], draws.noise[share], *beside
 
     return TrainingRun(
         module,
         batch,
         options,
         folder,
+        workers=workers,
         batch_size=batch_size,
         seed=seed,
         prompt_dropout=prompt_dropout,

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
 from sd.files import written_whole
 from sd.training.ema import AveragedWeights
@@ -61,11 +62,23 @@ class Progress:
             self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= steps]
 
 
+class Numbered(Dataset):
+    """A function of a number, as PyTorch's loader wants it."""
+
+    def __init__(self, function: Callable[[int], tuple[Tensor, ...]]):
+        self.function = function
+
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
+        return self.function(number)
+
+
 class TrainingRun:
     """A module in training, with its optimiser and its averaged weights, in a folder that it can be resumed from.
 
     module   its forward pass takes a batch and returns the loss, a scalar
-    batches  step -> the batch of this process, a tuple of tensors on the module's device; depends on the step alone
+    batches  step -> the batch of this process, a tuple of tensors on any device; depends on the step alone
+    workers  processes that make batches while the device trains, with a GPU that would otherwise wait for them. Then
+             `batches` must give tensors on the CPU; they are the same ones in the same order as without
     settled  what else the losses depend on, such as the seed: numbers by name. A state goes on only with the same ones
     """
 
@@ -75,9 +88,12 @@ class TrainingRun:
         batches: Callable[[int], tuple[Tensor, ...]],
         options: TrainingOptions,
         folder: Path,
+        *,
+        workers: int = 0,
         **settled: float | None,
     ):
         self.module, self.batches, self.options, self.folder = module, batches, options, folder
+        self.workers = workers
         self.settings = {**asdict(options), **settled}
         self.trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
         self.optimiser = torch.optim.AdamW(
@@ -108,13 +124,14 @@ class TrainingRun:
         """Train to the end; yields what stands in `loss.csv` after every step."""
         parallel = DistributedDataParallel(self.module) if dist.is_initialized() else self.module
         device = next(iter(self.trained.values())).device
-        while self.step < self.options.steps:
-            started = time.perf_counter()
+        started = time.perf_counter()
+        for batch in self.coming_batches():
+            batch = tuple(values.to(device, non_blocking=True) for values in batch)
             rate = self.learning_rate(self.step)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast(device.type, torch.bfloat16, enabled=self.options.autocast):
-                loss = parallel(*self.batches(self.step))
+                loss = parallel(*batch)
             self.optimiser.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.trained.values(), self.options.gradient_clip)
@@ -134,6 +151,19 @@ class TrainingRun:
             if self.step % self.options.save_every == 0 or self.step == self.options.steps:
                 self.save()
             yield row
+            started = time.perf_counter()
+
+    def coming_batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """Those of the steps that are left, in order."""
+        steps = range(self.step, self.options.steps)
+        if not self.workers:
+            return map(self.batches, steps)
+        on_gpu = next(iter(self.trained.values())).device.type == "cuda"
+        return iter(
+            DataLoader(
+                Numbered(self.batches), sampler=steps, batch_size=None, num_workers=self.workers, pin_memory=on_gpu
+            )
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on. Random numbers are drawn anew at each step from its number."""
