@@ -7,6 +7,7 @@ alone; see the attributes of `LatentDiffusion`.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from PIL import Image
@@ -110,7 +111,8 @@ class LatentDiffusion:
         longest = max(chunks, *map(len, rows))
         rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
         with self.execution.at_work(self.text_encoder):
-            context = encode_chunks(self.text_encoder, rows, skip_layers=clip_skip - 1)
+            encoder = partial(self.execution.encode_text, self.text_encoder)
+            context = encode_chunks(encoder, rows, skip_layers=clip_skip - 1)
         self._check("text_encoder", context)
         return context
 

@@ -70,6 +70,16 @@ def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
     return torch.float16
 
 
+def one_by_one(tensor: torch.Tensor) -> bool:
+    """Whether networks that compute with tensors like this one are given one picture, or one text, at a time.
+
+    The number of rows decides how the work is divided, and so how sums are rounded. In float32 that is invisible. In
+    the 8 bits of bf16 it is not: pictures of the embedded model differed by up to 38 of 255 alone and in a batch of
+    four. On a CPU, which one picture keeps busy, they are computed one by one and do not depend on their neighbours.
+    """
+    return tensor.device.type == "cpu" and tensor.dtype != torch.float32
+
+
 def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
     """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
 

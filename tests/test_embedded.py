@@ -60,9 +60,9 @@ def test_two_things_are_where_the_prompt_says(model):
     requests = two_things(2)
     found = shares(list(verdicts(make(model, requests, steps=20), requests)))
     assert found["background"] >= 0.9
-    assert found["colour"] >= 0.8  # 0.94 over many prompts; by chance, less than 0.1
+    assert found["colour"] >= 0.8  # 0.99 over many prompts; by chance, less than 0.1
     assert found["relation"] >= 0.9  # 1.0; by chance, a third
-    assert found["all"] >= 0.5  # 0.7
+    assert found["all"] >= 0.6  # 0.78
 
 
 def test_without_the_words_pictures_are_right_by_chance():
@@ -74,22 +74,28 @@ def test_without_the_words_pictures_are_right_by_chance():
     assert found["all"] < 0.15
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(model):
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [({"precision": "fp32"}, 1), ({"precision": "bf16"}, 0), ({"precision": "bf16", "low_memory": True}, 0)],
+)
+def test_a_picture_is_the_same_alone_and_in_a_batch(options, most):
+    model = sd.load(device="cpu", **options)
     requests = one_thing(1)[:3]
     together = make(model, requests, steps=5)
     for picture, request in zip(together, requests, strict=True):
         (alone,) = make(model, [request], steps=5)
         difference = np.asarray(alone).astype(int) - np.asarray(picture)
-        assert np.abs(difference).max() <= 1
+        assert np.abs(difference).max() <= most
 
 
-def test_fresh_pictures_come_back_from_their_latents(model):
+def test_fresh_pictures_come_back_from_their_latents():
+    model = sd.load(precision="fp32")
     images, _ = ShapesDataset(99, model.config.native_size).batch(0, 64)
     with torch.no_grad():
         mean, _ = model.vae.encode(images)
         decoded = model.vae.decode(mean).clamp(-1, 1)
     errors = (decoded - images).square().mean(dim=(1, 2, 3))
-    assert (10 * torch.log10(4 / errors)).mean() >= 29.3  # 29.6
+    assert (10 * torch.log10(4 / errors)).mean() >= 31  # 32.9
     latents = model.config.vae.latent_scale * mean
     error = 1 / 64**0.5  # of a mean over pictures, whose places are much alike
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 3 * error

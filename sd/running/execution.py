@@ -18,7 +18,8 @@ from sd.running.packing import PackedConvolutions
 from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
-from sd.runtime import RunOptions, visiting
+from sd.runtime import RunOptions, one_by_one, visiting
+from sd.text_encoder import TextEncoder
 from sd.tiling import seamless
 from sd.unet import UNet
 from sd.vae import VAE
@@ -87,15 +88,31 @@ class Execution:
         """
         if reused:
             reused.begin(x)
-        if guided and self.options.low_memory:
-            halves = zip(x.chunk(2), context.chunk(2), strict=True)
-            return torch.cat(
-                [
-                    self._predict(unet, half, timestep, words, tile=tile, reused=reused, merge=merge, part=part)
-                    for part, (half, words) in enumerate(halves)
-                ]
-            )
-        return self._predict(unet, x, timestep, context, guided=guided, tile=tile, reused=reused, merge=merge)
+        options = {"tile": tile, "reused": reused, "merge": merge}
+        parts = self._parts(x, guided)
+        if len(parts) == 1:
+            return self._predict(unet, x, timestep, context, guided=guided, **options)
+        guided = guided and not self.options.low_memory
+        predictions = [
+            self._predict(unet, x[rows], timestep, context[rows], guided=guided, part=part, **options)
+            for part, rows in enumerate(parts)
+        ]
+        order = torch.tensor([row for rows in parts for row in rows], device=x.device)
+        return torch.cat(predictions)[order.argsort()]
+
+    def _parts(self, x: Tensor, guided: bool) -> list[list[int]]:
+        """The numbers of the rows that are predicted together: all, or those of one picture, or half of them."""
+        pictures = len(x) // 2 if guided else len(x)
+        halves = [0, pictures] if guided else [0]  # where they begin
+        groups = [[picture] for picture in range(pictures)] if one_by_one(x) else [list(range(pictures))]
+        if self.options.low_memory:
+            return [[half + picture for picture in group] for half in halves for group in groups]
+        return [[half + picture for half in halves for picture in group] for group in groups]
+
+    def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
+        """What the text encoder, which is at work, makes of tokens (B, 77): (B, 77, D)."""
+        parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
+        return torch.cat([text_encoder(part, skip_layers=skip_layers) for part in parts])
 
     def _predict(
         self,
@@ -110,7 +127,7 @@ class Execution:
         merge: float,
         part: int = 0,
     ) -> Tensor:
-        """The same for one part of the rows: all of them, or one half after the other."""
+        """The same for one part of the rows; see `_parts`."""
         with self._one_thread, ExitStack() as changes:
             if self.options.compile and reused is None and not merge:
                 x, context = x.contiguous(), context.contiguous()
