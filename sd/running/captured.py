@@ -117,6 +117,7 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                     output = function()
             except RuntimeError as error:
-                self.pool = torch.cuda.graph_pool_handle()  # PyTorch takes the other one to be in use still
+                torch.cuda.set_stream(own)  # PyTorch leaves the side stream where the capture ends with an error
+                self.pool = torch.cuda.graph_pool_handle()  # and takes the other one to be in use still
                 raise CannotCapture from error
             return graph.replay, output
