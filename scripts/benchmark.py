@@ -123,6 +123,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tiny", action="store_true", help="a narrow model, 64x64: to try the script")
     add("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     add("--plot", type=Path, metavar="FILE", help="also draw it into a .png file")
+    add("--logs", type=Path, metavar="FOLDER", help="also keep what the contenders say on standard error")
     add("--force", action="store_true", help="replace files that exist")
     args = parser.parse_args(arguments)
     try:
@@ -164,8 +165,9 @@ def check(args: argparse.Namespace) -> None:
             raise UsageError(f"{flag} {path} exists already. Give another name, or --force to replace it.")
     if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("--plot needs matplotlib to draw. Install it: pip install matplotlib.")
-    if args.folder is not None and not args.folder.is_dir():
-        raise UsageError(f"--folder {args.folder} is no folder. Make it first.")
+    for flag, folder in (("--folder", args.folder), ("--logs", args.logs)):
+        if folder is not None and not folder.is_dir():
+            raise UsageError(f"{flag} {folder} is no folder. Make it first.")
 
 
 def write_json(report: reports.Report, args: argparse.Namespace) -> None:
@@ -198,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             precision=args.precision,
             threads=args.threads,
             compile_mode=args.compile_mode,
+            logs=args.logs and str(args.logs.resolve()),
         )
         needed, free = SPACE[size] * len(missing_files(options, names)), shutil.disk_usage(folder).free
         if free < needed:

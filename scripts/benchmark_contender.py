@@ -26,6 +26,7 @@ class Options:
     precision: str  # "fp32", "fp16" or "bf16"
     threads: int | None  # of the processor; None for the library's own choice
     compile_mode: str  # of torch.compile on CUDA, for `diffusers-compiled`
+    logs: str | None = None  # a folder for what contenders say on standard error; None: it is not kept
 
 
 class Contender(ABC):

@@ -75,7 +75,9 @@ class SdZoo(Contender):
     def versions(self) -> dict[str, object]:
         import sd
 
-        return {"sd-zoo": sd.__version__, **super().versions()}
+        captured = self.model.execution.captured
+        graphs = {"CUDA graphs": captured.problem or "captured"} if captured else {}
+        return {"sd-zoo": sd.__version__, **super().versions(), **graphs}
 
 
 class SdZooUncaptured(SdZoo):

@@ -207,7 +207,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
     flags = ["--contenders", "sd-zoo,diffusers", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
-    flags += ["--together", "2"]
+    flags += ["--together", "2", "--logs", str(tmp_path)]
     assert benchmark.main(["--tiny", "--repeat", "1", "--threads", "1", *flags, *files]) == 0
     told = json.loads((tmp_path / "x.json").read_text())
     assert told["left_out"] == {}
@@ -228,6 +228,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     assert sum(line.startswith("sd-zoo") for line in lines) == 3  # its versions, and a line in both tables
     with Image.open(tmp_path / "x.png") as drawn:
         assert drawn.size[0] > 500
+    assert (tmp_path / "sd-zoo.log").exists()
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
         (["--starts", "0"], "--starts 0 is out of range: 1 to 400"),
         (["--together", "501"], "--together 501 is out of range: 1 to 500"),
         (["--device", "tpu"], "device 'tpu' is not available here"),
+        (["--logs", "nowhere"], "--logs nowhere is no folder. Make it first."),
         (["--folder", "nowhere"], "--folder nowhere is no folder. Make it first."),
         (["--json", "x.txt"], "--json x.txt cannot be written: give a .json file in a folder that exists."),
         (["--plot", "there.png"], "--plot there.png exists already"),
