@@ -1,4 +1,4 @@
-"""A prediction of the UNet as one CUDA graph: some thousand kernels that are launched by a single call.
+"""A prediction of the UNet as one CUDA graph: more than a thousand kernels, launched by a single call.
 
 A modern GPU is done with a small kernel before the processor has launched the next one. A graph holds the kernels of a
 whole prediction with the addresses that they read and write, and the device goes through them by itself: Gray, "Getting
@@ -49,7 +49,7 @@ class CapturedUNet:
     """
 
     def __init__(self, unet: nn.Module, record: Recorder | None = None):
-        self.network, self.record = unet, record
+        self.network, self.record, self._given = unet, record, record
         self.problem: str | None = None
         self._captured: OrderedDict[Hashable, Captured | None] = OrderedDict()  # None: it cannot be
         self._parameters = [module._parameters for module in unet.modules()]
@@ -61,11 +61,12 @@ class CapturedUNet:
         if (addresses := self.addresses()) != self._addresses:  # weights that were replaced, not changed in place
             self._captured.clear()
             self._addresses = addresses
+            self.record = self._given or CudaRecorder(x.device)
         key = kind, *((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._captured:
-            while len(self._captured) >= KEPT:
-                self._captured.popitem(last=False)
             self._captured[key] = self._capture(predict, inputs)
+            if len(self._captured) > KEPT:
+                self._captured.popitem(last=False)
         self._captured.move_to_end(key)
         captured = self._captured[key]
         return predict(*inputs) if captured is None else captured(*inputs)
@@ -78,7 +79,6 @@ class CapturedUNet:
 
     def _capture(self, predict: Predict, inputs: tuple[Tensor, ...]) -> Captured | None:
         """None where it cannot be captured. What fails without capturing, too, fails here."""
-        self.record = self.record or CudaRecorder(inputs[0].device)
         places = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
         try:
             replay, output = self.record(lambda: predict(*places))
