@@ -12,7 +12,7 @@ SEED = 1
 GUIDANCE_SCALE = 7.5
 ENDLESS = 500  # steps of the run whose steps are measured one by one; when they are used up, it begins again
 COMPARED_STEPS = 2
-UNITS = ("imports", "load", "prepare", "step", "decode", "pictures", "latents", "versions")
+UNITS = ("imports", "load", "prepare", "steps", "decode", "pictures", "latents", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,12 @@ class Options:
     device: str  # "cpu", "cuda" or "mps"
     precision: str  # "fp32", "fp16" or "bf16"
     threads: int | None  # of the processor; None for the library's own choice
+    compile_mode: str  # of torch.compile on CUDA, for `diffusers-compiled`
+    logs: str | None = None  # a folder for what contenders say on standard error; None: it is not kept
 
 
 class Contender(ABC):
-    """The units of work. `step`, `decode`, `pictures` and `latents` are about what `prepare` was told."""
+    """The units of work. `steps`, `decode`, `pictures` and `latents` are about what `prepare` was told."""
 
     own_precision: str | None = None  # whatever is asked for, where a contender has one
 
@@ -55,6 +57,11 @@ class Contender(ABC):
     @abstractmethod
     def step(self) -> None:
         """One guided step of a batch: the UNet sees each picture twice."""
+
+    def steps(self, count: int) -> None:
+        """So many of them. A GPU may be told of all before it is done with the first."""
+        for _ in range(count):
+            self.step()
 
     @abstractmethod
     def decode(self) -> None:

@@ -2,7 +2,8 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,32 +46,43 @@ class Contest:
         self.names, self.options, self.report = list(names), options, report
         self.processes: dict[str, Process] = {}
 
-    def start(self, first: Case, repeat: int) -> None:
-        """Cold starts, in turn; the processes of the last round stay."""
+    def start(self, first: Case, repeat: int, *, at_once: bool) -> None:
+        """Cold starts, in turn or all at once; the processes of the last round stay."""
         found: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in self.names}
-        for turn in range(repeat):
-            for name in list(self.names):
-                process = self.processes[name] = Process(name, self.options)
-                try:
-                    process.ask("imports")
-                    load = process.ask("load")["seconds"]
-                    process.ask("prepare", **first.request())
-                    process.ask("step")
-                    found[name][0].append(process.age)
-                    found[name][1].append(load)
-                    if turn == repeat - 1:
-                        self.report.versions[name] = without_seconds(process.ask("versions"))
-                        self.note_peak(name, ONCE)
-                    else:
+
+        def cold_start(name: str) -> ContenderFailed | None:
+            process = self.processes[name] = Process(name, self.options)
+            try:
+                process.ask("imports")
+                load = process.ask("load")["seconds"]
+                process.ask("prepare", **first.request())
+                process.ask("steps", count=1)
+                found[name][0].append(process.age)
+                found[name][1].append(load)
+                self.report.versions[name] = without_seconds(process.ask("versions"))
+            except ContenderFailed as failure:
+                return failure
+            return None
+
+        with ThreadPoolExecutor(max_workers=len(self.names) if at_once else 1) as starting:
+            for turn in range(repeat):
+                names = list(self.names)
+                for name, failure in zip(names, list(starting.map(cold_start, names)), strict=True):
+                    if failure:
+                        self.leave_out(name, failure)
+                    elif turn < repeat - 1:
                         self.processes.pop(name).close()
-                except ContenderFailed as failure:
-                    self.leave_out(name, failure)
+                    else:
+                        self.note_peak(name, ONCE)
         for name in self.names:
             for what, seconds in zip((reports.COLD, reports.LOAD), found[name], strict=True):
                 self.report.rows.append(Row(contender=name, case=ONCE, what=what, seconds=tuple(seconds)))
 
-    def measure(self, case: Case, steps: int, repeat: int) -> None:
-        """Compare what all compute; then the units of work, in turn. The first round warms up."""
+    def measure(self, case: Case, steps: int, repeat: int, together: int) -> None:
+        """Compare what all compute; then the units of work, in turn. The first round warms up.
+
+        together  how many steps are asked for at a time
+        """
         self.everybody("prepare", **case.request())
         self.compare(case)
         for process in self.processes.values():
@@ -78,13 +90,14 @@ class Contest:
         found: dict[tuple[str, str], list[float]] = {}
         for turn in range(1 + repeat):
             for what, unit, options in (
-                (reports.STEP, "step", {}),
+                (reports.STEP, "steps", {"count": together}),
                 (reports.DECODE, "decode", {}),
                 (reports.PICTURES, "pictures", {"steps": steps if turn else 1}),
             ):
                 for name, answer in self.everybody(unit, **options).items():
                     if turn:
-                        found.setdefault((name, what), []).append(answer["seconds"])
+                        seconds = answer["seconds"] / (together if what == reports.STEP else 1)
+                        found.setdefault((name, what), []).append(seconds)
         for (name, what), seconds in found.items():
             if name in self.names:
                 self.report.rows.append(Row(contender=name, case=str(case), what=what, seconds=tuple(seconds)))
@@ -149,16 +162,37 @@ def without_seconds(answer: dict) -> dict:
     return {key: value for key, value in answer.items() if key != "seconds"}
 
 
-def measure(names: Sequence[str], options: Options, cases: Sequence[Case], steps: int, repeat: int) -> Report:
-    settings = {"steps": steps, "repeat": repeat, "precision": options.precision, "threads": options.threads}
+def measure(
+    names: Sequence[str],
+    options: Options,
+    cases: Sequence[Case],
+    steps: int,
+    repeat: int,
+    *,
+    starts: int,
+    together: int,
+    at_once: bool,
+    on_case: Callable[[Report], object] = lambda report: None,
+) -> Report:
+    """Start all, then measure each case.
+
+    steps    of a whole picture
+    repeat   how often each unit of work is measured, steps by so many together
+    starts   how many cold starts each has, at once or in turn
+    on_case  called with what is known so far after the cold starts and after each case
+    """
+    settings = {"steps": steps, "repeat": repeat, "starts": starts, "together": together, "at_once": at_once}
+    settings |= {"precision": options.precision, "threads": options.threads, "compile_mode": options.compile_mode}
     report = Report(machine=machine(pick_device(options.device)), settings=settings)
     report.precisions = {name: CONTENDERS[name].own_precision or options.precision for name in names}
     contest = Contest(names, options, report)
     try:
-        contest.start(cases[0], repeat)
+        contest.start(cases[0], starts, at_once=at_once)
+        report.machine["threads"] = report.versions[names[0]]["threads"]
+        on_case(report)
         for case in cases:
-            contest.measure(case, steps, repeat)
+            contest.measure(case, steps, repeat, together)
+            on_case(report)
     finally:
         contest.close()
-    report.machine["threads"] = report.versions[names[0]]["threads"]
     return report

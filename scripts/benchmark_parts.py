@@ -2,39 +2,119 @@
 
     python scripts/benchmark_parts.py                        # v1, 512x512, on this machine's processor
     python scripts/benchmark_parts.py --size 256 --precision bf16 --rounds 5
+    python scripts/benchmark_parts.py --device cuda --precision fp16 --rounds 20
 
-Made-up weights; one step with guidance. Every variant is run once in each round, so that all see the same machine.
-Printed are the seconds of each variant's fastest round, how many times as fast that is as the plain network, and by how
-much its prediction differs from the plain one's, |a - b| / |b|.
+Made-up weights; one step with guidance. Every variant is run once in each round, so that all see the same machine, on a
+GPU ten times. Printed are the time of each variant's fastest round, how many times as fast that is as the plain
+network, and by how much its prediction differs from the plain one's, |a - b| / |b|. A variant that does not run here is
+named.
 """
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 
+import make_checkpoint
 import torch
 from score_samplers import markdown
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from sd.architecture.timing import synchronize
 from sd.config import SD_V1
 from sd.machine import cpu_name
 from sd.networks import build_networks
+from sd.running.captured import CannotCapture, CudaRecorder
+from sd.running.compiling import fastest_convolutions, reason_of
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
-from sd.runtime import PRECISIONS
+from sd.runtime import PRECISIONS, pick_device
 from sd.unet import UNet
 
+Change = Callable[[], AbstractContextManager]
+Run = Callable[[], torch.Tensor]
+BACKENDS = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
 
-def made_up_unet(dtype: torch.dtype) -> UNet:
-    unet = build_networks(SD_V1)["unet"].to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(0)
-    for weight in unet.parameters():
-        weight.normal_(0, 0.02, generator=generator)
-    make_precise(unet)
-    return unet.to(dtype, memory_format=torch.channels_last)
+
+def made_up_unet(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> tuple[UNet, int]:
+    """The network, and the width of its context. Weights are of the size that `make_checkpoint` gives them."""
+    config = make_checkpoint.tiny(SD_V1) if tiny else SD_V1
+    unet = build_networks(config)["unet"].to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, weight in unet.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(0, 0.05, generator=generator)
+        elif "norm" in name:
+            weight.normal_(1, 0.1, generator=generator)
+        else:
+            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+    if device.type == "cpu":
+        make_precise(unet)
+    return unet.to(dtype, memory_format=torch.channels_last).requires_grad_(False), config.unet.context_width
+
+
+def attention_by(backend: str) -> AbstractContextManager:
+    """Attention by that kernel of PyTorch where it can, by others where it cannot."""
+    others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel([getattr(SDPBackend, backend), *others], set_priority=True)
+
+
+def variants_for(unet: UNet, device: torch.device) -> dict[str, tuple[list[Change], bool]]:
+    """By name: what acts on the network, and whether it is captured."""
+    halves = partial(halves_shared, unet)
+    if device.type != "cuda":
+        packed = PackedConvolutions(unet)
+        return {
+            "plain": ([], False),
+            "halves shared": ([halves], False),
+            "packed convolutions": ([packed.applied], False),
+            "both, as pictures are made": ([packed.applied, halves], False),
+        }
+    return {
+        "plain": ([], False),
+        "halves shared": ([halves], False),
+        "captured": ([], True),
+        "both, as pictures are made": ([halves], True),
+        "both, cuDNN's fastest convolutions": ([halves, fastest_convolutions], True),
+        **{
+            f"both, attention by {name}": ([halves, partial(attention_by, backend)], True)
+            for name, backend in BACKENDS.items()
+        },
+    }
+
+
+def runs_of(variants: dict[str, tuple[list[Change], bool]], predict: Run, device: torch.device) -> dict[str, Run]:
+    """What is to be run for each variant. Those that do not run are told on standard error and left out."""
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    runs = {}
+    for name, (changes, captured) in variants.items():
+
+        def run(changes: list[Change] = changes) -> torch.Tensor:
+            with ExitStack() as stack:
+                for change in changes:
+                    stack.enter_context(change())
+                return predict()
+
+        try:
+            runs[name] = replaying(*recorder(run)) if captured else run
+            runs[name]()
+        except (RuntimeError, CannotCapture) as error:
+            print(f"left out: {name}: {reason_of(error.__cause__ or error)}", file=sys.stderr)
+            runs.pop(name, None)
+    return runs
+
+
+def replaying(replay: Callable[[], object], output: torch.Tensor) -> Run:
+    def run() -> torch.Tensor:
+        replay()
+        return output
+
+    return run
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,47 +123,47 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("--size", type=int, default=512, help="pixels of a side (default: %(default)s)")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="(default: %(default)s)")
+    add("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    add("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="(default: %(default)s)")
     add("--rounds", type=int, default=3, help="(default: %(default)s)")
+    add("--tiny", action="store_true", help="a narrow network: to try the script")
     args = parser.parse_args(arguments)
-    dtype = PRECISIONS[args.precision]
-    unet = made_up_unet(dtype)
-    packed = PackedConvolutions(unet)
-    variants: dict[str, list[Callable[[], AbstractContextManager]]] = {
-        "plain": [nullcontext],
-        "halves shared": [lambda: halves_shared(unet)],
-        "packed convolutions": [packed.applied],
-        "both, as pictures are made": [packed.applied, lambda: halves_shared(unet)],
-    }
+    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
+    with torch.no_grad():
+        unet, width = made_up_unet(device, dtype, tiny=args.tiny)
     side = args.size // 8
     generator = torch.Generator().manual_seed(1)
-    x_t = twice(torch.randn(1, 4, side, side, generator=generator)).to(dtype)
-    context = torch.randn(2, 77, SD_V1.unet.context_width, generator=generator).to(dtype)
-    seconds = dict.fromkeys(variants, math.inf)
+    x_t = twice(torch.randn(args.batch_size, 4, side, side, generator=generator)).to(device, dtype)
+    context = torch.randn(2 * args.batch_size, 77, width, generator=generator).to(device, dtype)
+    timestep = torch.tensor(500.0, device=device)
+    together = 1 if device.type == "cpu" else 10
     outputs = {}
-    with torch.no_grad(), tqdm(total=(1 + args.rounds) * len(variants), unit="step", leave=False) as bar:
-        for number in range(1 + args.rounds):  # the first one warms up
-            for name, changes in variants.items():
-                with ExitStack() as stack:
-                    for change in changes:
-                        stack.enter_context(change())
-                    started = time.perf_counter()
-                    outputs[name] = unet(x_t, torch.tensor(500.0), context).float()
-                    taken = time.perf_counter() - started
-                if number > 0:
-                    seconds[name] = min(seconds[name], taken)
-                bar.update()
+    with torch.no_grad():
+        runs = runs_of(variants_for(unet, device), lambda: unet(x_t, timestep, context), device)
+        seconds = dict.fromkeys(runs, math.inf)
+        for _ in tqdm(range(args.rounds), unit="round", leave=False):
+            for name, run in runs.items():
+                synchronize(device)
+                started = time.perf_counter()
+                for _ in range(together):
+                    output = run()
+                synchronize(device)
+                seconds[name] = min(seconds[name], (time.perf_counter() - started) / together)
+                outputs[name] = output.float()
     plain = outputs["plain"]
     rows = [
         [
             name,
-            f"{taken:.2f} s",
+            f"{taken:.2f} s" if taken >= 1 else f"{1000 * taken:.2f} ms",
             f"{seconds['plain'] / taken:.2f}",
             f"{(outputs[name] - plain).norm() / plain.norm():.1e}",
         ]
         for name, taken in seconds.items()
     ]
-    print(f"{cpu_name()}, {torch.get_num_threads()} threads, {args.precision}, {args.size}x{args.size}\n")
+    on = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    on = on if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{on}, {args.precision}, {args.size}x{args.size}, batch {args.batch_size}\n")
     print(markdown(["variant", "a step", "times as fast", "difference"], rows), end="")
 
 

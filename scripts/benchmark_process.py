@@ -40,7 +40,8 @@ class Process:
     def __init__(self, name: str, options: Options):
         self.name = name
         self.own_peak: int | None = None
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        kept = options.logs and Path(options.logs, f"{name}.log")
+        self._said = kept.open("w+b") if kept else tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._started = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, str(WORKERS), name, json.dumps(asdict(options))],

@@ -54,6 +54,7 @@ class Report:
     peaks: list[Peak] = field(default_factory=list)
     differences: dict[str, dict[str, float]] = field(default_factory=dict)  # by case, by contender
     left_out: dict[str, str] = field(default_factory=dict)  # contender -> why
+    written: bool = False  # so far, into a file that may be written again
 
     def contenders(self, case: str) -> list[str]:
         """Those that were measured in a case, in the order in which they took turns."""
@@ -74,7 +75,7 @@ class Report:
     def to_dict(self) -> dict:
         """Plain data for JSON: seconds and bytes."""
         rows = [{**asdict(row), **asdict(row.spread), "ratio": self.ratio(row)} for row in self.rows]
-        return {**asdict(self), "rows": rows}
+        return {key: value for key, value in asdict(self).items() if key != "written"} | {"rows": rows}
 
 
 def text(report: Report) -> str:
@@ -103,7 +104,8 @@ def case_rows(report: Report, case: str) -> list[list[str]]:
         for unit in units:
             row = report.row(contender, case, unit)
             spread = row.spread
-            cells += [f"{spread.median:.3f}", f"({spread.shortest:.3f}-{spread.longest:.3f})"]
+            digits = 3 if spread.median >= 0.1 else 5
+            cells += [f"{spread.median:.{digits}f}", f"({spread.shortest:.{digits}f}-{spread.longest:.{digits}f})"]
             cells.append(f"{report.ratio(row):.2f}")
         peak = next(peak for peak in report.peaks if (peak.contender, peak.case) == (contender, case))
         rows.append([*cells, *(gigabytes(nbytes) for nbytes in (peak.own, peak.resident))])

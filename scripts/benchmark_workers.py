@@ -75,7 +75,17 @@ class SdZoo(Contender):
     def versions(self) -> dict[str, object]:
         import sd
 
-        return {"sd-zoo": sd.__version__, **super().versions()}
+        captured = self.model.execution.captured
+        graphs = {"CUDA graphs": captured.problem or "captured"} if captured else {}
+        return {"sd-zoo": sd.__version__, **super().versions(), **graphs}
+
+
+class SdZooUncaptured(SdZoo):
+    """The same without CUDA graphs; on a processor there are none, and nothing is different."""
+
+    def load(self) -> None:
+        super().load()
+        self.model.execution = self.model.execution.for_watching()
 
 
 class SdZooCompiled(SdZoo):
@@ -84,9 +94,21 @@ class SdZooCompiled(SdZoo):
     compiled = True
 
 
+class SdZooAutotuned(SdZooCompiled):
+    """On CUDA, the compiler tries kernels of its own for everything, which takes minutes."""
+
+    def load(self) -> None:
+        from sd.running import compiling
+
+        compiling.CUDA_OPTIONS = compiling.AUTOTUNED
+        super().load()
+
+
 CONTENDERS: dict[str, type[Contender]] = {
     "sd-zoo": SdZoo,
+    "sd-zoo-uncaptured": SdZooUncaptured,
     "sd-zoo-compiled": SdZooCompiled,
+    "sd-zoo-autotuned": SdZooAutotuned,
     "diffusers": Diffusers,
     "diffusers-tuned": DiffusersTuned,
     "diffusers-compiled": DiffusersCompiled,

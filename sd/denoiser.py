@@ -83,7 +83,7 @@ class Denoiser:
         guided = self.guided and lowest <= sigma_of(alpha_bar) <= highest
         x = torch.cat([x_t, x_t]) if guided else x_t
         context = self.context[-len(x) :]  # the prompts' stands last
-        timestep = timestep_at(self.table, alpha_bar).to(x.device)
+        timestep = x_t.new_full((), timestep_at(self.table, alpha_bar).item())  # a copy would wait for the device
         output = self.unet(x.to(context.dtype), timestep, context).to(x_t.dtype)
         if guided:
             negative, positive = output.chunk(2)

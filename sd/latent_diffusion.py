@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -22,7 +23,7 @@ from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
 from sd.running.execution import Execution
 from sd.running.reused_features import ReusedFeatures
-from sd.runtime import precision_name
+from sd.runtime import answer_of, on_its_way, precision_name
 from sd.sampler_names import final_alpha
 from sd.samplers import SAMPLERS
 from sd.schedule import Step, add_noise, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
@@ -33,6 +34,8 @@ from sd.tokenizer import Tokenizer
 from sd.unet import UNet
 from sd.upscaling import upscale_latents, upscale_picture
 from sd.vae import VAE
+
+T = TypeVar("T")
 
 
 class NonFiniteError(ArithmeticError):
@@ -45,6 +48,19 @@ class NonFiniteError(ArithmeticError):
         words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part = part
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each handed on when the next one is there, too.
+
+    Where an item is work that a device was told to do, it has some left while somebody waits for the one before.
+    """
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item
 
 
 def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
@@ -241,18 +257,30 @@ class LatentDiffusion:
         options = {} if common.eta is None else {"eta": common.eta}
         sampler = SAMPLERS[common.sampler]
         done = sampler(
-            predict if on_clean else predict_eps, x, steps, draw_noise=lambda: noise().to(self.device), **options
+            predict if on_clean else predict_eps,
+            x,
+            steps,
+            draw_noise=lambda: on_its_way(noise(), self.device),
+            **options,
         )
-        with self.execution.at_work(self.unet):
+
+        def taken() -> Iterator[tuple[Tensor, Callable[[], bool], Tensor | None]]:
+            """Step by step the latents, who tells whether they are finite, and the clean ones."""
             for step, latents in enumerate(done, skipped + 1):
-                self._check("unet", latents)
-                if on_clean:
-                    on_clean(clean[0])
-                yield latents
+                yield latents, answer_of(latents.isfinite().all()), clean[0] if on_clean else None
                 if step < common.steps and any(context.changes(step) for context in contexts):
                     denoiser.set_context(*(context(step) for context in contexts))
                     if reused:
                         reused.forget()  # it was about the words before
+
+        with self.execution.at_work(self.unet):
+            ahead = self.execution.captures(self.device)
+            for latents, finite, predicted in one_ahead(taken()) if ahead else taken():
+                if not finite():  # waits for the device
+                    raise NonFiniteError("unet", self.dtypes["unet"])
+                if on_clean:
+                    on_clean(predicted)
+                yield latents
 
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:

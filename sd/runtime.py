@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 
@@ -86,6 +86,26 @@ def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory
     packed  it will be packed (`sd.running.packing`): then as in the file, which in the file's precision costs no memory
     """
     return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
+
+
+def on_its_way(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From the CPU to that device; where it is CUDA, without waiting for what it has to do before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def answer_of(flag: torch.Tensor) -> Callable[[], bool]:
+    """A function that tells whether a flag () is set. On CUDA it waits for what was asked for so far, and no longer."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    known = flag.to("cpu", non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(flag.device))
+
+    def answer() -> bool:
+        there.synchronize()
+        return bool(known)
+
+    return answer
 
 
 def keep_freed_memory() -> bool:

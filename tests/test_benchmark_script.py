@@ -4,12 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import asdict
 
 import benchmark
+import benchmark_parts
 import benchmark_workers
 import numpy as np
 import pytest
+import torch
 from benchmark_contender import Options
 from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
@@ -19,7 +22,9 @@ from PIL import Image
 from sd.machine import memory_is_known
 
 CASE = "512x512, batch 1"
-OPTIONS = Options(checkpoint="", folder="", openvino="", device="cpu", precision="fp32", threads=None)
+OPTIONS = Options(
+    checkpoint="", folder="", openvino="", device="cpu", precision="fp32", threads=None, compile_mode="default"
+)
 
 
 @pytest.fixture
@@ -123,6 +128,70 @@ def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
     ended.close()
 
 
+def test_steps_are_asked_for_together_and_contenders_started_at_once(tmp_path, monkeypatch):
+    """Their mean counts, and what is known is written before the end."""
+    asked, written = [], []
+
+    class Told:
+        age, own_peak = 5.0, None
+
+        def __init__(self, name, options):
+            self.name = name
+
+        def ask(self, unit, **what):
+            asked.append((self.name, unit, what))
+            if unit == "latents":
+                np.save(what["path"], np.ones((1, 4, 8, 8)))
+            return {"seconds": 12.0, "threads": 1, "torch": "2"} if unit == "versions" else {"seconds": 12.0}
+
+        def resident_peak(self):
+            return None
+
+        def forget_peak(self):
+            pass
+
+        close = forget_peak
+
+    monkeypatch.setattr("benchmark_contest.Process", Told)
+    monkeypatch.setattr(benchmark, "make_files", lambda *_: None)
+    monkeypatch.setattr(benchmark, "missing_files", lambda *_: [])
+    monkeypatch.setattr(benchmark, "write_json", lambda report, args: written.append(len(report.rows)))
+    flags = ["--contenders", "sd-zoo,sd-zoo-uncaptured", "--device", "cpu", "--repeat", "3", "--starts", "1"]
+    assert benchmark.main(["--tiny", *flags, "--together", "4", "--start-at-once", "--folder", str(tmp_path)]) == 0
+    assert written == [4, 4 + 6, 4 + 6]
+    steps = [(name, what["count"]) for name, unit, what in asked if unit == "steps"]
+    assert sorted(steps[:2]) == [("sd-zoo", 1), ("sd-zoo-uncaptured", 1)]
+    assert steps[2:] == 4 * [("sd-zoo", 4), ("sd-zoo-uncaptured", 4)]
+    assert sum(unit == "load" for _, unit, _ in asked) == 2
+
+
+def test_the_mean_of_steps_that_were_asked_for_together_counts():
+    contender = benchmark_workers.CONTENDERS["sd-zoo"](OPTIONS)
+    done = []
+    contender.step = lambda: done.append(1)
+    assert set(benchmark_workers.answer_to(contender, {"unit": "steps", "count": 3})) == {"seconds"}
+    assert len(done) == 3
+
+
+def test_on_a_gpu_diffusers_is_tuned_as_its_documentation_advises_and_predicts_the_same(theirs, monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "conv_1x1_as_mm", False)
+    given = torch.randn(2, 4, 8, 8), torch.tensor(5), torch.randn(2, 77, 64)
+    expected = theirs.unet(*given).sample
+    kinds = {name: kind(OPTIONS) for name, kind in benchmark_workers.CONTENDERS.items() if "diffusers" in name}
+    pipes = {name: deepcopy(theirs) for name in kinds}
+    for name, contender in kinds.items():
+        contender.torch = torch
+        contender.tune(pipes[name], on_gpu=True)
+        assert config.conv_1x1_as_mm == (name == "diffusers-compiled")
+        assert getattr(pipes[name], "fusing_unet", False) == (name != "diffusers")
+        compiled, pipes[name].unet._compiled_call_impl = pipes[name].unet._compiled_call_impl, None
+        assert (compiled is not None) == (name == "diffusers-compiled")
+        assert (pipes[name].unet(*given).sample - expected).abs().max() < 1e-5
+    assert list(kinds) == ["diffusers", "diffusers-tuned", "diffusers-compiled"]
+
+
 def test_the_compiled_contender_has_the_same_file_and_is_loaded_compiled(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("sd.load", lambda path, **options: asked.append(options["compile"]), raising=False)
@@ -138,6 +207,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
     flags = ["--contenders", "sd-zoo,diffusers", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
+    flags += ["--together", "2", "--logs", str(tmp_path)]
     assert benchmark.main(["--tiny", "--repeat", "1", "--threads", "1", *flags, *files]) == 0
     told = json.loads((tmp_path / "x.json").read_text())
     assert told["left_out"] == {}
@@ -158,6 +228,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     assert sum(line.startswith("sd-zoo") for line in lines) == 3  # its versions, and a line in both tables
     with Image.open(tmp_path / "x.png") as drawn:
         assert drawn.size[0] > 500
+    assert (tmp_path / "sd-zoo.log").exists()
 
 
 @pytest.mark.parametrize(
@@ -165,7 +236,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     [
         (
             ["--contenders", "sd-zoo,rust"],
-            "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-compiled,",
+            "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-uncaptured,",
         ),
         (["--contenders", "sd-zoo,sd-zoo"], "--contenders names one twice"),
         (["--sizes", "500"], "--sizes 500x500: width 500 is not a multiple of 8"),
@@ -173,7 +244,10 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
         (["--repeat", "0"], "--repeat 0 is out of range: 1 to 400"),
         (["--steps", "0"], "--steps 0 is out of range"),
         (["--threads", "0"], "--threads 0 is out of range"),
+        (["--starts", "0"], "--starts 0 is out of range: 1 to 400"),
+        (["--together", "501"], "--together 501 is out of range: 1 to 500"),
         (["--device", "tpu"], "device 'tpu' is not available here"),
+        (["--logs", "nowhere"], "--logs nowhere is no folder. Make it first."),
         (["--folder", "nowhere"], "--folder nowhere is no folder. Make it first."),
         (["--json", "x.txt"], "--json x.txt cannot be written: give a .json file in a folder that exists."),
         (["--plot", "there.png"], "--plot there.png exists already"),
@@ -207,3 +281,13 @@ def test_openvino_s_networks_answer_as_diffusers_do(tmp_path):
     told = json.loads((tmp_path / "x.json").read_text())
     assert told["left_out"] == {}
     assert told["differences"]["64x64, batch 1"]["openvino"] < BOUNDS["fp32"]
+
+
+def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
+    benchmark_parts.main(["--tiny", "--size", "64", "--rounds", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in lines) if len(cells) > 5}
+    names = ["plain", "halves shared", "packed convolutions", "both, as pictures are made"]
+    assert list(rows)[-4:] == names
+    assert "".join(rows["plain"]).split()[2:] == ["1.00", "0.0e+00"]
+    assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -89,6 +89,7 @@ def explain(
     for option in ("low_memory", "compile"):
         if getattr(model.execution.options, option):
             raise ValueError(f"a model that was loaded with {option} cannot be explained: load it without")
+    model = replace(model, execution=model.execution.for_watching())
     recorder = Recorder(model, settings, attention=attention)
 
     def step_done(latents: Tensor) -> None:

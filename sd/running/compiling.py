@@ -10,8 +10,11 @@ gates, sums and joined skips become loops that go through memory once, where eac
   not see when they change. And PyTorch 2.13 leaves such programs out of its cache on the disk: every process would
   compile anew.
 - Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
-- On CUDA, kernels are chosen by trying ("max-autotune"), without CUDA graphs. A graph leaves its result where its next
-  run leaves it again, while samplers with a memory keep predictions; and it belongs to one thread.
+- On CUDA, convolutions, linear layers and attention are those of NVIDIA's libraries; of cuDNN's convolutions, the
+  fastest is found by trying when a size is first met. PyTorch's compiler can try kernels of its own for them, too
+  ("max-autotune"), for minutes; `AUTOTUNED` has these options, which only the benchmark uses.
+- PyTorch's own CUDA graphs are off. Such a graph leaves its result where its next run leaves it again, while samplers
+  with a memory keep predictions; so `sd.running.captured` makes them.
 - The VAE is not compiled: it runs once a picture, which a program for each size would hardly pay for.
 
 PyTorch's compiler takes seconds to import, so nothing here does that before it is needed.
@@ -39,8 +42,14 @@ from sd.unet import UNet
 Forward = Callable[..., Tensor]
 
 
+CUDA_OPTIONS = {"conv_1x1_as_mm": True}  # the shortcuts of residual blocks are matrix products
 # the mode "max-autotune-no-cudagraphs", without its tables of everything that was tried
-CUDA_OPTIONS = {"max_autotune": True, "coordinate_descent_tuning": True, "autotune_num_choices_displayed": 0}
+AUTOTUNED = {
+    **CUDA_OPTIONS,
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "autotune_num_choices_displayed": 0,
+}
 
 
 def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
@@ -87,7 +96,7 @@ class CompiledUNet:
             self._programs[key] = self._program(packed, guided, tile)
         done = False
         try:
-            with torch.no_grad(), packed_at_hand(packed), exchanged(self._programs[key]):
+            with torch.no_grad(), packed_at_hand(packed), exchanged(self._programs[key]), fastest_convolutions():
                 yield
             done = True
         except RuntimeError as error:
@@ -110,6 +119,17 @@ class CompiledUNet:
         except RuntimeError as error:  # a version of Python that PyTorch's compiler does not know, for example
             raise SettingError("compile", f"does not work here: {reason_of(error)}. Leave it out.") from error
         return forwards
+
+
+@contextmanager
+def fastest_convolutions() -> Iterator[None]:
+    """As long as it lasts, cuDNN tries its algorithms for each new shape and remembers which is the fastest."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _plain(unet: UNet) -> Forward:

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from sd.running.captured import CapturedUNet, Recorder
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions
@@ -31,6 +32,8 @@ class Execution:
     visited   where each network computes, if its weights rest elsewhere and go there only while it is used
     packed    the UNet's convolutions, where they are packed already
     compiler  in place of PyTorch's, see `sd.running.compiling.CompiledUNet`
+    recorder  in place of CUDA's, see `sd.running.captured.CapturedUNet`
+    watched   somebody looks at what happens in the UNet, or between two steps: it is neither compiled nor captured
 
     on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
                 them; with guidance, B is twice the number of pictures
@@ -42,9 +45,13 @@ class Execution:
         visited: torch.device | None = None,
         packed: PackedConvolutions | None = None,
         compiler: Callable[[Forward], Forward] | None = None,
+        recorder: Recorder | None = None,
+        watched: bool = False,
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
         self.compiler, self.compiled = compiler, None
+        self.recorder, self.captured = recorder, None
+        self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
         self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
         self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
@@ -128,12 +135,37 @@ class Execution:
         part: int = 0,
     ) -> Tensor:
         """The same for one part of the rows; see `_parts`."""
-        with self._one_thread, ExitStack() as changes:
-            if self.options.compile and reused is None and not merge:
-                x, context = x.contiguous(), context.contiguous()
-                program = self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile)
-                changes.enter_context(program)
+        same_each_time = reused is None and not merge and not self.watched
+
+        def compiled(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            x, context = x.contiguous(), context.contiguous()
+            with self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile):
                 return unet(x, timestep, context)
+
+        def plain(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            with self._changed(unet, x, guided=guided, tile=tile, reused=reused, merge=merge, part=part):
+                return unet(x, timestep, context)
+
+        predict = compiled if self.options.compile and same_each_time else plain
+        with self._one_thread:
+            if same_each_time and self.captures(x.device) and not torch.is_grad_enabled():
+                return self._captured(unet).predict(predict, x, timestep, context, kind=(guided, tile))
+            return predict(x, timestep, context)
+
+    @contextmanager
+    def _changed(
+        self,
+        unet: UNet,
+        x: Tensor,
+        *,
+        guided: bool,
+        tile: str,
+        reused: ReusedFeatures | None,
+        merge: float,
+        part: int,
+    ) -> Iterator[None]:
+        """As long as it lasts, the functions of the network are those for such a prediction, without a compiler."""
+        with ExitStack() as changes:
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
             changes.enter_context(seamless(unet, tile))
@@ -143,7 +175,15 @@ class Execution:
                 changes.enter_context(reused.applied(unet, part))
             if merge:
                 changes.enter_context(tokens_merged(unet, merge, x))
-            return unet(x, timestep, context)
+            yield
+
+    def captures(self, device: torch.device) -> bool:
+        """Whether predictions on that device are captured (`sd.running.captured`), as far as they are always alike.
+
+        Then a step is begun before the one before it is known to be done, see `LatentDiffusion.sample`.
+        """
+        on_gpu = device.type == "cuda" or self.recorder is not None
+        return on_gpu and not self.options.low_memory and not self.watched
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
         """`VAE.encode`."""
@@ -166,10 +206,15 @@ class Execution:
             self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
         return self.compiled
 
+    def _captured(self, unet: UNet) -> CapturedUNet:
+        if self.captured is None or self.captured.network is not unet:
+            self.captured = CapturedUNet(unet, self.recorder)
+        return self.captured
+
     def _about_to_compile(self, shape: torch.Size) -> None:
         if self.on_compile:
             self.on_compile(shape)
 
-    def without_compiling(self) -> "Execution":
-        """The same with the UNet as it is."""
-        return Execution(replace(self.options, compile=False), self.visited, self.packed)
+    def for_watching(self) -> "Execution":
+        """The same with the UNet as it is, so that everything in it can be seen, step by step."""
+        return Execution(replace(self.options, compile=False), self.visited, self.packed, watched=True)
