@@ -1,6 +1,7 @@
 """The commands as a user meets them: run as processes where streams and signals matter, called directly elsewhere."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -182,6 +183,11 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
     refused(txt2img("--from-file", "jobs.txt"), *parts)
 
 
+def test_lines_of_standard_input_are_called_so(txt2img, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'a\n{"prompt": "a", "stepps": 3}\n')))
+    refused(txt2img("--from-file", "-"), "standard input, line 2: 'stepps' does not exist. Did you mean steps?")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -200,6 +206,7 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
         (["a", "--zero-terminal-snr"], ["--zero-terminal-snr needs a model that predicts v; this one predicts eps."]),
         (["a", "--guidance-rescale", "2"], ["--guidance-rescale 2.0 is out of range: 0 to 1."]),
         (["a", "--steps", "0"], ["--steps 0 is out of range: 1 to 1000."]),
+        (["a", "--precision", "fp61"], ["--precision fp61 does not exist. Did you mean fp16? There are: auto, bf16, "]),
         (["a", "--steps", "many"], ["argument --steps/--ddim_steps: invalid int value: 'many'", "sd txt2img --help"]),
         (["a", "--stepps", "3"], ["--stepps is not a flag of sd txt2img. Did you mean --steps?"]),
         (["a", "--step", "3"], ["--step is not a flag", "Did you mean --steps?"]),

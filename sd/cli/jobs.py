@@ -37,7 +37,7 @@ def read_lines(args: argparse.Namespace, spellings: dict[str, str]) -> list[Line
         return [Line("", {"prompt": sources[0]})]
     lines = []
     for number, line in enumerate(read_text("--from-file", args.from_file).split("\n"), 1):
-        where = f"{args.from_file}, line {number}: "
+        where = f"{shown_source(args.from_file)}, line {number}: "
         line = line.strip()
         if line:
             lines.append(Line(where, json_settings(where, line, spellings) if line[0] == "{" else {"prompt": line}))
@@ -63,7 +63,11 @@ def read_text(flag: str, file: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{file}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
+        raise UsageError(f"{shown_source(file)}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
+
+
+def shown_source(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
