@@ -1,7 +1,7 @@
 """Compare the two ways of inpainting: a network that is shown what is kept, and an ordinary one with blending.
 
     python scripts/train_inpainting.py runs/inpainting
-    python scripts/score_inpainting.py runs/inpainting/model.ckpt scores/
+    python scripts/score_inpainting.py runs/inpainting/model.ckpt scores/inpainting
 
 Pictures of one thing, all of it masked, and prompts for another one in its place. What the results show is found by
 plain image analysis: whether there is one thing, of the colour and shape asked for, on the old background. Written are

@@ -2,7 +2,7 @@
 
     python scripts/train_inpainting.py runs/inpainting
     python scripts/train_inpainting.py runs/inpainting --model runs/tiny/model.ckpt --steps 3000
-    python scripts/score_inpainting.py runs/inpainting/model.ckpt
+    python scripts/score_inpainting.py runs/inpainting/model.ckpt scores/inpainting
 
 The VAE and the text encoder stay as they are. The same command goes on where it was stopped. The result is
 `model.ckpt` in the folder, in the original layout, for `sd inpaint`.

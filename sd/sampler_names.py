@@ -45,6 +45,12 @@ SCHEDULES = {  # ours -> as other tools write it, and other hands' names
     "simple": ("Simple", ""),
     "beta": ("Beta", ""),
 }
+# Pairs that run as all others do, and that nobody should choose, with the reason; None stands for every schedule.
+SENSELESS = {
+    ("lcm", None): "is for networks distilled for it; with others, pictures are blurred or plain",
+    ("plms", "karras"): "has weights for timesteps at one distance; at others its order is 1 (lms has weights for all)",
+}
+SENSELESS |= dict.fromkeys([("plms", "exponential"), ("plms", "beta")], SENSELESS["plms", "karras"])
 CUSTOM = "custom"  # the schedule of those who give sigmas of their own
 
 
@@ -81,6 +87,14 @@ def sampler_name(text: str) -> tuple[str, str | None] | None:
 def schedule_name(text: str) -> str | None:
     """Ours for anybody's name of a schedule; None for no name."""
     return SCHEDULE_SPELLINGS.get(re.sub(r"_?scheduler$", "", plain(text)))
+
+
+def objection(sampler: str, schedule: str) -> str | None:
+    """Why a sampler should not be used with a schedule, after the sampler's name; None where nothing speaks against it.
+
+    Both by our own names.
+    """
+    return SENSELESS.get((sampler, None)) or SENSELESS.get((sampler, schedule))
 
 
 def final_alpha(sampler: str, schedule: str) -> str:

@@ -1,6 +1,7 @@
 """What a picture is made from: checked before any weight is read, stored in the picture, shown to other tools."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 
@@ -230,20 +231,24 @@ class Settings:
         """Whether parts of the UNet run in another way than its file says. Then a compiled one is of no use."""
         return self.reuse_features > 1 or self.merge_tokens > 0
 
-    def goes_with(self, other: "Settings") -> bool:
-        """Whether the two pictures can be made in one batch: they differ in prompts, seeds and variations only.
+    @property
+    def shared(self) -> tuple:
+        """What must be the same in all pictures of a batch: everything but prompts, seeds and variations.
 
         Where features are reused, the words must also change at the same steps, since all of a batch is then computed.
         """
         own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
-        alike = self == replace(other, **{name: getattr(self, name) for name in own})
-        return alike and (self.reuse_features == 1 or self._word_changes() == other._word_changes())
+        values = tuple(getattr(self, name) for name in FIELDS if name not in own)
+        return values if self.reuse_features == 1 else (*values, *self._word_changes())
 
-    def _word_changes(self) -> list[set[int]]:
+    def goes_with(self, other: "Settings") -> bool:
+        """Whether the two pictures can be made in one batch."""
+        return self.shared == other.shared
+
+    def _word_changes(self) -> list[frozenset[int]]:
         """For each pass: the steps at which a prompt is another text than at the step before."""
         return [
-            {step for texts in each.texts_by_step() for step in range(1, each.steps) if texts[step] != texts[step - 1]}
-            for each in self.passes()
+            frozenset(step for texts in each.texts_by_step() for step in changes_of(texts)) for each in self.passes()
         ]
 
     def passes(self) -> list["Settings"]:
@@ -327,6 +332,11 @@ class Settings:
             "Hires steps": self.hires_steps,
             "Hires upscaler": UPSCALES[self.hires_upscale],
         }
+
+
+def changes_of(texts: Sequence[str]) -> list[int]:
+    """The steps, counted from 0, at which there is another text than at the step before."""
+    return [step for step, (before, now) in enumerate(pairwise(texts), 1) if before != now]
 
 
 def _quoted(value: object) -> str:

@@ -1,6 +1,7 @@
 """The commands as a user meets them: run as processes where streams and signals matter, called directly elsewhere."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from PIL import Image
 import sd
 from sd.cli.jobs import group
 from sd.config import SD_V1_INPAINTING
+from sd.pipeline import StableDiffusion
 from sd.settings import Settings
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "2"]
@@ -133,10 +135,10 @@ def test_prompts_are_plain_where_asked(txt2img, tmp_path):
 
 def test_batches_hold_prompts_of_the_same_length_only(txt2img, tmp_path):
     (tmp_path / "jobs.txt").write_text("a\nb\na BREAK b\na\n")
-    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1, "-b", 2, "--count", 1)
-    assert (code, len(out)) == (0, 8)
-    alone = txt2img("a BREAK b", "--seed", 5)[1][0]
-    there, here = Image.open(out[4]).tobytes(), Image.open(alone).tobytes()
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1, "-b", 4)
+    assert (code, [settings_of(path)["seed"] for path in out]) == (0, [1, 2, 4, 3])
+    alone = txt2img("a BREAK b", "--seed", 3)[1][0]
+    there, here = Image.open(out[3]).tobytes(), Image.open(alone).tobytes()
     assert max(abs(a - b) for a, b in zip(there, here, strict=True)) <= 1
 
 
@@ -157,9 +159,31 @@ def test_prompts_from_a_file_with_settings_of_their_own(txt2img, tmp_path):
     assert [s["steps"] for s in settings] == [2, 2, 1]
 
 
-def test_pictures_are_grouped_by_what_they_share():
-    jobs = [Settings(prompt="", width=64, height=64, seed=s, steps=n) for s, n in enumerate([1, 1, 1, 2, 2, 1])]
-    assert [[job.seed for job in batch] for batch in group(jobs, 2, lambda _: 1)] == [[0, 1], [2], [3, 4], [5]]
+def test_pictures_are_grouped_by_what_they_share_wherever_they_stand():
+    jobs = [Settings(prompt="", width=64, height=64, seed=s, steps=n) for s, n in enumerate([1, 2, 1, 1, 2, 1, 3])]
+    assert group(jobs, 2, lambda _: 1) == [[0, 2], [1, 4], [3, 5], [6]]
+    assert group(jobs, 9, lambda job: job.seed % 2) == [[0, 2], [1], [3, 5], [4], [6]]
+    assert group(jobs, 1, lambda _: 1) == [[i] for i in range(7)]
+
+
+def test_lines_of_one_size_are_made_together_and_named_and_shown_in_their_order(txt2img, tmp_path, monkeypatch):
+    sizes = [64, 72, 64, 72, 64]
+    (tmp_path / "jobs.txt").write_text("\n".join(f'{{"prompt": "{i}", "width": {w}}}' for i, w in enumerate(sizes)))
+    batches, make = [], StableDiffusion.make
+
+    def watched(model, batch, *others, **options):
+        batches.append([job.prompt for job in batch])
+        return make(model, batch, *others, **options)
+
+    monkeypatch.setattr(StableDiffusion, "make", watched)
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 7, "-b", 2, "--grid", "-o", "x/{index}.png")
+    assert code == 0
+    assert batches == [["0", "2"], ["1", "3"], ["4"]]
+    assert out == ["x/1.png", "x/3.png", "x/2.png", "x/4.png", "x/5.png", "x/grid-1.png"]
+    stored = [settings_of(f"x/{i}.png") for i in range(1, 6)]
+    assert [(each["prompt"], each["seed"]) for each in stored] == [(str(i), 7 + i) for i in range(5)]
+    with Image.open("x/grid-1.png") as sheet, Image.open("x/3.png") as third:
+        assert sheet.crop((144, 0, 208, 64)).tobytes() == third.convert("RGB").tobytes()
 
 
 @pytest.mark.parametrize(
@@ -182,6 +206,11 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
     refused(txt2img("--from-file", "jobs.txt"), *parts)
 
 
+def test_lines_of_standard_input_are_called_so(txt2img, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'a\n{"prompt": "a", "stepps": 3}\n')))
+    refused(txt2img("--from-file", "-"), "standard input, line 2: 'stepps' does not exist. Did you mean steps?")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -200,6 +229,7 @@ def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
         (["a", "--zero-terminal-snr"], ["--zero-terminal-snr needs a model that predicts v; this one predicts eps."]),
         (["a", "--guidance-rescale", "2"], ["--guidance-rescale 2.0 is out of range: 0 to 1."]),
         (["a", "--steps", "0"], ["--steps 0 is out of range: 1 to 1000."]),
+        (["a", "--precision", "fp61"], ["--precision fp61 does not exist. Did you mean fp16? There are: auto, bf16, "]),
         (["a", "--steps", "many"], ["argument --steps/--ddim_steps: invalid int value: 'many'", "sd txt2img --help"]),
         (["a", "--stepps", "3"], ["--stepps is not a flag of sd txt2img. Did you mean --steps?"]),
         (["a", "--step", "3"], ["--step is not a flag", "Did you mean --steps?"]),

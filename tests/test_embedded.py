@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import sd
 from convert.names import original_names
@@ -19,7 +19,7 @@ from sd.cli import main
 from sd.embedded import embedded_model
 from sd.settings import Settings
 from sd.training.analysis import analyse
-from sd.training.scoring import one_thing, shares, shuffle_words, two_things, verdicts
+from sd.training.scoring import one_thing, other_things, shares, shuffle_words, two_things, verdicts
 from sd.training.shapes import ShapesDataset
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +86,36 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(options, most):
         (alone,) = make(model, [request], steps=5)
         difference = np.asarray(alone).astype(int) - np.asarray(picture)
         assert np.abs(difference).max() <= most
+
+
+def test_what_is_repainted_follows_the_prompt_and_all_else_keeps_every_bit(model):
+    """An ordinary network, with blending: pictures of one thing under the mask, and a prompt for another one there."""
+    wanted = other_things(6, model.config.native_size)
+    made = [
+        model.inpaint(each.request.prompt, each.picture, each.mask, seed=each.request.seed, steps=20)[0]
+        for each in wanted
+    ]
+    for each, picture in zip(wanted, made, strict=True):
+        kept = np.asarray(each.mask.filter(ImageFilter.MaxFilter(2 * 12 + 1))) == 0  # the blur reaches 12 pixels
+        assert kept.mean() > 0.05
+        assert np.array_equal(np.asarray(picture)[kept], np.asarray(each.picture)[kept])
+    found = shares(list(verdicts(made, [each.request for each in wanted])))
+    assert found["background"] == 1
+    assert found["colour"] >= 0.8
+    assert found["all"] >= 0.5  # by chance, 0
+
+
+def test_the_stronger_image_to_image_is_the_farther_it_goes_from_the_picture(model):
+    """Strength 0 gives what the VAE makes of it; 1 is text to picture, to the bit."""
+    picture = other_things(1, model.config.native_size)[0].picture
+    options = {"seed": 4, "steps": 20}
+    prompt = "a green star on a white background"
+    made = [model.img2img(prompt, picture, strength=strength, **options)[0] for strength in (0, 0.2, 0.4, 0.6, 1)]
+    distances = [np.abs(np.asarray(each).astype(int) - np.asarray(picture)).mean() for each in made]
+    assert distances[:4] == sorted(distances[:4])  # at 1, a new picture: as far as it happens to be
+    assert distances[0] < 10 < 20 < min(distances[3:])
+    (plain,) = model.txt2img(prompt, **options)
+    assert np.array_equal(np.asarray(made[-1]), np.asarray(plain))
 
 
 def test_fresh_pictures_come_back_from_their_latents():

@@ -1,6 +1,8 @@
 """The texts that other tools write into pictures, read as settings of ours; and ours, read by others."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import refused, settings_of
@@ -160,6 +162,15 @@ def test_like_makes_the_same_file_and_flags_beside_it_win(run, tiny_ckpt):
     _, (changed,), _ = run("txt2img", "a cat", "--like", first, "-m", tiny_ckpt, "--plms", "--seed", 6)
     stored = settings_of(changed)
     assert [stored[name] for name in ("prompt", "sampler", "seed", "height")] == ["a cat", "plms", 6, 72]
+
+
+def test_like_needs_nothing_that_another_command_did_before(tmp_path):
+    """In a process of its own: Pillow knows its formats only after it was asked for them."""
+    save(tmp_path / "theirs.png", parameters="a cat\nSteps: 2, Sampler: Euler, Seed: 9, Size: 64x64")
+    code = "from pathlib import Path; from sd.pictures.texts import read_foreign_texts; "
+    code += "print(read_foreign_texts(Path('theirs.png'))['parameters'])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("a cat\nSteps: 2"), result.stderr
 
 
 def test_like_takes_the_text_of_another_tool_and_says_what_it_could_not_use(run, tiny_ckpt, tmp_path):

@@ -101,6 +101,10 @@ def test_the_drawn_seed_of_a_stopped_run_is_found(tmp_path):
     for i, job in enumerate(plan(900)[:3]):
         leave(names.path(job, 11 + i), job)
     assert stopped_seed(names, plan, always) == 900
+    leave(names.path(plan(900)[3], 14), plan(900)[3])
+    assert stopped_seed(names, plan, always) is None
+    names.path(plan(900)[2], 13).unlink()  # batches are not made in the order of the lines
+    assert stopped_seed(names, plan, always) == 900
 
 
 def test_only_the_half_written_files_of_these_names_are_removed(tmp_path):
@@ -112,7 +116,7 @@ def test_only_the_half_written_files_of_these_names_are_removed(tmp_path):
 
 def test_the_same_command_goes_on_and_says_what_is_there(run, tiny_ckpt, tmp_path):
     (tmp_path / "jobs.txt").write_text("a\nb\nc\n")
-    command = ["txt2img", "--from-file", "jobs.txt", "-m", tiny_ckpt, *SMALL, "-b", 2, "-o", "x/"]
+    command = ["txt2img", "--from-file", "jobs.txt", "-m", tiny_ckpt, *SMALL, "--count", 2, "-b", 2, "-o", "x/"]
     code, out, err = run(*command)
     assert (code, len(out)) == (0, 6)
     whole = {name: (tmp_path / "x" / name).read_bytes() for name in os.listdir("x")}
@@ -134,7 +138,7 @@ def test_the_same_command_goes_on_and_says_what_is_there(run, tiny_ckpt, tmp_pat
 @pytest.mark.slow
 def test_a_thousand_pictures_are_the_same_however_often_the_run_is_killed(tmp_path, tiny_ckpt):
     """Three kills -9 at random; then folder by folder, name by name, byte by byte."""
-    lines = [json.dumps({"prompt": f"picture {i}", "steps": 1 + i % 2}) for i in range(250)]  # four pictures of each
+    lines = [json.dumps({"prompt": f"picture {i}", "steps": 1 + i % 2}) for i in range(1000)]  # in batches by turns
     (tmp_path / "jobs.txt").write_text("\n".join(lines))
     command = [sys.executable, "-m", "sd", "txt2img", "--from-file", "../jobs.txt", "-m", str(tiny_ckpt), "-b", "4"]
     command += ["-W", "64", "-H", "64", "--precision", "fp32", "--guidance-scale", "1", "--sampler", "euler_a"]

@@ -1,9 +1,12 @@
 """Names of samplers and schedules: everybody's spellings, and where runs end."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from sd import sampler_names, samplers, spacing
-from sd.sampler_names import SAMPLERS, SCHEDULES, final_alpha, plain, sampler_name, schedule_name
+from sd.sampler_names import SAMPLERS, SCHEDULES, SENSELESS, final_alpha, objection, plain, sampler_name, schedule_name
 
 
 def test_the_table_has_the_samplers_and_schedules_that_exist():
@@ -86,3 +89,23 @@ def test_other_hands_schedules_are_known(text, expected):
 def test_only_the_originals_samplers_with_its_schedule_end_with_a_little_noise():
     ends = {(name, schedule): final_alpha(name, schedule) for name in SAMPLERS for schedule in SCHEDULES}
     assert [pair for pair, end in ends.items() if end == "first"] == [("ddim", "leading"), ("plms", "leading")]
+
+
+def test_the_documentation_names_every_sampler_and_schedule_and_what_makes_no_sense():
+    page = (Path(__file__).parents[1] / "docs" / "samplers.md").read_text()
+    for name, row in SAMPLERS.items():
+        (line,) = re.findall(rf"^\| \[`{name}`\].*$", page, re.MULTILINE)
+        cells = [cell.strip() for cell in line.split("|")]
+        assert (cells[3], cells[4]) == (row.schedule, str(row.predictions))
+        noise = "always" if name in ("ddpm", "lcm") else "" if row.eta is None else f"`--eta`, {row.eta:g}"
+        assert cells[6] == noise
+    assert all(re.search(rf"^\| `{name}` \|", page, re.MULTILINE) for name in SCHEDULES)
+    for sampler, schedule in SENSELESS:
+        assert re.search(rf"^\| `{sampler}` \| [a-z, ]*\b{schedule or 'all'}\b", page, re.MULTILINE)
+
+
+def test_an_objection_is_to_a_sampler_or_to_a_pair():
+    assert "distilled" in objection("lcm", "trailing")
+    assert "at one distance" in objection("plms", "beta")
+    assert objection("plms", "leading") is None
+    assert all(sampler in SAMPLERS and schedule in (None, *SCHEDULES) for sampler, schedule in SENSELESS)

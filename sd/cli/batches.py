@@ -67,19 +67,18 @@ def make(
             say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
     labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
 
-    def chunks(job: Settings) -> list[int]:
-        return [model.chunk_count(each) for each in job.passes()]
+    def chunks(job: Settings) -> tuple[int, ...]:
+        return tuple(model.chunk_count(each) for each in job.passes())
 
-    numbers = iter(range(len(jobs)))
-    batches = [(batch, [next(numbers) for _ in batch]) for batch in group(jobs, args.batch_size, chunks)]
+    batches = [([jobs[i] for i in mine], mine) for mine in group(jobs, args.batch_size, chunks)]
     passes = [each for batch, mine in batches if not there.issuperset(mine) for each in batch[0].passes()]
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     sheet = args.grid or args.grid_columns
-    kept, failed = [], 0
+    kept, failed = {}, 0  # by the number of the job
     with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
         for batch, mine in batches:
             if there.issuperset(mine):
-                kept += [Image.open(paths[i]).convert("RGB") for i in mine] if sheet else []
+                kept |= {i: Image.open(paths[i]).convert("RGB") for i in mine} if sheet else {}
                 continue
             started = time.perf_counter()
             clean = [] if args.save_steps else None
@@ -114,8 +113,8 @@ def make(
                     continue
                 bar.clear()
                 report(args, event="picture", path=path, seed=job.seed, ms=milliseconds)
-            kept += pictures if sheet else []
-    return kept, failed
+            kept |= dict(zip(mine, pictures, strict=True)) if sheet else {}
+    return [kept[i] for i in sorted(kept)], failed
 
 
 def report(args: argparse.Namespace, *, event: str, path: Path, **values: object) -> None:

@@ -12,7 +12,7 @@ from convert.errors import counted, shown, shown_list
 from sd.cli.errors import UsageError, complain
 from sd.embedded import embedded_model
 from sd.sampler_names import SAMPLERS, SCHEDULES
-from sd.settings import DEFAULT_STEPS
+from sd.settings import DEFAULT_STEPS, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +36,13 @@ class Parser(argparse.ArgumentParser):
         else:
             message = message.rstrip(".") + "."
         raise UsageError(f"{message} See {self.prog} --help.")
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:
+        """What argparse does with the choices of a flag, in the words of all other names."""
+        if action.choices is not None and value not in action.choices:
+            long = [flag for flag in action.option_strings if flag.startswith("--")]
+            name = long[0] if long else action.metavar or action.dest
+            raise UsageError(f"{name} {value} {nearest(value, action.choices)} See {self.prog} --help.")
 
 
 def numbers(text: str) -> tuple[float, ...]:

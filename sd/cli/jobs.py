@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def read_lines(args: argparse.Namespace, spellings: dict[str, str]) -> list[Line
         return [Line("", {"prompt": sources[0]})]
     lines = []
     for number, line in enumerate(read_text("--from-file", args.from_file).split("\n"), 1):
-        where = f"{args.from_file}, line {number}: "
+        where = f"{shown_source(args.from_file)}, line {number}: "
         line = line.strip()
         if line:
             lines.append(Line(where, json_settings(where, line, spellings) if line[0] == "{" else {"prompt": line}))
@@ -63,7 +63,11 @@ def read_text(flag: str, file: str) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{file}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
+        raise UsageError(f"{shown_source(file)}, line {line}: is no UTF-8 text. Save the file as UTF-8.") from None
+
+
+def shown_source(file: str) -> str:
+    return "standard input" if file == "-" else file
 
 
 def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
@@ -87,6 +91,11 @@ def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict:
     return own
 
 
+def pictures_each(args: argparse.Namespace) -> int:
+    """How many pictures a prompt gets: of a file's lines, which fill batches together, --count each."""
+    return args.count if args.from_file is not None else args.count * args.batch_size
+
+
 def plan(
     args: argparse.Namespace, lines: Sequence[Line], seed: int, native: int, *, once: bool = False
 ) -> list[Settings]:
@@ -94,7 +103,7 @@ def plan(
 
     once  only one for each line: enough to find what is wrong with the settings
     """
-    repeats = 1 if once else args.count * args.batch_size
+    repeats = 1 if once else pictures_each(args)
     common = {
         "negative_prompt": args.negative_prompt,
         "plain_prompts": args.plain_prompts,
@@ -143,20 +152,19 @@ def size_of(args: argparse.Namespace, settings: Mapping[str, object], native: in
     }
 
 
-def group(
-    jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], object]
-) -> Iterator[list[Settings]]:
-    """Neighbouring jobs that differ in prompts and seeds only, at most batch_size at a time.
+def group(jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], Hashable]) -> list[list[int]]:
+    """The numbers of the jobs that are made at the same time, at most batch_size of them.
+
+    They differ in prompts and seeds only, and need not be neighbours. Batches come in the order of their first jobs.
 
     chunk_count  how many chunks a job's prompts take; the same in a batch
     """
-    batch: list[Settings] = []
-    chunks = None
-    for job in jobs:
-        mine = chunk_count(job)
-        if batch and (not job.goes_with(batch[0]) or mine != chunks or len(batch) == batch_size):
-            yield batch
-            batch = []
-        batch.append(job)
-        chunks = mine
-    yield batch
+    batches: list[list[int]] = []
+    newest: dict[Hashable, list[int]] = {}
+    for number, job in enumerate(jobs):
+        kind = (job.shared, chunk_count(job))
+        if len(newest.get(kind, ())) in (0, batch_size):
+            newest[kind] = []
+            batches.append(newest[kind])
+        newest[kind].append(number)
+    return batches

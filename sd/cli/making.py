@@ -12,7 +12,7 @@ from sd.cli import step_files
 from sd.cli.batches import Beginning, make, report
 from sd.cli.errors import JobError, UsageError
 from sd.cli.flags import Parser, bar_hidden, describe_checkpoint, say
-from sd.cli.jobs import Line, plan, read_lines
+from sd.cli.jobs import Line, pictures_each, plan, read_lines
 from sd.cli.making_flags import setting_spellings
 from sd.cli.outputs import grid_path, name_pictures, picture_paths
 from sd.cli.resuming import pictures_there, same_facts, stopped_seed
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     given_seed, seed = args.seed, secrets.randbits(32) if args.seed is None else args.seed
     varied = draw_variation_seed(args, lines)
     step_files.check(args)
-    number = len(lines) * args.count * args.batch_size
+    number = len(lines) * pictures_each(args)
     if number > MOST_PICTURES:
         raise UsageError(
             f"--count x --batch-size asks for {number} pictures; at most {MOST_PICTURES} are made in a run."

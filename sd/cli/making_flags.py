@@ -30,9 +30,11 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
                          help="variation seed of the first picture; the next ones count on from it (default: drawn, "
                          "printed and stored)")  # fmt: skip
     picture.add_argument("--count", "--n_iter", type=int, default=1, metavar="N",
-                         help="batches of each prompt; makes N x batch size pictures (default: 1)")  # fmt: skip
+                         help="batches of the prompt, N x batch size pictures; with --from-file, pictures of each line "
+                         "(default: 1)")  # fmt: skip
     picture.add_argument("-b", "--batch-size", "--n_samples", type=int, default=1, metavar="N",
-                         help="pictures made at the same time, in each batch (default: 1)")  # fmt: skip
+                         help="pictures made at the same time; with --from-file, of lines that share size and "
+                         "settings, wherever they stand (default: 1)")  # fmt: skip
 
     picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
                          help="the picture goes on at its other side, so that copies fit together: along x, y, or both "

@@ -62,23 +62,23 @@ def stopped_seed(names: Names, plan: Callable[[int], Sequence[Settings]], same: 
 
     plan  from a seed to the jobs of a run with it
 
-    Such a run left the first of its pictures, and not the last one. Of several, the one that wrote last is meant.
+    Such a run left the first of its pictures, and not all. Of several, the one that wrote last is meant.
     """
     at_0, at_1 = plan(0), plan(1)
     drawn = [i for i, (one, other) in enumerate(zip(at_0, at_1, strict=True)) if one.seed != other.seed]
     if not drawn:
         return None
     found = {settings: path for path, settings in stored_in(names.folder.glob("*.png"), names, same)}
-    first, last = at_0[drawn[0]], at_0[drawn[-1]]
+    first = at_0[drawn[0]]
     newest, seed = 0.0, None
     for settings, path in found.items():
         base = settings.seed - first.seed
         if base < 0 or settings != replace(first, seed=settings.seed):
             continue
-        if replace(last, seed=base + last.seed) in found:
-            continue  # that run is done
         if settings.seed and replace(settings, seed=settings.seed - 1) in found:
             continue  # this is from the middle of a run
+        if all(job in found for job in plan(base)):
+            continue  # that run is done
         if path.stat().st_mtime > newest:
             newest, seed = path.stat().st_mtime, base
     return seed

@@ -9,7 +9,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -58,9 +58,8 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
     Raises PictureError for what is no picture or more than one.
     """
     path = Path(path)
-    Image.init()  # so that Image.OPEN says which of the formats this Pillow reads
     with opened(path) as file, decoding(path):
-        picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        picture = Image.open(file, formats=readable(FORMATS))
         _check_frames_and_size(path, picture)
         picture.load()
         with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
@@ -72,6 +71,12 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
         rgb.info = {}
         return rgb
     return Image.merge("RGBA", (*rgb.split(), opacity))
+
+
+def readable(formats: Iterable[str]) -> list[str]:
+    """Those of the formats that this Pillow reads."""
+    Image.init()  # only then does Image.OPEN have all of them
+    return [name for name in formats if name in Image.OPEN]
 
 
 @contextmanager

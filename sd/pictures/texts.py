@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd.pictures.files import DAMAGE, LARGEST_PIXELS, decoding, opened
+from sd.pictures.files import DAMAGE, LARGEST_PIXELS, decoding, opened, readable
 from sd.settings import FIELDS, SettingError, Settings
 
 EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
@@ -26,7 +26,7 @@ def read_foreign_texts(path: Path) -> dict[str, str]:
     Raises PictureError where it is no picture.
     """
     with opened(path) as file, decoding(path):
-        picture = Image.open(file, formats=[name for name in ("PNG", "JPEG", "WEBP", "AVIF") if name in Image.OPEN])
+        picture = Image.open(file, formats=readable(("PNG", "JPEG", "WEBP", "AVIF")))
         if picture.format != "PNG":
             comment = picture.getexif().get_ifd(EXIF).get(USER_COMMENT)
             return {} if comment is None else {"parameters": user_comment(comment)}
