@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sd.config import SD_V1
 from sd.machine import cpu_name
 from sd.networks import build_networks
+from sd.running.fast_attention import attention_applied
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
@@ -49,11 +50,16 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = PRECISIONS[args.precision]
     unet = made_up_unet(dtype)
     packed = PackedConvolutions(unet)
+
+    def attending() -> AbstractContextManager[None]:
+        return attention_applied(unet, x_t)
+
     variants: dict[str, list[Callable[[], AbstractContextManager]]] = {
         "plain": [nullcontext],
         "halves shared": [lambda: halves_shared(unet)],
         "packed convolutions": [packed.applied],
-        "both, as pictures are made": [packed.applied, lambda: halves_shared(unet)],
+        "attention of ours": [attending],
+        "all, as pictures are made": [packed.applied, attending, lambda: halves_shared(unet)],
     }
     side = args.size // 8
     generator = torch.Generator().manual_seed(1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sd.architecture.timing import synchronize
+from sd.running.fast_attention import is_operator
 from sd.running.packing import CONVOLUTION as PACKED
 from sd.running.precise_norms import precise_group_norm
 
@@ -80,7 +81,7 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
     if function in PRODUCTS:
         return LINEAR
-    if function is F.scaled_dot_product_attention:
+    if function is F.scaled_dot_product_attention or is_operator(function):
         return ATTENTION
     return NORM if function in NORMS else REST
 
@@ -94,6 +95,9 @@ def operations_of(function: Callable, args: Sequence[object], output: Tensor) ->
     if function is F.scaled_dot_product_attention:
         queries, keys, values = args[:3]  # (B, h, T, d), (B, h, S, d), (B, h, S, d)
         return 2 * queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
+    if is_operator(function):
+        queries, keys = args[:2]  # (B, T, h * d), (B, S, h * d)
+        return 4 * queries.numel() * keys.shape[1]
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
+from sd.running.fast_attention import attention_applied
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions
 from sd.running.reused_features import ReusedFeatures
@@ -33,6 +34,7 @@ class Execution:
 
     on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
                 them; with guidance, B is twice the number of pictures
+    on_build    may be set, to be called before a kernel of ours is compiled, once on a machine
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Execution:
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
         self.compiler, self.compiled = compiler, None
         self.on_compile: Callable[[torch.Size], object] | None = None
+        self.on_build: Callable[[], object] | None = None
         self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
         self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
         self._one_thread = threading.RLock()
@@ -119,6 +122,7 @@ class Execution:
                 return unet(x, timestep, context)
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
+            changes.enter_context(attention_applied(unet, x, self._about_to_build))
             changes.enter_context(seamless(unet, tile))
             if guided:
                 changes.enter_context(halves_shared(unet))
@@ -146,13 +150,19 @@ class Execution:
     def _compiled(self, unet: UNet) -> CompiledUNet:
         if self.compiled is None or self.compiled.network is not unet:
             compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
-            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
+            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile, self._about_to_build)
         return self.compiled
 
     def _about_to_compile(self, shape: torch.Size) -> None:
         if self.on_compile:
             self.on_compile(shape)
 
+    def _about_to_build(self) -> None:
+        if self.on_build:
+            self.on_build()
+
     def without_compiling(self) -> "Execution":
         """The same with the UNet as it is."""
-        return Execution(replace(self.options, compile=False), self.visited, self.packed)
+        execution = Execution(replace(self.options, compile=False), self.visited, self.packed)
+        execution.on_build = self.on_build
+        return execution
