@@ -22,6 +22,7 @@ from sd.config import SD_V1
 from sd.machine import cpu_name
 from sd.networks import build_networks
 from sd.running.fast_attention import attention_applied
+from sd.running.joined_gates import gates_joined
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
@@ -54,12 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
     def attending() -> AbstractContextManager[None]:
         return attention_applied(unet, x_t)
 
+    def joined() -> AbstractContextManager[None]:
+        return gates_joined(unet, x_t)
+
     variants: dict[str, list[Callable[[], AbstractContextManager]]] = {
         "plain": [nullcontext],
         "halves shared": [lambda: halves_shared(unet)],
         "packed convolutions": [packed.applied],
         "attention of ours": [attending],
-        "all, as pictures are made": [packed.applied, attending, lambda: halves_shared(unet)],
+        "joined gates": [joined],
+        "all, as pictures are made": [packed.applied, attending, joined, lambda: halves_shared(unet)],
     }
     side = args.size // 8
     generator = torch.Generator().manual_seed(1)

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from sd.architecture.timing import synchronize
 from sd.running.fast_attention import is_operator
+from sd.running.joined_gates import LINEAR as JOINED
 from sd.running.packing import CONVOLUTION as PACKED
 from sd.running.precise_norms import precise_group_norm
 
@@ -30,6 +31,7 @@ KINDS = {  # name -> what a table calls it
 NORMS = (F.group_norm, precise_group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
 CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
 PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
+PRODUCTS += () if JOINED is None else (JOINED, JOINED.binary)  # the GELU and the gate are done on the way
 RATE_RUNS = 5  # repetitions; the best counts
 COPIED = 1 << 28  # bytes, more than caches hold
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.fast_attention import attention_applied
+from sd.running.joined_gates import gates_joined
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions
 from sd.running.reused_features import ReusedFeatures
@@ -123,6 +124,7 @@ class Execution:
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
             changes.enter_context(attention_applied(unet, x, self._about_to_build))
+            changes.enter_context(gates_joined(unet, x))
             changes.enter_context(seamless(unet, tile))
             if guided:
                 changes.enter_context(halves_shared(unet))
