@@ -30,6 +30,8 @@ from sd.machine import cpu_name
 from sd.networks import build_networks
 from sd.running.captured import CannotCapture, CudaRecorder
 from sd.running.compiling import fastest_convolutions, reason_of
+from sd.running.fast_attention import attention_applied
+from sd.running.joined_gates import gates_joined
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
@@ -64,16 +66,19 @@ def attention_by(backend: str) -> AbstractContextManager:
     return sdpa_kernel([getattr(SDPBackend, backend), *others], set_priority=True)
 
 
-def variants_for(unet: UNet, device: torch.device) -> dict[str, tuple[list[Change], bool]]:
-    """By name: what acts on the network, and whether it is captured."""
+def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change], bool]]:
+    """By name: what acts on the network when it predicts for x_t (B, C, H, W), and whether it is captured."""
     halves = partial(halves_shared, unet)
-    if device.type != "cuda":
-        packed = PackedConvolutions(unet)
+    if x_t.device.type != "cuda":
+        packed = PackedConvolutions(unet).applied
+        attending, joined = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
         return {
             "plain": ([], False),
             "halves shared": ([halves], False),
-            "packed convolutions": ([packed.applied], False),
-            "both, as pictures are made": ([packed.applied, halves], False),
+            "packed convolutions": ([packed], False),
+            "attention of ours": ([attending], False),
+            "joined gates": ([joined], False),
+            "all, as pictures are made": ([packed, attending, joined, halves], False),
         }
     return {
         "plain": ([], False),
@@ -140,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     together = 1 if device.type == "cpu" else 10
     outputs = {}
     with torch.no_grad():
-        runs = runs_of(variants_for(unet, device), lambda: unet(x_t, timestep, context), device)
+        runs = runs_of(variants_for(unet, x_t), lambda: unet(x_t, timestep, context), device)
         seconds = dict.fromkeys(runs, math.inf)
         for _ in tqdm(range(args.rounds), unit="round", leave=False):
             for name, run in runs.items():

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sd.architecture.timing import synchronize
+from sd.running.fast_attention import is_operator
+from sd.running.joined_gates import LINEAR as JOINED
 from sd.running.packing import CONVOLUTION as PACKED
 from sd.running.precise_norms import precise_group_norm
 
@@ -29,6 +31,7 @@ KINDS = {  # name -> what a table calls it
 NORMS = (F.group_norm, precise_group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
 CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
 PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
+PRODUCTS += () if JOINED is None else (JOINED, JOINED.binary)  # the GELU and the gate are done on the way
 RATE_RUNS = 5  # repetitions; the best counts
 COPIED = 1 << 28  # bytes, more than caches hold
 
@@ -80,7 +83,7 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
     if function in PRODUCTS:
         return LINEAR
-    if function is F.scaled_dot_product_attention:
+    if function is F.scaled_dot_product_attention or is_operator(function):
         return ATTENTION
     return NORM if function in NORMS else REST
 
@@ -94,6 +97,9 @@ def operations_of(function: Callable, args: Sequence[object], output: Tensor) ->
     if function is F.scaled_dot_product_attention:
         queries, keys, values = args[:3]  # (B, h, T, d), (B, h, S, d), (B, h, S, d)
         return 2 * queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
+    if is_operator(function):
+        queries, keys = args[:2]  # (B, T, h * d), (B, S, h * d)
+        return 4 * queries.numel() * keys.shape[1]
     return 0
 
 

@@ -223,6 +223,7 @@ def load_model(
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
         model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
     model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=args.quiet)
+    model.execution.on_build = lambda: tell_building(quiet=args.quiet)
     if device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
@@ -238,6 +239,10 @@ def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool
         "and length of prompts; minutes where it was not done here before",
         quiet=quiet,
     )
+
+
+def tell_building(*, quiet: bool) -> None:
+    say("compiling a faster attention for this processor: once, a few seconds", quiet=quiet)
 
 
 def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None:

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from sd.running.compiled_convolution import calling_packed, packed_at_hand
 from sd.running.compiler_check import keep_programs, require_compiler
 from sd.running.exchange import exchanged
+from sd.running.fast_attention import attending
 from sd.running.packing import PackedConvolutions
 from sd.running.shared_halves import sharing
 from sd.setting_checks import SettingError
@@ -68,6 +69,7 @@ class CompiledUNet:
 
     compiler    from the forward function of the network to one that is compiled when it is first called
     on_compile  called with the shape (B, C, H, W) of what is predicted for, before a new program is written
+    on_build    called before the kernel of `sd.running.fast_attention` is compiled
     """
 
     def __init__(
@@ -75,8 +77,9 @@ class CompiledUNet:
         unet: UNet,
         compiler: Callable[[Forward], Forward],
         on_compile: Callable[[torch.Size], object] | None = None,
+        on_build: Callable[[], object] = lambda: None,
     ):
-        self.network, self.compiler, self.on_compile = unet, compiler, on_compile
+        self.network, self.compiler, self.on_compile, self.on_build = unet, compiler, on_compile, on_build
         self._programs: dict[Hashable, dict[nn.Module, Forward]] = {}
 
     @contextmanager
@@ -93,7 +96,7 @@ class CompiledUNet:
         if new:
             if self.on_compile:
                 self.on_compile(x.shape)
-            self._programs[key] = self._program(packed, guided, tile)
+            self._programs[key] = self._program(x, packed, guided, tile)
         done = False
         try:
             with torch.no_grad(), packed_at_hand(packed), exchanged(self._programs[key]), fastest_convolutions():
@@ -107,11 +110,12 @@ class CompiledUNet:
             if new and not done:
                 del self._programs[key]
 
-    def _program(self, packed: PackedConvolutions, guided: bool, tile: str) -> dict[nn.Module, Forward]:
+    def _program(self, x: Tensor, packed: PackedConvolutions, guided: bool, tile: str) -> dict[nn.Module, Forward]:
         """The forward functions of such predictions, the same in each, so that nothing is compiled twice."""
         unet = self.network
         forwards = {module: _norm(module) for module in unet.modules() if isinstance(module, nn.GroupNorm)}
         forwards |= calling_packed(packed)
+        forwards |= attending(unet, x, self.on_build)
         forwards |= going_round(unet, tile)
         forwards |= sharing(unet) if guided else {unet: _plain(unet)}
         try:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from sd.running.captured import CapturedUNet, Recorder
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
+from sd.running.fast_attention import attention_applied
+from sd.running.joined_gates import gates_joined
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions
 from sd.running.reused_features import ReusedFeatures
@@ -37,6 +39,7 @@ class Execution:
 
     on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
                 them; with guidance, B is twice the number of pictures
+    on_build    may be set, to be called before a kernel of ours is compiled, once on a machine
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Execution:
         self.recorder, self.captured = recorder, None
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
+        self.on_build: Callable[[], object] | None = None
         self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
         self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
         self._one_thread = threading.RLock()
@@ -168,6 +172,8 @@ class Execution:
         with ExitStack() as changes:
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
+            changes.enter_context(attention_applied(unet, x, self._about_to_build))
+            changes.enter_context(gates_joined(unet, x))
             changes.enter_context(seamless(unet, tile))
             if guided:
                 changes.enter_context(halves_shared(unet))
@@ -203,7 +209,7 @@ class Execution:
     def _compiled(self, unet: UNet) -> CompiledUNet:
         if self.compiled is None or self.compiled.network is not unet:
             compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
-            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
+            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile, self._about_to_build)
         return self.compiled
 
     def _captured(self, unet: UNet) -> CapturedUNet:
@@ -215,6 +221,12 @@ class Execution:
         if self.on_compile:
             self.on_compile(shape)
 
+    def _about_to_build(self) -> None:
+        if self.on_build:
+            self.on_build()
+
     def for_watching(self) -> "Execution":
         """The same with the UNet as it is, so that everything in it can be seen, step by step."""
-        return Execution(replace(self.options, compile=False), self.visited, self.packed, watched=True)
+        execution = Execution(replace(self.options, compile=False), self.visited, self.packed, watched=True)
+        execution.on_build = self.on_build
+        return execution

@@ -1,0 +1,74 @@
+"""C++ of ours, compiled once on a machine and kept in the user's cache folder; nothing where that cannot be done."""
+
+import ctypes
+import hashlib
+import os
+import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sd.files import cache_folder
+
+SECONDS = 120  # that a compiler may take
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux calls it; empty on other systems."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def compiler() -> list[str] | None:
+    """The C++ compiler, `g++` or what CXX names, as the first words of a command; None where there is none."""
+    try:
+        words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError:
+        return None
+    return words if shutil.which(words[0]) else None
+
+
+def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+    """The compiled source. Another source, other flags or another compiler make another file.
+
+    on_build  called before it is compiled, which takes a few seconds
+    returns   None where there is no compiler or it fails, where nothing can be kept, and on systems that are not Linux
+    """
+    command = compiler()
+    if command is None or sys.platform != "linux":
+        return None
+    try:
+        key = hashlib.sha256(source.read_bytes() + repr([shutil.which(command[0]), command, flags]).encode())
+        path = cache_folder() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
+        if not path.exists():
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            on_build()
+            build([*command, *flags], source, path)
+        return ctypes.CDLL(os.fspath(path))
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def build(command: Sequence[str], source: Path, path: Path) -> None:
+    """Compile to a file that gets its name once it is complete, so that processes may do so at the same time.
+
+    OpenMP is not linked: its functions are found in the library that PyTorch has loaded, whose threads wait already.
+    """
+    mark = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    parts, temporary = mark.with_suffix(".o"), mark.with_suffix(".tmp")
+    quiet = {"check": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": SECONDS}
+    try:
+        subprocess.run([*command, "-c", os.fspath(source), "-o", os.fspath(parts)], **quiet)
+        linking = [word for word in command if word != "-fopenmp"]
+        subprocess.run([*linking, "-shared", os.fspath(parts), "-o", os.fspath(temporary)], **quiet)
+        os.replace(temporary, path)
+    finally:
+        for each in (parts, temporary):
+            each.unlink(missing_ok=True)
