@@ -43,7 +43,7 @@ def load(
 
     path       of the file; without one, the small model that comes with the package
     device     "auto", "cuda", "mps" or "cpu"
-    precision  "auto", "fp32", "fp16" or "bf16"
+    precision  "auto" (see `sd.runtime.pick_precision`), "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
     low_memory, tiled_vae, compile
                see `sd.runtime.RunOptions`
@@ -57,11 +57,13 @@ def load(
     overwrite it in place while the model is in use.
     """
     target = pick_device(device)
-    dtype = pick_precision(target, precision)
+    pick_precision(target, precision)  # a wrong name is told before the file is opened
     path = embedded_model() if path is None else Path(path)
     with open_checkpoint(path) as file:
         options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
-        return from_checkpoint(file, read_checkpoint(file, weights=weights), target, dtype, options, on_tensor)
+        checkpoint = read_checkpoint(file, weights=weights)
+        dtype = pick_precision(target, precision, checkpoint.config.unet.width)
+        return from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
 
 
 def from_checkpoint(

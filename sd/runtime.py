@@ -55,8 +55,14 @@ def has_fast_bf16() -> bool:
     return any(getattr(torch.cpu, test, bool)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
-def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
+WIDE = 256  # channels of a UNet
+
+
+def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) -> torch.dtype:
     """The dtype for the networks. "auto" is the fastest on the device that keeps the picture.
+
+    width  channels of the model's UNet. The time of a narrow one, such as the embedded model's, goes into calls and
+           not into products: on a CPU it is no faster in bf16, and several pictures are slower (see `one_by_one`)
 
     Raises ValueError for a name that does not exist.
     """
@@ -65,7 +71,7 @@ def pick_precision(device: torch.device, name: str = "auto") -> torch.dtype:
     if name != "auto":
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
     if device.type == "cpu":
-        return torch.bfloat16 if has_fast_bf16() else torch.float32
+        return torch.bfloat16 if width >= WIDE and has_fast_bf16() else torch.float32
     # as fast as bf16 on GPUs, and 8 times as precise; where it overflows, the pipeline goes higher
     return torch.float16
 

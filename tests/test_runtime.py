@@ -40,6 +40,7 @@ def test_auto_is_bf16_only_on_cpus_that_multiply_it(monkeypatch):
     for there, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr("sd.runtime.has_fast_bf16", lambda there=there: there)
         assert pick_precision(torch.device("cpu")) == expected
+        assert pick_precision(torch.device("cpu"), width=64) == torch.float32  # a narrow network is no faster in bf16
     assert pick_precision(torch.device("cuda")) == torch.float16
     assert has_fast_bf16() in (True, False)
 

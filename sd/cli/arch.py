@@ -126,7 +126,7 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
         device = pick_device(args.device)
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
-    dtype = pick_precision(device, args.precision)
+    dtype = pick_precision(device, args.precision, config.unet.width)
     with tqdm(desc="measuring", total=3 * ROUNDS, unit="round", disable=bar_hidden(args.quiet), leave=False) as bar:
         try:
             times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=bar.update)

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.model) as file:
         checkpoint = read_checkpoint(file, weights=args.weights)
     check_family(checkpoint, "text to picture")
-    device, dtype = pick_device_and_precision(args)
+    device, dtype = pick_device_and_precision(args, checkpoint)
     native = checkpoint.config.native_size
     found = measure(args, sizes or [(native, native)], batch_sizes, device, dtype)
     told = described(args, checkpoint, device, dtype, found)

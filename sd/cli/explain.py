@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
         making.check_clip_skip(checkpoint, jobs)
         for settings in jobs:
             settings.require_prediction(checkpoint.config.prediction)
-        model = making.load_model(args, file, checkpoint, *making.pick_device_and_precision(args))
+        running = making.pick_device_and_precision(args, checkpoint)
+        model = making.load_model(args, file, checkpoint, *running)
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
     making.warn_of_unused(jobs, model.execution.options)

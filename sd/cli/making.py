@@ -75,7 +75,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         check_clip_skip(checkpoint, jobs)
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
-        device, dtype = pick_device_and_precision(args)
+        device, dtype = pick_device_and_precision(args, checkpoint)
         names, there = name_pictures(args.out, jobs), None
         if (args.from_file is not None or len(jobs) > 1) and not args.force:
             same = same_facts(args.model, checkpoint, beginning.exact if beginning else {})
@@ -160,7 +160,7 @@ def check_clip_skip(checkpoint: "Checkpoint", jobs: Sequence[Settings]) -> None:
         raise UsageError(f"--clip-skip {most} is out of range: this checkpoint's text encoder has {layers} layers.")
 
 
-def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+def pick_device_and_precision(args: argparse.Namespace, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
     from sd.runtime import pick_device, pick_precision
 
     try:
@@ -173,7 +173,7 @@ def pick_device_and_precision(args: argparse.Namespace) -> "tuple[torch.device, 
         known = {name for name in precisions.values() if name in ("fp32", "fp16", "bf16")}
         if len(known) == 1:
             return device, pick_precision(device, known.pop())
-    return device, pick_precision(device, args.precision)
+    return device, pick_precision(device, args.precision, checkpoint.config.unet.width)
 
 
 def run_options(args: argparse.Namespace, device: "torch.device") -> "RunOptions":
