@@ -15,6 +15,7 @@ noise are compared: where they differ by more than the precision explains, there
     sd-zoo-compiled     the same, with the UNet compiled by torch.compile, as --compile does
     sd-zoo-autotuned    the same, where on CUDA the compiler also tries kernels of its own, which takes minutes
     diffusers           as it comes: float32
+    diffusers-plain     in the precision of the others, otherwise as it comes
     diffusers-tuned     in the precision of the others, channels_last; on CUDA with joined projections
     diffusers-compiled  the same, with the UNet compiled by torch.compile; on CUDA in the mode of --compile-mode
     openvino            the networks compiled by OpenVINO, for processors
@@ -50,6 +51,7 @@ NEEDS = {  # contender -> modules, and what installs them
     "sd-zoo-compiled": ((), ""),
     "sd-zoo-autotuned": ((), ""),
     "diffusers": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
+    "diffusers-plain": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
     "diffusers-tuned": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
     "diffusers-compiled": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
     "openvino": (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers"),

@@ -12,7 +12,7 @@ SEED = 1
 GUIDANCE_SCALE = 7.5
 ENDLESS = 500  # steps of the run whose steps are measured one by one; when they are used up, it begins again
 COMPARED_STEPS = 2
-UNITS = ("imports", "load", "prepare", "steps", "decode", "pictures", "latents", "versions")
+UNITS = ("imports", "load", "prepare", "encode_text", "steps", "decode", "pictures", "latents", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,10 @@ class Contender(ABC):
     @abstractmethod
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         """Read the prompt and draw the noise for pictures of that size."""
+
+    @abstractmethod
+    def encode_text(self):
+        """The context of the prompt and of the empty one."""
 
     @abstractmethod
     def step(self) -> None:

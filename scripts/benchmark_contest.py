@@ -90,6 +90,7 @@ class Contest:
         found: dict[tuple[str, str], list[float]] = {}
         for turn in range(1 + repeat):
             for what, unit, options in (
+                (reports.TEXT, "encode_text", {}),
                 (reports.STEP, "steps", {"count": together}),
                 (reports.DECODE, "decode", {}),
                 (reports.PICTURES, "pictures", {"steps": steps if turn else 1}),

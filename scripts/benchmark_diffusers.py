@@ -32,11 +32,14 @@ class Diffusers(Contender):
                 network.to(memory_format=self.torch.channels_last)
             if on_gpu:
                 pipe.fuse_qkv_projections()
-        if self.compiled and not on_gpu:
-            pipe.unet.compile()
-        elif self.compiled:
-            from torch._inductor import config
+        if not self.compiled:
+            return
+        from torch._inductor import config
 
+        if not on_gpu:
+            config.freezing = True  # weights become constants, laid out once as the processor wants them
+            pipe.unet.compile()
+        else:
             config.conv_1x1_as_mm = True
             if self.options.compile_mode == "max-autotune":
                 config.coordinate_descent_tuning = config.coordinate_descent_check_all_directions = True
@@ -119,6 +122,12 @@ class Diffusers(Contender):
             loads_with = "not installed"
         own = {"diffusers": diffusers.__version__, "transformers": transformers.__version__, "accelerate": loads_with}
         return {**own, **super().versions()}
+
+
+class DiffusersPlain(Diffusers):
+    """In the precision of the others, and otherwise as it comes."""
+
+    own_precision = None
 
 
 class DiffusersTuned(Diffusers):

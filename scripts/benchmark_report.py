@@ -11,7 +11,8 @@ from sd.benchmark.measuring import Spread
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLD, LOAD, STEP, DECODE, PICTURES = "cold start", "load", "guided step", "decode", "end to end"
+COLD, LOAD = "cold start", "load"
+TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
 ONCE = "loading"  # the case of what does not depend on the size of the pictures
 NOTES = (
     "Seconds: median (shortest-longest), and the median as a multiple of the first contender's. GB: the most that the"
@@ -97,7 +98,7 @@ def text(report: Report) -> str:
 
 
 def case_rows(report: Report, case: str) -> list[list[str]]:
-    units = [COLD, LOAD] if case == ONCE else [STEP, DECODE, PICTURES]
+    units = [COLD, LOAD] if case == ONCE else [TEXT, STEP, DECODE, PICTURES]
     rows = [["", *(head for unit in units for head in (f"{unit}, s", "", "times")), "own GB", "resident GB"]]
     for contender in report.contenders(case):
         cells = [contender]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, UNITS, Contender, Options
-from benchmark_diffusers import Diffusers, DiffusersCompiled, DiffusersTuned
+from benchmark_diffusers import Diffusers, DiffusersCompiled, DiffusersPlain, DiffusersTuned
 from benchmark_openvino import OpenVINO, export_to_openvino
 
 
@@ -45,6 +45,9 @@ class SdZoo(Contender):
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         self.width, self.height, self.batch_size = width, height, batch_size
         self.states = self.model.sample(self.batch(ENDLESS))
+
+    def encode_text(self):
+        return self.model.encode_prompts(["", PROMPT])
 
     def step(self) -> None:
         latents = next(self.states, None)
@@ -110,6 +113,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     "sd-zoo-compiled": SdZooCompiled,
     "sd-zoo-autotuned": SdZooAutotuned,
     "diffusers": Diffusers,
+    "diffusers-plain": DiffusersPlain,
     "diffusers-tuned": DiffusersTuned,
     "diffusers-compiled": DiffusersCompiled,
     "openvino": OpenVINO,

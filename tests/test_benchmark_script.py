@@ -16,7 +16,7 @@ import torch
 from benchmark_contender import Options
 from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
-from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, Peak, Report, Row, plot, text
+from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, Peak, Report, Row, plot, text
 from PIL import Image
 
 from sd.machine import memory_is_known
@@ -41,7 +41,7 @@ def report():
     for what in (COLD, LOAD):
         found.rows.append(Row(contender="sd-zoo", case=ONCE, what=what, seconds=(10.0,)))
         found.rows.append(Row(contender="other", case=ONCE, what=what, seconds=(5.0,)))
-    for what in (STEP, DECODE, PICTURES):
+    for what in (TEXT, STEP, DECODE, PICTURES):
         found.rows.append(Row(contender="sd-zoo", case=CASE, what=what, seconds=(4, 1, 3, 2)))
         found.rows.append(Row(contender="other", case=CASE, what=what, seconds=(5, 9, 4)))
     for case in (ONCE, CASE):
@@ -185,11 +185,11 @@ def test_on_a_gpu_diffusers_is_tuned_as_its_documentation_advises_and_predicts_t
         contender.torch = torch
         contender.tune(pipes[name], on_gpu=True)
         assert config.conv_1x1_as_mm == (name == "diffusers-compiled")
-        assert getattr(pipes[name], "fusing_unet", False) == (name != "diffusers")
+        assert getattr(pipes[name], "fusing_unet", False) == (name in ("diffusers-tuned", "diffusers-compiled"))
         compiled, pipes[name].unet._compiled_call_impl = pipes[name].unet._compiled_call_impl, None
         assert (compiled is not None) == (name == "diffusers-compiled")
         assert (pipes[name].unet(*given).sample - expected).abs().max() < 1e-5
-    assert list(kinds) == ["diffusers", "diffusers-tuned", "diffusers-compiled"]
+    assert list(kinds) == ["diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"]
 
 
 def test_the_compiled_contender_has_the_same_file_and_is_loaded_compiled(monkeypatch, tmp_path):
@@ -215,7 +215,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     (difference,) = told["differences"]["64x64, batch 1"].values()
     assert 0 < difference < 1e-4  # two programs, float32
     measured = {(row["contender"], row["case"], row["what"]): row for row in told["rows"]}
-    units = [(ONCE, COLD), (ONCE, LOAD), *(("64x64, batch 1", what) for what in (STEP, DECODE, PICTURES))]
+    units = [(ONCE, COLD), (ONCE, LOAD), *(("64x64, batch 1", what) for what in (TEXT, STEP, DECODE, PICTURES))]
     assert set(measured) == {(name, *unit) for name in ("sd-zoo", "diffusers") for unit in units}
     for name in ("sd-zoo", "diffusers"):
         seconds = {unit: measured[(name, *unit)]["median"] for unit in units}
