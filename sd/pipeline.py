@@ -20,6 +20,7 @@ from sd.image import start_from
 from sd.input_settings import InputSettings
 from sd.latent_diffusion import LatentDiffusion, NonFiniteError
 from sd.pictures.canvas import Canvas, image_to_image, inpainting
+from sd.pictures.files import opened_picture
 from sd.runtime import RunOptions, precision_name
 from sd.settings import Settings
 
@@ -151,7 +152,7 @@ class StableDiffusion(LatentDiffusion):
         options      as in `pictures`
         """
         canvas = image_to_image(
-            picture.convert("RGB"), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
+            opened_picture(picture), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
         )
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
@@ -173,8 +174,8 @@ class StableDiffusion(LatentDiffusion):
         inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
         options   as in `pictures`
         """
-        mask = None if mask is None else mask.convert("L")
-        canvas = inpainting(picture.convert("RGB"), mask, size, self.config.native_size, inputs or InputSettings())
+        mask = None if mask is None else opened_picture(mask, background="black").convert("L")
+        canvas = inpainting(opened_picture(picture), mask, size, self.config.native_size, inputs or InputSettings())
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
     def pictures(

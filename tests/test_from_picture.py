@@ -1,5 +1,6 @@
 """Pictures from pictures: where a run begins, what a mask keeps, and what an inpainting network is shown."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -168,6 +169,24 @@ def test_a_picture_grows_and_its_old_part_stays(model, picture):
     assert made.size == (80, 72)
     old = np.asarray(made)[: 64 - 9, 16 + 9 :]
     assert np.array_equal(old, np.asarray(picture)[: 64 - 9, 9:])
+
+
+def test_pictures_that_python_opened_are_read_as_those_of_the_commands(model, picture):
+    """Upright, and of 16 bits: a camera's picture lies on its side, and 65535 is white."""
+    exif = Image.Exif()
+    exif[0x112] = 6
+    turned = picture.crop((0, 0, 64, 32)).rotate(90, expand=True)  # shown turned to the right again
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    levels = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+    options = {"strength": 0.0, "seed": 1, "steps": 2}
+    for given, meant in ((Image.open(file), picture.crop((0, 0, 64, 32))), (levels, picture.convert("L"))):
+        before = given.tobytes()
+        (made,), (expected,) = (model.img2img("a", each, size=(64, 64), **options) for each in (given, meant))
+        assert np.array_equal(pixels(made), pixels(expected))
+        assert given.tobytes() == before
+    with pytest.raises(ValueError, match="the picture has 32 bits a pixel, and nothing says which number is white"):
+        model.img2img("a", Image.new("F", (64, 64)), **options)
 
 
 def test_an_odd_picture_keeps_its_size(model, picture):

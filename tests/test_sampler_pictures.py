@@ -31,7 +31,7 @@ def judged(model, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sampler", "schedule"), PAIRS, ids="-".join)
+@pytest.mark.parametrize(("sampler", "schedule"), PAIRS)
 def test_every_sampler_with_every_schedule_draws_the_right_picture(embedded, sampler, schedule):
     for verdict, request in zip(judged(embedded, sampler=sampler, schedule=schedule), REQUESTS, strict=True):
         assert verdict.all, (request.prompt, verdict)

@@ -61,13 +61,30 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
     with opened(path) as file, decoding(path):
         picture = Image.open(file, formats=readable(FORMATS))
         _check_frames_and_size(path, picture)
-        picture.load()
-        with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
-            ImageOps.exif_transpose(picture, in_place=True)
-        colours, opacity = _split(path, picture)
-        profile = picture.info.get("icc_profile") if colour_managed else None
-        rgb = in_srgb(colours, profile) if profile else colours.convert("RGB")
+        return _as_rgba(path, picture, colour_managed=colour_managed)
+
+
+def opened_picture(picture: Image.Image, *, background: str = "white") -> Image.Image:
+    """A picture that somebody opened with Pillow, as `read_picture` gives it (RGB); the given one stays as it is.
+
+    Raises PictureError for what cannot be used.
+    """
+    picture = _as_rgba("the picture", picture, colour_managed=True)
+    return picture if picture.mode == "RGB" else flatten(picture, background)
+
+
+def _as_rgba(name: Path | str, picture: Image.Image, *, colour_managed: bool) -> Image.Image:
+    """Upright, 8 bits a channel: RGBA where some pixel is not opaque, otherwise RGB."""
+    picture.load()
+    with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
+        upright = ImageOps.exif_transpose(picture)
+        upright.format = picture.format  # which copies lose
+        picture = upright
+    colours, opacity = _split(name, picture)
+    profile = picture.info.get("icc_profile") if colour_managed else None
+    rgb = in_srgb(colours, profile) if profile else colours.convert("RGB")
     if opacity is None or opacity.getextrema() == (255, 255):
+        rgb = rgb.copy()
         rgb.info = {}
         return rgb
     return Image.merge("RGBA", (*rgb.split(), opacity))
@@ -143,7 +160,7 @@ def _check_frames_and_size(path: Path, picture: Image.Image) -> None:
         )
 
 
-def _split(path: Path, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+def _split(path: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours (L, RGB or CMYK), and the opacity (L) or None; 8 bits a channel."""
     mode = picture.mode
     if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
