@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING
 from sd.cli.arch import parse_size
 from sd.cli.errors import UsageError, failure_of
 from sd.cli.flags import Parser, add_output_flags, bar_hidden
-from sd.cli.making import (
-    check_family,
-    choose_model,
-    pick_device_and_precision,
-    run_options,
-    tell_building,
-    tell_compiling,
-)
+from sd.cli.making import check_family, choose_model, pick_device_and_precision, run_options, tell_when_compiling
 from sd.cli.making_flags import add_compile_flag, add_model_flags
 
 if TYPE_CHECKING:
@@ -146,8 +139,7 @@ def measure(
 
     def load_model() -> "StableDiffusion":
         model = load(args.model, **options)
-        model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=args.quiet)
-        model.execution.on_build = lambda: tell_building(quiet=args.quiet)
+        tell_when_compiling(model, quiet=args.quiet)
         if device.type == "cpu" and not args.low_memory:
             keep_freed_memory()  # as where pictures are made
         return model

@@ -222,13 +222,18 @@ def load_model(
     options = run_options(args, device)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
         model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
-    model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=args.quiet)
-    model.execution.on_build = lambda: tell_building(quiet=args.quiet)
+    tell_when_compiling(model, quiet=args.quiet)
     if device.type == "cpu" and not options.low_memory:
         keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
     return model
+
+
+def tell_when_compiling(model: "StableDiffusion", *, quiet: bool) -> None:
+    """Have the model say so before it compiles anything."""
+    model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=quiet)
+    model.execution.on_build = lambda: tell_building(quiet=quiet)
 
 
 def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool) -> None:

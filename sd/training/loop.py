@@ -123,14 +123,13 @@ class TrainingRun:
     def run(self) -> Iterator[dict[str, float]]:
         """Train to the end; yields what stands in `loss.csv` after every step."""
         parallel = DistributedDataParallel(self.module) if dist.is_initialized() else self.module
-        device = next(iter(self.trained.values())).device
         started = time.perf_counter()
         for batch in self.coming_batches():
-            batch = tuple(values.to(device, non_blocking=True) for values in batch)
+            batch = tuple(values.to(self.device, non_blocking=True) for values in batch)
             rate = self.learning_rate(self.step)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.options.autocast):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
                 loss = parallel(*batch)
             self.optimiser.zero_grad()
             loss.backward()
@@ -158,12 +157,12 @@ class TrainingRun:
         steps = range(self.step, self.options.steps)
         if not self.workers:
             return map(self.batches, steps)
-        on_gpu = next(iter(self.trained.values())).device.type == "cuda"
-        return iter(
-            DataLoader(
-                Numbered(self.batches), sampler=steps, batch_size=None, num_workers=self.workers, pin_memory=on_gpu
-            )
-        )
+        options = {"num_workers": self.workers, "pin_memory": self.device.type == "cuda"}
+        return iter(DataLoader(Numbered(self.batches), sampler=steps, batch_size=None, **options))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.trained.values())).device
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on. Random numbers are drawn anew at each step from its number."""
