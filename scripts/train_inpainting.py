@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
                 latents,
                 batch_size=args.batch_size,
                 on_batch=bar.update,
-                look_beside=show_holes(model.vae, config.vae.latent_scale, args.seed),
+                made_of=pictures.name,
+                look_beside=show_holes(model.vae, config.vae.latent_scale, pictures),
             )
     options = TrainingOptions(
         steps=args.steps,
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = denoiser_run(
         config,
         networks,
-        EncodedOnce(latents, pictures.recaption, args.seed),
+        EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
         options,
         args.folder / "denoiser",
         batch_size=args.batch_size,

@@ -10,7 +10,18 @@ from torch import nn
 from sd.from_picture import shown
 from sd.pictures.masks import latent_mask
 from sd.schedule import alphas_cumprod
-from sd.training.inpainting import EVERYTHING, LEAST, MOST, hole, inpainting_config, show_holes, widened
+from sd.training.inpainting import (
+    AROUND,
+    EVERYTHING,
+    LEAST,
+    LEAST_REACH,
+    MOST,
+    MOST_REACH,
+    hole,
+    inpainting_config,
+    show_holes,
+    widened,
+)
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.losses import DenoisingLoss
 from sd.training.shapes import ShapesDataset
@@ -40,33 +51,65 @@ def test_a_widened_network_predicts_the_same_whatever_it_is_shown_beside():
     assert (narrow - wide).norm() / narrow.norm() < 1e-6
 
 
-def test_holes_are_rectangles_ellipses_or_everything():
-    holes = [hole(0, number, 64)[0] for number in range(400)]
-    whole = [bool(one.all()) for one in holes]
-    assert sum(whole) / 400 == pytest.approx(EVERYTHING, abs=0.07)
-    full = 0
-    for one in (one for one, all_of_it in zip(holes, whole, strict=True) if not all_of_it):
+SCENES = ShapesDataset(0, 64)
+
+
+def holes(count):
+    """The things of each scene, and its hole; without those that are everything."""
+    things = [SCENES.describe(number)[0].things for number in range(count)]
+    found = [(each, hole(0, number, 64, each)[0]) for number, each in enumerate(things)]
+    assert sum(bool(one.all()) for _, one in found) / count == pytest.approx(EVERYTHING, abs=0.07)
+    return [(each, one) for each, one in found if not one.all()]
+
+
+def box(one):
+    """left, top, right, bottom of a hole, as shares of the picture"""
+    rows, columns = one.any(dim=1).nonzero(), one.any(dim=0).nonzero()
+    return [int(place) / 64 for place in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
+
+
+def is_around(thing, sides):
+    """Whether all of a thing lies within, with as much room as there should be; a pixel is 1/64."""
+    left, top, right, bottom = sides
+    reaches = thing.x - left, thing.y - top, right - thing.x, bottom - thing.y
+    at_edge = left == 0, top == 0, right == 1, bottom == 1
+    least, most = (limit * thing.radius for limit in (LEAST_REACH, MOST_REACH))
+    return all(least - 1 / 64 <= reach <= most + 1 / 64 or edge for reach, edge in zip(reaches, at_edge, strict=True))
+
+
+def test_many_holes_are_around_one_thing():
+    found = holes(400)
+    around = sum(any(is_around(thing, box(one)) for thing in things) for things, one in found)
+    assert AROUND - 0.06 <= around / 400 <= AROUND + 0.12  # some of the others are so by chance
+
+
+def test_the_other_holes_are_rectangles_and_ellipses_somewhere():
+    found = [(box(one), one) for things, one in holes(400) if not any(is_around(each, box(one)) for each in things)]
+    ellipses = 0
+    for (left, top, right, bottom), one in found:
         assert set(one.unique().tolist()) == {0.0, 1.0}
-        rows, columns = one.any(dim=1).nonzero(), one.any(dim=0).nonzero()
-        sides = [len(rows), len(columns)]
-        assert all(64 * LEAST - 3 <= side <= 64 * MOST + 1 for side in sides)
-        share = one.sum() / (sides[0] * sides[1])
-        assert share == 1 or share == pytest.approx(torch.pi / 4, abs=0.05)
-        full += share == 1
-    assert 100 < full < 200
-    assert torch.equal(hole(0, 5, 64), hole(0, 5, 64))
-    assert not torch.equal(hole(0, 5, 64), hole(1, 5, 64))
+        assert all(LEAST - 3 / 64 <= side <= MOST + 1 / 64 for side in (right - left, bottom - top))
+        share = one.mean() / ((right - left) * (bottom - top))
+        assert share == pytest.approx(1) or share == pytest.approx(torch.pi / 4, abs=0.05)
+        ellipses += bool(share < 0.9)
+    assert 0.35 < ellipses / len(found) < 0.65
+
+
+def test_a_picture_always_has_the_same_hole():
+    things = SCENES.describe(5)[0].things
+    assert torch.equal(hole(0, 5, 64, things), hole(0, 5, 64, things))
+    assert not torch.equal(hole(0, 5, 64, things), hole(1, 5, 64, things))
 
 
 def test_training_shows_what_inpainting_shows():
     """The mask of every latent that a repainted pixel lies in, and the latents of the picture painted grey there."""
     vae = fill(TINY)["vae"]
-    images, _ = ShapesDataset(0, 64).batch(0, 4)
+    images, _ = SCENES.batch(2, 4)
     scale = TINY.vae.latent_scale
     with torch.no_grad():
-        beside = show_holes(vae, scale, 7)(8, images)
+        beside = show_holes(vae, scale, SCENES)(8, images)
     for i in range(4):
-        mask = hole(7, 8 + i, 64)
+        mask = hole(SCENES.seed, 8 + i, 64, SCENES.describe(8 + i)[0].things)
         cells = latent_mask(Image.fromarray((255 * mask[0]).numpy().astype(np.uint8)))
         assert np.array_equal(beside[i, 0].numpy(), cells)
         with torch.no_grad():
@@ -77,11 +120,11 @@ def test_training_shows_what_inpainting_shows():
 
 def test_what_is_shown_beside_reaches_the_network_behind_the_noisy_latents(tmp_path):
     vae, path = fill(TINY)["vae"], tmp_path / "latents.safetensors"
-    look = show_holes(vae, 1.0, 0)
+    look = show_holes(vae, 1.0, SCENES)
     with torch.no_grad():
-        encode_all(vae, ShapesDataset(0, 64), 4, path, batch_size=2, on_batch=lambda count: None, look_beside=look)
+        encode_all(vae, SCENES, 4, path, batch_size=2, on_batch=lambda count: None, look_beside=look)
     encoded = EncodedOnce(path, lambda number, time: str(number), seed=0).batch(0, 4, slice(None))
-    images = torch.cat([ShapesDataset(0, 64).batch(0, 4)[0][int(number)][None] for number in encoded.captions])
+    images = torch.cat([SCENES.batch(0, 4)[0][int(number)][None] for number in encoded.captions])
     for i, number in enumerate(map(int, encoded.captions)):
         with torch.no_grad():
             assert torch.allclose(encoded.beside[i], look(number, images[i : i + 1])[0], atol=1e-5)

@@ -5,7 +5,7 @@ inpainting begins as an ordinary one, with zeros for the weights of the new chan
 were made: runwayml/stable-diffusion-inpainting, model card.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd.config import SD_V1_INPAINTING, ModelConfig
+from sd.training.scenes import Thing
+from sd.training.shapes import ShapesDataset
 from sd.unet import UNet
 from sd.vae import VAE
 
 EVERYTHING = 0.25  # share of holes that are the whole picture, as for the published checkpoints
+AROUND = 0.45  # share of holes around one thing: what fills them has to fit into them
+LEAST_REACH, MOST_REACH = 1.0, 1.7  # of those to each side, from the thing's centre, in its radii
 LEAST, MOST = 0.3, 0.9  # sides of the others, in those of the picture
 
 
@@ -42,32 +46,44 @@ def widened(unet: UNet, config: ModelConfig) -> UNet:
     return wider.to(unet.out.conv.weight.device)
 
 
-def hole(seed: int, number: int, size: int) -> Tensor:
+def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
     """What of picture `number` is to be made anew, 1, and what is kept, 0: (1, size, size).
 
-    A rectangle or an ellipse somewhere, or everything.
+    Everything, a rectangle around one of the things, or a rectangle or an ellipse somewhere. Only holes of the second
+    kind show that a thing has to end where its hole does: through the others, things go on beyond the edge.
     """
     generator = Random(f"hole {seed} {number}")
-    if generator.random() < EVERYTHING:
+    kind = generator.random()
+    if kind < EVERYTHING:
         return torch.ones(1, size, size)
-    width, height = (generator.uniform(LEAST, MOST) for _ in "wh")
-    left, top = (generator.uniform(0, 1 - side) for side in (width, height))
+    if kind < EVERYTHING + AROUND:
+        thing = generator.choice(things)
+        reach = [thing.radius * generator.uniform(LEAST_REACH, MOST_REACH) for _ in range(4)]
+        left, top, width, height = thing.x - reach[0], thing.y - reach[1], reach[0] + reach[2], reach[1] + reach[3]
+        ellipse = False
+    else:
+        width, height = (generator.uniform(LEAST, MOST) for _ in "wh")
+        left, top = (generator.uniform(0, 1 - side) for side in (width, height))
+        ellipse = generator.random() < 0.5
     grid = (torch.arange(size) + 0.5) / size
     x, y = (2 * (grid - left) / width - 1).abs(), (2 * (grid[:, None] - top) / height - 1).abs()  # 1 at the edges
-    within = torch.hypot(x, y) if generator.random() < 0.5 else torch.maximum(x, y)
+    within = torch.hypot(x, y) if ellipse else torch.maximum(x, y)
     return (within <= 1).float()[None]
 
 
-def show_holes(vae: VAE, scale: float, seed: int) -> Callable[[int, Tensor], Tensor]:
+def show_holes(vae: VAE, scale: float, pictures: ShapesDataset) -> Callable[[int, Tensor], Tensor]:
     """What the network sees of pictures with holes: the mask, and the scaled latents of what is kept.
 
     returns  (number of the first, pictures (b, 3, H, H)) -> (b, 1 + 4, H/8, H/8), as `sd.from_picture.shown` has it
     """
 
+    def mask(number: int) -> Tensor:
+        scene, _ = pictures.describe(number)
+        return hole(pictures.seed, number, pictures.size, scene.things)
+
     def show(first: int, images: Tensor) -> Tensor:
-        size = images.shape[-1]
-        masks = torch.stack([hole(seed, first + i, size) for i in range(len(images))]).to(images.device)
+        masks = torch.stack([mask(first + i) for i in range(len(images))]).to(images.device)
         kept = scale * vae.encode(images * (1 - masks))[0]
-        return torch.cat([F.max_pool2d(masks, size // kept.shape[-1]), kept], dim=1)
+        return torch.cat([F.max_pool2d(masks, pictures.size // kept.shape[-1]), kept], dim=1)
 
     return show
