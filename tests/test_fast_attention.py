@@ -19,7 +19,8 @@ from sd.runtime import RunOptions
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 needs_kernel = pytest.mark.skipif(
-    not is_supported(CPU, BF16) or compiler() is None, reason="this processor has no AMX, or there is no compiler"
+    not is_supported(CPU, BF16) or compiler() is None,
+    reason="this processor has no AVX512-BF16, or there is no compiler",
 )
 SHAPES = [  # batch, heads, tokens, tokens attended to, width of a head
     (1, 8, 256, 256, 40),
@@ -33,10 +34,12 @@ SHAPES = [  # batch, heads, tokens, tokens attended to, width of a head
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _own_kernel(tmp_path_factory):
-    """Compiled once, into a folder of these tests."""
+@pytest.fixture(scope="module", autouse=True, params=["vectors"] + ["tiles"] * (cpu_flags() >= module.TILES))
+def _own_kernel(tmp_path_factory, request):
+    """Compiled once, into a folder of these tests; on a processor that has tiles, also as for one that has none."""
     with pytest.MonkeyPatch.context() as patch:
+        if request.param == "vectors":
+            patch.setattr(module, "TILES", {"no such flag"})
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(module, "_tried", {})
         kernel()

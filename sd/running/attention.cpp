@@ -1,11 +1,12 @@
-// Attention in bf16 for processors that multiply small matrices themselves (Intel AMX).
+// Attention in bf16 for processors that multiply small matrices themselves (Intel AMX), or vectors of pairs (AVX512-BF16).
 //
-// For each head and each ROWS queries: scores of WIDTH keys (tiles), their exponentials (vectors), sums of values (tiles),
+// For each head and each ROWS queries: scores of WIDTH keys (products), their exponentials, sums of values (products),
 // then the next WIDTH keys, after Dao et al., "FlashAttention" (2022), algorithm 1. Keys and values of a head are laid out
-// once as tiles want them. What the queries need at a time stays in the first cache: 64 keys are faster than more.
+// once as products want them. What the queries need at a time stays in the first cache: 64 keys are faster than more.
 //
-// Tiles are 16 rows of 64 bytes. A product of tiles adds A (16 x 32, bf16) times B (32 x 16, bf16) to C (16 x 16, float);
-// B holds pairs of rows side by side: 16 rows of 16 pairs. Intel, "Architecture Instruction Set Extensions", chapter 3.
+// Both kinds of products want pairs of numbers side by side. Tiles are 16 rows of 64 bytes; a product of tiles adds
+// A (16 x 32, bf16) times B (32 x 16, bf16) to C (16 x 16, float), and B has 16 rows of 16 pairs. A product of vectors
+// does so with one row of B, one pair of A, and one row of C. Intel, "Architecture Instruction Set Extensions", chapter 3.
 //
 // B batch, H heads, T queries, S keys, d width of a head.
 
@@ -23,6 +24,7 @@ using bf16 = uint16_t;
 
 constexpr long ROWS = 32;                                 // queries at a time, two tiles
 constexpr long WIDTH = 64;                                // keys at a time
+constexpr long TOGETHER = 8;                              // of the queries, where products are of vectors
 constexpr long SCORES = WIDTH + 16, WEIGHTS = WIDTH + 32; // row strides that do not fall on the same lines of a cache
 constexpr float SLACK = 8;                                // weights may be 2^SLACK before they are scaled anew
 
@@ -31,11 +33,22 @@ static long up(long count, long step) { return (count + step - 1) / step * step;
 // The compiler is not told that tile loads read memory.
 static inline void fence() { asm volatile("" ::: "memory"); }
 
+#ifdef __AMX_BF16__
 struct alignas(64) TileShapes {
     uint8_t palette = 1, start = 0, reserved[14] = {};
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+#else
+// A pair of numbers in all places of a vector.
+static inline __m512bh everywhere(const bf16 *pair) {
+    int32_t both;
+    memcpy(&both, pair, 4);
+    return (__m512bh)_mm512_set1_epi32(both);
+}
+
+static inline __m512bh pairs_at(const bf16 *from) { return (__m512bh)_mm512_load_si512(from); }
+#endif
 
 // One head of the arguments, and what a thread keeps.
 struct Head {
@@ -95,6 +108,7 @@ struct Head {
         for (long r = 0; r < count; r++) memcpy(queries + r * depth * 32, q + r * row, d * 2);
     }
 
+#ifdef __AMX_BF16__
     // Tiles 0 and 1 are for the first 16 queries, 2 and 3 for the others, which are stored when the next keys have begun:
     // a product takes a while until it can be stored.
     void find_scores(long s, long width) {
@@ -123,7 +137,36 @@ struct Head {
         }
         _tile_stored(2, below + width - 32, SCORES * 4);
         _tile_stored(3, below + width - 16, SCORES * 4);
-        for (long n = S - s; n < width; n++)  // behind the last key
+        leave_out(s, width);
+    }
+#else
+    // TOGETHER queries and 32 keys at a time: so many sums are on their way at once, each a while until the next product.
+    void find_scores(long s, long width) {
+        for (long n = 0; n < width; n += 32)
+            for (long r = 0; r < ROWS; r += TOGETHER) {
+                const bf16 *left = keys + (s + n) * depth * 32, *right = left + 16 * depth * 32;
+                __m512 a[TOGETHER], b[TOGETHER];
+                for (long i = 0; i < TOGETHER; i++) a[i] = b[i] = _mm512_setzero_ps();
+                for (long pair = 0; pair < d / 2; pair++) {
+                    const __m512bh first = pairs_at(left + pair * 32), second = pairs_at(right + pair * 32);
+                    for (long i = 0; i < TOGETHER; i++) {
+                        const __m512bh query = everywhere(queries + (r + i) * depth * 32 + pair * 2);
+                        a[i] = _mm512_dpbf16_ps(a[i], query, first);
+                        b[i] = _mm512_dpbf16_ps(b[i], query, second);
+                    }
+                }
+                for (long i = 0; i < TOGETHER; i++) {
+                    _mm512_store_ps(scores + (r + i) * SCORES + n, a[i]);
+                    _mm512_store_ps(scores + (r + i) * SCORES + n + 16, b[i]);
+                }
+            }
+        leave_out(s, width);
+    }
+#endif
+
+    // What is behind the last key gets no weight.
+    void leave_out(long s, long width) {
+        for (long n = S - s; n < width; n++)
             for (long r = 0; r < ROWS; r++) scores[r * SCORES + n] = -INFINITY;
     }
 
@@ -179,6 +222,7 @@ struct Head {
         }
     }
 
+#ifdef __AMX_BF16__
     // Sums of weighted values in N columns of tiles, 0 to 2 for the first 16 queries and 3 to 5 for the others.
     template <int N> void add_columns(bool first, long s, long width, long column) {
         const long stride = columns * 64;
@@ -208,6 +252,31 @@ struct Head {
         if (N > 1) { _tile_stored(1, upper + 16, stride); _tile_stored(4, lower + 16, stride); }
         if (N > 2) { _tile_stored(2, upper + 32, stride); _tile_stored(5, lower + 32, stride); }
     }
+#else
+    // Sums of weighted values in N columns of vectors.
+    template <int N> void add_columns(bool first, long s, long width, long column) {
+        for (long r = 0; r < ROWS; r += TOGETHER) {
+            float *to = sums + r * columns * 16 + column * 16;
+            __m512 sum[TOGETHER][N];
+            for (long i = 0; i < TOGETHER; i++)
+                for (long c = 0; c < N; c++)
+                    sum[i][c] = first ? _mm512_setzero_ps() : _mm512_load_ps(to + (i * columns + c) * 16);
+            for (long n = 0; n < width; n += 32) {
+                const bf16 *v = values + ((s + n) * columns + column * 32) * 16;
+                for (long pair = 0; pair < 16; pair++) {
+                    __m512bh row[N];
+                    for (long c = 0; c < N; c++) row[c] = pairs_at(v + c * 512 + pair * 32);
+                    for (long i = 0; i < TOGETHER; i++) {
+                        const __m512bh weight = everywhere(weights + (r + i) * WEIGHTS + n + pair * 2);
+                        for (long c = 0; c < N; c++) sum[i][c] = _mm512_dpbf16_ps(sum[i][c], weight, row[c]);
+                    }
+                }
+            }
+            for (long i = 0; i < TOGETHER; i++)
+                for (long c = 0; c < N; c++) _mm512_store_ps(to + (i * columns + c) * 16, sum[i][c]);
+        }
+    }
+#endif
 
     void add_values(bool first, long s, long width) {
         fence();
@@ -246,6 +315,9 @@ extern "C" long sd_attention_memory(long S, long d) {
 
 // Linux lets a process use tiles once it has asked. Returns whether it may.
 extern "C" int sd_attention_permitted() {
+#ifndef __AMX_BF16__
+    return 1;
+#endif
     const long request = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA
     return syscall(SYS_arch_prctl, request, tile_data) == 0;
 }
@@ -259,9 +331,11 @@ extern "C" void sd_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *
     {
         const long number = omp_get_thread_num(), count = omp_get_num_threads();
         Head head(memory + number * sd_attention_memory(S, d), S, d);
+#ifdef __AMX_BF16__
         const TileShapes shapes;
         fence();
         _tile_loadconfig(&shapes);
+#endif
         long laid_out = -1;
         for (long i = all * number / count; i < all * (number + 1) / count; i++) {
             const long which = i / blocks, first = i % blocks * ROWS, b = which / H, start = which % H * d;
@@ -276,6 +350,8 @@ extern "C" void sd_attention(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *
             if (d % 16) head.attend<false>(in_powers_of_two, to, strides[7], rows);
             else head.attend<true>(in_powers_of_two, to, strides[7], rows);
         }
+#ifdef __AMX_BF16__
         _tile_release();
+#endif
     }
 }

@@ -1,4 +1,4 @@
-"""Attention in bf16 on processors with AMX, by a kernel of ours where there is a compiler for it.
+"""Attention in bf16 on processors with AMX or AVX512-BF16, by a kernel of ours where there is a compiler for it.
 
 PyTorch's own kernel takes more than a third of a step of v1 at 512x512, nearly all of it where there are 4,096 tokens
 in heads 40 wide. `attention.cpp` takes less than half of that time; docs/performance.md has the figures. It is one
@@ -25,9 +25,9 @@ from sd.running.native import cpu_flags, library
 
 POSITIONS = 1024  # of the latents, 256x256 pixels: for smaller pictures it would hardly be noticed
 WIDEST = 256  # head; the kernel needs memory for whole rows, and PyTorch's is as fast there
-NEEDED = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
+TILES = {"amx_tile", "amx_bf16"}  # multiply faster, where they are there
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
-FLAGS += [f"-m{name.replace('_', '-').replace('avx512-', 'avx512')}" for name in sorted(NEEDED)]
 SCHEMA = "attention(Tensor q, Tensor k, Tensor v, int heads) -> Tensor"
 
 
@@ -122,7 +122,9 @@ _tried: dict[str, ctypes.CDLL | None] = {}
 def kernel(on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
     """The compiled kernel, or None; what was found first stays for this process."""
     if "kernel" not in _tried:
-        _tried["kernel"] = _checked(library(Path(__file__).with_name("attention.cpp"), FLAGS, on_build))
+        known = NEEDED | TILES if cpu_flags() >= TILES else NEEDED
+        flags = [f"-m{name.replace('_', '-').replace('avx512-', 'avx512')}" for name in sorted(known)]
+        _tried["kernel"] = _checked(library(Path(__file__).with_name("attention.cpp"), [*FLAGS, *flags], on_build))
     return _tried["kernel"]
 
 
