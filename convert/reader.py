@@ -16,7 +16,7 @@ import weakref
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -166,6 +166,33 @@ def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) ->
             file.release(record)
 
     return release
+
+
+@contextmanager
+def checksums_ahead(file: CheckpointFile, records: Iterable[TensorRecord]) -> Iterator[None]:
+    """As long as it lasts, a thread checks checksums, the largest tensors' first, while the caller does other things.
+
+    What it has checked is not checked again; what is wrong is told where the tensor is used, as ever. Meanwhile, the
+    caller must not write to the tensors' bytes.
+    """
+    ended = threading.Event()
+    order = sorted((record for record in records if record.storage.deflated is None), key=lambda record: -record.nbytes)
+
+    def check() -> None:
+        for record in order:
+            if ended.is_set():
+                return
+            with suppress(CheckpointError):
+                file.verify(record)
+            file.release(record)  # or all of the file would be in memory before anything is used
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from convert.errors import (
     named,
     shown,
 )
-from convert.reader import open_checkpoint
+from convert.reader import checksums_ahead, open_checkpoint
 from convert.records import DTYPE_WIDTHS, GlobalName, Inert, StorageRecord, TensorRecord
 
 
@@ -312,6 +312,60 @@ def test_a_storage_is_verified_once_even_from_several_threads(tmp_path, monkeypa
         for thread in work:
             thread.join()
     assert counted == [4000] * 8
+
+
+def test_checksums_are_checked_ahead_and_not_again(tmp_path, monkeypatch):
+    path = saved(tmp_path, {str(index): torch.full((1000 * (index + 1),), float(index)) for index in range(8)})
+    counted, all_of_them = [], threading.Event()
+    real = zlib.crc32
+
+    def crc32(data):
+        counted.append(len(data))
+        if len(counted) == 8:
+            all_of_them.set()
+        return real(data)
+
+    with open_checkpoint(path) as file:
+        monkeypatch.setattr(convert.reader.zlib, "crc32", crc32)
+        with checksums_ahead(file, file.root.values()):
+            assert all_of_them.wait(timeout=60)
+        assert counted == [4000 * (index + 1) for index in reversed(range(8))]
+        for record in file.root.values():
+            file.verify(record)
+        assert len(counted) == 8
+        assert bytes(file.storage_bytes(file.root["7"])[:4]) == struct.pack("<f", 7)
+
+
+def test_checking_ahead_ends_with_what_was_done_meanwhile(tmp_path, monkeypatch):
+    path = saved(tmp_path, {str(index): torch.full((1000,), float(index)) for index in range(1000)})
+    began, counted = threading.Event(), []
+
+    def crc32(data):
+        counted.append(len(data))
+        began.set()
+        time.sleep(0.005)
+        return 0
+
+    with open_checkpoint(path) as file:
+        monkeypatch.setattr(convert.reader.zlib, "crc32", crc32)
+        with checksums_ahead(file, file.root.values()):
+            assert began.wait(timeout=60)
+        after = len(counted)
+        time.sleep(0.05)
+        assert len(counted) == after < 1000
+
+
+def test_a_damaged_weight_is_told_where_it_is_used_also_when_it_was_found_ahead(tmp_path):
+    path = saved(tmp_path, {"good": torch.ones(100), "bad": torch.full((2000,), 2.0)})
+    content = bytearray(path.read_bytes())
+    content[content.index(struct.pack("<4f", 2, 2, 2, 2)) + 200] ^= 1
+    path.write_bytes(content)
+    with open_checkpoint(path) as file:
+        with checksums_ahead(file, file.root.values()):
+            while file.root["good"].storage.offset not in file._verified:  # the smaller one, so the last
+                time.sleep(0.001)
+        with pytest.raises(CorruptFileError, match=r"model\.ckpt has a wrong checksum in its record data/1"):
+            file.verify(file.root["bad"])
 
 
 def test_a_damaged_weight_is_found_when_it_is_verified_not_when_the_file_is_opened(tmp_path):

@@ -4,6 +4,7 @@ import argparse
 import secrets
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     job     "text to picture", "image to image" or "inpainting"
     """
     from convert.checkpoint import read_checkpoint
-    from convert.reader import open_checkpoint
+    from convert.reader import checksums_ahead, open_checkpoint
 
     choose_model(args)
     for flag, number in (
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         )
     plan(args, lines, seed, native=512, once=True)  # what is wrong with them shows before the file is opened
     canvas = None
-    with open_checkpoint(args.model) as file:
+    with open_checkpoint(args.model) as file, ExitStack() as meanwhile:
         checkpoint = read_checkpoint(file, weights=args.weights)
         check_family(checkpoint, job)
         if beginning is not None:
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         check_clip_skip(checkpoint, jobs)
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
-        device, dtype = pick_device_and_precision(args, checkpoint)
+        meanwhile.enter_context(checksums_ahead(file, checkpoint.tensors.values()))
+        device, dtype = pick_device_and_precision(args, checkpoint)  # which imports PyTorch, a second or two
         names, there = name_pictures(args.out, jobs), None
         if (args.from_file is not None or len(jobs) > 1) and not args.force:
             same = same_facts(args.model, checkpoint, beginning.exact if beginning else {})
