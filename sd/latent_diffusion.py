@@ -22,6 +22,7 @@ from sd.from_picture import Start, keeping, shown
 from sd.image import to_images, to_tensor
 from sd.noise import PictureNoise
 from sd.running.execution import Execution
+from sd.running.packing import WholeNetwork
 from sd.running.reused_features import ReusedFeatures
 from sd.runtime import answer_of, on_its_way, precision_name
 from sd.sampler_names import final_alpha
@@ -96,19 +97,20 @@ class LatentDiffusion:
     config: ModelConfig
     tokenizer: Tokenizer
     text_encoder: TextEncoder
-    unet: UNet
+    unet: UNet = WholeNetwork()  # noqa: RUF009 - no default: whoever asks for it gets it with all of its weights
     vae: VAE
     execution: Execution = field(default_factory=Execution)  # how the networks are run
 
     @property
     def device(self) -> torch.device:
         """Where the networks compute."""
-        return self.execution.visited or self.unet.out.conv.weight.device
+        return self.execution.visited or self.vae.quant_conv.weight.device
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """The precision that each network runs in."""
-        return {part: next(getattr(self, part).parameters()).dtype for part in ("text_encoder", "unet", "vae")}
+        networks = {"text_encoder": self.text_encoder, "unet": self._unet, "vae": self.vae}
+        return {part: next(network.parameters()).dtype for part, network in networks.items()}
 
     @torch.no_grad()
     def encode_prompts(
@@ -211,7 +213,7 @@ class LatentDiffusion:
         def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             guided = len(context) > len(batch)
             return self.execution.predict(
-                self.unet,
+                self._unet,
                 x,
                 timestep,
                 context,
@@ -273,7 +275,7 @@ class LatentDiffusion:
                     if reused:
                         reused.forget()  # it was about the words before
 
-        with self.execution.at_work(self.unet):
+        with self.execution.at_work(self._unet):
             ahead = self.execution.captures(self.device)
             for latents, finite, predicted in one_ahead(taken()) if ahead else taken():
                 if not finite():  # waits for the device

@@ -6,8 +6,9 @@ copy of the whole.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -83,7 +84,7 @@ def from_checkpoint(
     unet = networks["unet"]
     packing = can_pack(home, dtype) and not options.low_memory
     to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
-    parameters, packed = read_parameters(file, checkpoint, home, dtype, to_pack, on_tensor)
+    parameters, packed = read_parameters(file, checkpoint, home, dtype, to_pack, on_tensor, lean=not options.compile)
     for component, network in networks.items():
         network.load_state_dict(part(parameters, component), assign=True)
         if home.type == "cpu":
@@ -103,6 +104,17 @@ def from_checkpoint(
     )
 
 
+@contextmanager
+def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which PyTorch starts none of its own: together these would be the square of what there is room for."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)  # the number for this thread, and for those that start later
+
+
 def part(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
     """The tensors of one network, by their names in it."""
     prefix = f"{component}."
@@ -116,10 +128,14 @@ def read_parameters(
     dtype: torch.dtype,
     to_pack: Mapping[str, nn.Conv2d] | None = None,
     on_tensor: Callable[[int], None] | None = None,
+    *,
+    lean: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
     to_pack  weights that are also packed, see `sd.running.packing`, and the convolutions that they are for
+    lean     of packed weights that are in another precision than in the file, where plain ones would take memory of
+             their own, there are none: they are on the meta device
     returns  the tensors, and the packed ones, both by our name
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
@@ -138,14 +154,15 @@ def read_parameters(
         used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
         if name in to_pack:
             packed[name] = pack(to_pack[name], used)
-        if used.data_ptr() != stored.data_ptr() or name in to_pack:  # what was packed is not read again
+        copied = used.data_ptr() != stored.data_ptr()
+        if copied or name in to_pack:  # what was packed is not read again
             release(record)
-        return used, fits
+        return used.to("meta") if lean and copied and name in to_pack else used, fits
 
     # Large ones first: what is held beside the finished tensors is then smallest when most of them are finished.
     order = sorted(records, key=lambda name: -records[name].nbytes)
     # The work is memory traffic and checksums, both outside the interpreter's lock.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with one_thread_each(min(8, os.cpu_count() or 1)) as pool:
         for name, (used, fits) in zip(order, pool.map(read, order), strict=True):
             parameters[name] = used
             if not fits:

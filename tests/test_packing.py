@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, fill, settings
+from conftest import TINY, fill, pixels, settings
 from torch import nn
 
 from sd.running.packing import PackedConvolutions, can_pack
@@ -127,7 +127,72 @@ def test_convolutions_are_packed_while_the_file_is_read(tiny_ckpt, monkeypatch):
         if can_pack(torch.device("cpu"), model.dtypes["unet"]):
             assert set(packed._packed) == set(packed.convolutions)
         x_t, timestep, context = inputs(model.dtypes["unet"])
-        plain = model.unet(x_t, timestep, context).float()
         with packed.applied():
-            found = model.unet(x_t, timestep, context).float()
+            found = model._unet(x_t, timestep, context).float()
+        plain = model.unet(x_t, timestep, context).float()
         assert (found - plain).norm() / plain.norm() < (1e-5 if precision == "fp32" else 3e-2)
+        monkeypatch.undo()
+
+
+def convolutions(network):
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+@pytest.fixture
+def lean(tiny_ckpt):
+    """A model whose convolutions have packed weights only."""
+    import sd
+
+    if not can_pack(torch.device("cpu"), torch.bfloat16):
+        pytest.skip("this processor does not pack bf16")
+    model = sd.load(tiny_ckpt, device="cpu", precision="bf16")
+    assert all(conv.weight.is_meta for conv in convolutions(model._unet))
+    return model
+
+
+def test_weights_in_another_precision_than_the_files_are_there_once_until_somebody_looks(lean, tiny_state, tiny_ckpt):
+    import sd
+
+    batch = [settings(steps=2)]
+    picture = pixels(lean.make(batch)[0])
+    assert all(conv.weight.is_meta for conv in convolutions(lean._unet))
+    assert lean.device == torch.device("cpu")
+    assert lean.dtypes["unet"] == torch.bfloat16
+    exact = sd.load(tiny_ckpt, device="cpu", precision="fp32")
+    assert not any(conv.weight.is_meta for conv in convolutions(exact._unet))  # these lie in the mapped file
+    for name, weight in exact.unet.state_dict().items():
+        assert torch.equal(lean.unet.state_dict()[name], weight.bfloat16())
+    assert lean.unet is lean._unet
+    assert not any(conv.weight.is_meta for conv in convolutions(lean._unet))
+    assert (pixels(lean.make(batch)[0]) == picture).all()
+    with torch.no_grad():
+        lean.unet.out.conv.weight.zero_()
+    assert (pixels(lean.make(batch)[0]) != picture).any()  # and weights that are changed are seen
+
+
+@pytest.mark.parametrize("changed", ["low_memory", "compile", "packing", "precision"])
+def test_a_network_is_whole_where_it_runs_by_its_plain_weights(lean, changed, monkeypatch):
+    from sd.running.execution import Execution
+    from sd.runtime import RunOptions
+
+    picture = pixels(lean.make([settings(steps=2)])[0]).astype(int)
+    if changed == "packing":
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    elif changed == "precision":
+        lean.unet.float()
+    else:
+        lean.execution = Execution(RunOptions(**{changed: True}), compiler=lambda function: function)
+    found = pixels(lean.make([settings(steps=2)])[0])
+    assert not any(conv.weight.is_meta for conv in convolutions(lean._unet))
+    assert abs(found - picture).mean() < 8
+
+
+def test_a_network_that_is_shown_has_all_of_its_weights(lean):
+    """Whoever holds a model can look at it, copy it, and move it."""
+    import copy
+    import dataclasses
+
+    other = dataclasses.replace(lean)
+    assert not any(conv.weight.is_meta for conv in convolutions(other._unet))
+    copied = copy.deepcopy(lean.unet)
+    assert torch.equal(copied.out.conv.weight, lean.unet.out.conv.weight)

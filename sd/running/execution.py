@@ -17,7 +17,7 @@ from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.fast_attention import attention_applied
 from sd.running.joined_gates import gates_joined
 from sd.running.merged_tokens import tokens_merged
-from sd.running.packing import PackedConvolutions
+from sd.running.packing import PackedConvolutions, make_whole
 from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
@@ -97,6 +97,8 @@ class Execution:
         reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
         merge   the share of tokens that is merged before self-attention with the most of them; if any, the same
         """
+        if self.options.low_memory or self.options.compile:
+            make_whole(unet)  # they run it, or a part of it, by its plain weights
         if reused:
             reused.begin(x)
         options = {"tile": tile, "reused": reused, "merge": merge}

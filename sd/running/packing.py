@@ -3,6 +3,9 @@
 oneDNN, which computes PyTorch's convolutions on CPUs, reads weights in blocks of channels. A network keeps them as they
 are in the file, so each call re-lays them first. Where feature maps are small, that takes longer than the convolution:
 docs/performance.md has the figures. As in `sd.tiling`, the network does not know.
+
+A network may have its convolutions' weights in that layout alone: then the plain ones, of which each has a packed one,
+are on the meta device, without memory. `make_whole` brings them back, to the bit.
 """
 
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 from sd.running.exchange import exchanged
 
 CONVOLUTION = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # there are builds of PyTorch without oneDNN
+TYPICAL = 32, 32  # feature map; told nothing, oneDNN takes a layout that makes 1x1 convolutions up to 40 times as slow
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -40,7 +44,10 @@ class PackedConvolutions:
         self.convolutions = list(convolutions.values())
         self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # made from what, in which version; the result
         for name, packed in (ready or {}).items():
-            self._packed[convolutions[name]] = *origin(convolutions[name]), packed
+            conv = convolutions[name]
+            self._packed[conv] = *origin(conv), packed
+            if conv.weight.is_meta:
+                conv.only_packed = packed
 
     def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
@@ -48,7 +55,13 @@ class PackedConvolutions:
 
     def weights(self) -> dict[nn.Conv2d, Tensor]:
         """The packed weight of every convolution that can use one now."""
+        dtypes = {conv.weight.dtype for conv in self.convolutions if only_packed(conv) is not None}
+        if not all(can_pack(torch.device("cpu"), dtype) for dtype in dtypes):
+            make_whole(self.network)
         for conv in self.convolutions:
+            if (packed := only_packed(conv)) is not None:
+                self._packed[conv] = conv.weight, 0, packed
+                continue
             if can_pack(conv.weight.device, conv.weight.dtype) and not conv.weight.requires_grad:
                 self._renew(conv)
             else:
@@ -67,6 +80,40 @@ def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:
     return {f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
+def only_packed(conv: nn.Conv2d) -> Tensor | None:
+    """The packed weight of a convolution that has no other."""
+    return vars(conv).get("only_packed")
+
+
+@torch.no_grad()
+def make_whole(network: nn.Module) -> None:
+    """Give every convolution its plain weight, in as much memory again, where it has a packed one only."""
+    for conv in convolutions_of(network).values():
+        if (packed := only_packed(conv)) is not None:
+            conv.weight = nn.Parameter(packed.to_dense(), requires_grad=conv.weight.requires_grad)
+            del conv.only_packed
+
+
+class WholeNetwork:
+    """A field that holds a network, which is whole as soon as somebody asks for it.
+
+    What runs the network by packed weights takes it from the field's own place, the name with an underscore before it.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.place = f"_{name}"
+
+    def __get__(self, holder: object, owner: type) -> nn.Module:
+        if holder is None:
+            raise AttributeError(self.place[1:])  # to a dataclass: there is no default
+        network = vars(holder)[self.place]
+        make_whole(network)
+        return network
+
+    def __set__(self, holder: object, network: nn.Module) -> None:
+        vars(holder)[self.place] = network
+
+
 def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
     """The weight, and a number that changes when it is changed in place."""
     weight = conv.weight.detach()
@@ -76,8 +123,8 @@ def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
 @torch.no_grad()
 def pack(conv: nn.Conv2d, weight: Tensor) -> Tensor:
     """A weight in oneDNN's own layout for this convolution, which only `convolve` can read."""
-    weight = weight.contiguous().to_mkldnn()
-    return torch._C._nn.mkldnn_reorder_conv2d_weight(weight, conv.padding, conv.stride, conv.dilation, conv.groups)
+    options = conv.padding, conv.stride, conv.dilation, conv.groups
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, *options, [2, conv.in_channels, *TYPICAL])
 
 
 def convolve(conv: nn.Conv2d, packed: Tensor, x: Tensor) -> Tensor:
