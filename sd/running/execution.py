@@ -21,6 +21,7 @@ from sd.running.packing import PackedConvolutions, make_whole
 from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
+from sd.running.upsampled import UpsampledConvolutions
 from sd.runtime import RunOptions, one_by_one, visiting
 from sd.text_encoder import TextEncoder
 from sd.tiling import seamless
@@ -53,6 +54,7 @@ class Execution:
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
         self.compiler, self.compiled = compiler, None
+        self.upsampled: dict[type[nn.Module], UpsampledConvolutions] = {}  # of the UNet and of the VAE
         self.recorder, self.captured = recorder, None
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
@@ -97,7 +99,7 @@ class Execution:
         reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
         merge   the share of tokens that is merged before self-attention with the most of them; if any, the same
         """
-        if self.options.low_memory or self.options.compile:
+        if self.options.low_memory or self.options.compile or tile:
             make_whole(unet)  # they run it, or a part of it, by its plain weights
         if reused:
             reused.begin(x)
@@ -174,6 +176,8 @@ class Execution:
         with ExitStack() as changes:
             if not self.options.low_memory:
                 changes.enter_context(self._packed(unet).applied())
+            if not self.options.low_memory and not tile:
+                changes.enter_context(self._upsampled(unet).applied(x))
             changes.enter_context(attention_applied(unet, x, self._about_to_build))
             changes.enter_context(gates_joined(unet, x))
             changes.enter_context(seamless(unet, tile))
@@ -201,12 +205,23 @@ class Execution:
     def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
         """`VAE.decode`."""
         with self._one_thread, self.at_work(vae), seamless(vae, tile):
-            return decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
+            if self.options.tiled_vae:
+                return decode_tiled(vae, latents, axes=tile)
+            if tile:
+                return vae.decode(latents)
+            with self._upsampled(vae).applied(latents):
+                return vae.decode(latents)
 
     def _packed(self, unet: UNet) -> PackedConvolutions:
         if self.packed is None or self.packed.network is not unet:
             self.packed = PackedConvolutions(unet)
         return self.packed
+
+    def _upsampled(self, network: nn.Module) -> UpsampledConvolutions:
+        part = type(network)
+        if part not in self.upsampled or self.upsampled[part].network is not network:
+            self.upsampled[part] = UpsampledConvolutions(network)
+        return self.upsampled[part]
 
     def _compiled(self, unet: UNet) -> CompiledUNet:
         if self.compiled is None or self.compiled.network is not unet:

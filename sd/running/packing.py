@@ -85,12 +85,18 @@ def only_packed(conv: nn.Conv2d) -> Tensor | None:
     return vars(conv).get("only_packed")
 
 
+def plain_weight(conv: nn.Conv2d) -> Tensor:
+    """As it was before it was packed; where it is packed only, a new copy."""
+    packed = only_packed(conv)
+    return conv.weight.detach() if packed is None else packed.to_dense()
+
+
 @torch.no_grad()
 def make_whole(network: nn.Module) -> None:
     """Give every convolution its plain weight, in as much memory again, where it has a packed one only."""
     for conv in convolutions_of(network).values():
-        if (packed := only_packed(conv)) is not None:
-            conv.weight = nn.Parameter(packed.to_dense(), requires_grad=conv.weight.requires_grad)
+        if only_packed(conv) is not None:
+            conv.weight = nn.Parameter(plain_weight(conv), requires_grad=conv.weight.requires_grad)
             del conv.only_packed
 
 
