@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(temporary.name) if temporary else args.folder.resolve()
         name = f"made-up-{size}" + ("" if args.file_precision == "fp32" else f"-{args.file_precision}")
         options = Options(
-            checkpoint=str(folder / f"{name}.safetensors"),
+            checkpoint=str(folder / f"{name}.ckpt"),
             folder=str(folder / f"{name}-diffusers"),
             openvino=str(folder / f"{name}-openvino"),
             device=args.device,

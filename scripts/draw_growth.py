@@ -1,0 +1,71 @@
+"""Draw how the cost of a picture grows with its pixels and with how many are made at a time, as `sd bench` found.
+
+    sd bench -m model.ckpt --sizes 256,384,512,768,1024 --batch-sizes 1,2,4,8 --steps 3 --repeat 1 -o bench.json
+    python scripts/draw_growth.py bench.json growth.png
+
+On the left a guided step by pixels, on the right by pictures at a time; seconds for each picture. Dotted: the floor,
+the least that a step's calls can take with the rates that were measured on the same machine (docs/performance.md).
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sd.files import written_whole
+
+
+def floor(case: dict) -> float:
+    """Seconds that a step of the case takes at least."""
+    return sum(kind["least_seconds"] for kind in case["profile"]["kinds"].values())
+
+
+def lines(axes: Axes, cases: list[dict], along: Callable[[dict], float], across: Callable[[dict], str]) -> None:
+    """A line for each value of `across`, with the cases that have it."""
+    for number, name in enumerate(dict.fromkeys(map(across, cases))):
+        own = sorted((case for case in cases if across(case) == name), key=along)
+        places = [along(case) for case in own]
+        axes.plot(
+            places, [case["step"]["median"] / case["batch_size"] for case in own], "o-", color=f"C{number}", label=name
+        )
+        axes.plot(places, [floor(case) / case["batch_size"] for case in own], ":", color=f"C{number}")
+
+
+def growth(told: dict) -> Figure:
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    by_pixels, by_batch = figure.subplots(1, 2)
+    cases = told["cases"]
+    lines(
+        by_pixels,
+        cases,
+        lambda case: case["width"] * case["height"] / 1e6,
+        lambda case: f"{case['batch_size']} at a time",
+    )
+    lines(by_batch, cases, lambda case: case["batch_size"], lambda case: f"{case['width']}x{case['height']}")
+    by_pixels.set(xlabel="megapixels", ylabel="a guided step, seconds for each picture", ylim=(0, None), xlim=(0, None))
+    by_batch.set(xlabel="pictures at a time", yscale="log", xticks=sorted({case["batch_size"] for case in cases}))
+    for axes in (by_pixels, by_batch):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    model, machine = told["model"], told["machine"]
+    figure.suptitle(f"{model['family']}, {model['precision']}; {machine['device_name']}, {machine['threads']} threads")
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("measured", type=Path, help="a file that `sd bench -o` wrote")
+    parser.add_argument("picture", type=Path, help="a .png file, replaced if it is there")
+    args = parser.parse_args(arguments)
+    figure = growth(json.loads(args.measured.read_text()))
+    with written_whole(args.picture, force=True) as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+if __name__ == "__main__":
+    main()
