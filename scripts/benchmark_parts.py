@@ -35,6 +35,7 @@ from sd.running.joined_gates import gates_joined
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
+from sd.running.upsampled import UpsampledConvolutions
 from sd.runtime import PRECISIONS, pick_device
 from sd.unet import UNet
 
@@ -71,6 +72,7 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
     halves = partial(halves_shared, unet)
     if x_t.device.type != "cuda":
         packed = PackedConvolutions(unet).applied
+        before = partial(UpsampledConvolutions(unet).applied, x_t)
         attending, joined = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
         return {
             "plain": ([], False),
@@ -78,7 +80,8 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
             "packed convolutions": ([packed], False),
             "attention of ours": ([attending], False),
             "joined gates": ([joined], False),
-            "all, as pictures are made": ([packed, attending, joined, halves], False),
+            "before upsampling": ([before], False),
+            "all, as pictures are made": ([packed, before, attending, joined, halves], False),
         }
     return {
         "plain": ([], False),

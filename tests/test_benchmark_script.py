@@ -10,6 +10,7 @@ from dataclasses import asdict
 import benchmark
 import benchmark_parts
 import benchmark_workers
+import draw_growth
 import numpy as np
 import pytest
 import torch
@@ -293,3 +294,27 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     assert list(rows)[-len(names) :] == names
     assert "".join(rows["plain"]).split()[2:] == ["1.00", "0.0e+00"]
     assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())
+
+
+def test_growth_is_drawn_for_each_picture_with_the_floor_below(tmp_path):
+    def case(size, batch_size, seconds):
+        kinds = {"convolution": {"least_seconds": seconds / 2}, "rest": {"least_seconds": seconds / 4}}
+        step = {"median": seconds}
+        return {"width": size, "height": size, "batch_size": batch_size, "step": step, "profile": {"kinds": kinds}}
+
+    told = {
+        "model": {"family": "sd-v1", "precision": "bf16"},
+        "machine": {"device_name": "Fast 9000", "threads": 2},
+        "cases": [case(1000, 1, 1.0), case(1000, 2, 1.6), case(2000, 1, 6.0), case(2000, 2, 10.0)],
+    }
+    (tmp_path / "bench.json").write_text(json.dumps(told))
+    draw_growth.main([str(tmp_path / "bench.json"), str(tmp_path / "growth.png")])
+    with Image.open(tmp_path / "growth.png") as picture:
+        assert picture.width > 500
+    by_pixels, by_batch = draw_growth.growth(told).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in by_pixels.get_lines() + by_batch.get_lines()}
+    assert drawn["1 at a time"] == [[1, 1], [4, 6]]
+    assert drawn["2 at a time"] == [[1, 0.8], [4, 5]]
+    assert drawn["1000x1000"] == [[1, 1], [2, 0.8]]
+    dotted = [line.get_xydata() for line in by_pixels.get_lines() if line.get_linestyle() == ":"]
+    assert np.allclose(dotted, [[[1, 0.75], [4, 4.5]], [[1, 0.6], [4, 3.75]]])
