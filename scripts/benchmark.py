@@ -112,6 +112,8 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=10, help="of a whole picture (default: 10)")
     add("--repeat", type=int, default=5, help="how often everything is measured (default: 5)")
     add("--starts", type=int, help="how many cold starts of each (default: as --repeat says)")
+    add("--whole", type=int, metavar="STEPS",
+        help="at the end, also new processes, from start to a picture of so many steps, of the first size")  # fmt: skip
     add("--start-at-once", action="store_true",
         help="all at the same time: cold starts are then no measure, but compiling takes less time")  # fmt: skip
     add("--together", type=int, help="steps at a time, of which the mean is taken (default: 20 on a GPU, otherwise 1)")
@@ -153,6 +155,7 @@ def check(args: argparse.Namespace) -> None:
         ("--steps", args.steps, 1000),
         ("--repeat", args.repeat, 400),
         ("--starts", args.starts, 400),
+        ("--whole", 1 if args.whole is None else args.whole, 1000),
         ("--together", args.together, ENDLESS),
     ):
         if not 1 <= number <= most:
@@ -218,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             starts=args.starts,
             together=args.together,
             at_once=args.start_at_once,
+            whole=args.whole,
             on_case=lambda report: write_json(report, args),
         )
     except Wrong as wrong:

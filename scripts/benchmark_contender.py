@@ -12,7 +12,7 @@ SEED = 1
 GUIDANCE_SCALE = 7.5
 ENDLESS = 500  # steps of the run whose steps are measured one by one; when they are used up, it begins again
 COMPARED_STEPS = 2
-UNITS = ("imports", "load", "prepare", "encode_text", "steps", "decode", "pictures", "latents", "versions")
+UNITS = ("imports", "load", "prepare", "encode_text", "steps", "decode", "pictures", "whole", "latents", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,13 @@ class Contender(ABC):
     @abstractmethod
     def pictures(self, steps: int) -> None:
         """All of it: from a prompt to pictures."""
+
+    def whole(self, width: int, height: int, steps: int) -> None:
+        """In a new process: from nothing to a picture, as a user's program does it."""
+        self.imports()
+        self.load()
+        self.prepare(width, height, 1)
+        self.pictures(steps)
 
     def latents(self, path: str) -> None:
         """The latents of the batch after COMPARED_STEPS steps, written into a .npy file."""

@@ -105,6 +105,30 @@ class Contest:
         for name in self.names:
             self.note_peak(name, str(case))
 
+    def whole(self, case: Case, steps: int, repeat: int) -> None:
+        """From the start of a process to a picture, in turn; one process at a time."""
+        found: dict[str, list[float]] = {}
+        peaks: dict[str, Peak] = {}  # of the last one
+        name_of_case = f"a new process, {case.width}x{case.height}, {steps} steps"
+        for _ in range(repeat):
+            for name in list(self.names):
+                process = Process(name, self.options)
+                try:
+                    process.ask("whole", width=case.width, height=case.height, steps=steps)
+                    found.setdefault(name, []).append(process.age)
+                    peaks[name] = Peak(
+                        contender=name, case=name_of_case, own=process.own_peak, resident=process.resident_peak()
+                    )
+                except ContenderFailed as failure:
+                    self.leave_out(name, failure)
+                finally:
+                    process.close()
+        for name in self.names:
+            self.report.rows.append(
+                Row(contender=name, case=name_of_case, what=reports.WHOLE, seconds=tuple(found[name]))
+            )
+            self.report.peaks.append(peaks[name])
+
     def everybody(self, unit: str, **options: object) -> dict[str, dict]:
         """Ask all in turn; their answers by name."""
         answers = {}
@@ -137,7 +161,8 @@ class Contest:
         if name == self.names[0]:
             sys.exit(f"{name}, with which the others are compared, failed: {failure}")
         self.names.remove(name)
-        self.processes.pop(name).close()
+        if name in self.processes:
+            self.processes.pop(name).close()
         self.report.left_out[name] = str(failure)
 
     def close(self) -> None:
@@ -173,6 +198,7 @@ def measure(
     starts: int,
     together: int,
     at_once: bool,
+    whole: int | None = None,
     on_case: Callable[[Report], object] = lambda report: None,
 ) -> Report:
     """Start all, then measure each case.
@@ -180,6 +206,7 @@ def measure(
     steps    of a whole picture
     repeat   how often each unit of work is measured, steps by so many together
     starts   how many cold starts each has, at once or in turn
+    whole    steps of a picture that new processes make at the end, from their start to their end; None: they don't
     on_case  called with what is known so far after the cold starts and after each case
     """
     settings = {"steps": steps, "repeat": repeat, "starts": starts, "together": together, "at_once": at_once}
@@ -194,6 +221,9 @@ def measure(
         for case in cases:
             contest.measure(case, steps, repeat, together)
             on_case(report)
+        if whole:
+            contest.close()  # one process at a time, with all of the memory
+            contest.whole(cases[0], whole, repeat)
     finally:
         contest.close()
     return report

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 COLD, LOAD = "cold start", "load"
 TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
+WHOLE = "start to picture"
 ONCE = "loading"  # the case of what does not depend on the size of the pictures
 NOTES = (
     "Seconds: median (shortest-longest), and the median as a multiple of the first contender's. GB: the most that the"
@@ -98,7 +99,7 @@ def text(report: Report) -> str:
 
 
 def case_rows(report: Report, case: str) -> list[list[str]]:
-    units = [COLD, LOAD] if case == ONCE else [TEXT, STEP, DECODE, PICTURES]
+    units = list(dict.fromkeys(row.what for row in report.rows if row.case == case))
     rows = [["", *(head for unit in units for head in (f"{unit}, s", "", "times")), "own GB", "resident GB"]]
     for contender in report.contenders(case):
         cells = [contender]
@@ -122,7 +123,7 @@ def plot(report: Report) -> "Figure":
     from matplotlib.figure import Figure
 
     panels = [(COLD, [ONCE]), (LOAD, [ONCE])]
-    sizes = [case for case in report.cases() if case != ONCE]
+    sizes = [case for case in report.cases() if any(row.what == STEP for row in report.rows if row.case == case)]
     panels += [(unit, sizes) for unit in (STEP, DECODE, PICTURES) if sizes]
     figure = Figure(figsize=(10, 2.2 * len(panels)), layout="constrained")
     names = report.contenders(ONCE)

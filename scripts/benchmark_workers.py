@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Sequence
@@ -70,6 +71,19 @@ class SdZoo(Contender):
             seed=SEED,
             batch_size=self.batch_size,
         )
+
+    def whole(self, width: int, height: int, steps: int) -> None:
+        """By the command, which also writes the picture into a file."""
+        from sd.cli import main as command
+
+        flags = {"model": self.options.checkpoint, "device": self.options.device, "precision": self.options.precision}
+        flags |= {"width": width, "height": height, "steps": steps, "sampler": "ddim", "scale": GUIDANCE_SCALE}
+        with tempfile.TemporaryDirectory() as folder:
+            flags |= {"seed": SEED, "out": folder}
+            words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+            code = command(["txt2img", PROMPT, *words, "--quiet", *["--compile"] * self.compiled])
+        if code:
+            raise RuntimeError(f"sd txt2img ended with exit code {code}")
 
     def denoised(self, steps: int):
         *_, latents = self.model.sample(self.batch(steps))

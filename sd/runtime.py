@@ -128,6 +128,13 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) for option, value in settings.items())
 
 
+def give_back_freed_memory() -> None:
+    """Give memory that this process has freed and kept back to the system, where its C library can do that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 @contextmanager
 def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
     """As long as it lasts, the network's weights are on that device. They stay at home, too: going back is free."""

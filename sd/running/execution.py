@@ -16,6 +16,7 @@ from sd.running.captured import CapturedUNet, Recorder
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
 from sd.running.fast_attention import attention_applied
 from sd.running.joined_gates import gates_joined
+from sd.running.lean_vae import lean
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions, make_whole
 from sd.running.reused_features import ReusedFeatures
@@ -199,12 +200,12 @@ class Execution:
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
         """`VAE.encode`."""
-        with self._one_thread, self.at_work(vae), seamless(vae, tile):
+        with self._one_thread, self.at_work(vae), seamless(vae, tile), lean(vae):
             return encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
 
     def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
         """`VAE.decode`."""
-        with self._one_thread, self.at_work(vae), seamless(vae, tile):
+        with self._one_thread, self.at_work(vae), seamless(vae, tile), lean(vae):
             if self.options.tiled_vae:
                 return decode_tiled(vae, latents, axes=tile)
             if tile:
