@@ -1,7 +1,8 @@
 """Draw how the cost of a picture grows with its pixels and with how many are made at a time, as `sd bench` found.
 
-    sd bench -m model.ckpt --sizes 256,384,512,768,1024 --batch-sizes 1,2,4,8 --steps 3 --repeat 1 -o bench.json
-    python scripts/draw_growth.py bench.json growth.png
+    sd bench -m model.ckpt --sizes 256,384,512,768,1024 --steps 2 --repeat 1 -o sizes.json
+    sd bench -m model.ckpt --sizes 256 --batch-sizes 2,4,8 --steps 2 --repeat 1 -o batches.json
+    python scripts/draw_growth.py sizes.json batches.json growth.png
 
 On the left a guided step by pixels, on the right by pictures at a time; seconds for each picture. Dotted: the floor,
 the least that a step's calls can take with the rates that were measured on the same machine (docs/performance.md).
@@ -59,10 +60,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("measured", type=Path, help="a file that `sd bench -o` wrote")
+    parser.add_argument("measured", type=Path, nargs="+", help="files that `sd bench -o` wrote on one machine")
     parser.add_argument("picture", type=Path, help="a .png file, replaced if it is there")
     args = parser.parse_args(arguments)
-    figure = growth(json.loads(args.measured.read_text()))
+    first, *others = (json.loads(path.read_text()) for path in args.measured)
+    if any((told["model"], told["machine"]) != (first["model"], first["machine"]) for told in others):
+        parser.error("the files are of several models or machines. Give those of one.")
+    first["cases"] += [case for told in others for case in told["cases"]]
+    figure = growth(first)
     with written_whole(args.picture, force=True) as file:
         figure.savefig(file, format="png", dpi=100)
 
