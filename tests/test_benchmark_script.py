@@ -17,7 +17,7 @@ import torch
 from benchmark_contender import Options
 from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
-from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, Peak, Report, Row, plot, text
+from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, plot, text
 from PIL import Image
 
 from sd.machine import memory_is_known
@@ -209,7 +209,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
     flags = ["--contenders", "sd-zoo,diffusers", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
-    flags += ["--together", "2", "--logs", str(tmp_path)]
+    flags += ["--together", "2", "--logs", str(tmp_path), "--whole", "3"]
     assert benchmark.main(["--tiny", "--repeat", "1", "--threads", "1", *flags, *files]) == 0
     told = json.loads((tmp_path / "x.json").read_text())
     assert told["left_out"] == {}
@@ -218,16 +218,18 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     assert 0 < difference < 1e-4  # two programs, float32
     measured = {(row["contender"], row["case"], row["what"]): row for row in told["rows"]}
     units = [(ONCE, COLD), (ONCE, LOAD), *(("64x64, batch 1", what) for what in (TEXT, STEP, DECODE, PICTURES))]
+    units.append(("a new process, 64x64, 3 steps", WHOLE))
     assert set(measured) == {(name, *unit) for name in ("sd-zoo", "diffusers") for unit in units}
     for name in ("sd-zoo", "diffusers"):
         seconds = {unit: measured[(name, *unit)]["median"] for unit in units}
         assert seconds[ONCE, COLD] > seconds[ONCE, LOAD] > 0
+        assert seconds[units[-1]] > seconds["64x64, batch 1", DECODE] / 4
         assert seconds["64x64, batch 1", PICTURES] > seconds["64x64, batch 1", DECODE] / 4 > 0
     if memory_is_known():
         assert all(peak["resident"] > 50e6 < peak["own"] for peak in told["peaks"])
     assert set(told["versions"]["diffusers"]) == {"diffusers", "transformers", "accelerate", "torch", "threads"}
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.startswith("sd-zoo") for line in lines) == 3  # its versions, and a line in both tables
+    assert sum(line.startswith("sd-zoo") for line in lines) == 4  # its versions, and a line in each table
     with Image.open(tmp_path / "x.png") as drawn:
         assert drawn.size[0] > 500
     assert (tmp_path / "sd-zoo.log").exists()
@@ -246,6 +248,7 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
         (["--repeat", "0"], "--repeat 0 is out of range: 1 to 400"),
         (["--steps", "0"], "--steps 0 is out of range"),
         (["--threads", "0"], "--threads 0 is out of range"),
+        (["--whole", "0"], "--whole 0 is out of range: 1 to 1000"),
         (["--starts", "0"], "--starts 0 is out of range: 1 to 400"),
         (["--together", "501"], "--together 501 is out of range: 1 to 500"),
         (["--device", "tpu"], "device 'tpu' is not available here"),

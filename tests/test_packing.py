@@ -197,3 +197,11 @@ def test_a_network_that_is_shown_has_all_of_its_weights(lean):
     assert not any(conv.weight.is_meta for conv in convolutions(other._unet))
     copied = copy.deepcopy(lean.unet)
     assert torch.equal(copied.out.conv.weight, lean.unet.out.conv.weight)
+
+
+def test_a_watched_step_takes_no_more_memory(lean):
+    from sd.benchmark.layer_kinds import Rates
+    from sd.benchmark.measuring import profile_step
+
+    profile_step(lean, [settings(steps=2)], Rates(operations=1e9, bytes=1e9))
+    assert all(conv.weight.is_meta for conv in convolutions(lean._unet))

@@ -6,7 +6,8 @@ Everything goes the way that a picture goes: through `LatentDiffusion.sample` an
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -147,7 +148,8 @@ def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates
 
     Of a compiled or captured UNet nothing can be seen, so the UNet runs as it is here.
     """
-    model = replace(model, execution=model.execution.for_watching())
+    model = copy(model)
+    model.execution = model.execution.for_watching()
     states, profiles = model.sample(batch), []
     next(states)
     for _ in range(batch[0].steps - 1):
