@@ -299,25 +299,43 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())
 
 
-def test_growth_is_drawn_for_each_picture_with_the_floor_below(tmp_path):
+def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path):
     def case(size, batch_size, seconds):
-        kinds = {"convolution": {"least_seconds": seconds / 2}, "rest": {"least_seconds": seconds / 4}}
-        step = {"median": seconds}
-        return {"width": size, "height": size, "batch_size": batch_size, "step": step, "profile": {"kinds": kinds}}
+        work = 1e9 * size / 1000 * batch_size
+        return {
+            "width": size,
+            "height": size,
+            "batch_size": batch_size,
+            "step": {"median": seconds},
+            "operations": work,
+        }
 
-    told = {
-        "model": {"family": "sd-v1", "precision": "bf16"},
-        "machine": {"device_name": "Fast 9000", "threads": 2},
-        "cases": [case(1000, 1, 1.0), case(1000, 2, 1.6), case(2000, 1, 6.0), case(2000, 2, 10.0)],
-    }
-    (tmp_path / "bench.json").write_text(json.dumps(told))
-    draw_growth.main([str(tmp_path / "bench.json"), str(tmp_path / "growth.png")])
+    def told(rate, *cases):
+        machine = {"device_name": "Fast 9000", "threads": 2}
+        model = {"family": "sd-v1", "precision": "bf16"}
+        return {"model": model, "machine": machine, "rates": {"operations": rate}, "cases": list(cases)}
+
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    files[0].write_text(json.dumps(told(1e9, case(1000, 1, 1.0), case(2000, 1, 6.0))))
+    files[1].write_text(json.dumps(told(2e9, case(1000, 2, 1.6), case(3000, 2, 10.0))))
+    draw_growth.main([*map(str, files), str(tmp_path / "growth.png")])
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.width > 500
-    by_pixels, by_batch = draw_growth.growth(told).axes
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in by_pixels.get_lines() + by_batch.get_lines()}
-    assert drawn["1 at a time"] == [[1, 1], [4, 6]]
-    assert drawn["2 at a time"] == [[1, 0.8], [4, 5]]
-    assert drawn["1000x1000"] == [[1, 1], [2, 0.8]]
-    dotted = [line.get_xydata() for line in by_pixels.get_lines() if line.get_linestyle() == ":"]
-    assert np.allclose(dotted, [[[1, 0.75], [4, 4.5]], [[1, 0.6], [4, 3.75]]])
+    together = told(2e9, case(1000, 1, 1.0), case(2000, 1, 6.0), case(1000, 2, 1.6))
+    by_pixels, by_batch = draw_growth.growth(together).axes
+    drawn = {line.get_label(): line.get_xydata() for line in by_pixels.get_lines() + by_batch.get_lines()}
+    assert {name for name in drawn if not name.startswith("_")} == {"1 at a time", "1000x1000"}
+    assert np.allclose(drawn["1 at a time"], [[1, 1], [4, 6]])
+    assert np.allclose(drawn["1000x1000"], [[1, 1], [2, 0.8]])
+    (dotted,) = (line.get_xydata() for line in by_pixels.get_lines() if line.get_linestyle() == ":")
+    assert np.allclose(dotted, [[1, 0.5], [4, 1]])
+
+
+def test_growth_of_several_machines_is_refused(tmp_path, capsys):
+    told = {"model": {}, "machine": {"device_name": "a"}, "rates": {"operations": 1}, "cases": []}
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    (tmp_path / "b.json").write_text(json.dumps({**told, "machine": {"device_name": "b"}}))
+    with pytest.raises(SystemExit) as ended:
+        draw_growth.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), str(tmp_path / "x.png")])
+    assert ended.value.code == 2
+    assert "several models or machines" in capsys.readouterr().err
