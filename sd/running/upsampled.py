@@ -44,14 +44,14 @@ class UpsampledConvolutions:
         return exchanged({layer: self._forward(layer) for layer in self.layers})
 
     def _forward(self, layer: nn.Module) -> Callable[..., Tensor]:
-        plain, phases = layer.forward, self._phases(layer)
+        plain = layer.forward
 
         def forward(x: Tensor, size: torch.Size | None = None) -> Tensor:
             """(B, C, H, W) -> (B, C, 2H, 2W); `size` as in `sd.unet.Upsample`"""
             given = () if size is None else (size,)
             if x.shape[-2:].numel() < POSITIONS or (given and tuple(size) != (2 * x.shape[2], 2 * x.shape[3])):
                 return plain(x, *given)
-            return convolve_upsampled(x, phases, layer.conv.bias)
+            return convolve_upsampled(x, self._phases(layer), layer.conv.bias)
 
         return forward
 
