@@ -108,26 +108,23 @@ class Contest:
     def whole(self, case: Case, steps: int, repeat: int) -> None:
         """From the start of a process to a picture, in turn; one process at a time."""
         found: dict[str, list[float]] = {}
-        peaks: dict[str, Peak] = {}  # of the last one
         name_of_case = f"a new process, {case.width}x{case.height}, {steps} steps"
-        for _ in range(repeat):
+        for turn in range(repeat):
             for name in list(self.names):
-                process = Process(name, self.options)
+                process = self.processes[name] = Process(name, self.options)
                 try:
                     process.ask("whole", width=case.width, height=case.height, steps=steps)
-                    found.setdefault(name, []).append(process.age)
-                    peaks[name] = Peak(
-                        contender=name, case=name_of_case, own=process.own_peak, resident=process.resident_peak()
-                    )
                 except ContenderFailed as failure:
                     self.leave_out(name, failure)
-                finally:
-                    process.close()
+                    continue
+                found.setdefault(name, []).append(process.age)
+                if turn == repeat - 1:
+                    self.note_peak(name, name_of_case)
+                self.processes.pop(name).close()
         for name in self.names:
             self.report.rows.append(
                 Row(contender=name, case=name_of_case, what=reports.WHOLE, seconds=tuple(found[name]))
             )
-            self.report.peaks.append(peaks[name])
 
     def everybody(self, unit: str, **options: object) -> dict[str, dict]:
         """Ask all in turn; their answers by name."""
@@ -161,8 +158,7 @@ class Contest:
         if name == self.names[0]:
             sys.exit(f"{name}, with which the others are compared, failed: {failure}")
         self.names.remove(name)
-        if name in self.processes:
-            self.processes.pop(name).close()
+        self.processes.pop(name).close()
         self.report.left_out[name] = str(failure)
 
     def close(self) -> None:

@@ -355,12 +355,17 @@ def test_checking_ahead_ends_with_what_was_done_meanwhile(tmp_path, monkeypatch)
         assert len(counted) == after < 1000
 
 
-def test_a_damaged_weight_is_told_where_it_is_used_also_when_it_was_found_ahead(tmp_path):
-    path = saved(tmp_path, {"good": torch.ones(100), "bad": torch.full((2000,), 2.0)})
+def half_damaged(folder, numbers):
+    """A file with 100 good numbers, and so many of which one is not what was written."""
+    path = saved(folder, {"good": torch.ones(100), "bad": torch.full((numbers,), 2.0)})
     content = bytearray(path.read_bytes())
     content[content.index(struct.pack("<4f", 2, 2, 2, 2)) + 200] ^= 1
     path.write_bytes(content)
-    with open_checkpoint(path) as file:
+    return path
+
+
+def test_a_damaged_weight_is_told_where_it_is_used_also_when_it_was_found_ahead(tmp_path):
+    with open_checkpoint(half_damaged(tmp_path, 2000)) as file:
         with checksums_ahead(file, file.root.values()):
             while file.root["good"].storage.offset not in file._verified:  # the smaller one, so the last
                 time.sleep(0.001)
@@ -369,11 +374,7 @@ def test_a_damaged_weight_is_told_where_it_is_used_also_when_it_was_found_ahead(
 
 
 def test_a_damaged_weight_is_found_when_it_is_verified_not_when_the_file_is_opened(tmp_path):
-    path = saved(tmp_path, {"good": torch.ones(100), "bad": torch.full((100,), 2.0)})
-    content = bytearray(path.read_bytes())
-    content[content.index(struct.pack("<4f", 2, 2, 2, 2)) + 200] ^= 1
-    path.write_bytes(content)
-    with open_checkpoint(path) as file:
+    with open_checkpoint(half_damaged(tmp_path, 100)) as file:
         file.verify(file.root["good"])
         for _ in range(2):
             with pytest.raises(CorruptFileError, match=r"model\.ckpt has a wrong checksum in its record data/1"):

@@ -69,9 +69,8 @@ class PackedConvolutions:
         return {conv: packed for conv, (_, _, packed) in self._packed.items()}
 
     def _renew(self, conv: nn.Conv2d) -> None:
-        weight, version = origin(conv)
-        known = self._packed.get(conv)
-        if known is None or known[0].data_ptr() != weight.data_ptr() or known[1] != version:
+        if not is_made_from(self._packed.get(conv), conv):
+            weight, version = origin(conv)
             self._packed[conv] = weight, version, pack(conv, weight)
 
 
@@ -124,6 +123,12 @@ def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
     """The weight, and a number that changes when it is changed in place."""
     weight = conv.weight.detach()
     return weight, 0 if weight.is_inference() else weight._version
+
+
+def is_made_from(made: tuple | None, conv: nn.Conv2d) -> bool:
+    """Whether something that begins with the weight and the number of `origin` was made from what these are now."""
+    weight, version = origin(conv)
+    return made is not None and (made[0].data_ptr(), made[1]) == (weight.data_ptr(), version)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sd import unet, vae
 from sd.running.exchange import exchanged
-from sd.running.packing import CONVOLUTION, can_pack, origin, pack, plain_weight
+from sd.running.packing import CONVOLUTION, can_pack, is_made_from, origin, pack, plain_weight
 
 POSITIONS = 256  # of what is upsampled; for fewer, four calls and the margins take what is saved
 Phase = tuple[int, int]  # row and column of the window's middle, 0 even and 1 odd
@@ -56,11 +56,10 @@ class UpsampledConvolutions:
         return forward
 
     def _phases(self, layer: nn.Module) -> dict[Phase, Tensor]:
-        weight, version = origin(layer.conv)
-        known = self._made.get(layer)
-        if known is None or (known[0].data_ptr(), known[1]) != (weight.data_ptr(), version):
+        if not is_made_from(self._made.get(layer), layer.conv):
             weights = phase_weights(plain_weight(layer.conv))
-            self._made[layer] = weight, version, {phase: pack(layer.conv, each) for phase, each in weights.items()}
+            packed = {phase: pack(layer.conv, each) for phase, each in weights.items()}
+            self._made[layer] = *origin(layer.conv), packed
         return self._made[layer][2]
 
 
