@@ -30,12 +30,16 @@ from sd.machine import cpu_name
 from sd.networks import build_networks
 from sd.running.captured import CannotCapture, CudaRecorder
 from sd.running.compiling import fastest_convolutions, reason_of
+from sd.running.exchange import exchanged
+from sd.running.execution import Execution
 from sd.running.fast_attention import attention_applied
 from sd.running.joined_gates import gates_joined
+from sd.running.joined_norms import norms_joined
 from sd.running.packing import PackedConvolutions
 from sd.running.precise_norms import make_precise
 from sd.running.shared_halves import halves_shared, twice
 from sd.running.upsampled import UpsampledConvolutions
+from sd.running.winograd import WinogradConvolutions
 from sd.runtime import PRECISIONS, pick_device
 from sd.unet import UNet
 
@@ -71,17 +75,23 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
     """By name: what acts on the network when it predicts for x_t (B, C, H, W), and whether it is captured."""
     halves = partial(halves_shared, unet)
     if x_t.device.type != "cuda":
+        latents, execution = x_t.shape[-2:].numel(), Execution()
         packed = PackedConvolutions(unet).applied
         before = partial(UpsampledConvolutions(unet).applied, x_t)
-        attending, joined = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
+        winograd = WinogradConvolutions(unet, keep=True)
+        attending, gates = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
+        norms = partial(norms_joined, unet, x_t)
+        convolutions = lambda: exchanged(execution.convolutions(unet, x_t, latents))  # noqa: E731
         return {
             "plain": ([], False),
             "halves shared": ([halves], False),
             "packed convolutions": ([packed], False),
-            "attention of ours": ([attending], False),
-            "joined gates": ([joined], False),
             "before upsampling": ([before], False),
-            "all, as pictures are made": ([packed, before, attending, joined, halves], False),
+            "Winograd's algorithm": ([lambda: exchanged(winograd.forwards(x_t, latents, {}))], False),
+            "attention of ours": ([attending], False),
+            "joined gates": ([gates], False),
+            "joined norms": ([norms], False),
+            "all, as pictures are made": ([convolutions, attending, gates, norms, halves], False),
         }
     return {
         "plain": ([], False),

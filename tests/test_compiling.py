@@ -21,13 +21,14 @@ from sd.benchmark.layer_kinds import CONVOLUTION, Rates
 from sd.benchmark.measuring import pictures, profile_step
 from sd.cli.bench import lines_about
 from sd.explain.recording import explain
-from sd.running import compiled_convolution, compiler_check, compiling
+from sd.running import compiled_layers, compiler_check, compiling
 from sd.running.compiler_check import keep_programs, problem_of, require_compiler
 from sd.running.compiling import own_code, reason_of
 from sd.running.execution import Execution
-from sd.running.packing import can_pack
+from sd.running.packing import PackedConvolutions, can_pack
 from sd.runtime import RunOptions
 from sd.setting_checks import SettingError
+from sd.unet import Upsample
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -135,7 +136,7 @@ def test_changed_weights_are_seen_without_compiling_and_packed_ones_are_used():
     assert distance(final(compiled, batch), expected) < 1e-5
     assert len(traces.programs) == 1
     convolutions = [module for module in plain.unet.modules() if isinstance(module, nn.Conv2d)]
-    assert traces.calls(torch.ops.sd_zoo.packed_convolution.default) == [len(convolutions)]
+    assert traces.calls(compiled_layers.OPERATOR.call) == [len(convolutions)]
     assert traces.calls(torch.conv2d) == [0]
     assert set(compiled.execution.packed.weights()) == set(convolutions)
 
@@ -160,10 +161,10 @@ def test_the_operator_is_the_convolution_and_its_shapes_are_what_the_compiler_is
         nn.Conv2d(4, 1, 1),
     ):
         network = nn.Sequential(conv).requires_grad_(False)
-        packed = compiling.PackedConvolutions(network)
-        (forward,) = compiled_convolution.calling_packed(packed).values()
+        forwards = PackedConvolutions(network).forwards()
+        (forward,) = compiled_layers.calling(network, forwards).values()
         for x in (torch.randn(2, 4, 7, 6), torch.randn(1, 4, 1, 1)):
-            with compiled_convolution.packed_at_hand(packed):
+            with compiled_layers.at_hand(network, forwards):
                 by_packed = forward(x)
             by_plain = forward(x)  # none at hand
             expected = conv(x)
@@ -171,11 +172,39 @@ def test_the_operator_is_the_convolution_and_its_shapes_are_what_the_compiler_is
                 assert found.shape == expected.shape
                 assert found.is_contiguous(memory_format=torch.channels_last)
                 assert (found - expected).abs().max() < 1e-5
-        torch.library.opcheck(
-            torch.ops.sd_zoo.packed_convolution.default,
-            (torch.randn(2, 4, 7, 6), conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, 1, 0),
-            test_utils=("test_schema", "test_faketensor"),
-        )
+        for scale in (1, 2):
+            torch.library.opcheck(
+                compiled_layers.OPERATOR.call,
+                (
+                    torch.randn(2, 4, 7, 6),
+                    conv.weight,
+                    conv.bias,
+                    conv.stride,
+                    conv.padding,
+                    conv.dilation,
+                    1,
+                    scale,
+                    0,
+                ),
+                test_utils=("test_schema", "test_faketensor"),
+            )
+
+
+def test_upsampling_is_called_with_what_is_to_be_upsampled_where_it_doubles():
+    layer = Upsample(4).requires_grad_(False)
+    network, x, seen = nn.Sequential(layer), torch.randn(1, 4, 5, 6), []
+
+    def other(x, size):
+        seen.append((x.shape, size))
+        return layer(x, size)
+
+    forward = compiled_layers.calling(network, {layer: other})[layer]
+    for size in ((10, 12), (9, 12)):
+        expected = layer(x, torch.Size(size))
+        with compiled_layers.at_hand(network, {layer: other}):
+            assert distance(forward(x, torch.Size(size)), expected) < 1e-5
+        assert distance(forward(x, torch.Size(size)), expected) < 1e-5  # none at hand
+    assert seen == [(x.shape, (10, 12))]
 
 
 def test_programs_of_one_function_do_not_share_a_place():

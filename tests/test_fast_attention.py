@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 import sd.running.fast_attention as module
 from sd.benchmark.layer_kinds import ATTENTION, kind_of, operations_of
 from sd.running.execution import Execution
-from sd.running.fast_attention import attending, attention_applied, is_supported, kernel, plain_attention, registered
+from sd.running.fast_attention import KERNEL, OPERATOR, attending, attention_applied, is_supported, plain_attention
 from sd.running.native import compiler, cpu_flags, library
 from sd.runtime import RunOptions
 
@@ -41,8 +41,8 @@ def _own_kernel(tmp_path_factory, request):
         if request.param == "vectors":
             patch.setattr(module, "TILES", {"no such flag"})
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(module, "_tried", {})
-        kernel()
+        patch.setattr(KERNEL, "_found", [])
+        KERNEL.library()
         yield
 
 
@@ -66,7 +66,7 @@ def formula(q, k, v, heads):
 
 
 def attend(q, k, v, heads):
-    return registered()[1](q, k, v, heads)
+    return OPERATOR.call(q, k, v, heads)
 
 
 def error(found, exact):
@@ -75,7 +75,7 @@ def error(found, exact):
 
 @needs_kernel
 def test_the_kernel_is_there():
-    assert kernel() is not None
+    assert KERNEL.library() is not None
 
 
 @needs_kernel
@@ -160,7 +160,7 @@ class Seen(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         self.plain += operations_of(function, args, result) if function is F.scaled_dot_product_attention else 0
-        if function is registered()[1]:
+        if function is OPERATOR.call:
             self.kinds.append(kind_of(function, args))
             self.operations += operations_of(function, args, result)
         return result
@@ -196,7 +196,7 @@ def test_small_pictures_other_precisions_and_gradients_go_without(monkeypatch):
     def never(*_):
         raise AssertionError("nothing is compiled for these")
 
-    monkeypatch.setattr(module, "kernel", never)
+    monkeypatch.setattr(KERNEL, "library", never)
     for height, dtype in ((31, BF16), (32, torch.float32)):
         unet, x_t, _ = unet_and_inputs(height, 32, dtype)
         assert attending(unet, x_t) == {}
@@ -228,7 +228,7 @@ def test_without_a_kernel_the_picture_is_made_as_ever(monkeypatch, tmp_path, spo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
     spoil(monkeypatch, tmp_path)
-    monkeypatch.setattr(module, "_tried", {})
+    monkeypatch.setattr(KERNEL, "_found", [])
     monkeypatch.setattr(module, "is_supported", lambda device, dtype: True)
     unet, x_t, context = unet_and_inputs(32, 32)
     assert attending(unet, x_t) == {}
@@ -273,5 +273,5 @@ def test_pytorchs_compiler_can_call_it():
     execution = Execution(RunOptions(compile=True), compiler=compiler)
     found = execution.predict(unet, x_t, torch.tensor(500.0), context).float()
     assert (found - expected).norm() / expected.norm() < 3e-2
-    called = [node for node in programs[0].graph.nodes if node.target is registered()[1]]
+    called = [node for node in programs[0].graph.nodes if node.target is OPERATOR.call]
     assert len(called) == len([m for m in unet.modules() if isinstance(m, module.Attention)])

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sd.architecture.timing import synchronize
-from sd.running.fast_attention import is_operator
-from sd.running.joined_gates import LINEAR as JOINED
+from sd.running import fast_attention, joined_gates, joined_norms, winograd
 from sd.running.packing import CONVOLUTION as PACKED
 from sd.running.precise_norms import precise_group_norm
 
@@ -31,7 +30,6 @@ KINDS = {  # name -> what a table calls it
 NORMS = (F.group_norm, precise_group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
 CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
 PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
-PRODUCTS += () if JOINED is None else (JOINED, JOINED.binary)  # the GELU and the gate are done on the way
 RATE_RUNS = 5  # repetitions; the best counts
 COPIED = 1 << 28  # bytes, more than caches hold
 
@@ -79,25 +77,31 @@ class Profile:
 
 def kind_of(function: Callable, args: Sequence[object]) -> str:
     """The name in KINDS under which a call counts."""
+    if winograd.OPERATOR.is_(function):
+        return CONVOLUTION
     if function in CONVOLUTIONS:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
-    if function in PRODUCTS:
+    if function in PRODUCTS or joined_gates.OPERATOR.is_(function):  # the GELU and the gate are done on the way
         return LINEAR
-    if function is F.scaled_dot_product_attention or is_operator(function):
+    if function is F.scaled_dot_product_attention or fast_attention.OPERATOR.is_(function):
         return ATTENTION
-    return NORM if function in NORMS else REST
+    return NORM if function in NORMS or joined_norms.OPERATOR.is_(function) else REST
 
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:
     """Operations of one call, a multiply-add being 2; what is counted stands in `sd.architecture.calls.COUNTED`."""
+    if winograd.OPERATOR.is_(function):
+        return 2 * 9 * args[0].shape[1] * output.numel()  # those of the definition, as for any convolution
     if function in CONVOLUTIONS:
         return 2 * args[1].shape[1:].numel() * output.numel()  # each output value sums over C * k * k products
     if function in PRODUCTS:
         return 2 * args[0].shape[-1] * output.numel()
+    if joined_gates.OPERATOR.is_(function):
+        return 4 * args[0].shape[-1] * output.numel()  # of the values and of the gate
     if function is F.scaled_dot_product_attention:
         queries, keys, values = args[:3]  # (B, h, T, d), (B, h, S, d), (B, h, S, d)
         return 2 * queries.shape[:-1].numel() * keys.shape[-2] * (queries.shape[-1] + values.shape[-1])
-    if is_operator(function):
+    if fast_attention.OPERATOR.is_(function):
         queries, keys = args[:2]  # (B, T, h * d), (B, S, h * d)
         return 4 * queries.numel() * keys.shape[1]
     return 0

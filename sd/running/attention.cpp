@@ -10,25 +10,20 @@
 //
 // B batch, H heads, T queries, S keys, d width of a head.
 
-#include <immintrin.h>
 #include <omp.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 
-using bf16 = uint16_t;
+#include "vectors.h"
 
 constexpr long ROWS = 32;                                 // queries at a time, two tiles
 constexpr long WIDTH = 64;                                // keys at a time
 constexpr long TOGETHER = 8;                              // of the queries, where products are of vectors
 constexpr long SCORES = WIDTH + 16, WEIGHTS = WIDTH + 32; // row strides that do not fall on the same lines of a cache
 constexpr float SLACK = 8;                                // weights may be 2^SLACK before they are scaled anew
-
-static long up(long count, long step) { return (count + step - 1) / step * step; }
 
 // The compiler is not told that tile loads read memory.
 static inline void fence() { asm volatile("" ::: "memory"); }
@@ -39,15 +34,6 @@ struct alignas(64) TileShapes {
     uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-#else
-// A pair of numbers in all places of a vector.
-static inline __m512bh everywhere(const bf16 *pair) {
-    int32_t both;
-    memcpy(&both, pair, 4);
-    return (__m512bh)_mm512_set1_epi32(both);
-}
-
-static inline __m512bh pairs_at(const bf16 *from) { return (__m512bh)_mm512_load_si512(from); }
 #endif
 
 // One head of the arguments, and what a thread keeps.
@@ -168,16 +154,6 @@ struct Head {
     void leave_out(long s, long width) {
         for (long n = S - s; n < width; n++)
             for (long r = 0; r < ROWS; r++) scores[r * SCORES + n] = -INFINITY;
-    }
-
-    // 2^x: 2 to the whole part, times a polynomial in the rest, off by 1e-4 at most; bf16 is off by 2e-3.
-    static __m512 power_of_two(__m512 x) {
-        const __m512 rest = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-        __m512 p = _mm512_set1_ps(0.07944154f);
-        p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.22449434f));
-        p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.69604165f));
-        p = _mm512_fmadd_ps(p, rest, _mm512_set1_ps(0.99992520f));
-        return _mm512_scalef_ps(p, x);
     }
 
     // Weights of one row; returns the largest exponent of each lane.

@@ -5,10 +5,10 @@ gates, sums and joined skips become loops that go through memory once, where eac
 
 - The whole network is one program. Programs for single blocks would be smaller, and equal blocks would share one; but
   the blocks of v1 have some twenty shapes for each size of pictures, and each call of a block would look for its own.
-- On the CPU, convolutions go on with the weights that `sd.running.packing` has laid out. PyTorch's compiler can do that
-  itself, with "frozen" weights: they become part of the program, which then has a copy of them for each size and does
-  not see when they change. And PyTorch 2.13 leaves such programs out of its cache on the disk: every process would
-  compile anew.
+- On the CPU, convolutions are computed as without a compiler (`Execution.convolutions`). PyTorch's compiler can lay out
+  weights itself, with "frozen" weights: they become part of the program, which then has a copy of them for each size
+  and does not see when they change. And PyTorch 2.13 leaves such programs out of its cache on the disk: every process
+  would compile anew.
 - Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
 - On CUDA, convolutions, linear layers and attention are those of NVIDIA's libraries; of cuDNN's convolutions, the
   fastest is found by trying when a size is first met. PyTorch's compiler can try kernels of its own for them, too
@@ -30,11 +30,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.running.compiled_convolution import calling_packed, packed_at_hand
+from sd.running.compiled_layers import Forwards, at_hand, calling
 from sd.running.compiler_check import keep_programs, require_compiler
 from sd.running.exchange import exchanged
 from sd.running.fast_attention import attending
-from sd.running.packing import PackedConvolutions
+from sd.running.joined_gates import joining
 from sd.running.shared_halves import sharing
 from sd.setting_checks import SettingError
 from sd.tiling import going_round
@@ -83,10 +83,10 @@ class CompiledUNet:
         self._programs: dict[Hashable, dict[nn.Module, Forward]] = {}
 
     @contextmanager
-    def applied(
-        self, x: Tensor, context: Tensor, packed: PackedConvolutions, *, guided: bool, tile: str
-    ) -> Iterator[None]:
+    def applied(self, x: Tensor, context: Tensor, forwards: Forwards, *, guided: bool, tile: str) -> Iterator[None]:
         """As long as it lasts, the network predicts by the program for x (B, C, H, W), both of them contiguous.
+
+        forwards  of layers that are computed otherwise than by PyTorch's own functions, see `compiled_layers`
 
         For guided and tile see `sd.running.execution.Execution.predict`. Raises SettingError where PyTorch cannot
         compile the network.
@@ -96,10 +96,15 @@ class CompiledUNet:
         if new:
             if self.on_compile:
                 self.on_compile(x.shape)
-            self._programs[key] = self._program(x, packed, guided, tile)
+            self._programs[key] = self._program(x, forwards, guided, tile)
         done = False
         try:
-            with torch.no_grad(), packed_at_hand(packed), exchanged(self._programs[key]), fastest_convolutions():
+            with (
+                torch.no_grad(),
+                at_hand(self.network, forwards),
+                exchanged(self._programs[key]),
+                fastest_convolutions(),
+            ):
                 yield
             done = True
         except RuntimeError as error:
@@ -110,12 +115,12 @@ class CompiledUNet:
             if new and not done:
                 del self._programs[key]
 
-    def _program(self, x: Tensor, packed: PackedConvolutions, guided: bool, tile: str) -> dict[nn.Module, Forward]:
+    def _program(self, x: Tensor, others: Forwards, guided: bool, tile: str) -> dict[nn.Module, Forward]:
         """The forward functions of such predictions, the same in each, so that nothing is compiled twice."""
         unet = self.network
         forwards = {module: _norm(module) for module in unet.modules() if isinstance(module, nn.GroupNorm)}
-        forwards |= calling_packed(packed)
-        forwards |= attending(unet, x, self.on_build)
+        forwards |= calling(unet, others)
+        forwards |= attending(unet, x, self.on_build) | joining(unet, x)
         forwards |= going_round(unet, tile)
         forwards |= sharing(unet) if guided else {unet: _plain(unet)}
         try:

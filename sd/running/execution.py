@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sd.running.captured import CapturedUNet, Recorder
 from sd.running.compiling import CompiledUNet, Forward, compiler_for
+from sd.running.exchange import exchanged
 from sd.running.fast_attention import attention_applied
 from sd.running.joined_gates import gates_joined
+from sd.running.joined_norms import joined, norms_joined
 from sd.running.lean_vae import lean
 from sd.running.merged_tokens import tokens_merged
 from sd.running.packing import PackedConvolutions, make_whole
@@ -23,6 +25,7 @@ from sd.running.reused_features import ReusedFeatures
 from sd.running.shared_halves import halves_shared
 from sd.running.tiled_vae import decode_tiled, encode_tiled
 from sd.running.upsampled import UpsampledConvolutions
+from sd.running.winograd import WinogradConvolutions
 from sd.runtime import RunOptions, one_by_one, visiting
 from sd.text_encoder import TextEncoder
 from sd.tiling import seamless
@@ -55,7 +58,9 @@ class Execution:
     ):
         self.options, self.visited, self.packed = options or RunOptions(), visited, packed
         self.compiler, self.compiled = compiler, None
-        self.upsampled: dict[type[nn.Module], UpsampledConvolutions] = {}  # of the UNet and of the VAE
+        # of the UNet and of the VAE
+        self.upsampled: dict[type[nn.Module], UpsampledConvolutions] = {}
+        self.winograd: dict[type[nn.Module], WinogradConvolutions] = {}
         self.recorder, self.captured = recorder, None
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
@@ -148,7 +153,8 @@ class Execution:
 
         def compiled(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             x, context = x.contiguous(), context.contiguous()
-            with self._compiled(unet).applied(x, context, self._packed(unet), guided=guided, tile=tile):
+            forwards = self.convolutions(unet, x, x.shape[-2:].numel(), tile)
+            with self._compiled(unet).applied(x, context, forwards, guided=guided, tile=tile):
                 return unet(x, timestep, context)
 
         def plain(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
@@ -175,12 +181,10 @@ class Execution:
     ) -> Iterator[None]:
         """As long as it lasts, the functions of the network are those for such a prediction, without a compiler."""
         with ExitStack() as changes:
-            if not self.options.low_memory:
-                changes.enter_context(self._packed(unet).applied())
-            if not self.options.low_memory and not tile:
-                changes.enter_context(self._upsampled(unet).applied(x))
+            changes.enter_context(exchanged(self.convolutions(unet, x, x.shape[-2:].numel(), tile)))
             changes.enter_context(attention_applied(unet, x, self._about_to_build))
             changes.enter_context(gates_joined(unet, x))
+            changes.enter_context(norms_joined(unet, x, self._about_to_build))
             changes.enter_context(seamless(unet, tile))
             if guided:
                 changes.enter_context(halves_shared(unet))
@@ -200,29 +204,51 @@ class Execution:
 
     def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
         """`VAE.encode`."""
-        with self._one_thread, self.at_work(vae), seamless(vae, tile), lean(vae):
+        latents = image.shape[-2:].numel() // 64
+        with self._one_thread, self.at_work(vae), self._changed_vae(vae, image, latents, tile):
             return encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
 
     def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
         """`VAE.decode`."""
-        with self._one_thread, self.at_work(vae), seamless(vae, tile), lean(vae):
+        with self._one_thread, self.at_work(vae), self._changed_vae(vae, latents, latents.shape[-2:].numel(), tile):
+            return decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
+
+    @contextmanager
+    def _changed_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
+        """As long as it lasts, the functions of the VAE are those for inputs like x; `latents` as in `convolutions`."""
+        with ExitStack() as changes:
             if self.options.tiled_vae:
-                return decode_tiled(vae, latents, axes=tile)
-            if tile:
-                return vae.decode(latents)
-            with self._upsampled(vae).applied(latents):
-                return vae.decode(latents)
+                changes.enter_context(lean(vae))
+            else:
+                changes.enter_context(lean(vae, joined(x, latents, self._about_to_build)))
+                changes.enter_context(attention_applied(vae, x, self._about_to_build))
+                changes.enter_context(exchanged(self.convolutions(vae, x, latents, tile)))
+            changes.enter_context(seamless(vae, tile))
+            yield
+
+    def convolutions(
+        self, network: UNet | VAE, x: Tensor, latents: int, tile: str = ""
+    ) -> dict[nn.Module, Callable[..., Tensor]]:
+        """Forward functions for convolutions, and for upsampling before one, where that pays for inputs like x.
+
+        latents  the number of positions in the latents that belong to x
+        """
+        part, is_unet = type(network), isinstance(network, UNet)
+        if is_unet and self.options.low_memory:
+            return {}
+        packed = self._packed(network).forwards() if is_unet else {}
+        if tile:
+            return packed
+        if part not in self.upsampled or self.upsampled[part].network is not network:
+            self.upsampled[part] = UpsampledConvolutions(network)
+            self.winograd[part] = WinogradConvolutions(network, keep=is_unet)
+        others = packed | self.upsampled[part].forwards(x)
+        return others | self.winograd[part].forwards(x, latents, others, self._about_to_build)
 
     def _packed(self, unet: UNet) -> PackedConvolutions:
         if self.packed is None or self.packed.network is not unet:
             self.packed = PackedConvolutions(unet)
         return self.packed
-
-    def _upsampled(self, network: nn.Module) -> UpsampledConvolutions:
-        part = type(network)
-        if part not in self.upsampled or self.upsampled[part].network is not network:
-            self.upsampled[part] = UpsampledConvolutions(network)
-        return self.upsampled[part]
 
     def _compiled(self, unet: UNet) -> CompiledUNet:
         if self.compiled is None or self.compiled.network is not unet:

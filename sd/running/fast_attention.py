@@ -9,11 +9,9 @@ B batch, T tokens, S tokens attended to, D width of all heads.
 """
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +19,27 @@ from torch import Tensor, nn
 
 from sd.attention import Attention
 from sd.running.exchange import exchanged
-from sd.running.native import cpu_flags, library
+from sd.running.native import Kernel, cpu_flags
+from sd.running.operators import Operator
 
 POSITIONS = 1024  # of the latents, 256x256 pixels: for smaller pictures it would hardly be noticed
-WIDEST = 256  # head; the kernel needs memory for whole rows, and PyTorch's is as fast there
+WIDEST = 512  # head, that of the VAE; the kernel needs memory for whole rows
 NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 TILES = {"amx_tile", "amx_bf16"}  # multiply faster, where they are there
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
-SCHEMA = "attention(Tensor q, Tensor k, Tensor v, int heads) -> Tensor"
+ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
+FUNCTIONS = {
+    "sd_attention_memory": ([NUMBER] * 2, NUMBER),
+    "sd_attention": (
+        [ADDRESS] * 4 + [NUMBER] * 5 + [ctypes.POINTER(NUMBER), ctypes.c_float, ADDRESS, NUMBER],
+        None,
+    ),
+}
+KERNEL = Kernel(
+    "attention",
+    features=lambda: NEEDED | TILES if cpu_flags() >= TILES else NEEDED,
+    functions=lambda: FUNCTIONS,
+    usable=lambda code: code.sd_attention_permitted(),  # the system has to let a process use tiles
+)
 
 
 def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
@@ -52,7 +63,7 @@ def attending(
     """Forward functions for its attention layers; none where the kernel is not to be had."""
     if x.shape[-2:].numel() < POSITIONS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
         return {}
-    if kernel(on_build) is None:
+    if KERNEL.library(on_build) is None:
         return {}
     layers = (module for module in network.modules() if isinstance(module, Attention))
     return {layer: _forward(layer) for layer in layers if head_fits(layer.q.out_features // layer.heads)}
@@ -63,7 +74,7 @@ def head_fits(width: int) -> bool:
 
 
 def _forward(layer: Attention) -> Callable[..., Tensor]:
-    plain, operator = layer.forward, registered()[1]
+    plain, operator = layer.forward, OPERATOR.call
 
     def forward(x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
         """`Attention.forward`"""
@@ -75,27 +86,12 @@ def _forward(layer: Attention) -> Callable[..., Tensor]:
     return forward
 
 
-@functools.cache
-def registered() -> tuple[torch.library.Library, Callable[..., Tensor]]:
-    """The operator, and what it ends with."""
-    library = torch.library.Library("sd_zoo", "FRAGMENT")
-    library.define(SCHEMA)
-    library.impl("attention", attention, "CPU")
-    torch.library.register_fake("sd_zoo::attention", lambda q, k, v, heads: q.new_empty(q.shape), lib=library)
-    return library, torch.ops.sd_zoo.attention.default
-
-
-def is_operator(function: Callable) -> bool:
-    """Whether a function that somebody saw called is the operator, which is not there before it is needed."""
-    return registered.cache_info().currsize > 0 and function is registered()[1]
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """q (B, T, D), k and v (B, S, D), all bf16 -> (B, T, D).
 
     Vaswani et al., "Attention Is All You Need" (2017), eq. 1.
     """
-    code = kernel()
+    code = KERNEL.library()
     (batch, queries, width), keys = q.shape, k.shape[1]
     if code is None or not keys or not head_fits(width // heads):
         return plain_attention(q, k, v, heads)
@@ -116,27 +112,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-_tried: dict[str, ctypes.CDLL | None] = {}
-
-
-def kernel(on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
-    """The compiled kernel, or None; what was found first stays for this process."""
-    if "kernel" not in _tried:
-        known = NEEDED | TILES if cpu_flags() >= TILES else NEEDED
-        flags = [f"-m{name.replace('_', '-').replace('avx512-', 'avx512')}" for name in sorted(known)]
-        _tried["kernel"] = _checked(library(Path(__file__).with_name("attention.cpp"), [*FLAGS, *flags], on_build))
-    return _tried["kernel"]
-
-
-def _checked(code: ctypes.CDLL | None) -> ctypes.CDLL | None:
-    """A library that may use tiles and has the functions."""
-    try:
-        if code is None or not code.sd_attention_permitted():
-            return None
-        code.sd_attention_memory.argtypes, code.sd_attention_memory.restype = [ctypes.c_long] * 2, ctypes.c_long
-        code.sd_attention.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 5
-        code.sd_attention.argtypes += [ctypes.POINTER(ctypes.c_long), ctypes.c_float, ctypes.c_void_p, ctypes.c_long]
-        code.sd_attention.restype = None
-    except AttributeError:
-        return None
-    return code
+OPERATOR = Operator(
+    "attention(Tensor q, Tensor k, Tensor v, int heads) -> Tensor",
+    attention,
+    shape=lambda q, k, v, heads: q.new_empty(q.shape),
+)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sd.attention import GEGLU
 from sd.running.exchange import exchanged
+from sd.running.operators import Operator
 from sd.running.packing import can_pack
 
 LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # there are builds of PyTorch without oneDNN
@@ -26,18 +27,33 @@ def gates_joined(network: nn.Module, x: Tensor) -> AbstractContextManager[None]:
 
     Only in bf16 and where oneDNN has it; elsewhere nothing changes.
     """
+    return exchanged(joining(network, x))
+
+
+def joining(network: nn.Module, x: Tensor) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """Forward functions for its gated feed-forwards; none where they cannot be joined."""
     if LINEAR is None or x.dtype != torch.bfloat16 or not can_pack(x.device, x.dtype) or torch.is_grad_enabled():
-        return exchanged({})
-    return exchanged({module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)})
+        return {}
+    return {module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)}
 
 
 def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
-    """`GEGLU.forward`, the gate first: Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6."""
+    operator = OPERATOR.call
+    return lambda x: layer.proj_out(operator(x, layer.proj_in.weight, layer.proj_in.bias))
 
-    def forward(x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)"""
-        (weight, gate_weight), (bias, gate_bias) = layer.proj_in.weight.chunk(2), layer.proj_in.bias.chunk(2)
-        gate = LINEAR(x, gate_weight, gate_bias, "gelu", [], "none")  # the exact one, not the one by tanh
-        return layer.proj_out(LINEAR.binary(x, gate, weight, bias, "mul"))
 
-    return forward
+def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B, T, D), weight (2 D', D), bias (2 D'), whose second halves are the gate's -> (B, T, D').
+
+    Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6, without the last product.
+    """
+    (weight, gate_weight), (bias, gate_bias) = weight.chunk(2), bias.chunk(2)
+    gate = LINEAR(x, gate_weight, gate_bias, "gelu", [], "none")  # the exact one, not the one by tanh
+    return LINEAR.binary(x, gate, weight, bias, "mul")
+
+
+OPERATOR = Operator(
+    "gated(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    gated,
+    shape=lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(bias) // 2),
+)

@@ -13,31 +13,45 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sd.running.exchange import exchanged
+from sd.running.joined_norms import Joined, one_after_the_other
 from sd.runtime import give_back_freed_memory
-from sd.vae import VAE, Level, ResidualBlock
+from sd.vae import VAE, Decoder, Level, ResidualBlock
 
 LARGE = 1 << 21  # numbers that a level begins with: all levels of v1's decoder at 512x512
 
 
-def lean(vae: VAE) -> AbstractContextManager[None]:
-    """As long as it lasts, the VAE computes so, where no gradients are wanted."""
+def lean(vae: VAE, norm_silu: Joined = one_after_the_other) -> AbstractContextManager[None]:
+    """As long as it lasts, the VAE computes so, where no gradients are wanted.
+
+    norm_silu  what is done for its norms and the SiLUs behind them
+    """
     if torch.is_grad_enabled():
         return exchanged({})
-    blocks = {module: _in_place(module) for module in vae.modules() if isinstance(module, ResidualBlock)}
+    blocks = {module: _in_place(module, norm_silu) for module in vae.modules() if isinstance(module, ResidualBlock)}
     levels = {module: _given_back_before(module) for module in vae.decoder.modules() if isinstance(module, Level)}
-    return exchanged({**blocks, **levels})
+    return exchanged({**blocks, **levels, vae.decoder: _decoder(vae.decoder, norm_silu)})
 
 
-def _in_place(block: ResidualBlock) -> Callable[[Tensor], Tensor]:
+def _in_place(block: ResidualBlock, norm_silu: Joined) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         """`ResidualBlock.forward`: (B, C, H, W) -> (B, out channels, H, W)"""
-        h = block.conv1(F.silu(block.norm1(x), inplace=True))
-        h = block.conv2(F.silu(block.norm2(h), inplace=True))
+        h = block.conv1(norm_silu(block.norm1, x, False))
+        h = block.conv2(norm_silu(block.norm2, h, True))
         return h.add_(block.skip(x))
+
+    return forward
+
+
+def _decoder(decoder: Decoder, norm_silu: Joined) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        """`Decoder.forward`: (B, 4, H, W) -> (B, 3, 8H, 8W)"""
+        x = decoder.mid(decoder.conv_in(x))
+        for level in reversed(decoder.up):
+            x = level(x)
+        return decoder.conv_out(norm_silu(decoder.norm_out, x, True))
 
     return forward
 

@@ -8,11 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sd.files import cache_folder
 
+FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
 SECONDS = 120  # that a compiler may take
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -35,8 +36,54 @@ def compiler() -> list[str] | None:
     return words if shutil.which(words[0]) else None
 
 
+class Kernel:
+    """One source of ours in this folder. What is found when it is first needed stays for this process.
+
+    features   what the processor must have, named as in `cpu_flags`, when it is looked for
+    functions  by name: the types of their arguments, and of the result
+    usable     asks the library whether it may be used
+    """
+
+    def __init__(
+        self,
+        name: str,
+        features: Callable[[], Iterable[str]],
+        functions: Callable[[], Mapping[str, tuple[list, type | None]]],
+        usable: Callable[[ctypes.CDLL], object] = lambda code: True,
+    ):
+        self.source = Path(__file__).with_name(f"{name}.cpp")
+        self.features, self.functions, self.usable = features, functions, usable
+        self._found: list[ctypes.CDLL | None] = []
+
+    def library(self, on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+        """The compiled kernel, or None.
+
+        on_build  called before it is compiled, which is done once on a machine
+        """
+        if not self._found:
+            self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
+        return self._found[0]
+
+    def _checked(self, code: ctypes.CDLL | None) -> ctypes.CDLL | None:
+        if code is None or not self.usable(code):
+            return None
+        try:
+            for name, (arguments, result) in self.functions().items():
+                function = getattr(code, name)
+                function.argtypes, function.restype = arguments, result
+        except AttributeError:
+            return None
+        return code
+
+
+def flags_for(features: Iterable[str]) -> list[str]:
+    """The compiler's, for a processor that has these features."""
+    names = (name.replace("_", "-").replace("avx512-", "avx512") for name in sorted(features))
+    return [*FLAGS, *(f"-m{name}" for name in names)]
+
+
 def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
-    """The compiled source. Another source, other flags or another compiler make another file.
+    """The compiled source. Another source, other flags, headers beside it or compiler make another file.
 
     on_build  called before it is compiled, which takes a few seconds
     returns   None where there is no compiler or it fails, where nothing can be kept, and on systems that are not Linux
@@ -45,7 +92,8 @@ def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] =
     if command is None or sys.platform != "linux":
         return None
     try:
-        key = hashlib.sha256(source.read_bytes() + repr([shutil.which(command[0]), command, flags]).encode())
+        parts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
+        key = hashlib.sha256(repr([parts, shutil.which(command[0]), command, flags]).encode())
         path = cache_folder() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
         if not path.exists():
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

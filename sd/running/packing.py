@@ -8,7 +8,7 @@ A network may have its convolutions' weights in that layout alone: then the plai
 are on the meta device, without memory. `make_whole` brings them back, to the bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -51,7 +51,11 @@ class PackedConvolutions:
 
     def applied(self) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
-        return exchanged({conv: partial(convolve, conv, packed) for conv, packed in self.weights().items()})
+        return exchanged(self.forwards())
+
+    def forwards(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+        """Forward functions for the convolutions that can use them now."""
+        return {conv: partial(convolve, conv, packed) for conv, packed in self.weights().items()}
 
     def weights(self) -> dict[nn.Conv2d, Tensor]:
         """The packed weight of every convolution that can use one now."""

@@ -39,9 +39,13 @@ class UpsampledConvolutions:
 
     def applied(self, x: Tensor) -> AbstractContextManager[None]:
         """As long as it lasts, the network uses them for inputs like x, without gradients, where it can."""
+        return exchanged(self.forwards(x))
+
+    def forwards(self, x: Tensor) -> dict[nn.Module, Callable[..., Tensor]]:
+        """Forward functions for these layers; none where they cannot be used."""
         if not can_pack(x.device, x.dtype) or torch.is_grad_enabled():
-            return exchanged({})
-        return exchanged({layer: self._forward(layer) for layer in self.layers})
+            return {}
+        return {layer: self._forward(layer) for layer in self.layers}
 
     def _forward(self, layer: nn.Module) -> Callable[..., Tensor]:
         plain = layer.forward
