@@ -31,6 +31,7 @@ SHAPES = [  # batch, heads, tokens, tokens attended to, width of a head
     (1, 2, 70, 129, 160),
     (1, 1, 1, 1, 2),
     (1, 1, 5, 64, 18),
+    (1, 1, 70, 130, 512),
 ]
 
 

@@ -115,6 +115,14 @@ def test_neither_the_batch_nor_the_number_of_threads_changes_anything():
 
 
 @needs_kernel
+def test_what_does_not_fit_together_is_not_read():
+    norm, x = norm_and_maps(1, 32, 8, 5, 5)
+    for weight in (norm.weight[:16], norm.weight.float()):
+        with pytest.raises(RuntimeError, match="32 channels"):
+            OPERATOR.call(x, weight, norm.bias, 8, 1e-5, torch.empty_like(x))
+
+
+@needs_kernel
 def test_odd_numbers_of_channels_go_the_plain_way():
     norm, x = norm_and_maps(1, 24, 8, 40, 40)
     assert torch.equal(by_kernel(norm, x, False), F.silu(norm(x)))

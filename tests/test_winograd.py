@@ -142,6 +142,18 @@ def test_numbers_that_are_not_finite_stay_so():
 
 
 @needs_kernel
+def test_what_does_not_fit_together_is_not_read():
+    conv, x = convolution(16, 64, torch.float32), maps(1, 16, 6, 6, torch.float32)
+    weights = lay_out(conv.weight, upsampled=False)
+    for given in ((x, weights, conv.bias, True), (x[:, :8], weights, conv.bias, False)):
+        with pytest.raises(RuntimeError, match="need weights"):
+            OPERATOR.call(*given)
+    for given in ((x.double(), weights, conv.bias), (x, weights.double(), conv.bias), (x, weights, conv.bias.double())):
+        with pytest.raises(RuntimeError, match="same precision"):
+            OPERATOR.call(*given, False)
+
+
+@needs_kernel
 def test_it_is_for_plain_windows_and_full_vectors_only():
     def taken(*args, **options):
         return fits(nn.Conv2d(*args, **options))

@@ -81,12 +81,17 @@ def by_kernel(norm: nn.GroupNorm, x: Tensor, in_place: bool) -> Tensor:
 def group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, out: Tensor) -> Tensor:
     """x (B, C, H, W) in channels_last order -> out, which may be x; all bf16.
 
-    Wu & He, "Group Normalization" (2018), eq. 1 and 6. Raises RuntimeError where the kernel is not to be had.
+    Wu & He, "Group Normalization" (2018), eq. 1 and 6. Raises RuntimeError where the kernel is not to be had, and for
+    weights of another size or precision.
     """
     code = KERNEL.library()
     if code is None:
         raise RuntimeError("the kernel for group norms was not compiled on this machine")
     batch, channels, height, width = x.shape
+    if {weight.shape, bias.shape} != {(channels,)} or {t.dtype for t in (x, weight, bias, out)} != {torch.bfloat16}:
+        raise RuntimeError(
+            f"{channels} channels in bfloat16 need as many weights in it, got {weight.shape} {weight.dtype}"
+        )
     sizes = batch, height * width, channels
     memory = torch.empty(code.sd_group_norm_memory(*sizes), dtype=torch.float32)
     addresses = [tensor.data_ptr() for tensor in (x, out, weight, bias)]

@@ -146,11 +146,15 @@ def lay_out(weight: Tensor, *, upsampled: bool) -> Tensor:
 def convolve(x: Tensor, weights: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
     """x (B, C, H, W) and weights of `lay_out` -> (B, C', H, W), upsampled (B, C', 2H, 2W), in channels_last order.
 
-    Raises RuntimeError where the algorithm is not to be had.
+    Raises RuntimeError where the algorithm is not to be had, and for weights of other sizes or precision.
     """
     scale = 2 if upsampled else 1
     x = x.contiguous(memory_format=torch.channels_last)
     batch, inputs, height, width = x.shape
+    expected = len(bias) // OUTPUTS, 9 if upsampled else 16, inputs, OUTPUTS
+    if weights.shape != expected or not x.dtype == weights.dtype == bias.dtype:
+        told = f"{list(weights.shape)} in {weights.dtype}, biases in {bias.dtype}"
+        raise RuntimeError(f"inputs in {x.dtype} need weights {list(expected)} in the same precision, got {told}")
     result = x.new_empty(batch, scale * height, scale * width, len(bias))
     threads = torch.get_num_threads()
     code = _function("sd_winograd", x.dtype)
