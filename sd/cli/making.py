@@ -249,7 +249,7 @@ def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool
 
 
 def tell_building(*, quiet: bool) -> None:
-    say("compiling a faster attention for this processor: once, a few seconds", quiet=quiet)
+    say("compiling faster code for this processor: once, a few seconds", quiet=quiet)
 
 
 def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None:

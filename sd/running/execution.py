@@ -44,7 +44,7 @@ class Execution:
 
     on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
                 them; with guidance, B is twice the number of pictures
-    on_build    may be set, to be called before a kernel of ours is compiled, once on a machine
+    on_build    may be set, to be called before kernels of ours are compiled, once on a machine
     """
 
     def __init__(
@@ -221,7 +221,7 @@ class Execution:
                 changes.enter_context(lean(vae))
             else:
                 changes.enter_context(lean(vae, joined(x, latents, self._about_to_build)))
-                changes.enter_context(attention_applied(vae, x, self._about_to_build))
+                changes.enter_context(attention_applied(vae, x, self._about_to_build, latents))
                 changes.enter_context(exchanged(self.convolutions(vae, x, latents, tile)))
             changes.enter_context(seamless(vae, tile))
             yield
@@ -266,8 +266,9 @@ class Execution:
             self.on_compile(shape)
 
     def _about_to_build(self) -> None:
-        if self.on_build:
-            self.on_build()
+        told, self.on_build = self.on_build, None  # once for all of them
+        if told:
+            told()
 
     def for_watching(self) -> "Execution":
         """The same with the UNet as it is, so that everything in it can be seen, step by step."""

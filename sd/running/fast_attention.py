@@ -48,20 +48,22 @@ def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def attention_applied(
-    network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None
+    network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None, latents: int | None = None
 ) -> AbstractContextManager[None]:
-    """As long as it lasts, the network attends by the kernel, in predictions for x (B, C, H, W), without gradients.
+    """As long as it lasts, the network attends by the kernel, for inputs like x (B, C, H, W), without gradients.
 
     on_build  called before the kernel is compiled, which is done once on a machine
+    latents   the number of positions in the latents that belong to x, if these are not x
     """
-    return exchanged(attending(network, x, on_build))
+    return exchanged(attending(network, x, on_build, latents))
 
 
 def attending(
-    network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None
+    network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None, latents: int | None = None
 ) -> dict[nn.Module, Callable[..., Tensor]]:
     """Forward functions for its attention layers; none where the kernel is not to be had."""
-    if x.shape[-2:].numel() < POSITIONS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
+    latents = x.shape[-2:].numel() if latents is None else latents
+    if latents < POSITIONS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
         return {}
     if KERNEL.library(on_build) is None:
         return {}
