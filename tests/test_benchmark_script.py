@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import benchmark
+import benchmark_convolutions
 import benchmark_parts
 import benchmark_workers
 import draw_growth
@@ -21,6 +22,8 @@ from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHO
 from PIL import Image
 
 from sd.machine import memory_is_known
+from sd.running import winograd
+from sd.running.native import compiler
 
 CASE = "512x512, batch 1"
 OPTIONS = Options(
@@ -339,3 +342,21 @@ def test_growth_of_several_machines_is_refused(tmp_path, capsys):
         draw_growth.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), str(tmp_path / "x.png")])
     assert ended.value.code == 2
     assert "several models or machines" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    not winograd.is_supported(torch.device("cpu"), torch.float32) or compiler() is None,
+    reason="this processor has no AVX-512, or there is no compiler",
+)
+def test_convolutions_are_measured_beside_each_other_and_agree(capsys):
+    assert benchmark_convolutions.main(["--tiny", "--rounds", "1", "--precision", "fp32"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| VAE")]
+    assert len(rows) == 2
+    assert all(float(error) < 1e-6 for cells in rows for error in cells[-3:-1])
+
+
+def test_convolutions_that_cannot_be_compared_are_no_traceback(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_convolutions, "is_supported", lambda device, dtype: False)
+    assert benchmark_convolutions.main(["--tiny"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
