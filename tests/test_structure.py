@@ -147,3 +147,11 @@ def test_empty_networks_are_built_without_what_fills_them():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_sources_of_kernels_and_their_headers_are_part_of_the_package():
+    """Without one of them, nothing would say so: a kernel that cannot be compiled is done without."""
+    (line,) = re.findall(r'^"sd\.running" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
+    folder = ROOT / "sd" / "running"
+    packed = {path for pattern in ast.literal_eval(line) for path in folder.glob(pattern)}
+    assert packed == {path for path in folder.iterdir() if path.suffix not in ("", ".py")}
