@@ -76,17 +76,22 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
     halves = partial(halves_shared, unet)
     if x_t.device.type != "cuda":
         latents, execution = x_t.shape[-2:].numel(), Execution()
-        packed = PackedConvolutions(unet).applied
-        before = partial(UpsampledConvolutions(unet).applied, x_t)
-        winograd = WinogradConvolutions(unet, keep=True)
+        packed, before, winograd = (
+            PackedConvolutions(unet),
+            UpsampledConvolutions(unet),
+            WinogradConvolutions(unet, keep=True),
+        )
         attending, gates = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
         norms = partial(norms_joined, unet, x_t)
-        convolutions = lambda: exchanged(execution.convolutions(unet, x_t, latents))  # noqa: E731
+
+        def convolutions() -> AbstractContextManager:
+            return exchanged(execution.convolutions(unet, x_t, latents))
+
         return {
             "plain": ([], False),
             "halves shared": ([halves], False),
-            "packed convolutions": ([packed], False),
-            "before upsampling": ([before], False),
+            "packed convolutions": ([lambda: exchanged(packed.forwards())], False),
+            "before upsampling": ([lambda: exchanged(before.forwards(x_t))], False),
             "Winograd's algorithm": ([lambda: exchanged(winograd.forwards(x_t, latents, {}))], False),
             "attention of ours": ([attending], False),
             "joined gates": ([gates], False),

@@ -80,9 +80,9 @@ def test_kernels_for_large_pictures_make_the_same_picture(model, monkeypatch, pr
     """
     request = {"prompt": "a red circle on a blue background", "seed": 5, "steps": 20}
     (expected,) = model.txt2img(**request)
-    for module, name in ((winograd, "LATENTS"), (winograd, "POSITIONS"), (joined_norms, "LATENTS")):
-        monkeypatch.setattr(module, name, 0)
-    monkeypatch.setattr(fast_attention, "POSITIONS", 0)
+    for module in (winograd, joined_norms, fast_attention):
+        monkeypatch.setattr(module, "LATENTS", 0)
+    monkeypatch.setattr(winograd, "POSITIONS", 0)
     (found,) = sd.load(precision=precision).txt2img(**request)
     assert psnr(found, expected) > least
 

@@ -5,6 +5,7 @@ import torch
 from conftest import TINY, fill, pixels, settings
 from torch import nn
 
+from sd.running.exchange import exchanged
 from sd.running.packing import PackedConvolutions, can_pack
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +30,7 @@ def test_the_prediction_is_the_same(unet, dtype, error):
     """Where bf16 cannot be packed, the plain weights run."""
     unet.to(dtype)
     plain = unet(*inputs(dtype)).float()
-    with PackedConvolutions(unet).applied():
+    with exchanged(PackedConvolutions(unet).forwards()):
         packed = unet(*inputs(dtype)).float()
     assert (packed - plain).norm() / plain.norm() < error
     assert torch.equal(unet(*inputs(dtype)).float(), plain)
@@ -45,7 +46,7 @@ def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
     )
     packed = PackedConvolutions(unet)
     for _ in range(2):
-        with packed.applied():
+        with exchanged(packed.forwards()):
             unet(*inputs())
     assert set(made) == {module for module in unet.modules() if isinstance(module, nn.Conv2d)}
     assert len(made) == len(set(made))
@@ -56,7 +57,7 @@ def test_changed_weights_are_packed_anew(unet):
     packed = PackedConvolutions(unet)
 
     def predicted():
-        with packed.applied():
+        with exchanged(packed.forwards()):
             return unet(*inputs())
 
     def expect_plain(before):
@@ -85,21 +86,21 @@ def test_changed_weights_are_packed_anew(unet):
 
 
 def packed_in_double(packed, unet):
-    with packed.applied():
+    with exchanged(packed.forwards()):
         return unet(*inputs(torch.float64)).float()
 
 
 @torch.no_grad()
 def test_activations_lie_in_channels_last_order_whatever_comes_in():
     conv = nn.Conv2d(4, 16, 3, padding=1).requires_grad_(False)
-    with PackedConvolutions(nn.Sequential(conv)).applied():
+    with exchanged(PackedConvolutions(nn.Sequential(conv)).forwards()):
         assert conv(torch.randn(2, 4, 8, 8)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_weights_and_their_names_stay_what_they_are(unet):
     before = {name: value.clone() for name, value in unet.state_dict().items()}
     packed = PackedConvolutions(unet)
-    with packed.applied():
+    with exchanged(packed.forwards()):
         assert list(unet.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
     assert not any("forward" in vars(module) for module in unet.modules())
@@ -127,7 +128,7 @@ def test_convolutions_are_packed_while_the_file_is_read(tiny_ckpt, monkeypatch):
         if can_pack(torch.device("cpu"), model.dtypes["unet"]):
             assert set(packed._packed) == set(packed.convolutions)
         x_t, timestep, context = inputs(model.dtypes["unet"])
-        with packed.applied():
+        with exchanged(packed.forwards()):
             found = model._unet(x_t, timestep, context).float()
         plain = model.unet(x_t, timestep, context).float()
         assert (found - plain).norm() / plain.norm() < (1e-5 if precision == "fp32" else 3e-2)

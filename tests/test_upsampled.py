@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sd.running.upsampled
 from sd import unet, vae
+from sd.running.exchange import exchanged
 from sd.running.execution import Execution
 from sd.running.packing import can_pack
 from sd.running.upsampled import UpsampledConvolutions, phase_weights
@@ -37,7 +38,7 @@ def error(found, right):
 
 def in_pieces(layer, x, *size):
     network = nn.Sequential(layer)
-    with torch.no_grad(), UpsampledConvolutions(network).applied(x):
+    with torch.no_grad(), exchanged(UpsampledConvolutions(network).forwards(x)):
         assert "forward" in vars(layer)
         return layer(x, *size)
 
@@ -72,7 +73,7 @@ def test_other_sizes_than_twice_as_large_small_ones_and_gradients_go_the_plain_w
     assert torch.equal(in_pieces(own, x, torch.Size([31, 32])), own(x, torch.Size([31, 32])))
     small = x[:, :, :8, :8]
     assert torch.equal(in_pieces(own, small, torch.Size([16, 16])), own(small, torch.Size([16, 16])))
-    with torch.enable_grad(), UpsampledConvolutions(nn.Sequential(own)).applied(x):
+    with torch.enable_grad(), exchanged(UpsampledConvolutions(nn.Sequential(own)).forwards(x)):
         assert "forward" not in vars(own)
 
 
@@ -82,7 +83,7 @@ def test_changed_weights_are_seen():
     pieces, x = UpsampledConvolutions(nn.Sequential(own)), torch.randn(1, 32, 16, 16)
 
     def found():
-        with pieces.applied(x):
+        with exchanged(pieces.forwards(x)):
             return own(x)
 
     before = found()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.running.operators import Operator
+from sd.running.upsampled import doubles
 from sd.unet import UNet, Upsample
 
 Forwards = Mapping[nn.Module, Callable[..., Tensor]]
@@ -59,7 +60,7 @@ def _upsampling(layer: Upsample, number: int) -> Callable[[Tensor, torch.Size], 
 
     def forward(x: Tensor, size: torch.Size) -> Tensor:
         """`Upsample.forward`"""
-        if tuple(size) == (2 * x.shape[2], 2 * x.shape[3]):
+        if doubles(x, size):
             return doubled(x)
         return layer.conv(F.interpolate(x, size=size, mode="nearest"))
 

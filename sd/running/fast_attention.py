@@ -19,14 +19,11 @@ from torch import Tensor, nn
 
 from sd.attention import Attention
 from sd.running.exchange import exchanged
-from sd.running.native import Kernel, cpu_flags
+from sd.running.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.running.operators import Operator
 
-POSITIONS = 1024  # of the latents, 256x256 pixels: for smaller pictures it would hardly be noticed
 WIDEST = 512  # head, that of the VAE; the kernel needs memory for whole rows
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
-TILES = {"amx_tile", "amx_bf16"}  # multiply faster, where they are there
-ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
+NEEDED = AVX512 | {PAIRS}
 FUNCTIONS = {
     "sd_attention_memory": ([NUMBER] * 2, NUMBER),
     "sd_attention": (
@@ -63,7 +60,7 @@ def attending(
 ) -> dict[nn.Module, Callable[..., Tensor]]:
     """Forward functions for its attention layers; none where the kernel is not to be had."""
     latents = x.shape[-2:].numel() if latents is None else latents
-    if latents < POSITIONS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
+    if latents < LATENTS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
         return {}
     if KERNEL.library(on_build) is None:
         return {}

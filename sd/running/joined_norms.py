@@ -18,11 +18,9 @@ from torch import Tensor, nn
 from sd import unet
 from sd.running.exchange import exchanged
 from sd.running.fast_attention import NEEDED, is_supported
-from sd.running.native import Kernel
+from sd.running.native import ADDRESS, LATENTS, NUMBER, Kernel
 from sd.running.operators import Operator
 
-LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures it would hardly be noticed
-ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
 FUNCTIONS = {
     "sd_group_norm_memory": ([NUMBER] * 3, NUMBER),
     "sd_group_norm": ([ADDRESS] * 4 + [NUMBER] * 4 + [ctypes.c_float, ADDRESS, NUMBER], None),
@@ -66,7 +64,7 @@ def _forward(block: unet.ResidualBlock, norm_silu: Joined) -> Callable[[Tensor, 
 
 def one_after_the_other(norm: nn.GroupNorm, x: Tensor, in_place: bool) -> Tensor:
     """(B, C, H, W) -> (B, C, H, W), by PyTorch."""
-    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+    return F.silu(norm(x), inplace=True)
 
 
 def by_kernel(norm: nn.GroupNorm, x: Tensor, in_place: bool) -> Tensor:

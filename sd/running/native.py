@@ -1,6 +1,7 @@
 """C++ of ours, compiled once on a machine and kept in the user's cache folder; nothing where that cannot be done."""
 
 import ctypes
+import functools
 import hashlib
 import os
 import secrets
@@ -16,12 +17,22 @@ from sd.files import cache_folder
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
 SECONDS = 120  # that a compiler may take
 CPU_INFO = Path("/proc/cpuinfo")
+LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures, kernels of ours would hardly be noticed
+AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
+PAIRS = "avx512_bf16"  # products of vectors of bf16
+TILES = {"amx_tile", "amx_bf16"}  # of small matrices, which are faster still
+ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
 
 
 def cpu_flags() -> frozenset[str]:
     """What the processor can do, as Linux calls it; empty on other systems."""
+    return _flags_in(CPU_INFO)
+
+
+@functools.cache
+def _flags_in(path: Path) -> frozenset[str]:
     try:
-        lines = CPU_INFO.read_text().splitlines()
+        lines = path.read_text().splitlines()
     except OSError:
         return frozenset()
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())

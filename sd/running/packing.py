@@ -9,13 +9,10 @@ are on the meta device, without memory. `make_whole` brings them back, to the bi
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-
-from sd.running.exchange import exchanged
 
 CONVOLUTION = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # there are builds of PyTorch without oneDNN
 TYPICAL = 32, 32  # feature map; told nothing, oneDNN takes a layout that makes 1x1 convolutions up to 40 times as slow
@@ -49,12 +46,8 @@ class PackedConvolutions:
             if conv.weight.is_meta:
                 conv.only_packed = packed
 
-    def applied(self) -> AbstractContextManager[None]:
-        """As long as it lasts, the network uses them, without gradients; where it cannot, nothing changes."""
-        return exchanged(self.forwards())
-
     def forwards(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """Forward functions for the convolutions that can use them now."""
+        """Forward functions, without gradients, for the convolutions that can use them now."""
         return {conv: partial(convolve, conv, packed) for conv, packed in self.weights().items()}
 
     def weights(self) -> dict[nn.Conv2d, Tensor]:

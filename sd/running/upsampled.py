@@ -11,14 +11,12 @@ B batch, C channels, H W height and width.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from sd import unet, vae
-from sd.running.exchange import exchanged
 from sd.running.packing import CONVOLUTION, can_pack, is_made_from, origin, pack, plain_weight
 
 POSITIONS = 256  # of what is upsampled; for fewer, four calls and the margins take what is saved
@@ -34,15 +32,11 @@ class UpsampledConvolutions:
 
     def __init__(self, network: nn.Module):
         self.network = network
-        self.layers = [module for module in network.modules() if isinstance(module, unet.Upsample | vae.Upsample)]
+        self.layers = upsampling_layers(network)
         self._made: dict[nn.Module, tuple[Tensor, int, dict[Phase, Tensor]]] = {}
 
-    def applied(self, x: Tensor) -> AbstractContextManager[None]:
-        """As long as it lasts, the network uses them for inputs like x, without gradients, where it can."""
-        return exchanged(self.forwards(x))
-
     def forwards(self, x: Tensor) -> dict[nn.Module, Callable[..., Tensor]]:
-        """Forward functions for these layers; none where they cannot be used."""
+        """Forward functions for these layers and inputs like x, without gradients; none where they cannot be used."""
         if not can_pack(x.device, x.dtype) or torch.is_grad_enabled():
             return {}
         return {layer: self._forward(layer) for layer in self.layers}
@@ -52,9 +46,8 @@ class UpsampledConvolutions:
 
         def forward(x: Tensor, size: torch.Size | None = None) -> Tensor:
             """(B, C, H, W) -> (B, C, 2H, 2W); `size` as in `sd.unet.Upsample`"""
-            given = () if size is None else (size,)
-            if x.shape[-2:].numel() < POSITIONS or (given and tuple(size) != (2 * x.shape[2], 2 * x.shape[3])):
-                return plain(x, *given)
+            if x.shape[-2:].numel() < POSITIONS or not doubles(x, size):
+                return plain(x) if size is None else plain(x, size)
             return convolve_upsampled(x, self._phases(layer), layer.conv.bias)
 
         return forward
@@ -65,6 +58,16 @@ class UpsampledConvolutions:
             packed = {phase: pack(layer.conv, each) for phase, each in weights.items()}
             self._made[layer] = *origin(layer.conv), packed
         return self._made[layer][2]
+
+
+def upsampling_layers(network: nn.Module) -> list[nn.Module]:
+    """Those that upsample before a convolution, `conv`."""
+    return [module for module in network.modules() if isinstance(module, unet.Upsample | vae.Upsample)]
+
+
+def doubles(x: Tensor, size: torch.Size | None) -> bool:
+    """Whether a size that is asked for, if one is, is twice that of x (B, C, H, W)."""
+    return size is None or tuple(size) == (2 * x.shape[2], 2 * x.shape[3])
 
 
 @torch.no_grad()

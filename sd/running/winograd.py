@@ -17,24 +17,19 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sd import unet, vae
-from sd.running.native import Kernel, cpu_flags
+from sd.running.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.running.operators import Operator
 from sd.running.packing import is_made_from, origin, plain_weight
+from sd.running.upsampled import doubles, upsampling_layers
 
-LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures it would hardly be noticed
 POSITIONS = 1024  # of a result; for fewer, weights take more memory than multiplications are saved
-NEEDED = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
-PAIRS = "avx512_bf16"
-TILES = {"amx_tile", "amx_bf16"}
 INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # channels come in such numbers
-ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
 
 
 def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the algorithm is for such networks on this machine, if there is a compiler."""
     flags = cpu_flags()
-    if device.type != "cpu" or not flags >= NEEDED:
+    if device.type != "cpu" or not flags >= AVX512:
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and PAIRS in flags and not flags >= TILES)
 
@@ -50,7 +45,7 @@ def functions() -> dict[str, tuple[list, type | None]]:
     }
 
 
-KERNEL = Kernel("winograd", features=lambda: NEEDED | ({PAIRS} & cpu_flags()), functions=functions)
+KERNEL = Kernel("winograd", features=lambda: AVX512 | ({PAIRS} & cpu_flags()), functions=functions)
 
 
 class WinogradConvolutions:
@@ -62,7 +57,7 @@ class WinogradConvolutions:
 
     def __init__(self, network: nn.Module, *, keep: bool):
         self.network, self.keep = network, keep
-        upsampling = [module for module in network.modules() if isinstance(module, unet.Upsample | vae.Upsample)]
+        upsampling = upsampling_layers(network)
         behind = {layer.conv for layer in upsampling}
         plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in behind]
         self.layers = {layer: layer for layer in plain if fits(layer)}  # and the convolution in each of them
@@ -93,23 +88,19 @@ class WinogradConvolutions:
 
         def forward(x: Tensor, size: torch.Size | None = None) -> Tensor:
             """(B, C, H, W) -> (B, C', H, W), or behind upsampling (B, C', 2H, 2W); `size` as in `sd.unet.Upsample`"""
-            given = () if size is None else (size,)
-            if x.shape[-2:].numel() * (4 if upsampled else 1) < POSITIONS:
-                return plain(x, *given)
-            if given and tuple(size) != (2 * x.shape[2], 2 * x.shape[3]):
-                return plain(x, *given)
+            if x.shape[-2:].numel() * (4 if upsampled else 1) < POSITIONS or not doubles(x, size):
+                return plain(x) if size is None else plain(x, size)
             return operator(x, self._weights(layer), conv.bias, upsampled)
 
         return forward
 
     def _weights(self, layer: nn.Module) -> Tensor:
-        conv = self.layers[layer]
-        if not self.keep:
-            return lay_out(plain_weight(conv), upsampled=not is_convolution(layer))
-        if not is_made_from(self._made.get(layer), conv):
-            weights = lay_out(plain_weight(conv), upsampled=not is_convolution(layer))
-            self._made[layer] = *origin(conv), weights
-        return self._made[layer][2]
+        conv, made = self.layers[layer], self._made.get(layer)
+        if not is_made_from(made, conv):
+            made = *origin(conv), lay_out(plain_weight(conv), upsampled=not is_convolution(layer))
+            if self.keep:
+                self._made[layer] = made
+        return made[2]
 
 
 def is_convolution(layer: nn.Module) -> bool:
