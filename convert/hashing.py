@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from sd.files import cache_folder, written_whole
 
 CHUNK = 16 << 20
+LEAST_URGENT = 19  # as setpriority(2) counts
 KEPT = 1000  # files whose hash is remembered
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -72,6 +74,17 @@ def hashed_meanwhile(path: Path) -> Callable[[], str]:
     # a daemon: nobody waits for it where the work that wanted the hash has failed
     threading.Thread(target=digest, daemon=True).start()
     return lambda: digest() or file_sha256(path)
+
+
+def compute_aside(digest: Callable[[], object]) -> None:
+    """Have it computed in a thread that leaves the processor to all others, where the system can be told: Linux."""
+
+    def compute() -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+        digest()
+
+    threading.Thread(target=compute, daemon=True).start()
 
 
 def _key(path: Path, state: os.stat_result) -> str:

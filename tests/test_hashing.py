@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from convert import hashing
-from convert.hashing import FileHash, file_sha256, hashed_meanwhile
+from convert.hashing import FileHash, compute_aside, file_sha256, hashed_meanwhile
 
 
 @pytest.fixture
@@ -124,3 +126,19 @@ def test_a_hash_that_cannot_be_computed_meanwhile_is_an_error(tmp_path, cache):
     path = tmp_path / "gone"
     with pytest.raises(FileNotFoundError):
         hashed_meanwhile(path)()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, a thread has no priority of its own")
+def test_a_hash_computed_aside_leaves_the_processor_to_others(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"abc")
+    digest, found, ended = FileHash(path), [], threading.Event()
+
+    def compute():
+        found.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), digest()))
+        ended.set()
+
+    compute_aside(compute)
+    assert ended.wait(60)
+    assert found == [(19, hashlib.sha256(b"abc").hexdigest())]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0

@@ -55,6 +55,7 @@ def make(
     from PIL import Image
     from tqdm import tqdm
 
+    from convert.hashing import compute_aside
     from sd.image import save_png
     from sd.pictures.steps import step_pictures
 
@@ -75,6 +76,13 @@ def make(
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     sheet = args.grid or args.grid_columns
     kept, failed = {}, 0  # by the number of the job
+    to_hash = [model.source.sha256]  # seconds, beside the steps that follow the first
+
+    def stepped(_: object) -> None:
+        bar.update()
+        while to_hash:
+            compute_aside(to_hash.pop())
+
     with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
         for batch, mine in batches:
             if there.issuperset(mine):
@@ -83,7 +91,7 @@ def make(
             started = time.perf_counter()
             clean = [] if args.save_steps else None
             try:
-                pictures = model.make(batch, start, on_step=lambda _: bar.update(), on_retry=say, clean=clean)
+                pictures = model.make(batch, start, on_step=stepped, on_retry=say, clean=clean)
                 frames = [
                     step_pictures(model, [each[nth] for each in clean], picture, args.save_steps, batch[0].tile)
                     for nth, picture in enumerate(pictures if clean else [])

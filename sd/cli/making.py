@@ -2,7 +2,6 @@
 
 import argparse
 import secrets
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -99,7 +98,6 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
             return 0
         model = load_model(args, file, checkpoint, device, dtype)
     tell_other_model(args, model)
-    threading.Thread(target=model.source.sha256, daemon=True).start()  # seconds, beside the first steps
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
     if varied:
