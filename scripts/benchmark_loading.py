@@ -28,11 +28,18 @@ def arrived(width):
 """
 
 CHILD = f"""{ARRIVED}
-import sd.cli
-from sd import denoiser
+from sd.cli import main, making
 
-denoiser.Denoiser.__call__ = lambda self, *_: arrived(self.context.dtype.itemsize)
-sd.cli.main(sys.argv[1:])
+load_model = making.load_model
+
+def load_and_watch(*args):
+    from sd import denoiser  # not before: the command imports PyTorch when it has something to do meanwhile
+
+    denoiser.Denoiser.__call__ = lambda self, *_: arrived(self.context.dtype.itemsize)
+    return load_model(*args)
+
+making.load_model = load_and_watch
+main(sys.argv[1:])
 """
 
 OTHER = f"""{ARRIVED}

@@ -30,7 +30,7 @@ class SdZoo(Contender):
 
     def load(self) -> None:
         import sd
-        from sd.runtime import keep_freed_memory
+        from sd.running.memory import keep_freed_memory
 
         running = {"device": self.options.device, "precision": self.options.precision, "compile": self.compiled}
         self.model = sd.load(self.options.checkpoint, **running)

@@ -23,7 +23,8 @@ from training_command import run, use_fast_products
 import sd
 from sd.files import written_whole
 from sd.image import contact_sheet
-from sd.runtime import keep_freed_memory, pick_device
+from sd.running.memory import keep_freed_memory
+from sd.runtime import pick_device
 from sd.saving import save_model
 from sd.settings import Settings
 from sd.training.folder import PictureFolder

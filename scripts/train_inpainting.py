@@ -16,7 +16,8 @@ from tqdm import tqdm
 from training_command import run, use_fast_products
 
 import sd
-from sd.runtime import keep_freed_memory, pick_device
+from sd.running.memory import keep_freed_memory
+from sd.runtime import pick_device
 from sd.saving import save_model
 from sd.training.inpainting import inpainting_config, show_holes, widened
 from sd.training.jobs import denoiser_run, each_step

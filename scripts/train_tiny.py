@@ -29,7 +29,8 @@ from sd.config import SD_V1, ModelConfig
 from sd.files import written_whole
 from sd.image import contact_sheet, to_images
 from sd.pipeline import Source, StableDiffusion
-from sd.runtime import keep_freed_memory, pick_device
+from sd.running.memory import keep_freed_memory
+from sd.runtime import pick_device
 from sd.saving import save_model
 from sd.settings import Settings
 from sd.text_encoder import TextEncoder

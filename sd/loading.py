@@ -1,31 +1,29 @@
 """From a checkpoint file to a model that runs.
 
-The networks are built without memory, the file is mapped, and each parameter becomes either a view of the mapped bytes
-or, where another precision or memory format is wanted, a copy made while the bytes pass by. There is never a second
-copy of the whole.
+The networks are built without memory, the file is mapped, and each parameter becomes one of `sd.loading_weights`. There
+is never a second copy of the whole.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.hashing import FileHash
-from convert.reader import CheckpointFile, open_checkpoint, release_after_last
-from convert.tensors import as_tensor, in_range, out_of_range
+from convert.reader import CheckpointFile, open_checkpoint
 from sd.embedded import embedded_model
+from sd.loading_ahead import ReadAhead
+from sd.loading_weights import read_parameters
 from sd.networks import build_networks, parameter_shapes
 from sd.pipeline import Source, StableDiffusion
 from sd.running.compiler_check import require_compiler
 from sd.running.execution import Execution
-from sd.running.packing import PackedConvolutions, can_pack, convolutions_of, pack
+from sd.running.packing import PackedConvolutions, can_pack, convolutions_of
 from sd.running.precise_norms import make_precise
-from sd.runtime import RunOptions, memory_format, pick_device, pick_precision, precision_name
+from sd.runtime import RunOptions, pick_device, pick_precision
 from sd.tokenizer import Tokenizer
 
 
@@ -74,8 +72,12 @@ def from_checkpoint(
     dtype: torch.dtype,
     options: RunOptions,
     on_tensor: Callable[[int], None] | None = None,
+    ahead: ReadAhead | None = None,
 ) -> StableDiffusion:
-    """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
+    """The model in a file that was opened and looked at already. For arguments and errors see `load`.
+
+    ahead  of its tensors, if they are being read already
+    """
     if options.compile:
         require_compiler(device)  # before anything is read
     networks = build_networks(checkpoint.config)
@@ -84,7 +86,10 @@ def from_checkpoint(
     unet = networks["unet"]
     packing = can_pack(home, dtype) and not options.low_memory
     to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
-    parameters, packed = read_parameters(file, checkpoint, home, dtype, to_pack, on_tensor, lean=not options.compile)
+    ahead = ahead or ReadAhead(file, checkpoint.tensors, bf16=home.type == "cpu" and dtype == torch.bfloat16)
+    parameters, packed = read_parameters(
+        file, checkpoint, ahead, home, dtype, to_pack, on_tensor, lean=not options.compile
+    )
     for component, network in networks.items():
         network.load_state_dict(part(parameters, component), assign=True)
         if home.type == "cpu":
@@ -104,71 +109,7 @@ def from_checkpoint(
     )
 
 
-@contextmanager
-def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which PyTorch starts none of its own: together these would be the square of what there is room for."""
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)  # the number for this thread, and for those that start later
-
-
 def part(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
     """The tensors of one network, by their names in it."""
     prefix = f"{component}."
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def read_parameters(
-    file: CheckpointFile,
-    checkpoint: Checkpoint,
-    device: torch.device,
-    dtype: torch.dtype,
-    to_pack: Mapping[str, nn.Conv2d] | None = None,
-    on_tensor: Callable[[int], None] | None = None,
-    *,
-    lean: bool = False,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
-
-    to_pack  weights that are also packed, see `sd.running.packing`, and the convolutions that they are for
-    lean     of packed weights that are in another precision than in the file, where plain ones would take memory of
-             their own, there are none: they are on the meta device
-    returns  the tensors, and the packed ones, both by our name
-
-    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
-    """
-    records = checkpoint.tensors
-    release = release_after_last(file, records.values())
-    to_pack = to_pack or {}
-    parameters, packed, unusable = {}, {}, []
-
-    def read(name: str) -> tuple[Tensor, bool]:
-        record = records[name]
-        file.verify(record)
-        stored = as_tensor(file, record)
-        fits = in_range(stored, dtype)
-        layout = memory_format(stored, packed=name in to_pack)
-        used = stored.to(device=device, dtype=dtype, memory_format=layout).contiguous(memory_format=layout)
-        if name in to_pack:
-            packed[name] = pack(to_pack[name], used)
-        copied = used.data_ptr() != stored.data_ptr()
-        if copied or name in to_pack:  # what was packed is not read again
-            release(record)
-        return used.to("meta") if lean and copied and name in to_pack else used, fits
-
-    # Large ones first: what is held beside the finished tensors is then smallest when most of them are finished.
-    order = sorted(records, key=lambda name: -records[name].nbytes)
-    # The work is memory traffic and checksums, both outside the interpreter's lock.
-    with one_thread_each(min(8, os.cpu_count() or 1)) as pool:
-        for name, (used, fits) in zip(order, pool.map(read, order), strict=True):
-            parameters[name] = used
-            if not fits:
-                unusable.append(checkpoint.stored_names[name])
-            if on_tensor:
-                on_tensor(records[name].nbytes)
-    if unusable:
-        raise out_of_range(sorted(unusable), precision_name(dtype))
-    return parameters, packed

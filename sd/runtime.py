@@ -1,7 +1,5 @@
 """How the networks are run: device, precision, memory. The networks themselves know nothing of this."""
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -112,27 +110,6 @@ def answer_of(flag: torch.Tensor) -> Callable[[], bool]:
         return bool(known)
 
     return answer
-
-
-def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees, to use it again; returns whether its C library can do that.
-
-    Large arrays otherwise go back to the system with every layer, and each new one is cleared by it, page by page. The
-    price is that the memory of a process never shrinks, and has some gaps.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # as malloc.h of the GNU C library numbers them
-    settings = {trim_threshold: -1, top_pad: 2**28, mmap_max: 0}  # nothing is trimmed, nothing mapped by itself
-    return all(mallopt(option, value) for option, value in settings.items())
-
-
-def give_back_freed_memory() -> None:
-    """Give memory that this process has freed and kept back to the system, where its C library can do that."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 @contextmanager

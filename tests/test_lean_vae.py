@@ -85,7 +85,7 @@ def test_freed_memory_goes_back_to_the_system():
     code = """if True:
         import gc, os, torch
         from sd.machine import own_memory
-        from sd.runtime import give_back_freed_memory, keep_freed_memory
+        from sd.running.memory import give_back_freed_memory, keep_freed_memory
         assert keep_freed_memory()
         before = own_memory(os.getpid())
         large, small = torch.ones(1 << 24), torch.ones(1 << 10)

@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from sd.runtime import has_fast_bf16, keep_freed_memory, memory_format, pick_device, pick_precision, precision_name
+from sd.running.memory import keep_freed_memory
+from sd.runtime import has_fast_bf16, memory_format, pick_device, pick_precision, precision_name
 
 
 def test_auto_takes_the_first_device_that_is_there(monkeypatch):
@@ -55,11 +56,27 @@ def test_convolutions_are_channels_last_and_nothing_else():
     assert memory_format(torch.zeros(1, 1)) == torch.contiguous_format
 
 
+def test_no_garbage_is_looked_for_while_pytorch_is_imported_and_later_not_in_what_is_there():
+    code = """if True:
+        import gc
+        from sd.running.memory import importing_torch
+        with importing_torch():
+            assert not gc.isenabled()
+            import torch
+        assert gc.isenabled()
+        there = gc.get_freeze_count()
+        assert there > 100_000, there
+        with importing_torch():
+            assert gc.isenabled()
+        assert gc.get_freeze_count() <= there"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")
 def test_kept_memory_is_used_again_without_new_pages():
     script = (
         "import resource, torch\n"
-        "from sd.runtime import keep_freed_memory\n"
+        "from sd.running.memory import keep_freed_memory\n"
         "{}\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(10): torch.ones(1 << 24)\n"

@@ -31,7 +31,7 @@ TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert
 TORCH_FREE += ["convert.torch_stream_reader", "convert.diffusers_folder", "convert.diffusers_writer"]
 TORCH_FREE += ["convert.noise_schedule", "convert.single_part", "convert.other_vae", "convert.verify"]
 TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
-TORCH_FREE += ["sd.cli.bench", "sd.machine"]
+TORCH_FREE += ["sd.cli.bench", "sd.machine", "sd.running.memory", "sd.loading_ahead"]
 TORCH_FREE += ["sd.cli.img2img", "sd.cli.inpaint", "sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
 PICTURES = [
     "sd.pictures.files",

@@ -132,7 +132,8 @@ def measure(
 
     from sd.benchmark.measuring import benchmark, units
     from sd.loading import load
-    from sd.runtime import keep_freed_memory, precision_name
+    from sd.running.memory import keep_freed_memory
+    from sd.runtime import precision_name
 
     options = {"device": str(device), "precision": precision_name(dtype), "weights": args.weights}
     options |= asdict(run_options(args, device))

@@ -91,8 +91,9 @@ def run(args: argparse.Namespace) -> int:
         making.check_clip_skip(checkpoint, jobs)
         for settings in jobs:
             settings.require_prediction(checkpoint.config.prediction)
-        running = making.pick_device_and_precision(args, checkpoint)
-        model = making.load_model(args, file, checkpoint, *running)
+        with making.reading_ahead(args, file, checkpoint) as ahead:
+            running = making.pick_device_and_precision(args, checkpoint)
+            model = making.load_model(args, file, checkpoint, *running, ahead)
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
     making.warn_of_unused(jobs, model.execution.options)

@@ -3,7 +3,7 @@
 import argparse
 import secrets
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from convert.reader import CheckpointFile
+    from sd.loading_ahead import ReadAhead
     from sd.pipeline import StableDiffusion
     from sd.runtime import RunOptions
 
@@ -38,8 +39,10 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     job     "text to picture", "image to image" or "inpainting"
     """
     from convert.checkpoint import read_checkpoint
-    from convert.reader import checksums_ahead, open_checkpoint
+    from convert.reader import open_checkpoint
+    from sd.loading_ahead import map_torch
 
+    map_torch()
     choose_model(args)
     for flag, number in (
         ("--count", args.count),
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         check_clip_skip(checkpoint, jobs)
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
-        meanwhile.enter_context(checksums_ahead(file, checkpoint.tensors.values()))
+        ahead = meanwhile.enter_context(reading_ahead(args, file, checkpoint))
         device, dtype = pick_device_and_precision(args, checkpoint)  # which imports PyTorch, a second or two
         names, there = name_pictures(args.out, jobs), None
         if (args.from_file is not None or len(jobs) > 1) and not args.force:
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         sheet = sheet_path(args, paths, there)
         if there and len(there) == len(jobs) and sheet is None:
             return 0
-        model = load_model(args, file, checkpoint, device, dtype)
+        model = load_model(args, file, checkpoint, device, dtype, ahead)
     tell_other_model(args, model)
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
@@ -161,19 +164,36 @@ def check_clip_skip(checkpoint: "Checkpoint", jobs: Sequence[Settings]) -> None:
 
 
 def pick_device_and_precision(args: argparse.Namespace, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
-    from sd.runtime import pick_device, pick_precision
+    from sd.running.memory import importing_torch
 
+    with importing_torch():
+        from sd.runtime import pick_device, pick_precision
     try:
         device = pick_device(args.device)
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
-    made_with = getattr(args, "made_with", {})
-    precisions = made_with.get("precision")
-    if args.precision == "auto" and made_with.get("device") == device.type and isinstance(precisions, dict):
-        known = {name for name in precisions.values() if name in ("fp32", "fp16", "bf16")}
+    if args.precision == "auto" and getattr(args, "made_with", {}).get("device") == device.type:
+        known = {name for name in made_with(args, "precision").values() if name in ("fp32", "fp16", "bf16")}
         if len(known) == 1:
             return device, pick_precision(device, known.pop())
     return device, pick_precision(device, args.precision, checkpoint.config.unet.width)
+
+
+def reading_ahead(
+    args: argparse.Namespace, file: "CheckpointFile", checkpoint: "Checkpoint"
+) -> AbstractContextManager["ReadAhead"]:
+    """As long as it lasts, a thread reads weights, while PyTorch is imported, jobs are planned and networks built."""
+    from sd.loading_ahead import read_ahead
+
+    low_memory = getattr(args, "low_memory", False) or made_with(args, "run").get("low_memory") is True
+    wanted = {"device": args.device, "precision": args.precision, "low_memory": low_memory}
+    return read_ahead(file, checkpoint.tensors, **wanted)
+
+
+def made_with(args: argparse.Namespace, name: str) -> dict:
+    """What the picture of --like was made with, by a name in its exact settings; {} without one."""
+    value = getattr(args, "made_with", {}).get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def run_options(args: argparse.Namespace, device: "torch.device") -> "RunOptions":
@@ -185,8 +205,7 @@ def run_options(args: argparse.Namespace, device: "torch.device") -> "RunOptions
     from sd.runtime import RunOptions
 
     given = {name for name in RunOptions.names() if getattr(args, name, False)}
-    before = getattr(args, "made_with", {}).get("run")
-    before = before if isinstance(before, dict) else {}
+    before = made_with(args, "run")
     taken = {name for name in RunOptions.names() if before.get(name) is True} - given
     if "compile" in given and "low_memory" in taken:
         taken.remove("low_memory")
@@ -211,20 +230,19 @@ def load_model(
     checkpoint: "Checkpoint",
     device: "torch.device",
     dtype: "torch.dtype",
+    ahead: "ReadAhead | None" = None,
 ) -> "StableDiffusion":
     from tqdm import tqdm
 
     from sd.loading import from_checkpoint
-    from sd.runtime import keep_freed_memory, precision_name
+    from sd.runtime import precision_name
 
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     hidden = bar_hidden(args.quiet)
     options = run_options(args, device)
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
+        model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update, ahead)
     tell_when_compiling(model, quiet=args.quiet)
-    if device.type == "cpu" and not options.low_memory:
-        keep_freed_memory()
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
     return model
@@ -252,11 +270,9 @@ def tell_building(*, quiet: bool) -> None:
 
 def tell_other_model(args: argparse.Namespace, model: "StableDiffusion") -> None:
     """Where --like names a picture of another model, its settings make another picture."""
-    made_with = getattr(args, "made_with", {}).get("model")
-    if not isinstance(made_with, dict) or not made_with.get("sha256"):
-        return
-    if made_with["sha256"] != model.source.sha256():
-        say(f"{args.like.name} was made with another model: {made_with.get('name')}, {made_with['sha256']}")
+    before = made_with(args, "model")
+    if before.get("sha256") and before["sha256"] != model.source.sha256():
+        say(f"{args.like.name} was made with another model: {before.get('name')}, {before['sha256']}")
 
 
 def warn_of_unused(jobs: Sequence[Settings], options: "RunOptions") -> None:

@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.model) as file:
         checkpoint = read_checkpoint(file, weights=args.weights)
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        running = making.pick_device_and_precision(args, checkpoint)
-        model = making.load_model(args, file, checkpoint, *running)
+        with making.reading_ahead(args, file, checkpoint) as ahead:
+            running = making.pick_device_and_precision(args, checkpoint)
+            model = making.load_model(args, file, checkpoint, *running, ahead)
     from sd.forward_process import forward_process, round_trip
     from sd.image import save_png
     from sd.noise_sheet import arithmetic, sheet

@@ -2,7 +2,7 @@
 
 At 512x512, one array of the decoder's last level takes 67 or 134 MB in bf16, and a residual block as it is written has
 up to four of them at a time: here SiLU and sum take the place of what they read, with the same results, to the bit.
-And where a process keeps freed memory (`sd.runtime.keep_freed_memory`), arrays of one level leave holes that those of
+And where a process keeps freed memory (`sd.running.memory`), arrays of one level leave holes that those of
 the next, twice as large, do not fit into: before each level, holes are given back. As elsewhere in this folder, the
 network does not know.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sd.running.exchange import exchanged
 from sd.running.joined_norms import Joined, one_after_the_other
-from sd.runtime import give_back_freed_memory
+from sd.running.memory import give_back_freed_memory
 from sd.vae import VAE, Decoder, Level, ResidualBlock
 
 LARGE = 1 << 21  # numbers that a level begins with: all levels of v1's decoder at 512x512
