@@ -20,6 +20,7 @@ from PIL import Image
 import sd
 from sd.cli.jobs import group
 from sd.config import SD_V1_INPAINTING
+from sd.denoiser import Denoiser
 from sd.pipeline import StableDiffusion
 from sd.settings import Settings
 
@@ -45,6 +46,16 @@ def test_a_picture_its_path_and_its_settings(txt2img, tiny_ckpt):
     assert settings["prompt"] == "a horse"
     assert settings["family"] == "sd-v1"
     assert settings["model"]["sha256"] == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
+
+
+def test_the_checkpoint_is_hashed_behind_the_first_step(txt2img, tiny_ckpt, monkeypatch):
+    happened, predict = [], Denoiser.__call__
+    monkeypatch.setattr(Denoiser, "__call__", lambda *given: happened.append("step") or predict(*given))
+    monkeypatch.setattr("convert.hashing.compute_aside", happened.append)
+    assert txt2img("a horse", "--sampler", "ddim", "--count", 2)[0] == 0
+    assert len(happened) == 5
+    assert happened[0] == "step"
+    assert happened[1]() == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
 
 
 def test_the_picture_is_the_one_that_python_makes(txt2img, tiny_ckpt):
