@@ -93,7 +93,6 @@ class ReadAhead:
         self._index = {name: index for index, name in enumerate(order)}
         self._jobs = (Job * len(order))()
         self._stopped = ctypes.c_int32(0)
-        self._lock = threading.Lock()  # for the kernel, which is compiled once
         self._thread: threading.Thread | None = None
         self._places: dict[str, slice] = {}
         end = 0
@@ -123,7 +122,7 @@ class ReadAhead:
 
         Returns None where it has to be read in another way. Raises CorruptFileError for a wrong checksum.
         """
-        code = self._code() if name in self.records else None
+        code = KERNEL.library() if name in self.records else None
         if code is None:
             return None
         code.sd_read_one(ctypes.byref(self._jobs[self._index[name]]))
@@ -131,7 +130,7 @@ class ReadAhead:
 
     def turns(self, name: str) -> bool:
         """Whether `turn` can be called."""
-        return name in self._waiting and self._code() is not None
+        return name in self._waiting and KERNEL.library() is not None
 
     def turn(self, name: str, target: int) -> Seen:
         """The weight of a convolution (C', C, h, w), written in bf16 to that address, in the order (C', h, w, C).
@@ -140,12 +139,12 @@ class ReadAhead:
         """
         outputs, inputs, *window = self.records[name].shape
         job = self._jobs[self._index[name]]
-        self._code().sd_turn(ctypes.byref(job), target, outputs, inputs, prod(window))
+        KERNEL.library().sd_turn(ctypes.byref(job), target, outputs, inputs, prod(window))
         return self._seen(name)
 
     def casts(self, name: str) -> bool:
         """Whether its values in bf16 can be taken."""
-        return name in self._places and self._code() is not None
+        return name in self._places and KERNEL.library() is not None
 
     def _seen(self, name: str) -> Seen:
         record, job, place = self.records[name], self._jobs[self._index[name]], self._places.get(name)
@@ -162,12 +161,8 @@ class ReadAhead:
         if name in self._places:
             job.target = address(memoryview(self._memory)) + self._places[name].start
 
-    def _code(self) -> ctypes.CDLL | None:
-        with self._lock:
-            return KERNEL.library()
-
     def _read_all(self) -> None:
-        code = self._code()
+        code = KERNEL.library()
         if code is not None:
             code.sd_read_all(self._jobs, len(self._jobs) - len(self._waiting), ctypes.byref(self._stopped))
             code.sd_take_memory(self.spare, ctypes.byref(self._stopped))

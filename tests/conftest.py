@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes side by side share the cores; before torch counts them
@@ -72,6 +73,16 @@ def refused(result, *parts):
     for part in parts:
         assert part in err
     return err
+
+
+@contextmanager
+def compiled_into(kernel, folder):
+    """As long as it lasts, a kernel is the one that is compiled into that folder now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        patch.setattr(kernel, "_found", [])
+        kernel.library()
+        yield
 
 
 @pytest.fixture(autouse=True)

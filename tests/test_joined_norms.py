@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, fill
+from conftest import TINY, compiled_into, fill
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,10 +33,7 @@ SHAPES = [  # batch, channels, groups, height, width
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_kernel(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(KERNEL, "_found", [])
-        KERNEL.library()
+    with compiled_into(KERNEL, tmp_path_factory.mktemp("cache")):
         yield
 
 

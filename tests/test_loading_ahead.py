@@ -11,7 +11,7 @@ import zlib
 import make_checkpoint
 import pytest
 import torch
-from conftest import settings_of
+from conftest import compiled_into, settings_of
 from test_loading import equal, expected, parameters
 
 import sd
@@ -31,10 +31,7 @@ LINEAR, WINDOW = "model.diffusion_model.time_embed.0.weight", "model.diffusion_m
 
 @pytest.fixture(scope="module", autouse=True)
 def _own_kernel(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(KERNEL, "_found", [])
-        KERNEL.library()
+    with compiled_into(KERNEL, tmp_path_factory.mktemp("cache")):
         yield
 
 

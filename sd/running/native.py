@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -65,15 +66,17 @@ class Kernel:
         self.source = Path(__file__).with_name(f"{name}.cpp")
         self.features, self.functions, self.usable = features, functions, usable
         self._found: list[ctypes.CDLL | None] = []
+        self._lock = threading.Lock()
 
     def library(self, on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
-        """The compiled kernel, or None.
+        """The compiled kernel, or None; also when several threads ask at a time.
 
         on_build  called before it is compiled, which is done once on a machine
         """
-        if not self._found:
-            self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
-        return self._found[0]
+        with self._lock:
+            if not self._found:
+                self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
+            return self._found[0]
 
     def _checked(self, code: ctypes.CDLL | None) -> ctypes.CDLL | None:
         if code is None or not self.usable(code):
