@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, fill
+from conftest import TINY, compiled_into, fill
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -39,11 +39,9 @@ SHAPES = [  # batch, inputs, outputs, height, width
 def _own_kernel(tmp_path_factory):
     """Compiled once, into a folder of these tests; also on a processor whose tiles would be faster."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(KERNEL, "_found", [])
         patch.setattr(module, "TILES", {"no such flag"})
-        KERNEL.library()
-        yield
+        with compiled_into(KERNEL, tmp_path_factory.mktemp("cache")):
+            yield
 
 
 def convolution(inputs, outputs, dtype):
