@@ -5,6 +5,7 @@
     python scripts/benchmark_loading.py model.ckpt --precision bf16 --diffusers folder   # in turn with diffusers
 
 Each run is a process of its own that executes `sd txt2img`, as a user would, and stops at the first call of the UNet.
+The first one, which compiles what is compiled once and finds the file on the disk, does not count.
 With --diffusers, processes that load the same weights from a folder in the layout of that library, and make a picture
 with its pipeline, take turns with them; it has to be installed.
 Peak memory is the largest resident set of the process, mapped pages of the file included, as Linux counts it.
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from benchmark_process import environment
 
 ARRIVED = """
 import os, sys, time
@@ -63,7 +66,8 @@ def first_step(model: Path, precision: str) -> tuple[float, int, int]:
 def run(program: list[str]) -> tuple[float, int, int]:
     """The same of a program for Python and its arguments, which prints when it was there."""
     started = time.time()
-    result = subprocess.run([sys.executable, "-c", *program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", *program]
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     if result.returncode:
         sys.exit(result.stderr)
     moment, peak, width = result.stderr.split()[-3:]
@@ -91,10 +95,11 @@ def main() -> None:
     if args.diffusers and args.precision == "auto":
         parser.error("--diffusers needs a --precision: fp32, fp16 or bf16.")
     ours, others = [], []
-    for _ in range(args.runs):
+    for _ in range(1 + args.runs):
         ours.append(first_step(args.model, args.precision))
         if args.diffusers:
             others.append(run([OTHER, str(args.diffusers), args.precision]))
+    ours, others = ours[1:], others[1:]
     median = tell("sd-zoo", ours)
     if others:
         print(f"sd-zoo / diffusers: {median / tell('diffusers', others):.2f}")

@@ -24,10 +24,14 @@ class ContenderFailed(Exception):
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """For processes that are to import this checkout's code, and go nowhere for anything else."""
+    """For processes that are to import this checkout's code, and go nowhere for anything else.
+
+    They keep Python files that they have compiled, as those of other programs were when these were installed.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     counts = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    return {**os.environ, **NO_NETWORK, **counts, "PYTHONPATH": path}
+    return {**kept, **NO_NETWORK, **counts, "PYTHONPATH": path}
 
 
 class Process:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from convert.reader import CheckpointFile, checksums_ahead
 from convert.records import TensorRecord
-from sd.running.memory import keep_freed_memory
+from sd.running.memory import c_function, keep_freed_memory, share_memory
 from sd.running.native import ADDRESS, AVX512, PAIRS, Kernel, compiler, cpu_flags
 
 if TYPE_CHECKING:
@@ -168,8 +168,10 @@ class ReadAhead:
             code.sd_take_memory(self.spare, ctypes.byref(self._stopped))
 
 
-def map_torch() -> None:
+def map_torch(model: Path | None = None) -> None:
     """Have a thread map the largest of PyTorch's libraries, which takes a fifth of a second, if it is there.
+
+    model  what will be read: the kernel for a large one comes first, as libraries are mapped one after the other
 
     Not with CUDA, where there are more of them and PyTorch looks after their order.
     """
@@ -178,12 +180,16 @@ def map_torch() -> None:
         return
     folder = Path(found.origin).with_name("lib")
     if (folder / "libtorch_cpu.so").exists() and not (folder / "libtorch_cuda.so").exists():
-        threading.Thread(target=_map, args=[folder / "libtorch_cpu.so"], daemon=True).start()
+        share_memory()
+        # Python waits for it at its end: a process that ends while a library starts up crashes.
+        threading.Thread(target=_map, args=[folder / "libtorch_cpu.so", model]).start()
 
 
-def _map(library: Path) -> None:
+def _map(library: Path, model: Path | None) -> None:
+    if model is not None and model.is_file() and model.stat().st_size >= LARGE:
+        KERNEL.library()
     # As a function of the C library, during which Python goes on; if it fails, the import will tell.
-    dlopen = getattr(ctypes.CDLL(None), "dlopen", None)
+    dlopen = c_function("dlopen")
     if dlopen is not None:
         dlopen(os.fsencode(library), os.RTLD_LAZY)
 

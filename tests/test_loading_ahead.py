@@ -20,6 +20,7 @@ from convert.reader import open_checkpoint
 from sd import loading_ahead
 from sd.cli import main
 from sd.loading_ahead import KERNEL, NEEDED, Job, ReadAhead, is_suitable, number, read_ahead
+from sd.machine import memory_is_known
 from sd.running.native import compiler, cpu_flags
 
 needs_kernel = pytest.mark.skipif(
@@ -258,6 +259,45 @@ def test_the_largest_library_of_pytorch_is_mapped_before_it_is_imported():
         pytest.skip("with CUDA, it is left alone")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "2.0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is about the libraries of Linux")
+@pytest.mark.parametrize("seconds", [0, 0.03, 0.1])
+def test_a_program_may_end_while_the_library_starts_up(seconds):
+    code = f"import time; from sd.loading_ahead import map_torch; map_torch(); time.sleep({seconds})"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.skipif(not memory_is_known(), reason="memory is counted by Linux")
+def test_what_one_thread_has_freed_is_used_by_the_next_one():
+    """Also where the thread that maps the library has taken memory before."""
+    code = """if True:
+        import ctypes, resource, threading
+        from sd.loading_ahead import map_torch
+        from sd.running.memory import c_function, keep_freed_memory
+        map_torch()
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread():
+                thread.join()
+        assert keep_freed_memory()
+        malloc, free = c_function("malloc"), c_function("free")
+        malloc.argtypes, malloc.restype, free.argtypes = [ctypes.c_size_t], ctypes.c_void_p, [ctypes.c_void_p]
+        def work(size, number):
+            pieces = [malloc(size) for _ in range(number)]
+            for piece in pieces:
+                ctypes.memset(piece, 1, size)
+            for piece in pieces:
+                free(piece)
+        def faults(*args):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            thread = threading.Thread(target=work, args=args)
+            thread.start()
+            thread.join()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        print(faults(1 << 28, 1), faults(1 << 24, 15))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new, again = map(int, done.stdout.split())
+    assert again < new / 10
 
 
 def test_without_pytorch_nothing_is_mapped(monkeypatch):

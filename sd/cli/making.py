@@ -42,8 +42,8 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     from convert.reader import open_checkpoint
     from sd.loading_ahead import map_torch
 
-    map_torch()
     choose_model(args)
+    map_torch(args.model)
     for flag, number in (
         ("--count", args.count),
         ("--batch-size", args.batch_size),

@@ -1,10 +1,14 @@
 """The memory of this process, as Linux and its C library have it; on other systems, all stays as it is."""
 
 import ctypes
+import functools
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # as malloc.h of the GNU C library numbers them
+ONE_STORE = {ARENA_MAX: 1}
 
 
 def keep_freed_memory() -> bool:
@@ -14,18 +18,32 @@ def keep_freed_memory() -> bool:
     price is that the memory of a process never shrinks, and has some gaps. To be called before threads are started, as
     all of them are to use what one of them has freed.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # as malloc.h of the GNU C library numbers them
-    # nothing is trimmed, nothing mapped by itself, and there is one store for all threads
-    settings = {trim_threshold: -1, top_pad: 2**28, mmap_max: 0, arena_max: 1}
-    return all(mallopt(option, value) for option, value in settings.items())
+    # nothing is trimmed, nothing mapped by itself
+    return set_up({TRIM_THRESHOLD: -1, TOP_PAD: 2**28, MMAP_MAX: 0} | ONE_STORE)
+
+
+def share_memory() -> None:
+    """Have threads that start later use the same store of memory as all others, where the C library can do that.
+
+    One that a thread has begun for itself would be used by others, too, in place of what the first one keeps.
+    """
+    set_up(ONE_STORE)
+
+
+def set_up(settings: Mapping[int, int]) -> bool:
+    mallopt = c_function("mallopt")
+    return mallopt is not None and all(mallopt(option, value) for option, value in settings.items())
+
+
+@functools.cache
+def c_function(name: str) -> Callable | None:
+    """A function of the C library, on Linux. Looking for one waits until no other library is being mapped."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
 
 
 def give_back_freed_memory() -> None:
     """Give memory that this process has freed and kept back to the system, where its C library can do that."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = c_function("malloc_trim")
     if trim is not None:
         trim(0)
 
