@@ -4,11 +4,11 @@ import ctypes
 import functools
 import hashlib
 import os
-import secrets
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,14 +68,18 @@ class Kernel:
         self._found: list[ctypes.CDLL | None] = []
         self._lock = threading.Lock()
 
-    def library(self, on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+    def library(self, on_build: Callable[[], object] = lambda: None, *, build: bool = True) -> ctypes.CDLL | None:
         """The compiled kernel, or None; also when several threads ask at a time.
 
         on_build  called before it is compiled, which is done once on a machine
+        build     False: only if it was compiled before
         """
         with self._lock:
             if not self._found:
-                self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
+                code = library(self.source, flags_for(self.features()), on_build, build=build)
+                if code is None and not build:
+                    return None
+                self._found.append(self._checked(code))
             return self._found[0]
 
     def _checked(self, code: ctypes.CDLL | None) -> ctypes.CDLL | None:
@@ -96,10 +100,13 @@ def flags_for(features: Iterable[str]) -> list[str]:
     return [*FLAGS, *(f"-m{name}" for name in names)]
 
 
-def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+def library(
+    source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None, *, build: bool = True
+) -> ctypes.CDLL | None:
     """The compiled source. Another source, other flags, headers beside it or compiler make another file.
 
     on_build  called before it is compiled, which takes a few seconds
+    build     False: only if it was compiled before
     returns   None where there is no compiler or it fails, where nothing can be kept, and on systems that are not Linux
     """
     command = compiler()
@@ -108,29 +115,50 @@ def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] =
     try:
         parts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
         key = hashlib.sha256(repr([parts, shutil.which(command[0]), command, flags]).encode())
-        path = cache_folder() / "native" / f"{source.stem}-{key.hexdigest()[:16]}.so"
-        if not path.exists():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder, stem = cache_folder() / "native", f"{source.stem}-{key.hexdigest()[:16]}"
+        if build:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not is_own(folder):
+            return None
+        path = whole_file(folder, stem)
+        if path is None and build and os.access(folder, os.W_OK):
             on_build()
-            build([*command, *flags], source, path)
-        return ctypes.CDLL(os.fspath(path))
+            path = compiled([*command, *flags], source, folder, stem)
+        return None if path is None else ctypes.CDLL(os.fspath(path))
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def build(command: Sequence[str], source: Path, path: Path) -> None:
-    """Compile to a file that gets its name once it is complete, so that processes may do so at the same time.
+def is_own(folder: Path) -> bool:
+    """Whether nobody but this user can write to a folder, so that what is in it may be run."""
+    state = folder.stat()
+    return state.st_uid == os.geteuid() and not state.st_mode & 0o022
+
+
+def whole_file(folder: Path, stem: str) -> Path | None:
+    """The compiled file of that name, which ends with its digest. Damaged ones, which could end the process, go."""
+    for path in folder.glob(f"{stem}-*.so"):
+        if path.name == file_name(stem, path.read_bytes()):
+            return path
+        path.unlink(missing_ok=True)
+    return None
+
+
+def file_name(stem: str, content: bytes) -> str:
+    return f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
+
+
+def compiled(command: Sequence[str], source: Path, folder: Path, stem: str) -> Path:
+    """The file, once it is complete: processes may compile the same at the same time.
 
     OpenMP is not linked: its functions are found in the library that PyTorch has loaded, whose threads wait already.
     """
-    mark = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    parts, temporary = mark.with_suffix(".o"), mark.with_suffix(".tmp")
     quiet = {"check": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": SECONDS}
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{stem}-", dir=folder) as mine:
+        parts, whole = Path(mine, "parts.o"), Path(mine, "whole.so")
         subprocess.run([*command, "-c", os.fspath(source), "-o", os.fspath(parts)], **quiet)
         linking = [word for word in command if word != "-fopenmp"]
-        subprocess.run([*linking, "-shared", os.fspath(parts), "-o", os.fspath(temporary)], **quiet)
-        os.replace(temporary, path)
-    finally:
-        for each in (parts, temporary):
-            each.unlink(missing_ok=True)
+        subprocess.run([*linking, "-shared", os.fspath(parts), "-o", os.fspath(whole)], **quiet)
+        path = folder / file_name(stem, whole.read_bytes())
+        os.replace(whole, path)
+    return path
