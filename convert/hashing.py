@@ -6,12 +6,13 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from sd.files import cache_folder, written_whole
 
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 LEAST_URGENT = 19  # as setpriority(2) counts
 KEPT = 1000  # files whose hash is remembered
 SHA256 = re.compile("[0-9a-f]{64}")
@@ -22,20 +23,26 @@ def file_sha256(path: Path) -> str:
 
     It is computed once: a file that has the same place, size, modification time and inode as before is not read again.
     """
-    path = Path(path).resolve()
+    *_, digest = _hashing(Path(path).resolve())
+    return digest
+
+
+def _hashing(path: Path) -> Iterator[str | None]:
+    """The work of `file_sha256`, in pieces: None after each of them, and at last the hash."""
     state = path.stat()
     key = _key(path, state)
-    remembered = _remembered()
-    if key in remembered:
-        return remembered[key]
+    if key in (remembered := _remembered()):
+        yield remembered[key]
+        return
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            yield None
     after = path.stat()
     if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
-        _remember({**remembered, key: digest.hexdigest()})
-    return digest.hexdigest()
+        _remember({**_remembered(), key: digest.hexdigest()})
+    yield digest.hexdigest()
 
 
 def remembered_sha256(path: Path) -> str | None:
@@ -45,24 +52,53 @@ def remembered_sha256(path: Path) -> str | None:
 
 
 class FileHash:
-    """The sha256 of a file, computed at the first call; other threads that call meanwhile wait for it.
+    """The sha256 of a file as it is now, computed at the first call; other threads that call meanwhile wait for it.
 
-    None where the file cannot be read any more.
+    None where the file cannot be read any more, or is another one by then.
     """
 
     def __init__(self, path: Path):
         self.path = Path(path).resolve()  # now: the working folder may change before the call
-        self.lock = threading.Lock()
         self.digest: str | None = None
+        self._lock = threading.Lock()
+        self._called = threading.Event()
+        self._before = self._state()
+        self._work: Iterator[str | None] | None = None
 
     def __call__(self) -> str | None:
-        with self.lock:
-            if self.digest is None:
-                try:
-                    self.digest = file_sha256(self.path)
-                except OSError:
-                    return None
+        self._called.set()
+        with self._lock:
+            while self._goes_on():
+                pass
             return self.digest
+
+    def work_ahead(self) -> None:
+        """Compute it until it is there or somebody calls, who then does the rest."""
+        goes_on = True
+        while goes_on and not self._called.is_set():
+            with self._lock:
+                goes_on = self._goes_on()
+
+    def _goes_on(self) -> bool:
+        """Do a piece of the work; False where there is nothing left to do."""
+        if self.digest is not None:
+            return False
+        work, self._work = self._work or _hashing(self.path), None
+        try:
+            digest = next(work)
+        except OSError:
+            return False
+        if digest is None:
+            self._work = work
+        elif self._state() == self._before:
+            self.digest = digest
+        return digest is None
+
+    def _state(self) -> str | None:
+        try:
+            return _key(self.path, self.path.stat())
+        except OSError:
+            return None
 
 
 def hashed_meanwhile(path: Path) -> Callable[[], str]:
@@ -76,13 +112,17 @@ def hashed_meanwhile(path: Path) -> Callable[[], str]:
     return lambda: digest() or file_sha256(path)
 
 
-def compute_aside(digest: Callable[[], object]) -> None:
-    """Have it computed in a thread that leaves the processor to all others, where the system can be told: Linux."""
+def compute_aside(digest: FileHash) -> None:
+    """Have it computed in a thread that leaves the processor to all others, where the system can be told: Linux.
+
+    Who needs the hash does not wait for that thread.
+    """
 
     def compute() -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
-        digest()
+            with suppress(OSError):  # where a sandbox does not let it have one
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+        digest.work_ahead()
 
     threading.Thread(target=compute, daemon=True).start()
 

@@ -128,17 +128,61 @@ def test_a_hash_that_cannot_be_computed_meanwhile_is_an_error(tmp_path, cache):
         hashed_meanwhile(path)()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, a thread has no priority of its own")
-def test_a_hash_computed_aside_leaves_the_processor_to_others(tmp_path):
-    path = tmp_path / "x"
-    path.write_bytes(b"abc")
-    digest, found, ended = FileHash(path), [], threading.Event()
+@pytest.mark.parametrize("change", [b"others!", b"longer than before"])
+def test_a_file_that_was_replaced_has_no_hash(model, cache, change):
+    digest = FileHash(model)
+    model.write_bytes(change)
+    os.utime(model, ns=(1, 1))
+    assert digest() is None
+    assert FileHash(model)() == sha256(change)
 
-    def compute():
-        found.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), digest()))
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, a thread has no priority of its own")
+def test_a_hash_computed_aside_leaves_the_processor_to_others(model, cache, monkeypatch):
+    found, ended = [], threading.Event()
+
+    def work_ahead(self):
+        found.append((os.getpriority(os.PRIO_PROCESS, threading.get_native_id()), self()))
         ended.set()
 
-    compute_aside(compute)
+    monkeypatch.setattr(FileHash, "work_ahead", work_ahead)
+    compute_aside(FileHash(model))
     assert ended.wait(60)
-    assert found == [(19, hashlib.sha256(b"abc").hexdigest())]
+    assert found == [(19, sha256(b"weights"))]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0
+
+
+def test_who_needs_the_hash_does_the_rest_of_what_another_thread_has_begun(model, cache, monkeypatch):
+    monkeypatch.setattr(hashing, "CHUNK", 1)
+    pieces, begun, called, right = [], threading.Event(), threading.Event(), sha256(b"weights")
+
+    class Slow:
+        """A hash whose second piece takes as long as nobody calls, and whose pieces tell by which thread."""
+
+        def __init__(self):
+            self.real = hashlib.new("sha256")
+            self.hexdigest = self.real.hexdigest
+
+        def update(self, piece):
+            pieces.append(threading.current_thread())
+            if len(pieces) == 2:
+                begun.set()
+                assert called.wait(60)
+            self.real.update(piece)
+
+    monkeypatch.setattr(hashing.hashlib, "sha256", Slow)
+    digest = FileHash(model)
+    monkeypatch.setattr(digest._called, "set", lambda at=digest._called.set: (at(), called.set()))
+    compute_aside(digest)
+    assert begun.wait(60)
+    assert digest() == right
+    assert pieces[2:] == [threading.current_thread()] * 5
+    assert threading.current_thread() not in pieces[:2]
+
+
+def test_a_hash_is_computed_aside_to_its_end(model, cache):
+    digest = FileHash(model)
+    digest.work_ahead()
+    assert digest.digest == sha256(b"weights")
+    compute_aside(digest)
+    assert digest() == sha256(b"weights")
