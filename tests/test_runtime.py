@@ -1,5 +1,6 @@
 """Which device, which precision, and what becomes of freed memory."""
 
+import os
 import subprocess
 import sys
 
@@ -70,6 +71,22 @@ def test_no_garbage_is_looked_for_while_pytorch_is_imported_and_later_not_in_wha
             assert gc.isenabled()
         assert gc.get_freeze_count() <= there"""
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere, a process cannot interrupt itself so")
+def test_who_interrupts_the_import_of_pytorch_is_heard_at_its_end():
+    code = """if True:
+        import os, signal, sys
+        from sd.running.memory import importing_torch
+        try:
+            with importing_torch():
+                os.kill(os.getpid(), signal.SIGINT)
+                import torch
+                print(torch.ones(2).sum().item())
+        except KeyboardInterrupt:
+            print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["2.0", "interrupted True"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")

@@ -3,7 +3,9 @@
 import ctypes
 import functools
 import gc
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -52,14 +54,37 @@ def give_back_freed_memory() -> None:
 def importing_torch() -> Iterator[None]:
     """As long as it lasts, Python does not look for garbage, and later never in what is there now.
 
-    Of the objects that the import makes, none is garbage, and a look at all of them takes a tenth of a second.
+    Of the objects that the import makes, none is garbage, and a look at all of them takes a tenth of a second. Who
+    interrupts is heard at the end: PyTorch drops what is raised while it imports NumPy.
     """
-    if "torch" in sys.modules or not gc.isenabled():
+    if "torch" in sys.modules:
         yield
         return
+    collecting = gc.isenabled()
     gc.disable()
     try:
+        with interrupted_later():
+            yield
+    finally:
+        if collecting:
+            gc.freeze()
+            gc.enable()
+
+
+@contextmanager
+def interrupted_later() -> Iterator[None]:
+    """A signal that Python answers with KeyboardInterrupt does so at the end."""
+    numbers = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")} - {None}
+    if threading.current_thread() is not threading.main_thread():
+        numbers = set()
+    heard = []
+    numbers = {number for number in numbers if signal.getsignal(number) is signal.default_int_handler}
+    try:
+        for number in numbers:
+            signal.signal(number, lambda number, _: heard.append(number))
         yield
     finally:
-        gc.freeze()
-        gc.enable()
+        for number in numbers:
+            signal.signal(number, signal.default_int_handler)
+    if heard:
+        raise KeyboardInterrupt
