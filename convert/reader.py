@@ -187,12 +187,14 @@ def checksums_ahead(file: CheckpointFile, records: Iterable[TensorRecord]) -> It
             file.release(record)  # or all of the file would be in memory before anything is used
 
     thread = threading.Thread(target=check, daemon=True)
-    thread.start()
     try:
+        with suppress(RuntimeError):  # where no further thread can be started
+            thread.start()
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ is never a second copy of the whole.
 """
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from sd.running.packing import PackedConvolutions, can_pack, convolutions_of
 from sd.running.precise_norms import make_precise
 from sd.runtime import RunOptions, pick_device, pick_precision
 from sd.tokenizer import Tokenizer
+
+ONE_AT_A_TIME = threading.Lock()  # threads that load, see `sd.loading_weights.one_thread_each`
 
 
 def load(
@@ -80,20 +83,21 @@ def from_checkpoint(
     """
     if options.compile:
         require_compiler(device)  # before anything is read
-    networks = build_networks(checkpoint.config)
-    checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
-    home = torch.device("cpu") if options.low_memory else device
-    unet = networks["unet"]
-    packing = can_pack(home, dtype) and not options.low_memory
-    to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
-    ahead = ahead or ReadAhead(file, checkpoint.tensors, bf16=home.type == "cpu" and dtype == torch.bfloat16)
-    parameters, packed = read_parameters(
-        file, checkpoint, ahead, home, dtype, to_pack, on_tensor, lean=not options.compile
-    )
-    for component, network in networks.items():
-        network.load_state_dict(part(parameters, component), assign=True)
-        if home.type == "cpu":
-            make_precise(network)
+    with ONE_AT_A_TIME:
+        networks = build_networks(checkpoint.config)
+        checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
+        home = torch.device("cpu") if options.low_memory else device
+        unet = networks["unet"]
+        packing = can_pack(home, dtype) and not options.low_memory
+        to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
+        ahead = ahead or ReadAhead(file, checkpoint.tensors, bf16=home.type == "cpu" and dtype == torch.bfloat16)
+        parameters, packed = read_parameters(
+            file, checkpoint, ahead, home, dtype, to_pack, on_tensor, lean=not options.compile
+        )
+        for component, network in networks.items():
+            network.load_state_dict(part(parameters, component), assign=True)
+            if home.type == "cpu":
+                make_precise(network)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
     return StableDiffusion(

@@ -4,21 +4,28 @@ The import takes one core a second. Meanwhile, a thread in C++ of ours, which Py
 weights once: checksum, largest number, and the same numbers in bf16. `sd.loading` takes what is there and has the rest
 done by its own threads. `sd/running/reading.cpp` is for processors with AVX-512; on others, a thread checks the
 checksums.
+
+A thread that no Python stops must not depend on what Python may take away: it reads from descriptors of its own, which
+outlive the file that was opened, and writes to memory that its `ReadAhead` holds.
 """
 
+import atexit
 import ctypes
 import importlib.util
 import mmap
 import os
+import signal
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from convert.errors import CorruptFileError
 from convert.reader import CheckpointFile, checksums_ahead
 from convert.records import TensorRecord
 from sd.running.memory import c_function, keep_freed_memory, share_memory
@@ -31,16 +38,18 @@ NEEDED = AVX512 | {"vpclmulqdq"}
 LARGE = 2**26  # bytes of weights; with fewer, a thread is not worth its start
 WIDTHS = {"float32": 4, "float16": 2, "bfloat16": 2}
 ALIGNED = 64  # bytes: as PyTorch's own memory
-GPU = Path("/dev/nvidiactl")
+GPUS = Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg")  # of NVIDIA, of AMD, of either in Windows' Linux
+WAITING, IN_WORK, DONE, FAILED = range(4)  # what becomes of a job
 
 
 class Job(ctypes.Structure):
     """One tensor; the struct of `reading.cpp`."""
 
     _fields_ = (
-        ("source", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
+        ("offset", ctypes.c_int64),
         ("bytes", ctypes.c_int64),
+        ("file", ctypes.c_int32),
         ("half", ctypes.c_int32),
         ("crc", ctypes.c_uint32),
         ("largest", ctypes.c_uint32),
@@ -84,9 +93,9 @@ class ReadAhead:
     def __init__(self, file: CheckpointFile, records: Mapping[str, TensorRecord], *, bf16: bool, spare: int = 0):
         self.file, self.spare = file, spare
         large = sum(record.nbytes for record in records.values()) >= LARGE
-        suitable = {name: record for name, record in records.items() if is_suitable(record)}
-        possible = large and cpu_flags() >= NEEDED and compiler() is not None
-        self.records = suitable if possible else {}
+        suitable = {name: record for name, record in records.items() if is_suitable(file, record)}
+        self.records = suitable if large and is_possible() else {}
+        self._descriptors: dict[int, int] = {}  # of the file -> of our own
         cast = {name for name, record in self.records.items() if bf16 and record.dtype != "bfloat16"}
         self._waiting = {name for name in cast if len(self.records[name].shape) == 4}
         order = sorted(self.records, key=lambda name: (name in self._waiting, place_of(self.records[name])))
@@ -103,6 +112,7 @@ class ReadAhead:
                 self._places[name] = slice(start, end)
         # Nothing is taken from the system before it is written to.
         self._memory = mmap.mmap(-1, end, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) if end else None
+        weakref.finalize(self, close_all, self._descriptors).atexit = False  # the thread may be reading then
         for name, job in zip(order, self._jobs, strict=True):
             self._fill(job, name)
 
@@ -114,13 +124,19 @@ class ReadAhead:
     def stop(self) -> None:
         """The thread begins with no further tensor. All can be taken; those that are not done are read then."""
         self._stopped.value = 1
-        if self._thread is not None:
+        if self._thread is not None and self._thread.is_alive():
             self._thread.join()
+
+    def close(self) -> None:
+        """Nothing can be taken any more, and what was not taken has no memory."""
+        self.stop()
+        self.records, self._places, self._waiting, self._memory = {}, {}, set(), None
 
     def take(self, name: str) -> Seen | None:
         """A tensor, read by now; from several threads at a time.
 
-        Returns None where it has to be read in another way. Raises CorruptFileError for a wrong checksum.
+        Returns None where it has to be read in another way. Raises CorruptFileError for a wrong checksum, and where the
+        file has been cut off meanwhile.
         """
         code = KERNEL.library() if name in self.records else None
         if code is None:
@@ -135,7 +151,7 @@ class ReadAhead:
     def turn(self, name: str, target: int) -> Seen:
         """The weight of a convolution (C', C, h, w), written in bf16 to that address, in the order (C', h, w, C).
 
-        To be called once. Raises CorruptFileError for a wrong checksum.
+        To be called once. For errors see `take`.
         """
         outputs, inputs, *window = self.records[name].shape
         job = self._jobs[self._index[name]]
@@ -148,16 +164,20 @@ class ReadAhead:
 
     def _seen(self, name: str) -> Seen:
         record, job, place = self.records[name], self._jobs[self._index[name]], self._places.get(name)
+        if job.state == FAILED:
+            raise CorruptFileError(f"cannot be read to the end of its record {record.storage.key}: it has changed")
         if record.storage.crc not in (None, job.crc):
             self.file.verify(record)  # which tells what is wrong
+            raise CorruptFileError(f"has changed while its record {record.storage.key} was read. Try again")
         values = None if place is None else memoryview(self._memory)[place]
         return Seen(number(job.largest, record.dtype), values)
 
     def _fill(self, job: Job, name: str) -> None:
         record = self.records[name]
-        width = WIDTHS[record.dtype]
-        job.source = address(self.file.storage_bytes(record)) + record.offset * width
-        job.bytes, job.half = record.nbytes, width == 2
+        file, job.offset, job.bytes = self.file.span(record)
+        if file not in self._descriptors:
+            self._descriptors[file] = os.dup(file)
+        job.file, job.half = self._descriptors[file], WIDTHS[record.dtype] == 2
         if name in self._places:
             job.target = address(memoryview(self._memory)) + self._places[name].start
 
@@ -168,30 +188,47 @@ class ReadAhead:
             code.sd_take_memory(self.spare, ctypes.byref(self._stopped))
 
 
+def close_all(descriptors: dict[int, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
 def map_torch(model: Path | None = None) -> None:
     """Have a thread map the largest of PyTorch's libraries, which takes a fifth of a second, if it is there.
 
     model  what will be read: the kernel for a large one comes first, as libraries are mapped one after the other
 
-    Not with CUDA, where there are more of them and PyTorch looks after their order.
+    Not with GPUs' libraries, where there are more of them and PyTorch looks after their order.
     """
     found = importlib.util.find_spec("torch") if sys.platform == "linux" else None
     if found is None or found.origin is None:
         return
     folder = Path(found.origin).with_name("lib")
-    if (folder / "libtorch_cpu.so").exists() and not (folder / "libtorch_cuda.so").exists():
+    others = any((folder / f"libtorch_{kind}.so").exists() for kind in ("cuda", "hip", "xpu"))
+    if (folder / "libtorch_cpu.so").exists() and not others:
         share_memory()
-        # Python waits for it at its end: a process that ends while a library starts up crashes.
-        threading.Thread(target=_map, args=[folder / "libtorch_cpu.so", model]).start()
+        thread = threading.Thread(target=_map, args=[folder / "libtorch_cpu.so", model], daemon=True)
+        atexit.register(_wait, thread)
+        with suppress(RuntimeError):  # where no further thread can be started
+            thread.start()
 
 
 def _map(library: Path, model: Path | None) -> None:
-    if model is not None and model.is_file() and model.stat().st_size >= LARGE:
-        KERNEL.library()
+    with suppress(OSError, ValueError):  # where something is wrong with the path, which is told elsewhere
+        if model is not None and model.is_file() and model.stat().st_size >= LARGE and is_possible():
+            KERNEL.library(build=False)
     # As a function of the C library, during which Python goes on; if it fails, the import will tell.
     dlopen = c_function("dlopen")
     if dlopen is not None:
         dlopen(os.fsencode(library), os.RTLD_LAZY)
+
+
+def _wait(thread: threading.Thread) -> None:
+    """A process that ends while a library starts up crashes: it goes on for so long, even if told twice to end."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if thread.is_alive():
+        thread.join()
 
 
 @contextmanager
@@ -204,7 +241,7 @@ def read_ahead(
 
     device, precision  as `sd.load` has them; how they will be understood is guessed, as PyTorch is not there to tell
     """
-    on_cpu = device == "cpu" or (device == "auto" and not GPU.exists())
+    on_cpu = device == "cpu" or (device == "auto" and not any(path.exists() for path in GPUS))
     bf16 = on_cpu and (precision == "bf16" or (precision == "auto" and PAIRS in cpu_flags()))
     spare = 0
     if on_cpu and not low_memory and keep_freed_memory():  # for convolutions in the layout of `sd.running.packing`
@@ -217,11 +254,12 @@ def read_ahead(
         with checksums_ahead(file, records.values()):
             yield ahead
         return
-    ahead.start()
     try:
+        with suppress(RuntimeError):  # where no further thread can be started, all is read when it is taken
+            ahead.start()
         yield ahead
     finally:
-        ahead.stop()
+        ahead.close()
 
 
 def place_of(record: TensorRecord) -> tuple[int, int]:
@@ -229,12 +267,17 @@ def place_of(record: TensorRecord) -> tuple[int, int]:
     return record.storage.file, record.storage.offset + record.offset * WIDTHS[record.dtype]
 
 
-def is_suitable(record: TensorRecord) -> bool:
+def is_possible() -> bool:
+    """Whether the kernel may be had here."""
+    return cpu_flags() >= NEEDED and compiler() is not None
+
+
+def is_suitable(file: CheckpointFile, record: TensorRecord) -> bool:
     """Whether a tensor lies in the file as numbers one after the other, and its checksum, if any, is of it alone."""
     storage = record.storage
     whole = record.offset == 0 and record.nbytes == storage.nbytes
-    plain = storage.deflated is None and storage.byteorder == "little" and record.is_contiguous and record.numel > 0
-    return plain and record.dtype in WIDTHS and (storage.crc is None or whole)
+    plain = record.dtype in WIDTHS and record.numel > 0 and file.span(record) is not None
+    return plain and (storage.crc is None or whole)
 
 
 def address(view: memoryview) -> int:

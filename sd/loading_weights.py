@@ -66,7 +66,10 @@ def read_parameters(
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which PyTorch starts none of its own: together these would be the square of what there is room for."""
+    """Threads in which PyTorch starts none of its own: together these would be the square of what there is room for.
+
+    Not in two threads at a time, since PyTorch has one number for all that begin to use it meanwhile.
+    """
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:

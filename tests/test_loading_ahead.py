@@ -5,8 +5,10 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from contextlib import ExitStack
 
 import make_checkpoint
 import pytest
@@ -19,7 +21,7 @@ from convert.errors import CorruptFileError, WeightMismatchError
 from convert.reader import open_checkpoint
 from sd import loading_ahead
 from sd.cli import main
-from sd.loading_ahead import KERNEL, NEEDED, Job, ReadAhead, is_suitable, number, read_ahead
+from sd.loading_ahead import DONE, KERNEL, NEEDED, Job, ReadAhead, is_suitable, number, read_ahead
 from sd.machine import memory_is_known
 from sd.running.native import compiler, cpu_flags
 
@@ -50,20 +52,31 @@ def bits(count, dtype, *, finite=True):
     return torch.where(values.isfinite(), values, torch.ones((), dtype=dtype)) if finite else values
 
 
-def job(values, target=None):
-    address = None if target is None else target.data_ptr()
-    return Job(values.data_ptr(), address, values.nbytes, values.dtype != torch.float32, 0, 0, 0)
+@pytest.fixture
+def job(tmp_path):
+    """Makes the job for values that lie in a file, behind something else."""
+    with ExitStack() as opened:
+
+        def make(values, target=None):
+            file = opened.enter_context(open(tmp_path / "values", "w+b"))
+            file.write(b"before")
+            file.write(values.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            file.flush()
+            address = None if target is None else target.data_ptr()
+            return Job(address, 6, values.nbytes, file.fileno(), values.dtype != torch.float32, 0, 0, 0)
+
+        yield make
 
 
 def known(values):
-    """Checksum, largest number and the values in bf16; to be asked before, as memory of a file is given back then."""
+    """Checksum, largest number and the values in bf16."""
     return zlib.crc32(bytes(values.flatten().view(torch.uint8).numpy())), values.abs().max().item(), values.bfloat16()
 
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 63, 64, 65, 127, 128, 1000, 65536, 65537, 200_003])
-def test_checksum_largest_number_and_bf16_are_those_of_zlib_and_pytorch(dtype, count):
+def test_checksum_largest_number_and_bf16_are_those_of_zlib_and_pytorch(job, dtype, count):
     values, target = bits(count, dtype), torch.full((count + 1,), 7.0).bfloat16()
     crc, most, rounded = known(values)
     one = job(values, target)
@@ -75,7 +88,7 @@ def test_checksum_largest_number_and_bf16_are_those_of_zlib_and_pytorch(dtype, c
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_what_is_only_looked_at_has_a_largest_number_too_also_if_it_is_none(dtype):
+def test_what_is_only_looked_at_has_a_largest_number_too_also_if_it_is_none(job, dtype):
     for value in (torch.nan, torch.inf, -torch.inf, -3.5):
         values = torch.ones(1000, dtype=dtype)
         values[777] = value
@@ -88,8 +101,10 @@ def test_what_is_only_looked_at_has_a_largest_number_too_also_if_it_is_none(dtyp
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 3, 3), (8, 40, 3, 3), (64, 17, 1, 1), (2, 600, 3, 2)])
-def test_weights_of_convolutions_are_turned_checked_and_rounded_in_one_reading(dtype, shape):
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (5, 3, 3, 3), (8, 40, 3, 3), (64, 17, 1, 1), (2, 600, 3, 2), (3, 40_000, 3, 1)]
+)
+def test_weights_of_convolutions_are_turned_checked_and_rounded_in_one_reading(job, dtype, shape):
     values = bits(math.prod(shape), dtype).reshape(shape)
     one, (crc, most, rounded) = job(values), known(values)
     outputs, inputs, *window = shape
@@ -165,14 +180,16 @@ def test_a_thread_reads_while_the_caller_does_other_things(tiny_ckpt):
             until = time.monotonic() + 60
             jobs = {name: ahead._jobs[index] for name, index in ahead._index.items()}
             others = [jobs[name] for name in jobs.keys() - ahead._waiting]
-            while time.monotonic() < until and any(job.state != 2 for job in others):
+            while time.monotonic() < until and any(job.state != DONE for job in others):
                 time.sleep(0.001)
             assert len(jobs) > 100
             assert ahead.spare == 0
-            assert {name for name, job in jobs.items() if job.state != 2} == ahead._waiting
+            assert {name for name, job in jobs.items() if job.state != DONE} == ahead._waiting
             assert jobs[LINEAR].crc == records[LINEAR].storage.crc
+            ahead.stop()
+            assert ahead.take(LINEAR).values is not None
         assert ahead._stopped.value
-        assert ahead.take(LINEAR).values is not None
+        assert ahead.take(LINEAR) is None
 
 
 @needs_kernel
@@ -193,14 +210,14 @@ def test_precision_is_guessed_and_a_wrong_guess_does_no_harm(tiny_ckpt, tiny_sta
 
     with open_checkpoint(tiny_ckpt) as file:
         records = file.root["state_dict"]
-        monkeypatch.setattr(loading_ahead, "GPU", tmp_path / "none")
+        monkeypatch.setattr(loading_ahead, "GPUS", [])
         assert casts("auto", "bf16")
         assert casts("cpu", "bf16")
         assert not casts("cpu", "fp32")
         assert casts("auto", "auto") == ("avx512_bf16" in cpu_flags())
-        monkeypatch.setattr(loading_ahead, "GPU", tmp_path)
+        monkeypatch.setattr(loading_ahead, "GPUS", [tmp_path])
         assert not casts("auto", "bf16")
-    monkeypatch.setattr(loading_ahead, "GPU", tmp_path / "none")
+    monkeypatch.setattr(loading_ahead, "GPUS", [])
     monkeypatch.setattr("sd.cli.making.pick_device_and_precision", lambda *_: (torch.device("cpu"), torch.float32))
     common = ["txt2img", "a horse", "-m", str(tiny_ckpt), "-s", "1", "--steps", "1", "-W", "64", "-H", "64", "-q"]
     assert main([*common, "--precision", "bf16", "-o", str(tmp_path / "a.png")]) == 0
@@ -208,6 +225,66 @@ def test_precision_is_guessed_and_a_wrong_guess_does_no_harm(tiny_ckpt, tiny_sta
     assert main([*common, "--precision", "fp32", "-o", str(tmp_path / "b.png")]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert settings_of(tmp_path / "a.png")["precision"]["unet"] == "fp32"
+
+
+@needs_kernel
+def test_a_file_that_is_cut_off_while_it_is_read_is_an_error(tmp_path, tiny_ckpt):
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(tiny_ckpt.read_bytes())
+    with open_checkpoint(path) as file:
+        ahead = ReadAhead(file, file.root["state_dict"], bf16=True)
+        os.truncate(path, 1000)
+        with pytest.raises(CorruptFileError, match="cannot be read to the end of its record"):
+            ahead.take(LINEAR)
+        target = torch.empty(file.root["state_dict"][WINDOW].numel, dtype=torch.bfloat16)
+        with pytest.raises(CorruptFileError, match="it has changed"):
+            ahead.turn(WINDOW, target.data_ptr())
+
+
+@needs_kernel
+def test_wrong_bytes_are_not_used_also_if_they_are_right_when_they_are_looked_at_again(tmp_path, tiny_state):
+    path = tmp_path / "x.ckpt"
+    make_checkpoint.save_original(path, tiny_state)
+    right = path.read_bytes()
+    place = right.index(bytes(tiny_state[LINEAR].numpy()))
+    path.write_bytes(right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :])
+    with open_checkpoint(path) as file:
+        ahead = ReadAhead(file, file.root["state_dict"], bf16=True)
+        KERNEL.library().sd_read_one(ctypes.byref(ahead._jobs[ahead._index[LINEAR]]))
+        with open(path, "r+b") as again:
+            again.write(right)
+        with pytest.raises(CorruptFileError, match="has changed while its record"):
+            ahead.take(LINEAR)
+
+
+@needs_kernel
+def test_the_thread_goes_on_when_the_file_was_closed(tiny_ckpt):
+    with open_checkpoint(tiny_ckpt) as file:
+        ahead = ReadAhead(file, file.root["state_dict"], bf16=False)
+    ahead.start()
+    until = time.monotonic() + 60
+    while time.monotonic() < until and any(job.state != DONE for job in ahead._jobs):
+        time.sleep(0.001)
+    assert len(ahead._jobs) > 100
+    assert all(job.state == DONE for job in ahead._jobs)
+    descriptors = list(ahead._descriptors.values())
+    ahead.close()
+    del ahead
+    for descriptor in descriptors:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+
+
+@pytest.mark.parametrize("large", [0, 2**40])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_happens_while_a_thread_is_started(tiny_ckpt, monkeypatch, large, error):
+    """An interrupt is one; without a thread, all is read when it is taken."""
+    monkeypatch.setattr(loading_ahead, "LARGE", large)
+    monkeypatch.setattr("threading.Thread.start", lambda self: (_ for _ in ()).throw(error))
+    with open_checkpoint(tiny_ckpt) as file, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        with read_ahead(file, file.root["state_dict"], device="cpu", precision="fp32", low_memory=True):
+            assert error is RuntimeError
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("missing", ["compiler", "flags", "size"])
@@ -239,7 +316,7 @@ def test_only_plain_tensors_with_a_checksum_of_their_own_are_suitable(tmp_path):
     tensors |= {"none": torch.zeros(0), "half": whole.half()}
     torch.save(tensors, tmp_path / "x.pt")
     with open_checkpoint(tmp_path / "x.pt") as file:
-        assert {name for name, record in file.root.items() if is_suitable(record)} == {"plain", "half"}
+        assert {name for name, record in file.root.items() if is_suitable(file, record)} == {"plain", "half"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the libraries of Linux")
@@ -266,6 +343,36 @@ def test_the_largest_library_of_pytorch_is_mapped_before_it_is_imported():
 def test_a_program_may_end_while_the_library_starts_up(seconds):
     code = f"import time; from sd.loading_ahead import map_torch; map_torch(); time.sleep({seconds})"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is about the libraries of Linux")
+def test_who_is_told_twice_to_end_waits_as_well():
+    code = """if True:
+        import os, signal, threading
+        from sd.loading_ahead import map_torch
+        map_torch()
+        for seconds, number in ((0.02, signal.SIGTERM), (0.03, signal.SIGINT), (0.04, signal.SIGHUP)):
+            timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_loading_in_several_threads_leaves_them_as_many_as_before(tiny_ckpt):
+    before, seen = torch.get_num_threads(), []
+
+    def in_threads(target):
+        threads = [threading.Thread(target=target) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    for _ in range(3):
+        in_threads(lambda: sd.load(tiny_ckpt, device="cpu"))
+    in_threads(lambda: seen.append(torch.get_num_threads()))
+    assert seen == 3 * [before]
 
 
 @pytest.mark.skipif(not memory_is_known(), reason="memory is counted by Linux")

@@ -6,28 +6,29 @@
 
 #include <immintrin.h>
 #include <sched.h>
-#include <sys/mman.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
 constexpr uint32_t DIVISOR = 0xedb88320;       // of zip's CRC-32, the coefficient of x^0 in the highest bit
 constexpr int64_t PART = 1 << 18;              // bytes: what is read once stays in a core's cache for the second use
 constexpr int64_t FOLDED = 256;                // bytes that are taken further at a time
 constexpr int64_t PAGE = 4096;
 
-enum State : int32_t { WAITING, IN_WORK, DONE };
+enum State : int32_t { WAITING, IN_WORK, DONE, FAILED };
 
 // As `sd.loading_ahead.Job` has it.
 struct Job {
-    const uint8_t *source;    // in a mapped file: when it was read, its pages are given back
     uint16_t *target;         // for the numbers in bf16; null: they are only looked at
-    int64_t bytes;            // of the source
+    int64_t offset;           // of the first byte in the file
+    int64_t bytes;
+    int32_t file;             // its descriptor
     int32_t half;             // 0 for float32, 1 for numbers of 16 bits; with a target, float16
-    uint32_t crc;             // found: CRC-32 of the source
+    uint32_t crc;             // found: CRC-32 of the bytes
     uint32_t largest;         // found: the bits of the largest number, signs left out; NaN is above infinity
     std::atomic<int32_t> state;
 };
@@ -108,11 +109,15 @@ static uint32_t look_at(const uint8_t *from, bool half, uint16_t *to, int64_t co
     return half ? look_at_halves(from, to, count, largest) : look_at_floats(from, to, count, largest);
 }
 
-// The mapped file's pages that lie in these bytes are not needed in memory any more.
-static void let_go(const uint8_t *from, int64_t bytes) {
-    const uintptr_t start = (reinterpret_cast<uintptr_t>(from) + PAGE - 1) / PAGE * PAGE;
-    const uintptr_t end = (reinterpret_cast<uintptr_t>(from) + bytes) / PAGE * PAGE;
-    if (end > start) madvise(reinterpret_cast<void *>(start), end - start, MADV_DONTNEED);
+// Bytes of the file are read, not mapped: a mapped file that somebody cuts off ends the process that looks at it.
+static bool fetch(const Job &job, int64_t start, int64_t bytes, uint8_t *to) {
+    while (bytes > 0) {
+        const ssize_t count = pread(job.file, to, bytes, job.offset + start);
+        if (count < 0 && errno == EINTR) continue;
+        if (count <= 0) return false;
+        start += count, to += count, bytes -= count;
+    }
+    return true;
 }
 
 static bool claim(Job &job) {
@@ -120,24 +125,25 @@ static bool claim(Job &job) {
     return job.state.compare_exchange_strong(expected, IN_WORK);
 }
 
-static void finish(Job &job, uint32_t crc, uint32_t largest) {
-    let_go(job.source, job.bytes);
+static void finish(Job &job, bool complete, uint32_t crc, uint32_t largest) {
     job.crc = ~crc;
     job.largest = largest;
-    job.state.store(DONE);
+    job.state.store(complete ? DONE : FAILED);
 }
 
 static void work(Job &job) {
-    const int64_t width = job.half ? 2 : 4;
+    const int64_t width = job.half ? 2 : 4, part = job.bytes < PART ? job.bytes : PART;
+    uint8_t *buffer = static_cast<uint8_t *>(malloc(part));
     uint32_t crc = ~0u, largest = 0;
-    for (int64_t done = 0; done < job.bytes; done += PART) {
-        const int64_t bytes = job.bytes - done < PART ? job.bytes - done : PART;
-        const uint8_t *from = job.source + done;
-        uint16_t *to = job.target ? job.target + done / width : nullptr;
-        crc = crc_of(crc, from, bytes);
-        largest = look_at(from, job.half, to, bytes / width, largest);
+    bool complete = buffer;
+    for (int64_t done = 0; complete && done < job.bytes; done += part) {
+        const int64_t bytes = job.bytes - done < part ? job.bytes - done : part;
+        if (!(complete = fetch(job, done, bytes, buffer))) break;
+        crc = crc_of(crc, buffer, bytes);
+        largest = look_at(buffer, job.half, job.target ? job.target + done / width : nullptr, bytes / width, largest);
     }
-    finish(job, crc, largest);
+    free(buffer);
+    finish(job, complete, crc, largest);
 }
 
 // All that waits, one after the other, until somebody sets `stopped`.
@@ -156,22 +162,28 @@ extern "C" void sd_take_memory(int64_t bytes, const std::atomic<int32_t> *stoppe
 // This one, by this thread or another.
 extern "C" void sd_read_one(Job *job) {
     if (claim(*job)) return work(*job);
-    while (job->state.load() != DONE) sched_yield();
+    while (job->state.load() == IN_WORK) sched_yield();
 }
 
 // This one, which has no target of its own and nobody else works on: the weight of a convolution, (outputs, inputs, window),
 // in bf16 with the inputs side by side, (outputs, window, inputs).
 extern "C" void sd_turn(Job *job, uint16_t *to, int64_t outputs, int64_t inputs, int64_t window) {
     job->state.store(IN_WORK);
-    const int64_t count = inputs * window, bytes = count * (job->half ? 2 : 4);
-    std::vector<uint16_t> one(count);
+    const int64_t count = inputs * window, row = count * (job->half ? 2 : 4), rows = row < PART ? PART / row : 1;
+    uint8_t *buffer = static_cast<uint8_t *>(malloc(rows * row));
+    uint16_t *one = static_cast<uint16_t *>(malloc(2 * count));
     uint32_t crc = ~0u, largest = 0;
-    const uint8_t *from = job->source;
-    for (int64_t output = 0; output < outputs; output++, from += bytes, to += count) {
-        crc = crc_of(crc, from, bytes);
-        largest = look_at(from, job->half, one.data(), count, largest);
+    bool complete = buffer && one;
+    for (int64_t output = 0; complete && output < outputs; output++, to += count) {
+        const int64_t nth = output % rows, together = outputs - output < rows ? outputs - output : rows;
+        if (nth == 0 && !(complete = fetch(*job, output * row, together * row, buffer))) break;
+        const uint8_t *from = buffer + nth * row;
+        crc = crc_of(crc, from, row);
+        largest = look_at(from, job->half, one, count, largest);
         for (int64_t place = 0; place < window; place++)
             for (int64_t input = 0; input < inputs; input++) to[place * inputs + input] = one[input * window + place];
     }
-    finish(*job, crc, largest);
+    free(one);
+    free(buffer);
+    finish(*job, complete, crc, largest);
 }
