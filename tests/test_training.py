@@ -230,6 +230,16 @@ def test_training_in_two_parts_is_training_in_one(tmp_path):
     assert [row["loss"] for row in rows(tmp_path / "parts")] == [row["loss"] for row in rows(tmp_path / "whole")]
 
 
+@pytest.fixture
+def one_thread():
+    """As the processes that make batches have it: their number decides how sums are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_batches_made_by_other_processes_are_the_same_ones(tmp_path):
     list(training_example.run(tmp_path / "alone", 7).run())
     list(training_example.run(tmp_path / "helped", 3, workers=2).run())
