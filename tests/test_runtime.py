@@ -78,6 +78,7 @@ def test_who_interrupts_the_import_of_pytorch_is_heard_at_its_end():
     code = """if True:
         import os, signal, sys
         from sd.running.memory import importing_torch
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, it is ignored
         try:
             with importing_torch():
                 os.kill(os.getpid(), signal.SIGINT)
