@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from convert.errors import CorruptFileError
 from convert.reader import CheckpointFile, checksums_ahead
 from convert.records import TensorRecord
-from sd.running.memory import c_function, keep_freed_memory, share_memory
+from sd.running.memory import ENDING, c_function, keep_freed_memory, share_memory
 from sd.running.native import ADDRESS, AVX512, PAIRS, Kernel, compiler, cpu_flags
 
 if TYPE_CHECKING:
@@ -225,8 +225,8 @@ def _map(library: Path, model: Path | None) -> None:
 
 def _wait(thread: threading.Thread) -> None:
     """A process that ends while a library starts up crashes: it goes on for so long, even if told twice to end."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
     if thread.is_alive():
         thread.join()
 

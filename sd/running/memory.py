@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # as malloc.h of the GNU C library numbers them
 ONE_STORE = {ARENA_MAX: 1}
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def keep_freed_memory() -> bool:
@@ -74,11 +75,9 @@ def importing_torch() -> Iterator[None]:
 @contextmanager
 def interrupted_later() -> Iterator[None]:
     """A signal that Python answers with KeyboardInterrupt does so at the end."""
-    numbers = {getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")} - {None}
-    if threading.current_thread() is not threading.main_thread():
-        numbers = set()
+    in_main = threading.current_thread() is threading.main_thread()  # where alone signals can be set
+    numbers = [number for number in ENDING if in_main and signal.getsignal(number) is signal.default_int_handler]
     heard = []
-    numbers = {number for number in numbers if signal.getsignal(number) is signal.default_int_handler}
     try:
         for number in numbers:
             signal.signal(number, lambda number, _: heard.append(number))
