@@ -26,12 +26,12 @@ lint: $(VENV)/installed-for-tests
 
 # Rebuild the tokenizer's table from its published source and compare.
 check-data: $(VENV)/installed
-	$(RUN) scripts/build_merges.py --check
+	$(RUN) scripts/checks/build_merges.py --check
 
 # Draw every figure of the docs again.
 docs: $(VENV)/installed-for-plots
-	$(RUN) scripts/draw_architecture.py docs/architecture.svg
-	$(RUN) scripts/draw_course.py
+	$(RUN) scripts/figures/draw_architecture.py docs/architecture.svg
+	$(RUN) scripts/figures/draw_course.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,6 @@
 
 import sys
 
-from sd.cli import main
+from sd.app.cli import main
 
 sys.exit(main(["convert", *sys.argv[1:]]))

@@ -1,22 +1,22 @@
 """From an open file to a model: which tensors are its weights, under our names, and what else is there.
 
-Three layouts are understood: the original training code's, diffusers', and ours (`convert.convert`).
+Three layouts are understood: the original training code's, diffusers', and ours (`convert.actions.convert`).
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from convert.diffusers_config import with_settings
-from convert.diffusers_folder import CLASSES, INDEX
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.family import PARTS, check_complete, recognise
-from convert.names import PREFIXES, Original, ema_name, original_names
-from convert.noise_schedule import MARKERS, with_schedule
-from convert.original_layout import Found, find_tensors
-from convert.reader import CheckpointFile
-from convert.records import TensorRecord, trimmed
-from convert.stated_config import is_native_size, stated_config
+from convert.families.diffusers_config import with_settings
+from convert.families.family import PARTS, check_complete, recognise
+from convert.families.stated_config import is_native_size, stated_config
+from convert.files.diffusers_folder import CLASSES, INDEX
+from convert.files.reader import CheckpointFile
+from convert.files.records import TensorRecord, trimmed
+from convert.layouts.names import PREFIXES, Original, ema_name, original_names
+from convert.layouts.noise_schedule import MARKERS, with_schedule
+from convert.layouts.original_layout import Found, find_tensors
 from sd.config import SD_V1, ModelConfig
 
 FORMAT = "sd-zoo"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from convert.checkpoint import FORMAT, Checkpoint, read_checkpoint
 from convert.errors import WeightMismatchError
-from convert.reader import CheckpointFile, JoinedFiles, errors_named
+from convert.files.reader import CheckpointFile, JoinedFiles, errors_named
 from convert.single_part import read_part
 from sd.config import SD_V1
 

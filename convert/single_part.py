@@ -13,14 +13,14 @@ from convert.checkpoint import (
     stated_step,
     stated_weights,
 )
-from convert.diffusers_config import with_settings
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.family import PARTS, V2_TEXT_WIDTH, check_complete, part_config
-from convert.names import PREFIXES, Original, original_names
-from convert.original_layout import TEXT_ROOT, Found, find_tensors
-from convert.other_models import other_model
-from convert.reader import CheckpointFile
-from convert.stated_config import stated_config
+from convert.families.diffusers_config import with_settings
+from convert.families.family import PARTS, V2_TEXT_WIDTH, check_complete, part_config
+from convert.families.other_models import other_model
+from convert.families.stated_config import stated_config
+from convert.files.reader import CheckpointFile
+from convert.layouts.names import PREFIXES, Original, original_names
+from convert.layouts.original_layout import TEXT_ROOT, Found, find_tensors
 from sd.config import ModelConfig
 
 # What a part saved alone leaves out of the names that it has in a whole file, so that other tools read it: a VAE has

@@ -10,7 +10,7 @@ samplers of the original; the second one's last step ends without noise here, an
 import argparse
 import sys
 
-from sd.cli import main as sd_main
+from sd.app.cli import main as sd_main
 
 UNSUPPORTED = {  # flags of the original that are refused rather than ignored
     "--skip_save": "every picture is written",

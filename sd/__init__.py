@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sd.loading import load
+    from sd.runtime.loading import load
 
 __all__ = ["__version__", "load"]
 
@@ -22,7 +22,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str):
     # torch takes a second to import, and `sd --help` needs none of it
     if name == "load":
-        from sd.loading import load
+        from sd.runtime.loading import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

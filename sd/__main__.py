@@ -1,5 +1,5 @@
 import sys
 
-from sd.cli import main
+from sd.app.cli import main
 
 sys.exit(main())

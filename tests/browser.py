@@ -156,3 +156,9 @@ class Browser:
         self._process.wait()
         self._out.close()
         self._in.close()
+
+
+def data_of(text):
+    """The JSON in a page of ours."""
+    start = text.index('<script type="application/json" id="data">')
+    return json.loads(text[text.index(">", start) + 1 : text.index("</script>", start)])

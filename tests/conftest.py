@@ -16,12 +16,12 @@ import torch
 from browser import Browser, BrowserGone, find_browser
 from PIL import Image
 
-from sd.cli import main
+from sd.app.cli import main
 from sd.config import SD_V1
-from sd.networks import build_networks
-from sd.pipeline import Source, StableDiffusion
-from sd.settings import Settings
-from sd.tokenizer import Tokenizer
+from sd.networks.build import build_networks
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import Source, StableDiffusion
+from sd.text.tokenizer import Tokenizer
 
 TINY = make_checkpoint.tiny(SD_V1)
 PROMPT = "a photograph of an astronaut riding a horse"

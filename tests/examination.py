@@ -5,7 +5,8 @@ text can be shown. If it is accepted, each weight must lie inside the file, and 
 Python's zipfile the same bytes, Python's unpickler (with a class lookup that finds nothing but stand-ins) the same
 tensors, the safetensors library the same header and data.
 
-It is no test of its own: `test_fuzzing.py` calls it on a few hundred files, `scripts/fuzz_readers.py` on millions.
+It is no test of its own: `test_fuzzing.py` calls it on a few hundred files, `scripts/checks/fuzz_readers.py` on
+millions.
 """
 
 import codecs
@@ -21,11 +22,11 @@ from pathlib import Path
 
 from hostile import MAGIC, assert_showable
 
+from convert.actions.tensor_set import tensors_of
 from convert.errors import CheckpointError, named
-from convert.pickle_reader import PickleContents, read_pickle
-from convert.reader import CheckpointFile, read_contents
-from convert.records import DTYPE_WIDTHS, GlobalName, Inert, StorageRecord, TensorRecord
-from convert.tensor_set import tensors_of
+from convert.files.pickle_reader import PickleContents, read_pickle
+from convert.files.reader import CheckpointFile, read_contents
+from convert.files.records import DTYPE_WIDTHS, GlobalName, Inert, StorageRecord, TensorRecord
 
 HARMLESS = {"mmap.__new__", "builtins.id"}  # events that reading causes, whatever the file holds
 

@@ -7,9 +7,9 @@ At full width their numbers of tensors and of parameters are those of the publis
 from dataclasses import replace
 from functools import cache
 
-from convert.names import PREFIXES, Original, original_names
+from convert.layouts.names import PREFIXES, Original, original_names
 from sd.config import SD_V1, ModelConfig, UNetConfig
-from sd.networks import build_networks, parameter_shapes
+from sd.networks.build import build_networks, parameter_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 UNET = PREFIXES["unet"]

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from convert.errors import CheckpointError, UnsafeFileError
-from convert.reader import CheckpointFile, open_checkpoint
-from convert.records import TensorRecord
+from convert.files.reader import CheckpointFile, open_checkpoint
+from convert.files.records import TensorRecord
 
 # Pickle assembler: each function returns the bytes of an opcode with its argument
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import torch  # noqa: F401 - before the forks, which is much faster than in each of them
 
-import convert.verify
-import sd.networks  # noqa: F401
-from convert.convert import convert
+import convert.actions.verify
+import sd.networks.build  # noqa: F401
+from convert.actions.convert import convert
 
 TARGETS = {"ours.safetensors": "sd-zoo", "original.ckpt": "original", "folder": "diffusers"}
 

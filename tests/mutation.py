@@ -40,10 +40,10 @@ from hostile import (
     write_zip,
 )
 
-from convert.pickle_reader import FORBIDDEN, OPCODES
-from convert.records import DTYPE_WIDTHS
-from convert.safetensors_reader import DTYPES
-from convert.safetensors_writer import write_safetensors
+from convert.files.pickle_reader import FORBIDDEN, OPCODES
+from convert.files.records import DTYPE_WIDTHS
+from convert.files.safetensors_reader import DTYPES
+from convert.files.safetensors_writer import write_safetensors
 
 Pick = random.Random
 CALLBACK = name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")

@@ -8,8 +8,8 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from convert.diffusers_writer import vocabulary
-from convert.names import PREFIXES, original_names
+from convert.actions.diffusers_writer import vocabulary
+from convert.layouts.names import PREFIXES, original_names
 from sd.config import ModelConfig
 
 

@@ -7,8 +7,8 @@ import torch
 from reference import Gaussian
 
 from sd.config import SD_V1
-from sd.noise import PictureNoise
-from sd.schedule import alpha_bar_of, alphas_cumprod, steps_through
+from sd.sampling.noise import PictureNoise
+from sd.sampling.schedule import alpha_bar_of, alphas_cumprod, steps_through
 
 TABLE = alphas_cumprod(SD_V1.schedule)
 DATA = Gaussian(mean=0.7, deviation=0.4)

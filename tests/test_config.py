@@ -7,7 +7,7 @@ import pytest
 from conftest import TINY
 
 from sd.config import SD_V1, SD_V1_INPAINTING, ModelConfig
-from sd.networks import build_networks
+from sd.networks.build import build_networks
 
 
 @pytest.mark.parametrize("config", [SD_V1, SD_V1_INPAINTING, TINY])

@@ -12,32 +12,61 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "sd").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 # lower layers first: a module imports only from lower layers, or from its own where it says so
-NETWORKS = {"sd.text_encoder", "sd.unet", "sd.vae"}
-NEAR_NETWORKS = NETWORKS | {"sd.attention", "sd.latent_diffusion", "sd.pipeline"}
-TORCH_FREE = ["sd.config", "sd.block_plan", "sd.settings", "sd.files", "sd.tokenizer", "sd.cli", "sd.cli.txt2img"]
-TORCH_FREE += ["sd.input_settings", "sd.prompts", "sd.chunks", "sd.cli.tokens"]
-TORCH_FREE += [
-    "sd.cli.step_files",
-    "sd.pictures.parameters",
-    "sd.cli.like",
-    "sd.hires",
-    "sd.strength",
-    "sd.setting_checks",
+NETWORKS = {"sd.networks.text_encoder", "sd.networks.unet", "sd.networks.vae"}
+NEAR_NETWORKS = NETWORKS | {"sd.networks.attention", "sd.pipeline.latent_diffusion", "sd.pipeline.stable_diffusion"}
+TORCH_FREE = [
+    "sd.config",
+    "sd.networks.block_plan",
+    "sd.pipeline.settings",
+    "sd.files",
+    "sd.text.tokenizer",
+    "sd.app.cli",
+    "sd.app.cli.txt2img",
 ]
-TORCH_FREE += ["sd.sampler_names", "sd.cli.schedule"]
-TORCH_FREE += ["sd.cli.arch", "sd.cli.making", "sd.cli.resuming", "sd.cli.outputs"]
-TORCH_FREE += ["sd.cli.explain", "sd.cli.noise", "sd.explain.page", "sd.explain.text"]
-TORCH_FREE += ["convert.reader", "convert.checkpoint", "convert.names", "convert.family", "convert.convert"]
-TORCH_FREE += ["convert.torch_stream_reader", "convert.diffusers_folder", "convert.diffusers_writer"]
-TORCH_FREE += ["convert.noise_schedule", "convert.single_part", "convert.other_vae", "convert.verify"]
-TORCH_FREE += ["convert.inspect", "convert.diff", "convert.values", "convert.known", "convert.download"]
-TORCH_FREE += ["sd.cli.bench", "sd.machine", "sd.running.memory", "sd.loading_ahead"]
-TORCH_FREE += ["sd.cli.img2img", "sd.cli.inpaint", "sd.cli.inspect", "sd.cli.diff", "sd.cli.models"]
+TORCH_FREE += ["sd.pipeline.image.input_settings", "sd.text.prompt_syntax", "sd.text.chunks", "sd.app.cli.tokens"]
+TORCH_FREE += [
+    "sd.app.jobs.step_files",
+    "sd.pipeline.image.parameters",
+    "sd.app.cli.like",
+    "sd.pipeline.second_pass",
+    "sd.sampling.strength",
+    "sd.pipeline.setting_checks",
+]
+TORCH_FREE += ["sd.sampling.names", "sd.app.cli.schedule"]
+TORCH_FREE += ["sd.app.cli.arch", "sd.app.cli.make_pictures", "sd.app.jobs.resuming", "sd.app.jobs.outputs"]
+TORCH_FREE += ["sd.app.cli.explain", "sd.app.cli.noise", "sd.study.explain.page", "sd.study.explain.text"]
+TORCH_FREE += [
+    "convert.files.reader",
+    "convert.checkpoint",
+    "convert.layouts.names",
+    "convert.families.family",
+    "convert.actions.convert",
+]
+TORCH_FREE += [
+    "convert.files.torch_stream_reader",
+    "convert.files.diffusers_folder",
+    "convert.actions.diffusers_writer",
+]
+TORCH_FREE += ["convert.layouts.noise_schedule", "convert.single_part", "convert.other_vae", "convert.actions.verify"]
+TORCH_FREE += [
+    "convert.actions.inspect",
+    "convert.actions.diff",
+    "convert.actions.values",
+    "convert.published.known",
+    "convert.published.download",
+]
+TORCH_FREE += [
+    "sd.app.cli.bench",
+    "sd.study.benchmark.process",
+    "sd.runtime.cpu.process_memory",
+    "sd.runtime.loading_ahead",
+]
+TORCH_FREE += ["sd.app.cli.img2img", "sd.app.cli.inpaint", "sd.app.cli.inspect", "sd.app.cli.diff", "sd.app.cli.models"]
 PICTURES = [
-    "sd.pictures.files",
-    "sd.pictures.resizing",
-    "sd.pictures.masks",
-    "sd.pictures.outpainting",
+    "sd.pipeline.image.reading",
+    "sd.pipeline.image.resizing",
+    "sd.pipeline.image.masks",
+    "sd.pipeline.image.outpainting",
 ]  # Pillow and NumPy are enough for them
 
 
@@ -74,7 +103,7 @@ def reachable(start, *, without=()):
 
 
 def test_the_modules_were_found():
-    assert {"sd.unet", "sd.samplers.ddim", "sd.cli.txt2img", "convert.reader"} <= set(GRAPH)
+    assert {"sd.networks.unet", "sd.sampling.samplers.ddim", "sd.app.cli.txt2img", "convert.files.reader"} <= set(GRAPH)
 
 
 # `sd` offers `load` lazily, so it is no part of a circle at import
@@ -85,17 +114,20 @@ def test_no_module_imports_itself_by_way_of_others(module):
 
 def test_samplers_know_no_network_and_networks_no_sampler():
     for module in GRAPH:
-        if module.startswith("sd.samplers"):
+        if module.startswith("sd.sampling.samplers"):
             assert not reachable(module, without={"sd"}) & (
-                NETWORKS | {"sd.attention", "sd.latent_diffusion", "sd.pipeline"}
+                NETWORKS | {"sd.networks.attention", "sd.pipeline.latent_diffusion", "sd.pipeline.stable_diffusion"}
             ), module
     for module in NETWORKS:
-        assert not any(name.startswith(("sd.samplers", "sd.schedule")) for name in reachable(module, without={"sd"}))
+        assert not any(
+            name.startswith(("sd.sampling.samplers", "sd.sampling.schedule"))
+            for name in reachable(module, without={"sd"})
+        )
 
 
 def test_only_loading_saving_and_the_commands_know_the_converter():
     for module, imported in GRAPH.items():
-        if module.startswith("sd.") and not module.startswith(("sd.loading", "sd.saving", "sd.cli")):
+        if module.startswith("sd.") and not module.startswith(("sd.runtime", "sd.app")):
             assert not any(name.startswith("convert") for name in imported), module
 
 
@@ -103,7 +135,7 @@ def test_only_the_commands_print():
     for path in FILES:
         calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
         prints = any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
-        assert not prints or module_name(path).startswith("sd.cli"), path
+        assert not prints or module_name(path).startswith("sd.app"), path
 
 
 @pytest.mark.parametrize("module", TORCH_FREE)
@@ -134,7 +166,7 @@ def test_importing_changes_nothing(tmp_path):
 
 def test_every_package_is_installed():
     """pyproject.toml lists them, since one of them, the weights', lies beside the code."""
-    listed = re.search(r"^packages = (\[.*?\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    listed = re.search(r"^packages = (\[.*?\])$", (ROOT / "pyproject.toml").read_text(), re.M | re.S)[1]
     expected = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES} | {"sd.weights"}
     assert set(re.findall(r'"([\w.]+)"', listed)) == expected
 
@@ -142,7 +174,7 @@ def test_every_package_is_installed():
 def test_empty_networks_are_built_without_what_fills_them():
     """torch imports its compiler and a computer algebra system for that, which takes longer than to load a model."""
     code = (
-        "import sys\nfrom sd.config import SD_V1\nfrom sd.networks import build_networks\nbuild_networks(SD_V1)\n"
+        "import sys\nfrom sd.config import SD_V1\nfrom sd.networks.build import build_networks\nbuild_networks(SD_V1)\n"
         "assert not {'sympy', 'torch._inductor'} & sys.modules.keys()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -151,7 +183,7 @@ def test_empty_networks_are_built_without_what_fills_them():
 
 def test_sources_of_kernels_and_their_headers_are_part_of_the_package():
     """Without one of them, nothing would say so: a kernel that cannot be compiled is done without."""
-    (line,) = re.findall(r'^"sd\.running" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M)
-    folder = ROOT / "sd" / "running"
+    (line,) = re.findall(r'^"sd\.runtime\.cpu" = (\[.*\])$', (ROOT / "pyproject.toml").read_text(), re.M)
+    folder = ROOT / "sd" / "runtime" / "cpu"
     packed = {path for pattern in ast.literal_eval(line) for path in folder.glob(pattern)}
     assert packed == {path for path in folder.iterdir() if path.suffix not in ("", ".py")}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from sd.image import to_tensor
-from sd.pictures.files import PictureError, read_picture
+from sd.pipeline.image.reading import PictureError, read_picture
+from sd.pipeline.image.tensors import to_tensor
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 

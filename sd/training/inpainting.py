@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd.config import SD_V1_INPAINTING, ModelConfig
-from sd.training.scenes import Thing
-from sd.training.shapes import ShapesDataset
-from sd.unet import UNet
-from sd.vae import VAE
+from sd.networks.unet import UNet
+from sd.networks.vae import VAE
+from sd.training.shapes.drawing import ShapesDataset
+from sd.training.shapes.scenes import Thing
 
 EVERYTHING = 0.25  # share of holes that are the whole picture, as for the published checkpoints
 AROUND = 0.45  # share of holes around one thing: what fills them has to fit into them
@@ -74,7 +74,8 @@ def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
 def show_holes(vae: VAE, scale: float, pictures: ShapesDataset) -> Callable[[int, Tensor], Tensor]:
     """What the network sees of pictures with holes: the mask, and the scaled latents of what is kept.
 
-    returns  (number of the first, pictures (b, 3, H, H)) -> (b, 1 + 4, H/8, H/8), as `sd.from_picture.shown` has it
+    returns  (number of the first, pictures (b, 3, H, H)) -> (b, 1 + 4, H/8, H/8), as `sd.sampling.init_image.shown` has
+             it
     """
 
     def mask(number: int) -> Tensor:

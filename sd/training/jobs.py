@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sd.config import ModelConfig
-from sd.networks import build_networks
-from sd.schedule import alphas_cumprod
-from sd.tokenizer import Tokenizer
+from sd.networks.build import build_networks
+from sd.networks.vae import VAE, sample_latents
+from sd.sampling.schedule import alphas_cumprod
+from sd.text.tokenizer import Tokenizer
 from sd.training.latents import EncodedAsTheyCome, EncodedOnce, Pictures
 from sd.training.loop import TrainingOptions, TrainingRun, process_share
 from sd.training.losses import AutoencodingLoss, DenoisingLoss, draw, standardise_latents
-from sd.vae import VAE, sample_latents
 
 
 def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sd.files import written_whole
-from sd.vae import VAE
+from sd.networks.vae import VAE
 
 
 class Pictures(Protocol):

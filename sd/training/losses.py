@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sd.schedule import add_noise
-from sd.vae import VAE, sample_latents
+from sd.networks.vae import VAE, sample_latents
+from sd.sampling.schedule import add_noise
 
 
 class Draws(NamedTuple):

@@ -1,0 +1,195 @@
+"""From one layout to another: the tensors of a model, copied as they are unless another precision is asked for."""
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.actions.diffusers_writer import WEIGHTS, write_settings
+from convert.actions.target import PICKLES, TargetError, check_extras, check_original_has_room, check_target, layout_of
+from convert.actions.writing import (
+    CHUNK,
+    PRECISIONS,
+    Plan,
+    Reporting,
+    converted,
+    our_metadata,
+    plan_weights,
+    publisher_metadata,
+    write_pickle,
+    write_plan,
+)
+from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
+from convert.families.family import PARTS
+from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
+from convert.layouts.shapes import parameter_shapes
+from convert.other_vae import read_with_vae
+from convert.single_part import only, read_part
+from sd.files import folder_written_whole, remove_leftovers, written_whole
+
+if TYPE_CHECKING:
+    from convert.actions.verify import Verified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was done."""
+
+    checkpoint: Checkpoint
+    layout: str  # of the new file
+    tensors: int
+    nbytes: int  # of all tensors
+    parameters: int
+    left_out: int  # tensors beside the model that were not written
+    verified: "Verified | None"
+
+
+def convert(
+    source: Path,
+    target: Path,
+    *,
+    layout: str | None = None,
+    precision: str = "keep",
+    weights: str = "auto",
+    part: str | None = None,
+    vae: Path | None = None,
+    keep_all: bool = False,
+    verify: bool = False,
+    hash_source: bool = True,
+    force: bool = False,
+    on_bytes: Callable[[int], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
+) -> Conversion:
+    """Write the model of one file as another, complete or not at all.
+
+    source     a file, or a folder of the diffusers library
+    target     `.safetensors`; or `.ckpt` or `.pt`, a pickle in the original layout; or a folder for diffusers' layout
+    layout     "sd-zoo", "original" or "diffusers"; by default the original one for a pickle and for what is ours, else
+               ours
+    precision  "keep", or "fp32", "fp16", "bf16" for all tensors
+    weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
+    vae        a file or folder whose VAE is taken in place of the model's own
+    keep_all   write what lies beside the model as well; what a file of ours holds of that always comes back in the
+               original layout
+    verify     read all of it back and compare it with the source, before it gets its name
+    hash_source  compute the source's sha256, for the metadata of our layout, where it is not known from before
+    force      replace the target if it exists; of folders, only one with a diffusers model in it
+    on_start, on_bytes  called with the number of bytes that will be, and that were just written
+
+    Raises `convert.errors.CheckpointError` for a source; TargetError, FileExistsError or OSError for the target;
+    MismatchError where what was written is something else.
+    """
+    if precision != "keep" and precision not in PRECISIONS:
+        raise TargetError(f"precision must be keep, {', '.join(PRECISIONS)}, got {precision!r}")
+    if part is not None and part not in PARTS:
+        raise TargetError(f"the part must be one of {', '.join(PARTS)}, got {part!r}")
+    if part and (vae or keep_all):
+        raise TargetError(f"{'a VAE' if vae else 'what lies beside a model'} is not written where one part alone is.")
+    for path in (source, vae) if vae else (source,):
+        check_target(path, target, layout, part, force)
+    remove_leftovers([target])
+    with ExitStack() as stack:
+        other = stack.enter_context(open_checkpoint(vae)) if vae else None
+        file = stack.enter_context(open_checkpoint(source))
+        if other:
+            file, checkpoint = read_with_vae(file, other, weights=weights)
+            stack.enter_context(errors_named(file))
+        elif part:
+            checkpoint = read_part(file, part, weights=weights)
+        else:
+            checkpoint = read_checkpoint(file, weights=weights)
+        layout = layout_of(target, layout, checkpoint.layout)
+        returning = layout == "original" and checkpoint.layout == FORMAT
+        if not (keep_all or returning):
+            left_out, checkpoint = len(checkpoint.extras), replace(checkpoint, extras={})
+        else:
+            left_out, checkpoint = 0, replace(checkpoint, unknown=())
+        shapes = _shapes(checkpoint)
+        if other:
+            with errors_named(other):
+                match_shapes(only(checkpoint, "vae"), shapes)
+        checkpoint = match_shapes(checkpoint, shapes)
+        if layout == "original":
+            check_original_has_room(checkpoint)
+        check_extras(checkpoint, layout, weights)
+        plan = plan_weights(checkpoint, layout, precision)
+        total = sum(planned.nbytes for planned in plan.values())
+        _check_disk(target, total)
+        if on_start:
+            on_start(2 * total if verify else total)
+        reporting = Reporting(total, on_bytes)
+
+        def finish(path: Path) -> "Verified | None":
+            reporting.report(total)  # tensors that share their bytes are written once
+            if not verify:
+                return None
+            from convert.actions.verify import verify as read_back  # numpy takes a tenth of a second to import
+
+            return read_back(path, file, checkpoint, dtype=PRECISIONS.get(precision), on_bytes=on_bytes)
+
+        if layout == "diffusers":
+            with folder_written_whole(target, force=force) as folder:
+                _write_folder(folder, reporting, file, checkpoint, plan, precision)
+                verified = finish(folder)
+        else:
+            with written_whole(target, force=force) as reporting.out:
+                _write_file(target.suffix.lower(), reporting, file, checkpoint, plan, layout, precision, hash_source)
+                reporting.out.flush()
+                verified = finish(Path(reporting.out.name))
+    return Conversion(
+        checkpoint=checkpoint,
+        layout=layout,
+        tensors=len(plan),
+        nbytes=total,
+        parameters=sum(record.numel for record in checkpoint.tensors.values()),
+        left_out=left_out,
+        verified=verified,
+    )
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    start = f"{checkpoint.part}." if checkpoint.part else ""
+    return {name: shape for name, shape in parameter_shapes(checkpoint.config).items() if name.startswith(start)}
+
+
+def _check_disk(target: Path, needed: int) -> None:
+    folder = target.resolve().parent
+    free = shutil.disk_usage(folder).free
+    if free < needed + CHUNK:
+        raise OSError(f"{folder} has {free / 1e9:.2f} GB free, the file needs {needed / 1e9:.2f} GB.")
+
+
+def _write_file(
+    suffix: str,
+    reporting: Reporting,
+    file: CheckpointFile,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    layout: str,
+    precision: str,
+    hash_source: bool,
+) -> None:
+    if suffix in PICKLES:
+        size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
+        beside = {"global_step": checkpoint.global_step or 0, **size}
+        write_pickle(reporting, converted(file, plan, precision), beside)
+        return
+    own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else {"format": "pt"}
+    write_plan(reporting, file, plan, precision, publisher_metadata(file) | own)
+
+
+def _write_folder(
+    folder: Path, reporting: Reporting, file: CheckpointFile, checkpoint: Checkpoint, plan: Plan, precision: str
+) -> None:
+    write_settings(folder, checkpoint.config, checkpoint.part)
+    for component, place in WEIGHTS.items():
+        if checkpoint.part not in (None, component):
+            continue
+        place = Path(place).name if checkpoint.part else place
+        prefix = f"{component}."
+        mine = {name.removeprefix(prefix): planned for name, planned in plan.items() if name.startswith(prefix)}
+        with written_whole(folder / place) as reporting.out:
+            write_plan(reporting, file, mine, precision, {"format": "pt"})

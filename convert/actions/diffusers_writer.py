@@ -1,0 +1,152 @@
+"""Write a model as the diffusers library saves one: a folder that `StableDiffusionPipeline.from_pretrained` loads.
+
+What is in such a folder: `convert.files.diffusers_folder`. The safety checker is left out: it is another model, and we
+have none.
+"""
+
+import json
+from pathlib import Path
+
+from convert.families.diffusers_config import (
+    PREDICTIONS,
+    TEXT_FIXED,
+    UNET_FIXED,
+    text_settings,
+    unet_settings,
+    vae_settings,
+)
+from convert.files.diffusers_folder import CLASSES, INDEX
+from sd.config import ModelConfig
+from sd.files import written_whole
+
+DIFFUSERS_VERSION = "0.21.0"  # the oldest that knows everything said here
+PIPELINES = {  # by channels that the UNet takes
+    4: "StableDiffusionPipeline",
+    8: "StableDiffusionInstructPix2PixPipeline",
+    9: "StableDiffusionInpaintPipeline",
+}
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder": "text_encoder/model.safetensors",
+}
+NONE = [None, None]
+END_OF_WORD = "</w>"
+
+
+def folder_settings(config: ModelConfig) -> dict[str, dict]:
+    """Everything in a folder that is JSON, by its path, the tokenizer's vocabulary excepted."""
+    latent_side = config.native_size // config.vae.factor
+    heads = set(config.unet.heads)
+    version = {"_diffusers_version": DIFFUSERS_VERSION}
+    return {
+        INDEX: {
+            "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+            **version,
+            "feature_extractor": NONE,
+            "image_encoder": NONE,
+            "requires_safety_checker": False,
+            "safety_checker": NONE,
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "text_encoder": ["transformers", CLASSES["text_encoder"]],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", CLASSES["unet"]],
+            "vae": ["diffusers", CLASSES["vae"]],
+        },
+        "unet/config.json": {
+            "_class_name": CLASSES["unet"],
+            **version,
+            **UNET_FIXED,
+            **unet_settings(config.unet),
+            "attention_head_dim": config.unet.heads[0] if len(heads) == 1 else list(config.unet.heads),
+            "sample_size": latent_side,
+        },
+        "vae/config.json": {
+            "_class_name": CLASSES["vae"],
+            **version,
+            "act_fn": "silu",
+            **vae_settings(config.vae),
+            "sample_size": config.native_size,
+            "scaling_factor": config.vae.latent_scale,
+        },
+        "text_encoder/config.json": {
+            "architectures": [CLASSES["text_encoder"]],
+            "model_type": "clip_text_model",
+            "attention_dropout": 0.0,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 1,
+            "hidden_act": config.text_encoder.activation,
+            "num_attention_heads": config.text_encoder.heads,
+            "projection_dim": config.text_encoder.width,
+            **TEXT_FIXED,
+            **text_settings(config.text_encoder),
+        },
+        "scheduler/scheduler_config.json": {
+            "_class_name": "PNDMScheduler",
+            **version,
+            "num_train_timesteps": config.schedule.timesteps,
+            "beta_start": config.schedule.beta_start,
+            "beta_end": config.schedule.beta_end,
+            "beta_schedule": "scaled_linear",
+            "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.prediction],
+            # as the original sampler of this kind has it: Liu et al. (2022), without its Runge-Kutta steps
+            "skip_prk_steps": True,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            "clip_sample": False,
+            "timestep_spacing": "leading",
+            "trained_betas": None,
+        },
+        "tokenizer/tokenizer_config.json": {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": config.text_encoder.context_length,
+            **_special_tokens(),
+            "errors": "replace",
+            "add_prefix_space": False,
+            "do_lower_case": True,
+        },
+        "tokenizer/special_tokens_map.json": _special_tokens(),
+    }
+
+
+def write_settings(folder: Path, config: ModelConfig, part: str | None = None) -> None:
+    """Write everything but the weights; of one part alone if `part` says so."""
+    everything = folder_settings(config)
+    if part:
+        _write(folder / "config.json", json.dumps(everything[f"{part}/config.json"], indent=2) + "\n")
+        return
+    for name, settings in everything.items():
+        _write(folder / name, json.dumps(settings, indent=2) + "\n")
+    texts, merges = vocabulary()
+    _write(folder / "tokenizer/vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))
+    _write(folder / "tokenizer/merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+
+
+def vocabulary() -> tuple[list[str], list[str]]:
+    """CLIP's tables as its authors wrote them: the text of every id, and the pairs that are joined, in order.
+
+    Bytes are written as one letter each: the printable ones of Latin-1 as themselves, the rest as letters from U+0100.
+    """
+    from sd.text.tokenizer import BYTE_ORDER, PRINTABLE, SPECIAL, read_merges
+
+    letters = [
+        chr(byte) if rank < len(PRINTABLE) else chr(256 + rank - len(PRINTABLE)) for rank, byte in enumerate(BYTE_ORDER)
+    ]
+    texts = letters + [letter + END_OF_WORD for letter in letters]
+    merges = []
+    for left, right in read_merges().tolist():
+        merges.append(f"{texts[left]} {texts[right]}")
+        texts.append(texts[left] + texts[right])
+    return texts + list(SPECIAL), merges
+
+
+def _special_tokens() -> dict[str, str]:
+    end = "<|endoftext|>"
+    return {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with written_whole(path) as out:
+        out.write(text.encode())

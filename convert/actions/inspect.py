@@ -1,0 +1,212 @@
+"""What is in a file: facts for a page or for a script. Nothing in it is executed, and torch is not needed.
+
+Unless asked for more, it looks at names, shapes and places only, and takes a moment whatever the size of the file.
+"""
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.actions.parts import Part, parts_beside, parts_of
+from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of, unwrapped
+from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
+from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
+from convert.families.evidence import describe
+from convert.families.family import PARTS
+from convert.files.hashing import file_sha256, remembered_sha256
+from convert.files.reader import CheckpointFile, open_checkpoint
+from convert.files.records import DTYPE_WIDTHS, TensorRecord
+from convert.layouts.original_layout import without_framework
+from convert.published.known import find_by_sha256
+from convert.single_part import read_part
+
+if TYPE_CHECKING:
+    from convert.actions.values import Values
+
+NUMBERS = ("global_step", "epoch")
+OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A file, described. Fields that could not be told are None or empty."""
+
+    path: str
+    bytes: int
+    container: str | None  # "torch zip", "safetensors"; None where the file was refused
+    safe: bool  # nothing in it names code, or has a structure that only a hostile file has
+    foreign: tuple[str, ...]  # classes that the pickle names and that are not needed; kept as inert data
+    dangerous: tuple[str, ...]  # names of code that has no place in a checkpoint
+    problem: str | None  # why it cannot be used as a model
+    part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
+    kind: str | None
+    evidence: tuple[str, ...] = ()
+    family: str | None = None  # of a complete model: as `convert.families.family` names it
+    layout: str | None = None
+    weights: str | None = None  # which of the UNet's are used: "model" or "ema"
+    other_weights: str | None = None
+    precision: str | None = None  # of the weights in use: "float32", "float16+float32"
+    components: tuple[Part, ...] = ()
+    leftovers: tuple[Part, ...] = ()
+    ema_decay: float | None = None
+    ema_updates: int | None = None
+    global_step: int | None = None
+    epoch: int | None = None
+    metadata: dict[str, str] | None = None
+    old_hash: str | None  # as older tools name a file: over 64 KiB of it only
+    sha256: str | None
+    known: str | None  # the original checkpoint that has this sha256
+    tensors_sha256: str | None = None  # over the weights of the model or part, or over all tensors where it is none
+    everything_sha256: str | None = None  # over what lies beside the model, too
+    values: "Values | None" = None
+
+
+def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, deep: bool = False) -> Report:
+    """Describe a file.
+
+    hashed          read it for its sha256, unless that is known from before
+    tensors_hashed  read it for the hash of its tensors (`convert.actions.tensor_set`)
+    deep            both, and look at every number
+
+    Raises CorruptFileError, UnsupportedFileError for what is damaged or no checkpoint; OSError. A file that was refused
+    as unsafe, and one that holds no complete model, are described.
+    """
+    sha256 = file_sha256(path) if (hashed or deep) and path.is_file() else None
+    try:
+        file = open_checkpoint(path)
+    except UnsafeFileError as error:
+        return _refused(path, error, sha256)
+    with file:
+        report = _describe(path, file, sha256 or remembered_sha256(path))
+        if deep or tensors_hashed:
+            tensors = tensors_of(file.root)
+            if deep:
+                from convert.actions.values import look_at_values  # numpy takes a tenth of a second to import
+
+                report = replace(report, values=look_at_values(file, tensors))
+            if not (report.values and report.values.damaged):
+                checkpoint = _read(file)[0] or (read_part(file, report.part) if report.part else None)
+                report = replace(report, **_hashes(file, checkpoint, tensors))
+        return report
+
+
+def old_hash(path: Path) -> str:
+    """The "model hash" of 8 hex digits that tools showed before they took the whole file's sha256.
+
+    AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash.
+    """
+    with open(path, "rb") as file:
+        file.seek(OLD_HASH_START)
+        return hashlib.sha256(file.read(OLD_HASH_BYTES)).hexdigest()[:8]
+
+
+def _refused(path: Path, error: UnsafeFileError, sha256: str | None) -> Report:
+    sha256 = sha256 or remembered_sha256(path)
+    return Report(
+        path=str(path),
+        bytes=path.stat().st_size,
+        container=None,
+        safe=False,
+        foreign=(),
+        dangerous=error.names,
+        problem=str(error),
+        kind=None,
+        old_hash=old_hash(path) if path.is_file() else None,
+        sha256=sha256,
+        known=None,
+    )
+
+
+def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
+    tensors = {without_framework(name): record for name, record in tensors_of(file.root).items()}
+    kind = describe({name: record.shape for name, record in tensors.items()})
+    checkpoint, problem = _read(file)
+    alone = None if checkpoint else _read_alone(file)
+    components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
+    beside = _numbers_beside(file.root, file.metadata)
+    known = find_by_sha256(sha256)
+    return Report(
+        path=str(path),
+        bytes=file.size,
+        container=file.container,
+        safe=True,
+        foreign=file.foreign,
+        dangerous=(),
+        problem=problem,
+        kind=kind.name,
+        evidence=kind.evidence,
+        family=checkpoint and checkpoint.config.family,
+        part=alone and alone.part,
+        layout=(checkpoint or alone) and (checkpoint or alone).layout,
+        weights=checkpoint and checkpoint.weights,
+        other_weights=checkpoint and checkpoint.other_weights,
+        precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,
+        components=components,
+        leftovers=(*leftovers, *parts_beside(file.root)),
+        ema_decay=_scalar(file, tensors.get("model_ema.decay"), "float32", "f"),
+        ema_updates=_scalar(file, tensors.get("model_ema.num_updates"), "int32", "i"),
+        global_step=beside.get("global_step"),
+        epoch=beside.get("epoch"),
+        metadata=file.metadata or None,
+        old_hash=old_hash(path) if path.is_file() else None,
+        sha256=sha256,
+        known=known and known.file,
+    )
+
+
+def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:
+    """The model, or why there is none."""
+    try:
+        return read_checkpoint(file), None
+    except CheckpointError as error:
+        return None, str(error)
+
+
+def _read_alone(file: CheckpointFile) -> Checkpoint | None:
+    """The one network that a file holds complete, if it holds one."""
+    found = []
+    for part in PARTS:
+        try:
+            found.append(read_part(file, part))
+        except CheckpointError:
+            continue
+    return found[0] if len(found) == 1 else None
+
+
+def _hashes(file: CheckpointFile, checkpoint: Checkpoint | None, tensors: dict[str, TensorRecord]) -> dict[str, str]:
+    """The hashes of the report, in one reading."""
+    if not checkpoint:
+        return {"tensors_sha256": set_sha256(tensor_digests(file, tensors))}
+    weights = original_weights(checkpoint)
+    digests = tensor_digests(file, everything(checkpoint))
+    hashes = {"tensors_sha256": set_sha256(entry for entry in digests if entry[0] in weights)}
+    return hashes | ({"everything_sha256": set_sha256(digests)} if checkpoint.extras else {})
+
+
+def _numbers_beside(root: object, metadata: dict[str, str]) -> dict[str, int]:
+    """`global_step` and `epoch`, from the outermost dictionary that has them, or from the metadata of ours."""
+    numbers = {name: int(text) for name, text in metadata.items() if name in NUMBERS and WHOLE.fullmatch(text)}
+    inner = unwrapped(root)
+    while isinstance(root, dict):
+        for name in NUMBERS:
+            if type(root.get(name)) is int:
+                numbers.setdefault(name, root[name])
+        root = root.get("state_dict") if root is not inner else None
+    return numbers
+
+
+def _scalar(file: CheckpointFile, record: TensorRecord | None, dtype: str, code: str) -> float | int | None:
+    """The one number in a tensor; None where there is no such tensor, or no usable one."""
+    if record is None or record.numel != 1 or record.dtype != dtype or record.storage.nbytes > 1 << 20:
+        return None
+    try:
+        file.verify(record)
+        data = file.storage_bytes(record)
+    except CorruptFileError:
+        return None
+    order = ">" if record.storage.byteorder == "big" else "<"
+    value = struct.unpack_from(order + code, data, record.offset * DTYPE_WIDTHS[dtype])[0]
+    return value if math.isfinite(value) else None

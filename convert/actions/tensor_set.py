@@ -1,0 +1,119 @@
+"""What a file's weights are, whatever the file is: one hash over all tensors, the same in every container and layout.
+
+Two files have the same one exactly if they hold the same tensors: names, precisions, shapes and every bit. The order
+in the file, its container, its metadata and what else lies in it do not matter.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+
+from convert.checkpoint import Checkpoint
+from convert.files.limits import LIMITS
+from convert.files.reader import CheckpointFile
+from convert.files.records import TensorRecord, trimmed
+from convert.layouts.names import PREFIXES, ema_name
+
+
+def tensors_of(root: object) -> dict[str, TensorRecord]:
+    """The tensors of a file by name: those beside its weights' wrapper left out, and the wrapper's name, too.
+
+    Where the dictionary of weights holds none itself, those one dictionary further down count: "string_to_param.*".
+    """
+    found = _within(unwrapped(root))
+    return {".".join(path): record for path, record in found}
+
+
+def unwrapped(root: object) -> object:
+    """What `state_dict` holds, where there is one."""
+    for _ in range(LIMITS.wrappers):
+        if not (isinstance(root, dict) and isinstance(root.get("state_dict"), dict)):
+            break
+        root = root["state_dict"]
+    return root
+
+
+def _within(root: object) -> list[tuple[tuple[str, ...], TensorRecord]]:
+    if isinstance(root, TensorRecord):
+        return [(("tensor",), root)]
+    if not isinstance(root, dict):
+        return []
+    found = [((name,), item) for name, item in root.items() if isinstance(name, str) and isinstance(item, TensorRecord)]
+    if found:
+        return found
+    seen = set()  # a file may hold the same dictionary a million times
+    for outer, inner in root.items():
+        if isinstance(outer, str) and isinstance(inner, dict) and id(inner) not in seen:
+            seen.add(id(inner))
+            for name, item in inner.items():
+                if isinstance(name, str) and isinstance(item, TensorRecord):
+                    found.append(((outer, name), item))
+    return found
+
+
+def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
+    """The weights of a model by the names that the original layout has for them, from whichever layout they are in.
+
+    Where several of ours make one tensor there, they keep our names.
+    """
+    shared = Counter(original.name for original in checkpoint.names.values())
+    return {
+        checkpoint.names[ours].name if shared[checkpoint.names[ours].name] == 1 else ours: record
+        for ours, record in checkpoint.tensors.items()
+    }
+
+
+def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
+    """A model and what lies beside it, by the names that a file in the original layout has for all of it."""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras)  # then the extras have the plain names
+    weights = {
+        ema_name(name) if averaged and name.startswith(PREFIXES["unet"]) else name: record
+        for name, record in original_weights(checkpoint).items()
+    }
+    return weights | checkpoint.extras
+
+
+def tensor_set_sha256(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> str:
+    """The hash of a set of tensors, 64 hex digits. Reads all of them. Raises CorruptFileError for a wrong checksum."""
+    return set_sha256(tensor_digests(file, tensors))
+
+
+def tensor_digests(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> list[tuple[str, TensorRecord, str]]:
+    """Name, description and hash of each tensor. Reads all of them, one storage after the other.
+
+    Raises CorruptFileError for a wrong checksum.
+    """
+    entries = []
+    for group in by_storage(tensors):
+        for name, record in group:
+            file.verify(record)
+            entries.append((name, record, tensor_sha256(file, record)))
+        file.release(record)
+    return entries
+
+
+def tensor_sha256(file: CheckpointFile, record: TensorRecord) -> str:
+    """The sha256 of a tensor's bytes: row by row, little-endian, whatever its order in the file."""
+    from convert.files.arrays import raw_pieces  # numpy takes a tenth of a second to import: not before it is needed
+
+    digest = hashlib.sha256()
+    for piece in raw_pieces(file, record):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def set_sha256(entries: Iterable[tuple[str, TensorRecord, str]]) -> str:
+    """One hash for many tensors: sha256 over the sorted lines of JSON ["name", "dtype", [shape], "sha256"].
+
+    Shapes are `trimmed`.
+    """
+    lines = [json.dumps([name, record.dtype, trimmed(record.shape), digest]) + "\n" for name, record, digest in entries]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def by_storage(tensors: Mapping[str, TensorRecord]) -> list[list[tuple[str, TensorRecord]]]:
+    """The tensors in the order of the file, those that share a storage together."""
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].storage.offset, item[1].offset, item[0]))
+    return [list(group) for _, group in groupby(ordered, key=lambda item: item[1].storage)]

@@ -1,0 +1,132 @@
+"""Read back what was written, and compare it with what it was written from: every weight, number by number.
+
+It goes the way that a reader goes, through the tables of names, and computes precisions with numpy where torch wrote
+them. On the way the tensors are hashed: `convert.actions.tensor_set` says what that means.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convert.actions.target import MismatchError
+from convert.actions.tensor_set import everything, original_weights, set_sha256
+from convert.checkpoint import Checkpoint, read_checkpoint
+from convert.errors import CheckpointError, counted, shown_list
+from convert.files.arrays import decoded, in_step, raw_pieces, rounded
+from convert.files.reader import CheckpointFile, open_checkpoint, release_after_last
+from convert.files.records import TensorRecord, trimmed
+from convert.layouts.noise_schedule import PREDICTS_V
+from convert.single_part import read_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verified:
+    """What was found right."""
+
+    same: int  # tensors that have the bits of the source
+    rounded: int  # tensors that have its numbers at another precision
+    tensors_sha256: str  # over the weights
+    everything_sha256: str | None  # over what lies beside them, too; None where there is no more
+
+
+def verify(
+    path: Path,
+    file: CheckpointFile,
+    checkpoint: Checkpoint,
+    *,
+    dtype: str | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Verified:
+    """Compare a file or folder with the model that was written to it.
+
+    file, checkpoint  what it was written from, extras included
+    dtype             the precision that was asked for, a key of DTYPE_WIDTHS; None: that of the source
+    on_bytes          called with the number of bytes that were just compared
+
+    Raises MismatchError.
+    """
+    _forget_pages(path)
+    try:
+        with open_checkpoint(path) as back:
+            read = read_part(back, checkpoint.part) if checkpoint.part else read_checkpoint(back)
+            return _compare(file, checkpoint, back, read, dtype, on_bytes)
+    except CheckpointError as error:
+        raise MismatchError(f"what was written cannot be read back, and was removed: {error}") from None
+
+
+def _compare(
+    file: CheckpointFile,
+    source: Checkpoint,
+    back: CheckpointFile,
+    written: Checkpoint,
+    dtype: str | None,
+    on_bytes: Callable[[int], None] | None,
+) -> Verified:
+    wanted, found = everything(source), everything(written)
+    wrong = sorted(wanted.keys() ^ found.keys())
+    if PREDICTS_V in wrong and written.config.prediction == source.config.prediction:
+        wrong.remove(PREDICTS_V)  # a marker, which only files of the original layout need
+    weights = original_weights(written).keys()
+    release = [release_after_last(side, table.values()) for side, table in ((file, wanted), (back, found))]
+    entries, same = [], 0
+    for name in sorted(wanted.keys() & found.keys(), key=lambda name: _place(found[name])):
+        a, b = wanted[name], found[name]
+        digest = hashlib.sha256()
+        right = b.dtype in (a.dtype, dtype) and (b.dtype == (dtype or a.dtype) or name not in weights)
+        if trimmed(a.shape) != trimmed(b.shape) or not right or not _same_numbers(file, a, back, b, digest):
+            wrong.append(name)
+        same += a.dtype == b.dtype
+        entries.append((name, b, digest.hexdigest()))
+        release[0](a)
+        release[1](b)
+        if on_bytes:
+            on_bytes(b.nbytes)
+    if wrong:
+        raise MismatchError(
+            f"what was written differs from the source in {counted(len(wrong), 'tensor')}, and was removed: "
+            f"{shown_list(wrong)}. Check the disk and the memory, and try again."
+        )
+    return Verified(
+        same=same,
+        rounded=len(entries) - same,
+        tensors_sha256=set_sha256(entry for entry in entries if entry[0] in weights),
+        everything_sha256=set_sha256(entries) if written.extras else None,
+    )
+
+
+def _same_numbers(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: TensorRecord, digest) -> bool:
+    """Whether b holds the numbers of a at its own precision. `digest` is fed with the bytes of b."""
+    same = True
+    for x, y in in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
+        digest.update(y)
+        if a.dtype == b.dtype:
+            same = same and np.array_equal(x, y)
+            continue
+        expected = as_written(decoded(x, a.dtype).astype("f8"), b.dtype)
+        same = same and np.array_equal(expected, decoded(y, b.dtype).astype("f8"))
+    return same
+
+
+def as_written(numbers: np.ndarray, dtype: str) -> np.ndarray:
+    """float64 numbers as torch gives them another precision, again in float64."""
+    if dtype != "float64":
+        numbers = numbers.astype("f4").astype("f8")  # torch goes by way of float32
+    return rounded(numbers, dtype)
+
+
+def _place(record: TensorRecord) -> tuple[int, int, int]:
+    return record.storage.file, record.storage.offset, record.offset
+
+
+def _forget_pages(path: Path) -> None:
+    """Make the system read from the disk what it has just written, where it can be asked to."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for place in [path] if path.is_file() else [place for place in path.rglob("*") if place.is_file()]:
+        with open(place, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

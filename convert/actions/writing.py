@@ -1,0 +1,285 @@
+"""Writing tensors that lie in an open file: one after the other, in another precision if that is asked for."""
+
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
+from convert.errors import WeightMismatchError, shown
+from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha256
+from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
+from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
+from convert.files.safetensors_writer import write_safetensors
+from convert.layouts.diffusers_names import diffusers_names
+from convert.layouts.names import PREFIXES, ema_name
+from convert.layouts.noise_schedule import PREDICTS_V
+from convert.single_part import DROPPED
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+CHUNK = 16 << 20
+# between these files, or in this sandbox, or at all
+CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
+OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
+OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
+
+
+NOTHING = TensorRecord("float32", (0,), (1,), StorageRecord("", 0, 0, "little", None), 0)  # a tensor without elements
+
+
+class Planned(NamedTuple):
+    """A tensor to write."""
+
+    record: TensorRecord  # where it lies, in the shape that it is to have
+    dtype: str  # that it is to have, a key of DTYPE_WIDTHS
+
+    @property
+    def nbytes(self) -> int:
+        return self.record.numel * DTYPE_WIDTHS[self.dtype]
+
+    @property
+    def is_as_it_was(self) -> bool:
+        return self.dtype == self.record.dtype
+
+
+Plan = dict[str, Planned]  # by the name that each is to have
+
+
+def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
+    """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder.
+
+    With what lies beside the model, in the original layout everything has the name that it had in the file it is from:
+    averaged weights those of averages. Of what lies beside, other weights change their precision, and nothing else.
+
+    Raises WeightMismatchError where two tensors would have one name.
+    """
+    names = diffusers_names(checkpoint.config) if layout == "diffusers" else checkpoint.names
+    dropped = DROPPED[checkpoint.part] if checkpoint.part and layout == "original" else ""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras) and layout == "original"
+    plan = {}
+    for ours, record in checkpoint.tensors.items():
+        dtype = PRECISIONS.get(precision, record.dtype)
+        if layout == FORMAT:
+            plan[ours] = Planned(record, dtype)
+        else:
+            name, axes = names[ours]
+            name = ema_name(name) if averaged and ours.startswith("unet.") else name
+            unit = (1,) * axes
+            plan[name.removeprefix(dropped)] = Planned(
+                replace(record, shape=record.shape + unit, stride=record.stride + unit), dtype
+            )
+    for original, record in checkpoint.extras.items():
+        name = EXTRA + original if layout == FORMAT else original
+        if name in plan:
+            raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
+        is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
+        plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
+    if layout == "original" and checkpoint.config.prediction == "v" and not checkpoint.part:
+        plan[PREDICTS_V] = Planned(NOTHING, NOTHING.dtype)
+    return plan
+
+
+def our_metadata(
+    file: CheckpointFile, checkpoint: Checkpoint, precision: str, hash_source: bool
+) -> dict[str, str | Callable[[], str]]:
+    """What a file of ours says of itself.
+
+    hash_source  read the source for its sha256 where that is not known; else it is left out then
+    """
+    dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
+    step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
+    part = {"part": checkpoint.part} if checkpoint.part else {}
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **part,
+        "family": checkpoint.config.family,
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "precision": PRECISIONS.get(precision, "+".join(dtypes)),
+        "weights": checkpoint.weights,
+        "source_file": shown(file.path.name),  # safetensors metadata must be valid Unicode
+        **_source_hashes(file, hash_source),
+        **step,
+    }
+
+
+def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
+    """What the publisher said of the model (title, licence, how it was merged), without checksums of the old file."""
+    return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
+
+
+def _source_hashes(file: CheckpointFile, compute: bool) -> dict[str, str | Callable[[], str]]:
+    """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON.
+
+    compute  whether files are read for those that are not known
+    """
+    if isinstance(file, JoinedFiles):
+        vae = _source_hashes(file.second, compute)
+        renamed = {name.replace("source", "vae"): text for name, text in vae.items()}
+        return _source_hashes(file.first, compute) | {"vae_file": shown(file.second.path.name), **renamed}
+    if not isinstance(file, CheckpointFolder):
+        if compute:
+            return {"source_sha256": hashed_meanwhile(file.path)}  # it takes about as long as the writing
+        known = remembered_sha256(file.path)
+        return {"source_sha256": known} if known else {}
+    if not compute:
+        return {}
+    hashes = {shown(part.path.relative_to(file.path).as_posix()): file_sha256(part.path) for part in file.files}
+    return {"source_files": json.dumps(hashes)}
+
+
+def write_plan(
+    out: "Reporting",
+    file: CheckpointFile,
+    plan: Mapping[str, Planned],
+    precision: str,
+    metadata: Mapping[str, str | Callable[[], str]],
+) -> None:
+    """Write a `.safetensors`. Raises as `converted` does.
+
+    Bytes that need no change are copied from file to file; their checksums are computed meanwhile, in another thread.
+    """
+    entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
+    spans = {
+        name: span for name, planned in plan.items() if planned.is_as_it_was and (span := file.span(planned.record))
+    }
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        checks = pool.submit(_verify, file, [plan[name].record for name in spans], stop)
+        try:
+            write_safetensors(out, entries, _pieces(file, plan, spans, precision), metadata)
+        except BaseException:
+            stop.set()
+            raise
+        checks.result()
+
+
+def _verify(file: CheckpointFile, records: list[TensorRecord], stop: threading.Event) -> None:
+    release = release_after_last(file, records)
+    for record in records:
+        if stop.is_set():
+            return
+        file.verify(record)
+        release(record)
+
+
+def _pieces(
+    file: CheckpointFile, plan: Mapping[str, Planned], spans: Mapping[str, Span], precision: str
+) -> Iterator[memoryview | Span]:
+    """The bytes of each tensor in order: where they lie, or what was made of them."""
+    others = {name: planned for name, planned in plan.items() if name not in spans}
+    made = _bytes_of(converted(file, others, precision)) if others else iter(())
+    for name in plan:
+        yield spans[name] if name in spans else next(made)
+    next(made, None)  # it tells of what was wrong once all is done
+
+
+def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str) -> "Iterator[tuple[str, Tensor]]":
+    """One tensor after the other in its new precision, row by row; what needs no change lies in the mapped file.
+
+    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that another precision has no room for.
+    """
+    import torch
+
+    from convert.files.tensors import as_tensor, in_range, out_of_range
+
+    release = release_after_last(file, (planned.record for planned in plan.values()))
+    unusable = []
+    for name, (record, dtype_name) in plan.items():
+        file.verify(record)
+        stored, dtype = as_tensor(file, record), getattr(torch, dtype_name)
+        if stored.dtype != dtype and not in_range(stored, dtype):
+            unusable.append(name)
+        yield name, stored.to(dtype).contiguous()
+        release(record)
+    if unusable:
+        raise out_of_range(unusable, precision)
+
+
+def _bytes_of(weights: "Iterable[tuple[str, Tensor]]") -> Iterator[memoryview]:
+    from convert.files.tensors import raw_bytes
+
+    for _, tensor in weights:
+        yield raw_bytes(tensor)
+
+
+def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside: Mapping[str, int]) -> None:
+    """The container that the original code reads with `torch.load`.
+
+    beside  numbers that stand beside the tensors
+    """
+    import torch
+
+    # Of a tensor that is a window into a larger storage, torch would write the whole storage.
+    state = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in weights}
+    try:
+        torch.save({"state_dict": state, **beside}, out)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind a fault of its own
+            raise error.__context__ from None
+        raise
+
+
+class Reporting:
+    """A file that tells how many bytes were just written, altogether as many as were announced."""
+
+    out: BinaryIO
+
+    def __init__(self, announced: int, on_bytes: Callable[[int], None] | None):
+        self.left, self.on_bytes = announced, on_bytes
+
+    def write(self, data: bytes | memoryview | Span) -> int:
+        if isinstance(data, Span):
+            self._copy(data)
+            return data.nbytes
+        for start in range(0, len(data), CHUNK):
+            chunk = data[start : start + CHUNK]
+            self.out.write(chunk)
+            self.report(len(chunk))
+        return len(data)
+
+    def _copy(self, span: Span) -> None:
+        self.out.flush()
+        done = 0
+        while done < span.nbytes:
+            count = copy_bytes(span.descriptor, span.offset + done, self.out, min(CHUNK, span.nbytes - done))
+            if not count:
+                raise OSError("the source has become shorter while it was read")
+            done += count
+            self.report(count)
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        return self.out.seek(position, whence)
+
+    def flush(self) -> None:
+        self.out.flush()
+
+    def report(self, count: int) -> None:
+        count = min(count, self.left)  # a file is a little longer than its tensors
+        self.left -= count
+        if self.on_bytes and count:
+            self.on_bytes(count)
+
+
+def copy_bytes(source: int, offset: int, out: BinaryIO, count: int) -> int:
+    """Copy up to `count` bytes to the end of a file that has nothing in its buffer; without reading them, where the
+    system can do that. Returns how many it were; 0 at the source's end."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            copied = os.copy_file_range(source, out.fileno(), count, offset)
+            out.seek(0, os.SEEK_END)  # tell the file object
+            return copied
+        except OSError as error:
+            if error.errno not in CANNOT_COPY:
+                raise
+    data = os.pread(source, count, offset)
+    out.write(data)
+    out.flush()
+    return len(data)

@@ -1,0 +1,209 @@
+"""What a diffusers folder says of its model in JSON: checked against the weights when read, made when written.
+
+Three kinds of settings: those that follow from our config and must agree (`unet_settings` and the like), those that our
+networks have built in (the tables of fixed ones), and the few that no shape tells and that are taken from here: heads,
+activation, latent scale, noise schedule, what the UNet predicts, the native size. A setting that is left out has the
+library's default. Names and defaults: diffusers 0.42 and transformers 5; older versions have fewer of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from convert.errors import UnsupportedFileError, WeightMismatchError, shown
+from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
+from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+
+Settings = Mapping[str, object]
+
+UNET_FIXED = {
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "only_cross_attention": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "norm_eps": 1e-05,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "num_attention_heads": None,
+    "dual_cross_attention": False,
+    "use_linear_projection": False,
+    "class_embed_type": None,
+    "addition_embed_type": None,
+    "addition_time_embed_dim": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "projection_class_embeddings_input_dim": None,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+}
+UNET_FREE = {"sample_size", "attention_head_dim", "upcast_attention", "addition_embed_type_num_heads"}
+VAE_FIXED = {
+    "act_fn": "silu",
+    "shift_factor": None,
+    "latents_mean": None,
+    "latents_std": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+VAE_FREE = {"sample_size", "scaling_factor", "force_upcast"}
+TEXT_FIXED = {"layer_norm_eps": 1e-05}
+SCHEDULE_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
+SCHEDULE_FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+
+
+def unet_settings(config: UNetConfig) -> dict[str, object]:
+    """The settings that follow from the shapes of a UNet."""
+    attends = [bool(depth) for depth in config.depths]
+    depths = [depth or 1 for depth in config.depths]
+    return {
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": [config.width * multiplier for multiplier in config.multipliers],
+        "layers_per_block": config.residuals_per_level,
+        "down_block_types": ["CrossAttnDownBlock2D" if there else "DownBlock2D" for there in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if there else "UpBlock2D" for there in reversed(attends)],
+        "transformer_layers_per_block": depths[0] if len(set(depths)) == 1 else depths,
+        "cross_attention_dim": config.context_width,
+        "norm_num_groups": config.groups,
+    }
+
+
+def vae_settings(config: VAEConfig) -> dict[str, object]:
+    """The settings that follow from the shapes of a VAE."""
+    levels = len(config.multipliers)
+    return {
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": [config.width * multiplier for multiplier in config.multipliers],
+        "layers_per_block": config.residuals_per_level,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "norm_num_groups": config.groups,
+    }
+
+
+def text_settings(config: TextEncoderConfig) -> dict[str, object]:
+    """The settings that follow from the shapes of a text encoder."""
+    return {
+        "vocab_size": config.vocabulary,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.width,
+        "intermediate_size": config.hidden_width,
+        "num_hidden_layers": config.layers,
+    }
+
+
+def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelConfig:
+    """A config that the shapes have told, completed by what the folder says.
+
+    settings  by component ("unet", "vae", "text_encoder", "scheduler"); those without have the
+              defaults, a model without a scheduler has the schedule of its family
+
+    Raises UnsupportedFileError for settings that our networks do not have, WeightMismatchError for those that the
+    weights do not bear out and for numbers that are none.
+    """
+    unet, vae, text = (settings.get(name, {}) for name in ("unet", "vae", "text_encoder"))
+    _check_fixed("unet", unet, UNET_FIXED, {*unet_settings(seen.unet), *UNET_FREE})
+    _check_fixed("vae", vae, VAE_FIXED, {*vae_settings(seen.vae), *VAE_FREE})
+    _check_fixed("text_encoder", text, TEXT_FIXED, None)
+    _check_agreement("unet", unet, unet_settings(seen.unet))
+    _check_agreement("vae", vae, vae_settings(seen.vae))
+    _check_agreement("text_encoder", text, text_settings(seen.text_encoder))
+    heads = unet.get("attention_head_dim", 8)  # this is how many there are, whatever it is called
+    config = replace(
+        seen,
+        unet=replace(seen.unet, heads=tuple(heads) if type(heads) is list else (heads,) * len(seen.unet.heads)),
+        vae=replace(seen.vae, latent_scale=_number(vae.get("scaling_factor", seen.vae.latent_scale))),
+        text_encoder=replace(
+            seen.text_encoder,
+            heads=text.get("num_attention_heads", seen.text_encoder.heads),
+            activation=text.get("hidden_act", seen.text_encoder.activation),
+        ),
+    )
+    if "scheduler" in settings:
+        config = _with_schedule(config, settings["scheduler"])
+    side = unet.get("sample_size")
+    side = side[0] if type(side) is list and len(side) == 2 and side[0] == side[1] else side
+    if type(side) is int and is_native_size(side * config.vae.factor):
+        config = replace(config, native_size=side * config.vae.factor)
+    check_heads(config)
+    check_free_numbers(config)
+    return config
+
+
+def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:
+    _check_fixed("scheduler", scheduler, SCHEDULE_FIXED, None)
+    kind = scheduler.get("beta_schedule", "linear")
+    if kind != "scaled_linear":
+        raise UnsupportedFileError(
+            f"has a noise schedule of the kind {_text(kind)}; scaled_linear, that of Stable Diffusion, can be used."
+        )
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if type(prediction) is not str or prediction not in PREDICTIONS:
+        raise UnsupportedFileError(
+            f"has a UNet that predicts {_text(prediction)}; {' and '.join(PREDICTIONS)} can be used."
+        )
+    timesteps, start, end = (scheduler.get(name, default) for name, default in SCHEDULE_DEFAULTS.items())
+    if type(timesteps) is not int:
+        raise WeightMismatchError(f"has {_text(timesteps)} for num_train_timesteps, which is no whole number.")
+    schedule = replace(config.schedule, timesteps=timesteps, beta_start=_number(start), beta_end=_number(end))
+    return replace(config, schedule=schedule, prediction=PREDICTIONS[prediction])
+
+
+def _check_fixed(component: str, stated: Settings, fixed: Settings, others: set[str] | None) -> None:
+    """`others`: the settings that are looked at elsewhere; None: whatever else there is does not matter."""
+    for name, value in stated.items():
+        if name in fixed:
+            if value != fixed[name] and value is not None:
+                raise UnsupportedFileError(
+                    f"has a {component} with {shown(name)} = {_text(value)}; networks with {_text(fixed[name])} can be "
+                    "used so far."
+                )
+        elif others is not None and name not in others and not name.startswith("_") and value not in (None, False, []):
+            raise UnsupportedFileError(
+                f"has a {component} with a setting that is not known here: {shown(name)} = {_text(value)}."
+            )
+
+
+def _check_agreement(component: str, stated: Settings, expected: Settings) -> None:
+    for name, value in expected.items():
+        found = stated.get(name, value)
+        if _spread(found, value) != _spread(value, found):
+            raise WeightMismatchError(
+                f"has a {component} config that its weights do not bear out: {name} is {_text(found)}, the weights "
+                f"have {_text(value)}."
+            )
+
+
+def _spread(value: object, other: object) -> object:
+    """One number where the other side has a list: the same number for each."""
+    return [value] * len(other) if type(value) is int and type(other) is list else value
+
+
+def _number(value: object) -> float:
+    if type(value) not in (int, float):
+        raise WeightMismatchError(f"has {_text(value)} in a config where a number is expected.")
+    return float(value)
+
+
+def _text(value: object) -> str:
+    return shown(str(value), 60)

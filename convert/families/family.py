@@ -1,0 +1,231 @@
+"""Which model a file in the original layout holds, told from its names and shapes alone.
+
+Files of the same layout at other widths are recognised too. Attention heads cannot be seen in any shape and come with
+the family: a wrong number would load cleanly and give noise.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+from convert.errors import UnsupportedFileError, WeightMismatchError, shown, shown_list
+from convert.families.other_models import other_model
+from convert.files.limits import LIMITS
+from convert.layouts.names import PREFIXES
+from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+V1_HEADS = 8  # of every attention in the UNet
+V1_TEXT_HEAD_WIDTH = 64
+V2_TEXT_WIDTH = 1024
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
+V1_VARIANTS = {4: "sd-v1", 8: "sd-v1-edit", 9: "sd-v1-inpainting"}  # by channels that the UNet takes
+
+
+def recognise(shapes: Shapes) -> ModelConfig:
+    """The config of the model whose tensors have these original names and shapes.
+
+    Raises UnsupportedFileError for another kind of file, WeightMismatchError where a part of the model is missing or
+    has a shape that no v1 model has.
+    """
+    present = [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in shapes)]
+    if len(present) < len(PREFIXES):
+        if other := other_model(shapes):
+            kind, evidence = other
+            raise UnsupportedFileError(
+                f"is {kind}: {evidence}. Only complete Stable Diffusion 1 checkpoints can be used so far."
+            )
+        if not present:
+            raise UnsupportedFileError(_unknown_contents(shapes))
+        missing = " and no ".join(words for part, words in PARTS.items() if part not in present)
+        there = " and a ".join(PARTS[part] for part in present)
+        advice = ", or put a VAE into it with sd convert --vae FILE" if missing == PARTS["vae"] else ""
+        raise WeightMismatchError(
+            f"has no {missing}: among its {len(shapes)} tensors are only those of a {there}. Use a complete "
+            f"checkpoint{advice}."
+        )
+    strip = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
+    unet = unet_config(strip["unet"])
+    text_encoder = text_encoder_config(strip["text_encoder"])
+    if unet.context_width != text_encoder.width:
+        raise WeightMismatchError(
+            f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
+            f"its text encoder gives {text_encoder.width}."
+        )
+    if text_encoder.width == V2_TEXT_WIDTH:  # with the wrong heads and activation it would load and give noise
+        raise UnsupportedFileError(
+            f"is a Stable Diffusion 2 model in another layout: its text encoder is {V2_TEXT_WIDTH} wide. "
+            "Only complete Stable Diffusion 1 checkpoints can be used so far."
+        )
+    if unet.in_channels not in V1_VARIANTS:
+        raise UnsupportedFileError(
+            f"has a UNet that takes {unet.in_channels} channels; those of Stable Diffusion 1 models take "
+            f"{', '.join(map(str, V1_VARIANTS))}."
+        )
+    family = V1_VARIANTS[unet.in_channels]
+    config = replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+    check_counts(config)
+    return config
+
+
+def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelConfig:
+    """A model's config with one part as these shapes, named without the part's prefix, tell it.
+
+    Raises WeightMismatchError for shapes that no v1 model has.
+    """
+    read = {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}[part]
+    config = replace(model, **{part: read(shapes)})
+    check_counts(config)
+    return config
+
+
+def check_counts(config: ModelConfig) -> None:
+    """Refuse more repeats than any model has, before anything is made for each of them.
+
+    Raises WeightMismatchError.
+    """
+    unet, vae = config.unet, config.vae
+    counts = [
+        ("UNet levels", len(unet.multipliers), 1, LIMITS.levels),
+        ("UNet residuals per level", unet.residuals_per_level, 1, LIMITS.residuals_per_level),
+        ("transformer blocks in the middle", unet.middle_depth, 0, LIMITS.depth),
+        *(("transformer blocks per residual", depth, 0, LIMITS.depth) for depth in unet.depths),
+        ("VAE levels", len(vae.multipliers), 1, LIMITS.levels),
+        ("VAE residuals per level", vae.residuals_per_level, 1, LIMITS.residuals_per_level),
+        ("text encoder layers", config.text_encoder.layers, 1, LIMITS.text_layers),
+    ]
+    for what, found, least, most in counts:
+        if not least <= found <= most:
+            raise WeightMismatchError(f"has {shown(str(found))} {what}; {least} to {most} can be used.")
+    if not len(unet.multipliers) == len(unet.depths) == len(unet.heads):
+        raise WeightMismatchError("has a UNet whose levels, depths and heads are not equally many.")
+
+
+def check_complete(missing: list[str], total: int) -> None:
+    """Raises WeightMismatchError if names of weights are missing."""
+    if missing:
+        raise WeightMismatchError(
+            f"lacks {len(missing)} of the {total} weights: {shown_list(missing)}. Use a complete checkpoint."
+        )
+
+
+def unet_config(shapes: Shapes) -> UNetConfig:
+    """From the shapes of the UNet, named without its prefix."""
+    width, in_channels = _shape(shapes, "input_blocks.0.0.weight", 4)[:2]
+    levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of the residuals of each level
+    depth = _transformer_blocks(shapes)
+    index = 1
+    while True:
+        residual = f"input_blocks.{index}.0.in_layers.2.weight"
+        if residual in shapes:
+            levels[-1].append((_shape(shapes, residual, 4)[0], depth[f"input_blocks.{index}.1"]))
+        elif f"input_blocks.{index}.0.op.weight" in shapes:
+            levels.append([])
+        else:
+            break
+        index += 1
+    if any(len(level) != len(levels[0]) or len(set(level)) != 1 for level in levels):
+        raise WeightMismatchError(f"has a UNet with unequal or incomplete levels: input_blocks 1 to {index - 1}.")
+    depths = tuple(level[0][1] for level in levels)
+    first = next((level for level, depth in enumerate(depths) if depth), None)
+    if first is None:
+        raise WeightMismatchError("has a UNet without attention, which cannot see a prompt.")
+    block = 1 + first * (len(levels[0]) + 1)
+    context = _shape(shapes, f"input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", 2)
+    return replace(
+        SD_V1.unet,
+        in_channels=in_channels,
+        out_channels=_shape(shapes, "out.2.weight", 4)[0],
+        width=width,
+        multipliers=_multipliers("UNet", width, [level[0][0] for level in levels]),
+        residuals_per_level=len(levels[0]),
+        depths=depths,
+        middle_depth=depth["middle_block.1"],
+        heads=(V1_HEADS,) * len(levels),
+        context_width=context[1],
+    )
+
+
+def vae_config(shapes: Shapes) -> VAEConfig:
+    """From the shapes of the VAE, named without its prefix."""
+    width, image_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
+    levels = _count(shapes, "encoder.down.")
+    widths = [_shape(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
+    return replace(
+        SD_V1.vae,
+        image_channels=image_channels,
+        latent_channels=_shape(shapes, "post_quant_conv.weight", 4)[0],
+        width=width,
+        multipliers=_multipliers("VAE", width, widths),
+        residuals_per_level=_count(shapes, "encoder.down.0.block."),
+    )
+
+
+def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
+    """From the shapes of the CLIP text transformer, named without its prefix."""
+    vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight", 2)
+    if vocabulary != SD_V1.text_encoder.vocabulary:
+        raise WeightMismatchError(
+            f"has a token embedding of {vocabulary} rows; CLIP's tokenizer has {SD_V1.text_encoder.vocabulary} ids. "
+            "It was saved with added words, which cannot be used so far."
+        )
+    if width % V1_TEXT_HEAD_WIDTH:
+        raise WeightMismatchError(
+            f"has a text encoder {width} wide, which is not a multiple of the {V1_TEXT_HEAD_WIDTH} of one head."
+        )
+    return replace(
+        SD_V1.text_encoder,
+        context_length=_shape(shapes, "embeddings.position_embedding.weight", 2)[0],
+        width=width,
+        hidden_width=_shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],
+        layers=_count(shapes, "encoder.layers."),
+        heads=width // V1_TEXT_HEAD_WIDTH,
+    )
+
+
+def _strip(shapes: Shapes, prefix: str) -> Shapes:
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise WeightMismatchError(f"lacks the tensor {name}, which tells how large the model is.")
+    if len(shapes[name]) != axes or 0 in shapes[name]:
+        raise WeightMismatchError(
+            f"holds {name} with the shape {list(shapes[name])}; {axes} axes are expected, none of them 0."
+        )
+    return shapes[name]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """How many numbers follow the prefix in names."""
+    return len({name.removeprefix(prefix).partition(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def _transformer_blocks(shapes: Shapes) -> Counter[str]:
+    """How many there are in each attention, in one pass: a file may have a hundred thousand names."""
+    found = set()
+    for name in shapes:
+        attention, inside, rest = name.partition(".transformer_blocks.")
+        if inside:
+            found.add((attention, rest.partition(".")[0]))
+    return Counter(attention for attention, _ in found)
+
+
+def _multipliers(part: str, width: int, widths: list[int]) -> tuple[int, ...]:
+    if not widths or width % SD_V1.unet.groups or any(level % width for level in widths):
+        raise WeightMismatchError(
+            f"has a {part} whose levels have {shown(str(widths))} channels; multiples of the first are expected, "
+            f"and of {SD_V1.unet.groups}, the groups of a norm."
+        )
+    return tuple(level // width for level in widths)
+
+
+def _unknown_contents(shapes: Shapes) -> str:
+    if not shapes:
+        return "holds no tensors, so it is no checkpoint."
+    return (
+        f"holds {len(shapes)} tensors, but none with a name of a Stable Diffusion 1 checkpoint. "
+        f"Their names: {shown_list(sorted(shapes))}."
+    )

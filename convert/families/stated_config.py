@@ -1,0 +1,118 @@
+"""The config in the metadata of a file of ours. A stranger may have written it.
+
+What the shapes of the tensors tell is taken from them, and the metadata must agree; the few numbers that no shape tells
+must be of the right type and in range.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from convert.errors import WeightMismatchError, shown
+from convert.families.family import V1_VARIANTS, check_complete, check_counts, part_config, recognise
+from convert.files.records import TensorRecord
+from convert.layouts.names import PREFIXES, original_names
+from sd.config import SD_V1, ModelConfig
+
+PREDICTIONS = ("eps", "v")
+ACTIVATIONS = ("quick_gelu", "gelu")
+MOST_TIMESTEPS = 10_000
+SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
+
+
+def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | None = None) -> ModelConfig:
+    """The config that the metadata and the tensors, by our names, agree on; of one part alone if `part` says so.
+
+    Raises WeightMismatchError.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WeightMismatchError("has no usable config in its metadata: it is not JSON.") from None
+    if not _same_types(data, SD_V1.to_dict()):
+        raise WeightMismatchError("has no usable config in its metadata: its fields or their types are not a config's.")
+    stated = ModelConfig.from_dict(data)
+    check_counts(stated)
+    names = {ours: name for ours, name in original_names(stated).items() if not part or ours.startswith(f"{part}.")}
+    check_complete([ours for ours in names if ours not in tensors], len(names))
+    shapes = {name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()}
+    if part:
+        if stated.family not in V1_VARIANTS.values():
+            raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is not known.")
+        seen = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}, stated)
+    else:
+        seen = recognise(shapes)
+    check_heads(stated)
+    check_free_numbers(stated)
+    config = replace(
+        seen,
+        unet=replace(seen.unet, heads=stated.unet.heads),
+        text_encoder=replace(
+            seen.text_encoder, heads=stated.text_encoder.heads, activation=stated.text_encoder.activation
+        ),
+        vae=replace(seen.vae, latent_scale=stated.vae.latent_scale),
+        schedule=stated.schedule,
+        prediction=stated.prediction,
+        native_size=stated.native_size,
+    )
+    if stated != config:
+        raise WeightMismatchError("has a config in its metadata that its tensors do not bear out.")
+    return config
+
+
+def is_native_size(value: object) -> bool:
+    return type(value) is int and value in SIDES
+
+
+def _same_types(value: object, model: object) -> bool:
+    """Whether what came out of JSON has the fields of a config, each of exactly the type it has there."""
+    if isinstance(model, dict):
+        return (
+            type(value) is dict and value.keys() == model.keys() and all(_same_types(value[k], model[k]) for k in model)
+        )
+    if isinstance(model, tuple):  # of whole numbers, as many as there are levels
+        return type(value) is list and all(type(item) is int for item in value)
+    return type(value) is type(model)
+
+
+def check_heads(config: ModelConfig) -> None:
+    """Every attention must have a whole number of channels for each of its heads. Raises WeightMismatchError."""
+    unet, text = config.unet, config.text_encoder
+    if len(unet.heads) != len(unet.multipliers):
+        raise WeightMismatchError(
+            f"has {len(unet.heads)} numbers of attention heads for the {len(unet.multipliers)} levels of its UNet."
+        )
+    widths = [unet.width * multiplier for multiplier in unet.multipliers]
+    attentions = [("UNet", *pair) for pair in zip(widths, unet.heads, strict=True)]
+    for where, width, heads in [*attentions, ("text encoder", text.width, text.heads)]:
+        if type(heads) is not int or heads < 1 or width % heads:
+            raise WeightMismatchError(
+                f"has a {where} that is {width} wide with {shown(str(heads), 40)} attention heads; they must divide it."
+            )
+
+
+def check_free_numbers(config: ModelConfig) -> None:
+    """What no shape tells must be in range. Raises WeightMismatchError."""
+    schedule, scale = config.schedule, config.vae.latent_scale
+    checks = [
+        (0 < scale < math.inf, "latent_scale", scale, "it must be finite and greater than 0"),
+        (config.prediction in PREDICTIONS, "prediction", config.prediction, f"it must be {' or '.join(PREDICTIONS)}"),
+        (
+            config.text_encoder.activation in ACTIVATIONS,
+            "activation",
+            config.text_encoder.activation,
+            f"it must be {' or '.join(ACTIVATIONS)}",
+        ),
+        (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
+        (1 <= schedule.timesteps <= MOST_TIMESTEPS, "timesteps", schedule.timesteps, f"1 to {MOST_TIMESTEPS} will do"),
+        (
+            0 < schedule.beta_start <= schedule.beta_end < 1,
+            "beta_start and beta_end",
+            f"{schedule.beta_start} and {schedule.beta_end}",
+            "they must rise between 0 and 1",
+        ),
+    ]
+    for right, name, found, rule in checks:
+        if not right:
+            raise WeightMismatchError(f"has {shown(str(found))} for {name} in its metadata; {rule}.")

@@ -1,0 +1,90 @@
+"""What a file is if it is no checkpoint: said to the user in one sentence, decided by the first bytes."""
+
+import re
+
+from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
+from convert.files.limits import LIMITS
+from convert.files.pickle_reader import read_pickle
+from convert.files.records import StorageRecord
+
+HEAD_BYTES = 4096
+MAGIC = (  # offset, bytes, what it is
+    (0, b"7z\xbc\xaf\x27\x1c", "is a 7z archive. Unpack it first"),
+    (0, b"Rar!\x1a\x07", "is a rar archive. Unpack it first"),
+    (0, b"\x1f\x8b", "is compressed with gzip. Unpack it first"),
+    (0, b"\xfd7zXZ\0", "is compressed with xz. Unpack it first"),
+    (0, b"BZh", "is compressed with bzip2. Unpack it first"),
+    (0, b"\x28\xb5\x2f\xfd", "is compressed with zstd. Unpack it first"),
+    (0, b"PK\5\6", "is an empty zip archive, not a checkpoint"),
+    (0, b"PK\7\x08", "is one part of a split zip archive, not a checkpoint"),
+    (257, b"ustar", "is a tar archive. Unpack it first; torch's own tar format of 2016 is not read"),
+    (0, b"GGUF", "is a GGUF file, which belongs to other programs, not a checkpoint"),
+    (0, b"\x89HDF\r\n\x1a\n", "is an HDF5 file, not a checkpoint of this model"),
+    (0, b"\x93NUMPY", "is a single NumPy array (npy), not a checkpoint"),
+    (0, b"\x89PNG\r\n\x1a\n", "is a picture (PNG), not a checkpoint"),
+    (0, b"\xff\xd8\xff", "is a picture (JPEG), not a checkpoint"),
+    (0, b"GIF8", "is a picture (GIF), not a checkpoint"),
+    (8, b"WEBP", "is a picture (WebP), not a checkpoint"),
+    (0, b"%PDF-", "is a PDF document, not a checkpoint"),
+    (0, b"\x7fELF", "is a program (ELF), not a checkpoint"),
+    (0, b"MZ", "is a program (Windows), not a checkpoint"),
+)
+OLD_PICKLE = re.compile(rb"[(\]}lp0-9\n]{0,8}c([\w.]{1,200})\n([\w.]{1,200})\n")  # protocol 0 or 1
+
+
+def other_kind(data: memoryview) -> CheckpointError:
+    """The error that says what this file is; it is neither a torch zip nor safetensors."""
+    head = bytes(data[:HEAD_BYTES])
+    for offset, magic, sentence in MAGIC:
+        if head.startswith(magic, offset):
+            return UnsupportedFileError(sentence)
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return bare_pickle(data)
+    if names := OLD_PICKLE.match(head):
+        name = b".".join(names.groups()).decode("ascii", "replace")
+        return UnsafeFileError(f"is a bare pickle that names code: {shown(name)}", (name,))
+    if not head.strip(b"\0"):
+        return UnsupportedFileError(
+            f"begins with {len(head)} zero bytes: a failed download or an unfilled file. Download the file itself"
+        )
+    return text_kind(head, len(data)) or UnsupportedFileError(
+        f"is not a checkpoint of a known kind; it begins with the bytes {head[:8].hex(' ')}"
+    )
+
+
+def bare_pickle(data: memoryview) -> CheckpointError:
+    """A pickle without a container has no place for weights; it is parsed only to tell what it names."""
+
+    def no_storage(key: str, count: int, width: int) -> StorageRecord:
+        raise UnsupportedFileError(f"is a bare pickle without the storage {key} it refers to, not a checkpoint")
+
+    try:
+        read_pickle(bytes(data[: LIMITS.pickle_bytes]), no_storage)
+    except CorruptFileError as error:
+        if len(data) <= LIMITS.pickle_bytes:
+            return error
+    except CheckpointError as error:
+        return error
+    return UnsupportedFileError("is a bare pickle without any weights, not a checkpoint")
+
+
+def text_kind(head: bytes, size: int) -> CheckpointError | None:
+    """Pointers, web pages and error messages that were saved as a model; None if it is no text."""
+    try:
+        text = head.decode("utf-8") if size <= HEAD_BYTES else head[:-4].decode("utf-8", "ignore")
+    except UnicodeDecodeError:
+        return None
+    if any(ord(character) < 32 and character not in "\t\n\r\f" for character in text):
+        return None
+    start = text.lstrip("\ufeff \t\r\n")
+    if start.startswith(("version https://git-lfs", "version https://hawser")):
+        announced = re.search(r"^size ([0-9]{1,18})$", text, re.MULTILINE)
+        real = f" of {size_text(int(announced[1]))}" if announced else ""
+        return UnsupportedFileError(
+            f"is a Git LFS pointer, not the weights ({size_text(size)}). Download the file itself{real}"
+        )
+    if start.startswith("<"):
+        return UnsupportedFileError("is a web page (HTML), not the weights. Download the file itself")
+    if start.startswith(("{", "[")):
+        return UnsupportedFileError(f"is JSON text, not the weights: '{shown(start, 80)}'. Download the file itself")
+    return UnsupportedFileError(f"is text, not the weights: '{shown(start, 80)}'. Download the file itself")

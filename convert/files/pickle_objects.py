@@ -1,0 +1,217 @@
+"""The few objects of a pickle that we build ourselves, each checked against what really is in the file.
+
+Everything here is arithmetic on integers: no tensor is made, no byte of a storage is read.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+
+from convert.errors import UnsafeFileError, shown
+from convert.files.limits import LIMITS, check_limit
+from convert.files.pickle_names import (
+    BUILTIN_TYPES,
+    BYTE_MAKERS,
+    CONSTRUCTORS,
+    DTYPES,
+    ENCODE,
+    NUMPY_DTYPE,
+    NUMPY_SCALARS,
+    PARAMETER,
+    STORAGE_DTYPES,
+    TENSOR_V2,
+    TENSOR_V3,
+)
+from convert.files.records import DTYPE_WIDTHS, GlobalName, Inert, StorageRecord, TensorRecord
+
+NUMPY_NUMBERS = {  # numpy's name of a type -> struct's
+    **{"b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"},
+    **{"f2": "e", "f4": "f", "f8": "d"},
+}
+NUMPY_ORDERS = {"<": "<", ">": ">", "|": "<"}
+INT64_MAX = 2**63 - 1
+
+# (key, elements, bytes of one, as the pickle claims) -> where it lies; raises CheckpointError for an unknown key
+FindStorage = Callable[[str, int, int], StorageRecord]
+
+
+class Objects:
+    """Builds storages, tensors and numpy numbers; keeps count of what the pickle asked for."""
+
+    def __init__(self, find_storage: FindStorage, views: bool = False):
+        self.find_storage = find_storage
+        self.views = views
+        self.windows: dict[str, StorageRecord] = {}  # of storages that are part of another one
+        self.storages: dict[str, StorageRecord] = {}
+        self.types: dict[str, str | None] = {}  # key -> dtype of the storage, None if untyped
+        self.tensors = 0
+        self.tensor_bytes = 0
+
+    def storage(self, persistent_id: object) -> StorageRecord:
+        """("storage", type, key, location, element count): the location (which GPU) does not matter.
+
+        The stream format has a sixth field: None, or which part of the storage is meant.
+        """
+        fields = 6 if self.views else 5
+        match persistent_id:
+            case ("module", *_) if self.views:
+                raise UnsafeFileError(
+                    "contains a program (a whole pickled network; its author should save the state_dict instead)"
+                )
+            case ("storage", GlobalName() as storage_type, str(key), str(), int(count), *view) if (
+                type(count) is int and 5 + len(view) == fields
+            ):
+                pass
+            case _:
+                raise UnsafeFileError(
+                    f"has a persistent id that is not a storage of {'six' if self.views else 'five'} fields"
+                )
+        if storage_type not in STORAGE_DTYPES:
+            raise UnsafeFileError(f"has a storage of the unknown type {shown(str(storage_type))}")
+        if not (key.isascii() and key.isdigit() and len(key) < 20):
+            raise UnsafeFileError(f"has a storage whose key is not a plain number: '{shown(key)}'")
+        dtype = STORAGE_DTYPES[storage_type]
+        width = DTYPE_WIDTHS.get(dtype, 1)
+        if not 0 <= count <= INT64_MAX // width:
+            raise UnsafeFileError(
+                f"claims {shown(str(count * width), 40)} bytes for storage {key}, which is out of range"
+            )
+        if key not in self.storages:
+            self.storages[key] = self.find_storage(key, count, width)
+            self.types[key] = dtype
+        record = self.storages[key]
+        if self.types[key] != dtype:
+            raise UnsafeFileError(f"gives storage {key} two types, {self.types[key]} and {dtype}")
+        claimed = count * width
+        if claimed != record.nbytes:
+            raise UnsafeFileError(f"claims {claimed} bytes for storage {key}, which has {record.nbytes}")
+        return record if view in ([], [None]) else self.window(record, width, view[0])
+
+    def window(self, whole: StorageRecord, width: int, view: object) -> StorageRecord:
+        """(key, offset, element count): a part of a storage with a key of its own."""
+        match view:
+            case (str(key), int(offset), int(count)) if type(offset) is int and type(count) is int:
+                pass
+            case _:
+                raise UnsafeFileError(f"has a view of storage {whole.key} that is not a key and two numbers")
+        if offset < 0 or count < 0 or (offset + count) * width > whole.nbytes:
+            raise UnsafeFileError(
+                f"has a view that claims elements {offset} to {offset + count} of storage {whole.key}, which has "
+                f"{whole.nbytes // width}"
+            )
+        part = replace(whole, offset=whole.offset + offset * width, nbytes=count * width)
+        if self.windows.setdefault(key, part) != part:
+            raise UnsafeFileError(f"has two different views by the name '{shown(key)}'")
+        return part
+
+    def build(self, name: GlobalName, args: tuple) -> object:
+        """Call one of the constructors that we know; for every other name a placeholder."""
+        if name in (TENSOR_V2, TENSOR_V3):
+            return self.tensor(name, args)
+        if name == PARAMETER:
+            return parameter(args)
+        if name == ENCODE:
+            return encoded(name, args)
+        if name == NUMPY_DTYPE:
+            return numpy_dtype(name, args)
+        if name in NUMPY_SCALARS:
+            return numpy_scalar(args)
+        return placeholder(name, args)
+
+    def tensor(self, name: GlobalName, args: tuple) -> TensorRecord:
+        """_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata=None)
+
+        _rebuild_tensor_v3 has the dtype before the metadata; its storage is untyped.
+        """
+        fixed = 6 if name == TENSOR_V2 else 7
+        if len(args) not in (fixed, fixed + 1) or type(args[0]) is not StorageRecord:
+            raise UnsafeFileError("has a tensor that is not built from a storage")
+        storage, offset, size, stride, requires_grad, hooks = args[:6]
+        dtype = self.types[storage.key]
+        if name == TENSOR_V3:
+            if dtype is not None or type(args[6]) is not GlobalName:
+                raise UnsafeFileError("has a tensor with two dtypes")
+            dtype = DTYPES.get(args[6])
+        if dtype is None:
+            raise UnsafeFileError("has a tensor without a dtype")
+        if type(requires_grad) is not bool or not _is_empty_dict(hooks) or args[fixed:] not in ((), (None,)):
+            raise UnsafeFileError("has a tensor with hooks or other extras")
+        if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
+            raise UnsafeFileError("has a tensor whose sizes and strides do not go together")
+        check_limit("dimensions of a tensor", len(size), LIMITS.dimensions)
+        if not all(type(number) is int and 0 <= number <= INT64_MAX for number in (offset, *size, *stride)):
+            raise UnsafeFileError("has a tensor with sizes, strides or offset out of range")
+        self.tensors += 1
+        check_limit("tensors", self.tensors, LIMITS.tensors)
+        if 0 in size:
+            return TensorRecord(dtype, size, stride, storage, 0)
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        claimed = (last + 1) * DTYPE_WIDTHS[dtype]
+        if claimed > storage.nbytes:
+            raise UnsafeFileError(
+                f"has a tensor that claims {claimed} bytes of storage {storage.key}, which has {storage.nbytes}"
+            )
+        record = TensorRecord(dtype, size, stride, storage, offset)
+        self.tensor_bytes += record.nbytes
+        return record
+
+    def check_growth(self) -> None:
+        """Stride 0 and shared storages are legitimate, but must not make gigabytes out of a small file."""
+        stored = sum(storage.nbytes for storage in self.storages.values())
+        check_limit("bytes of all tensors", self.tensor_bytes, LIMITS.growth * stored + LIMITS.growth_allowance)
+
+
+def parameter(args: tuple) -> TensorRecord:
+    """_rebuild_parameter(data, requires_grad, hooks)"""
+    if len(args) != 3 or type(args[0]) is not TensorRecord:
+        raise UnsafeFileError("has a parameter that holds no tensor")
+    if type(args[1]) is not bool or not _is_empty_dict(args[2]):
+        raise UnsafeFileError("has a parameter with hooks or other extras")
+    return args[0]
+
+
+def encoded(name: GlobalName, args: tuple) -> bytes | Inert:
+    """_codecs.encode(text, "latin1"): how protocol 2 writes bytes. Long ones (old arrays) stay unread."""
+    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+        raise UnsafeFileError("encodes something other than text as latin1")
+    if len(args[0]) > LIMITS.encoded_characters:
+        return Inert(name, args)
+    try:
+        return args[0].encode("latin-1")
+    except UnicodeEncodeError:
+        raise UnsafeFileError("encodes text that is not latin1") from None
+
+
+def numpy_dtype(name: GlobalName, args: tuple) -> Inert:
+    """numpy.dtype("f8", False, True): kept as it is; a BUILD with the byte order follows."""
+    if not args or type(args[0]) is not str or len(args[0]) > 64:
+        raise UnsafeFileError("has a numpy dtype that is not a short name")
+    return Inert(name, args)
+
+
+def numpy_scalar(args: tuple) -> int | float | bool:
+    """numpy.core.multiarray.scalar(dtype, bytes): a score or a counter."""
+    match args:
+        case (Inert(name=GlobalName("numpy", "dtype"), args=(str(kind), *_), state=(_, str(order), *_)), bytes(data)):
+            pass
+        case _:
+            raise UnsafeFileError("has a numpy number that is not built from a dtype and bytes")
+    if kind not in NUMPY_NUMBERS or order not in NUMPY_ORDERS:
+        raise UnsafeFileError(f"has a numpy number of a type that is not a plain number: '{shown(order + kind)}'")
+    layout = NUMPY_ORDERS[order] + NUMPY_NUMBERS[kind]
+    if len(data) != struct.calcsize(layout):
+        raise UnsafeFileError(f"has a numpy number of type {kind} that takes {len(data)} bytes")
+    return struct.unpack(layout, data)[0]
+
+
+def placeholder(name: GlobalName, args: tuple) -> Inert:
+    """What every unknown class becomes. Of the names we know, some may be mentioned but not called."""
+    if name in CONSTRUCTORS or name in STORAGE_DTYPES or name in DTYPES or name in BUILTIN_TYPES:
+        raise UnsafeFileError(f"makes an object of {name}, which may only be mentioned")
+    if name in BYTE_MAKERS and any(type(argument) is int for argument in args):
+        raise UnsafeFileError(f"calls {name} with an integer, which asks for memory")
+    return Inert(name, args)
+
+
+def _is_empty_dict(value: object) -> bool:
+    return type(value) is dict and not value

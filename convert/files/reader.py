@@ -1,0 +1,330 @@
+"""Open a model that somebody else made, a file or a folder: decide what it is, check it, say where its tensors lie.
+
+    with open_checkpoint("v1-5-pruned-emaonly.ckpt") as file:
+        record = file.root["state_dict"]["betas"]
+        file.verify(record)
+        values = numpy.frombuffer(file.storage_bytes(record), record.dtype)
+
+The file is mapped once; what was checked is what is used. Weights are read only when asked for.
+"""
+
+import mmap
+import os
+import stat
+import threading
+import weakref
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
+from convert.files.contents import Contents
+from convert.files.diffusers_folder import FolderContents, read_folder
+from convert.files.kinds import HEAD_BYTES, other_kind
+from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
+from convert.files.safetensors_reader import is_safetensors, read_safetensors
+from convert.files.torch_stream_reader import is_torch_stream, read_torch_stream
+from convert.files.torch_zip_reader import is_zip, read_torch_zip
+from convert.files.zip_reader import inflate
+
+READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Contents]], ...] = (
+    # whether the first bytes (and the size) are of this kind, how to read it
+    (is_zip, read_torch_zip),
+    (is_torch_stream, read_torch_stream),
+    (is_safetensors, read_safetensors),
+)
+
+
+class Span(NamedTuple):
+    """Bytes of an open file."""
+
+    descriptor: int
+    offset: int
+    nbytes: int
+
+
+class CheckpointFile:
+    """An open checkpoint. `root` is plain data with the leaves described in `convert/files/records.py`."""
+
+    def __init__(
+        self,
+        path: Path,
+        mapping: mmap.mmap,
+        contents: Contents,
+        called: str | None = None,
+        descriptor: int | None = None,
+    ):
+        self.path = path
+        self.called = called or path.name  # in errors
+        self.size = len(mapping)
+        self.container = contents.container  # "torch zip", "torch stream" or "safetensors"
+        self.root = contents.root
+        self.metadata = contents.metadata  # of safetensors; {} otherwise
+        self.foreign = contents.foreign  # names of the placeholders, sorted
+        self.configs: dict[str, dict] = {}  # of a folder's components
+        self.component: str | None = None  # of diffusers' layout, alone in its folder
+        self._descriptor = descriptor
+        self._close_descriptor = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
+        self._mapping = mapping
+        self._view = memoryview(mapping)
+        self._lock = threading.Lock()  # for the two tables below
+        self._storage_locks: dict[int, threading.Lock] = {}  # by offset in the file
+        self._verified: set[int] = set()
+        self._inflated: dict[int, bytearray] = {}
+
+    def storage_bytes(self, record: TensorRecord) -> memoryview:
+        """All bytes of the tensor's storage. Writable; writing changes this process's copy, never the file."""
+        storage = record.storage
+        if storage.deflated is None:
+            return self._view[storage.offset : storage.offset + storage.nbytes]
+        with self._storage_lock(storage):
+            if storage.offset not in self._inflated:
+                packed = self._view[storage.offset : storage.offset + storage.deflated]
+                try:
+                    self._inflated[storage.offset] = inflate(packed, storage.nbytes, f"data/{storage.key}")
+                except CheckpointError as error:
+                    raise named(error, self.called) from None
+            return memoryview(self._inflated[storage.offset])
+
+    def span(self, record: TensorRecord) -> Span | None:
+        """Where a tensor's bytes lie in the file as any other file would have them: row by row, little end first."""
+        storage, width = record.storage, DTYPE_WIDTHS[record.dtype]
+        as_they_are = storage.deflated is None and record.is_contiguous
+        if self._descriptor is None or not as_they_are or (storage.byteorder != "little" and width > 1):
+            return None
+        return Span(self._descriptor, storage.offset + record.offset * width, record.nbytes)
+
+    def verify(self, record: TensorRecord) -> None:
+        """Check the storage's CRC-32, once per storage; may be called from several threads at a time."""
+        storage = record.storage
+        if storage.crc is None:
+            return
+        data = self.storage_bytes(record)
+        with self._storage_lock(storage):
+            if storage.offset in self._verified:
+                return
+            if zlib.crc32(data) != storage.crc:
+                fault = CorruptFileError(f"has a wrong checksum in its record data/{storage.key}")
+                raise named(fault, self.called)
+            self._verified.add(storage.offset)
+
+    def release(self, record: TensorRecord) -> None:
+        """The storage is not needed any more: give its memory back. Bytes written to it are lost."""
+        storage = record.storage
+        if storage.deflated is not None:
+            self._inflated.pop(storage.offset, None)
+            return
+        page = mmap.PAGESIZE
+        start = -(-storage.offset // page) * page
+        length = (storage.offset + storage.nbytes) // page * page - start
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
+
+    def close(self) -> None:
+        """Unmap the file; if bytes of it are still in use, that happens when the last of them goes."""
+        self._inflated.clear()
+        if self._close_descriptor:
+            self._close_descriptor()
+        try:
+            self._view.release()
+            self._mapping.close()
+        except BufferError:
+            pass
+
+    def __enter__(self) -> "CheckpointFile":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        """Close; a CheckpointError raised inside the `with` block gets the file's name in front."""
+        self.close()
+        if isinstance(error, CheckpointError) and not error.named:
+            raise named(error, self.called) from None
+
+    def _storage_lock(self, storage: StorageRecord) -> threading.Lock:
+        with self._lock:
+            return self._storage_locks.setdefault(storage.offset, threading.Lock())
+
+
+def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) -> Callable[[TensorRecord], None]:
+    """What to call once with each of the records when its tensor is done with, from any thread.
+
+    A storage that several tensors share is given back after the last of them: earlier, and its bytes would have to be
+    read, or even inflated, again.
+    """
+    users = Counter(record.storage for record in records)
+    lock = threading.Lock()
+
+    def release(record: TensorRecord) -> None:
+        with lock:
+            users[record.storage] -= 1
+            last = users[record.storage] == 0
+        if last:
+            file.release(record)
+
+    return release
+
+
+@contextmanager
+def checksums_ahead(file: CheckpointFile, records: Iterable[TensorRecord]) -> Iterator[None]:
+    """As long as it lasts, a thread checks checksums, the largest tensors' first, while the caller does other things.
+
+    What it has checked is not checked again; what is wrong is told where the tensor is used, as ever. Meanwhile, the
+    caller must not write to the tensors' bytes.
+    """
+    ended = threading.Event()
+    order = sorted((record for record in records if record.storage.deflated is None), key=lambda record: -record.nbytes)
+
+    def check() -> None:
+        for record in order:
+            if ended.is_set():
+                return
+            with suppress(CheckpointError):
+                file.verify(record)
+            file.release(record)  # or all of the file would be in memory before anything is used
+
+    thread = threading.Thread(target=check, daemon=True)
+    try:
+        with suppress(RuntimeError):  # where no further thread can be started
+            thread.start()
+        yield
+    finally:
+        ended.set()
+        if thread.is_alive():
+            thread.join()
+
+
+@contextmanager
+def errors_named(file: CheckpointFile) -> Iterator[None]:
+    """A CheckpointError raised inside gets this file's name in front, where several are open."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise error if error.named else named(error, file.called) from None
+
+
+class CheckpointFiles(CheckpointFile):
+    """Several open files that are used as if they were one: `StorageRecord.file` counts them."""
+
+    files: list[CheckpointFile]
+
+    def storage_bytes(self, record: TensorRecord) -> memoryview:
+        return self.files[record.storage.file].storage_bytes(record)
+
+    def span(self, record: TensorRecord) -> Span | None:
+        return self.files[record.storage.file].span(record)
+
+    def verify(self, record: TensorRecord) -> None:
+        self.files[record.storage.file].verify(record)
+
+    def release(self, record: TensorRecord) -> None:
+        self.files[record.storage.file].release(record)
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+class CheckpointFolder(CheckpointFiles):
+    """An open folder of diffusers' layout."""
+
+    def __init__(self, path: Path, contents: FolderContents):
+        self.path = path
+        self.called = path.resolve().name or str(path)
+        self.files: list[CheckpointFile] = contents.files
+        self.size = sum(file.size for file in self.files)
+        self.container = "diffusers folder"
+        self.root = contents.root
+        self.metadata = {}
+        self.foreign = tuple(sorted({name for file in self.files for name in file.foreign}))
+        self.configs = contents.configs
+        self.component = contents.component
+
+
+class JoinedFiles(CheckpointFiles):
+    """Two open files or folders as one that holds what the first does, and lends the tensors of the second."""
+
+    def __init__(self, first: CheckpointFile, second: CheckpointFile):
+        own, lent = (file.files if isinstance(file, CheckpointFiles) else [file] for file in (first, second))
+        self.files = [*own, *lent]
+        self.first, self.second = first, second
+        self.path, self.called = first.path, f"{first.called}, with {second.called},"
+        self.size, self.container, self.root = first.size, first.container, first.root
+        self.metadata, self.foreign, self.configs = first.metadata, first.foreign, first.configs
+        self.component = first.component
+        self._shift = len(own)
+
+    def of_second(self, record: TensorRecord) -> TensorRecord:
+        """Where a tensor of the second file is in this one."""
+        return replace(record, storage=replace(record.storage, file=record.storage.file + self._shift))
+
+
+def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
+    """Open and check a checkpoint: everything but the weights' checksums, which `verify` checks as they are used.
+
+    path    a file, or a folder that the diffusers library has saved
+    raises  UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError)
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return open_file(path, path.name or str(path))
+    try:
+        return CheckpointFolder(path, read_folder(path, open_file))
+    except CheckpointError as error:
+        raise error if error.named else named(error, path.resolve().name or str(path)) from None
+
+
+def open_file(path: Path, called: str) -> CheckpointFile:
+    """Open and check one file; errors call it `called`."""
+    try:
+        descriptor = open_regular(path)
+        try:
+            # writing to the mapping leaves the file alone
+            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            with memoryview(mapping) as data:
+                contents = read_contents(path, data)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return CheckpointFile(path, mapping, contents, called, descriptor)  # which closes it
+    except CheckpointError as error:
+        raise named(error, called) from None
+
+
+def open_regular(path: Path) -> int:
+    """The descriptor of a file that is one, and not empty."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
+    if path.is_dir():
+        raise UnsupportedFileError("is a folder, not a checkpoint file. Give the file itself")
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        raise UnsupportedFileError("does not exist. Check the path") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnsupportedFileError(f"cannot be opened: {shown(reason)}") from None
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+        return descriptor
+    os.close(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise UnsupportedFileError("is a pipe or a device, not a checkpoint file")
+    raise UnsupportedFileError("is empty (0 bytes): the download failed. Download the file itself")
+
+
+def read_contents(path: Path, data: memoryview) -> Contents:
+    """Decide by content who reads the file. One named .safetensors is only ever read as safetensors."""
+    head = bytes(data[:HEAD_BYTES])
+    only_safetensors = path.name.casefold().endswith(".safetensors")
+    for is_kind, read in READERS:
+        if is_kind(head, len(data)):
+            if only_safetensors and read is not read_safetensors:
+                kind = "zip archive, perhaps a pickle checkpoint" if read is read_torch_zip else "pickle checkpoint"
+                raise UnsupportedFileError(
+                    f"is named .safetensors, but is a {kind}. Get the model's real .safetensors file"
+                )
+            return read(data)
+    raise other_kind(data)

@@ -1,0 +1,242 @@
+"""The zip container, read strictly: what the directory says and what lies in the file must be the same, byte for byte.
+
+Layout: one entry after the other from byte 0 (local header, name, extra field, data, sometimes a data descriptor), then
+the directory, then its end records. Nothing lies between, before or behind. PKWARE APPNOTE 6.3.10, 4.3 and 4.5.
+
+Torch's writer leaves sizes and checksum 0 in local headers and puts them into a data descriptor, writes zip64 end
+records even in small files, and from 4 GiB on a zip64 extra field with just the header's own offset.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
+from convert.files.limits import LIMITS, check_limit
+
+LOCAL = struct.Struct("<4s5H3L2H")  # signature, version, flags, method, time, date, crc, sizes, name, extra
+CENTRAL = struct.Struct("<4s6H3L5H2L")
+END = struct.Struct("<4s4H2LH")
+END64_LOCATOR = struct.Struct("<4sLQL")
+END64 = struct.Struct("<4sQ2H2L4Q")
+NEWEST_VERSION = 63  # of the zip format: 6.3
+STORED, DEFLATED = 0, 8
+ENCRYPTED = 0x2041  # flag bits: encrypted, strongly encrypted, directory masked
+DESCRIPTOR = 0x0008
+KNOWN_FLAGS = 0x080E  # UTF-8 name, descriptor, two bits of the deflate level
+INFLATE_STEP = 1 << 20  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ZipRecord:
+    """One entry of the archive, both of whose headers agree."""
+
+    name: str
+    offset: int  # of the data
+    stored: int  # bytes in the file
+    size: int  # bytes once inflated; the same if the record is not deflated
+    crc: int
+    is_deflated: bool
+
+
+def read_zip(data: memoryview) -> list[ZipRecord]:
+    """Every entry of a zip archive in the order of the file. Reads headers only, no data."""
+    directory, directory_end, count = find_directory(data)
+    entries = []
+    position = directory
+    for _ in range(count):
+        entry, position = read_entry(data, position, directory_end)
+        entries.append(entry)
+    if position != directory_end:
+        raise CorruptFileError("has a zip directory whose size does not go with its number of entries")
+    entries.sort(key=lambda entry: entry.header)
+    check_names([entry.name for entry in entries])
+    ends = [entry.header for entry in entries[1:]] + [directory]
+    if not entries or entries[0].header != 0:
+        raise UnsafeFileError("has data before its first zip record")
+    records = [check_local(data, entry, end) for entry, end in zip(entries, ends, strict=True)]
+    inflated = sum(record.size for record in records if record.is_deflated)
+    check_limit("inflated bytes", inflated, LIMITS.growth * len(data) + LIMITS.growth_allowance)
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the directory says about a record."""
+
+    name: str
+    raw_name: bytes
+    flags: int
+    method: int
+    crc: int
+    stored: int
+    size: int
+    header: int  # offset of the local header
+
+
+def find_directory(data: memoryview) -> tuple[int, int, int]:
+    """Start and end of the central directory, and its number of entries."""
+    tail = len(data) - END.size
+    if tail < 0 or data[tail : tail + 4] != b"PK\5\6":
+        raise CorruptFileError(f"ends after {size_text(len(data))} without a zip directory: it is incomplete")
+    _, disk, directory_disk, count_here, count, size, offset, comment = END.unpack_from(data, tail)
+    end = tail
+    locator = tail - END64_LOCATOR.size
+    if locator >= 0 and data[locator : locator + 4] == b"PK\6\7":
+        _, locator_disk, end, disks = END64_LOCATOR.unpack_from(data, locator)
+        if end != locator - END64.size or end < 0:
+            raise CorruptFileError("has zip64 end records that do not go together")
+        wide = END64.unpack_from(data, end)
+        if wide[0] != b"PK\6\6" or wide[1] != END64.size - 12 or locator_disk or disks != 1:
+            raise CorruptFileError("has zip64 end records that do not go together")
+        narrow = ((disk, 0xFFFF), (directory_disk, 0xFFFF), (count_here, 0xFFFF), (count, 0xFFFF))
+        narrow += ((size, 0xFFFFFFFF), (offset, 0xFFFFFFFF))
+        if any(value not in (full, widest) for (value, widest), full in zip(narrow, wide[4:], strict=True)):
+            raise UnsafeFileError("has zip end records that disagree")
+        disk, directory_disk, count_here, count, size, offset = wide[4:]
+    if comment or disk or directory_disk or count_here != count:
+        raise CorruptFileError("has a zip end record for several disks or with a comment")
+    if offset + size != end:
+        raise CorruptFileError(
+            f"has its zip directory at byte {end - size} where {offset} is announced: bytes are missing or were added"
+        )
+    check_limit("zip records", count, LIMITS.zip_records)
+    return offset, end, count
+
+
+def read_entry(data: memoryview, position: int, directory_end: int) -> tuple[Entry, int]:
+    """One entry of the central directory, and the position after it."""
+    if position + CENTRAL.size > directory_end or data[position : position + 4] != b"PK\1\2":
+        raise CorruptFileError(f"has a damaged zip directory at byte {position}")
+    fields = CENTRAL.unpack_from(data, position)
+    _, made_by, needed, flags, method, _, _, crc, stored, size, name_size, extra_size, comment_size = fields[:13]
+    disk, _, attributes, header = fields[13:]
+    name_start = position + CENTRAL.size
+    extra_start = name_start + name_size
+    position = extra_start + extra_size + comment_size
+    if position > directory_end:
+        raise CorruptFileError("has a damaged zip directory: an entry reaches beyond its end")
+    check_limit("bytes of a zip record's name", name_size, LIMITS.zip_name_bytes)
+    raw_name = bytes(data[name_start:extra_start])
+    name = raw_name.decode("utf-8", "surrogateescape")
+    if flags & ENCRYPTED:
+        raise UnsupportedFileError(f"has an encrypted zip record: {shown(name)}")
+    if needed & 0xFF > NEWEST_VERSION:
+        version = f"{(needed & 0xFF) // 10}.{(needed & 0xFF) % 10}"
+        raise UnsupportedFileError(
+            f"has a zip record for which version {version} is needed, 6.3 is read: {shown(name)}"
+        )
+    if flags & ~KNOWN_FLAGS or disk:
+        raise UnsafeFileError(f"has a zip record with unknown flags: {shown(name)}")
+    if method not in (STORED, DEFLATED):
+        raise UnsupportedFileError(f"has a zip record packed by method {method}, which is not read: {shown(name)}")
+    kind = attributes >> 28 if made_by >> 8 == 3 else 0  # Unix file type
+    if kind not in (0, 0o4, 0o10):
+        raise UnsafeFileError(f"has a zip record that is a link or a device: {shown(name)}")
+    extra = zip64_extra(bytes(data[extra_start : extra_start + extra_size]), name)
+    wide = iter(extra)
+    if size == 0xFFFFFFFF:
+        size = next(wide, size)
+    if stored == 0xFFFFFFFF:
+        stored = next(wide, stored)
+    if header == 0xFFFFFFFF:
+        header = next(wide, header)
+    if method == STORED and stored != size:
+        raise UnsafeFileError(f"has a stored zip record of two sizes, {stored} and {size}: {shown(name)}")
+    return Entry(name, raw_name, flags, method, crc, stored, size, header), position
+
+
+def zip64_extra(extra: bytes, name: str) -> tuple[int, ...]:
+    """The 64-bit numbers of the zip64 extra field, () if there is none."""
+    numbers = None
+    position = fields = 0
+    while position < len(extra):
+        fields += 1
+        check_limit("extra fields of a zip record", fields, LIMITS.zip_extra_fields)
+        if position + 4 > len(extra):
+            raise CorruptFileError(f"has a zip record with a damaged extra field: {shown(name)}")
+        tag, size = struct.unpack_from("<2H", extra, position)
+        position += 4 + size
+        if position > len(extra):
+            raise CorruptFileError(f"has a zip record with a damaged extra field: {shown(name)}")
+        if tag == 1:
+            if numbers is not None or size % 8:
+                raise UnsafeFileError(f"has a zip record with two or odd zip64 fields: {shown(name)}")
+            numbers = struct.unpack_from(f"<{size // 8}Q", extra, position - size)
+    return numbers or ()
+
+
+def check_names(names: list[str]) -> None:
+    """One record a name, and no name that could mean a place outside a folder."""
+    seen = set()
+    for name in names:
+        parts = name.rstrip("/").split("/")
+        if "\\" in name or "\0" in name or not all(parts) or "." in parts or ".." in parts or name.endswith("//"):
+            raise UnsafeFileError(f"has a zip record with a bad path: '{shown(name)}'")
+        if name.casefold() in seen:
+            raise UnsafeFileError(f"has two zip records of the same name: {shown(name)}")
+        seen.add(name.casefold())
+
+
+def check_local(data: memoryview, entry: Entry, end: int) -> ZipRecord:
+    """Compare the record's own header with the directory, and its length with the place it has (up to `end`)."""
+    start = entry.header + LOCAL.size
+    if start > end:
+        raise UnsafeFileError(f"has overlapping zip records: {shown(entry.name)}")
+    fields = LOCAL.unpack_from(data, entry.header)
+    signature, _, flags, method, _, _, crc, stored, size, name_size, extra_size = fields
+    if signature != b"PK\3\4":
+        raise CorruptFileError(f"has no zip record where the directory announces one: {shown(entry.name)}")
+    offset = start + name_size + extra_size
+    if offset + entry.stored > end:
+        raise UnsafeFileError(f"has overlapping zip records: {shown(entry.name)}")
+    if bytes(data[start : start + name_size]) != entry.raw_name or flags != entry.flags or method != entry.method:
+        raise UnsafeFileError(f"has a zip record whose two headers disagree: {shown(entry.name)}")
+    extra = zip64_extra(bytes(data[start + name_size : offset]), entry.name)
+    if len(extra) >= 2:
+        size = extra[0] if size == 0xFFFFFFFF else size
+        stored = extra[1] if stored == 0xFFFFFFFF else stored
+    expected = (entry.crc, entry.stored, entry.size)
+    later = flags & DESCRIPTOR and (crc, stored, size) == (0, 0, 0)
+    if not later and (crc, stored, size) != expected:
+        raise UnsafeFileError(f"has a zip record whose two headers disagree: {shown(entry.name)}")
+    rest = bytes(data[offset + entry.stored : min(end, offset + entry.stored + 25)])
+    if rest and not (flags & DESCRIPTOR and rest in descriptors(expected)):
+        raise UnsafeFileError(f"has bytes after a zip record that belong to nothing: {shown(entry.name)}")
+    if flags & DESCRIPTOR and not rest:
+        raise UnsafeFileError(f"has a zip record without the descriptor it announces: {shown(entry.name)}")
+    return ZipRecord(entry.name, offset, entry.stored, entry.size, entry.crc, method == DEFLATED)
+
+
+def descriptors(expected: tuple[int, int, int]) -> list[bytes]:
+    """The forms a data descriptor takes: sizes of 4 or 8 bytes, with or without its signature."""
+    crc, stored, size = expected
+    forms = [struct.pack("<L2Q", crc, stored, size)]
+    if max(stored, size) < 2**32:
+        forms.append(struct.pack("<3L", crc, stored, size))
+    return forms + [b"PK\7\x08" + form for form in forms]
+
+
+def inflate(packed: memoryview, size: int, name: str) -> bytearray:
+    """Inflate a deflated record of a known size; never holds more than that."""
+    fault = CorruptFileError(f"has a zip record that does not inflate to the announced {size} bytes: {shown(name)}")
+    result = bytearray(size)
+    filled = fed = 0
+    waiting: bytes | memoryview = b""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    while not inflater.eof:
+        if not waiting:
+            waiting = packed[fed : fed + INFLATE_STEP]
+            fed += len(waiting)
+        try:
+            piece = inflater.decompress(waiting, INFLATE_STEP)
+        except zlib.error:
+            raise fault from None
+        if filled + len(piece) > size or (not piece and not waiting):
+            raise fault
+        waiting = inflater.unconsumed_tail
+        result[filled : filled + len(piece)] = piece
+        filled += len(piece)
+    if filled != size or inflater.unused_data or fed != len(packed):
+        raise fault
+    return result

@@ -1,0 +1,85 @@
+"""The checkpoints that the authors of Stable Diffusion published: what they are, and how to tell that a file is one.
+
+The table is `convert/published/known.json`. Each size and sha256 in it stands beside the public page that states it;
+what no page states is null.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from convert.files.hashing import file_sha256
+
+TABLE = Path(__file__).with_name("known.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """One published file."""
+
+    file: str
+    family: str
+    about: str
+    bytes: int | None
+    sha256: str | None
+    licence: str
+    address: str  # where its authors, or those who took their place, offer it
+    sources: dict[str, str | None]  # "bytes" and "sha256" -> page that states it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a file is a published one."""
+
+    matches: bool
+    known: Known | None  # what it is, or what it should be from its name
+    problem: str | None  # where it does not match
+    sha256: str | None  # of the file; None where its size was enough to tell
+
+
+@cache
+def known_checkpoints() -> tuple[Known, ...]:
+    """All of them, in the order of their versions."""
+    return tuple(Known(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))["checkpoints"])
+
+
+def find_by_sha256(sha256: str | None) -> Known | None:
+    return next((known for known in known_checkpoints() if sha256 and known.sha256 == sha256), None)
+
+
+def find_by_name(name: str) -> Known | None:
+    """By file name, or by file name without its ending where only one has it; capitals do not matter."""
+    name = name.lower()
+    exact = [known for known in known_checkpoints() if known.file.lower() == name]
+    stems = [known for known in known_checkpoints() if Path(known.file.lower()).stem == name]
+    return exact[0] if exact else stems[0] if len(stems) == 1 else None
+
+
+def verify(path: Path) -> Verdict:
+    """Compare a file with the table: by its sha256, whatever its name is.
+
+    It is not read where its size alone says that it is not the file that its name promises, nor any other.
+
+    Raises OSError.
+    """
+    expected = find_by_name(path.name)
+    size = path.stat().st_size
+    sizes = {known.bytes for known in known_checkpoints()}
+    if expected and expected.bytes not in (None, size) and size not in sizes:
+        return _mismatch(expected, size, None)
+    sha256 = file_sha256(path)
+    found = find_by_sha256(sha256)
+    if found:
+        return Verdict(matches=True, known=found, problem=None, sha256=sha256)
+    return _mismatch(expected, size, sha256)
+
+
+def _mismatch(expected: Known | None, size: int, sha256: str | None) -> Verdict:
+    if expected is None:
+        problem = "is none of the known checkpoints"
+    elif expected.bytes is not None and size != expected.bytes:
+        problem = f"has {size} bytes; {expected.file} has {expected.bytes}"
+    else:
+        problem = f"has the sha256 {sha256}; that of {expected.file} is {expected.sha256}"
+    return Verdict(matches=False, known=expected, problem=problem, sha256=sha256)

@@ -1,0 +1,194 @@
+"""Measure what each of the things is worth that make a step of the UNet faster, in turn, in one process.
+
+    python scripts/benchmarks/benchmark_parts.py                        # v1, 512x512, on this machine's processor
+    python scripts/benchmarks/benchmark_parts.py --size 256 --precision bf16 --rounds 5
+    python scripts/benchmarks/benchmark_parts.py --device cuda --precision fp16 --rounds 20
+
+Made-up weights; one step with guidance. Every variant is run once in each round, so that all see the same machine, on a
+GPU ten times. Printed are the time of each variant's fastest round, how many times as fast that is as the plain
+network, and by how much its prediction differs from the plain one's, |a - b| / |b|. A variant that does not run here is
+named.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+
+import make_checkpoint
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from tqdm import tqdm
+
+from sd.config import SD_V1
+from sd.networks.build import build_networks
+from sd.networks.unet import UNet
+from sd.runtime.cpu.attention import attention_applied
+from sd.runtime.cpu.gates import gates_joined
+from sd.runtime.cpu.norms import norms_joined
+from sd.runtime.cpu.packing import PackedConvolutions
+from sd.runtime.cpu.precise_norms import make_precise
+from sd.runtime.cpu.upsampling import UpsampledConvolutions
+from sd.runtime.cpu.winograd import WinogradConvolutions
+from sd.runtime.device import PRECISIONS, pick_device
+from sd.runtime.execution import Execution
+from sd.runtime.gpu.compile import fastest_convolutions, reason_of
+from sd.runtime.gpu.cuda_graphs import CannotCapture, CudaRecorder
+from sd.runtime.patching import exchanged
+from sd.runtime.shortcuts.shared_halves import halves_shared, twice
+from sd.study.architecture.timing import synchronize
+from sd.study.benchmark.process import cpu_name
+from sd.study.benchmark.table import markdown
+
+Change = Callable[[], AbstractContextManager]
+Run = Callable[[], torch.Tensor]
+BACKENDS = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION", "cuDNN": "CUDNN_ATTENTION"}
+
+
+def made_up_unet(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> tuple[UNet, int]:
+    """The network, and the width of its context. Weights are of the size that `make_checkpoint` gives them."""
+    config = make_checkpoint.tiny(SD_V1) if tiny else SD_V1
+    unet = build_networks(config)["unet"].to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, weight in unet.named_parameters():
+        if name.endswith("bias"):
+            weight.normal_(0, 0.05, generator=generator)
+        elif "norm" in name:
+            weight.normal_(1, 0.1, generator=generator)
+        else:
+            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+    if device.type == "cpu":
+        make_precise(unet)
+    return unet.to(dtype, memory_format=torch.channels_last).requires_grad_(False), config.unet.context_width
+
+
+def attention_by(backend: str) -> AbstractContextManager:
+    """Attention by that kernel of PyTorch where it can, by others where it cannot."""
+    others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel([getattr(SDPBackend, backend), *others], set_priority=True)
+
+
+def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change], bool]]:
+    """By name: what acts on the network when it predicts for x_t (B, C, H, W), and whether it is captured."""
+    halves = partial(halves_shared, unet)
+    if x_t.device.type != "cuda":
+        latents, execution = x_t.shape[-2:].numel(), Execution()
+        packed, before, winograd = (
+            PackedConvolutions(unet),
+            UpsampledConvolutions(unet),
+            WinogradConvolutions(unet, keep=True),
+        )
+        attending, gates = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
+        norms = partial(norms_joined, unet, x_t)
+
+        def convolutions() -> AbstractContextManager:
+            return exchanged(execution.convolutions(unet, x_t, latents))
+
+        return {
+            "plain": ([], False),
+            "halves shared": ([halves], False),
+            "packed convolutions": ([lambda: exchanged(packed.forwards())], False),
+            "before upsampling": ([lambda: exchanged(before.forwards(x_t))], False),
+            "Winograd's algorithm": ([lambda: exchanged(winograd.forwards(x_t, latents, {}))], False),
+            "attention of ours": ([attending], False),
+            "joined gates": ([gates], False),
+            "joined norms": ([norms], False),
+            "all, as pictures are made": ([convolutions, attending, gates, norms, halves], False),
+        }
+    return {
+        "plain": ([], False),
+        "halves shared": ([halves], False),
+        "captured": ([], True),
+        "both, as pictures are made": ([halves], True),
+        "both, cuDNN's fastest convolutions": ([halves, fastest_convolutions], True),
+        **{
+            f"both, attention by {name}": ([halves, partial(attention_by, backend)], True)
+            for name, backend in BACKENDS.items()
+        },
+    }
+
+
+def runs_of(variants: dict[str, tuple[list[Change], bool]], predict: Run, device: torch.device) -> dict[str, Run]:
+    """What is to be run for each variant. Those that do not run are told on standard error and left out."""
+    recorder = CudaRecorder(device) if device.type == "cuda" else None
+    runs = {}
+    for name, (changes, captured) in variants.items():
+
+        def run(changes: list[Change] = changes) -> torch.Tensor:
+            with ExitStack() as stack:
+                for change in changes:
+                    stack.enter_context(change())
+                return predict()
+
+        try:
+            runs[name] = replaying(*recorder(run)) if captured else run
+            runs[name]()
+        except (RuntimeError, CannotCapture) as error:
+            print(f"left out: {name}: {reason_of(error.__cause__ or error)}", file=sys.stderr)
+            runs.pop(name, None)
+    return runs
+
+
+def replaying(replay: Callable[[], object], output: torch.Tensor) -> Run:
+    def run() -> torch.Tensor:
+        replay()
+        return output
+
+    return run
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--size", type=int, default=512, help="pixels of a side (default: %(default)s)")
+    add("--batch-size", type=int, default=1, help="pictures at a time (default: %(default)s)")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="(default: %(default)s)")
+    add("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="(default: %(default)s)")
+    add("--rounds", type=int, default=3, help="(default: %(default)s)")
+    add("--tiny", action="store_true", help="a narrow network: to try the script")
+    args = parser.parse_args(arguments)
+    device, dtype = pick_device(args.device), PRECISIONS[args.precision]
+    with torch.no_grad():
+        unet, width = made_up_unet(device, dtype, tiny=args.tiny)
+    side = args.size // 8
+    generator = torch.Generator().manual_seed(1)
+    x_t = twice(torch.randn(args.batch_size, 4, side, side, generator=generator)).to(device, dtype)
+    context = torch.randn(2 * args.batch_size, 77, width, generator=generator).to(device, dtype)
+    timestep = torch.tensor(500.0, device=device)
+    together = 1 if device.type == "cpu" else 10
+    outputs = {}
+    with torch.no_grad():
+        runs = runs_of(variants_for(unet, x_t), lambda: unet(x_t, timestep, context), device)
+        seconds = dict.fromkeys(runs, math.inf)
+        for _ in tqdm(range(args.rounds), unit="round", leave=False):
+            for name, run in runs.items():
+                synchronize(device)
+                started = time.perf_counter()
+                for _ in range(together):
+                    output = run()
+                synchronize(device)
+                seconds[name] = min(seconds[name], (time.perf_counter() - started) / together)
+                outputs[name] = output.float()
+    plain = outputs["plain"]
+    rows = [
+        [
+            name,
+            f"{taken:.2f} s" if taken >= 1 else f"{1000 * taken:.2f} ms",
+            f"{seconds['plain'] / taken:.2f}",
+            f"{(outputs[name] - plain).norm() / plain.norm():.1e}",
+        ]
+        for name, taken in seconds.items()
+    ]
+    on = f"{cpu_name()}, {torch.get_num_threads()} threads"
+    on = on if device.type == "cpu" else torch.cuda.get_device_name(device)
+    print(f"{on}, {args.precision}, {args.size}x{args.size}, batch {args.batch_size}\n")
+    print(markdown(["variant", "a step", "times as fast", "difference"], rows), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""What `benchmark.py` found, as text, as plain data and as a plot."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from sd.study.architecture.table import aligned
+from sd.study.benchmark.measuring import Spread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLD, LOAD = "cold start", "load"
+TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
+WHOLE = "start to picture"
+ONCE = "loading"  # the case of what does not depend on the size of the pictures
+NOTES = (
+    "Seconds: median (shortest-longest), and the median as a multiple of the first contender's. GB: the most that the"
+    " process held for itself, without the pages of mapped files; resident, with them, up to the end. Cold start: from"
+    " the start of the process until its first step is done; load: from files to networks, libraries already imported."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One contender doing one thing, measured several times."""
+
+    contender: str
+    case: str  # "512x512, batch 1", or ONCE
+    what: str  # one of the units above
+    seconds: tuple[float, ...]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """The most memory that a contender held, in bytes; None where the system does not tell."""
+
+    contender: str
+    case: str
+    own: int | None  # without the pages of mapped files
+    resident: int | None  # with them, since the process began
+
+
+@dataclass(kw_only=True)
+class Report:
+    machine: dict[str, object]
+    settings: dict[str, object]
+    versions: dict[str, dict[str, object]] = field(default_factory=dict)  # by contender
+    precisions: dict[str, str] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    peaks: list[Peak] = field(default_factory=list)
+    differences: dict[str, dict[str, float]] = field(default_factory=dict)  # by case, by contender
+    left_out: dict[str, str] = field(default_factory=dict)  # contender -> why
+    written: bool = False  # so far, into a file that may be written again
+
+    def contenders(self, case: str) -> list[str]:
+        """Those that were measured in a case, in the order in which they took turns."""
+        return list(dict.fromkeys(row.contender for row in self.rows if row.case == case))
+
+    def cases(self) -> list[str]:
+        return list(dict.fromkeys(row.case for row in self.rows))
+
+    def row(self, contender: str, case: str, what: str) -> Row | None:
+        found = (row for row in self.rows if (row.contender, row.case, row.what) == (contender, case, what))
+        return next(found, None)
+
+    def ratio(self, row: Row) -> float:
+        """How many times as long as the first contender it takes; above 1 is slower than it."""
+        first = self.row(self.contenders(row.case)[0], row.case, row.what)
+        return row.spread.median / first.spread.median
+
+    def to_dict(self) -> dict:
+        """Plain data for JSON: seconds and bytes."""
+        rows = [{**asdict(row), **asdict(row.spread), "ratio": self.ratio(row)} for row in self.rows]
+        return {key: value for key, value in asdict(self).items() if key != "written"} | {"rows": rows}
+
+
+def text(report: Report) -> str:
+    """A table for each case, a line for each contender."""
+    machine = report.machine
+    processor = f"{machine['device_name']}, {machine['threads']} threads"
+    lines = [f"{processor}; {machine['system']}; Python {machine['python']}"]
+    for name, versions in report.versions.items():
+        programs = ", ".join(f"{program} {version}" for program, version in versions.items() if program != "threads")
+        lines.append(f"{name}: {report.precisions[name]}; {programs}")
+    for case in report.cases():
+        lines += ["", case, *aligned(case_rows(report, case))]
+        if case in report.differences:
+            told = (f"{name} {difference:.1e}" for name, difference in report.differences[case].items())
+            lines.append(f"latents of the same two steps differ from those of the first by: {', '.join(told)}")
+    for name, reason in report.left_out.items():
+        lines += ["", f"left out: {name}: {reason}"]
+    return "\n".join([*lines, "", *textwrap.wrap(NOTES, 110)])
+
+
+def case_rows(report: Report, case: str) -> list[list[str]]:
+    units = list(dict.fromkeys(row.what for row in report.rows if row.case == case))
+    rows = [["", *(head for unit in units for head in (f"{unit}, s", "", "times")), "own GB", "resident GB"]]
+    for contender in report.contenders(case):
+        cells = [contender]
+        for unit in units:
+            row = report.row(contender, case, unit)
+            spread = row.spread
+            digits = 3 if spread.median >= 0.1 else 5
+            cells += [f"{spread.median:.{digits}f}", f"({spread.shortest:.{digits}f}-{spread.longest:.{digits}f})"]
+            cells.append(f"{report.ratio(row):.2f}")
+        peak = next(peak for peak in report.peaks if (peak.contender, peak.case) == (contender, case))
+        rows.append([*cells, *(gigabytes(nbytes) for nbytes in (peak.own, peak.resident))])
+    return rows
+
+
+def gigabytes(nbytes: int | None) -> str:
+    return "unknown" if nbytes is None else f"{nbytes / 1e9:.2f}"
+
+
+def plot(report: Report) -> "Figure":
+    """A panel for each unit: bars with the medians, lines from the shortest to the longest."""
+    from matplotlib.figure import Figure
+
+    panels = [(COLD, [ONCE]), (LOAD, [ONCE])]
+    sizes = [case for case in report.cases() if any(row.what == STEP for row in report.rows if row.case == case)]
+    panels += [(unit, sizes) for unit in (STEP, DECODE, PICTURES) if sizes]
+    figure = Figure(figsize=(10, 2.2 * len(panels)), layout="constrained")
+    names = report.contenders(ONCE)
+    for axes, (unit, cases) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        for index, name in enumerate(names):
+            draw_bars(axes, report, name, unit, cases, index, len(names))
+        axes.set_xticks(range(len(cases)), cases)
+        axes.set(ylabel=f"{unit}, s")
+        axes.grid(axis="y", alpha=0.3)
+    figure.axes[0].legend(ncols=len(names), fontsize=8)
+    return figure
+
+
+def draw_bars(axes, report: Report, name: str, unit: str, cases: Sequence[str], index: int, count: int) -> None:
+    """The bars of one contender, beside those of the others."""
+    width = 0.8 / count
+    found = [(i, row.spread) for i, case in enumerate(cases) if (row := report.row(name, case, unit))]
+    if not found:  # left out meanwhile
+        return
+    places = [i + (index - (count - 1) / 2) * width for i, _ in found]
+    medians = [spread.median for _, spread in found]
+    below = [spread.median - spread.shortest for _, spread in found]
+    above = [spread.longest - spread.median for _, spread in found]
+    axes.bar(places, medians, width, yerr=[below, above], capsize=3, color=f"C{index}", label=name)

@@ -1,0 +1,134 @@
+"""Write a checkpoint in the exact original layout, with made-up weights: its pictures are noise.
+
+    python scripts/benchmarks/make_checkpoint.py full.ckpt              # Stable Diffusion v1, 4.27 GB, float32
+    python scripts/benchmarks/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 69 MB
+
+Real weights cannot be shipped with the code. A file like this one has everything else that an original has: the
+container, the names, shapes and precisions, the training framework's objects in the pickle. It is what loading and
+speed are tested with.
+"""
+
+import argparse
+import math
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert.actions.original_writer import original_state_dict, write_original
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
+from sd.networks.build import build_networks, parameter_shapes
+from sd.runtime.device import PRECISIONS
+
+FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT)}
+
+
+def tiny(config: ModelConfig) -> ModelConfig:
+    """The same architecture, narrow enough for a test."""
+    return replace(
+        config,
+        text_encoder=replace(config.text_encoder, width=64, hidden_width=256, layers=2, heads=1),
+        unet=replace(config.unet, width=32, context_width=64),
+        vae=replace(config.vae, width=32),
+        native_size=512,
+    )
+
+
+def made_up_weights(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights under our names, of a size that keeps what passes through the networks at about unit variance."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in parameter_shapes(build_networks(config)).items():
+        values = torch.randn(shape, generator=generator)
+        if name.endswith("bias"):
+            values *= 0.05
+        elif "norm" in name:
+            values = 1 + 0.1 * values
+        elif "embedding" in name:
+            values *= 0.5
+        else:
+            values *= math.sqrt(1 / math.prod(shape[1:]))
+        weights[name] = values.to(dtype)
+    return weights
+
+
+def made_up_state_dict(
+    config: ModelConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, ema: bool = False
+) -> dict[str, Tensor]:
+    """All tensors of an original file; with the averaged weights, too, if asked for."""
+    averaged = made_up_weights(config, seed + 1, dtype) if ema else None
+    return original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
+
+
+@contextmanager
+def pretended_lightning() -> Iterator[type]:
+    """The class whose name original files hold in their pickle, without the training framework it belongs to."""
+    name = "pytorch_lightning.callbacks.model_checkpoint"
+    packages = [name.rsplit(".", depth)[0] for depth in range(3)]
+    callback = type("ModelCheckpoint", (), {"__module__": name})
+    kept = {package: sys.modules.get(package) for package in packages}
+    try:
+        for package in packages:
+            sys.modules[package] = types.ModuleType(package)
+        sys.modules[name].ModelCheckpoint = callback
+        yield callback
+    finally:
+        for package, module in kept.items():
+            if module is None:
+                del sys.modules[package]
+            else:
+                sys.modules[package] = module
+
+
+def save_original(path: Path, state: dict[str, Tensor], *, force: bool = False) -> None:
+    """As the original training code saved it: with its framework's callback among the training's other state."""
+    if path.suffix == ".safetensors":  # holds tensors only
+        write_original(path, state, force=force)
+        return
+    with pretended_lightning() as callback:
+        write_original(
+            path,
+            state,
+            force=force,
+            **{"epoch": 0, "global_step": 470_000, "pytorch-lightning_version": "1.4.2"},
+            callbacks={
+                callback: {
+                    "monitor": "val/loss_simple_ema",
+                    "best_model_score": torch.tensor(0.1234),
+                    "dirpath": "logs",
+                }
+            },
+            optimizer_states=[],
+            lr_schedulers=[],
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("out", type=Path, help="a .ckpt or .safetensors")
+    parser.add_argument("--family", choices=FAMILIES, default="sd-v1", help="(default: sd-v1)")
+    parser.add_argument("--size", choices=["full", "tiny"], default="full", help="(default: full)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
+    parser.add_argument("--ema", action="store_true", help="with the averaged UNet weights beside the plain ones")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    args = parser.parse_args()
+    config = FAMILIES[args.family]
+    config = tiny(config) if args.size == "tiny" else config
+    state = made_up_state_dict(config, args.seed, dtype=PRECISIONS[args.precision], ema=args.ema)
+    try:
+        save_original(args.out, state, force=args.force)
+    except OSError as error:
+        parser.error(str(error))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Make an inpainting model of nine channels from the small model: widen its UNet, and train it on pictures with holes.
+
+    python scripts/training/train_inpainting.py runs/inpainting
+    python scripts/training/train_inpainting.py runs/inpainting --model runs/tiny/model.ckpt --steps 3000
+    python scripts/training/score_inpainting.py runs/inpainting/model.ckpt scores/inpainting
+
+The VAE and the text encoder stay as they are. The same command goes on where it was stopped. The result is
+`model.ckpt` in the folder, in the original layout, for `sd inpaint`.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from training_command import run, use_fast_products
+
+import sd
+from sd.runtime.cpu.process_memory import keep_freed_memory
+from sd.runtime.device import pick_device
+from sd.runtime.saving import save_model
+from sd.training.inpainting import inpainting_config, show_holes, widened
+from sd.training.jobs import denoiser_run, each_step
+from sd.training.latents import EncodedOnce, encode_all
+from sd.training.loop import TrainingOptions
+from sd.training.shapes.drawing import ShapesDataset
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("folder", type=Path, help="where everything is written to")
+    add("--model", type=Path, help="a model of four channels (default: the one that comes with the package)")
+    add("--pictures", type=int, default=6_400, help="with one hole each (default: %(default)s)")
+    add("--steps", type=int, default=1_500, help="(default: %(default)s)")
+    add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
+    add("--batch-size", type=int, default=32, help="(default: %(default)s)")
+    add("--seed", type=int, default=2, help="(default: %(default)s)")
+    add("--device", default="auto", help="(default: %(default)s)")
+    add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
+    add("--save-every", type=int, default=250, help="steps (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    device = pick_device(args.device).type
+    keep_freed_memory()
+    use_fast_products(pick_device(args.device))
+    model = sd.load(args.model, device=device, precision="fp32")
+    config = inpainting_config(model.config)
+    networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
+    networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
+    pictures = ShapesDataset(args.seed, config.native_size, device=device)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    latents = args.folder / "latents.safetensors"
+    if not latents.exists():
+        with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
+            encode_all(
+                model.vae,
+                pictures,
+                args.pictures,
+                latents,
+                batch_size=args.batch_size,
+                on_batch=bar.update,
+                made_of=pictures.name,
+                look_beside=show_holes(model.vae, config.vae.latent_scale, pictures),
+            )
+    options = TrainingOptions(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        warmup=min(100, args.steps // 4),
+        final_learning_rate=args.learning_rate / 20,
+        weight_decay=0.01,
+        gradient_clip=1.0,
+        ema_decay=0.998,
+        autocast=False,
+        save_every=args.save_every,
+    )
+    run = denoiser_run(
+        config,
+        networks,
+        EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
+        options,
+        args.folder / "denoiser",
+        batch_size=args.batch_size,
+        seed=args.seed,
+        min_snr_gamma=5.0,
+        snr_floor=0.2,
+        noise_offset=0.25,
+        train_text_encoder=False,
+        workers=args.workers,
+    )
+    with tqdm(desc="denoiser", total=args.steps, initial=run.step) as bar:
+        each_step(run, args.steps, lambda step: None, bar.update)
+    target = args.folder / "model.ckpt"
+    with run.ema.applied(run.module):
+        save_model(target, config, networks, {}, step=run.step, dtype=torch.float16, merge=True)
+    print(target)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,139 @@
+"""`sd arch`: what a model consists of, as a table or as a page to explore."""
+
+import argparse
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sd.app.cli.flags import Parser, add_output_flags, bar_hidden
+from sd.app.errors import UsageError, failure_of
+from sd.config import SD_V1
+from sd.pipeline.settings import SettingError, Settings
+
+if TYPE_CHECKING:
+    from sd.config import ModelConfig
+    from sd.study.architecture.description import Architecture
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd arch",
+        description="Show what the networks of a model consist of: blocks, shapes, skip connections,\n"
+        "parameters, operations, and where original files keep each weight. No weights\n"
+        "are read, and nothing is computed unless --measure is given.",
+        epilog="examples:\n  sd arch\n  sd arch -m v1-5-pruned-emaonly.ckpt --size 768x512 --html architecture.html",
+    )
+    parser.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
+                        help="a checkpoint whose model to show (default: Stable Diffusion v1)")  # fmt: skip
+    parser.add_argument("--size", metavar="WxH",
+                        help="of the picture in pixels, multiples of 8 (default: the model's native size)")  # fmt: skip
+    parser.add_argument("--measure", action="store_true",
+                        help="also measure how long each module takes; builds the networks with made-up "
+                        "weights and runs each three times")  # fmt: skip
+    parser.add_argument("--device", default="auto", help="for --measure: auto, cuda, mps or cpu (default: auto)")
+    parser.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+                        help="for --measure (default: auto, what pictures are made in)")  # fmt: skip
+    output = add_output_flags(parser)
+    output.add_argument("--html", type=Path, metavar="FILE",
+                        help="write a page to explore, one file that needs no network, and print its path instead "
+                        "of the table")  # fmt: skip
+    output.add_argument("--source-url", metavar="PREFIX",
+                        help="in the page, make source lines links: PREFIX/sd/networks/unet.py#L58")  # fmt: skip
+    output.add_argument("--json", action="store_true", help="print everything as one JSON object instead of the table")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.source_url is not None and args.html is None:
+        raise UsageError("--source-url is about the page. Give --html FILE as well.")
+    if not args.measure and (args.device, args.precision) != ("auto", "auto"):
+        raise UsageError("--device and --precision are about measured times. Give --measure as well.")
+    size = parse_size(args.size) if args.size is not None else None
+    if args.html is not None:
+        require_free(args.html, force=args.force)
+    config = config_of(args.model)
+    width, height = size or (config.native_size, config.native_size)
+    architecture = look_at(config, width, height, args)
+    if args.html is not None:
+        from sd.files import written_whole
+        from sd.study.architecture.page import page
+
+        with written_whole(args.html, force=args.force) as file:
+            file.write(page(architecture, source_url=args.source_url).encode())
+    if args.json:
+        written = {"page": str(args.html)} if args.html is not None else {}
+        print(json.dumps({"event": "architecture", **written, **asdict(architecture)}))
+    elif args.html is not None:
+        print(args.html)
+    else:
+        from sd.study.architecture.table import table
+
+        print(table(architecture))
+    return 0
+
+
+def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
+    """Width and height from 768x512. Raises UsageError for sizes that no picture can have."""
+    match = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", text)
+    if not match:
+        raise UsageError(f"{flag} {text} is no size. Give width and height in pixels, such as 768x512.")
+    width, height = int(match[1]), int(match[2])
+    try:
+        Settings(prompt="", width=width, height=height, seed=0)
+    except SettingError as error:
+        raise UsageError(f"{flag} {text}: {error}") from None
+    return width, height
+
+
+def require_free(path: Path, *, force: bool) -> None:
+    """Before any work: the page can be written where it was asked for."""
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise UsageError(f"--html {path} {problem}. Give the name of a file in a folder that exists.")
+    if path.exists() and not force:
+        raise UsageError(f"--html {path} exists already. Give another name, or --force to replace it.")
+
+
+def config_of(model: Path | None) -> "ModelConfig":
+    """The config of the model in a file, whose weights are not read; without one, that of Stable Diffusion v1."""
+    if model is None:
+        return SD_V1
+    from convert.checkpoint import match_shapes, read_checkpoint
+    from convert.files.reader import open_checkpoint
+    from convert.layouts.shapes import parameter_shapes
+
+    with open_checkpoint(model) as file:
+        checkpoint = read_checkpoint(file)
+        match_shapes(checkpoint, parameter_shapes(checkpoint.config))
+    return checkpoint.config
+
+
+def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Namespace) -> "Architecture":
+    from convert.layouts.names import original_names
+    from sd.study.architecture.description import describe
+
+    originals = original_names(config)
+    if not args.measure:
+        return describe(config, originals, width=width, height=height)
+    from tqdm import tqdm
+
+    from sd.runtime.device import pick_device, pick_precision, precision_name
+    from sd.study.architecture.timing import ROUNDS, measure
+
+    try:
+        device = pick_device(args.device)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from None
+    dtype = pick_precision(device, args.precision, config.unet.width)
+    with tqdm(desc="measuring", total=3 * ROUNDS, unit="round", disable=bar_hidden(args.quiet), leave=False) as bar:
+        try:
+            times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=bar.update)
+        except (MemoryError, RuntimeError) as error:
+            problem = failure_of(error)
+            if problem is None:
+                raise
+            raise UsageError(f"--measure: {problem}") from None
+    on = f"{device.type}, {precision_name(dtype)}"
+    return describe(config, originals, width=width, height=height, milliseconds=times, measured_on=on)

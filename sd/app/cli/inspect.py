@@ -1,0 +1,215 @@
+"""`sd inspect`: what is in a file."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from convert.actions.inspect import Report, inspect
+from convert.actions.parts import Part
+from convert.actions.tensor_set import tensors_of
+from convert.errors import UnsafeFileError, counted, shown, shown_list, size_text
+from convert.families.family import PARTS
+from convert.files.reader import open_checkpoint
+from convert.files.records import TensorRecord
+from sd.app.cli.flags import Parser, say
+
+CLEAN, DANGEROUS = 0, 1
+MOST_METADATA = 12  # lines
+MOST_NAMES = 20  # lines
+MOST_LEFTOVERS = 20  # groups, the largest ones
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd inspect",
+        description="Tell what is in a checkpoint: which model, which networks, how precise, what lies\n"
+        "beside them, and whether it names code. Nothing in the file is executed. It takes a\n"
+        "moment whatever the size of the file, unless it is asked to read all of it.",
+        epilog="examples:\n"
+        "  sd inspect v1-5-pruned-emaonly.ckpt\n"
+        "  sd inspect --deep merged.safetensors    # also: are all numbers finite?\n"
+        "  sd inspect --scan download.ckpt         # only: is it safe? exit code 1 if not\n\n"
+        "exit codes: 0 described, or safe; 1 --scan found something dangerous; 2 no checkpoint,\n"
+        "or too damaged to tell",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .safetensors, ...")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
+    parser.add_argument("--keys", action="store_true", help="list every tensor: name, shape, precision")
+    parser.add_argument("--scan", action="store_true", help="only say whether the file is safe")
+    reading = parser.add_argument_group("reading all of the file")
+    reading.add_argument("--hash", action="store_true", help="its sha256, which is remembered")
+    reading.add_argument(
+        "--tensors-hash", action="store_true", help="the hash of its weights, the same in every container and layout"
+    )
+    reading.add_argument(
+        "--deep",
+        action="store_true",
+        help="both, and look at every number: NaN, infinity, tensors of zeros, damaged position ids",
+    )
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.scan:
+        return scan(args.file, as_json=args.json)
+    if (args.hash or args.deep or args.tensors_hash) and args.file.is_file():
+        say(f"reading {size_text(args.file.stat().st_size)}")
+    report = inspect(args.file, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep)
+    tensors = list_tensors(args.file) if args.keys and report.safe else {}
+    if args.json:
+        keys = {name: {"dtype": r.dtype, "shape": list(r.shape)} for name, r in tensors.items()}
+        print(json.dumps(asdict(report) | ({"tensors": keys} if args.keys else {})))
+        return CLEAN
+    print("\n".join(page(report)))
+    if tensors:
+        print()
+        widths = max(len(shown(name)) for name in tensors)
+        for name, record in tensors.items():
+            print(f"{shown(name):<{widths}}  {record.dtype:<10}  {'x'.join(map(str, record.shape)) or 'one number'}")
+    return CLEAN
+
+
+def scan(path: Path, *, as_json: bool = False) -> int:
+    """Say whether a file is safe. What is too damaged to tell raises, as every error does."""
+    try:
+        with open_checkpoint(path) as file:
+            safe, names, text = True, file.foreign, f"{shown(path.name)} is safe: {safety(file.foreign)}."
+    except UnsafeFileError as error:
+        safe, names, text = False, error.names, str(error)
+    print(json.dumps({"path": str(path), "safe": safe, "names": names}) if as_json else text)
+    return CLEAN if safe else DANGEROUS
+
+
+def list_tensors(path: Path) -> dict[str, TensorRecord]:
+    with open_checkpoint(path) as file:
+        return tensors_of(file.root)
+
+
+def safety(foreign: tuple[str, ...]) -> str:
+    if not foreign:
+        return "no code is named"
+    return f"{counted(len(foreign), 'foreign name')}, kept as inert data: {shown_list(foreign)}"
+
+
+def page(report: Report) -> Iterator[str]:
+    """The report as lines for a reader."""
+    yield shown(Path(report.path).name)
+    for name, text in facts(report):
+        yield f"  {name:<11}  {text}"
+    if report.components or report.leftovers:
+        yield ""
+        yield from table(report.components, report.leftovers)
+
+
+def facts(report: Report) -> Iterator[tuple[str, str]]:
+    """Label and text of one line each; a line that belongs to the one above has no label."""
+    container = f", {report.container}" if report.container else ""
+    size = size_text(report.bytes)
+    yield "file", (size if size.endswith("bytes") else f"{size} ({report.bytes:,} bytes)") + container
+    if not report.safe:
+        yield from unsafe(report)
+    else:
+        family = f" ({report.family}, {report.layout} layout)" if report.family else ""
+        yield "holds", f"{shown(report.kind)}{family}"
+        yield from labelled("because", [shown(line) for line in report.evidence])
+        usable = "yes, by its names; shapes are checked on loading"
+        yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
+        if report.part:
+            yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
+        if report.precision:
+            yield "precision", report.precision
+        yield from training(report)
+        yield "safety", f"nothing dangerous: {safety(report.foreign)}"
+        yield from metadata(report.metadata or {})
+    yield "sha256", report.sha256 or "not known yet; --hash reads the file for it"
+    short = [report.sha256[:10]] if report.sha256 else []
+    old = [f"{report.old_hash} in older tools"] if report.old_hash else []
+    yield "short hash", ", ".join(short + old) or "none"
+    if report.sha256:
+        yield "published", report.known or "not as one of the original checkpoints"
+    if report.tensors_sha256:
+        yield "tensors", report.tensors_sha256
+    if report.everything_sha256:
+        yield "all tensors", report.everything_sha256
+    yield from values(report)
+
+
+def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
+    lines = [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in list(entries.items())[:MOST_METADATA]]
+    if len(entries) > MOST_METADATA:
+        lines.append(f"and {len(entries) - MOST_METADATA} more; --json shows all")
+    yield from labelled("metadata", lines)
+
+
+def unsafe(report: Report) -> Iterator[tuple[str, str]]:
+    yield "safety", "DANGEROUS: nothing in it was run, and it will not be loaded"
+    yield from labelled("because", report.problem.split("\n"))
+    names = [shown(name) for name in report.dangerous[:MOST_NAMES]]
+    if len(report.dangerous) > MOST_NAMES:
+        names.append(f"and {len(report.dangerous) - MOST_NAMES} more; --json shows all")
+    yield from labelled("it names", names)
+
+
+def training(report: Report) -> Iterator[tuple[str, str]]:
+    step = [f"{report.global_step:,} steps"] if report.global_step is not None else []
+    epoch = [f"epoch {report.epoch}"] if report.epoch is not None else []
+    if step or epoch:
+        yield "training", ", ".join(step + epoch)
+    if report.weights:
+        own = {"model": "the model's own", "ema": "their average over the training (EMA)"}
+        both = f"; {own[report.other_weights]} as well" if report.other_weights else ""
+        yield "UNet", own[report.weights] + both
+    if report.ema_decay is not None and report.ema_updates is not None:
+        yield "EMA", f"decay {report.ema_decay:.6g}, {report.ema_updates:,} updates"
+
+
+def values(report: Report) -> Iterator[tuple[str, str]]:
+    found = report.values
+    if found is None:
+        return
+    yield "numbers", "all finite" if not found.nan and not found.infinite else "NOT all finite"
+    for label, names in (("NaN", found.nan), ("infinite", found.infinite)):
+        for name, number in list(names.items())[:8]:
+            yield "", f"{counted(number, 'number')} {label} in {shown(name)}"
+    if found.damaged:
+        yield "damaged", f"wrong checksum: {shown_list(found.damaged)}"
+    if found.zero:
+        yield "all zero", f"{counted(len(found.zero), 'tensor')}: {shown_list(found.zero)}"
+    for name, number in found.position_ids.items():
+        yield "positions", f"{number} of the position ids in {shown(name)} are damaged; loading does not use them"
+
+
+def labelled(label: str, lines: list[str]) -> Iterator[tuple[str, str]]:
+    for index, line in enumerate(lines):
+        yield label if index == 0 else "", line
+
+
+def table(components: tuple[Part, ...], leftovers: tuple[Part, ...]) -> Iterator[str]:
+    """Networks and leftovers in aligned columns."""
+    rows = [("networks", "tensors", "parameters", "size", "precision")]
+    rows += [columns(part) for part in components]
+    if components:
+        rows.append(
+            (
+                "together",
+                *(f"{sum(n):,}" for n in zip(*((p.tensors, p.parameters) for p in components), strict=True)),
+                size_text(sum(part.bytes for part in components)),
+                "",
+            )
+        )
+    if leftovers:
+        rows += [("", "", "", "", ""), ("beside them", "", "", "", ""), *map(columns, leftovers[:MOST_LEFTOVERS])]
+        if len(leftovers) > MOST_LEFTOVERS:
+            rows.append((f"and {len(leftovers) - MOST_LEFTOVERS} more; --json shows all", "", "", "", ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    for name, *numbers, dtypes in rows:
+        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:4], strict=True)]
+        yield "  ".join([f"  {name:<{widths[0]}}", *cells, dtypes]).rstrip()
+
+
+def columns(part: Part) -> tuple[str, str, str, str, str]:
+    prefix = f" ({shown(part.prefix, 40)})" if part.prefix else ""
+    dtypes = ", ".join(part.dtypes) if len(part.dtypes) == 1 else ", ".join(f"{n} {d}" for d, n in part.dtypes.items())
+    return f"{part.name}{prefix}", f"{part.tensors:,}", f"{part.parameters:,}", size_text(part.bytes), dtypes

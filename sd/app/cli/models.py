@@ -1,0 +1,173 @@
+"""`sd models`: the checkpoints that the authors of Stable Diffusion published."""
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from convert.errors import shown, size_text
+from convert.published.download import download
+from convert.published.known import Known, find_by_name, known_checkpoints, verify
+from sd.app.cli.flags import Parser, bar_hidden, say
+from sd.app.errors import UsageError
+
+RIGHT, WRONG = 0, 1
+TOKEN_HOST = "huggingface.co"
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd models",
+        description="The checkpoints that the authors of Stable Diffusion published: what there is, get\n"
+        "one, and check that a file is one. Nothing is downloaded without get.",
+        epilog="examples:\n"
+        "  sd models\n"
+        "  sd models get v1-5-pruned-emaonly.safetensors -o weights\n"
+        "  sd models verify weights/*.ckpt\n\n"
+        "sd models COMMAND --help tells more about one of them.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    listing = commands.add_parser("list", help="what there is (also without COMMAND)")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line, with addresses and sources")
+    getting = commands.add_parser(
+        "get",
+        help="download one",
+        description="Download a checkpoint. An interrupted download goes on where it stopped when the\n"
+        "same command is given again. The file gets its name once its sha256 is right.",
+        epilog="Some files are given only to those who accepted a licence: set HF_TOKEN to an access\n"
+        f"token. It is sent to {TOKEN_HOST} alone.",
+    )
+    getting.add_argument("name", metavar="NAME", help="file name, as in the list")
+    getting.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
+    getting.add_argument("--from", dest="source", metavar="ADDRESS", help="get it from there; its sha256 is checked")
+    getting.add_argument("--force", action="store_true", help="replace the file if there is another one")
+    getting.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
+    verifying = commands.add_parser(
+        "verify",
+        help="check that files are what their authors published",
+        description="Compare size and sha256 of files with the table. Exit code 0 if all are right, 1 if\none is not.",
+    )
+    verifying.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    verifying.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    commands = {"list": list_models, "get": get_model, "verify": verify_files, None: list_models}
+    return commands[args.command](args)
+
+
+def list_models(args: argparse.Namespace) -> int:
+    if getattr(args, "json", False):
+        for known in known_checkpoints():
+            print(json.dumps(asdict(known)))
+    else:
+        print("\n".join(table(known_checkpoints())))
+    return RIGHT
+
+
+def table(models: tuple[Known, ...]) -> Iterator[str]:
+    rows = [("file", "size", "sha256", "licence", "")]
+    for known in models:
+        size = "unknown" if known.bytes is None else size_text(known.bytes)
+        licence = known.licence.removeprefix("CreativeML ")
+        rows.append((known.file, size, (known.sha256 or "unknown")[:10], licence, known.about))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for row in rows:
+        cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=False)]
+        yield "  ".join([*cells, row[4]]).rstrip()
+    yield ""
+    yield "licences: CreativeML Open RAIL-M and RAIL++-M; they name uses that are not allowed"
+    yield "sizes are unknown where no page that states them to the byte was found; --json tells sources and addresses"
+
+
+def get_model(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    known = find_by_name(args.name)
+    if known is None:
+        names = [known.file for known in known_checkpoints()]
+        near = difflib.get_close_matches(args.name.lower(), names, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UsageError(f"model {args.name!r} is not known.{hint} sd models lists what there is.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    target = args.out / known.file
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder. Give another -o.")
+    if target.exists() and not args.force:
+        verdict = verify(target)
+        if not verdict.matches or verdict.known != known:
+            raise UsageError(f"{target} exists already and is not it: it {verdict.problem}. --force replaces it.")
+        say(f"{target} is there already, and right", quiet=args.quiet)
+        print(target)
+        return RIGHT
+    address = args.source or known.address
+    say(f"{known.about}, under the {known.licence} licence, from {address}", quiet=args.quiet)
+    if known.sha256 is None:
+        say("its sha256 is not known, so it cannot be checked")
+    with tqdm(
+        desc=known.file, unit="B", unit_scale=True, unit_divisor=1000, disable=bar_hidden(args.quiet), leave=False
+    ) as bar:
+
+        def start(total: int | None, there: int) -> None:
+            bar.total = total
+            bar.update(there - bar.n)
+
+        done = download(
+            address,
+            target,
+            size=known.bytes,
+            sha256=known.sha256,
+            token=token_for(address),
+            force=args.force,
+            on_start=start,
+            on_bytes=bar.update,
+            on_wait=lambda problem, seconds: say(f"{problem}; trying again in {seconds:g} s", quiet=args.quiet),
+        )
+    before = f", {size_text(done.resumed_from)} of it from before" if done.resumed_from else ""
+    checked = "sha256 as published" if known.sha256 else f"sha256 {done.sha256}"
+    say(f"{size_text(done.bytes)}{before}; {checked}", quiet=args.quiet)
+    print(target)
+    return RIGHT
+
+
+def token_for(address: str) -> str | None:
+    """The user's access token, for the one host that it is of."""
+    parts = urlsplit(address)
+    host = parts.hostname or ""
+    if parts.scheme != "https" or not (host == TOKEN_HOST or host.endswith("." + TOKEN_HOST)):
+        return None
+    return os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or None
+
+
+def verify_files(args: argparse.Namespace) -> int:
+    for path in args.files:
+        if not path.is_file():
+            raise UsageError(f"{shown(str(path))} is no file.")
+    code = RIGHT
+    for path in args.files:
+        verdict = verify(path)
+        if not verdict.matches:
+            code = WRONG
+        if args.json:
+            file = verdict.known.file if verdict.known else None
+            print(
+                json.dumps(
+                    {
+                        "path": str(path),
+                        "matches": verdict.matches,
+                        "file": file,
+                        "sha256": verdict.sha256,
+                        "problem": verdict.problem,
+                    }
+                )
+            )
+        elif verdict.matches:
+            print(f"right  {shown(str(path))}: {verdict.known.file}, {verdict.known.about}")
+        else:
+            print(f"WRONG  {shown(str(path))} {verdict.problem}")
+    return code

@@ -1,0 +1,134 @@
+"""`sd tokens`: how a prompt is read. Needs no model."""
+
+import argparse
+import json
+import shutil
+import unicodedata
+from collections.abc import Iterator, Sequence
+
+from convert.errors import counted, shown
+from sd.app.cli.flags import Parser
+from sd.app.errors import UsageError
+from sd.pipeline.settings import SettingError, check_prompt
+
+WIDEST = 24  # columns for one token
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd tokens",
+        description="Show how a prompt is read: its tokens, their ids and weights, and where a chunk of\n"
+        "75 tokens ends. A + marks a token whose word goes on in the next one.",
+        epilog='example:\n  sd tokens "a (red:1.3) lighthouse, [dawn:dusk:0.5]"',
+    )
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help="as for sd txt2img")
+    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
+    add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK are text")
+    add("--steps", "--ddim_steps", type=int, default=30, metavar="N",
+        help="for words that change while a picture is made (default: 30)")  # fmt: skip
+    add("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from sd.app.jobs.plan import read_prompt
+    from sd.text.prompt_syntax import timeline
+
+    if (args.prompt is None) == (args.prompt_file is None):
+        raise UsageError('give one of PROMPT and --prompt-file. Example: sd tokens "a (red:1.3) horse".')
+    if not 1 <= args.steps <= 1000:
+        raise SettingError("steps", f"{args.steps} is out of range: 1 to 1000.")
+    prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
+    check_prompt("prompt", prompt, args.steps, plain=args.plain_prompts)
+    by_step = timeline(prompt, args.steps, plain=args.plain_prompts)
+    texts = [described(text, by_step, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
+    if args.json:
+        print(json.dumps({"event": "tokens", "prompt": prompt, "steps": args.steps, "texts": texts}))
+        return 0
+    columns = min(80, shutil.get_terminal_size().columns)
+    for i, text in enumerate(texts):
+        if len(texts) > 1:
+            print(("\n" if i else "") + f"{step_ranges(text['steps'])} of {args.steps}: {shown(text['text'], 2000)}")
+        for line in strip_lines(text["chunks"], columns):
+            print(line)
+    return 0
+
+
+def described(text: str, by_step: Sequence[str], *, plain: bool) -> dict:
+    """One of the texts that the prompt is, the steps at which it is that, and its chunks."""
+    from sd.text.chunks import chunks_of
+    from sd.text.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer()
+    chunks = chunks_of(text, tokenizer, plain=plain)
+    pieces = iter(tokenizer.pieces_of(token for chunk in chunks for token, _ in chunk.tokens))
+    return {
+        "text": text,
+        "steps": [i for i, now in enumerate(by_step, 1) if now == text],
+        "chunks": [
+            {
+                "tokens": [{"id": token, "text": next(pieces)[1], "weight": weight} for token, weight in chunk.tokens],
+                "ids": list(chunk.ids),
+            }
+            for chunk in chunks
+        ],
+    }
+
+
+def step_ranges(steps: Sequence[int]) -> str:
+    """[1, 2, 3, 7] -> "steps 1-3, 7", the first eight ranges"""
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and ranges[-1][1] == step - 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    words = [str(first) if first == last else f"{first}-{last}" for first, last in ranges]
+    return ("steps " if len(steps) > 1 else "step ") + ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
+
+
+def strip_lines(chunks: Sequence[dict], columns: int) -> Iterator[str]:
+    """The chunks as strips of three rows: tokens, ids, and weights where there are any."""
+    for i, chunk in enumerate(chunks, 1):
+        tokens = chunk["tokens"]
+        room = len(chunk["ids"]) - 2
+        yield f"chunk {i} of {len(chunks)}: {counted(len(tokens), 'token')} of {room}"
+        for number, cells in enumerate(rows_of([cell(token) for token in tokens], columns)):
+            if number:
+                yield ""
+            widths = [max(map(width, column)) for column in cells]
+            for row in zip(*cells, strict=True):
+                padded = [text + " " * (wide - width(text)) for text, wide in zip(row, widths, strict=True)]
+                if any(row):
+                    yield ("  " + "  ".join(padded)).rstrip()
+
+
+def cell(token: dict) -> tuple[str, str, str]:
+    """One column of the strip."""
+    text = token["text"]
+    word = shown(text.removesuffix(" "), WIDEST) + ("" if text.endswith(" ") else "+")
+    return word, str(token["id"]), "" if token["weight"] == 1 else f"x{token['weight']:.4g}"
+
+
+def rows_of(cells: Sequence[tuple[str, str, str]], columns: int) -> Iterator[list[tuple[str, str, str]]]:
+    """As many cells as fit into the columns, again and again."""
+    row: list[tuple[str, str, str]] = []
+    used = 0
+    for one in cells:
+        wide = 2 + max(map(width, one))
+        if row and used + wide > columns:
+            yield row
+            row, used = [], 0
+        row.append(one)
+        used += wide
+    if row:
+        yield row
+
+
+def width(text: str) -> int:
+    """Columns on a terminal: two for wide letters, none for what is set over another."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )

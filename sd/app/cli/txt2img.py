@@ -1,0 +1,26 @@
+"""`sd txt2img`: a picture from text."""
+
+import argparse
+
+from sd.app.cli import like
+from sd.app.cli import make_pictures as making
+from sd.app.cli.flags import Parser
+from sd.app.cli.picture_flags import add_making_flags, add_second_pass_flags
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd txt2img",
+        description="Make pictures from text. Their paths are printed, one a line.",
+        epilog="examples:\n"
+        '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt -s 42\n'
+        '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
+    )
+    add_making_flags(parser, size_default="the model's native size")
+    add_second_pass_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    args = like.applied(args, parser())
+    return making.run(args, parser(), "text to picture")

@@ -1,0 +1,170 @@
+"""Where pictures go: a file, a folder, or a template for names. Decided and tried before any work is done."""
+
+import math
+import re
+import shutil
+import string
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sd.app.errors import UsageError
+from sd.pipeline.settings import Settings
+
+DEFAULT_OUT = "outputs/{index:05}-{seed}.png"
+OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height", "vary_seed")  # that a template may name
+
+
+@dataclass(frozen=True)
+class Names:
+    """What pictures are called: a file's name in its folder, with fields such as {seed}."""
+
+    template: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.template).parent
+
+    @property
+    def numbered(self) -> bool:
+        return "index" in _fields(self.template)
+
+    def path(self, job: Settings, index: int) -> Path:
+        values = {name: getattr(job, name) for name in PLACEHOLDERS[1:]}
+        values |= {"vary_seed": job.vary_seed or 0, "width": job.size[0], "height": job.size[1]}
+        return Path(self.template.format(index=index, **values))
+
+    def index_of(self, path: Path, job: Settings) -> int | None:
+        """The inverse of `path`: the number in a name, None where it is no name of that picture."""
+        pattern = "".join(
+            re.escape(literal) + {None: "", "index": r"(\d{1,9})"}.get(name, ".+?")
+            for literal, name, _, _ in string.Formatter().parse(Path(self.template).name)
+        )
+        match = re.fullmatch(pattern, path.name)
+        if not match:
+            return None
+        index = int(match[1]) if match.groups() else 0
+        return index if self.path(job, index) == path else None
+
+    def taken_numbers(self) -> list[int]:
+        """The numbers that names in the folder begin with."""
+        return [int(match[0]) for path in self.folder.iterdir() if (match := re.match(r"\d{1,9}(?!\d)", path.name))]
+
+
+def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
+    """What the pictures are to be called; their folder exists afterwards and can be written to.
+
+    out  a `.png` file, a folder, or a template such as `cat-{seed}.png`
+
+    Raises UsageError where that cannot be.
+    """
+    suffix = Path(out).suffix.lower()
+    if suffix in OTHER_PICTURES:
+        raise UsageError(f"--out {out}: only .png pictures are written, which carry their settings.")
+    if Path(out).is_file() and suffix != ".png":
+        raise UsageError(f"--out {out} is a file, and no .png. Give a .png file or a folder.")
+    if suffix not in ("", ".png") and not out.endswith("/") and not Path(out).is_dir():
+        raise UsageError(f"--out {out} is neither a .png nor a folder that exists. For a new folder, write {out}/.")
+    template = out if suffix == ".png" else str(Path(out) / Path(DEFAULT_OUT).name)
+    if "{" not in out and suffix == ".png" and len(jobs) > 1:
+        raise UsageError(
+            f"--out {out} names one file, but {len(jobs)} pictures are asked for. "
+            f"Give a folder, or a template: {out[:-4]}-{{seed}}.png."
+        )
+    _fields(template)
+    names = Names(template)
+    if "{" in str(names.folder):
+        raise UsageError(f"--out {out}: only the file's name can hold {{fields}}, not its folder.")
+    _try_folder(names.folder, sum(3 * math.prod(job.size) for job in jobs))
+    return names
+
+
+def picture_paths(
+    names: Names, jobs: Sequence[Settings], there: Mapping[int, Path] | None = None, *, force: bool = False
+) -> list[Path]:
+    """One path for each picture; {index} goes on after the largest number in the folder.
+
+    there  the pictures that an earlier run left, by the number of their job: they keep their names, and the others get
+           those that they would have had in that run; None where nobody looked for any
+
+    Raises UsageError where two pictures would get the same name, or one that is taken.
+    """
+    problem = "exists already" + (", and is not what is asked for now" if there is not None else "")
+    there = there or {}
+    missing = [i for i in range(len(jobs)) if i not in there]
+    paths = dict(there)
+    if names.numbered:
+        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in there.items())
+        first = shifts.most_common(1)[0][0] if shifts else 0
+        paths |= {i: names.path(jobs[i], first + i) for i in missing}
+        if first < 1 or any(paths[i].exists() for i in missing):
+            first = max(names.taken_numbers(), default=0) + 1
+            paths |= {i: names.path(jobs[i], first + nth) for nth, i in enumerate(missing)}
+    else:
+        paths |= {i: names.path(jobs[i], 1) for i in missing}
+    if len(set(paths.values())) < len(paths):
+        raise UsageError(
+            f"--out {names.template} gives the same name to several pictures. Put {{index}} or {{seed}} into it, or "
+            "{vary_seed} for variations."
+        )
+    for i in missing:
+        _require_free(paths[i], force, problem)
+    return [paths[i] for i in range(len(jobs))]
+
+
+def grid_path(paths: Sequence[Path], *, force: bool = False) -> Path:
+    """Where the sheet with all pictures goes: beside the first of them."""
+    path = paths[0].with_name(f"grid-{paths[0].name}")
+    _require_free(path, force)
+    return path
+
+
+def _require_free(path: Path, force: bool, problem: str = "exists already") -> None:
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder. Give another --out.")
+    if path.exists() and not force:
+        raise UsageError(f"{path} {problem}. Give another --out, or --force to replace it.")
+
+
+def free_path(path: Path, *, force: bool) -> Path:
+    """The same path, for one file that is no picture of a run; its folder exists afterwards.
+
+    Raises UsageError where nothing can be written there.
+    """
+    _require_free(path, force)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
+    return path
+
+
+def _fields(template: str) -> set[str]:
+    """The names in braces. Numbers may be padded, as in {index:05}; more of Python's formats would be a trap."""
+    try:
+        parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise UsageError(f"--out {template} is no usable template: {error}.") from None
+    fields = [(name, spec, conversion) for name, spec, conversion in parts if name is not None]
+    for name, spec, conversion in fields:
+        if name not in PLACEHOLDERS:
+            raise UsageError(f"--out {template}: {{{name}}} is no field. There are: {', '.join(PLACEHOLDERS)}.")
+        if conversion or (spec and (name == "sampler" or not re.fullmatch(r"0?\d{1,2}", spec))):
+            raise UsageError(
+                f"--out {template}: {{{name}:{spec}}} cannot be used. A number may be padded: {{index:05}}."
+            )
+    return {name for name, _, _ in fields}
+
+
+def _try_folder(folder: Path, nbytes: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UsageError(f"nothing can be written to {folder}: {error.strerror}. Give another --out.") from None
+    if free < nbytes:
+        raise UsageError(f"{folder} has {free / 1e6:.0f} MB free; the pictures may need {nbytes / 1e6:.0f} MB.")

@@ -1,1 +1,0 @@
-"""What a model consists of: counted, and shown as a table or a page."""

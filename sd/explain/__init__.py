@@ -1,1 +1,0 @@
-"""What happens while a picture is made: recorded, and shown as a page."""

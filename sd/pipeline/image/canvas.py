@@ -1,0 +1,75 @@
+"""A picture made ready to be worked on, and the way back: what image to image and inpainting do before and after."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.image.masks import masked_region, match, paste_back, prepare
+from sd.pipeline.image.outpainting import expand
+from sd.pipeline.image.reading import PictureError
+from sd.pipeline.image.resizing import Placement, Size, fit, natural
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """picture (RGB), mask (L, as large, 255 is repainted, or None), and how both come to the working size."""
+
+    picture: Image.Image
+    mask: Image.Image | None
+    placement: Placement
+
+    @property
+    def working_picture(self) -> Image.Image:
+        return self.placement.place(self.picture)
+
+    @property
+    def working_mask(self) -> Image.Image | None:
+        return None if self.mask is None else self.placement.place(self.mask)
+
+    def finish(self, made: Image.Image) -> Image.Image:
+        """What the networks made -> the result: without padding, or put back into the whole picture."""
+        if self.mask is None:
+            return self.placement.cut(made)
+        return paste_back(self.picture, made, self.mask, self.placement)
+
+
+def image_to_image(picture: Image.Image, size: Size | None, native: int, settings: InputSettings) -> Canvas:
+    """All of a picture is made anew.
+
+    size    the working size; None for one that fits the picture
+    native  side of the squares that the model was trained on
+    """
+    placement = natural(picture.size, native) if size is None else fit(picture.size, size, settings.resize_mode)
+    return Canvas(picture=picture, mask=None, placement=placement)
+
+
+def inpainting(
+    picture: Image.Image, mask: Image.Image | None, size: Size | None, native: int, settings: InputSettings
+) -> Canvas:
+    """What is white in the mask is made anew, and what the settings add around the picture.
+
+    Raises PictureError where that is nothing, or lies outside of the part that is worked on.
+    """
+    if (mask is None) == (settings.expand is None):
+        raise PictureError("inpainting takes either a mask or sides to expand. Give one of the two.")
+    if settings.expand is None:
+        mask = prepare(
+            match(mask, picture.size),
+            invert=settings.invert_mask,
+            threshold=settings.mask_threshold,
+            blur=settings.mask_blur,
+        )
+    else:
+        picture, mask = expand(picture, settings.expand, settings.overlap)
+    if settings.only_masked:
+        placement = masked_region(mask, size or (native, native), settings.mask_padding)
+    elif size is None:
+        placement = natural(picture.size, native)
+    else:
+        placement = fit(picture.size, size, settings.resize_mode)
+    if not placement.covers(mask):
+        raise PictureError(
+            "a part of what is to be repainted would be cropped off. Use --resize-mode pad, or --only-masked."
+        )
+    return Canvas(picture=picture, mask=mask, placement=placement)

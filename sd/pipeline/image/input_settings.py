@@ -1,0 +1,97 @@
+"""What a run with a picture depends on beside what every run does: how picture and mask are prepared.
+
+Checked before any picture or weight is read; the work is done in resizing, masks and outpainting.
+"""
+
+from dataclasses import dataclass, fields
+
+from sd.pipeline.settings import LARGEST_SIDE, SettingError, is_of_type, nearest
+
+RESIZE_NAMES = {"crop": "Crop and resize", "pad": "Resize and fill", "stretch": "Just resize"}  # as other tools say it
+SIDES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expansion:
+    """How many pixels a picture grows by on each side: multiples of 8, not all 0. Raises SettingError for others."""
+
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+
+    def __post_init__(self):
+        for side in SIDES:
+            pixels = getattr(self, side)
+            if not is_of_type(pixels, int):
+                raise SettingError("expand", f"{side}={pixels!r} is not a whole number of pixels, such as {side}=128.")
+            if not 0 <= pixels < LARGEST_SIDE:
+                raise SettingError("expand", f"{side}={pixels} is out of range: 0 to {LARGEST_SIDE - 8}.")
+            if pixels % 8:
+                below = pixels - pixels % 8
+                raise SettingError(
+                    "expand", f"{side}={pixels} is not a multiple of 8. Nearest: {below} or {below + 8}."
+                )
+        if not any(getattr(self, side) for side in SIDES):
+            raise SettingError("expand", "names no pixels to add. Example: left=128,right=64.")
+
+    @classmethod
+    def parse(cls, text: str) -> "Expansion":
+        """From "left=128,right=64": any of left, right, top and bottom, each once. Raises SettingError."""
+        given: dict[str, int] = {}
+        for part in text.split(","):
+            side, equals, number = (word.strip() for word in part.partition("="))
+            if not equals:
+                raise SettingError("expand", f"{part.strip()!r} is not SIDE=PIXELS. Example: left=128,right=64.")
+            if side not in SIDES:
+                raise SettingError("expand", f"{side!r} {nearest(side, SIDES)}")
+            if side in given:
+                raise SettingError("expand", f"{side} is given twice.")
+            if not (number.isascii() and number.removeprefix("-").isdigit() and len(number) <= 6):
+                raise SettingError(
+                    "expand", f"{side}={number[:20]} is not a whole number of pixels, such as {side}=128."
+                )
+            given[side] = int(number)
+        return cls(**given)
+
+    def __str__(self) -> str:
+        return ",".join(f"{side}={getattr(self, side)}" for side in SIDES if getattr(self, side))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """How a picture and its mask are prepared. Raises SettingError for what cannot be.
+
+    resize_mode     what happens to a picture of another shape: crop, pad or stretch
+    invert_mask     repaint the black part instead of the white one
+    mask_threshold  0 keeps grey levels; 1 to 255: this level and brighter ones become white, all others black
+    mask_blur       radius in pixels, the standard deviation of a Gaussian; 0 to 64
+    only_masked     work on the surroundings of the mask alone, enlarged to the whole working size
+    mask_padding    how much of the surroundings is shown then, in pixels of the picture; 0 to 1024
+    expand          new area around the picture, or None
+    overlap         over how many pixels of the old picture the new area fades out; 0 to 256
+    """
+
+    resize_mode: str = "crop"
+    invert_mask: bool = False
+    mask_threshold: int = 0
+    mask_blur: float = 4.0
+    only_masked: bool = False
+    mask_padding: int = 32
+    expand: Expansion | None = None
+    overlap: int = 32
+
+    def __post_init__(self):
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_right = isinstance(value, bool) if field.type is bool else is_of_type(value, field.type)
+            if not is_right:
+                expected = getattr(field.type, "__name__", "Expansion or None")
+                raise SettingError(field.name, f"cannot be {value!r}; it is of type {expected}.")
+        if self.resize_mode not in RESIZE_NAMES:
+            raise SettingError("resize_mode", f"{self.resize_mode} {nearest(self.resize_mode, RESIZE_NAMES)}")
+        largest = {"mask_threshold": 255, "mask_blur": 64, "mask_padding": 1024, "overlap": 256}
+        for name, limit in largest.items():
+            value = getattr(self, name)
+            if not 0 <= value <= limit:
+                raise SettingError(name, f"{value} is out of range: 0 to {limit}.")

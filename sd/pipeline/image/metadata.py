@@ -1,0 +1,69 @@
+"""The texts that a picture file carries: what it was made from. A file is data from a stranger."""
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from sd.pipeline.image.reading import DAMAGE, LARGEST_PIXELS, decoding, opened, readable
+from sd.pipeline.settings import FIELDS, SettingError, Settings
+
+EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
+
+
+def read_texts(path: Path) -> dict[str, str]:
+    """The text chunks before the pixels of a PNG; none where it is no PNG, or damaged. The pixels are not read."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            return {key: str(text) for key, text in picture.info.items() if isinstance(text, str)}
+    except DAMAGE:
+        return {}
+
+
+def read_foreign_texts(path: Path) -> dict[str, str]:
+    """All texts of a PNG, behind the pixels, too; of other pictures, the user comment as "parameters".
+
+    Raises PictureError where it is no picture.
+    """
+    with opened(path) as file, decoding(path):
+        picture = Image.open(file, formats=readable(("PNG", "JPEG", "WEBP", "AVIF")))
+        if picture.format != "PNG":
+            comment = picture.getexif().get_ifd(EXIF).get(USER_COMMENT)
+            return {} if comment is None else {"parameters": user_comment(comment)}
+        texts = {key: str(text) for key, text in picture.info.items() if isinstance(text, str)}
+        if not {"sd", "parameters"} & set(texts) and picture.width * picture.height <= LARGEST_PIXELS:
+            texts |= {key: str(text) for key, text in picture.text.items()}  # reads all of the file
+        return texts
+
+
+def user_comment(value: bytes | str) -> str:
+    """The text of an Exif user comment: eight bytes that say how it is written, then the text. Exif 2.32, 4.6.5."""
+    if isinstance(value, str):
+        return value.removeprefix("ASCII\0\0\0").removeprefix("UNICODE\0")
+    code, text = value[:8], value[8:]
+    if code != b"UNICODE\0":
+        return (text if code in (b"ASCII\0\0\0", bytes(8)) else value).decode("utf-8", "replace").strip("\0")
+    big = text[0::2].count(0) >= text[1::2].count(0)  # no byte order is laid down; of most text, one half is zeros
+    return text.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0")
+
+
+def read_exact(path: Path) -> dict:
+    """The exact settings, and what else was noted with them, in a picture of ours; empty for others."""
+    return exact_in(read_texts(path))
+
+
+def exact_in(texts: dict[str, str]) -> dict:
+    """The same from the texts of a picture."""
+    try:
+        exact = json.loads(texts.get("sd", "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return exact if isinstance(exact, dict) else {}
+
+
+def settings_from(exact: dict) -> Settings | None:
+    """The settings in what `read_exact` gives; None where they are none."""
+    try:
+        return Settings(**{name: value for name, value in exact.items() if name in FIELDS})
+    except (SettingError, TypeError):
+        return None

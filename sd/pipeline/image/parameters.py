@@ -1,0 +1,212 @@
+"""The text that other tools write into pictures, read as settings of ours.
+
+    a photograph of a horse
+    Negative prompt: blurry
+    Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.7
+
+`Settings.parameters` writes it. What is read was written by strangers.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+
+from sd.pipeline.second_pass import UPSCALES
+from sd.pipeline.setting_checks import SettingError
+from sd.pipeline.settings import Settings
+from sd.sampling.names import SAMPLERS, sampler_name, schedule_name
+
+NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance_scale", float),
+    "Seed": ("seed", int),
+    "Clip skip": ("clip_skip", int),
+    "Eta": ("eta", float),
+    "Guidance rescale": ("guidance_rescale", float),
+    "Reuse features": ("reuse_features", int),
+    "Token merging ratio": ("merge_tokens", float),
+    "Variation seed": ("vary_seed", int),
+    "Variation seed strength": ("vary", float),
+    "Hires steps": ("hires_steps", int),
+}
+# Says nothing about how the picture was made that is not said elsewhere.
+NO_SETTINGS = ("Version", "Model", "Model hash", "Batch size", "Batch pos")
+EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")
+
+
+@dataclass
+class Found:
+    """Settings by our names, and what could not be used of a text: each in a few words."""
+
+    settings: dict = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+
+def split_text(text: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt, and the values of the last line that has some; no values where there is no such line."""
+    lines = text.replace("\r\n", "\n").strip("\n").split("\n")
+    values: dict[str, str] = {}
+    for i in reversed(range(len(lines))):
+        found = values_of(lines[i])
+        if "Steps" in found and len(found) >= 3:
+            values, lines = found, lines[:i]
+            break
+    start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
+    return "\n".join(lines[:start]).strip(), negative, values
+
+
+def values_of(line: str) -> dict[str, str]:
+    """`Steps: 20, Model: "a, b", Hashes: {"vae": "1"}` -> the values; those in quotes or braces are JSON."""
+    found: dict[str, str] = {}
+    name = re.compile(r"\s*([^:,\"{}]{1,60}):\s*")
+    i = 0
+    while i < len(line):
+        match = name.match(line, i)
+        if match:
+            i = match.end()
+            try:
+                value, i = json.JSONDecoder().raw_decode(line, i) if line[i : i + 1] in ('"', "{") else (None, i)
+            except (ValueError, RecursionError):
+                value = None
+            comma = line.find(",", i)
+            end = len(line) if comma < 0 else comma
+            if value is None:
+                value = line[i:end].strip()
+            found[match[1].strip()] = value if isinstance(value, str) else json.dumps(value)
+        comma = line.find(",", i)
+        i = len(line) if comma < 0 else comma + 1
+    return found
+
+
+def settings_in(text: str) -> Found:
+    """What such a text says, by our names; every setting by itself is one that can be."""
+    prompt, negative, values = split_text(text)
+    found = Found({"prompt": prompt, "negative_prompt": negative})
+    found.unused += EXTRA_NETWORK.findall(prompt)
+    ours = values.get("Version", "").startswith("sd-zoo")
+    for name, value in values.items():
+        if name in NO_SETTINGS or (name in READERS and READERS[name](found, value)):
+            continue
+        if name in NUMBERS:
+            mine, kind = NUMBERS[name]
+            try:
+                found.settings[mine] = kind(value)
+                continue
+            except ValueError:
+                pass  # no number: it is named below
+        found.unused.append(f"{name}: {value[:60]}")
+    if not ours:
+        _as_they_mean_it(found, values)
+    if "hires" in found.settings and "strength" in found.settings:
+        found.settings["hires_strength"] = found.settings.pop("strength")
+    _keep_what_can_be(found)
+    return found
+
+
+def _sampler(found: Found, value: str) -> bool:
+    name = sampler_name(value)
+    if name is None:
+        return False
+    found.settings["sampler"] = name[0]
+    if name[1]:
+        found.settings.setdefault("schedule", name[1])
+    return True
+
+
+def _schedule(found: Found, value: str) -> bool:
+    if value == "Automatic":
+        return True
+    if value == "Custom":
+        return True  # the sigmas say it
+    name = schedule_name(value)
+    if name:
+        found.settings["schedule"] = name
+    return name is not None
+
+
+def _size(found: Found, value: str) -> bool:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+    if match:
+        found.settings |= {"width": int(match[1]), "height": int(match[2])}
+    return match is not None
+
+
+def _numbers(name: str):
+    def read(found: Found, value: str) -> bool:
+        try:
+            found.settings[name] = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return False
+        return True
+
+    return read
+
+
+def _strength(found: Found, value: str) -> bool:
+    try:
+        found.settings["strength"] = float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _hires(found: Found, value: str) -> bool:
+    found.settings["hires"] = value
+    return True
+
+
+def _upscaler(found: Found, value: str) -> bool:
+    names = {theirs: ours for ours, theirs in UPSCALES.items()}
+    found.settings["hires_upscale"] = names.get(value, "latent" if value.startswith("Latent") else "image")
+    return value in names
+
+
+def _choice(name: str, meanings: dict[str, object]):
+    def read(found: Found, value: str) -> bool:
+        if meanings.get(value) is not None:
+            found.settings[name] = meanings[value]
+        return value in meanings
+
+    return read
+
+
+READERS = {
+    "Sampler": _sampler,
+    "Schedule type": _schedule,
+    "Size": _size,
+    "Sigmas": _numbers("sigmas"),
+    "Guidance interval": _numbers("guidance_interval"),
+    "Denoising strength": _strength,
+    "Hires upscale": _hires,
+    "Hires resize": _hires,
+    "Hires upscaler": _upscaler,
+    "Tiling": _choice("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
+    "Emphasis": _choice("plain_prompts", {"None": True, "Original": None}),
+    "Noise Schedule": _choice("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
+}
+
+
+def _as_they_mean_it(found: Found, values: dict[str, str]) -> None:
+    """What it means in other tools that something is not said."""
+    settings = found.settings
+    sampler = settings.get("sampler")
+    unsaid = "schedule" not in settings and "Schedule type" not in values
+    if sampler and unsaid and SAMPLERS[sampler].schedule in ("karras", "exponential"):
+        settings["schedule"] = "linspace"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
+    if "hires" in settings and "steps" in settings and not settings.get("hires_steps"):
+        settings["hires_steps"] = settings["steps"]  # as many steps are run in the second pass as in the first
+
+
+def _keep_what_can_be(found: Found) -> None:
+    """Take out, and name, what `Settings` would refuse."""
+    needed = {"width": 512, "height": 512, "seed": 0}
+    while True:
+        try:
+            Settings(**{**needed, **found.settings})
+            return
+        except SettingError as error:
+            if error.name not in found.settings or error.name == "prompt":
+                raise
+            value = found.settings.pop(error.name)
+            found.unused.append(f"{error.name.replace('_', ' ')} {str(value)[:60]}")

@@ -1,0 +1,66 @@
+"""Between the networks' tensors and picture files."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from sd.files import written_whole
+from sd.pipeline.image.masks import latent_mask
+from sd.sampling.init_image import Start
+
+
+def to_images(image: Tensor) -> list[Image.Image]:
+    """image (B, 3, H, W) in [-1, 1], values outside are clipped -> B pictures of 8 bits a channel"""
+    pixels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def to_tensor(picture: Image.Image) -> Tensor:
+    """A picture (RGB) -> (1, 3, H, W) in [-1, 1]; a mask (L) -> (1, 1, H, W) in [0, 1]"""
+    values = torch.from_numpy(np.array(picture, dtype=np.float32))
+    return values[None, None] / 255 if values.ndim == 2 else values.permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def start_from(picture: Image.Image, mask: Image.Image | None) -> Start:
+    """What a run begins with, from a picture and its mask at the working size."""
+    if mask is None:
+        return Start(image=to_tensor(picture))
+    of_latents = torch.from_numpy(latent_mask(mask))[None, None]
+    return Start(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
+
+
+def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:
+    """Write a PNG with text chunks: complete, or not at all.
+
+    Raises FileExistsError where there is such a file already, unless forced.
+    """
+    with written_whole(path, force=force) as file:
+        file.write(png_bytes(picture, texts))
+
+
+def png_bytes(picture: Image.Image, texts: dict[str, str]) -> bytes:
+    """The PNG that `save_png` writes."""
+    info = PngInfo()
+    for key, text in texts.items():
+        info.add_text(key, text)
+    file = io.BytesIO()
+    picture.save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """All pictures on one sheet, row by row; about as many rows as columns unless those are given."""
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    width, height = (max(side) for side in zip(*(picture.size for picture in pictures), strict=True))
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (i % columns * width, i // columns * height))
+    return sheet

@@ -1,0 +1,349 @@
+"""What a picture is made from: checked before any weight is read, stored in the picture, shown to other tools."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
+
+from sd import __version__
+from sd.pipeline.second_pass import UPSCALES, second_size
+from sd.pipeline.setting_checks import SettingError, check_prompt, is_of_type, nearest, type_name
+from sd.sampling.names import CUSTOM, SAMPLERS, SCHEDULES, plain, sampler_name, schedule_name
+from sd.sampling.strength import steps_for, steps_run
+from sd.text.prompt_syntax import timeline
+
+DEFAULT_STEPS = 30
+TILES = ("", "x", "y", "xy")
+LARGEST_SIDE = 4096
+SMALLEST_SIDE = 64
+LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
+SEED_LIMIT = 2**63  # seeds are below it; torch's generators take no larger ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that a text-to-picture run depends on beside the model. Raises SettingError for what cannot be.
+
+    prompt, negative_prompt  what to show, and what to move away from; both may be empty; syntax as in
+                             `sd.text.prompt_syntax`
+    plain_prompts            brackets and BREAK in the prompts are text
+    clip_skip                1: the text encoder's last layer; 2: the one before it, and so on
+    width, height            pixels, multiples of 8
+    steps                    1 to 1000; None for 30, or as many as there are sigmas
+    sampler                  any name of one that `sd.sampling.names` knows; its end may name a schedule
+    schedule                 any name of one; None for the sampler's own
+    sigmas                   instead of a schedule: the noise levels of the steps, falling; the step to 0 is added
+    eta                      0 to 1, the share of fresh noise; None for the sampler's own
+    guidance_scale           1 turns guidance off
+    guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
+    guidance_interval        the lowest and the highest sigma at which there is guidance; empty for all
+    reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is at all of them
+    merge_tokens             0 to 0.75, the share of tokens that is merged before self-attention with the most of them
+    zero_terminal_snr        begin at pure noise; for models trained so, which predict v
+    strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
+    seed                     of this picture's noise
+    hires                    size (width, height) of a second pass after the first; a factor or "1024x768" will do, too
+    hires_upscale            what is enlarged between the passes: "latent", bilinearly, or "image", by Lanczos's filter
+    hires_strength           above 0, up to 1: how much the second pass changes
+    hires_steps              how many steps the second pass runs; None for what its strength leaves of the first's
+    tile                     along which axes the picture goes on at its other side: "", "x", "y" or "xy"
+    vary                     0 to 1, how far its noise is turned from that of its seed to that of the variation seed
+    vary_seed                the variation seed; None where vary is 0
+
+    Once made, it holds our own names and numbers in place of other spellings and of None.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    plain_prompts: bool = False
+    clip_skip: int = 1
+    width: int
+    height: int
+    steps: int | None = None
+    sampler: str = "dpmpp_2m"
+    schedule: str | None = None
+    sigmas: tuple[float, ...] = ()
+    eta: float | None = None
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, ...] = ()
+    reuse_features: int = 1
+    merge_tokens: float = 0.0
+    zero_terminal_snr: bool = False
+    strength: float = 1.0
+    seed: int
+    hires: float | str | tuple[int, ...] | None = None
+    hires_upscale: str = "latent"
+    hires_strength: float = 0.7
+    hires_steps: int | None = None
+    tile: str = ""
+    vary: float = 0.0
+    vary_seed: int | None = None
+
+    def __post_init__(self):
+        def check(name: str, allowed: bool, problem: str):
+            if not allowed:
+                raise SettingError(name, f"{getattr(self, name)} {problem}")
+
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not is_of_type(value, field.type):
+                raise SettingError(field.name, f"cannot be {value!r}; it is of type {type_name(field.type)}.")
+        for name in ("width", "height"):
+            side = getattr(self, name)
+            check(name, SMALLEST_SIDE <= side <= LARGEST_SIDE, f"is out of range: {SMALLEST_SIDE} to {LARGEST_SIDE}.")
+            below = side - side % 8
+            check(name, side % 8 == 0, f"is not a multiple of 8. Nearest: {below} or {below + 8}.")
+        self._resolve_sampler()
+        check("steps", 1 <= self.steps <= 1000, "is out of range: 1 to 1000.")
+        for name in ("prompt", "negative_prompt"):
+            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
+        check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
+        first = 1 + (self.steps - 1) * (1000 // self.steps)
+        check(
+            "steps",
+            self.schedule != "leading" or self.steps <= 10 or first >= 900,
+            f"would begin at timestep {first} of 999 with the leading schedule, where noise is no starting point. "
+            "Use a number that divides 1000, or the trailing schedule.",
+        )
+        usual_eta = SAMPLERS[self.sampler].eta
+        check("eta", 0 <= (self.eta or 0) <= 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM).")
+        check("eta", not self.eta or usual_eta is not None, f"does nothing: {self.sampler} has no such setting.")
+        self._set("eta", usual_eta if self.eta is None or usual_eta is None else self.eta)
+        check("guidance_scale", abs(self.guidance_scale) <= 1000, "is out of range: -1000 to 1000.")
+        check("guidance_rescale", 0 <= self.guidance_rescale <= 1, "is out of range: 0 to 1.")
+        check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
+              "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
+        self._resolve_interval()
+        check("reuse_features", 1 <= self.reuse_features <= 1000,
+              "is out of range: 1 (off: all is computed at every prediction) to 1000.")  # fmt: skip
+        check("merge_tokens", 0 <= self.merge_tokens <= 0.75,
+              "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left).")  # fmt: skip
+        check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
+        check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+        check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
+        self._set("vary_seed", self.vary_seed if self.vary else None)
+        if self.vary:
+            check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
+            check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+
+        if self.tile not in TILES:
+            raise SettingError("tile", f"{self.tile} {nearest(self.tile, TILES[1:])}")
+        self._resolve_second_pass()
+
+    def _resolve_second_pass(self) -> None:
+        """Its size, and the number of its steps."""
+        if self.hires_upscale not in UPSCALES:
+            raise SettingError("hires_upscale", f"{self.hires_upscale} {nearest(self.hires_upscale, UPSCALES)}")
+        if not 0 < self.hires_strength <= 1:
+            raise SettingError("hires_strength", f"{self.hires_strength} is out of range: above 0, up to 1 (all anew).")
+        if self.hires is None:
+            if self.hires_steps is not None:
+                raise SettingError("hires_steps", f"{self.hires_steps} does nothing without a second pass (hires).")
+            self._set("hires_upscale", "latent")
+            self._set("hires_strength", 0.7)
+            return
+        if self.strength < 1:
+            raise SettingError("hires", "is for pictures from text alone; here, one is given to begin with.")
+        try:
+            self._set("hires", second_size(self.hires, self.width, self.height))
+        except ValueError as error:
+            raise SettingError("hires", str(error)) from None
+        if max(self.hires) > LARGEST_SIDE:
+            raise SettingError(
+                "hires", f"would be {self.hires[0]}x{self.hires[1]}; sides of up to {LARGEST_SIDE} can be had."
+            )
+        usual = max(1, steps_run(self.steps, self.hires_strength))
+        if self.sigmas and self.hires_steps not in (None, usual):
+            raise SettingError("hires_steps", f"{self.hires_steps} does nothing with sigmas, which say every step.")
+        self._set("hires_steps", usual if self.hires_steps is None else self.hires_steps)
+        if not 1 <= self.hires_steps <= 1000 or steps_for(self.hires_steps, self.hires_strength) > 1000:
+            raise SettingError(
+                "hires_steps",
+                f"{self.hires_steps} is out of range: at least 1, and at this strength up to "
+                f"{steps_run(1000, self.hires_strength)}.",
+            )
+        try:
+            self.passes()
+        except SettingError as error:
+            raise SettingError("hires_steps", f"{self.hires_steps}: the second pass cannot be: {error}") from None
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # the only way in a frozen dataclass
+
+    def _resolve_sampler(self) -> None:
+        """Our names for the sampler and the schedule, and the number of steps."""
+        found = sampler_name(self.sampler)
+        if found is None:
+            raise SettingError("sampler", f"{self.sampler} {nearest(plain(self.sampler), SAMPLERS)}")
+        sampler, schedule = found
+        if self.schedule is not None and plain(self.schedule) not in ("auto", "automatic", CUSTOM):
+            asked = schedule_name(self.schedule)
+            if asked is None:
+                raise SettingError("schedule", f"{self.schedule} {nearest(plain(self.schedule), SCHEDULES)}")
+            if schedule not in (None, asked):
+                raise SettingError("schedule", f"{self.schedule} does not go with the sampler {self.sampler!r}, which "
+                                   f"names another one. Say {sampler} for the sampler alone.")  # fmt: skip
+            schedule = asked
+        elif self.schedule is not None and plain(self.schedule) == CUSTOM and not self.sigmas:
+            raise SettingError("schedule", "custom needs noise levels: give them as sigmas.")
+        self._set("sampler", sampler)
+        self._set("sigmas", tuple(self.sigmas))
+        self._set("schedule", self._resolve_sigmas(schedule) if self.sigmas else schedule or SAMPLERS[sampler].schedule)
+        self._set("steps", DEFAULT_STEPS if self.steps is None else self.steps)
+
+    def _resolve_sigmas(self, schedule: str | None) -> str:
+        shown = ", ".join(f"{sigma:g}" for sigma in self.sigmas)
+        if schedule is not None:
+            raise SettingError("sigmas", f"{shown} leave nothing to the {schedule} schedule. Give one of the two.")
+        levels = self.sigmas[:-1] if self.sigmas[-1] == 0 else self.sigmas
+        if not levels or not all(LOWEST_SIGMA <= sigma <= HIGHEST_SIGMA for sigma in levels):
+            raise SettingError(
+                "sigmas",
+                f"{shown} are out of range: each {LOWEST_SIGMA} to {HIGHEST_SIGMA}, and a 0 at the end if you like.",
+            )
+        if any(later >= sooner for sooner, later in pairwise(levels)):
+            raise SettingError("sigmas", f"{shown} do not fall from step to step.")
+        if self.steps not in (None, len(levels)):
+            raise SettingError("steps", f"{self.steps} is not the number of sigmas, {len(levels)}. Leave it out.")
+        self._set("sigmas", tuple(float(sigma) for sigma in levels))
+        self._set("steps", len(levels))
+        return CUSTOM
+
+    def _resolve_interval(self) -> None:
+        self._set("guidance_interval", tuple(float(sigma) for sigma in self.guidance_interval))
+        shown = ", ".join(f"{sigma:g}" for sigma in self.guidance_interval)
+        if not self.guidance_interval:
+            return
+        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+            raise SettingError("guidance_interval", f"{shown} is none: give a lower sigma and a higher one, as 0.3,5.")
+        if self.guidance_scale == 1:
+            raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
+
+    def require_prediction(self, prediction: str) -> None:
+        """Raise SettingError where a model with that prediction, "eps" or "v", cannot be run with these settings."""
+        if self.zero_terminal_snr and prediction != "v":
+            raise SettingError(
+                "zero_terminal_snr", f"needs a model that predicts v; this one predicts {prediction}. Leave it out."
+            )
+
+    @property
+    def acts_inside(self) -> bool:
+        """Whether parts of the UNet run in another way than its file says. Then a compiled one is of no use."""
+        return self.reuse_features > 1 or self.merge_tokens > 0
+
+    @property
+    def shared(self) -> tuple:
+        """What must be the same in all pictures of a batch: everything but prompts, seeds and variations.
+
+        Where features are reused, the words must also change at the same steps, since all of a batch is then computed.
+        """
+        own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
+        values = tuple(getattr(self, name) for name in FIELDS if name not in own)
+        return values if self.reuse_features == 1 else (*values, *self._word_changes())
+
+    def goes_with(self, other: "Settings") -> bool:
+        """Whether the two pictures can be made in one batch."""
+        return self.shared == other.shared
+
+    def _word_changes(self) -> list[frozenset[int]]:
+        """For each pass: the steps at which a prompt is another text than at the step before."""
+        return [
+            frozenset(step for texts in each.texts_by_step() for step in changes_of(texts)) for each in self.passes()
+        ]
+
+    def passes(self) -> list["Settings"]:
+        """Those of each pass; the second one is image to image."""
+        first = replace(self, hires=None, hires_steps=None)
+        if self.hires is None:
+            return [first]
+        width, height = self.hires
+        steps = self.steps if self.sigmas else steps_for(self.hires_steps, self.hires_strength)
+        strength = max(self.hires_strength, 1 / steps)  # of given sigmas, one at least
+        return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture, after the last pass."""
+        return self.hires or (self.width, self.height)
+
+    @property
+    def variation(self) -> tuple[int, float] | None:
+        """The variation seed, and how far the noise is turned to it."""
+        return (self.vary_seed, self.vary) if self.vary else None
+
+    def counted_on(self, i: int) -> "Settings":
+        """Those of the picture that comes i later in a run: its seed counts on, or that of its variation."""
+        if self.vary:
+            return replace(self, vary_seed=self.vary_seed + i)
+        return replace(self, seed=self.seed + i)
+
+    def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
+        """The prompt and, with guidance, the negative prompt: each as it stands at every step."""
+        prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
+        return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def parameters(self, model_name: str, model_hash: str | None, labels: dict[str, object] | None = None) -> str:
+        """The settings as one text, in the form that other tools read and write.
+
+        labels  what else to say, by the names that other tools have for it
+        """
+        row = SAMPLERS[self.sampler]
+        schedule = "Custom" if self.sigmas else SCHEDULES[self.schedule][0]
+        values = {
+            "Steps": self.steps,
+            "Sampler": row.label,
+            "Schedule type": None if self.schedule == row.schedule == "leading" else schedule,
+            "Sigmas": ", ".join(f"{sigma:g}" for sigma in self.sigmas) or None,
+            "CFG scale": f"{self.guidance_scale:g}",
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Tiling": {"": None, "xy": True}.get(self.tile, self.tile),
+            "Variation seed": self.vary_seed,
+            "Variation seed strength": f"{self.vary:g}" if self.vary else None,
+            "Model hash": model_hash,
+            "Model": model_name,
+            **self._hires_labels(),
+            "Eta": f"{self.eta:g}" if self.eta != row.eta else None,
+            "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
+            "Emphasis": "None" if self.plain_prompts else None,
+            "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
+            "Guidance interval": ", ".join(f"{sigma:g}" for sigma in self.guidance_interval) or None,
+            "Reuse features": self.reuse_features if self.reuse_features > 1 else None,
+            "Token merging ratio": f"{self.merge_tokens:g}" if self.merge_tokens else None,
+            "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
+            **(labels or {}),
+            "Version": f"sd-zoo {__version__}",
+        }
+        line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)
+        negative = [f"Negative prompt: {self.negative_prompt}"] if self.negative_prompt else []
+        return "\n".join([self.prompt, *negative, line])
+
+    def _hires_labels(self) -> dict[str, object]:
+        if self.hires is None:
+            return {"Denoising strength": f"{self.strength:g}" if self.strength < 1 else None}
+        (width, height), even = self.hires, self.hires[0] * self.height == self.hires[1] * self.width
+        return {
+            "Denoising strength": f"{self.hires_strength:g}",
+            "Hires upscale": f"{width / self.width:g}" if even else None,
+            "Hires resize": None if even else f"{width}x{height}",
+            "Hires steps": self.hires_steps,
+            "Hires upscaler": UPSCALES[self.hires_upscale],
+        }
+
+
+def changes_of(texts: Sequence[str]) -> list[int]:
+    """The steps, counted from 0, at which there is another text than at the step before."""
+    return [step for step, (before, now) in enumerate(pairwise(texts), 1) if before != now]
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+FIELDS = {field.name: field.type for field in fields(Settings)}
+OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")  # what a picture notes beside them

@@ -1,0 +1,222 @@
+"""From a prompt to pictures that carry their settings: what most programs want of a model.
+
+How the networks work together stands in `sd.pipeline.latent_diffusion`.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd import __version__
+from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
+from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.image.reading import opened_picture
+from sd.pipeline.image.tensors import start_from
+from sd.pipeline.latent_diffusion import LatentDiffusion, NonFiniteError
+from sd.pipeline.second_pass import first_size
+from sd.pipeline.settings import Settings
+from sd.runtime.device import RunOptions, precision_name
+from sd.sampling.init_image import Start
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the weights came from."""
+
+    name: str  # of the file, without its suffix
+    weights: str  # "ema" or "model"
+    sha256: Callable[[], str | None]  # of the file, None if it is gone; takes seconds for a large one, the first time
+
+
+@dataclass(kw_only=True)
+class StableDiffusion(LatentDiffusion):
+    """A loaded model: its parts, and the way from a prompt to a picture."""
+
+    source: Source
+
+    def make(
+        self,
+        batch: Sequence[Settings],
+        start: Start | None = None,
+        *,
+        on_step: Callable[[Tensor], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
+        clean: list[Tensor] | None = None,
+    ) -> list[Image.Image]:
+        """Denoise and decode a batch, in two passes where the settings ask for them.
+
+        A network that fails is run again in float32, from the start of its stage.
+
+        start     a picture to begin with, as in `sample`
+        on_step   called with the latents (B, 4, H/8, W/8) after every step
+        on_retry  called with a sentence where a network is run again
+        clean     gets the clean latents (B, 4, H/8, W/8) that were predicted in every step of every pass
+
+        Raises NonFiniteError where a network fails in float32, too.
+        """
+
+        if start is not None and batch[0].hires:
+            raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
+
+        def denoise(batch: Sequence[Settings], start: Start | None) -> Tensor:
+            latents, predicted = None, []
+            for latents in self.sample(batch, start, on_clean=None if clean is None else predicted.append):
+                if on_step:
+                    on_step(latents)
+            if clean is not None:
+                clean.extend(predicted)
+            return latents
+
+        def finite(stage: Callable[[], T]) -> T:
+            try:
+                return stage()
+            except NonFiniteError as error:
+                if self.dtypes[error.part] == torch.float32:
+                    raise
+                getattr(self, error.part).float()
+                if on_retry:
+                    on_retry(f"{error}; it is run again in fp32, and stays so")
+                return finite(stage)
+
+        latents = finite(lambda: denoise(batch, start))
+        if batch[0].hires:
+            larger = Start(latents=finite(lambda: self.enlarge(latents, batch[0])))
+            second = [settings.passes()[1] for settings in batch]
+            latents = finite(lambda: denoise(second, larger))
+        return finite(lambda: self.decode(latents, batch[0].tile))
+
+    def texts(
+        self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None
+    ) -> dict[str, str]:
+        """What a picture carries: its settings in the form of other tools, and exactly, as JSON.
+
+        labels, exact  what else to say in each of them: of the picture that the run began with
+        """
+        sha256 = self.source.sha256()
+        exact = {
+            **settings.to_dict(),
+            **(exact or {}),
+            "model": {"name": self.source.name, "sha256": sha256, "weights": self.source.weights},
+            "family": self.config.family,
+            "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
+            "device": self.device.type,
+            "version": __version__,
+            "torch": torch.__version__,
+        }
+        options = self.execution.options
+        options = replace(options, compile=options.compile and not settings.acts_inside)
+        if options != RunOptions():
+            exact["run"] = asdict(options)
+        return {
+            "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
+            "sd": json.dumps(exact, ensure_ascii=False),
+        }
+
+    def txt2img(
+        self, prompt: str, *, width: int | None = None, height: int | None = None, **options: object
+    ) -> list[Image.Image]:
+        """Pictures from a prompt.
+
+        width, height  pixels, multiples of 8; the model's native size by default; with `hires`, of the first pass
+        options        as in `pictures`
+        """
+        native = self.config.native_size, self.config.native_size
+        if width is None and height is None:
+            native = first_size(options.get("hires"), self.config.native_size)
+        size = (native[0] if width is None else width, native[1] if height is None else height)
+        return self.pictures(prompt, size, **options)
+
+    def img2img(
+        self,
+        prompt: str,
+        picture: Image.Image,
+        *,
+        strength: float = 0.75,
+        size: tuple[int, int] | None = None,
+        resize_mode: str = "crop",
+        **options: object,
+    ) -> list[Image.Image]:
+        """Pictures from a picture and a prompt.
+
+        strength     how much of the picture is changed: 0 gives what the VAE makes of it, 1 forgets it
+        size         width and height to work at, multiples of 8; by default the picture's, or near it
+        resize_mode  "crop", "pad" or "stretch", where the size is of another shape
+        options      as in `pictures`
+        """
+        canvas = image_to_image(
+            opened_picture(picture), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
+        )
+        return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
+
+    def inpaint(
+        self,
+        prompt: str,
+        picture: Image.Image,
+        mask: Image.Image | None,
+        *,
+        strength: float = 1.0,
+        size: tuple[int, int] | None = None,
+        inputs: InputSettings | None = None,
+        **options: object,
+    ) -> list[Image.Image]:
+        """Repaint what is white in the mask; where it is black, the picture stays as it is, to the bit.
+
+        mask      a picture of the same size, or None where `inputs` says how far to paint beyond the edges
+        strength  how much of what is repainted may change
+        inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
+        options   as in `pictures`
+        """
+        mask = None if mask is None else opened_picture(mask, background="black").convert("L")
+        canvas = inpainting(opened_picture(picture), mask, size, self.config.native_size, inputs or InputSettings())
+        return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
+
+    def pictures(
+        self,
+        prompt: str,
+        size: tuple[int, int],
+        canvas: Canvas | None = None,
+        *,
+        count: int = 1,
+        batch_size: int = 1,
+        seed: int | None = None,
+        on_step: Callable[[Tensor], None] | None = None,
+        on_retry: Callable[[str], None] | None = None,
+        **settings: object,
+    ) -> list[Image.Image]:
+        """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
+
+        With `vary`, all have the same seed, and picture i has the variation seed `vary_seed + i`.
+
+        canvas             the picture to begin with, if there is one
+        count, batch_size  how many batches, and how many pictures are made at a time in each
+        on_step, on_retry  as in `make`
+        settings           the other fields of `sd.pipeline.settings.Settings`: negative_prompt, steps, guidance_scale,
+                           …
+        returns            pictures, whose `info` has the texts that a PNG of them should carry
+        """
+        for name, number in (("count", count), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        width, height = size
+        seed = secrets.randbits(32) if seed is None else seed
+        if settings.get("vary") and settings.get("vary_seed") is None:
+            settings["vary_seed"] = secrets.randbits(32)
+        first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
+        jobs = [first.counted_on(i) for i in range(count * batch_size)]
+        start = None if canvas is None else start_from(canvas.working_picture, canvas.working_mask)
+        pictures = []
+        for begin in range(0, len(jobs), batch_size):
+            batch = jobs[begin : begin + batch_size]
+            for picture, job in zip(self.make(batch, start, on_step=on_step, on_retry=on_retry), batch, strict=True):
+                finished = picture if canvas is None else canvas.finish(picture)
+                finished.info.update(self.texts(job))
+                pictures.append(finished)
+        return pictures

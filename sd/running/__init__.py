@@ -1,1 +1,0 @@
-"""How networks are run, in speed and memory, from outside; the networks do not know."""

@@ -1,0 +1,59 @@
+"""Gated feed-forwards in bf16 whose GELU and gate are applied while a product is written.
+
+oneDNN, which multiplies matrices in bf16 for PyTorch on CPUs, can add a bias, take the GELU and multiply with another
+array before it rounds a product. PyTorch copies the bias to each row first, and reads and writes all hidden values
+again for the GELU and for the gate: in v1 at 512x512, 42 MB in each of the largest layers. As elsewhere in this folder,
+the network does not know.
+
+B batch, T tokens, D width.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from sd.networks.attention import GEGLU
+from sd.runtime.cpu.operators import Operator
+from sd.runtime.cpu.packing import can_pack
+from sd.runtime.patching import exchanged
+
+LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # there are builds of PyTorch without oneDNN
+
+
+def gates_joined(network: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+    """As long as it lasts, the network's gates are joined to its products, in predictions for x, without gradients.
+
+    Only in bf16 and where oneDNN has it; elsewhere nothing changes.
+    """
+    return exchanged(joining(network, x))
+
+
+def joining(network: nn.Module, x: Tensor) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """Forward functions for its gated feed-forwards; none where they cannot be joined."""
+    if LINEAR is None or x.dtype != torch.bfloat16 or not can_pack(x.device, x.dtype) or torch.is_grad_enabled():
+        return {}
+    return {module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)}
+
+
+def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
+    operator = OPERATOR.call
+    return lambda x: layer.proj_out(operator(x, layer.proj_in.weight, layer.proj_in.bias))
+
+
+def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (B, T, D), weight (2 D', D), bias (2 D'), whose second halves are the gate's -> (B, T, D').
+
+    Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6, without the last product.
+    """
+    (weight, gate_weight), (bias, gate_bias) = weight.chunk(2), bias.chunk(2)
+    gate = LINEAR(x, gate_weight, gate_bias, "gelu", [], "none")  # the exact one, not the one by tanh
+    return LINEAR.binary(x, gate, weight, bias, "mul")
+
+
+OPERATOR = Operator(
+    "gated(Tensor x, Tensor weight, Tensor bias) -> Tensor",
+    gated,
+    shape=lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(bias) // 2),
+)

@@ -1,0 +1,166 @@
+"""3x3 convolutions by Winograd's algorithm, with 16 multiplications where the definition has 36.
+
+Four neighbouring results share their inputs: sums and differences of these, multiplied with sums and differences of the
+weights that are computed once, give all four with fewer products (Lavin & Gray, "Fast Algorithms for Convolutional
+Neural Networks", 2016, section 4.1). Behind nearest-neighbour upsampling some of the differences are zero, and 9
+products are left. `winograd.cpp` is for processors with AVX-512, in bf16 for those with AVX512-BF16 and without AMX,
+whose tiles are faster still; docs/performance.md has the figures. It is one operator to PyTorch. In float32 the results
+are the same up to rounding; in bf16, what is multiplied is rounded once more. Elsewhere everything is as ever, and the
+networks do not know.
+
+B batch, C channels, H W height and width.
+"""
+
+import ctypes
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sd.runtime.cpu.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
+from sd.runtime.cpu.operators import Operator
+from sd.runtime.cpu.packing import is_made_from, origin, plain_weight
+from sd.runtime.cpu.upsampling import doubles, upsampling_layers
+
+POSITIONS = 1024  # of a result; for fewer, weights take more memory than multiplications are saved
+INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # channels come in such numbers
+
+
+def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the algorithm is for such networks on this machine, if there is a compiler."""
+    flags = cpu_flags()
+    if device.type != "cpu" or not flags >= AVX512:
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and PAIRS in flags and not flags >= TILES)
+
+
+def functions() -> dict[str, tuple[list, type | None]]:
+    """Of the kernel, and their types."""
+    kinds = ["float", "bf16"] if PAIRS in cpu_flags() else ["float"]
+    weights, convolution = [ADDRESS] * 2 + [NUMBER] * 6, [ADDRESS] * 4 + [ctypes.POINTER(NUMBER), ADDRESS, NUMBER]
+    return {
+        "sd_winograd_memory": ([NUMBER] * 2, NUMBER),
+        **{f"sd_winograd_weights_{kind}": (weights, None) for kind in kinds},
+        **{f"sd_winograd_{kind}": (convolution, None) for kind in kinds},
+    }
+
+
+KERNEL = Kernel("winograd", features=lambda: AVX512 | ({PAIRS} & cpu_flags()), functions=functions)
+
+
+class WinogradConvolutions:
+    """A network's convolutions by the algorithm, and their weights for it, which are made when they are first needed.
+
+    keep  the weights are kept: in memory, 16/9 of the plain ones. They are made again when the network's have changed;
+          changes through `.data` are not seen. Else they are made in every call, in little time for large feature maps
+    """
+
+    def __init__(self, network: nn.Module, *, keep: bool):
+        self.network, self.keep = network, keep
+        upsampling = upsampling_layers(network)
+        behind = {layer.conv for layer in upsampling}
+        plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in behind]
+        self.layers = {layer: layer for layer in plain if fits(layer)}  # and the convolution in each of them
+        self.layers |= {layer: layer.conv for layer in upsampling if fits(layer.conv)}
+        self._made: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}  # from what, in which version; the weights
+
+    def forwards(
+        self,
+        x: Tensor,
+        latents: int,
+        others: Mapping[nn.Module, Callable[..., Tensor]],
+        on_build: Callable[[], object] = lambda: None,
+    ) -> dict[nn.Module, Callable[..., Tensor]]:
+        """Forward functions for inputs like x, without gradients; none where the algorithm is not to be had.
+
+        latents   the number of positions in the latents that belong to x
+        others    forward functions for small feature maps, where they are not the layers' own
+        on_build  called before the algorithm is compiled, which is done once on a machine
+        """
+        if latents < LATENTS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
+            return {}
+        if not self.layers or KERNEL.library(on_build) is None:
+            return {}
+        return {layer: self._forward(layer, others.get(layer, layer.forward)) for layer in self.layers}
+
+    def _forward(self, layer: nn.Module, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        conv, operator, upsampled = self.layers[layer], OPERATOR.call, not is_convolution(layer)
+
+        def forward(x: Tensor, size: torch.Size | None = None) -> Tensor:
+            """(B, C, H, W) -> (B, C', H, W), or (B, C', 2H, 2W) after upsampling; `size` as in `Upsample`"""
+            if x.shape[-2:].numel() * (4 if upsampled else 1) < POSITIONS or not doubles(x, size):
+                return plain(x) if size is None else plain(x, size)
+            return operator(x, self._weights(layer), conv.bias, upsampled)
+
+        return forward
+
+    def _weights(self, layer: nn.Module) -> Tensor:
+        conv, made = self.layers[layer], self._made.get(layer)
+        if not is_made_from(made, conv):
+            made = *origin(conv), lay_out(plain_weight(conv), upsampled=not is_convolution(layer))
+            if self.keep:
+                self._made[layer] = made
+        return made[2]
+
+
+def is_convolution(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d)
+
+
+def fits(conv: nn.Conv2d) -> bool:
+    """Whether the algorithm is for such a convolution."""
+    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return (
+        sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        and conv.bias is not None
+        and conv.in_channels % INPUTS == 0
+        and conv.in_channels <= MOST_INPUTS
+        and conv.out_channels % OUTPUTS == 0
+    )
+
+
+def lay_out(weight: Tensor, *, upsampled: bool) -> Tensor:
+    """3x3 weights (C', C, 3, 3) -> those of the algorithm, (C'/64, 16, C, 64) numbers, upsampled (C'/64, 9, C, 64).
+
+    In bf16, numbers of two input channels lie side by side. Raises RuntimeError where the algorithm is not to be had.
+    """
+    outputs, inputs = weight.shape[:2]
+    if not weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.contiguous()
+    result = weight.new_empty(outputs // OUTPUTS, 9 if upsampled else 16, inputs, OUTPUTS)
+    strides = weight.stride(1), weight.stride(3)
+    code = _function("sd_winograd_weights", weight.dtype)
+    code(weight.data_ptr(), result.data_ptr(), inputs, outputs, *strides, upsampled, torch.get_num_threads())
+    return result
+
+
+def convolve(x: Tensor, weights: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
+    """x (B, C, H, W) and weights of `lay_out` -> (B, C', H, W), upsampled (B, C', 2H, 2W), in channels_last order.
+
+    Raises RuntimeError where the algorithm is not to be had, and for weights of other sizes or precision.
+    """
+    scale = 2 if upsampled else 1
+    x = x.contiguous(memory_format=torch.channels_last)
+    batch, inputs, height, width = x.shape
+    expected = len(bias) // OUTPUTS, 9 if upsampled else 16, inputs, OUTPUTS
+    if weights.shape != expected or not x.dtype == weights.dtype == bias.dtype:
+        told = f"{list(weights.shape)} in {weights.dtype}, biases in {bias.dtype}"
+        raise RuntimeError(f"inputs in {x.dtype} need weights {list(expected)} in the same precision, got {told}")
+    result = x.new_empty(batch, scale * height, scale * width, len(bias))
+    threads = torch.get_num_threads()
+    code = _function("sd_winograd", x.dtype)
+    memory = torch.empty(threads * KERNEL.library().sd_winograd_memory(inputs, x.element_size()), dtype=torch.uint8)
+    sizes = (ctypes.c_long * 6)(batch, scale * height, scale * width, inputs, len(bias), upsampled)
+    addresses = [tensor.data_ptr() for tensor in (x, weights, bias, result)]
+    code(*addresses, sizes, memory.data_ptr(), threads)
+    return result.permute(0, 3, 1, 2)
+
+
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    code = KERNEL.library()
+    if code is None:
+        raise RuntimeError("Winograd's algorithm was not compiled on this machine")
+    return getattr(code, f"{name}_{'float' if dtype == torch.float32 else 'bf16'}")
+
+
+OPERATOR = Operator("winograd(Tensor x, Tensor weights, Tensor bias, bool upsampled) -> Tensor", convolve)

@@ -1,0 +1,134 @@
+"""How the networks are run: device, precision, memory. The networks themselves know nothing of this."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from sd.pipeline.setting_checks import SettingError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What to do for less memory, which takes time, or in less time. The picture stays the same up to rounding.
+
+    Raises SettingError for `compile` with `low_memory`: compiling takes memory itself, and packed weights.
+    """
+
+    low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
+    tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
+    compile: bool = False  # the UNet is compiled, for each size when it is first met: `sd.runtime.gpu.compile`
+
+    def __post_init__(self):
+        if self.compile and self.low_memory:
+            raise SettingError(
+                "compile", "does not go with low memory: compiling takes memory. Leave one of the two out."
+            )
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto" is the first of CUDA, Apple's MPS and the CPU that is there. Raises ValueError for one that is not."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    kind, _, index = name.partition(":")
+    count = {"cuda": torch.cuda.device_count(), "mps": 1, "cpu": 1}
+    if not available.get(kind) or (index and not (index.isdecimal() and int(index) < count[kind])):
+        there = ", ".join(["auto", *(kind for kind in available if available[kind])])
+        raise ValueError(f"device {name!r} is not available here. There are: {there}.")
+    return torch.device(name)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 numbers itself; others convert to float32 and back, which is slower."""
+    return any(getattr(torch.cpu, test, bool)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+
+
+WIDE = 256  # channels of a UNet
+
+
+def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) -> torch.dtype:
+    """The dtype for the networks. "auto" is the fastest on the device that keeps the picture.
+
+    width  channels of the model's UNet. The time of a narrow one, such as the embedded model's, goes into calls and
+           not into products: on a CPU it is no faster in bf16, and several pictures are slower (see `one_by_one`)
+
+    Raises ValueError for a name that does not exist.
+    """
+    if name in PRECISIONS:
+        return PRECISIONS[name]
+    if name != "auto":
+        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
+    if device.type == "cpu":
+        return torch.bfloat16 if width >= WIDE and has_fast_bf16() else torch.float32
+    # as fast as bf16 on GPUs, and 8 times as precise; where it overflows, the pipeline goes higher
+    return torch.float16
+
+
+def one_by_one(tensor: torch.Tensor) -> bool:
+    """Whether networks that compute with tensors like this one are given one picture, or one text, at a time.
+
+    The number of rows decides how the work is divided, and so how sums are rounded. In float32 that is invisible. In
+    the 8 bits of bf16 it is not: pictures of the embedded model differed by up to 38 of 255 alone and in a batch of
+    four. On a CPU, which one picture keeps busy, they are computed one by one and do not depend on their neighbours.
+    """
+    return tensor.device.type == "cpu" and tensor.dtype != torch.float32
+
+
+def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
+    """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
+
+    packed  it will be packed (`sd.runtime.cpu.packing`): then as in the file, which in the file's precision costs no
+            memory
+    """
+    return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
+
+
+def on_its_way(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From the CPU to that device; where it is CUDA, without waiting for what it has to do before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
+def answer_of(flag: torch.Tensor) -> Callable[[], bool]:
+    """A function that tells whether a flag () is set. On CUDA it waits for what was asked for so far, and no longer."""
+    if flag.device.type != "cuda":
+        return lambda: bool(flag)
+    known = flag.to("cpu", non_blocking=True)
+    there = torch.cuda.Event()
+    there.record(torch.cuda.current_stream(flag.device))
+
+    def answer() -> bool:
+        there.synchronize()
+        return bool(known)
+
+    return answer
+
+
+@contextmanager
+def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """As long as it lasts, the network's weights are on that device. They stay at home, too: going back is free."""
+    homes = [
+        (module, name, parameter)
+        for module in network.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    try:
+        for module, name, parameter in homes:
+            module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+        yield
+    finally:
+        for module, name, parameter in homes:
+            module._parameters[name] = parameter
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in PRECISIONS.items() if known == dtype)

@@ -1,0 +1,119 @@
+"""From a checkpoint file to a model that runs.
+
+The networks are built without memory, the file is mapped, and each parameter becomes one of `sd.runtime.weights`. There
+is never a second copy of the whole.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
+from convert.files.hashing import FileHash
+from convert.files.reader import CheckpointFile, open_checkpoint
+from sd.networks.build import build_networks, parameter_shapes
+from sd.pipeline.stable_diffusion import Source, StableDiffusion
+from sd.runtime.cpu.packing import PackedConvolutions, can_pack, convolutions_of
+from sd.runtime.cpu.precise_norms import make_precise
+from sd.runtime.device import RunOptions, pick_device, pick_precision
+from sd.runtime.embedded import embedded_model
+from sd.runtime.execution import Execution
+from sd.runtime.gpu.compiler_check import require_compiler
+from sd.runtime.loading_ahead import ReadAhead
+from sd.runtime.weights import read_parameters
+from sd.text.tokenizer import Tokenizer
+
+ONE_AT_A_TIME = threading.Lock()  # threads that load, see `sd.runtime.weights.one_thread_each`
+
+
+def load(
+    path: str | os.PathLike | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    weights: str = "auto",
+    low_memory: bool = False,
+    tiled_vae: bool = False,
+    compile: bool = False,
+    on_tensor: Callable[[int], None] | None = None,
+) -> StableDiffusion:
+    """Load a checkpoint: an original `.ckpt` or `.safetensors`, one of ours, or a folder of the diffusers library.
+
+    path       of the file; without one, the small model that comes with the package
+    device     "auto", "cuda", "mps" or "cpu"
+    precision  "auto" (see `sd.runtime.device.pick_precision`), "fp32", "fp16" or "bf16"
+    weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    low_memory, tiled_vae, compile
+               see `sd.runtime.device.RunOptions`
+    on_tensor  called after each tensor with its number of bytes in the file
+
+    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
+    with the file, also if there is none; ValueError for another device, precision or weights, and where networks cannot
+    be compiled here.
+
+    In float32 on the CPU the model goes on reading from the mapped file: replace the file if you must, but don't
+    overwrite it in place while the model is in use.
+    """
+    target = pick_device(device)
+    pick_precision(target, precision)  # a wrong name is told before the file is opened
+    path = embedded_model() if path is None else Path(path)
+    with open_checkpoint(path) as file:
+        options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
+        checkpoint = read_checkpoint(file, weights=weights)
+        dtype = pick_precision(target, precision, checkpoint.config.unet.width)
+        return from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
+
+
+def from_checkpoint(
+    file: CheckpointFile,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: RunOptions,
+    on_tensor: Callable[[int], None] | None = None,
+    ahead: ReadAhead | None = None,
+) -> StableDiffusion:
+    """The model in a file that was opened and looked at already. For arguments and errors see `load`.
+
+    ahead  of its tensors, if they are being read already
+    """
+    if options.compile:
+        require_compiler(device)  # before anything is read
+    with ONE_AT_A_TIME:
+        networks = build_networks(checkpoint.config)
+        checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
+        home = torch.device("cpu") if options.low_memory else device
+        unet = networks["unet"]
+        packing = can_pack(home, dtype) and not options.low_memory
+        to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
+        ahead = ahead or ReadAhead(file, checkpoint.tensors, bf16=home.type == "cpu" and dtype == torch.bfloat16)
+        parameters, packed = read_parameters(
+            file, checkpoint, ahead, home, dtype, to_pack, on_tensor, lean=not options.compile
+        )
+        for component, network in networks.items():
+            network.load_state_dict(part(parameters, component), assign=True)
+            if home.type == "cpu":
+                make_precise(network)
+    path = Path(file.path)
+    text_encoder = checkpoint.config.text_encoder
+    return StableDiffusion(
+        config=checkpoint.config,
+        tokenizer=Tokenizer(context_length=text_encoder.context_length, pad_token=text_encoder.pad_token),
+        **networks,
+        source=Source(
+            name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
+        ),
+        execution=Execution(
+            options, None if home == device else device, PackedConvolutions(unet, part(packed, "unet"))
+        ),
+    )
+
+
+def part(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
+    """The tensors of one network, by their names in it."""
+    prefix = f"{component}."
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,52 @@
+"""Pictures that go on at their other side, so that copies of them lie beside each other without a seam.
+
+Every convolution looks beyond the edges of its input, where there are zeros. With the opposite edge there instead, the
+networks cannot tell where the picture ends: all else in them treats all positions alike. The networks do not know.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.networks.vae import Downsample
+from sd.runtime.patching import exchanged
+
+
+def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> Tensor:
+    """(B, C, H, W) -> (B, C, top + H + bottom, left + W + right): the other side along these axes, zeros along others.
+
+    axes  any of "x" (to the left and right) and "y" (above and below)
+    """
+    x = F.pad(x, (left, right, 0, 0), mode="circular" if "x" in axes else "constant")
+    return F.pad(x, (0, 0, top, bottom), mode="circular" if "y" in axes else "constant")
+
+
+def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
+    """As long as it lasts, a network's convolutions go on at the other side along these axes, if any."""
+    return exchanged(going_round(network, axes))
+
+
+def going_round(network: nn.Module, axes: str) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+    """The forward functions that do so, by the modules that they are for."""
+    forwards = {}
+    for module in network.modules() if axes else ():
+        if isinstance(module, Downsample):  # pads by itself: right and bottom only
+            forwards[module] = _downsampling(module, axes)
+        elif isinstance(module, nn.Conv2d) and any(module.padding):
+            forwards[module] = _convolution(module, axes)
+    return forwards
+
+
+def _convolution(conv: nn.Conv2d, axes: str) -> Callable[[Tensor], Tensor]:
+    height, width = conv.padding
+
+    def forward(x: Tensor) -> Tensor:
+        return F.conv2d(pad(x, width, width, height, height, axes), conv.weight, conv.bias, conv.stride)
+
+    return forward
+
+
+def _downsampling(module: Downsample, axes: str) -> Callable[[Tensor], Tensor]:
+    return lambda x: module.conv(pad(x, 0, 1, 0, 1, axes))

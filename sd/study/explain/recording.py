@@ -1,0 +1,217 @@
+"""A run of the model with everything that happened in it: what the network saw, said and looked at, step by step.
+
+The run is the one of `StableDiffusion.make`, to the bit. Nothing in it is changed: hooks on the UNet keep what goes in
+and comes out, and `sd.study.explain.attention` computes heat maps beside the network's own attention.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sd.pipeline.latent_diffusion import table_and_steps
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.sampling.denoiser import Denoiser
+from sd.sampling.noise import PictureNoise
+from sd.sampling.schedule import x_0_from_eps
+from sd.study.architecture.timing import synchronize
+from sd.study.explain.attention import AttentionWatch, Heat, map_side
+from sd.study.explain.text import TokenStrip, token_strip
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One step. Latents and noise are (1, 4, H, W) float32, on the CPU.
+
+    A sampler that asks the network more than once a step is shown by its first question, at the noisy latents.
+    """
+
+    number: int  # from 1
+    timestep: float  # as the network is told it, 999 is noisiest
+    alpha_bar: float  # before the step
+    alpha_bar_prev: float  # after it
+    text: int  # which of the run's strips the prompt was
+    x_t: Tensor  # noisy latents before the step
+    with_prompt: Tensor  # the noise that the network predicts in them
+    without_prompt: Tensor | None  # the same for the negative prompt; None without guidance
+    guided: Tensor  # what the sampler was given
+    after: Tensor  # latents after the step
+    heats: tuple[Heat, ...]  # where the words were looked for, largest maps first; empty if not asked for. Layers that
+    # did not run, as features were reused, show the maps that these features come from
+    milliseconds: float  # of the step, the recording included
+
+    @property
+    def x_0(self) -> Tensor:
+        """The picture that is left if the guided prediction is the noise in x_t: Ho et al. (2020), eq. 4."""
+        return x_0_from_eps(self.x_t, self.guided, torch.tensor(self.alpha_bar, dtype=torch.float64))
+
+    @property
+    def difference(self) -> Tensor | None:
+        """What the prompt changes in the prediction: the direction in which guidance goes on."""
+        return None if self.without_prompt is None else self.with_prompt - self.without_prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    settings: Settings
+    prediction: str  # what the network predicts, "eps" or "v"; the records hold noise in both cases
+    table: Tensor  # (timesteps,) alpha_bar by timestep
+    strips: tuple[TokenStrip, ...]  # each text that the prompt is at some step
+    steps: tuple[StepRecord, ...]
+    picture: Image.Image
+    milliseconds: float  # of the whole, from the prompt to the picture, the recording included
+
+
+def explain(
+    model: StableDiffusion,
+    settings: Settings,
+    *,
+    attention: bool = True,
+    on_step: Callable[[], object] | None = None,
+    on_retry: Callable[[str], None] | None = None,
+) -> Run:
+    """Make a picture from text and keep the record of it.
+
+    attention  whether heat maps are kept, which costs time and memory
+    on_step    called after every step
+    on_retry   as in `StableDiffusion.make`
+
+    Raises ValueError where the model is not one for text to picture, or runs with `low_memory`, which takes the two
+    predictions of a step apart, or with `compile`, whose programs show nothing of what happens in them; NonFiniteError
+    where a network fails.
+    """
+    for option in ("low_memory", "compile"):
+        if getattr(model.execution.options, option):
+            raise ValueError(f"a model that was loaded with {option} cannot be explained: load it without")
+    model = replace(model, execution=model.execution.for_watching())
+    recorder = Recorder(model, settings, attention=attention)
+
+    def step_done(latents: Tensor) -> None:
+        recorder.step_done(latents)
+        if on_step:
+            on_step()
+
+    def retry(message: str) -> None:
+        if len(recorder.steps) < settings.steps:  # otherwise only the decoder is run again
+            recorder.restart()
+        if on_retry:
+            on_retry(message)
+
+    started = time.perf_counter()
+    with recorder.watching():
+        (picture,) = model.make([settings], on_step=step_done, on_retry=retry)
+    return Run(
+        settings=settings,
+        prediction=model.config.prediction,
+        table=recorder.table,
+        strips=recorder.strips,
+        steps=tuple(recorder.steps),
+        picture=picture,
+        milliseconds=1000 * (time.perf_counter() - started),
+    )
+
+
+class Recorder:
+    """Keeps the first prediction of every step of one run, between `with` and its end."""
+
+    def __init__(self, model: StableDiffusion, settings: Settings, *, attention: bool):
+        self.model, self.settings = model, settings
+        self.table, self.plan = table_and_steps(model.config.schedule, settings)
+        by_step, *_ = settings.texts_by_step()
+        texts = list(dict.fromkeys(by_step))
+        rows, plain = model.chunk_count(settings), settings.plain_prompts
+        self.strips = tuple(token_strip(text, model.tokenizer, plain=plain, rows=rows) for text in texts)
+        self.strip_of = [texts.index(text) for text in by_step]
+        factor = model.config.vae.factor
+        self.shape = (model.config.vae.latent_channels, settings.height // factor, settings.width // factor)
+        self.watch = None
+        if attention:
+            columns = max(len(strip.columns) for strip in self.strips)
+            side, apart = map_side(model.config.unet, self.shape[1:], columns, settings.steps)
+            self.watch = AttentionWatch(model.unet, side=side, heads_apart=apart)
+        self.restart()
+
+    def restart(self) -> None:
+        self.steps: list[StepRecord] = []
+        self._x_t = PictureNoise([self.settings.seed], self.shape)()  # as `StableDiffusion.sample` begins
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started: float | None = None
+        self._output: Tensor | None = None  # of the first prediction
+        self._heats: tuple[Heat, ...] = ()
+        self._watch_next()
+
+    def _watch_next(self) -> None:
+        if self.watch and len(self.steps) < self.settings.steps:
+            self.watch.expect(self.strips[self.strip_of[len(self.steps)]].column_of)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for handle in (
+                self.model.unet.register_forward_pre_hook(self._asked),
+                self.model.unet.register_forward_hook(self._answered),
+            ):
+                stack.callback(handle.remove)
+            if self.watch:
+                stack.enter_context(self.watch.watching())
+            yield
+
+    def _asked(self, *_: object) -> None:
+        if self._started is None:
+            synchronize(self.model.device)
+            self._started = time.perf_counter()
+
+    def _answered(self, unet: nn.Module, arguments: tuple, output: Tensor) -> None:
+        if self._output is None:
+            self._output = output.float().cpu()
+            self._heats = tuple(self.watch.take()) if self.watch else ()
+            if self.settings.reuse_features > 1:
+                self._watch_next()  # a later prediction of this step may be the one whose features the next step takes
+
+    def step_done(self, latents: Tensor) -> None:
+        synchronize(self.model.device)
+        step, settings = self.plan[len(self.steps)], self.settings
+        after = latents.cpu()
+        *negative, positive = self._output.split(1)
+
+        def predicted(output: Tensor, guidance_scale: float = 1.0, guidance_rescale: float = 0.0) -> Tensor:
+            """The noise, worked out from the network's output by the code of the run itself."""
+            nothing = torch.empty(0)
+            denoiser = Denoiser(
+                lambda *_: output,
+                self.model.config.prediction,
+                self.table,
+                nothing,
+                nothing,
+                guidance_scale=guidance_scale,
+                guidance_rescale=guidance_rescale,
+                guidance_interval=settings.guidance_interval or (0.0, math.inf),
+            )
+            return denoiser(self._x_t, step.alpha_bar)
+
+        self.steps.append(
+            StepRecord(
+                number=len(self.steps) + 1,
+                timestep=step.timestep.item(),
+                alpha_bar=step.alpha_bar.item(),
+                alpha_bar_prev=step.alpha_bar_prev.item(),
+                text=self.strip_of[len(self.steps)],
+                x_t=self._x_t,
+                with_prompt=predicted(positive),
+                without_prompt=predicted(negative[0]) if negative else None,
+                guided=predicted(self._output, settings.guidance_scale, settings.guidance_rescale),
+                after=after,
+                heats=self._heats,
+                milliseconds=1000 * (time.perf_counter() - self._started),
+            )
+        )
+        self._x_t = after
+        self._begin()

@@ -1,0 +1,207 @@
+"""The record of a run as plain data: every number, every preview and every heat map that the page shows."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image, features
+from torch import Tensor
+
+from sd.pipeline.image.tensors import png_bytes
+from sd.pipeline.latent_diffusion import table_and_steps
+from sd.pipeline.stable_diffusion import NonFiniteError, StableDiffusion
+from sd.sampling.schedule import sigma_of
+from sd.study.explain.attention import Heat
+from sd.study.explain.formulas import formulas
+from sd.study.explain.recording import Run
+
+LARGE, SMALL = 192, 112  # longest side of previews, in pixels
+QUALITY = 55
+LARGEST_PNG = 900_000  # bytes; larger pictures go into the page with losses
+CURVE_POINTS = 101
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs that differ in one setting."""
+
+    name: str  # of the setting
+    labels: tuple[str, ...]  # its values
+    runs: tuple[Run, ...]
+
+
+def report(
+    model: StableDiffusion,
+    run: Run,
+    comparisons: Sequence[Comparison] = (),
+    *,
+    on_preview: Callable[[], object] = lambda: None,
+) -> dict:
+    """All of it, ready for JSON.
+
+    on_preview  called after each preview that is decoded; there are `preview_count` of them
+    """
+
+    def preview(latents: Tensor, side: int) -> str:
+        uri = data_uri(decoded(model, latents), side)
+        on_preview()
+        return uri
+
+    return {
+        "settings": run.settings.to_dict(),
+        "prediction": run.prediction,
+        "model": {"name": model.source.name, "sha256": model.source.sha256(), "family": model.config.family},
+        "precision": {part: str(dtype).removeprefix("torch.") for part, dtype in model.dtypes.items()},
+        "device": model.device.type,
+        "milliseconds": run.milliseconds,
+        "picture": final_picture(model, run),
+        "noise_norm": math.sqrt(run.steps[0].x_t.numel()),  # of pure noise, about
+        "curve": curve(run.table),
+        "strips": [asdict(strip) for strip in run.strips],
+        "resolutions": [resolution(heat) for heat in run.steps[0].heats],
+        "shares": [mean_shares(run, i) for i in range(len(run.strips))],
+        "steps": list(step_reports(model, run, preview)),
+        "comparisons": [
+            {
+                "name": comparison.name,
+                "runs": [
+                    {
+                        "label": label,
+                        "settings": one.settings.to_dict(),
+                        "picture": data_uri(one.picture, SMALL),
+                        "steps": [
+                            {"timestep": step.timestep, "picture": preview(step.x_0, SMALL)} for step in one.steps
+                        ],
+                    }
+                    for label, one in zip(comparison.labels, comparison.runs, strict=True)
+                ],
+            }
+            for comparison in comparisons
+        ],
+    }
+
+
+def preview_count(steps: int, guided: bool, compared: Sequence[int]) -> int:
+    """How many pictures a report decodes.
+
+    compared  the steps of each run in comparisons
+    """
+    return steps * (5 if guided else 3) + sum(compared)
+
+
+def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, int], str]) -> Iterator[dict]:
+    _, plan = table_and_steps(model.config.schedule, run.settings)
+    for step, formula in zip(run.steps, formulas(run.settings, plan), strict=True):
+        alpha_bars = torch.tensor([step.alpha_bar, step.alpha_bar_prev], dtype=torch.float64)
+        sigma, sigma_prev = sigma_of(alpha_bars).tolist()
+        pictures = {
+            "x_t": preview(step.x_t, SMALL),
+            "x_0": preview(step.x_0, LARGE),
+            "with_prompt": preview(step.with_prompt, SMALL),
+        }
+        norms = {"x_t": step.x_t, "x_0": step.x_0, "with_prompt": step.with_prompt, "guided": step.guided}
+        strength = None
+        if step.difference is not None:
+            norms |= {"without_prompt": step.without_prompt, "difference": step.difference}
+            strength = 1 / max(step.difference.square().mean().sqrt().item(), 1e-12)
+            pictures["without_prompt"] = preview(step.without_prompt, SMALL)
+            pictures["difference"] = preview(-strength * step.difference, SMALL)  # less noise there: more picture
+        yield {
+            "number": step.number,
+            "timestep": step.timestep,
+            "alpha_bar": step.alpha_bar,
+            "alpha_bar_prev": step.alpha_bar_prev,
+            "sigma": sigma,
+            "sigma_prev": sigma_prev,
+            "signal_to_noise": 1 / sigma**2,
+            "milliseconds": step.milliseconds,
+            "norms": {name: latents.norm().item() for name, latents in norms.items()},
+            "difference_enlarged": strength,  # its preview shows it this many times as strong
+            "formula": asdict(formula),
+            "strip": step.text,
+            "shares": shares(step.heats, run.strips[step.text].words),
+            **packed(step.heats),
+            "pictures": pictures,
+        }
+
+
+def resolution(heat: Heat) -> dict:
+    heads, _, height, width = heat.weights.shape
+    return {
+        "height": heat.height,
+        "width": heat.width,
+        "layers": heat.layers,
+        "heads": heads,
+        "stored": [height, width],
+    }
+
+
+def shares(heats: Sequence[Heat], words: Sequence[Sequence[int]]) -> list[list[float]]:
+    """How much of all attention each word gets: a row for each resolution, and last one for all layers together.
+
+    The words of a row sum to 1.
+    """
+    if not heats:
+        return []
+    by_column = [heat.weights.mean(dim=(0, 2, 3)) for heat in heats]
+    layers = sum(heat.layers for heat in heats)
+    by_column.append(sum(heat.layers * row for heat, row in zip(heats, by_column, strict=True)) / layers)
+    return [[row[list(word)].sum().item() for word in words] for row in by_column]
+
+
+def mean_shares(run: Run, strip: int) -> list[list[float]]:
+    """The mean of `shares` over all steps at which the prompt is that strip."""
+    rows = [shares(step.heats, run.strips[strip].words) for step in run.steps if step.text == strip]
+    return torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist() if rows[0] else []
+
+
+def packed(heats: Sequence[Heat]) -> dict:
+    """The maps of a step as bytes: for each resolution, head and column the rows of a map, 255 at the column's peak.
+
+    peaks  for each resolution and column: the weight that 255 stands for, the largest of all heads
+    maps   base64
+    """
+    peaks = [heat.weights.amax(dim=(0, 2, 3)).clamp(min=1e-12) for heat in heats]
+    whole = [
+        (255 * heat.weights / peak[:, None, None]).round().to(torch.uint8).numpy().tobytes()
+        for heat, peak in zip(heats, peaks, strict=True)
+    ]
+    return {"peaks": [peak.tolist() for peak in peaks], "maps": base64.b64encode(b"".join(whole)).decode()}
+
+
+def curve(table: Tensor) -> list[list[float]]:
+    """Points of the schedule: timestep and alpha_bar."""
+    places = torch.linspace(0, len(table) - 1, CURVE_POINTS).round().long()
+    return [[place, table[place].item()] for place in places.tolist()]
+
+
+def decoded(model: StableDiffusion, latents: Tensor) -> Image.Image:
+    """A preview. Noise may be too much for a decoder in half precision, which then goes on in float32."""
+    try:
+        return model.decode(latents.to(model.device, torch.float32))[0]
+    except NonFiniteError:
+        if model.dtypes["vae"] == torch.float32:
+            raise
+        model.vae.float()
+        return decoded(model, latents)
+
+
+def data_uri(picture: Image.Image, side: int, quality: int = QUALITY) -> str:
+    """A picture within an address, no longer than `side` pixels on either side."""
+    picture = picture.copy()
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    form = "WEBP" if features.check("webp") else "JPEG"
+    file = io.BytesIO()
+    picture.save(file, form, quality=quality)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def final_picture(model: StableDiffusion, run: Run) -> dict:
+    """The picture itself: the very PNG that `sd txt2img` writes, unless that is too large for a page."""
+    png = png_bytes(run.picture, model.texts(run.settings))
+    exact = len(png) <= LARGEST_PNG
+    uri = f"data:image/png;base64,{base64.b64encode(png).decode()}" if exact else data_uri(run.picture, 1024, 85)
+    return {"uri": uri, "exact": exact, "width": run.picture.width, "height": run.picture.height}

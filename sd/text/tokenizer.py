@@ -1,0 +1,233 @@
+"""CLIP's byte-pair encoding: from a prompt to the 77 numbers that the text encoder reads.
+
+    "A  Corgi&#39;s hat"
+      clean    one spelling of everything             "a corgi's hat"
+      split    letters, single digits, the rest       "a"  "corgi"  "'s"  "hat"
+      merge    bytes, joined pair by pair             320  31320   568   3801
+      frame    start, the ids, end, padding           49406 320 31320 568 3801 49407 49407 ... 49407
+
+The 49,408 ids:
+
+    0..255         one byte, in the order of BYTE_ORDER
+    256..511       the same bytes as the end of a word
+    512..49405     two smaller ids joined, in the order in which training found them: the smaller id is joined first
+    49406, 49407   start and end of the text
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), section 2.4;
+the merging applies what algorithm 1 of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
+(2016), has learned, as their section 3.2 says. (The paper on CLIP counts 49,152 ids and 76 positions; the released
+model has 49,408 and 77.)
+"""
+
+import codecs
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+from operator import index
+from pathlib import Path
+
+import numpy as np
+import regex
+
+START, END = 49406, 49407
+SPECIAL = {"<|startoftext|>": START, "<|endoftext|>": END}
+VOCABULARY_SIZE = 49408
+FIRST_MERGE = 512
+MERGES_FILE = Path(__file__).with_name("data") / "clip_merges.bin"
+
+# Bytes that are printable characters in Latin-1 come first: the vocabulary was written as text, one letter a byte.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_ORDER = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
+ID_OF_BYTE = bytes(BYTE_ORDER.index(byte) for byte in range(256))
+
+WORD = regex.compile(
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizedPrompt:
+    """One prompt as the text encoder reads it, and what did not fit."""
+
+    ids: tuple[int, ...]  # context_length of them: start, the prompt, end, padding
+    length: int  # how many ids come before the padding, start and end included
+    cut: str  # the end of the cleaned prompt, from the first word that lost a token; "" if everything fits
+    cut_tokens: int  # how many tokens were lost; fewer than `cut` has if its first word was kept in part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Turn prompts into rows of ids.
+
+    >>> tokenizer = Tokenizer()
+    >>> tokenizer(["a horse", ""]).shape
+    (2, 77)
+    >>> tokenizer.encode("a horse")
+    [320, 4558]
+    >>> tokenizer.decode([320, 4558])
+    'a horse'
+    >>> Tokenizer(context_length=5).tokenize("a photograph of an astronaut")
+    TokenizedPrompt(ids=(49406, 320, 8853, 539, 49407), length=5, cut='an astronaut', cut_tokens=2)
+    """
+
+    context_length: int = 77
+    pad_token: int = END  # Stable Diffusion 1; version 2 pads with 0
+
+    def __post_init__(self):
+        if self.context_length < 2:
+            raise ValueError(f"context_length must be at least 2 (start and end), got {self.context_length}")
+        check_ids([self.pad_token])
+        merge_table()  # a missing or damaged file shows here, not at the first prompt
+
+    def __call__(self, prompts: str | Sequence[str]) -> np.ndarray:
+        """Tokenize a batch: (B, context_length) int64. One string is a batch of one.
+
+        Prompts that are too long are cut without a word; `tokenize` tells what was cut.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        rows = [self.tokenize(prompt).ids for prompt in prompts]
+        return np.array(rows, dtype=np.int64).reshape(len(rows), self.context_length)
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Fit one prompt into the context; the end token is always kept."""
+        text = clean(prompt)
+        ids = encode_cleaned(text)
+        room = self.context_length - 2
+        kept = ids[:room]
+        padding = [self.pad_token] * (room - len(kept))
+        return TokenizedPrompt(
+            ids=(START, *kept, END, *padding),
+            length=len(kept) + 2,
+            cut=text_beyond(text, room) if len(ids) > room else "",
+            cut_tokens=len(ids) - len(kept),
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text of any length, without start, end and padding.
+
+        The words <|startoftext|> and <|endoftext|> in the text become START and END, as in the original.
+        """
+        return encode_cleaned(clean(text))
+
+    def pieces(self, text: str) -> list[tuple[int, str]]:
+        """Each id with the text it stands for; a space marks the end of a word.
+
+        A character spread over several ids stands with the last of them, the others get "".
+
+        >>> Tokenizer().pieces("Hokusai 🏯")
+        [(606, 'ho'), (1836, 'ku'), (10886, 'sai '), (1109, ''), (363, '🏯 ')]
+        """
+        return self.pieces_of(self.encode(text))
+
+    def pieces_of(self, ids: Iterable[int]) -> list[tuple[int, str]]:
+        """The same for ids that `encode` gave."""
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        return [(token, decoder.decode(bytes_of_ids()[token])) for token in ids]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, lower case and with a space after every word; bytes that are no UTF-8 become U+FFFD."""
+        ids = [index(token) for token in ids]
+        check_ids(ids)
+        return b"".join(bytes_of_ids()[token] for token in ids).decode("utf-8", "replace").removesuffix(" ")
+
+
+def clean(text: str) -> str:
+    """Repair the encoding, resolve HTML entities, use single spaces and lower case.
+
+    ftfy undoes mojibake, straightens quotes, splits ligatures, drops control characters. On printable ASCII without
+    an entity it has nothing to do, so there it is not called (not even imported). Entities are resolved twice, as
+    the captions that CLIP learned from had often been escaped twice.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a prompt must be a str, got {type(text).__name__}")
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()
+
+
+def encode_cleaned(text: str) -> list[int]:
+    return [token for word in WORD.findall(text) for token in encode_word(word)]
+
+
+def text_beyond(text: str, room: int) -> str:
+    """What is left of a cleaned text from the word on that crosses the limit of `room` tokens."""
+    for word in WORD.finditer(text):
+        room -= len(encode_word(word.group()))
+        if room < 0:
+            return text[word.start() :]
+    return ""
+
+
+def encode_word(word: str) -> tuple[int, ...]:
+    return remembered_merge(word) if len(word) <= 64 else merge(word)  # 64: a bound on the memory, not only the count
+
+
+def merge(word: str) -> tuple[int, ...]:
+    """Join the bytes of one word until no neighbours are left that make a known pair.
+
+    Always the pair with the smallest id first, the leftmost of equal ones. A heap holds the possible joins and a
+    doubly linked list the neighbours, so a word of n letters takes n log n steps. The order is that of the textbook,
+    which joins all equal pairs before it looks again: a new pair holds a new id, so its own id is larger still.
+    """
+    if word in SPECIAL:
+        return (SPECIAL[word],)
+    merges = merge_table()
+    ids = list(word.encode("utf-8").translate(ID_OF_BYTE))
+    ids[-1] += 256
+    size = len(ids)
+    before, after = list(range(-1, size - 1)), list(range(1, size + 1))
+    joins = [(merges[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merges]
+    heapify(joins)
+    while joins:
+        joined, left = heappop(joins)
+        right = after[left]
+        if right == size or merges.get((ids[left], ids[right])) != joined:
+            continue  # one of the two was joined to its other neighbour in the meantime
+        ids[left], ids[right] = joined, -1
+        after[left] = after[right]
+        if after[left] < size:
+            before[after[left]] = left
+        for first, second in (before[left], left), (left, after[left]):
+            if first >= 0 and second < size and (pair := (ids[first], ids[second])) in merges:
+                heappush(joins, (merges[pair], first))
+    return tuple(token for token in ids if token >= 0)
+
+
+remembered_merge = lru_cache(maxsize=1 << 15)(merge)
+
+
+def read_merges() -> np.ndarray:
+    """(48894, 2): row i holds the two ids that id 512 + i joins. `scripts/checks/build_merges.py` wrote the file."""
+    data = MERGES_FILE.read_bytes()
+    expected = (START - FIRST_MERGE) * 4
+    if len(data) != expected:
+        raise ValueError(f"{MERGES_FILE} is damaged: {len(data)} bytes instead of {expected}; install the package anew")
+    return np.frombuffer(data, "<u2").reshape(-1, 2)
+
+
+@cache
+def merge_table() -> dict[tuple[int, int], int]:
+    """(left id, right id) -> joined id; shared by all tokenizers."""
+    left, right = read_merges().T.tolist()
+    return dict(zip(zip(left, right, strict=True), range(FIRST_MERGE, START), strict=True))
+
+
+@cache
+def bytes_of_ids() -> list[bytes]:
+    """The bytes that each id stands for, with a space after those that end a word."""
+    single = [bytes([byte]) for byte in BYTE_ORDER]
+    pieces = single + [piece + b" " for piece in single]
+    for left, right in read_merges().tolist():
+        pieces.append(pieces[left] + pieces[right])
+    return pieces + [word.encode() for word in SPECIAL]
+
+
+def check_ids(ids: Sequence[int]) -> None:
+    unknown = [token for token in ids if not 0 <= token < VOCABULARY_SIZE]
+    if unknown:
+        raise ValueError(f"token ids must be 0..{VOCABULARY_SIZE - 1}, got {unknown[0]}")

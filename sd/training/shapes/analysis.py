@@ -1,0 +1,365 @@
+"""What a generated picture shows: the colour behind, and colour, shape and place of each thing on it.
+
+Plain image analysis, no network, and written without a look at the code that draws the training pictures: it judges
+the trained model, so the two must not share their mistakes. In this order:
+
+    colours     the picture in OKLab; what the border shows is the background, dense spots elsewhere are things' colours
+    regions     each pixel goes to the nearest of these colours; connected pixels are a thing
+    shapes      a thing's outline, moved and scaled to a standard place, against 500 outlines drawn by plain geometry
+    follows     picture and wish compared
+
+All of it happens at 128 pixels a side, whatever the picture's size. H W: picture, h w: the same at 128, N: outlines.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from sd.training.shapes.outlines import SHAPES, SOFTENING, fit_shapes
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
+RELATIONS = ("left of", "right of", "above", "below", "inside")
+
+SIDE = 128  # the longer side, in pixels, at which everything is measured
+LEAST_AREA = 0.005  # of the picture; a small star covers 0.015, a smaller spot than this is a blemish
+MOST_REGIONS = 12  # the largest; in a picture with more of them, nothing that matters here is left to find out
+LEAST_HOLE = 0.08  # of the outlined area; a ring's hole is far larger, a hole smaller than this is a blemish
+LEAST_FIT = 0.85  # of 1; below, the thing is none of the eight shapes. The eight, drawn small and blurred, reach 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """One object. Lengths are fractions of the picture's sides, from the left and the top; areas of its area."""
+
+    shape: str | None  # one of SHAPES, or None where nothing fits
+    colour: str  # one of COLOURS, or grey
+    centre: tuple[float, float]  # x, y of the centroid
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    area: float  # what lies inside it included, a ring's hole not
+    scores: dict[str, float]  # how well each shape fits, 1 is perfectly
+    inside: frozenset[int] = frozenset()  # places, in Picture.things, of the things around it
+
+    @property
+    def margin(self) -> float:
+        """How much better the best shape fits than the second."""
+        best, second = sorted(self.scores.values())[:-3:-1]
+        return best - second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    background: str  # one of COLOURS, or grey
+    things: tuple[Thing, ...]  # the largest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the prompt asks for: "a red circle left of a blue square on white" has things[0] left of things[1]."""
+
+    background: str
+    things: tuple[tuple[str, str], ...]  # (shape, colour) of each
+    relation: str | None = None  # one of RELATIONS, from the first thing to the second
+
+    def __post_init__(self) -> None:
+        unknown = {self.background, *(colour for _, colour in self.things)} - set(COLOURS)
+        unknown |= {shape for shape, _ in self.things} - set(SHAPES)
+        unknown |= {self.relation} - {None, *RELATIONS}
+        if unknown:
+            raise ValueError(f"cannot measure {unknown}; the words are {SHAPES}, {COLOURS} and {RELATIONS}")
+        if self.relation and len(self.things) != 2:
+            raise ValueError(f"{self.relation!r} relates two things, got {len(self.things)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    background: bool
+    count: bool  # as many things as wanted, no more
+    colour: bool  # of every thing
+    shape: bool  # of every thing
+    relation: bool | None  # None where none is wanted
+    all: bool
+
+
+def oklab(rgb: NDArray) -> NDArray[np.float32]:
+    """sRGB (..., 3) in [0, 255] -> lightness in [0, 1], green to red, blue to yellow; even steps look even.
+
+    Ottosson, "A perceptual color space for image processing" (2020).
+    """
+    table = np.arange(256) / 255
+    table = np.where(table <= 0.04045, table / 12.92, ((table + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    cones = table[np.asarray(rgb, np.uint8)] @ np.array(
+        [
+            [0.41222147, 0.21190350, 0.08830246],
+            [0.53633254, 0.68069955, 0.28171884],
+            [0.05144599, 0.10739696, 0.62997870],
+        ],
+        np.float32,
+    )
+    return np.cbrt(cones) @ np.array(
+        [
+            [0.21045426, 1.97799850, 0.02590404],
+            [0.79361779, -2.42859221, 0.78277177],
+            [-0.00407205, 0.45059371, -0.80867577],
+        ],
+        np.float32,
+    )
+
+
+# where one hue, in degrees in OKLab, ends and the next begins: crimson is at 19, pure red at 29, carrot at 55, amber at
+# 76, lemon at 100, lime at 130, teal at 185, sky at 240, indigo at 280, violet at 293, plum at 325, pink at 0
+HUES = ((40, "red"), (79, "orange"), (118, "yellow"), (200, "green"), (287, "blue"), (353, "purple"), (360, "red"))
+
+
+def colour_name(lab: NDArray) -> str:
+    """The name of a colour in OKLab. Grey is none of the eight, so that a picture of nothing has none of them."""
+    lightness, chroma = float(lab[0]), math.hypot(lab[1], lab[2])
+    if lightness < 0.2 or chroma < (0.06 if lightness < 0.4 else 0.045):
+        return "black" if lightness < 0.45 else "white" if lightness > 0.8 else "grey"
+    hue = math.degrees(math.atan2(lab[2], lab[1])) % 360
+    return next(name for end, name in HUES if hue < end)
+
+
+def distance_to_segment(lab: NDArray, start: NDArray, end: NDArray) -> NDArray:
+    """From each colour (..., 3) to the nearest mixture of two."""
+    along = end - start
+    place = ((lab - start) @ along / max(float(along @ along), 1e-9)).clip(0, 1)
+    return np.linalg.norm(lab - (start + place[..., None] * along), axis=-1)
+
+
+def background_shades(lab: NDArray) -> tuple[NDArray, NDArray]:
+    """The two ends of what the border shows: stripes, dots and gradients of two near shades lie between them."""
+    width = SIDE // 32
+    border = np.concatenate([lab[:width], lab[-width:]]).reshape(-1, 3)
+    border = np.concatenate([border, lab[:, :width].reshape(-1, 3), lab[:, -width:].reshape(-1, 3)])
+    distance = np.linalg.norm(border - np.median(border, axis=0), axis=1)
+    border = border[distance <= max(0.17, np.quantile(distance, 0.3))]  # a thing may touch the border
+    middle = border.mean(axis=0)
+    axis = np.linalg.eigh(np.cov((border - middle).T) + 1e-9 * np.eye(3))[1][:, -1].astype(np.float32)
+    low, high = np.quantile((border - middle) @ axis, [0.08, 0.92])
+    return middle + low * axis, middle + high * axis
+
+
+def deepest(mask: NDArray) -> NDArray:
+    """The quarter or so of a mask (h, w) that lies farthest from its edge."""
+    inner = deeper = mask
+    while inner.sum() > mask.sum() / 4 and deeper.any():
+        inner = deeper
+        deeper = np.zeros_like(mask)
+        beside, below = inner[1:-1, :-2] & inner[1:-1, 2:], inner[:-2, 1:-1] & inner[2:, 1:-1]
+        deeper[1:-1, 1:-1] = inner[1:-1, 1:-1] & beside & below
+    return inner
+
+
+def dense_spots(colours: NDArray) -> list[NDArray]:
+    """The centres of crowds among colours (n, 3), the most crowded first."""
+    spots = []
+    while len(colours) >= 24 and len(spots) < 6:
+        _, cell, counts = np.unique((colours // 0.04).astype(int), axis=0, return_inverse=True, return_counts=True)
+        spot = colours[cell.reshape(-1) == counts.argmax()].mean(axis=0)
+        for _ in range(3):
+            spot = colours[np.linalg.norm(colours - spot, axis=1) < 0.08].mean(axis=0)
+        distance = np.linalg.norm(colours - spot, axis=1)
+        if (distance < 0.08).sum() >= 24:
+            spots.append(spot)
+        colours = colours[distance > 0.1]
+    return spots
+
+
+def components(classes: NDArray) -> NDArray[np.int64]:
+    """Number the connected regions of equal class (h, w): neighbours share a side."""
+    place = np.arange(classes.size).reshape(classes.shape)
+    beside, below = classes[:, 1:] == classes[:, :-1], classes[1:] == classes[:-1]
+    one = np.concatenate([place[:, 1:][beside], place[1:][below]])
+    other = np.concatenate([place[:, :-1][beside], place[:-1][below]])
+    parent = place.reshape(-1).copy()
+    while len(one):
+        np.minimum.at(parent, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(parent, parent[parent]):
+            parent = parent[parent]
+        one, other = parent[one], parent[other]
+        apart = one != other
+        one, other = one[apart], other[apart]
+    numbers = np.cumsum(parent == np.arange(parent.size)) - 1  # a region's first pixel is its own parent
+    return numbers[parent].reshape(classes.shape)
+
+
+def classify(lab: NDArray) -> tuple[NDArray, list[str]]:
+    """Each pixel's class (h, w) and the classes' colour names; class 0 is the background."""
+    shades = background_shades(lab)
+    distances = [distance_to_segment(lab, *shades)]
+    names = [colour_name((shades[0] + shades[1]) / 2)]
+
+    # colours on a soft edge belong to nobody, so only pixels much like their neighbours speak for a thing
+    across, down = (np.linalg.norm(slope, axis=-1) for slope in np.gradient(lab, axis=(0, 1)))
+    flat = np.hypot(across, down) < 0.025
+    for spot in dense_spots(lab[flat & (distances[0] > 0.07)]):
+        distance, name = np.linalg.norm(lab - spot, axis=-1), colour_name(spot)
+        same = names.index(name) if name in names else None
+        if same is None or (same == 0 and distance_to_segment(spot, *shades) > 0.15):
+            distances.append(distance)
+            names.append(name)
+        else:  # another shade of the background, or of a thing with a highlight
+            distances[same] = np.minimum(distances[same], distance)
+
+    distances = np.stack(distances)
+    classes = distances.argmin(axis=0)
+    if len(names) > 2:
+        # between black and white there is a seam of every grey: a region without a flat spot goes to its neighbours
+        regions = components(classes)
+        area, spots = np.bincount(regions.reshape(-1)), np.bincount(regions.reshape(-1), weights=flat.reshape(-1))
+        sound = (spots >= np.maximum(8, 0.1 * area))[regions]
+        for i in range(len(names)):
+            near = Image.fromarray((sound & (classes == i)).astype(np.uint8)).filter(ImageFilter.MaxFilter(9))
+            distances[i][~sound & (np.asarray(near) == 0)] = np.inf
+        classes = np.where(sound, classes, distances.argmin(axis=0))
+    names[0] = colour_name(lab[classes == 0].mean(axis=0)) if (classes == 0).any() else names[0]
+    return classes, names
+
+
+def enclosures(masks: list[NDArray]) -> NDArray[np.bool_]:
+    """(n, n): whether most of the second mask has some of the first to its left and right, above and below."""
+    if not masks:
+        return np.zeros((0, 0), bool)
+    stack = np.stack(masks)
+    sides = [np.logical_or.accumulate(stack, axis=axis) for axis in (1, 2)]
+    sides += [np.flip(np.logical_or.accumulate(np.flip(stack, axis), axis=axis), axis) for axis in (1, 2)]
+    around, stack = (each.reshape(len(masks), -1).astype(np.float32) for each in (np.logical_and.reduce(sides), stack))
+    return (around @ stack.T > 0.8 * stack.sum(axis=1)) & ~np.eye(len(masks), dtype=bool)
+
+
+def holes(mask: NDArray) -> list[NDArray]:
+    """The regions outside the mask that do not reach the picture's edge."""
+    regions = components(np.pad(mask, 1))  # so that 0 is what reaches the edge
+    inner = np.setdiff1d(regions[~np.pad(mask, 1)], [0])
+    return [regions[1:-1, 1:-1] == region for region in inner]
+
+
+def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, dict[str, float], list[NDArray]]:
+    """The visible part of a thing and what lies inside it -> its whole area, how each shape fits it, and its holes.
+
+    Other things and blemishes do not make a hole. A real one makes a circle a ring; in any other shape it is a thing
+    itself, in the background's colour.
+    """
+    gaps = holes(mask)
+    least = LEAST_HOLE * (mask.sum() + sum(gap.sum() for gap in gaps))
+    through = [gap for gap in gaps if (gap & ~inner).sum() >= least]
+    whole = np.logical_or.reduce([mask, inner, *gaps])
+    if not through:
+        return whole, fit_shapes(whole), []
+    fits = fit_shapes(whole)
+    if max(fits, key=fits.get) == "circle":
+        pierced = whole & ~np.logical_or.reduce(through)
+        return pierced, fit_shapes(pierced), []
+    return whole, fits, [gap for gap in through if not (gap & inner).any()]
+
+
+def see_through(seen: list[tuple[NDArray, str]]) -> list[tuple[NDArray, str]]:
+    """The masks and colours of things, where what shows through a ring on a square is the square, no third thing."""
+    encloses = enclosures([mask for mask, _ in seen])
+    kept = dict(enumerate(seen))
+    for i, ring, behind in permutations(range(len(seen)), 3):
+        if encloses[ring, i] and encloses[behind, ring] and seen[i][1] == seen[behind][1] and {i, behind} <= set(kept):
+            kept[behind] = (kept[behind][0] | kept.pop(i)[0], seen[i][1])
+    return list(kept.values())
+
+
+def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray) -> Thing:
+    """Put what was found of a thing into the picture's own units; around (n) tells which of the n things enclose it."""
+    (height, width), (y, x) = mask.shape, np.nonzero(mask)
+    best = max(fits, key=fits.get)
+    return Thing(
+        shape=best if fits[best] >= LEAST_FIT else None,
+        colour=colour,
+        centre=(float(x.mean() + 0.5) / width, float(y.mean() + 0.5) / height),
+        box=(float(x.min()) / width, float(y.min()) / height, float(x.max() + 1) / width, float(y.max() + 1) / height),
+        area=float(mask.mean()),
+        scores=fits,
+        inside=frozenset(np.flatnonzero(around).tolist()),
+    )
+
+
+def analyse(pixels: NDArray[np.uint8]) -> Picture:
+    """Say what a picture (H, W, 3), 0 to 255, shows.
+
+    Raises ValueError where it is no such picture.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"a picture is (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
+    scale = SIDE / max(pixels.shape[:2])
+    size = (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+    picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    sharp, soft = np.asarray(picture), np.asarray(picture.filter(ImageFilter.GaussianBlur(SOFTENING)))
+    classes, names = classify(oklab(soft))
+    regions = components(classes)
+    least = LEAST_AREA * regions.size
+
+    seen = []  # visible part and colour of each thing
+    areas = np.bincount(regions.reshape(-1))
+    for region in np.argsort(-areas)[:MOST_REGIONS]:
+        if areas[region] < least:
+            break
+        mask = regions == region
+        kind = classes.flat[mask.argmax()]
+        if kind:
+            # where a thin ring's colour is least mixed with what is around it
+            seen.append((mask, colour_name(oklab(sharp[deepest(mask)].mean(axis=0)))))
+    seen = see_through(seen)
+
+    found = []  # whole area, how the shapes fit, colour, and what the thing surrounds
+    masks = [mask for mask, _ in seen]
+    for (mask, colour), encloses in zip(seen, enclosures(masks), strict=True):
+        inner = [other for other, enclosed in zip(masks, encloses, strict=True) if enclosed]
+        whole, fits, gaps = outline_of(mask, np.logical_or.reduce([np.zeros_like(mask), *inner]))
+        found.append((whole, fits, colour))
+        found += [(gap, fit_shapes(gap), names[0]) for gap in gaps if gap.sum() >= least]
+    found.sort(key=lambda thing: -thing[0].sum())
+    around = enclosures([whole for whole, _, _ in found]).T
+    return Picture(background=names[0], things=tuple(describe(*found[i], around[i]) for i in range(len(found))))
+
+
+def related(relation: str, things: tuple[Thing, ...], first: int, second: int) -> bool:
+    """Whether the relation holds from the first to the second of a picture's things."""
+    if relation == "inside":
+        return second in things[first].inside
+    if second in things[first].inside or first in things[second].inside:
+        return False
+    right = things[first].centre[0] - things[second].centre[0]
+    down = things[first].centre[1] - things[second].centre[1]
+    along, aside = {
+        "left of": (-right, down),
+        "right of": (right, down),
+        "above": (-down, right),
+        "below": (down, right),
+    }[relation]
+    return along > abs(aside)
+
+
+def follows(picture: Picture, wanted: Wanted) -> Verdict:
+    """Compare picture and wish. Where things outnumber the wanted ones, the largest are judged and the count is wrong.
+
+    Which thing is meant by which words is decided in the picture's favour.
+    """
+    things, number = picture.things, len(wanted.things)
+    verdicts = []
+    for order in permutations(range(min(number, len(things)))):
+        pairs = [(things[i], words) for i, words in zip(order, wanted.things, strict=False)]
+        complete = len(pairs) == number
+        background, count = picture.background == wanted.background, len(things) == number
+        colour = complete and all(thing.colour == colour for thing, (_, colour) in pairs)
+        shape = complete and all(thing.shape == shape for thing, (shape, _) in pairs)
+        relation = None if wanted.relation is None else complete and related(wanted.relation, things, *order)
+        verdicts.append(
+            Verdict(
+                background=background,
+                count=count,
+                colour=colour,
+                shape=shape,
+                relation=relation,
+                all=background and count and colour and shape and relation is not False,
+            )
+        )
+    return max(verdicts, key=lambda verdict: (verdict.all, verdict.colour + verdict.shape, verdict.relation or False))

@@ -1,0 +1,121 @@
+"""How well a model that was trained on drawn shapes follows prompts that it has never seen.
+
+The prompts ask for combinations that were held out of training; the pictures are measured by `analysis.py`, which does
+not know how the training pictures were drawn.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from sd.pipeline.image.tensors import to_images
+from sd.training.shapes.analysis import RELATIONS, Verdict, Wanted, analyse, follows
+from sd.training.shapes.captions import plain_caption, with_article
+from sd.training.shapes.drawing import ShapesDataset, render
+from sd.training.shapes.scenes import COMBINATIONS, HELD_OUT
+
+MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, colour, shape, relation, all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt, the seed of its picture, and what must be seen on it."""
+
+    prompt: str
+    seed: int
+    wanted: Wanted
+
+
+def request_for(shape: str, colour: str, behind: str, seed: int) -> Request:
+    """ "a red circle on a blue background" """
+    return Request(
+        prompt=f"{with_article(f'{colour} {shape}')} on {with_article(behind)} background",
+        seed=seed,
+        wanted=Wanted(background=behind, things=((shape, colour),)),
+    )
+
+
+def one_thing(repeats: int) -> list[Request]:
+    """Every held-out combination, `repeats` times with other seeds: "a red circle on a blue background"."""
+    combinations = [each for each in COMBINATIONS if each in HELD_OUT] * repeats
+    return [request_for(*combination, seed) for seed, combination in enumerate(combinations)]
+
+
+def two_things(each: int) -> list[Request]:
+    """Held-out things of two colours in a relation, `each` of every relation: "a red circle above a white star …"."""
+    left = dict.fromkeys(RELATIONS, each)
+    scenes = ShapesDataset(seed=1, size=0, held_out=True)
+    requests = []
+    number = 0
+    while any(left.values()):
+        scene, _ = scenes.describe(number)
+        number += 1
+        first, second = (*scene.things, *scene.things)[:2]
+        if not left.get(scene.relation) or first.colour == second.colour:
+            continue
+        left[scene.relation] -= 1
+        wanted = Wanted(
+            background=scene.background.colour,
+            things=tuple((thing.shape, thing.colour) for thing in scene.things),
+            relation=scene.relation,
+        )
+        requests.append(Request(prompt=plain_caption(scene), seed=1000 + len(requests), wanted=wanted))
+    return requests
+
+
+def verdicts(pictures: Sequence[Image.Image], requests: Sequence[Request]) -> Iterator[Verdict]:
+    for picture, request in zip(pictures, requests, strict=True):
+        yield follows(analyse(np.asarray(picture.convert("RGB"))), request.wanted)
+
+
+def shares(judged: Sequence[Verdict]) -> dict[str, float]:
+    """The share of pictures, from 0 to 1, that are right in each measure; the relation where there is one."""
+    found = {}
+    for measure in MEASURES:
+        values = [getattr(verdict, measure) for verdict in judged if getattr(verdict, measure) is not None]
+        if values:
+            found[measure] = sum(values) / len(values)
+    return found
+
+
+@torch.no_grad()
+def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
+    """Give every word the vector of another one: what is then still right is right by chance."""
+    table = text_encoder.token_embedding.weight
+    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
+    table.copy_(table[order.to(table.device)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaint:
+    """A picture, what of it is to be made anew, and what must be seen on the result."""
+
+    picture: Image.Image
+    mask: Image.Image  # L, 255 is made anew
+    request: Request
+
+
+def other_things(count: int, size: int) -> list[Repaint]:
+    """Pictures of one thing, of which the mask covers a square around it, and prompts for another thing there.
+
+    Both are of combinations that training never shows.
+    """
+    scenes = ShapesDataset(3, size, held_out=True, kind="single")
+    repaints = []
+    for number in range(count):
+        scene, _ = scenes.describe(number)
+        (thing,) = scene.things
+        behind = scene.background.colour
+        others = [(shape, colour) for shape, colour, on in HELD_OUT if on == behind and colour != thing.colour]
+        shape, colour = sorted(others)[number % len(others)]
+        reach = thing.radius * 1.3
+        box = [round(size * place) for place in (thing.x - reach, thing.y - reach, thing.x + reach, thing.y + reach)]
+        mask = Image.new("L", (size, size))
+        mask.paste(255, tuple(box))
+        (picture,) = to_images(render([scene], size))
+        repaints.append(Repaint(picture=picture, mask=mask, request=request_for(shape, colour, behind, number)))
+    return repaints

@@ -1,0 +1,588 @@
+"""The commands as a user meets them: run as processes where streams and signals matter, called directly elsewhere."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import make_checkpoint
+import pytest
+import torch
+import txt2img as original_script
+from conftest import refused, settings_of
+from PIL import Image
+
+import sd
+from sd.app.jobs.plan import group
+from sd.config import SD_V1_INPAINTING
+from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.sampling.denoiser import Denoiser
+
+SMALL = ["-W", "64", "-H", "64", "--steps", "2"]
+
+
+@pytest.fixture
+def txt2img(run, tiny_ckpt):
+    return lambda *arguments: run("txt2img", *arguments, "-m", tiny_ckpt, *SMALL)
+
+
+def test_a_picture_its_path_and_its_settings(txt2img, tiny_ckpt):
+    code, out, err = txt2img("a horse", "--seed", 7, "-n", "blurry")
+    assert (code, out) == (0, ["outputs/00001-7.png"])
+    assert "tiny.ckpt: sd-v1, model weights (--weights ema takes the others)" in err
+    with Image.open(out[0]) as picture:
+        assert picture.size == (64, 64)
+        assert picture.text["parameters"].startswith(
+            "a horse\nNegative prompt: blurry\nSteps: 2, Sampler: DPM++ 2M, Schedule type: Karras"
+        )
+    settings = settings_of(out[0])
+    assert settings["seed"] == 7
+    assert settings["prompt"] == "a horse"
+    assert settings["family"] == "sd-v1"
+    assert settings["model"]["sha256"] == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
+
+
+def test_the_checkpoint_is_hashed_behind_the_first_step(txt2img, tiny_ckpt, monkeypatch):
+    happened, predict = [], Denoiser.__call__
+    monkeypatch.setattr(Denoiser, "__call__", lambda *given: happened.append("step") or predict(*given))
+    monkeypatch.setattr("convert.files.hashing.compute_aside", happened.append)
+    assert txt2img("a horse", "--sampler", "ddim", "--count", 2)[0] == 0
+    assert len(happened) == 5
+    assert happened[0] == "step"
+    assert happened[1]() == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
+
+
+def test_the_picture_is_the_one_that_python_makes(txt2img, tiny_ckpt):
+    _, (path,), _ = txt2img("a horse", "--seed", 7)
+    (expected,) = sd.load(tiny_ckpt).txt2img("a horse", seed=7, width=64, height=64, steps=2)
+    assert Image.open(path).tobytes() == expected.tobytes()
+
+
+def test_numbering_goes_on_and_nothing_is_overwritten(txt2img):
+    assert txt2img("a", "--seed", 7)[1] == ["outputs/00001-7.png"]
+    assert txt2img("a", "--seed", 7)[1] == ["outputs/00002-7.png"]
+    refused(txt2img("a", "--seed", 7, "-o", "outputs/00002-{seed}.png"), "00002-7.png exists already", "--force")
+    assert txt2img("a", "--seed", 7, "-o", "outputs/00002-{seed}.png", "--force")[0] == 0
+
+
+def test_count_times_batch_size_pictures_with_seeds_that_count_on(txt2img):
+    code, out, _ = txt2img("a", "--seed", 7, "--count", 2, "-b", 3, "-o", "x/{seed}.png", "--grid")
+    assert code == 0
+    assert out == [*(f"x/{seed}.png" for seed in range(7, 13)), "x/grid-7.png"]
+    assert Image.open("x/grid-7.png").size == (3 * 64, 2 * 64)
+    alone = txt2img("a", "--seed", 10, "-o", "alone.png")[1][0]
+    there, here = Image.open("x/10.png").tobytes(), Image.open(alone).tobytes()
+    assert max(abs(a - b) for a, b in zip(there, here, strict=True)) <= 1
+
+
+def test_out_may_be_a_folder_or_a_file(txt2img):
+    assert txt2img("a", "--seed", 1, "-o", "folder")[1] == ["folder/00001-1.png"]
+    assert txt2img("a", "--seed", 1, "-o", "file.png")[1] == ["file.png"]
+
+
+def test_json_tells_path_seed_hash_and_time(txt2img):
+    _, (line,), _ = txt2img("a", "--seed", 1, "--json")
+    event = json.loads(line)
+    assert event["event"] == "picture"
+    assert event["seed"] == 1
+    assert event["ms"] > 0
+    with open(event["path"], "rb") as file:
+        assert event["sha256"] == hashlib.sha256(file.read()).hexdigest()
+
+
+def test_a_drawn_seed_is_told_and_stored(txt2img):
+    _, (path,), err = txt2img("a")
+    assert f"seed {settings_of(path)['seed']}" in err
+
+
+def test_an_empty_prompt_is_the_unconditional_picture(txt2img):
+    code, (path,), _ = txt2img("", "--seed", 1)
+    assert code == 0
+    assert settings_of(path)["prompt"] == ""
+
+
+def test_prompts_may_be_long_and_quiet_says_nothing(txt2img):
+    assert txt2img("a " * 76, "-n", "b " * 200, "-q")[::2] == (0, "")
+
+
+def test_a_prompt_may_be_a_files_whole_text(txt2img, tmp_path):
+    (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbf\n  a (red:1.2) horse,\r\nat dusk \n")
+    code, (path,), _ = txt2img("--prompt-file", "prompt.txt", "--seed", 1)
+    assert code == 0
+    assert settings_of(path)["prompt"] == "a (red:1.2) horse,\r\nat dusk"
+    (tmp_path / "empty.txt").write_text(" \n")
+    refused(txt2img("--prompt-file", "empty.txt"), "--prompt-file empty.txt holds no prompt.")
+    (tmp_path / "latin.txt").write_bytes(b"a\nf\xfcr")
+    refused(txt2img("--prompt-file", "latin.txt"), "latin.txt, line 2: is no UTF-8 text.")
+    refused(txt2img("a", "--prompt-file", "prompt.txt"), "more than one of PROMPT, --prompt, --prompt-file and --from")
+
+
+def test_the_layer_of_the_text_encoder_is_stored_in_both_texts(txt2img):
+    _, (path,), _ = txt2img("a", "--clip-skip", 2, "--seed", 1)
+    assert settings_of(path)["clip_skip"] == 2
+    assert ", Clip skip: 2, " in Image.open(path).text["parameters"]
+    refused(
+        txt2img("a", "--clip-skip", 3), "--clip-skip 3 is out of range: this checkpoint's text encoder has 2 layers."
+    )
+    refused(txt2img("a", "--clip-skip", 0), "--clip-skip 0 is out of range: 1 is the last layer")
+
+
+def test_prompts_are_plain_where_asked(txt2img, tmp_path):
+    (tmp_path / "jobs.txt").write_text('{"prompt": "(a:1.5)", "plain-prompts": true}\n(a:1.5)\n')
+    _, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1)
+    plain, weighted = (settings_of(path) for path in out)
+    assert (plain["plain_prompts"], weighted["plain_prompts"]) == (True, False)
+    _, (path,), _ = txt2img("(a:1.5)", "--seed", 1, "--plain-prompts")
+    assert Image.open(path).tobytes() == Image.open(out[0]).tobytes()
+    _, (path,), _ = txt2img("(a:1.5)", "--seed", 1)
+    assert Image.open(path).tobytes() != Image.open(out[0]).tobytes()
+
+
+def test_batches_hold_prompts_of_the_same_length_only(txt2img, tmp_path):
+    (tmp_path / "jobs.txt").write_text("a\nb\na BREAK b\na\n")
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1, "-b", 4)
+    assert (code, [settings_of(path)["seed"] for path in out]) == (0, [1, 2, 4, 3])
+    alone = txt2img("a BREAK b", "--seed", 3)[1][0]
+    there, here = Image.open(out[3]).tobytes(), Image.open(alone).tobytes()
+    assert max(abs(a - b) for a, b in zip(there, here, strict=True)) <= 1
+
+
+def test_an_absurd_weight_is_refused_before_anything_is_read(run):
+    refused(run("txt2img", "a (horse:99)", "-m", "missing.ckpt"), "--prompt gives 'horse' the weight 99")
+    refused(run("txt2img", "a", "-n", "(b:99)", "-m", "missing.ckpt"), "--negative-prompt gives 'b' the weight 99")
+
+
+def test_prompts_from_a_file_with_settings_of_their_own(txt2img, tmp_path):
+    lines = ['{"prompt": "b", "seed": 40, "guidance-scale": 1}', "", "a horse", '{"prompt": "c", "steps": 1}']
+    (tmp_path / "jobs.txt").write_text("\n".join(lines))
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 7, "-o", "x")
+    assert code == 0
+    settings = [settings_of(path) for path in out]
+    assert [s["prompt"] for s in settings] == ["b", "a horse", "c"]
+    assert [s["seed"] for s in settings] == [40, 8, 9]
+    assert [s["guidance_scale"] for s in settings] == [1, 7.5, 7.5]
+    assert [s["steps"] for s in settings] == [2, 2, 1]
+
+
+def test_pictures_are_grouped_by_what_they_share_wherever_they_stand():
+    jobs = [Settings(prompt="", width=64, height=64, seed=s, steps=n) for s, n in enumerate([1, 2, 1, 1, 2, 1, 3])]
+    assert group(jobs, 2, lambda _: 1) == [[0, 2], [1, 4], [3, 5], [6]]
+    assert group(jobs, 9, lambda job: job.seed % 2) == [[0, 2], [1], [3, 5], [4], [6]]
+    assert group(jobs, 1, lambda _: 1) == [[i] for i in range(7)]
+
+
+def test_lines_of_one_size_are_made_together_and_named_and_shown_in_their_order(txt2img, tmp_path, monkeypatch):
+    sizes = [64, 72, 64, 72, 64]
+    (tmp_path / "jobs.txt").write_text("\n".join(f'{{"prompt": "{i}", "width": {w}}}' for i, w in enumerate(sizes)))
+    batches, make = [], StableDiffusion.make
+
+    def watched(model, batch, *others, **options):
+        batches.append([job.prompt for job in batch])
+        return make(model, batch, *others, **options)
+
+    monkeypatch.setattr(StableDiffusion, "make", watched)
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 7, "-b", 2, "--grid", "-o", "x/{index}.png")
+    assert code == 0
+    assert batches == [["0", "2"], ["1", "3"], ["4"]]
+    assert out == ["x/1.png", "x/3.png", "x/2.png", "x/4.png", "x/5.png", "x/grid-1.png"]
+    stored = [settings_of(f"x/{i}.png") for i in range(1, 6)]
+    assert [(each["prompt"], each["seed"]) for each in stored] == [(str(i), 7 + i) for i in range(5)]
+    with Image.open("x/grid-1.png") as sheet, Image.open("x/3.png") as third:
+        assert sheet.crop((144, 0, 208, 64)).tobytes() == third.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ('{"prompt": "a", "stepps": 3}', ["jobs.txt, line 1: 'stepps' does not exist. Did you mean steps?"]),
+        ('{"prompt": "a", "steps": "many"}', ['line 1: steps cannot be "many"']),
+        ('{"steps": 3}', ['line 1: has no "prompt"']),
+        ('{"prompt": ', ["line 1: is no JSON object"]),
+        ("\n \n", ["holds no prompts"]),
+        ('a\n{"prompt": "a", "width": 500}', ["jobs.txt, line 2: width 500 is not a multiple of 8"]),
+        ('{"prompt": "a", "scale": 3, "cfg-scale": 4}', ["'cfg-scale' sets guidance_scale for the second time"]),
+        ('{"prompt": "a", "count": 3}', ["line 1: 'count' does not exist."]),
+    ],
+)
+def test_lines_that_make_no_sense_are_refused(txt2img, tmp_path, line, parts):
+    (tmp_path / "jobs.txt").write_text(line)
+    (tmp_path / "latin.txt").write_bytes(b"a\ncaf\xe9\n")
+    refused(txt2img("--from-file", "latin.txt"), "latin.txt, line 2: is no UTF-8 text. Save the file as UTF-8.")
+    refused(txt2img("--from-file", "jobs.txt"), *parts)
+
+
+def test_lines_of_standard_input_are_called_so(txt2img, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b'a\n{"prompt": "a", "stepps": 3}\n')))
+    refused(txt2img("--from-file", "-"), "standard input, line 2: 'stepps' does not exist. Did you mean steps?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["a", "-W", "500"], ["--width 500 is not a multiple of 8. Nearest: 496 or 504."]),
+        (["a", "--height", "0"], ["--height 0 is out of range: 64 to 4096."]),
+        (["a", "--sampler", "dimm"], ["--sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm, "]),
+        (["a", "--schedule", "karas"], ["--schedule karas does not exist. Did you mean karras? There are: beta, "]),
+        (["a", "--sampler", "DPM++ 2M Karras", "--schedule", "beta"], ["--schedule beta does not go with the sampler"]),
+        (
+            ["a", "--sigmas", "3,x"],
+            ["argument --sigmas: '3,x' is no list of numbers such as 14.6,7,3.", "sd txt2img --help"],
+        ),
+        (["a", "--sigmas", "3,7"], ["--sigmas 3, 7 do not fall from step to step."]),
+        (["a", "--sigmas", "7,3", "--steps", "5"], ["--steps 5 is not the number of sigmas, 2. Leave it out."]),
+        (["a", "--eta", "1", "--sampler", "euler"], ["--eta 1.0 does nothing: euler has no such setting."]),
+        (["a", "--zero-terminal-snr"], ["--zero-terminal-snr needs a model that predicts v; this one predicts eps."]),
+        (["a", "--guidance-rescale", "2"], ["--guidance-rescale 2.0 is out of range: 0 to 1."]),
+        (["a", "--steps", "0"], ["--steps 0 is out of range: 1 to 1000."]),
+        (["a", "--precision", "fp61"], ["--precision fp61 does not exist. Did you mean fp16? There are: auto, bf16, "]),
+        (["a", "--steps", "many"], ["argument --steps/--ddim_steps: invalid int value: 'many'", "sd txt2img --help"]),
+        (["a", "--stepps", "3"], ["--stepps is not a flag of sd txt2img. Did you mean --steps?"]),
+        (["a", "--step", "3"], ["--step is not a flag", "Did you mean --steps?"]),
+        (["a", "--guidance-scale", "nan"], ["--guidance-scale nan is out of range: -1000 to 1000."]),
+        (["a", "--count", "0"], ["--count 0 is out of range: at least 1."]),
+        (["a", "--device", "tpu"], ["--device: device 'tpu' is not available here. There are: auto, cpu"]),
+        (["a", "-o", "x.png", "-b", "2"], ["--out x.png names one file, but 2 pictures", "x-{seed}.png"]),
+        (["a", "-o", "x.jpg"], ["--out x.jpg: only .png pictures are written"]),
+        (["a", "--steps", "501", "--sampler", "ddim"], ["--steps 501 would begin at timestep 501"]),
+        (["a", "--grid", "--grid-columns", "0"], ["--grid-columns 0 is out of range"]),
+        (["a\udcff"], ["--prompt holds bytes that are no UTF-8 text."]),
+        (["a", "-o", "{seed:2000}.png"], ["{seed:2000} cannot be used. A number may be padded: {index:05}."]),
+        (["a", "-o", "{sampler:05d}.png"], ["{sampler:05d} cannot be used"]),
+        (["a", "-o", "picture.pngx"], ["is neither a .png nor a folder that exists", "write picture.pngx/"]),
+        (["a", "photo"], ["unexpected word 'photo'. Put what has spaces in it into quotes."]),
+        (["a", "--count", "99999999"], ["asks for 99999999 pictures; at most 100000"]),
+        (["a", "-o", "{sead}.png"], ["{sead} is no field. There are: index, seed"]),
+        (["a", "-o", "{seed.png"], ["is no usable template"]),
+        (["a", "-o", "{steps}.png", "-b", "2"], ["gives the same name to several pictures"]),
+        (["a", "-o", "/dev/null/x.png"], ["nothing can be written to /dev/null", "Give another --out."]),
+        (["a", "-p", "b"], ["more than one of PROMPT, --prompt, --prompt-file and --from-file given"]),
+        ([], ["no prompt given"]),
+        (["--from-file", "missing.txt"], ["missing.txt: No such file or directory."]),
+    ],
+)
+def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, arguments, parts):
+    refused(run("txt2img", *arguments, "-m", tiny_ckpt), *parts)
+
+
+def test_no_model_or_no_command_is_bad_use(run, monkeypatch):
+    monkeypatch.setattr("sd.app.cli.make_pictures.embedded_model", lambda: Path("absent.ckpt"))
+    refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
+    refused(run(), "no command given. There are: txt2img, ")
+    refused(run("txt2imgg", "a"), "command 'txt2imgg' does not exist. Did you mean txt2img?")
+
+
+def make_file(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_files_that_are_no_checkpoint_are_refused(run, tmp_path, tiny_ckpt, tiny_state):
+    whole = tiny_ckpt.read_bytes()
+    inpainting = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(SD_V1_INPAINTING))
+    make_checkpoint.save_original(tmp_path / "inpainting.ckpt", inpainting)
+    torch.save({"lora_unet_x.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.pt")
+    cases = [
+        (tmp_path / "missing.ckpt", ["missing.ckpt does not exist"]),
+        (tmp_path, ["is a folder"]),
+        (make_file(tmp_path / "text.ckpt", b"dear diary, "), ["text.ckpt"]),
+        (make_file(tmp_path / "empty.ckpt", b""), ["is empty (0 bytes)"]),
+        (make_file(tmp_path / "cut.ckpt", whole[: len(whole) // 2]), ["cut.ckpt", "download it again"]),
+        (make_file(tmp_path / "lfs.ckpt", b"version https://git-lfs.github.com/spec/v1\n"), ["LFS pointer"]),
+        (tmp_path / "inpainting.ckpt", ["sd-v1-inpainting", "takes 9 channels"]),
+        (tmp_path / "lora.pt", ["is a LoRA"]),
+    ]
+    for path, parts in cases:
+        refused(run("txt2img", "a", "-m", path), *parts)
+
+
+def test_convert_command_tells_what_it_did(run, tiny_ckpt):
+    code, out, err = run("convert", tiny_ckpt, "x.safetensors")
+    assert (code, out) == (0, ["x.safetensors"])
+    assert "tiny.ckpt: sd-v1, model weights (--weights ema takes the others), 970 tensors" in err
+    refused(run("convert", tiny_ckpt, "x.safetensors"), "x.safetensors exists already", "--force")
+    refused(run("convert", tiny_ckpt, "x.bin"), "x.bin must end in .safetensors, .ckpt or .pt; for a folder")
+    refused(run("convert", "x.ckpt", "y.safetensors"), "x.ckpt does not exist")
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+def test_help_and_version_need_no_torch(tmp_path):
+    pages = (["txt2img", "--help"], ["tokens", "--help"], ["schedule", "--help"], ["convert", "--help"])
+    for arguments in (["--help"], *pages, ["--version"]):
+        code = f"import sys; from sd.app.cli import main\ntry: main({arguments})\nexcept SystemExit: pass\n"
+        code += "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout
+
+
+def test_help_lists_every_command():
+    result = process("sd", "--help")
+    assert result.returncode == 0
+    assert all(name in result.stdout for name in ("txt2img", "tokens", "schedule", "convert"))
+
+
+def test_convert_is_a_module_of_its_own():
+    assert process("convert", "--help").stdout == process("sd", "convert", "--help").stdout
+
+
+def test_stdout_of_a_process_carries_results_only(tmp_path, tiny_ckpt):
+    result = process("sd", "txt2img", "a horse", "-m", tiny_ckpt, *SMALL, "--seed", 1, "--out", "x.png", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "x.png\n"
+    assert "\r" not in result.stderr  # no progress bar where nobody watches
+
+
+def test_a_closed_pipe_ends_quietly(tmp_path, tiny_ckpt):
+    arguments = [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--count", "3"]
+    child = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    child.stdout.readline()
+    child.stdout.close()
+    assert "Error" not in child.stderr.read()
+    child.stderr.close()
+    assert child.wait(timeout=60) == 0
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
+    arguments = [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--count", "1000"]
+    child = started(arguments, tmp_path, {signal.SIGINT: signal.SIG_DFL})  # ignored in a shell's background
+    first = child.stdout.readline().strip()
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted; what was finished is kept" in err
+    assert "Traceback" not in err
+    assert Image.open(tmp_path / first).size == (64, 64)
+    assert not [name for name in os.listdir(tmp_path / "outputs") if name.endswith(".tmp")]
+
+
+def test_a_command_started_by_nohup_outlives_its_terminal(tmp_path, tiny_ckpt):
+    arguments = [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(tiny_ckpt), *SMALL, "--count", "3"]
+    child = started(arguments, tmp_path, {signal.SIGHUP: signal.SIG_IGN})
+    child.stdout.readline()
+    child.send_signal(signal.SIGHUP)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert len(os.listdir(tmp_path / "outputs")) == 3
+
+
+def started(arguments, folder, handlers):
+    """A process in a folder, with these handlers of signals."""
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        preexec_fn=lambda: [signal.signal(number, handler) for number, handler in handlers.items()],
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_terminated_conversion_leaves_no_half_file(tmp_path, tiny_ckpt, number):
+    code = (
+        "import sys, time, convert.actions.writing as c\n"
+        "write = c.Reporting.report\n"
+        "c.Reporting.report = lambda *a: (print(flush=True), time.sleep(0.01), write(*a))\n"
+        "import sd.app.cli; sys.exit(sd.app.cli.main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, "convert", str(tiny_ckpt), "x.safetensors"]
+    child = started(arguments, tmp_path, {number: signal.SIG_DFL})
+    child.stdout.readline()
+    child.send_signal(number)
+    child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert os.listdir(tmp_path) == []
+
+
+def shell(command, folder, **environment):
+    return subprocess.run(
+        ["bash", "-c", command.replace("SD", f"{sys.executable} -m sd")],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def test_streams_may_be_closed_or_narrow(tmp_path, tiny_ckpt):
+    make = f"SD txt2img a -m {tiny_ckpt} -W 64 -H 64 --steps 1 -s 1"
+    assert shell("set -o pipefail; SD --help | true", tmp_path).stderr == ""
+    assert shell(f"{make} -o closed.png >&- 2>&-", tmp_path).returncode == 0
+    assert (tmp_path / "closed.png").exists()
+    narrow = shell(f"{make} -o 猫.png", tmp_path, PYTHONIOENCODING="ascii")
+    assert (narrow.returncode, narrow.stdout) == (0, "\\u732b.png\n")
+    assert shell("SD txt2img --from-file - -m x.ckpt <&-", tmp_path).returncode == 2
+
+
+def test_a_name_taken_by_another_run_is_one_failed_picture(run, tiny_ckpt, monkeypatch, tmp_path):
+    decode = sd.networks.vae.VAE.decode
+
+    def overtaken(*arguments):
+        (tmp_path / "outputs" / "00001-1.png").touch()
+        return decode(*arguments)
+
+    monkeypatch.setattr("sd.networks.vae.VAE.decode", overtaken)
+    code, out, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1, "--count", 2)
+    assert (code, out) == (3, ["outputs/00002-2.png"])
+    assert "1 of 2 pictures could not be made" in err
+
+
+def test_a_fault_of_ours_is_called_one(run, tiny_ckpt, monkeypatch):
+    monkeypatch.setattr("sd.pipeline.stable_diffusion.StableDiffusion.decode", lambda *_: 1 / 0)
+    code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL)
+    assert code == 70
+    assert "a fault of ours: ZeroDivisionError" in err
+    assert "--debug" in err
+    code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--debug")
+    assert code == 70
+    assert "Traceback" in err
+    assert "a fault of ours: ZeroDivisionError" in err
+
+
+def test_pictures_that_cannot_be_made_do_not_stop_the_others(run, tiny_ckpt, monkeypatch):
+    decode = sd.networks.vae.VAE.decode
+    calls = iter([False, True, False])
+    monkeypatch.setattr("sd.networks.vae.VAE.decode", lambda *args: decode(*args) * (torch.nan if next(calls) else 1))
+    code, out, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1, "--count", 3, "--precision", "fp32")
+    assert code == 3
+    assert out == ["outputs/00001-1.png", "outputs/00003-3.png"]
+    assert "seed 2: the VAE gave NaN or infinite values in fp32, so there is no picture." in err
+    assert "sd: 1 of 3 pictures could not be made." in err
+    assert sorted(os.listdir("outputs")) == ["00001-1.png", "00003-3.png"]
+
+
+def test_too_little_memory_is_said_in_a_sentence(run, tiny_ckpt, monkeypatch):
+    def greedy(*_):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("sd.networks.vae.VAE.decode", greedy)
+    code, _, err = run("txt2img", "a", "-m", tiny_ckpt, *SMALL, "--seed", 1)
+    assert code == 3
+    assert (
+        "seed 1: there is not enough memory. Try a smaller size, a smaller batch, --low-memory or --tiled-vae." in err
+    )
+
+
+def test_names_from_a_file_cannot_write_to_the_terminal(run, tmp_path, tiny_state):
+    path = tmp_path / "evil\x1b[2J.ckpt"
+    make_checkpoint.save_original(path, {**tiny_state, "\x1b]0;pwned\x07\n": torch.zeros(1)})
+    code, _, err = run("txt2img", "a", "-m", path, *SMALL, "--seed", 1)
+    assert code == 0
+    assert "left aside: 1 tensor outside of the model" in err
+    assert "\x1b" not in err
+    code, _, err = run("convert", path, "x.safetensors")
+    assert code == 0
+    assert "\x1b" not in err
+
+
+def test_a_negative_prompt_without_guidance_is_said_to_do_nothing(txt2img):
+    _, _, err = txt2img("a", "-n", "blurry " * 80, "-g", "1", "--seed", 1)
+    assert "--guidance-scale 1 turns guidance off, and the negative prompt with it" in err
+
+
+@pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b""])
+def test_prompt_files_of_any_editor_are_read(txt2img, tmp_path, start):
+    content = start + '{"prompt": "b\u2028c"}\r\na\x0cd\r\n'.encode()
+    (tmp_path / "jobs.txt").write_bytes(content)
+    code, out, _ = txt2img("--from-file", "jobs.txt", "--seed", 1)
+    assert code == 0
+    assert [settings_of(path)["prompt"] for path in out] == ["b\u2028c", "a\x0cd"]
+
+
+def test_any_spelling_of_a_flag_is_a_key_of_a_line(txt2img, tmp_path):
+    (tmp_path / "jobs.txt").write_text('{"prompt": "a", "cfg-scale": 2, "H": 72, "ddim_steps": 1, "s": 5}')
+    (path,) = txt2img("--from-file", "jobs.txt")[1]
+    settings = settings_of(path)
+    assert [settings[name] for name in ("guidance_scale", "height", "steps", "seed")] == [2, 72, 1, 5]
+
+
+def test_the_sheet_is_checked_before_the_work(txt2img, tmp_path):
+    (tmp_path / "grid-x1.png").write_bytes(b"precious")
+    refused(txt2img("a", "--seed", 1, "-o", "x{seed}.png", "--grid"), "grid-x1.png exists already")
+    assert os.listdir(tmp_path) == ["grid-x1.png"]
+
+
+def test_a_wrong_device_leaves_no_folder(txt2img, tmp_path):
+    refused(txt2img("a", "--device", "tpu", "-o", "new/"), "device 'tpu' is not available")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_original_scripts_command_line_does_the_same(run, tiny_ckpt):
+    arguments = ["--prompt", "a horse", "--ckpt", str(tiny_ckpt), "--ddim_steps", "2", "--H", "64", "--W", "64"]
+    code, out, _ = run(*original_script.translated([*arguments, "--n_samples", "2", "--n_iter", "1"]))
+    assert code == 0
+    samples = "outputs/txt2img-samples/samples"
+    assert out == [f"{samples}/00001.png", f"{samples}/00002.png", f"{samples}/grid-00001.png"]
+    assert [settings_of(path)["seed"] for path in out[:2]] == [42, 43]
+    assert settings_of(out[0])["guidance_scale"] == 7.5
+    assert settings_of(out[0])["plain_prompts"] is True  # the original knows no weights
+    assert (settings_of(out[0])["sampler"], settings_of(out[0])["schedule"]) == ("ddim", "leading")
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [("--plms", ("plms", "leading")), ("--dpm_solver", ("dpmpp_2m", "sgm_uniform"))]
+)
+def test_the_original_scripts_other_samplers_are_there(run, tiny_ckpt, flag, expected):
+    arguments = ["--prompt", "a", "--ckpt", str(tiny_ckpt), "--ddim_steps", "2", "--H", "64", "--W", "64", flag]
+    code, out, _ = run(*original_script.translated([*arguments, "--n_samples", "1", "--n_iter", "1", "--skip_grid"]))
+    assert code == 0
+    assert (settings_of(out[0])["sampler"], settings_of(out[0])["schedule"]) == expected
+
+
+def test_the_original_script_refuses_what_its_samplers_cannot_do(capsys):
+    for arguments, message in (
+        (["--plms", "--ddim_eta", "1"], "--ddim_eta 1 does nothing without DDIM; leave it out"),
+        (["--plms", "--dpm_solver"], "--plms and --dpm_solver are two samplers; give one of them"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            original_script.translated(arguments)
+        assert caught.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], ("dpmpp_2m", "karras")),
+        (["--plms"], ("plms", "leading")),
+        (["--sampler", "Euler a"], ("euler_a", "linspace")),
+        (["--sampler", "DPM++ 2M SDE Karras"], ("dpmpp_2m_sde", "karras")),
+        (["--sampler", "k_lms", "--schedule", "sgm_uniform"], ("lms", "sgm_uniform")),
+        (["--sampler", "heun", "--schedule", "SGM Uniform"], ("heun", "sgm_uniform")),
+    ],
+)
+def test_samplers_and_schedules_by_anybodys_names(txt2img, flags, expected):
+    code, (path,), _ = txt2img("a", "--seed", 1, *flags)
+    assert code == 0
+    assert (settings_of(path)["sampler"], settings_of(path)["schedule"]) == expected
+
+
+def test_noise_levels_of_ones_own(run, tiny_ckpt, tmp_path):
+    (tmp_path / "jobs.txt").write_text('{"prompt": "a", "sigmas": [9, 2.5]}\n{"prompt": "b", "sampler": "Euler a"}')
+    size = ["-W", "64", "-H", "64", "-m", tiny_ckpt, "--seed", 1]
+    _, (path,), _ = run("txt2img", "a", *size, "--sigmas", "14.6,7,3,")
+    settings = settings_of(path)
+    assert (settings["sigmas"], settings["steps"], settings["schedule"]) == ([14.6, 7, 3], 3, "custom")
+    _, (first, second), _ = run("txt2img", "--from-file", "jobs.txt", *size, "-o", "x")
+    assert settings_of(first)["sigmas"] == [9, 2.5]
+    assert (settings_of(second)["sampler"], settings_of(second)["sigmas"]) == ("euler_a", [])
+
+
+def test_flags_of_the_original_script_that_mean_nothing_here_are_refused(capsys):
+    for flag in original_script.UNSUPPORTED:
+        with pytest.raises(SystemExit) as caught:
+            original_script.translated([flag])
+        assert caught.value.code == 2
+        assert f"{flag} cannot be had here" in capsys.readouterr().err

@@ -1,0 +1,507 @@
+"""The table of published checkpoints, and downloads from a server of ours that misbehaves in every way we know of."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from convert.published import known as known_module
+from convert.published.download import RETRIES, DownloadError, download
+from convert.published.known import find_by_name, find_by_sha256, known_checkpoints, verify
+from convert.published.partial_file import BusyError, PartialFile
+from sd.app.cli.models import token_for
+
+CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+HASH = re.compile("[0-9a-f]{64}")
+
+
+@dataclass
+class Behaviour:
+    """What the server does; requests are noted."""
+
+    content: bytes = CONTENT
+    etag: str | None = '"one"'
+    ranges: bool = True
+    cut_after: list[int] = field(default_factory=list)  # bytes of each answer, until the list is empty
+    statuses: list[int] = field(default_factory=list)  # of the first answers
+    announced: int | None = None  # another length than the true one
+    length: bool = True
+    content_type: str = "application/octet-stream"
+    redirect: str | None = None
+    wants_token: str | None = None
+    range_from: int | None = None  # answers with another part than was asked for
+    requests: list[dict] = field(default_factory=list)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        do: Behaviour = self.server.behaviour
+        do.requests.append({name.lower(): value for name, value in self.headers.items()} | {"path": self.path})
+        if do.redirect and self.path == "/file":
+            self.send_response(302)
+            self.send_header("Location", do.redirect)
+            self.end_headers()
+            return
+        if do.statuses:
+            self.send_error(do.statuses.pop(0))
+            return
+        if do.wants_token and self.headers.get("Authorization") != f"Bearer {do.wants_token}":
+            self.send_error(401)
+            return
+        start = 0
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and do.ranges and self.headers.get("If-Range", do.etag) == do.etag:
+            start = int(asked[1])
+            if start >= len(do.content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(do.content)}")
+                self.end_headers()
+                return
+            start = start if do.range_from is None else do.range_from
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(do.content) - 1}/{len(do.content)}")
+        else:
+            self.send_response(200)
+        body = do.content[start:]
+        if do.length:
+            self.send_header("Content-Length", str(len(body) if do.announced is None else do.announced))
+        if do.etag:
+            self.send_header("ETag", do.etag)
+        self.send_header("Content-Type", do.content_type)
+        self.end_headers()
+        if do.cut_after:
+            body = body[: do.cut_after.pop(0)]
+        with suppress(OSError):
+            self.wfile.write(body)
+
+
+def serve(behaviour):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.behaviour = behaviour
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    return server
+
+
+@pytest.fixture
+def server():
+    server = serve(Behaviour())
+    yield SimpleNamespace(
+        do=server.behaviour, port=server.server_port, address=f"http://127.0.0.1:{server.server_port}/file"
+    )
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def get(server, tmp_path):
+    """Download the file; the waits that there would have been are returned instead of waited for."""
+
+    def get(**options):
+        waits = []
+        options = {"sha256": SHA256} | options
+        done = download(options.pop("address", server.address), tmp_path / "model.ckpt", wait=waits.append, **options)
+        assert (tmp_path / "model.ckpt").read_bytes() == server.do.content
+        assert os.listdir(tmp_path) == ["model.ckpt"]
+        return done, waits
+
+    return get
+
+
+def refused(tmp_path, get, *parts, left=()):
+    with pytest.raises(DownloadError) as caught:
+        get()
+    for part in parts:
+        assert part in str(caught.value)
+    assert not (tmp_path / "model.ckpt").exists()
+    assert set(os.listdir(tmp_path)) == set(left)
+
+
+# Downloads
+
+
+def test_a_file_arrives_whole_and_checked(get, server):
+    started, arrived = [], []
+    done, waits = get(size=len(CONTENT), on_start=lambda *a: started.append(a), on_bytes=arrived.append)
+    assert (done.bytes, done.sha256, done.resumed_from) == (len(CONTENT), SHA256, 0)
+    assert started == [(len(CONTENT), 0)]
+    assert sum(arrived) == len(CONTENT)
+    assert waits == []
+    assert len(server.do.requests) == 1
+
+
+def test_dropped_connections_are_gone_on_with(get, server):
+    server.do.cut_after = [100_000, 1, 2_000_000]
+    arrived = []
+    _, waits = get(on_bytes=arrived.append)
+    assert [request.get("range") for request in server.do.requests] == [
+        None,
+        "bytes=100000-",
+        "bytes=100001-",
+        "bytes=2100001-",
+    ]
+    assert {request.get("if-range") for request in server.do.requests} == {None, '"one"'}
+    assert sum(arrived) == len(CONTENT)
+    assert waits == [2, 2, 2]  # each attempt brought something
+
+
+def test_a_later_run_goes_on_where_the_first_stopped(get, server, tmp_path):
+    server.do.cut_after = [1_000_000] + [0] * RETRIES
+    refused(tmp_path, get, "times in a row", "1 MB are kept", left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    server.do.cut_after = []
+    done, _ = get()
+    assert done.resumed_from == 1_000_000
+    assert server.do.requests[-1]["range"] == "bytes=1000000-"
+
+
+def test_a_complete_beginning_is_only_checked(get, server, tmp_path):
+    server.do.cut_after = [1_000_000] + [0] * RETRIES
+    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    (tmp_path / "model.ckpt.partial").write_bytes(CONTENT)
+    before = len(server.do.requests)
+    done, _ = get()  # the length is not known: the server says that there is no more
+    assert done.resumed_from == len(CONTENT)
+    assert len(server.do.requests) == before + 1
+
+
+def test_another_version_is_fetched_from_the_start(get, server, tmp_path):
+    server.do.cut_after = [1_000_000] + [0] * RETRIES
+    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    server.do.content, server.do.etag, server.do.cut_after = CONTENT[::-1], '"two"', []
+    arrived = []
+    get(sha256=hashlib.sha256(CONTENT[::-1]).hexdigest(), on_bytes=arrived.append)
+    assert arrived[0] == -1_000_000
+
+
+def test_a_server_that_knows_no_ranges_is_asked_for_everything(get, server):
+    server.do.ranges = False
+    server.do.cut_after = [3_000_000]
+    arrived = []
+    get(on_bytes=arrived.append)
+    assert sum(arrived) == len(CONTENT)
+    assert len(server.do.requests) == 2
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_what_has_no_version_is_not_put_together_of_two(get, server, tmp_path, etag):
+    server.do.etag = etag
+    server.do.cut_after = [3_000_000]
+    get()
+    assert "range" not in server.do.requests[-1]
+
+
+def test_a_beginning_from_another_address_is_not_gone_on_with(get, server, tmp_path):
+    server.do.cut_after = [1_000_000] + [0] * RETRIES
+    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    server.do.cut_after = []
+    done, _ = get(address=server.address + "?mirror")
+    assert done.resumed_from == 0
+
+
+@pytest.mark.parametrize("notes", ["", "{", "[]", '{"address": 1}', "null"])
+def test_damaged_notes_make_it_start_again(get, server, tmp_path, notes):
+    (tmp_path / "model.ckpt.partial").write_bytes(b"rubbish")
+    (tmp_path / "model.ckpt.partial.json").write_text(notes)
+    assert get()[0].resumed_from == 0
+
+
+def test_a_server_that_sends_less_than_it_announces_is_given_up(get, server, tmp_path):
+    server.do.announced = len(CONTENT) + 5
+    server.do.ranges = False
+    refused(
+        tmp_path,
+        get,
+        f"failed {RETRIES + 1} times in a row",
+        "the same command goes on",
+        left=["model.ckpt.partial", "model.ckpt.partial.json"],
+    )
+
+
+def test_a_server_that_announces_another_length_is_refused_at_once(get, server, tmp_path):
+    refused(tmp_path, lambda: get(size=len(CONTENT) + 1), "announces 5120000 bytes", "has 5120001")
+    assert len(server.do.requests) == 1
+
+
+def test_a_file_without_a_length_is_checked_all_the_same(get, server, tmp_path):
+    server.do.length = False
+    get(size=len(CONTENT))
+
+
+def test_without_a_length_no_more_is_taken_than_the_file_has(get, server, tmp_path):
+    server.do.length = False
+    refused(tmp_path, lambda: get(size=1000), "sends more than", left=[])
+
+
+def test_another_content_is_removed(get, server, tmp_path):
+    server.do.content = CONTENT[:-1] + b"x"
+    refused(tmp_path, get, "sha256", SHA256, "removed")
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(404, "is not there (HTTP 404)"), (403, "HF_TOKEN"), (401, "HF_TOKEN"), (400, "HTTP 400")]
+)
+def test_a_refusal_is_told_at_once(get, server, tmp_path, status, text):
+    server.do.statuses = [status]
+    refused(tmp_path, get, text)
+    assert len(server.do.requests) == 1
+
+
+def test_an_overloaded_server_is_asked_again(get, server):
+    server.do.statuses = [503, 429, 500]
+    problems = []
+    _, waits = get(on_wait=lambda problem, seconds: problems.append(problem))
+    assert waits == [2, 4, 8]
+    assert problems == ["HTTP 503", "HTTP 429", "HTTP 500"]
+
+
+def test_a_web_page_is_no_model(get, server, tmp_path):
+    server.do.content_type = "text/html; charset=utf-8"
+    refused(tmp_path, get, "web page", "HF_TOKEN")
+
+
+def test_nobody_there(tmp_path):
+    with pytest.raises(DownloadError, match="refused"):
+        download("http://127.0.0.1:9/file", tmp_path / "x", wait=lambda seconds: None)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://x/y", "model", "http://", "http://[", "http://x:y/z"])
+def test_what_is_no_web_address_is_not_opened(tmp_path, address):
+    with pytest.raises(DownloadError, match="no http or https address"):
+        download(address, tmp_path / "x")
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_part_than_asked_for_is_not_used(get, server, tmp_path):
+    server.do.cut_after = [1_000_000]
+    server.do.range_from = 7
+    refused(tmp_path, get, "another part", left=["model.ckpt.partial", "model.ckpt.partial.json"])
+
+
+def test_the_token_goes_to_its_own_host_only(get, server):
+    other = serve(Behaviour())
+    server.do.redirect = f"http://localhost:{other.server_port}/elsewhere"
+    try:
+        get(token="secret")
+    finally:
+        other.shutdown()
+        other.server_close()
+    assert server.do.requests[0]["authorization"] == "Bearer secret"
+    assert "authorization" not in other.behaviour.requests[0]
+
+
+def test_the_token_stays_within_a_redirect_of_its_host(get, server):
+    server.do.redirect = "/elsewhere"
+    server.do.wants_token = "secret"
+    get(token="secret")
+
+
+def test_a_range_survives_a_redirect(get, server):
+    server.do.redirect = "/elsewhere"
+    server.do.cut_after = [1_000_000]
+    get()
+    assert server.do.requests[-1]["range"] == "bytes=1000000-"
+    assert server.do.requests[-1]["if-range"] == '"one"'
+
+
+def test_a_redirect_to_a_file_on_this_machine_is_not_followed(get, server, tmp_path):
+    server.do.redirect = "file:///etc/hostname"
+    refused(tmp_path, get, "HTTP 302")
+
+
+def test_a_full_disk_is_noticed_before(get, server, tmp_path, monkeypatch):
+    monkeypatch.setattr("convert.published.download.shutil.disk_usage", lambda path: SimpleNamespace(free=65 << 20))
+    refused(tmp_path, get, "68.2 MB free", "5.12 MB are still to come")
+
+
+def test_an_existing_file_is_not_replaced_unless_asked(get, server, tmp_path):
+    (tmp_path / "model.ckpt").write_bytes(b"mine")
+    with pytest.raises(FileExistsError):
+        get()
+    assert (tmp_path / "model.ckpt").read_bytes() == b"mine"
+    assert server.do.requests == []
+    get(force=True)
+
+
+def test_two_downloads_of_one_file_do_not_mix(tmp_path):
+    pytest.importorskip("fcntl")
+    with PartialFile(tmp_path / "x", "http://a/x"), pytest.raises(BusyError, match="another download"):
+        PartialFile(tmp_path / "x", "http://a/x")
+
+
+# The table
+
+
+def test_the_table_is_complete_and_says_where_it_is_from():
+    files = [known.file for known in known_checkpoints()]
+    assert len(files) == len(set(files)) == len({known.sha256 for known in known_checkpoints()})
+    families = {"sd-v1", "sd-v1-inpainting", "sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sdxl-base"}
+    assert {known.family for known in known_checkpoints()} == families
+    for known in known_checkpoints():
+        assert known.address.startswith("https://huggingface.co/")
+        assert known.address.endswith("/resolve/main/" + known.file)
+        assert known.sha256 is None or HASH.fullmatch(known.sha256)
+        assert known.bytes is None or 4e9 < known.bytes < 8e9
+        for fact, value in (("sha256", known.sha256), ("bytes", known.bytes)):
+            assert (value is None) == (known.sources[fact] is None)
+            assert value is None or known.sources[fact].startswith("https://")
+        assert known.licence in ("CreativeML Open RAIL-M", "CreativeML Open RAIL++-M")
+
+
+def test_sizes_go_with_the_numbers_of_parameters():
+    """The numbers of parameters are those of the networks themselves (`test_config.py` counts those of v1);
+    beside them lie 12 tables of 1000, two counters, 77 position ids, and a header of names."""
+    v1 = 4 * (859_520_964 + 83_653_863 + 123_060_480 + 12_000 + 2) + 8 * 77
+    v2 = 4 * (865_910_724 + 83_653_863 + 354_032_641 + 12_000 + 2)
+    for name, size in (("v1-5-pruned-emaonly.safetensors", v1), ("v2-1_768-ema-pruned.safetensors", v2)):
+        assert 100_000 < find_by_name(name).bytes - size < 300_000
+    assert find_by_name("v1-5-pruned.safetensors").bytes - v1 - 4 * 859_520_964 < 400_000
+
+
+def test_names_are_found_with_and_without_their_ending():
+    assert find_by_name("SD-v1-4.CKPT").file == "sd-v1-4.ckpt"
+    assert find_by_name("sd_xl_base_1.0").file == "sd_xl_base_1.0.safetensors"
+    assert find_by_name("v1-5-pruned-emaonly") is None  # there are two
+    assert find_by_sha256(None) is None
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A table with one small file."""
+    row = known_checkpoints()[0]
+    made_up = [
+        known_module.Known(**(vars(row) | {"file": "small.ckpt", "bytes": 7, "sha256": hash_of(b"weights")})),
+        known_module.Known(**(vars(row) | {"file": "unsized.ckpt", "bytes": None, "sha256": hash_of(b"others")})),
+    ]
+    monkeypatch.setattr(known_module, "known_checkpoints", lambda: tuple(made_up))
+    monkeypatch.setattr("sd.app.cli.models.known_checkpoints", lambda: tuple(made_up))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return made_up
+
+
+def hash_of(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_file_is_what_its_hash_says(published):
+    Path("small.ckpt").write_bytes(b"weights")
+    Path("renamed.bin").write_bytes(b"weights")
+    for name in ("small.ckpt", "renamed.bin"):
+        verdict = verify(Path(name))
+        assert verdict.matches
+        assert verdict.known.file == "small.ckpt"
+
+
+def test_a_cut_file_is_told_by_its_size_alone(published, monkeypatch):
+    Path("small.ckpt").write_bytes(b"weigh")
+    monkeypatch.setattr(known_module, "file_sha256", lambda path: pytest.fail("read for nothing"))
+    published.pop()  # of the other one, the size is not known
+    verdict = verify(Path("small.ckpt"))
+    assert not verdict.matches
+    assert verdict.problem == "has 5 bytes; small.ckpt has 7"
+
+
+def test_a_changed_file_of_the_right_size_does_not_match(published):
+    Path("small.ckpt").write_bytes(b"weighTs")
+    verdict = verify(Path("small.ckpt"))
+    assert not verdict.matches
+    assert hash_of(b"weighTs") in verdict.problem
+    Path("other.ckpt").write_bytes(b"weighTs")
+    assert verify(Path("other.ckpt")).problem == "is none of the known checkpoints"
+
+
+# The commands
+
+
+@pytest.fixture
+def run(call):
+    return lambda *arguments: call("models", *arguments)
+
+
+def test_the_list_has_a_line_for_each(run):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert out == run("list")[1]
+    for known in known_checkpoints():
+        assert sum(line.split()[0] == known.file for line in out.splitlines() if line) == 1
+    _, out, _ = run("list", "--json")
+    assert [json.loads(line)["file"] for line in out.splitlines()] == [known.file for known in known_checkpoints()]
+
+
+def test_get_fetches_checks_and_tells_where(run, server, published):
+    published[0] = known_module.Known(
+        **(vars(published[0]) | {"bytes": len(CONTENT), "sha256": SHA256, "address": server.address})
+    )
+    code, out, err = run("get", "small.ckpt", "-o", "folder/new")
+    assert (code, out) == (0, "folder/new/small.ckpt\n")
+    assert "CreativeML Open RAIL-M" in err
+    assert Path("folder/new/small.ckpt").read_bytes() == CONTENT
+    requests = len(server.do.requests)
+    code, out, err = run("get", "small.ckpt", "-o", "folder/new")  # it is there
+    assert (code, out) == (0, "folder/new/small.ckpt\n")
+    assert "already" in err
+    assert len(server.do.requests) == requests
+    Path("folder/new/small.ckpt").write_bytes(b"mine")
+    code, out, err = run("get", "small.ckpt", "-o", "folder/new")
+    assert (code, out) == (2, "")
+    assert "--force" in err
+    assert run("get", "small", "-o", "folder/new", "--force")[0] == 0
+    assert Path("folder/new/small.ckpt").read_bytes() == CONTENT
+
+
+def test_get_from_elsewhere_is_checked_all_the_same(run, server, published):
+    code, out, err = run("get", "small.ckpt", "--from", server.address)
+    assert (code, out) == (2, "")
+    assert "announces 5120000 bytes; small.ckpt has 7" in err
+    server.do.content = b"weighTs"
+    code, _, err = run("get", "small.ckpt", "--from", server.address)
+    assert code == 2
+    assert "sha256" in err
+    server.do.content = b"weights"
+    assert run("get", "small.ckpt", "--from", server.address)[:2] == (0, "small.ckpt\n")
+
+
+def test_a_name_that_is_not_known_gets_the_nearest(run):
+    code, _, err = run("get", "sd-v1-5.ckpt")
+    assert code == 2
+    assert "Did you mean sd-v1-" in err
+    assert run("fetch")[0] == 2
+    assert run("get")[0] == 2
+
+
+def test_verify_says_right_and_wrong(run, published):
+    Path("small.ckpt").write_bytes(b"weights")
+    Path("bad.ckpt").write_bytes(b"x")
+    assert run("verify", "small.ckpt")[0] == 0
+    code, out, _ = run("verify", "small.ckpt", "bad.ckpt")
+    assert code == 1
+    assert out.splitlines()[0].startswith("right  small.ckpt: small.ckpt")
+    assert out.splitlines()[1] == "WRONG  bad.ckpt is none of the known checkpoints"
+    code, out, _ = run("verify", "--json", "small.ckpt", "bad.ckpt")
+    assert [json.loads(line)["matches"] for line in out.splitlines()] == [True, False]
+    assert code == 1
+    code, out, err = run("verify", "small.ckpt", "missing.ckpt")
+    assert (code, out) == (2, "")
+    assert "missing.ckpt" in err
+
+
+def test_the_token_of_the_environment_is_for_one_host(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    assert token_for("https://huggingface.co/x/y") == "secret"
+    for address in ("http://huggingface.co/x", "https://huggingface.co.evil.com/x", "https://evilhuggingface.co/x"):
+        assert token_for(address) is None
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    assert token_for("https://huggingface.co/x/y") is None

@@ -1,0 +1,293 @@
+"""Masks: how they are read, blurred and applied, and that what is black in them stays bit for bit."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd.pipeline.image.masks import composite, latent_mask, masked_region, match, paste_back, prepare, read_mask
+from sd.pipeline.image.reading import PictureError
+from sd.pipeline.image.resizing import fit, natural
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def rectangle(size, box, level=255):
+    mask = Image.new("L", size)
+    mask.paste(level, box)
+    return mask
+
+
+def saved(tmp_path, picture, **options):
+    picture.save(tmp_path / "mask.png", **options)
+    return tmp_path / "mask.png"
+
+
+# reading
+
+
+def test_grey_levels_are_kept(tmp_path):
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for mode in ("L", "RGB"):
+        mask = read_mask(saved(tmp_path, Image.fromarray(levels).convert(mode)))
+        assert mask.mode == "L"
+        assert np.array_equal(np.asarray(mask), levels)
+
+
+def test_deep_and_two_level_masks_are_read(tmp_path):
+    deep = Image.fromarray(np.array([[0, 257 * 77, 65535]], np.uint16))
+    assert list(np.asarray(read_mask(saved(tmp_path, deep)))[0]) == [0, 77, 255]
+    flags = Image.fromarray(np.array([[False, True]]))
+    assert list(np.asarray(read_mask(saved(tmp_path, flags)))[0]) == [0, 255]
+
+
+def layer(*pixels):
+    picture = Image.new("RGBA", (len(pixels), 1))
+    picture.putdata(pixels)
+    return picture
+
+
+def test_strokes_on_an_empty_layer_are_the_white_part_whatever_their_colour(tmp_path):
+    for colour in [(255, 255, 255), (0, 0, 0), (200, 30, 40)]:
+        strokes = layer((*colour, 255), (*colour, 100), (*colour, 0), (9, 9, 9, 0))  # colours where nothing is seen
+        assert list(np.asarray(read_mask(saved(tmp_path, strokes)))[0]) == [255, 100, 0, 0]
+
+
+def test_rounded_colours_at_soft_edges_of_strokes_are_one_colour(tmp_path):
+    # 200 at opacity 3 is stored by some editors as round(200 * 3 / 255) = 2, and read back as 2 * 255 / 3 = 170
+    strokes = layer((200, 200, 200, 255), (170, 170, 170, 3), (0, 0, 0, 0))
+    assert list(np.asarray(read_mask(saved(tmp_path, strokes)))[0]) == [255, 3, 0]
+
+
+def test_a_mask_in_black_and_white_with_holes_counts_the_holes_as_black(tmp_path):
+    drawn = layer((255, 255, 255, 255), (0, 0, 0, 255), (255, 255, 255, 0), (255, 255, 255, 51))
+    assert list(np.asarray(read_mask(saved(tmp_path, drawn)))[0]) == [255, 0, 0, 51]
+
+
+def test_what_is_no_picture_is_no_mask(tmp_path):
+    with pytest.raises(PictureError, match=r"mask\.png does not exist"):
+        read_mask(tmp_path / "mask.png")
+
+
+# matching
+
+
+@pytest.mark.parametrize("mask", [(512, 384), (256, 192), (1024, 768), (171, 128), (85, 64), (342, 257)])
+def test_masks_of_the_same_shape_are_brought_to_the_size_of_the_picture(mask):
+    assert match(Image.new("L", mask), (512, 384)).size == (512, 384)
+
+
+@pytest.mark.parametrize("mask", [(512, 512), (384, 512), (512, 376)])
+def test_masks_of_another_shape_are_refused(mask):
+    with pytest.raises(PictureError) as caught:
+        match(Image.new("L", mask), (512, 384))
+    assert str(caught.value) == (
+        f"the mask is {mask[0]}x{mask[1]} and the picture 512x384. Give a mask of the same size, or at least of the "
+        "same shape."
+    )
+
+
+# preparing
+
+
+def test_a_mask_is_inverted_before_the_threshold_and_blurred_after_it():
+    mask = Image.fromarray(np.array([[0, 100, 155, 255]], np.uint8))
+    assert list(np.asarray(prepare(mask))[0]) == [0, 100, 155, 255]
+    assert list(np.asarray(prepare(mask, invert=True))[0]) == [255, 155, 100, 0]
+    assert list(np.asarray(prepare(mask, threshold=100))[0]) == [0, 255, 255, 255]
+    assert list(np.asarray(prepare(mask, threshold=101))[0]) == [0, 0, 255, 255]
+    assert list(np.asarray(prepare(mask, invert=True, threshold=101))[0]) == [255, 255, 0, 0]
+    grey = rectangle((64, 64), (32, 0, 64, 64), level=128)
+    levels = np.asarray(prepare(grey, threshold=128, blur=4))[32]
+    assert levels[-1] == 255
+    assert len(set(levels)) > 10
+
+
+@pytest.mark.parametrize("radius", [1, 2.5, 4, 16, 64])
+def test_blur_is_a_gaussian_of_that_radius(radius):
+    edge = rectangle((800, 9), (400, 0, 800, 9))
+    levels = np.asarray(prepare(edge, blur=radius))[4]
+    # a Gaussian over a step is its integral, the error function
+    exact = [255 * (1 + math.erf((x + 0.5 - 400) / (radius * math.sqrt(2)))) / 2 for x in range(800)]
+    assert np.abs(levels - np.array(exact)).max() <= 255 * 0.015  # Pillow makes it from three boxes
+
+
+@pytest.mark.parametrize("radius", [0.5, 1, 4, 16, 64])
+def test_blur_leaves_what_is_far_away_exactly_black_or_white(radius):
+    levels = np.asarray(prepare(rectangle((800, 9), (400, 0, 800, 9)), blur=radius))
+    reach = math.ceil(3 * radius) + 1
+    assert levels[:, : 400 - reach].max() == 0
+    assert levels[:, 400 + reach :].min() == 255
+
+
+def test_blur_does_not_darken_the_border_of_a_picture():
+    assert np.asarray(prepare(Image.new("L", (32, 32), 255), blur=8)).min() == 255
+
+
+def test_a_mask_with_nothing_to_repaint_is_refused():
+    black, white = Image.new("L", (8, 8)), Image.new("L", (8, 8), 255)
+    with pytest.raises(
+        PictureError, match=r"^the mask is black everywhere, so .* or turn the mask .* --invert-mask\.$"
+    ):
+        prepare(black)
+    with pytest.raises(
+        PictureError, match=r"^after inverting it, the mask is black everywhere, .* what is to change\.$"
+    ):
+        prepare(white, invert=True)
+    with pytest.raises(PictureError, match="black everywhere at threshold 200,"):
+        prepare(rectangle((8, 8), (0, 0, 4, 4), level=199), threshold=200)
+    with pytest.raises(PictureError, match="so small that --mask-blur 32 wipes it out"):
+        prepare(rectangle((512, 512), (100, 100, 102, 102)), blur=32)
+
+
+# latents
+
+
+def test_a_latent_is_repainted_as_much_as_the_most_repainted_of_its_pixels():
+    mask = Image.new("L", (32, 24))
+    mask.putpixel((8, 15), 51)  # the leftmost, lowest pixel of column 1, row 1
+    mask.putpixel((31, 0), 255)
+    mask.putpixel((24, 7), 100)
+    assert latent_mask(mask).dtype == np.float32
+    expected = np.zeros((3, 4), np.float32)
+    expected[1, 1], expected[0, 3] = 0.2, 1
+    assert np.allclose(latent_mask(mask), expected, rtol=0, atol=1e-7)
+    assert latent_mask(mask, factor=4).shape == (6, 8)
+    assert latent_mask(mask, factor=4)[3, 2] == np.float32(0.2)
+
+
+def test_masks_with_a_part_of_a_latent_are_refused():
+    with pytest.raises(ValueError, match=r"multiples of 8 \(one latent per 8x8\), got 30x24"):
+        latent_mask(Image.new("L", (30, 24), 255))
+
+
+# only masked
+
+
+@pytest.mark.parametrize(
+    ("picture", "box", "working", "padding", "taken"),
+    [
+        ((1000, 800), (400, 300, 500, 400), (512, 512), 32, (368, 268, 532, 432)),  # square already
+        ((1000, 800), (400, 300, 500, 360), (512, 512), 0, (400, 280, 500, 380)),  # grown up and down
+        ((1000, 800), (400, 300, 500, 400), (512, 256), 0, (350, 300, 550, 400)),  # grown left and right
+        ((1000, 800), (0, 0, 100, 40), (512, 512), 32, (0, 0, 132, 132)),  # moved inside at the corner
+        ((1000, 800), (900, 780, 1000, 800), (512, 512), 32, (868, 668, 1000, 800)),
+        ((1000, 300), (100, 0, 900, 300), (512, 512), 0, (100, 0, 900, 300)),  # no more height to be had
+        ((64, 64), (0, 0, 64, 64), (512, 512), 32, (0, 0, 64, 64)),
+        ((1000, 800), (500, 500, 501, 501), (512, 512), 0, (500, 500, 501, 501)),
+    ],
+)
+def test_only_masked_takes_the_surroundings_in_the_shape_of_the_working_size(picture, box, working, padding, taken):
+    placement = masked_region(rectangle(picture, box, level=1), working, padding)
+    assert (placement.picture, placement.taken, placement.working) == (picture, taken, working)
+    if taken != (100, 0, 900, 300):
+        assert placement.shown == (0, 0, *working)
+
+
+def test_only_masked_pads_where_the_picture_is_too_narrow():
+    placement = masked_region(rectangle((1000, 300), (100, 0, 900, 300)), (512, 512), 0)
+    assert placement.shown == (0, 160, 512, 352)  # 800x300 at 512 wide is 192 high
+
+
+def test_only_masked_has_all_of_the_mask_wherever_it_lies():
+    draw = np.random.default_rng(3)
+    for _ in range(300):
+        width, height = (int(side) for side in draw.integers(1, 400, 2))
+        left, top = int(draw.integers(0, width)), int(draw.integers(0, height))
+        right, bottom = int(draw.integers(left, width)) + 1, int(draw.integers(top, height)) + 1
+        working = tuple(int(side) * 8 for side in draw.integers(8, 33, 2))
+        mask = rectangle((width, height), (left, top, right, bottom))
+        placement = masked_region(mask, working, int(draw.integers(0, 64)))
+        taken, shown = placement.taken, placement.shown
+        assert placement.covers(mask)
+        assert 0 <= taken[0] < taken[2] <= width
+        assert 0 <= taken[1] < taken[3] <= height
+        # one scale across and down, but for what rounding to whole pixels changes
+        across, down = (shown[2] - shown[0]) / (taken[2] - taken[0]), (shown[3] - shown[1]) / (taken[3] - taken[1])
+        rounding = 1 / min(taken[2] - taken[0], taken[3] - taken[1]) + 1 / min(shown[2] - shown[0], shown[3] - shown[1])
+        assert abs(across / down - 1) <= 1.5 * rounding
+
+
+# putting together
+
+
+def test_composite_mixes_in_proportion_and_rounds_to_the_nearest():
+    levels = np.arange(256, dtype=np.uint8)
+    mask = Image.fromarray(np.tile(levels[:, None], (1, 256)))
+    for old, new in [(0, None), (255, None), (77, None), (None, 0), (None, 200)]:
+        a = np.tile(levels if old is None else np.uint8(old), (256, 256 if old is not None else 1)).astype(np.int64)
+        b = np.tile(levels if new is None else np.uint8(new), (256, 256 if new is not None else 1)).astype(np.int64)
+        m = levels[:, None].astype(np.int64)
+        expected = (2 * (m * b + (255 - m) * a) + 255) // 510  # to the nearest whole number
+        pictures = [Image.fromarray(np.stack([x.astype(np.uint8)] * 3, axis=-1)) for x in (a, b)]
+        assert np.array_equal(np.asarray(composite(*pictures, mask))[:, :, 1], expected)
+
+
+def kept_and_changed(result, picture, mask):
+    """Where the mask is black: whether every bit is as before. Where it is white: whether most pixels are not."""
+    same = (np.asarray(result) == np.asarray(picture)).all(axis=-1)
+    levels = np.asarray(mask)
+    assert (levels == 0).any()
+    assert (levels == 255).any()
+    return same[levels == 0].all(), same[levels == 255].mean() < 0.1
+
+
+@pytest.mark.parametrize("blur", [0, 4])
+def test_black_pixels_keep_every_bit_at_the_working_size(blur):
+    picture, made = noise(128, 96), noise(128, 96, seed=1)
+    mask = prepare(rectangle((128, 96), (40, 30, 90, 70)), blur=blur)
+    result = composite(picture, made, mask)
+    assert kept_and_changed(result, picture, mask) == (True, True)
+    white = np.asarray(mask) == 255
+    assert np.array_equal(np.asarray(result)[white], np.asarray(made)[white])
+
+
+PLACEMENTS = {
+    "crop": lambda mask: fit(mask.size, (64, 64), "crop"),
+    "pad": lambda mask: fit(mask.size, (128, 128), "pad"),
+    "stretch": lambda mask: fit(mask.size, (64, 128), "stretch"),
+    "natural, kept": lambda mask: natural(mask.size, 128),
+    "natural, scaled": lambda mask: natural(mask.size, 512),
+    "only masked": lambda mask: masked_region(mask, (128, 64), 8),
+    "only masked, padded": lambda mask: masked_region(mask, (64, 256), 8),
+}
+
+
+@pytest.mark.parametrize("blur", [0, 3])
+@pytest.mark.parametrize("name", PLACEMENTS)
+def test_black_pixels_keep_every_bit_in_the_whole_picture(name, blur):
+    picture = noise(133, 101)
+    mask = prepare(rectangle((133, 101), (50, 30, 90, 70)), blur=blur)
+    placement = PLACEMENTS[name](mask)
+    made = noise(*placement.working, seed=1)
+    result = paste_back(picture, made, mask, placement)
+    assert placement.covers(mask)
+    assert kept_and_changed(result, picture, mask) == (True, True)
+    assert np.array_equal(np.asarray(picture), np.asarray(noise(133, 101)))  # the old one is not touched
+
+
+def test_what_was_made_comes_to_where_it_was_taken_from():
+    picture = Image.new("RGB", (400, 300), "white")
+    mask = rectangle((400, 300), (200, 100, 300, 200))
+    placement = masked_region(mask, (64, 64), 10)  # 190 to 310 and 90 to 210
+    seen = placement.place(picture)
+    seen.paste("red", (0, 0, 32, 64))
+    seen.paste("blue", (32, 0, 64, 64))
+    result = paste_back(picture, seen, mask, placement)
+    corners = [(200, 100), (240, 199), (260, 100), (299, 199), (199, 150), (300, 150)]
+    red, blue, white = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+    assert [result.getpixel(corner) for corner in corners] == [red, red, blue, blue, white, white]
+
+
+def test_what_crop_cuts_off_stays_as_it_was():
+    picture = noise(200, 100)
+    mask = Image.new("L", (200, 100), 255)
+    placement = fit((200, 100), (64, 64), "crop")  # 50 to 150
+    result = np.asarray(paste_back(picture, noise(64, 64, seed=1), mask, placement))
+    same = (result == np.asarray(picture)).all(axis=-1)
+    assert same[:, :50].all()
+    assert same[:, 150:].all()
+    assert same[:, 50:150].mean() < 0.1

@@ -1,0 +1,278 @@
+"""The attention kernel is as near to the formula as PyTorch's, and where it is not to be had, pictures are as ever."""
+
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, fill
+from torch.overrides import TorchFunctionMode
+
+import sd.runtime.cpu.attention as module
+from sd.runtime.cpu.attention import KERNEL, OPERATOR, attending, attention_applied, is_supported, plain_attention
+from sd.runtime.cpu.native import compiler, cpu_flags, library
+from sd.runtime.device import RunOptions
+from sd.runtime.execution import Execution
+from sd.study.benchmark.layer_kinds import ATTENTION, kind_of, operations_of
+
+CPU, BF16 = torch.device("cpu"), torch.bfloat16
+needs_kernel = pytest.mark.skipif(
+    not is_supported(CPU, BF16) or compiler() is None,
+    reason="this processor has no AVX512-BF16, or there is no compiler",
+)
+SHAPES = [  # batch, heads, tokens, tokens attended to, width of a head
+    (1, 8, 256, 256, 40),
+    (2, 2, 33, 77, 40),
+    (3, 2, 45, 33, 8),
+    (1, 3, 100, 777, 64),
+    (2, 1, 31, 65, 80),
+    (1, 2, 70, 129, 160),
+    (1, 1, 1, 1, 2),
+    (1, 1, 5, 64, 18),
+    (1, 1, 70, 130, 512),
+]
+
+
+@pytest.fixture(scope="module", autouse=True, params=["vectors"] + ["tiles"] * (cpu_flags() >= module.TILES))
+def _own_kernel(tmp_path_factory, request):
+    """Compiled once, into a folder of these tests; on a processor that has tiles, also as for one that has none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "vectors":
+            patch.setattr(module, "TILES", {"no such flag"})
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(KERNEL, "_found", [])
+        KERNEL.library()
+        yield
+
+
+def inputs(batch, heads, tokens, attended, width, *, scale=1.0):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(batch, length, heads * width) for length in (tokens, attended, attended)]
+    q, k, v = (torch.randn(shape, generator=generator) for shape in shapes)
+    return (scale * q).to(BF16), k.to(BF16), v.to(BF16)
+
+
+def formula(q, k, v, heads):
+    """Vaswani et al. (2017), eq. 1, one head of one row after the other, in float64."""
+    width, out = q.shape[-1] // heads, torch.empty(q.shape, dtype=torch.float64)
+    for row in range(len(q)):
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            queries, keys, values = (t[row, :, part].double() for t in (q, k, v))
+            scores = (queries @ keys.T / math.sqrt(width)).exp()
+            out[row, :, part] = scores / scores.sum(dim=1, keepdim=True) @ values
+    return out
+
+
+def attend(q, k, v, heads):
+    return OPERATOR.call(q, k, v, heads)
+
+
+def error(found, exact):
+    return ((found.double() - exact).norm() / exact.norm()).item()
+
+
+@needs_kernel
+def test_the_kernel_is_there():
+    assert KERNEL.library() is not None
+
+
+@needs_kernel
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_error_is_that_of_rounding(shape):
+    """A number in bf16 is off by 1.7e-3 in the mean; PyTorch's kernel is measured beside it."""
+    q, k, v = inputs(*shape)
+    exact = formula(q, k, v, shape[1])
+    own, plain = (error(each(q, k, v, shape[1]), exact) for each in (attend, plain_attention))
+    assert own < max(1.25 * plain, 2.5e-3)
+
+
+@needs_kernel
+def test_late_keys_that_match_far_better_are_scaled_right():
+    """Weights grow by more than 2 to the 8th from one group of 64 keys to the next, so rows are scaled anew."""
+    q, k, v = inputs(1, 2, 40, 300, 40, scale=4)
+    k = k * torch.linspace(0.01, 3, 300)[:, None].to(BF16)
+    exact = formula(q, k, v, 2)
+    assert error(attend(q, k, v, 2), exact) < 3e-3
+    assert error(attend(q, k.flip(1), v.flip(1), 2), exact) < 3e-3
+
+
+@needs_kernel
+def test_scores_too_large_for_an_exponential_are_no_trouble():
+    q, k, v = inputs(1, 2, 40, 100, 40, scale=100)
+    with torch.no_grad():
+        plain = plain_attention(q.double(), k.double(), v.double(), 2)
+    found = attend(q, k, v, 2)
+    assert found.isfinite().all()
+    assert error(found, plain) < 3e-3
+
+
+@needs_kernel
+def test_numbers_that_are_not_finite_stay_so():
+    """The pipeline goes to float32 where it sees them."""
+    for bad in (math.nan, math.inf):
+        for which in range(3):
+            given = inputs(1, 2, 40, 100, 40)
+            given[which][0, 7, 3] = bad
+            assert not attend(*given, 2).isfinite().all(), (bad, which)
+
+
+@needs_kernel
+def test_rows_of_a_wider_array_and_other_orders_are_read_in_place():
+    q, k, v = inputs(2, 2, 70, 70, 40)
+    expected = attend(q, k, v, 2)
+    joined = torch.cat([q, k, v], dim=-1)
+    assert torch.equal(attend(*joined.chunk(3, dim=-1), 2), expected)
+    assert torch.equal(attend(*(t.transpose(0, 1).contiguous().transpose(0, 1) for t in (q, k, v)), 2), expected)
+    assert torch.equal(attend(*(t.mT.contiguous().mT for t in (q, k, v)), 2), expected)
+
+
+@needs_kernel
+def test_neither_the_batch_nor_the_number_of_threads_changes_anything():
+    q, k, v = inputs(3, 2, 200, 150, 40)
+    whole, before = attend(q, k, v, 2), torch.get_num_threads()
+    for row in range(3):
+        own = slice(row, row + 1)
+        assert torch.equal(attend(q[own], k[own], v[own], 2), whole[own])
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(attend(q, k, v, 2), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def unet_and_inputs(height, width, dtype=BF16):
+    unet = fill(replace(TINY, unet=replace(TINY.unet, depths=(1, 0, 0, 0))))["unet"].to(dtype)
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(2, 4, height, width, generator=generator).to(dtype)
+    return unet, x_t, torch.randn(2, 77, TINY.unet.context_width, generator=generator).to(dtype)
+
+
+class Seen(TorchFunctionMode):
+    """The kernel's calls and PyTorch's attention among those of PyTorch's functions."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.operations, self.plain = [], 0, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.plain += operations_of(function, args, result) if function is F.scaled_dot_product_attention else 0
+        if function is OPERATOR.call:
+            self.kinds.append(kind_of(function, args))
+            self.operations += operations_of(function, args, result)
+        return result
+
+
+@needs_kernel
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_prediction_is_the_same_up_to_rounding(guided):
+    unet, x_t, context = unet_and_inputs(32, 33)
+    x_t = torch.cat([x_t[:1]] * 2) if guided else x_t
+    with Seen() as by_pytorch:
+        plain = unet(x_t, torch.tensor(500.0), context).float()
+    with Seen() as seen:
+        found = Execution().predict(unet, x_t, torch.tensor(500.0), context, guided=guided).float()
+    assert (found - plain).norm() / plain.norm() < 3e-2
+    layers = [each for each in unet.modules() if isinstance(each, module.Attention)]
+    assert seen.kinds == [ATTENTION] * len(layers) * (1 if guided else 2)  # two pictures, one after the other
+    once = 4 * (32 * 33) ** 2 * layers[0].q.out_features  # what the halves of guidance have in common
+    assert (seen.operations, seen.plain) == (by_pytorch.plain - once * guided, 0)
+    assert torch.equal(unet(x_t, torch.tensor(500.0), context).float(), plain)  # it knows nothing of it afterwards
+
+
+@needs_kernel
+def test_with_half_of_the_memory_and_with_merged_tokens_too():
+    unet, x_t, context = unet_and_inputs(32, 32)
+    for execution, more in ((Execution(RunOptions(low_memory=True)), {}), (Execution(), {"merge": 0.5})):
+        with Seen() as seen:
+            assert execution.predict(unet, x_t, torch.tensor(500.0), context, **more).isfinite().all()
+        assert seen.kinds
+
+
+def test_small_pictures_other_precisions_and_gradients_go_without(monkeypatch):
+    def never(*_):
+        raise AssertionError("nothing is compiled for these")
+
+    monkeypatch.setattr(KERNEL, "library", never)
+    for height, dtype in ((31, BF16), (32, torch.float32)):
+        unet, x_t, _ = unet_and_inputs(height, 32, dtype)
+        assert attending(unet, x_t) == {}
+    unet, x_t, _ = unet_and_inputs(32, 32)
+    with torch.enable_grad():
+        assert attending(unet, x_t) == {}
+
+
+def test_where_the_processor_cannot_nothing_is_compiled(monkeypatch, tmp_path):
+    (tmp_path / "cpuinfo").write_text("processor : 0\nflags : fpu avx512f amx_int8\n")
+    monkeypatch.setattr("sd.runtime.cpu.native.CPU_INFO", tmp_path / "cpuinfo")
+    assert cpu_flags() == {"fpu", "avx512f", "amx_int8"}
+    assert not is_supported(CPU, BF16)
+    monkeypatch.setattr("sd.runtime.cpu.native.CPU_INFO", tmp_path / "nothing")
+    assert not is_supported(CPU, BF16)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda patch, folder: patch.setenv("CXX", "no-such-compiler"),
+        lambda patch, folder: patch.setenv("CXX", "false"),
+        lambda patch, folder: patch.setenv("CXX", "'not closed"),
+        lambda patch, folder: patch.setenv("XDG_CACHE_HOME", os.fspath(folder / "file")),
+    ],
+    ids=["no compiler", "one that fails", "one that is no command", "no folder"],
+)
+def test_without_a_kernel_the_picture_is_made_as_ever(monkeypatch, tmp_path, spoil):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
+    spoil(monkeypatch, tmp_path)
+    monkeypatch.setattr(KERNEL, "_found", [])
+    monkeypatch.setattr(module, "is_supported", lambda device, dtype: True)
+    unet, x_t, context = unet_and_inputs(32, 32)
+    assert attending(unet, x_t) == {}
+    expected = unet(x_t, torch.tensor(500.0), context)
+    with attention_applied(unet, x_t):
+        assert torch.equal(unet(x_t, torch.tensor(500.0), context), expected)
+    q, k, v = inputs(1, 2, 40, 50, 40)
+    assert torch.equal(attend(q, k, v, 2), plain_attention(q, k, v, 2))
+    assert not [*(tmp_path / "cache").rglob("*.*")]
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no compiler")
+def test_it_is_compiled_once_and_said_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path))
+    source, told = tmp_path / "three.cpp", []
+    source.write_text('extern "C" int three() { return 3; }')
+    for _ in range(2):
+        assert library(source, ["-fPIC"], lambda: told.append(1)).three() == 3
+    assert told == [1]
+    assert [path.suffix for path in (tmp_path / "sd-zoo" / "native").iterdir()] == [".so"]
+    assert (tmp_path / "sd-zoo" / "native").stat().st_mode & 0o777 == 0o700
+    source.write_text('extern "C" int three() { return 4; }')
+    assert library(source, ["-fPIC"], lambda: told.append(2)).three() == 4
+    assert told == [1, 2]
+    source.write_text("this is not C++")
+    assert library(source, ["-fPIC"]) is None
+
+
+@needs_kernel
+def test_pytorchs_compiler_can_call_it():
+    unet, x_t, context = unet_and_inputs(32, 32)
+    expected = unet(x_t, torch.tensor(500.0), context).float()
+    programs = []
+
+    def backend(program, given):
+        programs.append(program)
+        return program.forward
+
+    def compiler(function):
+        return torch.compile(function, backend=backend, fullgraph=True, dynamic=False)
+
+    execution = Execution(RunOptions(compile=True), compiler=compiler)
+    found = execution.predict(unet, x_t, torch.tensor(500.0), context).float()
+    assert (found - expected).norm() / expected.norm() < 3e-2
+    called = [node for node in programs[0].graph.nodes if node.target is OPERATOR.call]
+    assert len(called) == len([m for m in unet.modules() if isinstance(m, module.Attention)])

@@ -1,0 +1,143 @@
+"""Less memory: weights that come when they are used, halves of guidance one after the other, pictures in tiles."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY as CONFIG
+from conftest import assemble, fill, pixels, refused, settings, settings_of
+from PIL import Image
+from torch import nn
+
+import sd
+from sd.runtime.device import RunOptions, visiting
+from sd.runtime.execution import Execution
+
+
+def test_weights_visit_a_device_and_stay_at_home():
+    network = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)))
+    at_home = dict(network.named_parameters())
+    with visiting(network, torch.device("meta")):
+        away = dict(network.named_parameters())
+        assert list(away) == list(at_home)
+        assert {value.device.type for value in away.values()} == {"meta"}
+        assert {value.device.type for value in at_home.values()} == {"cpu"}
+    assert all(value is at_home[name] for name, value in network.named_parameters())
+
+
+def test_weights_come_back_after_an_error():
+    network = nn.Linear(2, 3)
+    with pytest.raises(KeyError), visiting(network, torch.device("meta")):
+        raise KeyError
+    assert network.weight.device.type == "cpu"
+
+
+def test_a_visit_lasts_as_long_as_somebody_needs_it():
+    network = nn.Linear(2, 3)
+    execution = Execution(visited=torch.device("meta"))
+    first, second = execution.at_work(network), execution.at_work(network)
+    with first:
+        second.__enter__()
+    assert network.weight.device.type == "meta"
+    second.__exit__(None, None, None)
+    assert network.weight.device.type == "cpu"
+
+
+@pytest.fixture
+def models(tiny_networks):
+    plain = assemble(CONFIG, tiny_networks)
+    low = replace(plain, execution=Execution(RunOptions(low_memory=True)))
+    return plain, low
+
+
+def latents_and_rows(model, batch):
+    rows = []
+    handle = model.unet.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+    *_, latents = model.sample(batch)
+    handle.remove()
+    return latents, rows
+
+
+def test_halves_of_guidance_run_one_after_the_other_and_give_the_same_picture(models):
+    batch = [settings(steps=3, seed=seed) for seed in (1, 2)]
+    (plain, together), (low, apart) = (latents_and_rows(model, batch) for model in models)
+    assert together == [4] * 3
+    assert apart == [2] * 6
+    assert (low - plain).norm() / plain.norm() < 1e-4
+
+
+def test_nothing_is_packed(tiny_ckpt):
+    model = sd.load(tiny_ckpt, device="cpu", low_memory=True)
+    model.make([settings(steps=1)])
+    assert not model.execution.packed._packed
+
+
+def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
+    """The networks rest on the CPU and compute there, too, as there is nothing else; who comes and goes can be seen."""
+    model = replace(assemble(CONFIG, fill(CONFIG)), execution=Execution(visited=torch.device("cpu")))
+    homes = {part: next(getattr(model, part).parameters()) for part in ("text_encoder", "unet", "vae")}
+    away = set()
+
+    def note(*_):
+        away.add(tuple(part for part in homes if next(getattr(model, part).parameters()) is not homes[part]))
+
+    for part in homes:
+        getattr(model, part).register_forward_pre_hook(note)
+    model.vae.decoder.register_forward_pre_hook(note)
+    picture = model.make([settings(steps=2)])[0]
+    assert away == {("text_encoder",), ("unet",), ("vae",)}
+    assert all(next(getattr(model, part).parameters()) is home for part, home in homes.items())
+    assert picture.tobytes() == assemble(CONFIG, fill(CONFIG)).make([settings(steps=2)])[0].tobytes()
+
+
+def test_load_keeps_the_options(tiny_ckpt):
+    model = sd.load(tiny_ckpt, device="cpu", low_memory=True, tiled_vae=True)
+    assert model.execution.options == RunOptions(low_memory=True, tiled_vae=True)
+    assert model.execution.visited is None
+
+
+def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_ckpt, tmp_path):
+    out = tmp_path / "x.png"
+    common = ("-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "2", "-s", "1", "-q")
+    assert call("txt2img", "a horse", *common, "--low-memory", "-o", out)[0] == 0
+    assert settings_of(out)["run"] == {"low_memory": True, "tiled_vae": False, "compile": False}
+    again, plain = tmp_path / "again.png", tmp_path / "plain.png"
+    code, printed, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again)
+    assert (code, printed) == (0, f"{again}\n")
+    assert "--low-memory, as x.png was made" in messages
+    assert settings_of(again)["run"] == settings_of(out)["run"]
+    assert Image.open(again).tobytes() == Image.open(out).tobytes()
+    assert call("txt2img", "a horse", *common, "-o", plain)[0] == 0
+    assert "run" not in settings_of(plain)
+
+
+def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatch):
+    import sd.runtime.execution as used
+
+    calls = []
+    for name in ("decode_tiled", "encode_tiled"):
+        own = getattr(used, name)
+        monkeypatch.setattr(
+            used, name, lambda *args, own=own, name=name, **kwargs: calls.append(name) or own(*args, **kwargs)
+        )
+    plain = assemble(CONFIG, tiny_networks)
+    tiled = replace(plain, execution=Execution(RunOptions(tiled_vae=True)))
+    batch = [settings(width=576, steps=1)]  # 72 latents wide, a tile has 64
+    whole, parts = (pixels(model.make(batch)[0]) for model in (plain, tiled))
+    assert abs(whole - parts).max() <= 1
+    image = torch.rand(1, 3, 64, 576, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole, parts = (model.encode_image(image) for model in (plain, tiled))
+    assert (whole - parts).norm() / whole.norm() < 1e-4
+    assert calls == ["decode_tiled", "encode_tiled"]
+
+
+def test_a_stopped_run_with_the_flag_goes_on(call, tiny_ckpt, tmp_path):
+    command = ("txt2img", "a horse", "-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "1", "-s", "1", "-q")
+    command += ("--count", "2", "--low-memory", "-o", tmp_path / "{seed}.png")
+    assert call(*command)[0] == 0
+    (tmp_path / "2.png").unlink()
+    assert call(*command) == (0, f"{tmp_path / '2.png'}\n", "")
+
+
+def test_explain_refuses_what_takes_its_predictions_apart(run, tiny_ckpt):
+    refused(run("explain", "a horse", "-m", tiny_ckpt, "--low-memory"), "--low-memory", "Leave it out")

@@ -1,0 +1,79 @@
+"""C++ of ours is compiled once, whoever asks; what is kept is used only if it is whole and nobody else's."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sd.runtime.cpu.native import FLAGS, compiler, library
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or compiler() is None, reason="there is no compiler, or this is not Linux"
+)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "seven.cpp"
+    path.write_text('extern "C" int seven() { return 7; }')
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache" / "sd-zoo" / "native"
+
+
+def call(source):
+    """The command of a process that prints what the compiled function returns."""
+    names = "from pathlib import Path; from sd.runtime.cpu.native import FLAGS, library"
+    return [sys.executable, "-c", f"{names}; print(library(Path({str(source)!r}), FLAGS).seven())"]
+
+
+def test_it_is_compiled_once(source, folder):
+    built = []
+    for _ in range(2):
+        assert library(source, FLAGS, lambda: built.append(1)).seven() == 7
+    assert built == [1]
+    (path,) = folder.iterdir()
+    assert path.stat().st_mode & 0o022 == 0
+
+
+def test_without_building_it_is_there_only_if_it_was_built_before(source, folder):
+    assert library(source, FLAGS, build=False) is None
+    assert not folder.exists()
+    library(source, FLAGS)
+    assert library(source, FLAGS, build=False).seven() == 7
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:4096], lambda data: bytes(len(data))])
+def test_a_damaged_file_is_made_again(source, folder, damage):
+    run = call(source)
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "7\n"
+    (path,) = folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == "7\n"
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_several_processes_may_compile_at_a_time(source, folder):
+    running = [subprocess.Popen(call(source), stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [process.communicate()[0] for process in running] == 6 * ["7\n"]
+    assert len(list(folder.iterdir())) <= 6
+    assert all(path.suffix == ".so" and not path.name.startswith(".") for path in folder.iterdir())
+
+
+def test_what_others_can_write_to_is_not_run(source, folder):
+    library(source, FLAGS)
+    folder.chmod(0o777)
+    assert library(source, FLAGS) is None
+    folder.chmod(0o700)
+    assert library(source, FLAGS).seven() == 7
+
+
+def test_a_source_that_cannot_be_compiled_leaves_nothing(source, folder):
+    source.write_text("no C++")
+    assert library(source, FLAGS) is None
+    assert os.listdir(folder) == []

@@ -1,0 +1,88 @@
+"""What the two halves of guidance have in common is computed once, and nothing else changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TINY, fill, final, settings
+
+from sd.networks.build import build_networks
+from sd.runtime.shortcuts.shared_halves import halves_shared, twice
+
+B = 3
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return fill(TINY)["unet"]
+
+
+def inputs(width=TINY.unet.context_width):
+    generator = torch.Generator().manual_seed(0)
+    x_t = torch.randn(B, 4, 8, 9, generator=generator)
+    return twice(x_t), torch.tensor(321.5), torch.randn(2 * B, 77, width, generator=generator)
+
+
+@torch.no_grad()
+def test_the_prediction_is_the_same(unet):
+    x_t, timestep, context = inputs()
+    expected = unet(x_t, timestep, context)
+    with halves_shared(unet):
+        found = unet(x_t, timestep, context)
+    assert (found - expected).norm() / expected.norm() < 1e-6
+    assert (expected[:B] - expected[B:]).norm() / expected.norm() > 1e-3  # the words do matter
+    assert torch.equal(unet(x_t, timestep, context), expected)
+
+
+@torch.no_grad()
+def test_also_with_several_blocks_in_a_transformer_and_without_attention_on_the_way_down():
+    for depths in ((0, 2, 1, 0), (0, 0, 0, 0)):
+        config = replace(TINY, unet=replace(TINY.unet, depths=depths))
+        network = build_networks(config)["unet"].to_empty(device="cpu")
+        generator = torch.Generator().manual_seed(1)
+        for weight in network.parameters():
+            weight.normal_(0, 0.05, generator=generator)
+        expected = network(*inputs())
+        with halves_shared(network):
+            found = network(*inputs())
+        assert (found - expected).norm() / expected.norm() < 1e-6
+
+
+@torch.no_grad()
+def test_only_what_comes_before_the_words_is_done_for_half_of_the_rows(unet):
+    rows = {}
+
+    def note(name):
+        return lambda module, arguments: rows.__setitem__(name, len(arguments[0]))
+
+    block = unet.input_blocks[1]
+    transformer = block.attention.blocks[0]
+    watched = {
+        "conv": unet.input_blocks[0].conv,
+        "residual": block.residual.conv1,
+        "self": transformer.self_attention.q,
+        "cross": transformer.cross_attention.q,
+        "next": unet.input_blocks[2].residual.conv1,
+        "last": unet.output_blocks[-1].residual.conv1,
+    }
+    handles = [module.register_forward_pre_hook(note(name)) for name, module in watched.items()]
+    with halves_shared(unet):
+        unet(*inputs())
+    for handle in handles:
+        handle.remove()
+    assert rows == {"conv": B, "residual": B, "self": B, "cross": 2 * B, "next": 2 * B, "last": 2 * B}
+
+
+def test_pictures_with_guidance_are_made_so_and_those_without_are_not(model, monkeypatch):
+    entered = []
+
+    def counted(unet):
+        entered.append(unet)
+        return halves_shared(unet)
+
+    monkeypatch.setattr("sd.runtime.execution.halves_shared", counted)
+    final(model, [settings(steps=2, guidance_scale=1.0)])
+    assert not entered
+    final(model, [settings(steps=2)])
+    assert len(entered) == 2
+    assert "forward" not in model.unet.__dict__

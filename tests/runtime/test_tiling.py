@@ -1,0 +1,74 @@
+"""Seamless pictures: shifting what goes in shifts what comes out, round and round."""
+
+import pytest
+import torch
+from conftest import TINY, refused, settings, settings_of
+from PIL import Image
+
+from sd.runtime.seamless import pad, seamless
+
+FLOAT_ERROR = 1e-4  # of float32 sums in another order; what is not seamless is off by more than 0.01
+
+
+def relative_error(ours, expected):
+    return (ours - expected).norm() / expected.norm()
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_other_side_stands_beyond_the_edge():
+    x = torch.arange(6.0).reshape(1, 1, 2, 3)
+    assert pad(x, 1, 1, 0, 0, "x")[0, 0].tolist() == [[2, 0, 1, 2, 0], [5, 3, 4, 5, 3]]
+    assert pad(x, 0, 1, 1, 0, "y")[0, 0].tolist() == [[3, 4, 5, 0], [0, 1, 2, 0], [3, 4, 5, 0]]
+
+
+@pytest.mark.parametrize(("axes", "x", "y"), [("xy", True, True), ("x", True, False), ("y", False, True), ("", 0, 0)])
+def test_the_unet_knows_no_edge_along_the_axes(tiny_networks, axes, x, y):
+    """By 8 latents: the UNet halves them three times."""
+    latents, context = randn(1, 4, 16, 24), randn(1, 77, TINY.unet.context_width)
+
+    def predict(latents):
+        with seamless(tiny_networks["unet"], axes):
+            return tiny_networks["unet"](latents, torch.tensor(500.0), context)
+
+    plain = predict(latents)
+    for shift, dim, expected in ((8, -1, x), (8, -2, y)):
+        error = relative_error(predict(latents.roll(shift, dim)).roll(-shift, dim), plain)
+        assert error < FLOAT_ERROR if expected else error > 0.01
+
+
+def test_the_vae_knows_no_edge_either_way(tiny_networks):
+    vae = tiny_networks["vae"]
+    latents, image = randn(1, 4, 6, 5), randn(1, 3, 48, 40)
+    with seamless(vae, "xy"):
+        rolled = vae.decode(latents.roll((2, 3), (-2, -1))).roll((-16, -24), (-2, -1))
+        assert relative_error(rolled, vae.decode(latents)) < FLOAT_ERROR
+        rolled = vae.encode(image.roll((16, 24), (-2, -1)))[0].roll((-2, -3), (-2, -1))
+        assert relative_error(rolled, vae.encode(image)[0]) < FLOAT_ERROR
+    rolled = vae.decode(latents.roll(2, -1)).roll(-16, -1)
+    assert relative_error(rolled, vae.decode(latents)) > 0.01
+
+
+def test_afterwards_the_networks_are_as_they_were(tiny_networks):
+    unet = tiny_networks["unet"]
+    latents, context = randn(1, 4, 8, 8), randn(1, 77, TINY.unet.context_width)
+    before = unet(latents, torch.tensor(500.0), context)
+    with pytest.raises(ZeroDivisionError), seamless(unet, "xy"):
+        raise ZeroDivisionError
+    assert torch.equal(unet(latents, torch.tensor(500.0), context), before)
+    assert not any("forward" in vars(module) for module in unet.modules())
+
+
+def test_the_axes_are_settings_of_the_picture(run, model, tiny_ckpt):
+    common = ["txt2img", "a", "-m", tiny_ckpt, "-s", 1, "--steps", 1, "-W", 64, "-H", 64]
+    _, (path,), _ = run(*common, "--tile")
+    assert settings_of(path)["tile"] == "xy"
+    assert ", Tiling: True, " in Image.open(path).text["parameters"]
+    _, (other,), _ = run(*common, "--tile", "x")
+    _, (plain,), _ = run(*common)
+    assert len({Image.open(each).tobytes() for each in (path, other, plain)}) == 3
+    refused(run(*common, "--tile", "z"), "--tile z does not exist. There are: x, xy, y.")
+    (picture,) = model.make([settings(steps=1, tile="xy", hires=1.5)])
+    assert picture.size == (96, 96)

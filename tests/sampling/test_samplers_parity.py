@@ -1,0 +1,241 @@
+"""Every step of every sampler against diffusers' scheduler of the same algorithm, with the same noise."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    LCMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from oracles import relative_error
+from sampling import TABLE, last, noise, some_network
+
+from sd.sampling.samplers import SAMPLERS
+from sd.sampling.schedule import alpha_bar_of, sampling_steps, steps_through, timestep_at
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SCHEDULE = {**BETAS, "clip_sample": False}
+TRAILING, KARRAS = {"timestep_spacing": "trailing"}, {"use_karras_sigmas": True}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(seed):
+    return torch.randn(2, 4, 8, 8, generator=seeded(seed))
+
+
+class Draws:
+    """Noise that is known by its number, counted from 0."""
+
+    def __init__(self):
+        self.number = -1
+
+    def __call__(self):
+        self.number += 1
+        return drawn(self.number)
+
+
+def run_ours(sampler, steps, **options):
+    """The latents after every step, the noise levels at which the network was asked, and how many up to each step."""
+    asked, counts, latents = [], [], []
+
+    def network(x, alpha_bar):
+        asked.append(alpha_bar)
+        return some_network(x, alpha_bar)
+
+    for x in sampler(network, noise()(), steps, draw_noise=Draws(), **options):
+        latents.append(x)
+        counts.append(len(asked))
+    return latents, asked, counts
+
+
+def run_theirs(scheduler, asked, *, unscaled, step_options=lambda i: {}):
+    """The latents after every call of their scheduler, in the network's scale.
+
+    unscaled  whether their latents are not scaled down, so that they have the variance 1 + sigma ** 2
+    """
+
+    def scale(i):
+        return (1 + scheduler.sigmas[i].double() ** 2).sqrt() if unscaled else 1
+
+    sample, latents = scale(0) * noise()(), []
+    for i, (timestep, alpha_bar) in enumerate(zip(scheduler.timesteps, asked, strict=True)):
+        eps = some_network(scheduler.scale_model_input(sample, timestep), alpha_bar)
+        sample = scheduler.step(eps, timestep, sample, **step_options(i)).prev_sample
+        latents.append(sample / scale(i + 1))
+    return latents
+
+
+def levels(scheduler):
+    """Their sigmas without the repetitions of two-stage methods, as our steps."""
+    return steps_through(TABLE, alpha_bar_of(scheduler.sigmas.double().unique_consecutive()))
+
+
+def assert_equal_steps(
+    scheduler, sampler, *, unscaled, steps=None, step_options=lambda i: {}, told_within=0.01, **options
+):
+    """told_within  how far the timesteps may be apart: theirs come from float32, and in places are rounded"""
+    ours, asked, counts = run_ours(SAMPLERS[sampler], steps or levels(scheduler), **options)
+    theirs = run_theirs(scheduler, asked, unscaled=unscaled, step_options=step_options)
+    assert counts[-1] == len(scheduler.timesteps)
+    told = timestep_at(TABLE, torch.stack(asked))
+    assert (told - scheduler.timesteps).abs().max() <= told_within
+    errors = [relative_error(x, theirs[count - 1]) for x, count in zip(ours, counts, strict=True)]
+    assert max(errors) < 2e-6
+
+
+@pytest.mark.parametrize("spacing", [TRAILING, KARRAS])
+@pytest.mark.parametrize(
+    ("sampler", "scheduler"),
+    [
+        ("euler", EulerDiscreteScheduler),
+        ("heun", HeunDiscreteScheduler),
+        ("lms", LMSDiscreteScheduler),
+        ("dpm2", KDPM2DiscreteScheduler),
+    ],
+)
+def test_every_step_of_the_flow_in_sigma_equals_that_of_diffusers(sampler, scheduler, spacing):
+    if sampler == "lms":
+        pytest.importorskip("scipy")
+    theirs = scheduler(**BETAS, **spacing)
+    theirs.set_timesteps(12)
+    rounded = scheduler is KDPM2DiscreteScheduler and spacing is KARRAS
+    assert_equal_steps(theirs, sampler, unscaled=True, told_within=0.51 if rounded else 0.01)
+
+
+@pytest.mark.parametrize("spacing", [{"timestep_spacing": "leading", "steps_offset": 1}, TRAILING])
+def test_every_step_of_euler_a_equals_that_of_diffusers(spacing):
+    theirs = EulerAncestralDiscreteScheduler(**BETAS, **spacing)
+    theirs.set_timesteps(12)
+    assert_equal_steps(theirs, "euler_a", unscaled=True, step_options=lambda i: {"generator": seeded(i)})
+
+
+def test_every_step_of_dpm2_a_equals_that_of_diffusers():
+    theirs = KDPM2AncestralDiscreteScheduler(**BETAS, **TRAILING)
+    theirs.set_timesteps(12)
+    # the noise of a step comes with its second call
+    assert_equal_steps(theirs, "dpm2_a", unscaled=True, step_options=lambda i: {"generator": seeded(i // 2)})
+
+
+@pytest.mark.parametrize("count", [8, 20])
+def test_every_step_of_dpmpp_2m_equals_that_of_diffusers(count):
+    theirs = DPMSolverMultistepScheduler(**BETAS, **KARRAS)
+    theirs.set_timesteps(count)
+    assert_equal_steps(theirs, "dpmpp_2m", unscaled=False, told_within=0.51)  # rounded
+
+
+def test_every_step_of_dpmpp_2m_sde_equals_that_of_diffusers():
+    theirs = DPMSolverMultistepScheduler(**BETAS, **KARRAS, algorithm_type="sde-dpmsolver++")
+    theirs.set_timesteps(12)
+    noises = lambda i: {"variance_noise": drawn(i)}  # noqa: E731
+    assert_equal_steps(theirs, "dpmpp_2m_sde", unscaled=False, step_options=noises, told_within=0.51)
+
+
+def test_every_step_of_dpmpp_2s_without_noise_equals_that_of_diffusers():
+    """diffusers' two-stage steps go from each second of its noise levels to the next but one.
+
+    Where the levels are even in log(sigma), the level between is the middle that we choose. It has no 2S with noise.
+    """
+    theirs = DPMSolverSinglestepScheduler(**BETAS, use_exponential_sigmas=True)
+    theirs.set_timesteps(17)
+    steps = steps_through(TABLE, alpha_bar_of(torch.cat([theirs.sigmas[:-1:2], theirs.sigmas[-1:]]).double()))
+    assert_equal_steps(theirs, "dpmpp_2s_a", unscaled=False, steps=steps, eta=0.0, told_within=1)  # cut off
+
+
+class BrownianPath:
+    """Noise between noise levels of one path, whose time is sigma; piece i of it is made from draw i."""
+
+    def __init__(self, steps):
+        self.places, place, draws = {}, torch.zeros(2, 4, 8, 8), Draws()
+        for step in steps[:-1]:
+            ends = [((1 - bar) / bar).sqrt().item() for bar in (step.alpha_bar, step.alpha_bar_prev)]
+            sigmas = [ends[0], (ends[0] * ends[1]) ** 0.5, ends[1]]
+            self.places[round(sigmas[0], 4)] = place
+            for start, end in ((0, 1), (1, 2)):
+                place = place + (sigmas[start] - sigmas[end]) ** 0.5 * draws()
+                self.places[round(sigmas[end], 4)] = place
+
+    def __call__(self, start, end):
+        way = self.places[round(end.item(), 4)] - self.places[round(start.item(), 4)]
+        return way / (start - end).sqrt()
+
+
+@pytest.mark.parametrize("spacing", [TRAILING, KARRAS])
+def test_every_step_of_dpmpp_sde_equals_that_of_diffusers(spacing):
+    pytest.importorskip("torchsde")
+    from diffusers import DPMSolverSDEScheduler
+
+    theirs = DPMSolverSDEScheduler(**BETAS, **spacing)
+    theirs.set_timesteps(8)
+    theirs.noise_sampler = BrownianPath(levels(theirs))
+    assert_equal_steps(theirs, "dpmpp_sde", unscaled=True)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("spacing", [{**TRAILING, "final_sigmas_type": "zero"}, KARRAS])
+def test_every_step_of_unipc_equals_that_of_diffusers(order, spacing):
+    theirs = UniPCMultistepScheduler(**BETAS, **spacing, solver_order=order)
+    theirs.set_timesteps(12)
+    assert_equal_steps(theirs, "unipc", unscaled=False, order=order, told_within=1)  # cut off
+
+
+@pytest.mark.parametrize("count", [4, 20, 50])
+def test_every_step_of_plms_equals_that_of_diffusers(count):
+    theirs = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    theirs.set_timesteps(count)
+    steps = sampling_steps(TABLE, count, schedule="leading", final_alpha="first")
+    ours, asked, counts = run_ours(SAMPLERS["plms"], steps)
+    assert timestep_at(TABLE, torch.stack(asked)).tolist() == theirs.timesteps.tolist()
+    expected = run_theirs(theirs, asked, unscaled=False)
+    errors = [relative_error(x, expected[count - 1]) for x, count in zip(ours, counts, strict=True)]
+    assert max(errors) < 2e-6
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_every_step_of_lcm_equals_that_of_diffusers(count):
+    theirs = LCMScheduler(**BETAS)
+    theirs.set_timesteps(count)
+    alpha_bars = torch.cat([TABLE[theirs.timesteps], torch.ones(1)])
+    ours, asked, _ = run_ours(SAMPLERS["lcm"], steps_through(TABLE, alpha_bars))
+    expected = run_theirs(theirs, asked, unscaled=False, step_options=lambda i: {"generator": seeded(i)})
+    assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
+
+
+# With linspace, diffusers takes t - 1000 // steps for the next timestep, which is not the one it visits next.
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_every_ddim_step_equals_that_of_diffusers(spacing, eta):
+    theirs = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing)
+    theirs.set_timesteps(20)
+    steps = sampling_steps(TABLE, 20, schedule=spacing, final_alpha="first")
+    ours, asked, _ = run_ours(SAMPLERS["ddim"], steps, eta=eta)
+    noises = (lambda i: {"eta": eta, "variance_noise": drawn(i)}) if eta else lambda i: {}
+    expected = run_theirs(theirs, asked, unscaled=False, step_options=noises)
+    assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
+
+
+@pytest.mark.parametrize("count", [10, 1000])
+def test_every_ddpm_step_equals_that_of_diffusers(count):
+    scheduler = DDPMScheduler(**SCHEDULE, timestep_spacing="trailing", variance_type="fixed_small")
+    scheduler.set_timesteps(count)
+    steps = sampling_steps(TABLE, count, schedule="trailing", final_alpha="one")
+    assert [step.timestep.item() for step in steps] == scheduler.timesteps.tolist()
+    theirs = noise()()
+    for i, step in enumerate(steps):
+        # each step starts from the same latents: over 1000 of them, float32 roundings would add up
+        ours = last(SAMPLERS["ddpm"](some_network, theirs, [step], draw_noise=lambda i=i: drawn(i)))
+        eps = some_network(theirs, step.alpha_bar)
+        theirs = scheduler.step(eps, int(step.timestep), theirs, generator=seeded(i)).prev_sample
+        assert relative_error(ours, theirs) < 1e-5

@@ -1,0 +1,224 @@
+"""The course in docs/course: its code runs as shown, what it prints is what the text says, and its figures are ours."""
+
+import contextlib
+import io
+import re
+import shlex
+import sys
+import tokenize
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import course_pictures
+import draw_course
+import pytest
+import torch
+from PIL import Image
+
+from sd.app.cli import main
+
+ROOT = Path(__file__).parents[2]
+COURSE = ROOT / "docs" / "course"
+CHAPTERS = sorted(COURSE.glob("[0-9]-*.md"))
+PAGES = [COURSE / "README.md", *CHAPTERS]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SHOWN = "# -> "  # in front of a line that the code above it prints; "..." in it stands for anything
+LARGEST_FIGURE, LARGEST_TOGETHER = 150_000, 2_000_000  # bytes
+
+
+class Block(NamedTuple):
+    language: str
+    line: int  # of its first line in the page, from 1
+    code: str
+
+
+def blocks_of(page):
+    text = page.read_text(encoding="utf-8")
+    return [Block(match[1], text[: match.start(2)].count("\n") + 1, match[2]) for match in FENCE.finditer(text)]
+
+
+def prose_of(page):
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def shown_in_python(code):
+    comments = (
+        token.string for token in tokenize.generate_tokens(io.StringIO(code).readline) if token.type == tokenize.COMMENT
+    )
+    return [comment.removeprefix(SHOWN) for comment in comments if comment.startswith(SHOWN)]
+
+
+def fits(shown, printed):
+    """Whether printed lines are the shown ones."""
+    return len(shown) == len(printed) and all(
+        re.fullmatch(".+".join(map(re.escape, line.split("..."))), real.rstrip())
+        for line, real in zip(shown, printed, strict=True)
+    )
+
+
+def run_python(block, page, namespace):
+    output = io.StringIO()
+    numbered = "\n" * (block.line - 1) + block.code  # so that a traceback shows lines of the page
+    with contextlib.redirect_stdout(output), torch.enable_grad():
+        exec(compile(numbered, str(page), "exec"), namespace)
+    shown, printed = shown_in_python(block.code), output.getvalue().splitlines()
+    assert fits(shown, printed), f"{page.name}, line {block.line}: shown {shown}, printed {printed}"
+
+
+def commands_in(code):
+    """The commands of a block, each with the lines of output that are shown below it."""
+    found = []
+    for line in code.replace("\\\n", " ").splitlines():
+        if line.startswith(SHOWN):
+            found[-1][1].append(line.removeprefix(SHOWN))
+        elif words := shlex.split(line, comments=True):
+            found.append((words, []))
+    return found
+
+
+def run_shell(block, page):
+    for words, shown in commands_in(block.code):
+        where = f"{page.name}, line {block.line}: {shlex.join(words)}"
+        assert words[0] == "sd", where
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            code = main(words[1:])
+        printed = output.getvalue().splitlines()
+        assert code == 0, where
+        assert not shown or fits(shown, printed), f"{where}: shown {shown}, printed {printed}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs_as_shown_and_prints_what_is_said(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    blocks = [block for block in blocks_of(page) if block.language in ("python", "sh")]
+    assert sum(block.language == "python" for block in blocks) >= (2 if page in CHAPTERS else 1)
+    for block in blocks:
+        if block.language == "python":
+            run_python(block, page, namespace)
+        else:
+            run_shell(block, page)
+
+
+def test_what_is_shown_must_be_printed():
+    page = Path("page.md")
+    run_python(Block("python", 1, 'print("a b")  # -> a b\nprint(1)\n# -> 1\n'), page, {})
+    run_python(Block("python", 1, "print(1.25)  # -> 1...\n"), page, {})
+    for code in ("print(1)  # -> 2\n", "print(1)\n", "x = 1  # -> 1\n", "print(25)  # -> 1...\n"):
+        with pytest.raises(AssertionError, match="shown"):
+            run_python(Block("python", 1, code), page, {})
+
+
+def test_every_block_says_what_it_is():
+    for page in PAGES:
+        assert {block.language for block in blocks_of(page)} <= {"python", "sh", "text", "console"}, page
+        assert page.read_text(encoding="utf-8").count("```") == 2 * len(blocks_of(page)), page
+
+
+def test_there_are_nine_chapters_of_readable_length():
+    assert [int(page.name[0]) for page in CHAPTERS] == list(range(1, 10))
+    for page in CHAPTERS:
+        assert 60 <= len(page.read_text(encoding="utf-8").splitlines()) <= 140, page
+
+
+def test_the_first_page_lists_the_chapters_in_order():
+    numbered = re.findall(r"^(\d)\. \[.*?\]\((.*?)\)", prose_of(COURSE / "README.md"), re.MULTILINE)
+    assert numbered == [(page.name[0], page.name) for page in CHAPTERS]
+
+
+def test_each_chapter_leads_to_the_next():
+    for page, following in pairwise(CHAPTERS):
+        assert LINK.findall(prose_of(page))[-1] == following.name
+
+
+def anchors_of(page):
+    headings = re.findall(r"^#+ (.*)$", prose_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    found = 0
+    for page in PAGES:
+        for link in LINK.findall(prose_of(page)):
+            if "://" in link:
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors_of(target), f"{page.name}: {link}"
+            found += 1
+    assert found > 50
+
+
+def test_the_figures_shown_are_those_that_the_script_draws():
+    shown = [
+        Path(link).name for page in CHAPTERS for link in LINK.findall(prose_of(page)) if link.startswith("figures/")
+    ]
+    assert sorted(shown) == sorted(draw_course.FIGURES)
+    assert sorted(path.name for path in (COURSE / "figures").iterdir()) == sorted(draw_course.FIGURES)
+    for page in CHAPTERS:
+        assert 1 <= page.read_text(encoding="utf-8").count("](figures/") <= 3, page
+
+
+def test_figures_are_small():
+    sizes = {path.name: path.stat().st_size for path in (COURSE / "figures").iterdir()}
+    assert max(sizes.values()) < LARGEST_FIGURE, sizes
+    assert sum(sizes.values()) < LARGEST_TOGETHER, sizes
+
+
+def test_figures_without_a_model_are_the_same_bytes_each_time():
+    cheap = [name for name, figure in draw_course.FIGURES.items() if figure.needs == "nothing"]
+    assert len(cheap) >= 5
+    for name in cheap:
+        draw = draw_course.FIGURES[name].draw
+        first = draw()
+        assert first == draw(), name
+        assert len(first) < LARGEST_FIGURE, name
+
+
+@pytest.mark.parametrize("name", [name for name, figure in draw_course.FIGURES.items() if figure.needs == "model"])
+def test_figures_of_a_model_can_be_drawn_from_any_model(name, model, monkeypatch):
+    monkeypatch.setattr(course_pictures, "STEPS", 2)
+    small = replace(model, config=replace(model.config, native_size=64))
+    data = draw_course.FIGURES[name].draw(small)
+    if name.endswith(".svg"):
+        assert ElementTree.fromstring(data).tag == "{http://www.w3.org/2000/svg}svg"
+    else:
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.width > 4 * course_pictures.CELL
+
+
+def test_a_missing_training_log_is_told_in_a_sentence(tmp_path, capsys):
+    code = draw_course.main(["--out", str(tmp_path), "--training", str(tmp_path / "none"), "training-loss.svg"])
+    assert code == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "loss.csv" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_training_figures_are_drawn_from_the_log_and_the_sheets(tmp_path):
+    training = tmp_path / "training"
+    training.mkdir()
+    rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 400)]
+    (training / "loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,seconds", *rows]) + "\n")
+    for step, colour in ((100, "red"), (200, "green"), (399, "blue")):
+        Image.new("RGB", (512, 512), colour).save(training / f"samples-{step:06}.png")
+    out = tmp_path / "figures"
+    names = ["training-loss.svg", "training-samples.png"]
+    assert draw_course.main(["--out", str(out), "--training", str(training), *names]) == 0
+    assert sorted(path.name for path in out.iterdir()) == names
+    with Image.open(out / "training-samples.png") as sheet:
+        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 16)}
+    assert {(255, 0, 0), (0, 128, 0), (0, 0, 255)} <= colours
+
+
+def test_without_matplotlib_the_script_says_how_to_install_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert draw_course.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.splitlines() == ["Plots need matplotlib. Install it: pip install '.[plots]'"]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,248 @@
+"""What `sd arch` tells, against closed forms, PyTorch's own counter, real runs, and the original file's list."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from torch.utils.flop_counter import FlopCounterMode
+
+from convert.layouts.names import original_names
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING
+from sd.networks.block_plan import block_plan
+from sd.networks.build import build_networks, parameter_shapes
+from sd.study.architecture.calls import Watcher
+from sd.study.architecture.description import describe, passes
+from sd.study.architecture.table import blocks, table
+from sd.study.architecture.timing import ROUNDS, measure
+
+META = torch.device("meta")
+ROOT = Path(__file__).parents[2]
+
+
+def look_at(config, width=512, height=512, **options):
+    return describe(config, original_names(config), width=width, height=height, **options)
+
+
+def nodes_of(architecture):
+    return {node.path: node for network in architecture.networks for node in network.walk()}
+
+
+@pytest.fixture(scope="module")
+def full():
+    return look_at(SD_V1)
+
+
+@pytest.fixture(scope="module")
+def nodes(full):
+    return nodes_of(full)
+
+
+def test_parameters_add_up_to_those_of_the_published_networks(full):
+    counts = {network.path: network.parameter_count for network in full.networks}
+    assert counts == {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}
+    for network in full.networks:
+        for node in network.walk():
+            own = sum(math.prod(parameter.shape) for parameter in node.parameters)
+            assert node.parameter_count == own + sum(child.parameter_count for child in node.children)
+
+
+def test_every_parameter_stands_at_exactly_one_node_with_its_shape(nodes):
+    listed = [(parameter.name, parameter.shape) for node in nodes.values() for parameter in node.parameters]
+    assert len(listed) == 1130
+    assert dict(listed) == parameter_shapes(build_networks(SD_V1))
+    for node in nodes.values():
+        for parameter in node.parameters:
+            assert parameter.name.rpartition(".")[0] == node.path
+
+
+def test_every_original_key_stands_at_exactly_one_node_with_its_shape(nodes):
+    golden = (ROOT / "tests" / "golden" / "sd-v1.txt").read_text().splitlines()
+    rows = [line.split() for line in golden if not line.startswith("#")]
+    weights = {name: shape for name, _, shape in rows if name.startswith(("model.d", "first_stage_", "cond_stage_"))}
+    del weights["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+    listed = [
+        (parameter.original, "x".join(map(str, parameter.original_shape)))
+        for node in nodes.values()
+        for parameter in node.parameters
+    ]
+    assert len(listed) == 1130
+    assert dict(listed) == weights
+
+
+def test_one_pass_of_the_unet_takes_803_giga_operations(nodes):
+    assert nodes["unet"].operations == 803_273_441_280
+
+
+@pytest.mark.parametrize(
+    ("config", "width", "height"),
+    [(SD_V1, 512, 512), (SD_V1_INPAINTING, 256, 320), (TINY, 72, 200)],
+)
+def test_operations_of_every_network_are_those_that_pytorch_counts(config, width, height):
+    networks = build_networks(config)
+    for network in look_at(config, width, height).networks:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            for run in passes(config, networks, width, height, META)[network.path]:
+                run()
+        assert network.operations == counter.get_total_flops(), network.path
+
+
+def test_operations_of_every_module_of_the_unet_are_those_that_pytorch_counts(nodes):
+    unet = {"unet": build_networks(SD_V1)["unet"]}
+    with torch.no_grad(), FlopCounterMode(display=False, depth=None) as counter:
+        passes(SD_V1, unet, 512, 512, META)["unet"][0]()
+    counted = {f"unet{name[4:]}": sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    checked = [path for path in nodes if path.startswith("unet.") and path in counted]
+    assert len(checked) > 300
+    for path in checked:
+        assert nodes[path].operations == counted[path], path
+
+
+def test_operations_of_single_layers_are_those_worked_out_by_hand(nodes):
+    assert nodes["unet.input_blocks.0.conv"].operations == 2 * (4 * 3 * 3) * (320 * 64 * 64)
+    assert nodes["unet.input_blocks.3.downsample.conv"].operations == 2 * (320 * 3 * 3) * (320 * 32 * 32)
+    self_attention = nodes["unet.input_blocks.1.attention.blocks.0.self_attention"]
+    cross_attention = nodes["unet.input_blocks.1.attention.blocks.0.cross_attention"]
+    tokens, width = 64 * 64, 320
+    assert self_attention.operations == 2 * 4 * tokens * width**2 + 2 * 2 * tokens * tokens * width
+    text = 2 * 2 * 77 * 768 * width  # its keys and values
+    assert cross_attention.operations == 2 * 2 * tokens * width**2 + text + 2 * 2 * tokens * 77 * width
+    assert nodes["unet.input_blocks.1.residual.norm1"].operations == 0
+
+
+@pytest.mark.parametrize("config", [SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, TINY])
+def test_blocks_of_the_unet_are_the_rows_of_the_plan(config):
+    seen = nodes_of(look_at(config))
+    found = [node for node in blocks(seen["unet"]) if "block" in node.path]
+    plan = block_plan(config.unet)
+    assert [node.path for node in found] == [f"unet.{row.name}" for row in plan]
+    assert len(found) == 25
+    for node, row in zip(found, plan, strict=True):
+        assert tuple(child.path.removeprefix(f"{node.path}.") for child in node.children) == row.layers
+        assert node.inputs["x"][1] == row.in_channels
+        assert node.output == (1, row.out_channels, 64 // row.scale, 64 // row.scale)
+        assert sum(seen[path].output[1] for path in node.skips) == row.skip_channels
+        attentions = [inner.heads for inner in node.walk() if inner.heads]
+        assert attentions == [row.heads] * 2 * row.depth
+        assert sum(inner.kind == "TransformerBlock" for inner in node.walk()) == row.depth
+
+
+def test_first_made_skip_is_used_last(nodes):
+    for i in range(12):
+        assert nodes[f"unet.output_blocks.{i}"].skips == (f"unet.input_blocks.{11 - i}",)
+    assert sum(bool(node.skips) for node in nodes.values()) == 12
+
+
+def test_shapes_and_skips_are_those_of_a_run_with_numbers(tiny_networks):
+    """Where a skip is said to come from, its very numbers come from; at a size whose halves are not whole."""
+    unet = tiny_networks["unet"]
+    given, made, hooks = {}, {}, []
+    for name, module in unet.named_modules(prefix="unet"):
+        hooks.append(module.register_forward_pre_hook(lambda _, args, n=name: given.__setitem__(n, args[0])))
+        hooks.append(module.register_forward_hook(lambda _, args, out, n=name: made.__setitem__(n, out)))
+    generator = torch.Generator().manual_seed(0)
+    unet(torch.randn(1, 4, 11, 13, generator=generator), 500 * torch.ones(1), torch.randn(1, 77, 64))
+    for hook in hooks:
+        hook.remove()
+    seen = nodes_of(look_at(TINY, width=13 * 8, height=11 * 8))
+    checked = 0
+    for path, node in seen.items():
+        if path.startswith("unet"):
+            assert node.output == tuple(made[path].shape), path
+            assert next(iter(node.inputs.values())) == tuple(given[path].shape), path
+            for source in node.skips:
+                skip = made[source]
+                assert torch.equal(given[path][:, -skip.shape[1] :], skip)
+                checked += 1
+    assert checked == 12
+
+
+def test_modules_stand_in_the_order_in_which_they_run(nodes):
+    decoder = [node.path for node in nodes["vae.decoder"].children]
+    assert [path.removeprefix("vae.decoder.") for path in decoder] == [
+        *("conv_in", "mid", "up.3", "up.2", "up.1", "up.0", "norm_out", "conv_out")
+    ]
+    residual = [node.path.rpartition(".")[2] for node in nodes["unet.output_blocks.0.residual"].children]
+    assert residual == ["norm1", "conv1", "time_proj", "norm2", "conv2", "skip"]
+
+
+def test_output_of_each_block_is_the_input_of_the_next(nodes):
+    """But for what a skip adds in channels."""
+    path = [nodes["unet.input_blocks.0"], *blocks(nodes["unet"])][2:]
+    for before, after in pairwise(path):
+        channels = sum(nodes[source].output[1] for source in after.skips)
+        _, given, *sides = next(iter(after.inputs.values()))
+        assert (1, given - channels, *sides) == before.output
+
+
+def test_table_that_is_read_and_not_called_has_parameters_and_no_shapes(nodes):
+    positions = nodes["text_encoder.position_embedding"]
+    assert (positions.inputs, positions.output, positions.operations) == ({}, (), 0)
+    assert positions.parameter_count == 77 * 768
+
+
+def test_source_lines_are_those_that_write_the_class_or_put_the_layer_in(nodes):
+    found = 0
+    for node in nodes.values():
+        line = (ROOT / node.file).read_text().splitlines()[node.line - 1]
+        if not node.built_as and node.kind not in ("Sequential",):
+            assert line.startswith(f"class {node.kind}("), node.path
+        elif not line.startswith("class Block("):  # whose layers have no line each
+            assert f"{node.path.rpartition('.')[2]}" in line, node.path
+            assert "=" in line
+            found += 1
+    assert found > 500
+
+
+def test_purpose_is_the_docstring_of_our_class_and_never_of_pytorchs(nodes):
+    assert nodes["unet.input_blocks.1.residual"].purpose.startswith("Two convolutions beside a shortcut")
+    assert nodes["unet.input_blocks.3.downsample"].purpose == ""
+    assert nodes["unet.out.conv"].purpose == ""
+
+
+def test_networks_keep_no_hooks():
+    networks = build_networks(TINY)
+    with torch.no_grad(), Watcher(networks) as watcher:
+        passes(TINY, networks, 64, 64, META)["unet"][0]()
+    assert "unet.middle_block" in watcher.calls
+    for network in networks.values():
+        for module in network.modules():
+            assert not module._forward_hooks
+            assert not module._forward_pre_hooks
+
+
+def test_measured_times_are_those_of_the_modules_that_are_called():
+    rounds = []
+    times = measure(
+        TINY, width=64, height=64, device=torch.device("cpu"), dtype=torch.float32, on_round=lambda: rounds.append(1)
+    )
+    assert len(rounds) == 3 * ROUNDS
+    seen = nodes_of(look_at(TINY, 64, 64, milliseconds=times, measured_on="cpu, fp32"))
+    for node in seen.values():
+        inside = [child.milliseconds for child in node.children if child.milliseconds is not None]
+        if not node.inputs and node.path != "vae":
+            assert node.milliseconds is None
+        else:
+            assert 0 < node.milliseconds < 60_000
+            assert node.milliseconds >= sum(inside) * (1 - 1e-9), node.path
+    assert math.isclose(seen["vae"].milliseconds, sum(child.milliseconds for child in seen["vae"].children))
+
+
+def test_table_has_a_line_for_each_block_and_the_totals(full):
+    lines = table(full).splitlines()
+    assert lines[0] == "sd-v1, 512x512 pixels, 64x64 latents, one picture"
+    (row,) = [line.split() for line in lines if line.startswith("output_blocks.5 ")]
+    expected = "output_blocks.5 residual attention upsample 1920x16x16 1280x32x32 90,479,360 67.851 input_blocks.6"
+    assert row == expected.split()
+    totals = [line.split() for line in lines if line.startswith("together")]
+    assert totals == [
+        ["together", "123,060,480", "13.299"],
+        ["together", "859,520,964", "803.273"],
+        ["together", "83,653,863", "3,631.177"],
+    ]
+    assert not any(line.endswith(" ") for line in lines)
+    assert max(map(len, lines)) <= 120
+    assert "one multiply-add is 2 operations" in table(full)
+    assert " ms" not in table(full)

@@ -1,0 +1,247 @@
+"""The page of `sd arch`: what is in it, and how it behaves in a browser where there is one."""
+
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+from conftest import TINY
+
+from convert.layouts.names import original_names
+from sd.config import SD_V1
+from sd.study.architecture.description import describe
+from sd.study.architecture.page import Section, amount, page
+from sd.study.architecture.table import blocks
+
+VOID = {"meta", "link", "br", "input", "img"}
+
+
+class Reader(HTMLParser):
+    """Elements as (tag, attributes), the text of table cells, and what is not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.cells, self.wrong, self._open = [], [], [], []
+        self.feed(text)
+        self.wrong += self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if not self._open or self._open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+    def handle_data(self, data):
+        if "td" in self._open:
+            self.cells[-1] += data
+
+    def values(self, name, tag=None):
+        return [attrs[name] for kind, attrs in self.elements if name in attrs and tag in (None, kind)]
+
+
+@pytest.fixture(scope="module")
+def full():
+    return describe(SD_V1, original_names(SD_V1), width=512, height=512)
+
+
+@pytest.fixture(scope="module")
+def read(full):
+    return Reader(page(full))
+
+
+def test_elements_are_closed_in_order(read):
+    assert read.wrong == []
+
+
+def test_every_module_is_one_element_that_opens(full, read):
+    paths = [node.path for network in full.networks for node in network.walk() if node is not network]
+    opening = [attrs["id"] for tag, attrs in read.elements if tag == "details"]
+    assert opening == paths
+    assert len(read.values("id")) == len(set(read.values("id")))
+
+
+def test_links_within_the_page_lead_somewhere(read):
+    inside = [href for href in read.values("href", "a") if href.startswith("#")]
+    assert len(inside) > 60
+    assert {href[1:] for href in inside} <= set(read.values("id"))
+
+
+def test_every_weight_stands_once_by_our_name_and_once_by_its_original_key(read):
+    ours, originals = read.cells[0::3], read.cells[1::3]
+    assert Counter(ours) == Counter(list(original_names(SD_V1)))
+    assert Counter(originals) == Counter(original.name for original in original_names(SD_V1).values())
+    there = dict(zip(ours, read.cells[2::3], strict=True))
+    assert there["unet.out.conv.weight"] == "4 × 320 × 3 × 3"
+    assert there["unet.input_blocks.1.attention.proj_in.weight"] == "320 × 320original: 320 × 320 × 1 × 1"
+
+
+def test_nothing_is_fetched_from_anywhere(full, read):
+    text = page(full)
+    assert read.values("src") == []
+    assert read.values("href", "link") == ["data:,"]
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest", text)
+    assert all(href.startswith("#") for href in read.values("href", "a"))
+    (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_source_lines_are_links_where_a_prefix_is_given(full):
+    text = page(full, source_url="https://example.org/blob/main/")
+    hrefs = Reader(text).values("href", "a")
+    outside = [href for href in hrefs if not href.startswith("#")]
+    nodes = [node for network in full.networks for node in network.walk()]
+    assert outside == [f"https://example.org/blob/main/{node.file}#L{node.line}" for node in nodes]
+    hostile = Reader(page(full, source_url='"><script>alert(1)</script>'))
+    assert sum(tag == "script" for tag, _ in hostile.elements) == 1
+
+
+def test_skips_lie_in_one_row_of_the_figure_and_blocks_in_the_order_in_which_they_run(full):
+    unet = full.networks[1]
+    order = list(blocks(unet))
+    places = {block.path: (row, column) for block, row, column, _ in Section(unet, None).places(order)}
+    assert list(places) == [block.path for block in order]
+    for i in range(12):
+        row, column = places[f"unet.input_blocks.{i}"]
+        assert column == 1
+        assert places[f"unet.output_blocks.{11 - i}"] == (row, 2)
+    assert places["unet.time_embed"] == (1, 1)
+    assert places["unet.out"] == (1, 2)
+    assert places["unet.middle_block"] == (14, 0)
+    assert sorted(row for row, column in places.values() if column == 1) == list(range(1, 14))
+
+
+def test_times_stand_in_the_page_only_where_they_were_measured(full):
+    assert " ms<" not in page(full)
+    times = {"unet.middle_block": 12.3456}
+    measured = describe(TINY, original_names(TINY), width=64, height=64, milliseconds=times, measured_on="cpu, fp32")
+    text = page(measured)
+    assert text.count("12.346 ms") == 1
+    assert "times measured on cpu, fp32" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1 k"), (15_746_560, "15.7 M"), (803_273_441_280, "803 G"), (3.63e12, "3.63 T")],
+)
+def test_amounts_have_three_figures_and_a_unit(number, text):
+    assert amount(number) == text
+
+
+@pytest.fixture(scope="module")
+def path(full, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "architecture.html"
+    path.write_text(page(full), encoding="utf-8")
+    return path
+
+
+IS_OPEN = "document.getElementById('{}').open"
+
+
+def test_click_on_a_tile_opens_its_block_and_marks_the_tile(browser, path):
+    browser.open(path)
+    assert browser.run("document.querySelectorAll('details[open]').length") == 0
+    browser.click('a.tile[href="#unet.input_blocks.4"]')
+    assert browser.run(IS_OPEN.format("unet.input_blocks.4"))
+    assert browser.run("document.activeElement.parentElement.id") == "unet.input_blocks.4"
+    assert browser.run("[...document.querySelectorAll('.tile.open')].map(tile => tile.hash)") == [
+        "#unet.input_blocks.4"
+    ]
+    browser.click('[id="unet.input_blocks.4"] > summary')
+    assert not browser.run(IS_OPEN.format("unet.input_blocks.4"))
+    assert browser.run("document.querySelectorAll('.tile.open').length") == 0
+    browser.click('a.tile[href="#unet.input_blocks.4"]')  # the address stays the same
+    assert browser.run(IS_OPEN.format("unet.input_blocks.4"))
+
+
+@pytest.mark.parametrize("key", ["Enter", " "])
+def test_keyboard_opens_and_closes_a_module(browser, path, key):
+    browser.open(path)
+    browser.run("document.querySelector('a.tile[href=\"#unet.middle_block\"]').focus()")
+    browser.press("Enter")
+    assert browser.run(IS_OPEN.format("unet.middle_block"))
+    browser.press("Tab")  # to the first module inside
+    assert browser.run("document.activeElement.tagName") in ("SUMMARY", "A")
+    browser.run("document.querySelector('[id=\"unet.middle_block.attention\"] > summary').focus()")
+    browser.press(key)
+    assert browser.run(IS_OPEN.format("unet.middle_block.attention"))
+    browser.press(key)
+    assert not browser.run(IS_OPEN.format("unet.middle_block.attention"))
+
+
+def test_screen_readers_are_told_what_is_open_and_where_skips_come_from(browser, path):
+    browser.open(path)
+    browser.call("Accessibility.enable")
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    said = [(node["role"]["value"], node["name"]["value"], node) for node in nodes if node.get("name", {}).get("value")]
+    (tile,) = [name for role, name, _ in said if role == "link" and name.startswith("output_blocks.5:")]
+    assert tile == "output_blocks.5: residual, attention, upsample; gives 1280 × 32 × 32; skip from input_blocks.6"
+    (summary,) = [node for _, name, node in said if name.startswith("output_blocks.5 residual, attention, upsample ")]
+    assert "90.5 M parameters" in summary["name"]["value"]
+    assert {"expanded": False}.items() <= {p["name"]: p["value"]["value"] for p in summary["properties"]}.items()
+    assert any(role == "searchbox" and name == "Find a weight" for role, name, _ in said)
+
+
+def test_weight_is_found_by_its_original_key_and_the_link_opens_all_around_it(browser, path):
+    browser.open(path)
+    key = "model.diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_k.weight"
+    browser.run(f"document.getElementById('find').focus(); document.execCommand('insertText', false, '{key}')")
+    assert browser.run("document.querySelector('.find output').innerText.split('\\n')[0].trim()") == "1 found"
+    browser.click(".find output a")
+    path_of_it = "unet.output_blocks.5.attention.blocks.0.cross_attention.k"
+    parts = path_of_it.split(".")
+    around = [".".join(parts[:n]) for n in (3, 4, 6, 7, 8)]
+    assert [browser.run(IS_OPEN.format(name)) for name in around] == [True] * 5
+
+
+def test_all_modules_of_a_network_open_and_close_at_once(browser, path):
+    browser.open(path)
+    closed = "document.querySelectorAll('details:not([open])').length"
+    number = browser.run(closed)
+    browser.click("#text_encoder-section [data-open]")
+    assert browser.run(closed) == number - 135
+    browser.click("#text_encoder-section [data-close]")
+    assert browser.run(closed) == number
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
+def test_page_fits_the_window_and_complains_of_nothing(browser, path, width, scheme):
+    browser.requests.clear()
+    browser.problems.clear()
+    browser.open(path, width=width, height=844, scheme=scheme)
+    browser.run("location.hash = '#unet.output_blocks.5.attention.blocks.0.cross_attention.k'")
+    browser.run(
+        "document.querySelectorAll('[id^=\"unet.output_blocks.5\"], [id^=vae]').forEach(node => { node.open = true })"
+    )
+    browser.run("document.getElementById('find').focus(); document.execCommand('insertText', false, 'attention')")
+    assert browser.run("document.querySelectorAll('details[open]').length") > 200
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    dark = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    assert dark == (scheme == "dark")
+    assert browser.problems == []
+    assert browser.requests == [path.resolve().as_uri()]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_stand_out_from_what_is_behind_them(browser, path, scheme):
+    """WCAG 2, success criterion 1.4.3: a contrast of at least 4.5."""
+    browser.open(path, scheme=scheme)
+    colours = browser.run(
+        "(() => { const colour = name => { const e = document.body.appendChild(document.createElement('i'));"
+        "e.style.color = `var(--${name})`; return getComputedStyle(e).color.match(/[0-9]+/g).map(Number) };"
+        "return Object.fromEntries(['ink', 'soft', 'page', 'card', 'attention', 'residual', 'plain', 'strong']"
+        ".map(name => [name, colour(name)])) })()"
+    )
+
+    def luminance(name):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colours[name])]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pairs = [(front, back) for front in ("ink", "soft") for back in ("page", "card", "attention", "residual", "plain")]
+    for front, back in [*pairs, ("strong", "page"), ("strong", "card")]:
+        low, high = sorted((luminance(front), luminance(back)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, (front, back)

@@ -1,0 +1,364 @@
+"""The record of a run: it changes nothing, and what it says is what happened."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from browser import data_of
+from conftest import TINY, assemble, fill
+from PIL import Image
+
+from sd.networks.attention import Attention, SpatialTransformer
+from sd.pipeline.settings import Settings
+from sd.sampling.denoiser import Denoiser
+from sd.study.explain.attention import ROOM, AttentionWatch, attention_weights, map_side
+from sd.study.explain.page import page
+from sd.study.explain.recording import explain
+from sd.study.explain.report import LARGE, LARGEST_PNG, SMALL, Comparison, data_uri, preview_count, report, shares
+from sd.study.explain.text import token_strip
+from sd.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer()
+
+
+def settings(**changed):
+    given = {"prompt": "a (red:1.2) Hokusai", "width": 72, "height": 64, "seed": 5, "steps": 3}
+    return Settings(**{**given, **changed})
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    return explain(model, settings())
+
+
+@pytest.fixture(scope="module")
+def told(model, run):
+    other = explain(model, settings(guidance_scale=1), attention=False)
+    return report(model, run, [Comparison(name="guidance", labels=("7.5", "1"), runs=(run, other))])
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddim", "plms", "heun", "dpmpp_sde"])
+def test_picture_is_the_one_that_is_made_without_a_record(model, sampler):
+    asked = settings(sampler=sampler, steps=2)
+    assert explain(model, asked).picture.tobytes() == model.make([asked])[0].tobytes()
+
+
+def test_nothing_is_left_on_the_network(model, run):
+    for module in model.unet.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_latents_of_the_record_are_those_of_the_run(model, run):
+    latents = list(model.sample([run.settings]))
+    assert all(torch.equal(step.after, x) for step, x in zip(run.steps, latents, strict=True))
+    assert torch.equal(run.steps[0].x_t[0], torch.randn(4, 8, 9, generator=torch.Generator().manual_seed(5)))
+    assert all(torch.equal(later.x_t, step.after) for step, later in zip(run.steps, run.steps[1:], strict=False))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("guidance", [{}, {"guidance_rescale": 0.7}, {"guidance_interval": (0.5, 5)}])
+def test_guided_noise_is_what_the_sampler_was_given(tiny_networks, monkeypatch, prediction, guidance):
+    model = assemble(replace(TINY, prediction=prediction), tiny_networks)
+    given, call = [], Denoiser.__call__
+    monkeypatch.setattr(Denoiser, "__call__", lambda *arguments: given.append(call(*arguments)) or given[-1])
+    list(model.sample([settings(**guidance)]))
+    expected, given[:] = list(given), []
+    run = explain(model, settings(**guidance), attention=False)
+    assert all(torch.equal(step.guided, eps) for step, eps in zip(run.steps, expected, strict=True))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_halves_combine_to_the_guided_noise(tiny_networks, prediction):
+    model = assemble(replace(TINY, prediction=prediction), tiny_networks)
+    for step in explain(model, settings(guidance_scale=3.0), attention=False).steps:
+        combined = step.without_prompt + 3 * step.difference
+        assert torch.allclose(step.guided, combined, atol=1e-4)
+        assert step.difference.norm() > 0
+
+
+def test_outside_of_the_guidance_interval_there_is_one_prediction(model):
+    run = explain(model, settings(guidance_interval=(0.5, 5)))
+    halves = [step.without_prompt is not None for step in run.steps]
+    sigmas = [((1 - step.alpha_bar) / step.alpha_bar) ** 0.5 for step in run.steps]
+    assert halves == [0.5 <= sigma <= 5 for sigma in sigmas]
+    assert len(set(halves)) == 2
+    assert all(step.heats for step in run.steps)
+
+
+def test_without_guidance_there_is_one_prediction(model):
+    for step in explain(model, settings(guidance_scale=1.0), attention=False).steps:
+        assert step.without_prompt is None
+        assert step.difference is None
+        assert torch.equal(step.guided, step.with_prompt)
+
+
+def test_predicted_picture_and_noise_make_up_the_noisy_latents(run):
+    for step in run.steps:
+        mixed = step.alpha_bar**0.5 * step.x_0 + (1 - step.alpha_bar) ** 0.5 * step.guided
+        assert torch.allclose(mixed, step.x_t, atol=1e-4)
+
+
+def test_steps_that_are_run_again_in_float32_are_recorded_once():
+    half = assemble(TINY, fill(TINY, dtype=torch.float16))
+    weight = half.unet.time_embed.linear2.weight
+    weight.mul_(60_000 / weight.abs().max().item())  # overflows in fp16 only
+    messages = []
+    run = explain(half, settings(steps=2), on_retry=messages.append)
+    assert "the UNet gave NaN or infinite values in fp16" in messages[0]
+    assert [step.number for step in run.steps] == [1, 2]
+    assert half.dtypes["unet"] == torch.float32
+    assert run.picture.tobytes() == half.make([settings(steps=2)])[0].tobytes()
+    assert torch.equal(run.steps[0].x_t[0], torch.randn(4, 8, 9, generator=torch.Generator().manual_seed(5)))
+
+
+# ---------- attention ----------
+
+
+def test_weights_are_those_of_the_networks_attention():
+    torch.manual_seed(0)
+    attention = Attention(32, 48, 4, bias=False)
+    x, context = torch.randn(1, 20, 32), torch.randn(1, 77, 48)
+    weights = attention_weights(attention.q(x)[0], attention.k(context)[0], 4)
+    values = attention.v(context)[0].unflatten(-1, (4, -1)).transpose(0, 1)
+    assert torch.allclose(
+        attention.out((weights @ values).transpose(0, 1).flatten(1)), attention(x, context)[0], atol=1e-5
+    )
+
+
+def test_maps_of_all_tokens_sum_to_one_at_every_place(run):
+    for step in run.steps:
+        assert [(heat.height, heat.width, heat.layers) for heat in step.heats] == [
+            (8, 9, 5),
+            (4, 5, 5),
+            (2, 3, 5),
+            (1, 2, 1),
+        ]
+        for heat in step.heats:
+            assert heat.weights.shape == (8, len(run.strips[0].columns), heat.height, heat.width)
+            assert torch.allclose(heat.weights.sum(dim=1), torch.ones(()), atol=1e-5)
+
+
+def test_maps_are_means_over_the_layers_of_the_half_with_the_prompt(model):
+    """Worked out from the attention's inputs, with no help of the hooks under test."""
+    asked, seen = settings(steps=1), []
+    blocks = [
+        block for module in model.unet.modules() if isinstance(module, SpatialTransformer) for block in module.blocks
+    ]
+
+    def keep(attention, arguments):
+        x, context = (given[1] for given in arguments)
+        seen.append(attention_weights(attention.q(x), attention.k(context), attention.heads))
+
+    handles = [block.cross_attention.register_forward_pre_hook(keep) for block in blocks]
+    run = explain(model, asked)
+    for handle in handles:
+        handle.remove()
+    strip = run.strips[0]
+    for heat in run.steps[0].heats:
+        mean = torch.stack([weights for weights in seen if weights.shape[1] == heat.height * heat.width]).mean(dim=0)
+        for column in range(len(strip.columns)):
+            tokens = [i for i, of in enumerate(strip.column_of) if of == column]
+            expected = mean[..., tokens].sum(dim=-1).unflatten(-1, (heat.height, heat.width))
+            assert torch.allclose(heat.weights[:, column], expected, atol=1e-5)
+
+
+def test_small_maps_are_means_over_places_and_heads(model):
+    context, x = torch.randn(1, 77, 64), torch.randn(1, 4, 16, 16)
+    found = []
+    for options in ({}, {"side": 4, "heads_apart": False}):
+        with AttentionWatch(model.unet, **options).watching() as watch:
+            watch.expect([0, *[1] * 76])
+            model.unet(x, torch.tensor(500.0), context)
+            found.append(watch.take()[0].weights)
+    large, small = found
+    assert small.shape == (1, 2, 4, 4)
+    expected = large.unflatten(-1, (4, 4)).unflatten(-3, (4, 4)).mean(dim=(0, -1, -3))
+    assert torch.allclose(small[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_layers_that_are_left_out_show_the_maps_of_the_features_that_are_used(model, sampler):
+    """With Heun, every second whole prediction is the second one of its step."""
+    asked = settings(sampler=sampler, steps=5, reuse_features=3)
+    seen, kept = {}, []
+    layers = [m.blocks[0].cross_attention for m in model.unet.modules() if isinstance(m, SpatialTransformer)]
+
+    def keep(attention, arguments):
+        x, context = (values[-1] for values in arguments)
+        seen[attention] = attention_weights(attention.q(x), attention.k(context), attention.heads)
+
+    def prediction(*_):
+        kept.append(dict(seen))  # what every layer saw last
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in layers]
+    handles.append(model.unet.register_forward_hook(prediction))
+    run = explain(model, asked)
+    for handle in handles:
+        handle.remove()
+    assert run.picture.tobytes() == model.make([asked])[0].tobytes()
+    firsts = kept[:: 2 if sampler == "heun" else 1]
+    column_of = torch.tensor(run.strips[0].column_of)
+    for step, weights in zip(run.steps, firsts, strict=True):
+        assert [heat.layers for heat in step.heats] == [5, 5, 5, 1]
+        for heat in step.heats:
+            places = heat.height * heat.width
+            mean = torch.stack([each for each in weights.values() if each.shape[1] == places]).mean(dim=0)
+            for column in range(len(run.strips[0].columns)):
+                expected = mean[..., column_of == column].sum(dim=-1).unflatten(-1, (heat.height, heat.width))
+                assert torch.allclose(heat.weights[:, column], expected, atol=1e-5)
+
+
+def test_long_prompts_and_many_steps_get_smaller_maps():
+    unet = TINY.unet
+    assert map_side(unet, (16, 16), 12, 30) == (32, True)
+    assert map_side(unet, (64, 64), 12, 30) == (16, True)
+    assert map_side(unet, (64, 64), 150, 100) == (8, False)
+    largest, heads_apart = map_side(unet, (64, 64), 77, 30)
+    kept = sum(min(largest, side) ** 2 * (8 if heads_apart else 1) for side in (64, 32, 16, 8))
+    assert kept * 77 * 30 <= ROOM
+
+
+# ---------- the prompt ----------
+
+
+def test_strip_has_all_tokens_words_and_weights():
+    strip = token_strip("a (red:1.2) Hokusai", TOKENIZER)
+    assert [(column.kind, column.text, column.id, column.count) for column in strip.columns] == [
+        ("start", "", 49406, 1),
+        ("token", "a ", 320, 1),
+        ("token", "red ", 736, 1),
+        ("token", "ho", 606, 1),
+        ("token", "ku", 1836, 1),
+        ("token", "sai ", 10886, 1),
+        ("end", "", 49407, 1),
+        ("padding", "", 49407, 70),
+    ]
+    assert [column.weight for column in strip.columns] == [1, 1, 1.2, 1, 1, 1, 1, 1]
+    assert strip.words == ((0,), (1,), (2,), (3, 4, 5), (6,), (7,))
+    assert strip.column_of == (0, 1, 2, 3, 4, 5, 6, *[7] * 70)
+    assert (strip.rows, strip.cut, strip.cut_tokens) == (1, "", 0)
+
+
+def test_strip_tells_what_programs_with_one_row_would_cut():
+    strip = token_strip("a " * 75 + "blue horse", TOKENIZER)
+    assert (strip.rows, strip.cut, strip.cut_tokens) == (2, "blue horse", 2)
+    assert len(strip.column_of) == 2 * 77
+    assert sum(column.count for column in strip.columns) == 2 * 77
+    assert token_strip("a", TOKENIZER, rows=3).rows == 3
+
+
+def test_words_that_change_have_a_strip_for_each_text(model):
+    run = explain(model, settings(prompt="a [cat:red dog:2] " + "b " * 80))
+    assert [strip.text.split(" b")[0] for strip in run.strips] == ["a cat", "a red dog"]
+    assert [step.text for step in run.steps] == [0, 0, 1]
+    for step in run.steps:
+        assert step.heats[0].weights.shape[1] == len(run.strips[step.text].columns)
+        assert torch.allclose(step.heats[0].weights.sum(dim=1), torch.ones(()), atol=1e-5)
+
+
+# ---------- the report and the page ----------
+
+
+def picture_of(uri):
+    head, _, body = uri.partition(",")
+    assert head.startswith("data:image/")
+    return Image.open(io.BytesIO(base64.b64decode(body)))
+
+
+def test_json_in_the_page_is_the_report_and_holds_the_numbers_of_the_run(run, told):
+    data = data_of(page(told))
+    assert data == json.loads(json.dumps(told))
+    assert data["settings"]["prompt"] == run.settings.prompt
+    assert data["milliseconds"] == run.milliseconds
+    for step, known in zip(data["steps"], run.steps, strict=True):
+        assert (step["timestep"], step["alpha_bar"]) == (known.timestep, known.alpha_bar)
+        assert step["sigma"] == pytest.approx(((1 - known.alpha_bar) / known.alpha_bar) ** 0.5)
+        assert step["signal_to_noise"] == pytest.approx(known.alpha_bar / (1 - known.alpha_bar))
+        assert step["norms"]["x_t"] == pytest.approx(known.x_t.square().sum().sqrt().item(), rel=1e-5)
+        apart = (known.with_prompt - known.without_prompt).square().sum().sqrt().item()
+        assert step["norms"]["difference"] == pytest.approx(apart, rel=1e-5)
+        assert step["difference_enlarged"] * apart == pytest.approx(data["noise_norm"], rel=1e-4)
+        assert step["milliseconds"] == known.milliseconds > 0
+    assert data["noise_norm"] == pytest.approx((4 * 8 * 9) ** 0.5)
+
+
+def test_the_page_says_that_features_were_reused(told):
+    settings = {**told["settings"], "reuse_features": 3}
+    assert "<dd>at least at one prediction in 3</dd>" in page({**told, "settings": settings})
+    assert "one prediction in" not in page(told)
+
+
+def test_the_page_says_that_tokens_were_merged(told):
+    settings = {**told["settings"], "merge_tokens": 0.5}
+    assert "<dd>50 % at the largest resolution</dd>" in page({**told, "settings": settings})
+    assert "tokens merged" not in page(told)
+
+
+def test_finished_picture_in_the_page_is_the_picture_with_its_settings(model, run, told):
+    picture = picture_of(told["picture"]["uri"])
+    assert picture.format == "PNG"
+    assert picture.tobytes() == run.picture.tobytes()
+    assert picture.text == model.texts(run.settings)
+
+
+def test_previews_show_what_they_are_called(model, run, told):
+    (expected,) = model.decode(run.steps[1].x_0)
+    shown = picture_of(told["steps"][1]["pictures"]["x_0"]).convert("RGB")
+    assert shown.size == expected.size == (72, 64)
+    apart = [abs(a - b) for a, b in zip(shown.tobytes(), expected.tobytes(), strict=True)]
+    other = [abs(a - b) for a, b in zip(shown.tobytes(), run.picture.tobytes(), strict=True)]
+    assert sum(apart) < sum(other)
+    compared = told["comparisons"][0]["runs"]
+    assert [one["label"] for one in compared] == ["7.5", "1"]
+    assert [len(one["steps"]) for one in compared] == [3, 3]
+    assert compared[0]["steps"][0]["picture"] != compared[1]["steps"][0]["picture"]
+
+
+def test_every_preview_is_told(model, run):
+    previews = []
+    report(model, run, on_preview=lambda: previews.append(1))
+    assert len(previews) == preview_count(3, True, []) == 15
+
+
+def test_shares_of_all_words_sum_to_one_and_the_last_row_weighs_layers(run, told):
+    words = run.strips[0].words
+    for step in told["steps"]:
+        assert len(step["shares"]) == 5
+        for row in step["shares"]:
+            assert len(row) == len(words)
+            assert sum(row) == pytest.approx(1, abs=1e-5)
+        layers = [5, 5, 5, 1]
+        mean = [sum(n * row[i] for n, row in zip(layers, step["shares"], strict=False)) / 16 for i in range(len(words))]
+        assert step["shares"][4] == pytest.approx(mean, abs=1e-6)
+    first = [step["shares"][0][1] for step in told["steps"]]
+    assert told["shares"][0][0][1] == pytest.approx(sum(first) / 3)
+    assert shares((), words) == []
+
+
+def test_packed_maps_are_the_recorded_ones(run, told):
+    """Unpacked as the page's script does it."""
+    columns = len(run.strips[0].columns)
+    for step, known in zip(told["steps"], run.steps, strict=True):
+        raw, start = base64.b64decode(step["maps"]), 0
+        for level, heat, peaks in zip(told["resolutions"], known.heats, step["peaks"], strict=True):
+            height, width = level["stored"]
+            size = level["heads"] * columns * height * width
+            values = torch.tensor(list(raw[start : start + size])).reshape(level["heads"], columns, height, width)
+            restored = values / 255 * torch.tensor(peaks)[:, None, None]
+            assert (restored - heat.weights).abs().max() <= max(peaks) / 255
+            start += size
+        assert start == len(raw)
+
+
+def test_a_page_of_30_steps_stays_below_6_megabytes(told):
+    """With as large maps and as large a picture as there may be, and noise in all previews."""
+    noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    decoded = Image.fromarray(noise.numpy()).resize((512, 512), Image.Resampling.BICUBIC)
+    previews = len(data_uri(decoded, LARGE)) + 4 * len(data_uri(decoded, SMALL))
+    step = {**told["steps"][0], "maps": "", "pictures": {}}
+    rest = len(page({**told, "steps": [step] * 30, "comparisons": []}))
+    assert 30 * previews + (ROOM + LARGEST_PNG) * 4 / 3 + rest < 6_000_000

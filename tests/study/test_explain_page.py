@@ -1,0 +1,178 @@
+"""The page of `sd explain`: what is in it, and how it behaves in a browser where there is one."""
+
+import re
+
+import pytest
+import torch
+from browser import data_of
+from test_architecture_page import Reader
+from test_explain import settings
+
+from sd.study.explain.page import embedded, page, schedule_drawing
+from sd.study.explain.recording import explain
+from sd.study.explain.report import Comparison, report
+
+HOSTILE = 'a red </script><script>alert("x")</script> $title & <b>circle</b>'
+
+
+@pytest.fixture(scope="module")
+def told(model):
+    with torch.no_grad():
+        run = explain(model, settings(prompt="a red circle, Hokusai", negative_prompt="blurry", steps=4))
+        other = explain(
+            model, settings(prompt="a red circle, Hokusai", negative_prompt="blurry", seed=6), attention=False
+        )
+        return report(model, run, [Comparison(name="seed", labels=("5", "6"), runs=(run, other))])
+
+
+@pytest.fixture(scope="module")
+def read(told):
+    return Reader(page(told))
+
+
+def test_elements_are_closed_in_order_and_ids_stand_once(read):
+    assert read.wrong == []
+    assert len(read.values("id")) == len(set(read.values("id")))
+
+
+def test_nothing_is_fetched_from_anywhere(told, read):
+    text = page(told)
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+    assert all(source.startswith("data:") for source in read.values("src"))
+    assert read.values("href") == ["data:,"]
+    (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
+    assert policy.startswith("default-src 'none'")
+
+
+def test_a_prompt_is_text_whatever_it_says(told):
+    hostile = page({**told, "settings": {**told["settings"], "prompt": HOSTILE, "negative_prompt": HOSTILE}})
+    assert sum(tag == "script" for tag, _ in Reader(hostile).elements) == 2
+    assert data_of(hostile)["settings"]["prompt"] == HOSTILE
+    assert "<b>circle" not in hostile
+    assert "<" not in embedded({"prompt": HOSTILE})
+
+
+def test_controls_have_labels(read):
+    labelled = [attrs for tag, attrs in read.elements if tag in ("input", "svg", "canvas")]
+    assert len(labelled) == 3
+    assert all(attrs.get("aria-label") for attrs in labelled)
+    assert all(attrs.get("alt") for tag, attrs in read.elements if tag == "img")
+
+
+def test_dots_lie_on_the_curve_of_the_schedule(told):
+    drawing = schedule_drawing(told["curve"], told["steps"])
+    dots = [(float(x), float(y)) for x, y in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    path = [tuple(map(float, point.split())) for point in re.search(r'd="M([^"]*)"', drawing)[1].split(" L")]
+    assert len(dots) == 4
+    assert sorted(dots) == dots  # from left to right as time goes on
+    for x, y in dots:
+        near = [point for point in path if abs(point[0] - x) <= 4]
+        assert min(abs(point[1] - y) for point in near) < 3
+
+
+@pytest.fixture(scope="module")
+def path(told, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "explain.html"
+    path.write_text(page(told), encoding="utf-8")
+    return path
+
+
+NOW = "document.getElementById('now').textContent"
+SHOWN = "document.querySelector('[data-picture={}]').src"
+HEAT = "[...document.getElementById('map').getContext('2d').getImageData(0, 0, 18, 16).data].reduce((a, b) => a + b, 0)"
+
+
+def test_arrow_keys_and_buttons_move_the_step_and_all_that_belongs_to_it(browser, path, told):
+    browser.open(path)
+    assert browser.run(NOW).startswith("step 4 of 4")
+    browser.press("ArrowLeft")
+    assert browser.run(NOW).startswith("step 3 of 4")
+    browser.click("#back")
+    assert browser.run(NOW).startswith("step 2 of 4, timestep ")
+    step = told["steps"][1]
+    for name, uri in step["pictures"].items():
+        assert browser.run(SHOWN.format(name)) == uri
+    numbers = browser.run("document.getElementById('numbers').innerText")
+    for value in (
+        step["timestep"],
+        step["alpha_bar"],
+        step["sigma"],
+        step["norms"]["x_t"],
+        step["norms"]["difference"],
+    ):
+        assert f"{float(f'{value:.5g}'):.10g}" in numbers
+    assert browser.run("document.querySelector('circle.now').dataset.step") == "2"
+    formula = browser.run("document.getElementById('formula').innerText")
+    assert all(line in formula for line in (*step["formula"]["symbols"], *step["formula"]["numbers"]))
+    other = told["comparisons"][0]["runs"][1]["steps"]
+    assert browser.run("document.querySelectorAll('[data-run]')[1].src") == other[round(1 * 2 / 3)]["picture"]
+    browser.run("document.getElementById('step').focus()")
+    browser.press("ArrowRight")
+    assert browser.run(NOW).startswith("step 3 of 4")
+
+
+def test_play_begins_anew_at_the_end_and_stops_there(browser, path):
+    browser.open(path)
+    browser.run(
+        "window.seen = []; new MutationObserver(() => seen.push([slider.value, byId('play').ariaPressed]))"
+        ".observe(byId('now'), {childList: true})"
+    )
+    browser.press(" ")
+    browser.run("new Promise(done => setInterval(() => byId('play').ariaPressed === 'false' && done(), 50))")
+    assert browser.run("seen") == [["1", "true"], ["2", "true"], ["3", "true"], ["4", "true"]]
+    assert browser.run("byId('play').textContent") == "play"
+
+
+def test_click_on_a_word_shows_its_map_and_its_share(browser, path, told):
+    browser.open(path)
+    words = browser.run("[...document.querySelectorAll('#strip button')].map(button => button.innerText)")
+    assert words[0].split() == ["start", "49406"]
+    assert [word.split()[0] for word in words[1:6]] == ["a", "red", "circle", ",", "ho"]
+    assert words[5].split() == ["ho", "606", "ku", "1836", "sai", "10886"]
+    assert words[7].split()[-3:] == ["68", "×", "49407"]
+    before = browser.run(HEAT)
+    browser.click("#strip button:nth-child(4)")
+    assert browser.run("[...document.querySelectorAll('#strip [aria-pressed=true]')].map(b => b.innerText)") == [
+        words[3]
+    ]
+    assert browser.run(HEAT) != before
+    share = 100 * told["steps"][3]["shares"][4][3]
+    assert browser.run("document.getElementById('said').textContent").startswith(
+        f"“circle”: {float(f'{share:.5g}'):.10g} %"
+    )
+    seen = {browser.run(HEAT)}
+    for menu, value in (("head", "3"), ("where", "1"), ("when", "all")):
+        browser.run(
+            f"(() => {{ const menu = document.getElementById('{menu}'); menu.value = '{value}';"
+            "menu.dispatchEvent(new Event('change')) })()"
+        )
+        seen.add(browser.run(HEAT))
+    assert len(seen) == 4
+    assert "mean of all steps, 5 × 4, 5 layers; the map is that of head 4" in browser.run(
+        "document.getElementById('said').textContent"
+    )
+
+
+def test_screen_readers_are_told_what_the_controls_are(browser, path):
+    browser.open(path)
+    browser.call("Accessibility.enable")
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    said = {(node["role"]["value"], node["name"]["value"]) for node in nodes if node.get("name", {}).get("value")}
+    assert ("slider", "Step") in said
+    assert {("button", "play"), ("button", "one step back"), ("button", "one step on")} <= said
+    assert ("image", "Predicted clean picture") in said
+    assert any(role == "combobox" and name.startswith("Resolution") for role, name in said)
+    assert any(role == "image" and name.startswith("Heat map of “a”") for role, name in said)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
+def test_page_fits_the_window_and_complains_of_nothing(browser, path, width, scheme):
+    browser.requests.clear()
+    browser.problems.clear()
+    browser.open(path, width=width, height=844, scheme=scheme)
+    browser.press("ArrowLeft")
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    dark = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    assert dark == (scheme == "dark")
+    assert browser.problems == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [path.resolve().as_uri()]

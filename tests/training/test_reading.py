@@ -1,0 +1,131 @@
+"""The text encoder's first lesson: labels by hand, the loss by hand, and that it learns which thing is where."""
+
+import math
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+import training_example
+from torch import nn
+
+import sd
+from sd.config import SD_V1
+from sd.text.tokenizer import Tokenizer
+from sd.training.shapes.drawing import ShapesDataset
+from sd.training.shapes.reading import NOTHING, PLACES, ReadingLoss, labels_of, reading_run
+from sd.training.shapes.scenes import COLOURS, RELATIONS, SHAPES, sample_scene
+
+OPTIONS = replace(training_example.options(30), learning_rate=3e-3)
+
+
+@pytest.fixture(autouse=True)
+def _gradients():
+    with torch.enable_grad():
+        yield
+
+
+@pytest.fixture
+def text_encoder():
+    return sd.load(precision="fp32").text_encoder.requires_grad_(True)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(context_length=77, pad_token=SD_V1.text_encoder.pad_token)
+
+
+class Reading(nn.Module):
+    """A text encoder with the answer that it was given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.final_norm = nn.LayerNorm(answer.shape[-1])
+        self.answer = nn.Parameter(answer)
+
+    def forward(self, tokens):
+        return self.answer
+
+
+def scene_of(relation):
+    generator = Random(0)
+    while (scene := sample_scene(generator)).relation != relation:
+        pass
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("relation", "where"),
+    [
+        ("left of", ["left", "right"]),
+        ("right of", ["right", "left"]),
+        ("above", ["top", "bottom"]),
+        ("below", ["bottom", "top"]),
+        ("inside", ["inner", "outer"]),
+        (None, ["alone"]),
+    ],
+)
+def test_every_thing_is_labelled_in_its_place(relation, where):
+    scene = scene_of(relation)
+    labels = {place: tuple(row) for place, row in zip(PLACES, labels_of(scene).tolist(), strict=True)}
+    names = list(COLOURS)
+    things = [(SHAPES.index(thing.shape), names.index(thing.colour)) for thing in scene.things]
+    assert [labels.pop(place) for place in where] == things
+    assert labels.pop("behind") == (NOTHING, names.index(scene.background.colour))
+    assert set(labels.values()) == {(NOTHING, NOTHING)}
+
+
+def test_all_relations_have_places():
+    assert all((labels_of(scene_of(relation)) != NOTHING).sum() == 5 for relation in RELATIONS)
+
+
+def test_a_reader_that_says_nothing_loses_what_chance_loses():
+    loss = ReadingLoss(Reading(torch.randn(2, 5, 16)))
+    for said in (loss.reader.shape, loss.reader.colour):
+        nn.init.zeros_(said.weight)
+        nn.init.zeros_(said.bias)
+    labels = torch.stack([labels_of(scene_of(relation)) for relation in ("above", None)])
+    assert loss(torch.zeros(2, 5), labels).item() == pytest.approx(math.log(8) + math.log(8), rel=1e-6)
+
+
+def test_leaving_what_was_said_at_first_costs_its_squared_distance():
+    encoder = Reading(torch.randn(1, 5, 16))
+    free, near = ReadingLoss(encoder), ReadingLoss(encoder, nearness=0.5)
+    near.reader = free.reader
+    labels = labels_of(scene_of("above"))[None]
+    tokens = torch.zeros(1, 5)
+    assert near(tokens, labels).item() == pytest.approx(free(tokens, labels).item(), rel=1e-6)
+    with torch.no_grad():
+        encoder.answer += 0.2
+    assert near(tokens, labels).item() == pytest.approx(free(tokens, labels).item() + 0.5 * 0.04, rel=1e-5)
+
+
+def test_a_text_encoder_learns_to_read(text_encoder, tokenizer, tmp_path):
+    """The one that comes with the package knows already; the reader needs a few steps to find it."""
+    describe = ShapesDataset(5, 128, kind="level").describe
+    run = reading_run(text_encoder, tokenizer, describe, OPTIONS, tmp_path, batch_size=16, seed=0, nearness=0.1)
+    losses = [row["loss"] for row in run.run()]
+    assert losses[0] > 3
+    assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
+
+
+def test_a_reading_that_was_stopped_goes_on_as_if_it_had_not_been(text_encoder, tokenizer, tmp_path):
+    start = {name: value.clone() for name, value in text_encoder.state_dict().items()}
+    results = []
+    for name, stops in (("whole", [4]), ("parts", [2, 4])):
+        for steps in stops:
+            text_encoder.load_state_dict(start)
+            run = reading_run(
+                text_encoder,
+                tokenizer,
+                ShapesDataset(5, 128).describe,
+                replace(OPTIONS, learning_rate=1e-3, final_learning_rate=1e-3, steps=steps),
+                tmp_path / name,
+                batch_size=4,
+                seed=0,
+                nearness=0.3,
+            )
+            rows = list(run.run())
+        results.append((rows[-1]["loss"], run.tensors()))
+    assert results[0][0] == results[1][0]
+    assert all(torch.equal(value, results[1][1][name]) for name, value in results[0][1].items())

@@ -1,0 +1,555 @@
+"""Training pictures: the same for the same seed, drawn as described, described as drawn, and some never shown."""
+
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations as subsets
+from math import cos, pi, sin, sqrt
+from random import Random
+
+import pytest
+import torch
+
+from sd.training.shapes.captions import caption, plain_caption
+from sd.training.shapes.drawing import DISTANCES, ShapesDataset, render
+from sd.training.shapes.scenes import (
+    COLOURS,
+    COMBINATIONS,
+    HELD_OUT,
+    LARGEST_TURN,
+    PATTERNS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Background,
+    Scene,
+    Thing,
+    combinations,
+    sample_scene,
+)
+
+STAR_POINTS = [  # outer and inner corners in turn
+    (r * sin(i * pi / 5), -r * cos(i * pi / 5)) for i in range(10) for r in [0.45 if i % 2 else 1.0]
+]
+AREAS = {  # in squares of the radius
+    "circle": pi * 0.9**2,
+    "square": 1.6**2,
+    "triangle": 3 * sqrt(3) / 4,
+    # shoelace formula
+    "star": 0.5 * abs(sum(a * d - b * c for (a, b), (c, d) in zip(STAR_POINTS, STAR_POINTS[1:] + STAR_POINTS[:1]))),  # noqa: B905
+    "heart": 0.775**2 * 2 + pi * 0.775**2 / 2,  # a square of side 0.775 * sqrt(2) and a circle that wide
+    "diamond": 2 * 0.7,
+    "cross": 2 * 1.84 * 0.64 - 0.64**2,
+    "ring": pi * (0.9**2 - 0.5**2),
+}
+
+GOLDEN_CAPTIONS = {
+    0: "an orange background with a blue ring",
+    2: "a picture of a large red diamond on a white background",
+    9: "a picture of a little purple diamond left of a small green star, yellow background",
+}
+GOLDEN_MEANS = [0.13387, -0.06711, -0.22535]
+GOLDEN_DEVIATIONS = [0.70648, 0.59443, 0.58071]
+
+
+@pytest.fixture(scope="module")
+def described():
+    """Many scenes of the training data with their captions."""
+    return [ShapesDataset(1, 64).describe(number) for number in range(8000)]
+
+
+@pytest.fixture(scope="module")
+def scenes(described):
+    return [scene for scene, _ in described]
+
+
+def make_scene(shape="square", colour="white", on="black", size=0.3, angle=0.0, x=0.5, y=0.5):
+    plain = Background(colour=on, pattern="plain", rgb=COLOURS[on], second_rgb=COLOURS[on], period=0.2, angle=0.0)
+    thing = Thing(shape=shape, colour=colour, size="large", rgb=COLOURS[colour], x=x, y=y, radius=size, angle=angle)
+    return Scene(background=plain, things=(thing,), relation=None)
+
+
+def nearest_colours(image):
+    """image (B, 3, H, W) in [-1, 1] -> (B, H, W), numbers of the nearest names"""
+    palette = torch.tensor(list(COLOURS.values())) * 2 - 1
+    return torch.cdist(image.permute(0, 2, 3, 1), palette).argmin(dim=-1)
+
+
+def distance(thing, x, y):
+    """From points to a thing's outline, in units of the picture's side; negative on the thing."""
+    x, y = (x - thing.x) / thing.radius, (y - thing.y) / thing.radius
+    turned = cos(thing.angle) * x + sin(thing.angle) * y, cos(thing.angle) * y - sin(thing.angle) * x
+    return DISTANCES[thing.shape](*turned) * thing.radius
+
+
+def points(low, high, count):
+    line = low + (high - low) * (torch.arange(count) + 0.5) / count
+    return torch.meshgrid(line, line, indexing="xy")
+
+
+# the same for the same seed
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    images, captions = ShapesDataset(3, 32).batch(5, 8)
+    dataset = ShapesDataset(3, 32)
+    dataset.batch(4, 8)
+    again, same_captions = dataset.batch(5, 8)
+    assert torch.equal(images, again)
+    assert captions == same_captions
+    for other in (ShapesDataset(4, 32).batch(5, 8), dataset.batch(6, 8)):
+        assert not torch.equal(images, other[0])
+        assert captions != other[1]
+
+
+def test_the_same_seed_makes_the_same_data_on_every_machine():
+    """Recorded when they were first drawn. A change here makes other training data of the same seed."""
+    images, captions = ShapesDataset(0, 64).batch(0, 64)
+    assert {number: captions[number] for number in GOLDEN_CAPTIONS} == GOLDEN_CAPTIONS
+    torch.testing.assert_close(images.mean(dim=(0, 2, 3)), torch.tensor(GOLDEN_MEANS), rtol=0, atol=1e-4)
+    torch.testing.assert_close(images.std(dim=(0, 2, 3)), torch.tensor(GOLDEN_DEVIATIONS), rtol=0, atol=1e-4)
+
+
+def test_the_shares_of_processes_are_the_whole_batch():
+    dataset = ShapesDataset(0, 32)
+    images, captions = dataset.batch(2, 12)
+    shares = [dataset.batch(2, 12, slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
+    assert [words for _, part in shares for words in part] == captions
+    # a tail of a vector may be computed by other instructions than its body
+    torch.testing.assert_close(torch.cat([part for part, _ in shares]), images, rtol=0, atol=1e-4)
+
+
+def test_batches_of_any_size_follow_each_other():
+    dataset = ShapesDataset(0, 8)
+    assert dataset.batch(0, 12)[1] == dataset.batch(0, 6)[1] + dataset.batch(1, 6)[1]
+
+
+# held-out combinations
+
+
+def test_an_eighth_of_the_combinations_is_held_out():
+    assert len(COMBINATIONS) == 448
+    assert len(HELD_OUT) == 56
+    assert set(COMBINATIONS) > HELD_OUT
+
+
+def test_any_two_of_shape_colour_and_background_occur_in_training():
+    shown = set(COMBINATIONS) - HELD_OUT
+    for kept in subsets(range(3), 2):
+        count_all = Counter(tuple(combination[i] for i in kept) for combination in COMBINATIONS)
+        count_shown = Counter(tuple(combination[i] for i in kept) for combination in shown)
+        assert all(count_shown[pair] >= count - 1 for pair, count in count_all.items())
+    for i in range(3):
+        assert all(6 <= count <= 8 for count in Counter(combination[i] for combination in HELD_OUT).values())
+
+
+def test_training_never_shows_a_held_out_combination(scenes):
+    shown = Counter(combination for scene in scenes for combination in combinations(scene))
+    assert set(shown) == set(COMBINATIONS) - HELD_OUT
+
+
+def test_a_thing_inside_another_is_seen_on_its_colour():
+    inner, outer = (
+        make_scene(*what, size=size).things[0] for what, size in ((("star", "red"), 0.1), (("circle",), 0.3))
+    )
+    scene = replace(make_scene(on="blue"), things=(inner, outer), relation="inside")
+    on_background = {("star", "red", "blue"), ("circle", "white", "blue")}
+    assert combinations(scene) == on_background | {("star", "red", "white")}
+    hollow = replace(outer, shape="ring")
+    assert ("star", "red", "white") not in combinations(replace(scene, things=(inner, hollow)))
+
+
+def test_held_out_scenes_have_nothing_else_on_their_background():
+    generator = Random(0)
+    drawn = [sample_scene(generator, held_out=True) for _ in range(3000)]
+    assert {(t.shape, t.colour, scene.background.colour) for scene in drawn for t in scene.things} == HELD_OUT
+    assert {scene.relation for scene in drawn} == {None, *RELATIONS}
+
+
+# scenes
+
+
+def test_things_never_have_the_colour_of_what_is_behind_them(scenes):
+    assert all(colour != behind for scene in scenes for _, colour, behind in combinations(scene))
+
+
+def test_two_things_differ(scenes):
+    pairs = [scene.things for scene in scenes if scene.relation]
+    assert all((one.shape, one.colour) != (two.shape, two.colour) for one, two in pairs)
+
+
+def test_relations_are_true(scenes):
+    seen = Counter()
+    for scene in scenes:
+        if scene.relation in (None, "inside"):
+            continue
+        one, two = scene.things
+        along, across = abs(one.x - two.x), abs(one.y - two.y)
+        if scene.relation in ("above", "below"):
+            along, across = across, along
+        true = {"left of": one.x < two.x, "right of": one.x > two.x, "above": one.y < two.y, "below": one.y > two.y}
+        assert true[scene.relation]
+        assert along > one.radius + two.radius
+        assert across < 0.5 * along
+        seen[scene.relation] += 1
+    assert len(seen) == 4
+
+
+def test_what_is_inside_is_so_with_all_its_area(scenes):
+    grid = points(0, 1, 64)
+    pairs = [scene.things for scene in scenes if scene.relation == "inside"]
+    assert len({outer.shape for _, outer in pairs}) == 6
+    for inner, outer in pairs[:300]:
+        filled = replace(outer, shape="circle", radius=0.5 * outer.radius / 0.9) if outer.shape == "ring" else outer
+        assert not ((distance(inner, *grid) < 0) & (distance(filled, *grid) > 0)).any()
+        assert inner.colour != outer.colour
+
+
+def test_things_lie_inside_the_picture(scenes):
+    for scene in scenes:
+        for thing in scene.things:
+            assert min(thing.x, thing.y) - thing.radius > 0.0199
+            assert max(thing.x, thing.y) + thing.radius < 0.9801
+
+
+def test_sizes_are_what_they_are_called(scenes):
+    things = [thing for scene in scenes if scene.relation != "inside" for thing in scene.things]
+    things += [scene.things[0] for scene in scenes if scene.relation == "inside"]
+    assert all(SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1] for thing in things)
+    around = [scene.things[1] for scene in scenes if scene.relation == "inside"]
+    assert all(thing.size == "large" and thing.radius > SIZES["large"][1] for thing in around)
+    lows, highs = zip(*SIZES.values(), strict=True)
+    assert all(low > 1.2 * high for low, high in zip(lows[1:], highs, strict=False))
+
+
+def test_scenes_are_spread_as_intended(scenes):
+    singles = [scene for scene in scenes if scene.relation is None]
+    assert len(singles) / len(scenes) == pytest.approx(0.4, abs=0.02)
+    assert all(len(scene.things) == (1 if scene.relation is None else 2) for scene in scenes)
+    patterns = Counter(scene.background.pattern for scene in scenes)
+    assert patterns["plain"] / len(scenes) == pytest.approx(0.6, abs=0.02)
+    assert all(patterns[pattern] / len(scenes) == pytest.approx(0.1, abs=0.015) for pattern in PATTERNS)
+    for values, share in [
+        ([scene.background.colour for scene in scenes], 1 / 8),
+        ([scene.things[0].colour for scene in singles], 1 / 8),
+        ([scene.things[0].size for scene in singles], 1 / 3),
+        ([scene.relation for scene in scenes if scene.relation], 1 / 5),
+    ]:
+        assert all(n / len(values) == pytest.approx(share, abs=0.025) for n in Counter(values).values())
+    shapes = Counter(scene.things[0].shape for scene in singles)
+    for shape in SHAPES:  # stars and triangles twice as often
+        share = 2 / 10 if shape in ("star", "triangle") else 1 / 10
+        assert shapes[shape] / len(singles) == pytest.approx(share, abs=0.025)
+    beside = [scene for scene in scenes if scene.relation not in (None, "inside")]
+    both_medium = [scene for scene in beside if {thing.size for thing in scene.things} == {"medium"}]
+    assert len(both_medium) / len(beside) == pytest.approx(1 / 2 + 1 / 2 / 6, abs=0.025)
+
+
+def test_what_is_small_is_mostly_said_to_be(described):
+    named = {True: [], False: []}
+    for scene, words in described:
+        if scene.relation != "inside":
+            for thing in scene.things:
+                small = re.search(rf"\b(small|little) {thing.colour} {thing.shape}\b", words) is not None
+                named[thing.size == "small"].append(small)
+    assert sum(named[True]) / len(named[True]) > 0.85
+    assert not any(named[False])
+
+
+# captions
+
+THING = re.compile(rf"(?:(small|little|medium-sized|large|big) )?({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+BACKGROUND = re.compile(
+    rf"(?:(plain|striped|dotted|checkered) )?({'|'.join(COLOURS)}) (?:(striped|dotted|checkered|gradient) )?background"
+    r"(?: with (stripes|dots|a checkered pattern|a gradient))?"
+)
+SIZE_OF = {"little": "small", "medium-sized": "medium", "big": "large"}
+PATTERN_OF = {"stripes": "striped", "dots": "dotted", "a checkered pattern": "checkered", "a gradient": "gradient"}
+HOLDS = {
+    "left of": lambda a, b: a.x + a.radius < b.x - b.radius,
+    "right of": lambda a, b: a.x - a.radius > b.x + b.radius,
+    "above": lambda a, b: a.y + a.radius < b.y - b.radius,
+    "below": lambda a, b: a.y - a.radius > b.y + b.radius,
+    "inside": lambda a, b: abs(a.x - b.x) + abs(a.y - b.y) < 0.1 and a.radius < b.radius / 2,
+}
+SAYS = {  # A and B in the order in which they are named -> (relation, is it A's to B)
+    r"A (?:to the )?left of B": ("left of", True),
+    r"A (?:to the )?right of B": ("right of", True),
+    r"A above B": ("above", True),
+    r"A (?:below|under) B": ("below", True),
+    r"A (?:inside|in|within) B": ("inside", True),
+    r"A (?:around B|with B inside)": ("inside", False),
+    r"A on the left and B on the right": ("left of", True),
+    r"A on the right and B on the left": ("right of", True),
+    r"A at the top and B at the bottom": ("above", True),
+    r"A at the bottom and B at the top": ("below", True),
+}
+
+
+def skeleton(words):
+    """A caption with its things called A and B and its background GROUND, without articles."""
+    names = iter("AB")
+    words = BACKGROUND.sub("GROUND", words)
+    return re.sub(r"\b(an?|the) (?=A|B|GROUND)", "", THING.sub(lambda _: next(names), words))
+
+
+def test_captions_name_all_things_and_only_what_is_there(described):
+    for scene, words in described:
+        named = THING.findall(words)
+        assert sorted((colour, shape) for _, colour, shape in named) == sorted(
+            (t.colour, t.shape) for t in scene.things
+        )
+        for size, colour, shape in named:
+            (thing,) = [thing for thing in scene.things if (thing.colour, thing.shape) == (colour, shape)]
+            assert not size or SIZE_OF.get(size, size) == thing.size
+        for before, colour, between, after in BACKGROUND.findall(words):
+            assert colour == scene.background.colour
+            pattern = before or between or PATTERN_OF.get(after)
+            assert not pattern or pattern == scene.background.pattern
+        assert not re.search("|".join((*COLOURS, *SHAPES)), THING.sub("", BACKGROUND.sub("", words)))
+
+
+def test_captions_say_where_things_are(described):
+    said = Counter()
+    for scene, words in described:
+        if scene.relation is None:
+            thing = scene.things[0]
+            for place, true in {
+                "left": thing.x < 0.41,
+                "right": thing.x > 0.59,
+                "top": thing.y < 0.41,
+                "bottom": thing.y > 0.59,
+                "middle": max(abs(thing.x - 0.5), abs(thing.y - 0.5)) < 0.06,
+            }.items():
+                if re.search(rf"\b{place}\b", words):
+                    said[place] += 1
+                    assert true
+            continue
+        named = [
+            next(thing for thing in scene.things if (thing.colour, thing.shape) == name)
+            for name in (match[1:] for match in THING.findall(words))
+        ]
+        for pattern, (relation, forward) in SAYS.items():
+            if re.search(pattern, skeleton(words)):
+                said[pattern] += 1
+                assert HOLDS[relation](*(named if forward else named[::-1]))
+                break
+        else:
+            assert "A and B" in skeleton(words)
+            said["A and B"] += 1
+    assert all(said[key] > 20 for key in (*SAYS, "left", "right", "top", "bottom", "middle"))
+    assert said["A and B"] < 0.15 * sum(scene.relation is not None for scene, _ in described)
+
+
+def test_nine_in_ten_captions_name_the_background(described):
+    share = sum("background" in words for _, words in described) / len(described)
+    assert share == pytest.approx(0.92, abs=0.02)
+
+
+def test_captions_are_varied_and_well_formed(described):
+    forms = Counter(skeleton(words) for _, words in described)
+    assert len(forms) > 300
+    assert max(forms.values()) < 0.12 * len(described)
+    for _, words in described:
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  | ,|\ba an?\b", words), words
+        assert words == words.strip()
+    scene = described[0][0]
+    assert len({caption(scene, Random(seed)) for seed in range(100)}) > 30
+
+
+def test_plain_captions_have_one_wording():
+    scene = make_scene("ring", "orange", "yellow")
+    assert plain_caption(scene) == "an orange ring on a yellow background"
+    (thing,) = scene.things
+    pair = replace(scene, things=(thing, replace(thing, shape="star", colour="blue")), relation="left of")
+    assert plain_caption(pair) == "an orange ring to the left of a blue star on a yellow background"
+    assert plain_caption(replace(pair, relation="inside")) == "an orange ring inside a blue star on a yellow background"
+
+
+# drawing
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_have_the_area_of_their_closed_form(shape):
+    x, y = points(-1.2, 1.2, 1200)
+    area = (DISTANCES[shape](x, y) < 0).float().mean().item() * 2.4**2
+    assert area == pytest.approx(AREAS[shape], rel=2e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_drawn_shapes_have_the_area_of_their_closed_form(shape):
+    scenes = [make_scene(shape, size=size, angle=0.1, x=0.47) for size in (0.12, 0.2, 0.33)]
+    image = render(scenes, 128)[:, 1]
+    drawn = (image > 0).float().mean(dim=(1, 2))  # half-way from black to white
+    expected = AREAS[shape] * torch.tensor([scene.things[0].radius ** 2 for scene in scenes])
+    # counting whole pixels along the outline of the smallest is not exact
+    torch.testing.assert_close(drawn, expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(drawn[2], expected[2], rtol=0.015, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_distances_grow_by_one_per_unit(shape):
+    x, y = points(-1.2, 1.2, 600)
+    distance = DISTANCES[shape](x.double(), y.double())
+    step = 2.4 / 600
+    down, right = torch.gradient(distance, spacing=step)
+    slope = torch.hypot(down, right)[distance.abs() < 0.05]
+    assert slope.median().item() == pytest.approx(1, abs=1e-3)
+    assert ((slope - 1).abs() < 0.02).float().mean() > 0.93  # corners have no slope
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_fit_into_their_square_also_when_turned(shape):
+    x, y = points(-1.3, 1.3, 400)
+    outside = torch.maximum(x.abs(), y.abs()) > 1.001
+    turn = LARGEST_TURN.get(shape, pi / 18)
+    for angle in (-turn, 0, turn):
+        thing = make_scene(shape, size=1.0, angle=angle, x=0.0, y=0.0).things[0]
+        assert not ((distance(thing, x, y) < 0) & outside).any()
+
+
+def test_every_shape_points_up_and_is_its_own_mirror_image():
+    x, y = points(-1.2, 1.2, 400)
+    shapes = {shape: DISTANCES[shape](x, y) < 0 for shape in SHAPES}
+    assert all(torch.equal(shape, shape.flip(1)) for shape in shapes.values())
+    tops = {name: shape.nonzero()[0, 0].item() for name, shape in shapes.items()}
+    assert shapes["triangle"][tops["triangle"]].sum() < 10  # its point; the heart's is at the bottom
+    assert shapes["star"][tops["star"]].sum() < 10
+    assert shapes["heart"][tops["heart"]].sum() > shapes["heart"][shapes["heart"].nonzero()[-1, 0]].sum()
+
+
+def test_edges_are_one_pixel_soft():
+    offsets = [0.5 + i / 1000 for i in range(16)]
+    row = render([make_scene(x=x) for x in offsets], 64)[:, 1, 32]  # a white square's edges on black
+    soft = ((row > -0.75) & (row < 0.5)).sum(dim=1)
+    assert soft.max() <= 2  # one at each edge
+    assert soft.sum() > 16
+    circles = render([make_scene("circle", size=0.33)], 128)[0, 1]
+    length = 2 * pi * 0.9 * 0.33 * 128
+    soft = ((circles > -0.75) & (circles < 0.5)).sum().item()
+    assert 0.6 * length < soft < 1.2 * length
+
+
+def test_a_scene_is_the_same_picture_at_every_resolution(scenes):
+    large = render(scenes[:32], 256)
+    for factor in (2, 4):
+        small = render(scenes[:32], 256 // factor)
+        difference = (torch.nn.functional.avg_pool2d(large, factor) - small).abs()
+        assert difference.mean() < 0.004
+        assert difference.max() < 0.7
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(scenes):
+    together = render(scenes[:24], 32)
+    alone = torch.cat([render([scene], 32) for scene in scenes[:24]])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_pictures_are_of_the_right_kind(scenes):
+    image = render(scenes[:100], 48)
+    assert image.shape == (100, 3, 48, 48)
+    assert image.dtype == torch.float32
+    assert -1 <= image.min() < -0.9
+    assert 0.9 < image.max() <= 1
+
+
+def test_colours_are_nearest_to_their_names(scenes):
+    names, side = list(COLOURS), 64
+    scenes = scenes[:600]
+    found = nearest_colours(render(scenes, side))
+    grid = points(0, 1, side)
+    for scene, picture in zip(scenes, found, strict=True):
+        free = torch.ones_like(picture, dtype=torch.bool)
+        for thing in scene.things:
+            away = distance(thing, *grid) * side
+            assert (picture[free & (away < -0.6)] == names.index(thing.colour)).float().mean() > 0.95
+            free &= away > 0.6
+        assert (picture[free] == names.index(scene.background.colour)).all()
+
+
+def test_things_are_drawn_where_the_scene_says(scenes):
+    """The middle of each colour's pixels, for two things beside each other on a plain background."""
+    chosen = [
+        scene
+        for scene in scenes
+        if scene.relation in ("left of", "above")
+        and scene.background.pattern == "plain"
+        and scene.things[0].colour != scene.things[1].colour
+    ][:200]
+    found = nearest_colours(render(chosen, 64))
+    row, column = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    for scene, picture in zip(chosen, found, strict=True):
+        masks = [picture == list(COLOURS).index(thing.colour) for thing in scene.things]
+        coordinate = column if scene.relation == "left of" else row
+        one, two = (coordinate[mask].median() for mask in masks)
+        assert one < two
+
+
+def test_patterns_are_two_shades_of_one_colour(scenes):
+    bare = {
+        pattern: [replace(scene, things=()) for scene in scenes if scene.background.pattern == pattern][:40]
+        for pattern in ("plain", *PATTERNS)
+    }
+    assert render(bare["plain"], 16).std(dim=(2, 3)).max() < 1e-6
+    for pattern in PATTERNS:
+        image = render(bare[pattern], 64)
+        assert (image.std(dim=(2, 3)).amax(dim=1) > 0.03).all()
+        first, second = (
+            torch.tensor([getattr(scene.background, name) for scene in bare[pattern]])[:, :, None, None] * 2 - 1
+            for name in ("rgb", "second_rgb")
+        )
+        low, high = torch.minimum(first, second), torch.maximum(first, second)
+        assert ((image > low - 1e-5) & (image < high + 1e-5)).all()
+        if pattern != "gradient":  # most pixels are of one shade or the other
+            pure = ((image - first).abs() < 1e-4) | ((image - second).abs() < 1e-4)
+            assert pure.float().mean() > 0.6
+            assert all(0.1 < share < 0.9 for share in ((image - first).abs() < 1e-4).float().mean(dim=(1, 2, 3)))
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("single", {"medium", "large"}), ("centred", {"large"})])
+def test_scenes_to_begin_with_have_one_thing_on_a_plain_background(kind, sizes):
+    dataset = ShapesDataset(0, 64, kind=kind)
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {len(scene.things) for scene in scenes} == {1}
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    assert {thing.size for scene in scenes for thing in scene.things} == sizes
+    offset = max(abs(place - 0.5) for scene in scenes for thing in scene.things for place in (thing.x, thing.y))
+    assert (offset < 0.05) == (kind == "centred")
+    assert {thing.shape for scene in scenes for thing in scene.things} == set(SHAPES)
+
+
+def test_pairs_to_begin_with_are_two_things_on_a_plain_background_and_small_only_inside():
+    dataset = ShapesDataset(0, 64, kind="pairs")
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {len(scene.things) for scene in scenes} == {2}
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    beside = [thing.size for scene in scenes if scene.relation != "inside" for thing in scene.things]
+    assert set(beside) == {"medium"}
+    assert {scene.relation for scene in scenes} == set(RELATIONS)
+
+
+def test_two_things_to_begin_with_lie_on_a_middle_line_in_either_order():
+    dataset = ShapesDataset(0, 64, kind="level")
+    scenes = [dataset.describe(number)[0] for number in range(300)]
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    assert {scene.relation for scene in scenes} == {"left of", "right of", "above", "below"}
+    for scene in scenes:
+        first, second = scene.things
+        along, across = (("x", "y"), ("y", "x"))[scene.relation in ("above", "below")]
+        assert max(abs(getattr(thing, across) - 0.5) for thing in scene.things) < 0.05
+        apart = getattr(second, along) - getattr(first, along)
+        assert abs(apart) >= first.radius + second.radius
+        assert (apart > 0) == (scene.relation in ("left of", "above"))
+
+
+@pytest.mark.parametrize("kind", ["pairs", "all"])
+def test_scenes_with_things_inside_of_others_need_a_shape_with_room(kind):
+    with pytest.raises(ValueError, match=f"kind {kind} need one of circle, square"):
+        ShapesDataset(0, 64, kind=kind, shapes=("star", "cross"))
+
+
+@pytest.mark.parametrize("kind", ["centred", "level", "pairs", "all"])
+def test_scenes_may_be_kept_to_some_shapes(kind):
+    dataset = ShapesDataset(0, 64, kind=kind, shapes=("triangle", "star"))
+    scenes = [dataset.describe(number)[0] for number in range(100)]
+    assert {thing.shape for scene in scenes for thing in scene.things} == {"triangle", "star"}

@@ -1,0 +1,346 @@
+"""Training: the losses by hand, the loop, resuming, several processes."""
+
+import csv
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import training_example
+from conftest import TINY, fill
+from safetensors.torch import load_file
+from torch import nn
+
+import sd
+from sd.config import SD_V1
+from sd.runtime.saving import save_model
+from sd.sampling.schedule import add_noise, alphas_cumprod
+from sd.training.ema import AveragedWeights
+from sd.training.jobs import fresh_networks, standardise
+from sd.training.loop import TrainingRun
+from sd.training.losses import (
+    AutoencodingLoss,
+    DenoisingLoss,
+    draw,
+    kl_divergence,
+    snr_weights,
+    standardise_latents,
+    velocity,
+)
+from sd.training.plots import draw_curve, ticks
+
+TABLE = alphas_cumprod(SD_V1.schedule)
+
+
+@pytest.fixture(autouse=True)
+def _gradients():
+    with torch.enable_grad():
+        yield
+
+
+def batch():
+    draws = draw(0, 0, (3, 4, 8, 8), 1000, 0.0)
+    return draws.latent_noise, torch.zeros(3, 77, dtype=torch.int64), draws.timesteps, draws.noise
+
+
+class Fixed(nn.Module):
+    """A network with the answer that it was given."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *_):
+        return self.answer
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_right_answer_has_no_loss_and_zero_has_that_of_the_target(prediction):
+    latents, tokens, timesteps, noise = batch()
+    bars = TABLE[timesteps][:, None, None, None]
+    target = noise if prediction == "eps" else bars.sqrt() * noise - (1 - bars).sqrt() * latents
+    right = DenoisingLoss(Fixed(target), Fixed(None), TABLE, prediction=prediction)
+    silent = DenoisingLoss(Fixed(torch.zeros_like(noise)), Fixed(None), TABLE, prediction=prediction)
+    assert right(latents, tokens, timesteps, noise).item() == pytest.approx(0, abs=1e-12)
+    assert silent(latents, tokens, timesteps, noise).item() == pytest.approx((target**2).mean().item())
+
+
+def test_the_network_sees_the_noisy_latents_of_its_timestep():
+    latents, tokens, timesteps, noise = batch()
+    seen = []
+
+    class Seeing(nn.Module):
+        def forward(self, x_t, timestep, context):
+            seen.append((x_t, timestep, context))
+            return torch.zeros_like(x_t)
+
+    DenoisingLoss(Seeing(), Fixed("context"), TABLE)(latents, tokens, timesteps, noise)
+    ((x_t, timestep, context),) = seen
+    for i in range(3):
+        assert torch.allclose(x_t[i], add_noise(latents[i], noise[i], TABLE[timesteps[i]]))
+    assert torch.equal(timestep, timesteps)
+    assert context == "context"
+
+
+def test_min_snr_weights_are_those_calculated_by_hand():
+    # alpha_bar 0.9: SNR 9, beyond gamma 5; alpha_bar 0.5: SNR 1, below
+    bars = torch.tensor([0.9, 0.5])
+    assert snr_weights(bars, 5.0, 0.0, "eps").tolist() == pytest.approx([5 / 9, 1])
+    assert snr_weights(bars, 5.0, 0.0, "v").tolist() == pytest.approx([5 / 10, 1 / 2])
+
+
+def test_noisy_timesteps_count_as_if_they_were_as_clean_as_the_floor():
+    # alpha_bar 0.01: SNR 1/99; with a floor of 0.2, the loss in x_0 has that weight, and the loss in eps 0.2 * 99
+    bars = torch.tensor([0.01, 0.5])
+    assert snr_weights(bars, 5.0, 0.2, "eps").tolist() == pytest.approx([0.2 * 99, 1])
+
+
+def test_min_snr_is_the_same_loss_for_both_predictions():
+    """An error in x_0 counts the same however the network says it."""
+    bars = torch.tensor([0.9, 0.5, 0.1])
+    error_in_x_0 = 0.3
+    in_eps = (bars / (1 - bars)).sqrt() * error_in_x_0
+    in_v = error_in_x_0 / (1 - bars).sqrt()
+    by_eps = snr_weights(bars, 5.0, 0.0, "eps") * in_eps**2
+    by_v = snr_weights(bars, 5.0, 0.0, "v") * in_v**2
+    assert torch.allclose(by_eps, by_v)
+
+
+def test_velocity_and_noisy_latents_turn_together():
+    """x_t and v are x_0 and eps in a turned frame: sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) v = x_0."""
+    x_0, eps, bar = torch.randn(8), torch.randn(8), torch.tensor(0.3)
+    x_t, v = add_noise(x_0, eps, bar), velocity(x_0, eps, bar)
+    assert torch.allclose(bar.sqrt() * x_t - (1 - bar).sqrt() * v, x_0, atol=1e-6)
+
+
+def test_kl_divergence_is_the_closed_form():
+    # N(1, 4) from N(0, 1): 0.5 * (1 + 4 - 1 - ln 4)
+    assert kl_divergence(torch.tensor([1.0]), torch.tensor([4.0]).log()).item() == pytest.approx(
+        0.5 * (4 - math.log(4))
+    )
+    assert kl_divergence(torch.zeros(3), torch.zeros(3)).item() == 0
+
+
+def test_draws_depend_on_seed_and_step_and_drop_their_share():
+    first, again, later = (draw(3, step, (4000, 1, 1, 1), 1000, 0.1) for step in (5, 5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.noise, later.noise)
+    assert first.dropped.float().mean().item() == pytest.approx(0.1, abs=0.02)
+    assert (first.timesteps.min(), first.timesteps.max()) == (0, 999)
+    assert first.timesteps.bincount().tolist() == [4] * 1000
+    assert len(set(draw(3, 5, (250, 1, 1, 1), 1000, 0.1).timesteps.tolist())) == 250
+
+
+def test_standardised_latents_have_unit_variance_and_the_same_pictures():
+    vae = fill(TINY)["vae"]
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean, logvar = vae.encode(images)
+        before = vae.decode(mean)
+        standardise_latents(vae, mean, 0.18215)
+        scaled, scaled_logvar = vae.encode(images)
+        after = vae.decode(scaled)
+        latents = 0.18215 * scaled
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert torch.allclose(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-3)
+    assert torch.allclose(after, before, atol=1e-3)
+    # the spread of a latent in units of that of all of them is what it was
+    ratio = (0.5 * (scaled_logvar - logvar)).exp()
+    assert torch.allclose(
+        ratio, (scaled.std((0, 2, 3)) / mean.std((0, 2, 3)))[:, None, None].expand_as(ratio), rtol=1e-3
+    )
+
+
+def test_standardising_looks_at_many_batches():
+    vae = fill(training_example.CONFIG)["vae"]
+    pictures = training_example.RandomPictures()
+    standardise(vae, pictures, 0.5, batches=3, batch_size=4)
+    with torch.no_grad():
+        means = torch.cat([vae.encode(pictures.batch(step, 4, slice(0, 4))[0])[0] for step in range(3)])
+    assert torch.allclose(0.5 * means.std(dim=(0, 2, 3)), torch.ones(4), atol=1e-2)
+
+
+def test_average_follows_the_warm_up_rule():
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    average = AveragedWeights(module, 0.9)
+    expected = 0.0
+    for update in range(1, 200):
+        module.weight.data.fill_(float(update))
+        average.update(module)
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * update
+    assert average.weights["weight"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_averaged_weights_can_be_put_in_for_a_while():
+    module = nn.Linear(2, 1)
+    average = AveragedWeights(module, 0.9)
+    module.weight.data += 1
+    plain = module.weight.detach().clone()
+    with average.applied(module):
+        assert torch.allclose(module.weight, plain - 1)
+    assert torch.equal(module.weight, plain)
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine(tmp_path):
+    options = training_example.options(100)
+    options = type(options)(**{**vars(options), "warmup": 10, "learning_rate": 1.0, "final_learning_rate": 0.1})
+    run = TrainingRun(nn.Linear(1, 1), None, options, tmp_path)
+    rates = [run.learning_rate(step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[99] == pytest.approx(0.1, abs=1e-3)
+
+
+def rows(folder):
+    with open(folder / "loss.csv", newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def states_equal(first: Path, second: Path):
+    ours, theirs = (load_file(folder / "state.safetensors") for folder in (first, second))
+    assert set(ours) == set(theirs)
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_training_lowers_the_loss_and_writes_the_curve(tmp_path):
+    module = AutoencodingLoss(fresh_networks(training_example.CONFIG, 0)["vae"])
+    image = training_example.RandomPictures().batch(0, 4, slice(0, 4))[0]
+    options = training_example.options(30)
+    run = TrainingRun(module, lambda step: (image, torch.zeros(4, 4, 4, 4)), options, tmp_path)
+    losses = [row["loss"] for row in run.run()]
+    assert losses[-1] < 0.7 * losses[0]
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 31))
+    assert [row["loss"] for row in rows(tmp_path)] == pytest.approx(losses)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+
+
+def test_training_in_two_parts_is_training_in_one(tmp_path):
+    list(training_example.run(tmp_path / "whole", 12).run())
+    list(training_example.run(tmp_path / "parts", 5).run())
+    list(training_example.run(tmp_path / "parts", 12).run())
+    assert states_equal(tmp_path / "whole", tmp_path / "parts")
+    assert [row["loss"] for row in rows(tmp_path / "parts")] == [row["loss"] for row in rows(tmp_path / "whole")]
+
+
+@pytest.fixture
+def one_thread():
+    """As the processes that make batches have it: their number decides how sums are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_batches_made_by_other_processes_are_the_same_ones(tmp_path):
+    list(training_example.run(tmp_path / "alone", 7).run())
+    list(training_example.run(tmp_path / "helped", 3, workers=2).run())
+    list(training_example.run(tmp_path / "helped", 7, workers=2).run())
+    assert states_equal(tmp_path / "alone", tmp_path / "helped")
+
+
+def example(*arguments, **environment):
+    script = Path(training_example.__file__)
+    path = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+
+
+def test_a_killed_training_goes_on_with_the_identical_state(tmp_path):
+    whole = example(tmp_path / "whole", 17)
+    whole.communicate()
+    child = example(tmp_path / "killed", 17)
+    for line in child.stdout:
+        if line.strip() == "8":  # three steps after the last save
+            child.send_signal(signal.SIGKILL)
+            break
+    child.communicate()
+    assert load_file(tmp_path / "killed" / "state.safetensors")
+    example(tmp_path / "killed", 17).communicate()
+    assert states_equal(tmp_path / "whole", tmp_path / "killed")
+    assert [row["step"] for row in rows(tmp_path / "killed")] == list(range(1, 18))
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
+    one = example(tmp_path / "one", 10)
+    one.communicate()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    children = [example(tmp_path / "two", 10, RANK=str(rank), **common) for rank in range(2)]
+    for child in children:
+        child.communicate(timeout=120)
+        assert child.returncode == 0
+    ours, theirs = ([row["loss"] for row in rows(tmp_path / name)] for name in ("two", "one"))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_a_state_of_other_options_or_another_model_is_refused(tmp_path):
+    list(training_example.run(tmp_path, 5).run())
+    options = training_example.options(9)
+    other = type(options)(**{**vars(options), "learning_rate": 0.5})
+    with pytest.raises(ValueError, match=r"learning_rate was 0\.001, is 0\.5"):
+        TrainingRun(nn.Linear(1, 1), None, other, tmp_path)
+    with pytest.raises(ValueError, match="belongs to another model"):
+        TrainingRun(nn.Linear(1, 1), None, options, tmp_path)
+
+
+def test_a_state_of_another_seed_or_batch_size_is_refused(tmp_path):
+    def begin(**settled):
+        module = nn.Linear(1, 1)
+        return TrainingRun(module, None, training_example.options(3), tmp_path, **settled)
+
+    first = begin(seed=1, batch_size=4, snr_floor=None)
+    for value in first.trained.values():
+        moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
+        first.optimiser.state[value] = {"step": torch.zeros(()), **moments}
+    first.save()
+    begin(seed=1, batch_size=4, snr_floor=None)
+    begin(seed=1, batch_size=4, snr_floor=None, new=2)  # a state of before there was such a number
+    with pytest.raises(ValueError, match="seed was 1, is 2; batch_size was 4, is 8"):
+        begin(seed=2, batch_size=8, snr_floor=None)
+    with pytest.raises(ValueError, match="snr_floor was None, is 1"):
+        begin(seed=1, batch_size=4, snr_floor=1)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training(tmp_path):
+    module = nn.Linear(1, 1)
+    module.forward = lambda x: (module.weight * x).sum()
+    run = TrainingRun(module, lambda step: (torch.tensor(math.inf),), training_example.options(3), tmp_path)
+    with pytest.raises(ArithmeticError, match="the gradient of step 1 is not finite"):
+        list(run.run())
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_trained_model_is_saved_in_the_original_layout(tmp_path, merge):
+    networks = fill(TINY)
+    averaged = {f"unet.{name}": value + 1 for name, value in networks["unet"].named_parameters()}
+    path = tmp_path / "x.ckpt"
+    save_model(path, TINY, networks, averaged, step=7, dtype=torch.float16, merge=merge)
+    plain = networks["unet"].out.conv.weight.half().float()
+    shifted = (networks["unet"].out.conv.weight + 1).half().float()
+    loaded = sd.load(path, precision="fp32")
+    assert torch.equal(loaded.unet.out.conv.weight, shifted if merge else plain)
+    if not merge:
+        assert torch.equal(sd.load(path, precision="fp32", weights="ema").unet.out.conv.weight, shifted)
+
+
+def test_curve_has_a_line_and_round_marks():
+    picture = draw_curve([(step, 1 / step) for step in range(1, 1000)])
+    colours = {colour for _, colour in picture.getcolors(10_000)}
+    assert (31, 111, 178) in colours
+    assert ticks(-2.02, 0.02) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
+    assert draw_curve([]).size == picture.size
