@@ -5,8 +5,8 @@
     model = sd.load("v1-5-pruned-emaonly.ckpt")
     images = model.txt2img("a photograph of an astronaut riding a horse", steps=30, seed=42)
 
-Read the code in this order: config, tokenizer, attention, text_encoder, unet, vae, schedule, denoiser, samplers,
-latent_diffusion, pipeline.
+Read the code in this order: config, text, networks, sampling, pipeline. The other folders make it fast, train it,
+explain it and put it behind commands.
 """
 
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sd.pipeline.image import tensors as image
     from sd.runtime.loading import load
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "image", "load"]
 
 
 def __getattr__(name: str):
@@ -25,4 +26,8 @@ def __getattr__(name: str):
         from sd.runtime.loading import load
 
         return load
+    if name == "image":
+        from sd.pipeline.image import tensors
+
+        return tensors
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
