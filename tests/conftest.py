@@ -21,6 +21,7 @@ from sd.config import SD_V1
 from sd.networks.build import build_networks
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
+from sd.runtime.execution import Execution
 from sd.text.tokenizer import Tokenizer
 
 TINY = make_checkpoint.tiny(SD_V1)
@@ -46,7 +47,7 @@ def fill(config, seed=0, dtype=torch.float32):
 
 def assemble(config, networks):
     source = Source(name="tiny", weights="model", sha256=lambda: "0123456789abcdef" * 4)
-    return StableDiffusion(config=config, tokenizer=Tokenizer(), source=source, **networks)
+    return StableDiffusion(config=config, tokenizer=Tokenizer(), source=source, runner=Execution(), **networks)
 
 
 def settings(**options):

@@ -28,17 +28,15 @@ from sd.networks.build import build_networks
 from sd.networks.unet import UNet
 from sd.runtime.cpu.attention import attention_applied
 from sd.runtime.cpu.gates import gates_joined
-from sd.runtime.cpu.norms import norms_joined
 from sd.runtime.cpu.packing import PackedConvolutions
 from sd.runtime.cpu.precise_norms import make_precise
-from sd.runtime.cpu.upsampling import UpsampledConvolutions
 from sd.runtime.cpu.winograd import WinogradConvolutions
 from sd.runtime.device import PRECISIONS, pick_device
 from sd.runtime.execution import Execution
 from sd.runtime.gpu.compile import fastest_convolutions, reason_of
 from sd.runtime.gpu.cuda_graphs import CannotCapture, CudaRecorder
-from sd.runtime.patching import exchanged
-from sd.runtime.shortcuts.shared_halves import halves_shared, twice
+from sd.runtime.patching import patched
+from sd.runtime.shortcuts.shared_halves import computed_once
 from sd.study.architecture.timing import synchronize
 from sd.study.benchmark.process import cpu_name
 from sd.study.benchmark.table import markdown
@@ -73,30 +71,26 @@ def attention_by(backend: str) -> AbstractContextManager:
 
 def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change], bool]]:
     """By name: what acts on the network when it predicts for x_t (B, C, H, W), and whether it is captured."""
-    halves = partial(halves_shared, unet)
+
+    def halves() -> AbstractContextManager:
+        return patched(computed_once(unet))
+
     if x_t.device.type != "cuda":
         latents, execution = x_t.shape[-2:].numel(), Execution()
-        packed, before, winograd = (
-            PackedConvolutions(unet),
-            UpsampledConvolutions(unet),
-            WinogradConvolutions(unet, keep=True),
-        )
+        packed, winograd = PackedConvolutions(unet), WinogradConvolutions(unet, keep=True)
         attending, gates = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
-        norms = partial(norms_joined, unet, x_t)
 
         def convolutions() -> AbstractContextManager:
-            return exchanged(execution.convolutions(unet, x_t, latents))
+            return patched(execution.convolutions(unet, x_t, latents))
 
         return {
             "plain": ([], False),
             "halves shared": ([halves], False),
-            "packed convolutions": ([lambda: exchanged(packed.forwards())], False),
-            "before upsampling": ([lambda: exchanged(before.forwards(x_t))], False),
-            "Winograd's algorithm": ([lambda: exchanged(winograd.forwards(x_t, latents, {}))], False),
+            "packed convolutions": ([lambda: patched(packed.forwards())], False),
+            "Winograd's algorithm": ([lambda: patched(winograd.forwards(x_t, latents, {}))], False),
             "attention of ours": ([attending], False),
             "joined gates": ([gates], False),
-            "joined norms": ([norms], False),
-            "all, as pictures are made": ([convolutions, attending, gates, norms, halves], False),
+            "all, as pictures are made": ([convolutions, attending, gates, halves], False),
         }
     return {
         "plain": ([], False),
@@ -157,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
         unet, width = made_up_unet(device, dtype, tiny=args.tiny)
     side = args.size // 8
     generator = torch.Generator().manual_seed(1)
-    x_t = twice(torch.randn(args.batch_size, 4, side, side, generator=generator)).to(device, dtype)
+    x_t = torch.randn(args.batch_size, 4, side, side, generator=generator).repeat(2, 1, 1, 1).to(device, dtype)
     context = torch.randn(2 * args.batch_size, 77, width, generator=generator).to(device, dtype)
     timestep = torch.tensor(500.0, device=device)
     together = 1 if device.type == "cpu" else 10

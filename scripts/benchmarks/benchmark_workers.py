@@ -92,7 +92,7 @@ class SdZoo(Contender):
     def versions(self) -> dict[str, object]:
         import sd
 
-        captured = self.model.execution.captured
+        captured = self.model.runner.captured
         graphs = {"CUDA graphs": captured.problem or "captured"} if captured else {}
         return {"sd-zoo": sd.__version__, **super().versions(), **graphs}
 
@@ -102,7 +102,7 @@ class SdZooUncaptured(SdZoo):
 
     def load(self) -> None:
         super().load()
-        self.model.execution = self.model.execution.for_watching()
+        self.model.runner = self.model.runner.for_watching()
 
 
 class SdZooCompiled(SdZoo):

@@ -79,10 +79,10 @@ def same_on(device: torch.device) -> dict[str, float]:
     size = model.config.native_size
     batch = [Settings(prompt=PROMPT, seed=1, steps=10, sampler="plms", width=size, height=size)]
     *_, captured = model.sample(batch)
-    problem = model.execution.captured and model.execution.captured.problem
+    problem = model.runner.captured and model.runner.captured.problem
     if problem:
         print(f"not captured: {problem}", file=sys.stderr)
-    model.execution = model.execution.for_watching()
+    model.runner = model.runner.for_watching()
     *_, plain = model.sample(batch)
     side = 640 // model.config.vae.factor  # larger than a tile
     latents = torch.nn.functional.interpolate(plain, size=(side, side), mode="bilinear")

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -18,58 +17,21 @@ from sd.config import ModelConfig, ScheduleConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
+from sd.pipeline.conditions import conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
+from sd.pipeline.runner import Predict, Runner
 from sd.pipeline.settings import SettingError, Settings
 from sd.pipeline.upscaling import upscale_latents, upscale_picture
-from sd.runtime.cpu.packing import WholeNetwork
-from sd.runtime.device import answer_of, on_its_way, precision_name
-from sd.runtime.execution import Execution
-from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 from sd.sampling.denoiser import Denoiser
-from sd.sampling.init_image import Start, keeping, shown
+from sd.sampling.init_image import InitImage, PredictEps
 from sd.sampling.names import final_alpha
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import SAMPLERS
-from sd.sampling.schedule import (
-    Step,
-    add_noise,
-    alphas_cumprod,
-    custom_steps,
-    sampling_steps,
-    x_0_from_eps,
-    zero_terminal_snr,
-)
+from sd.sampling.schedule import Step, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
 from sd.sampling.strength import steps_run
 from sd.text.chunks import chunks_of, empty_chunk
 from sd.text.conditioning import ContextByStep, encode_chunks
 from sd.text.tokenizer import Tokenizer
-
-T = TypeVar("T")
-
-
-class NonFiniteError(ArithmeticError):
-    """A network gave NaN or infinite values, which no picture can be made from.
-
-    part  the attribute of `LatentDiffusion` that holds the network
-    """
-
-    def __init__(self, part: str, dtype: torch.dtype):
-        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
-        super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
-        self.part = part
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each handed on when the next one is there, too.
-
-    Where an item is work that a device was told to do, it has some left while somebody waits for the one before.
-    """
-    items = iter(items)
-    for item in items:
-        for following in items:
-            yield item
-            item = following
-        yield item
 
 
 def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
@@ -83,19 +45,16 @@ def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor,
     return table, sampling_steps(table, settings.steps, schedule=settings.schedule, final_alpha=final)
 
 
-def check_channels(config: ModelConfig, job: str) -> None:
-    """Raises ValueError where the model's UNet takes other channels than a job gives it.
+class LastPrediction:
+    """A denoiser that also keeps the clean latents, x_0, that its last prediction stands for."""
 
-    job  "text to picture", "image to image" or "inpainting"
-    """
-    latents, given = config.vae.latent_channels, config.unet.in_channels
-    with_mask = 2 * latents + 1  # noisy latents, the mask, and the latents of what is kept
-    allowed = (latents, with_mask) if job == "inpainting" else (latents,)
-    if given not in allowed:
-        raise ValueError(
-            f"{job} needs a model whose UNet takes {' or '.join(map(str, allowed))} channels, "
-            f"this one ({config.family}) takes {given}"
-        )
+    def __init__(self, predict_eps: PredictEps):
+        self.predict_eps = predict_eps
+
+    def __call__(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+        eps = self.predict_eps(x_t, alpha_bar)
+        self.x_0 = x_0_from_eps(x_t, eps, alpha_bar)
+        return eps
 
 
 @dataclass(kw_only=True)
@@ -105,19 +64,19 @@ class LatentDiffusion:
     config: ModelConfig
     tokenizer: Tokenizer
     text_encoder: TextEncoder
-    unet: UNet = WholeNetwork()  # noqa: RUF009 - no default: whoever asks for it gets it with all of its weights
+    unet: UNet
     vae: VAE
-    execution: Execution = field(default_factory=Execution)  # how the networks are run
+    runner: Runner = field(default_factory=Runner)  # calls the networks
 
     @property
     def device(self) -> torch.device:
         """Where the networks compute."""
-        return self.execution.visited or self.vae.quant_conv.weight.device
+        return self.runner.device(self.vae)
 
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
-        """The precision that each network runs in."""
-        networks = {"text_encoder": self.text_encoder, "unet": self._unet, "vae": self.vae}
+        """The precision of each network."""
+        networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
         return {part: next(network.parameters()).dtype for part, network in networks.items()}
 
     @torch.no_grad()
@@ -136,11 +95,8 @@ class LatentDiffusion:
         rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
         longest = max(chunks, *map(len, rows))
         rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
-        with self.execution.at_work(self.text_encoder):
-            encoder = partial(self.execution.encode_text, self.text_encoder)
-            context = encode_chunks(encoder, rows, skip_layers=clip_skip - 1)
-        self._check("text_encoder", context)
-        return context
+        encoder = partial(self.runner.encode_text, self.text_encoder)
+        return encode_chunks(encoder, rows, skip_layers=clip_skip - 1)
 
     def chunk_count(self, settings: Settings) -> int:
         """How many chunks a picture's prompts take: as many as the longest text that one of them is at any step.
@@ -167,15 +123,14 @@ class LatentDiffusion:
 
         tile  the axes, "x" and "y", along which the picture goes on at its other side
         """
-        mean, _ = self.execution.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
-        self._check("vae", mean)
+        mean = self.runner.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
         return self.config.vae.latent_scale * mean.float()
 
     @torch.no_grad()
     def sample(
         self,
         batch: Sequence[Settings],
-        start: Start | None = None,
+        init: InitImage | None = None,
         *,
         on_clean: Callable[[Tensor], None] | None = None,
     ) -> Iterator[Tensor]:
@@ -183,114 +138,68 @@ class LatentDiffusion:
 
         Where the settings have two passes, this is the first of them.
 
-        start  a picture to begin with; the settings' strength says how much of the way is gone. At strength 0 no step
-               is, and what is yielded are the picture's own latents; at strength 1 it is forgotten outside of what a
-               mask keeps, as in text to picture
+        batch     settings that differ in prompts, seeds and variations only
+        init      a picture to begin with; the settings' strength says how many of the steps are run, the last ones. At
+                  strength 0 that is none, and its own latents are yielded; at strength 1 only what a mask keeps is left
+        on_clean  called after every step with the clean latents (B, 4, H/8, W/8) that the last prediction stands for
 
-        on_clean  called after every step with the clean latents (B, 4, H/8, W/8) that the network's last prediction in
-                  it stands for
-
-        The settings of a batch may differ in prompts, seeds and variations only.
-
-        Raises ValueError where the model is not one for this, or the settings do not go together; NonFiniteError where
-        a network fails.
+        Raises ValueError where the settings do not fit each other or the model; NonFiniteError where a network fails.
         """
-        common = batch[0]
-        if not all(settings.goes_with(common) for settings in batch):
+        self._require_one_batch(batch)
+        common, noise, contexts = batch[0], self._noise(batch), self._contexts(batch)
+        conditions = conditions_for(self.config, init, partial(self.encode_image, tile=common.tile))
+        table, steps = table_and_steps(self.config.schedule, common)
+        skipped = 0 if init is None else len(steps) - steps_run(len(steps), common.strength)
+        if skipped == len(steps):
+            yield conditions.x_0.expand(len(batch), -1, -1, -1)
+            return
+        unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)))
+        denoiser = self._denoiser(unet, table, common, [context(skipped) for context in contexts])
+        predict_eps = LastPrediction(conditions.denoiser(denoiser))
+
+        def denoised() -> Iterator[tuple[Tensor, Tensor]]:
+            """Latents after each step, and the clean latents predicted in it; between steps, prompts may change."""
+            x_t = conditions.initial(noise().to(self.device), steps, skipped)
+            options = {"draw_noise": lambda: self.runner.send(noise(), self.device)}
+            options |= {} if common.eta is None else {"eta": common.eta}
+            sampler = SAMPLERS[common.sampler](predict_eps, x_t, steps[skipped:], **options)
+            for step, latents in enumerate(sampler, skipped + 1):
+                yield latents, predict_eps.x_0
+                if step < len(steps) and any(context.changes(step) for context in contexts):
+                    denoiser.set_context(*(context(step) for context in contexts))
+
+        for latents, x_0 in self.runner.run(self.unet, denoised()):
+            if on_clean:
+                on_clean(x_0)
+            yield latents
+
+    def _denoiser(self, unet: Predict, table: Tensor, settings: Settings, contexts: Sequence[Tensor]) -> Denoiser:
+        return Denoiser(
+            unet,
+            self.config.prediction,
+            table,
+            *contexts,
+            guidance_scale=settings.guidance_scale,
+            guidance_rescale=settings.guidance_rescale,
+            guidance_interval=settings.guidance_interval or (0.0, math.inf),
+        )
+
+    def _require_one_batch(self, batch: Sequence[Settings]) -> None:
+        """Raises ValueError where the pictures cannot be made together, or not by this model."""
+        if not all(settings.goes_with(batch[0]) for settings in batch):
             raise ValueError(
                 "the pictures of a batch may differ in prompts and seeds only, and where features are reused, their "
                 "words must change at the same steps"
             )
         if len({self.chunk_count(settings) for settings in batch}) > 1:
             raise ValueError("the prompts of a batch must have the same number of chunks")
-        channels = self.config.vae.latent_channels
-        masked = start is not None and start.mask is not None
-        check_channels(self.config, "inpainting" if masked else "image to image" if start else "text to picture")
-        common.require_prediction(self.config.prediction)
-        contexts = self._contexts(batch)
-        table, steps = table_and_steps(self.config.schedule, common)
-        factor = self.config.vae.factor
-        noise = PictureNoise(
-            [settings.seed for settings in batch],
-            (channels, common.height // factor, common.width // factor),
-            [settings.variation for settings in batch],
-        )
-        x = noise().to(self.device)
-        reused = ReusedFeatures(common.reuse_features) if common.reuse_features > 1 else None  # of this run alone
+        batch[0].require_prediction(self.config.prediction)
 
-        def unet(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            guided = len(context) > len(batch)
-            return self.execution.predict(
-                self._unet,
-                x,
-                timestep,
-                context,
-                guided=guided,
-                tile=common.tile,
-                reused=reused,
-                merge=common.merge_tokens,
-            )
-
-        skipped = 0
-        told = self.config.unet.in_channels > channels  # what a mask keeps
-        if start is not None:
-            x_0 = start.latents if start.image is None else self.encode_image(start.image, common.tile)
-            skipped = len(steps) - steps_run(len(steps), common.strength)
-            steps = steps[skipped:]
-            if not steps:
-                yield x_0.expand(len(batch), -1, -1, -1)
-                return
-            if skipped:
-                x = add_noise(x_0, x, steps[0].alpha_bar)
-            if masked:
-                mask = start.latent_mask.to(self.device)
-            if masked and told:
-                kept = self.encode_image(start.image * (start.mask < 0.5), common.tile)
-                unet = shown(unet, (mask >= 0.5).float(), kept)
-        denoiser = Denoiser(
-            unet,
-            self.config.prediction,
-            table,
-            *(context(skipped) for context in contexts),
-            guidance_scale=common.guidance_scale,
-            guidance_rescale=common.guidance_rescale,
-            guidance_interval=common.guidance_interval or (0.0, math.inf),
-        )
-        predict_eps = keeping(denoiser, x_0, mask) if masked and not told else denoiser
-        clean: list[Tensor] = []
-
-        def predict(x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-            eps = predict_eps(x_t, alpha_bar)
-            clean[:] = [x_0_from_eps(x_t, eps, alpha_bar)]
-            return eps
-
-        options = {} if common.eta is None else {"eta": common.eta}
-        sampler = SAMPLERS[common.sampler]
-        done = sampler(
-            predict if on_clean else predict_eps,
-            x,
-            steps,
-            draw_noise=lambda: on_its_way(noise(), self.device),
-            **options,
-        )
-
-        def taken() -> Iterator[tuple[Tensor, Callable[[], bool], Tensor | None]]:
-            """Step by step the latents, who tells whether they are finite, and the clean ones."""
-            for step, latents in enumerate(done, skipped + 1):
-                yield latents, answer_of(latents.isfinite().all()), clean[0] if on_clean else None
-                if step < common.steps and any(context.changes(step) for context in contexts):
-                    denoiser.set_context(*(context(step) for context in contexts))
-                    if reused:
-                        reused.forget()  # it was about the words before
-
-        with self.execution.at_work(self._unet):
-            ahead = self.execution.captures(self.device)
-            for latents, finite, predicted in one_ahead(taken()) if ahead else taken():
-                if not finite():  # waits for the device
-                    raise NonFiniteError("unet", self.dtypes["unet"])
-                if on_clean:
-                    on_clean(predicted)
-                yield latents
+    def _noise(self, batch: Sequence[Settings]) -> PictureNoise:
+        """Draws the noise of each picture, (B, 4, H/8, W/8)."""
+        height, width = (side // self.config.vae.factor for side in (batch[0].height, batch[0].width))
+        shape = (self.config.vae.latent_channels, height, width)
+        return PictureNoise([settings.seed for settings in batch], shape, [settings.variation for settings in batch])
 
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:
@@ -314,11 +223,5 @@ class LatentDiffusion:
         pictures = []
         for latent in latents.split(1):
             latent = (latent / self.config.vae.latent_scale).to(self.dtypes["vae"])
-            image = self.execution.decode(self.vae, latent, tile)
-            self._check("vae", image)
-            pictures += to_images(image)
+            pictures += to_images(self.runner.decode(self.vae, latent, tile))
         return pictures
-
-    def _check(self, part: str, values: Tensor) -> None:
-        if not values.isfinite().all():
-            raise NonFiniteError(part, self.dtypes[part])

@@ -6,7 +6,7 @@ How the networks work together stands in `sd.pipeline.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -17,12 +17,12 @@ from sd import __version__
 from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
 from sd.pipeline.image.input_settings import InputSettings
 from sd.pipeline.image.reading import opened_picture
-from sd.pipeline.image.tensors import start_from
-from sd.pipeline.latent_diffusion import LatentDiffusion, NonFiniteError
+from sd.pipeline.image.tensors import init_image_from
+from sd.pipeline.latent_diffusion import LatentDiffusion
+from sd.pipeline.runner import NonFiniteError, precision_name
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import Settings
-from sd.runtime.device import RunOptions, precision_name
-from sd.sampling.init_image import Start
+from sd.sampling.init_image import InitImage
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class StableDiffusion(LatentDiffusion):
     def make(
         self,
         batch: Sequence[Settings],
-        start: Start | None = None,
+        start: InitImage | None = None,
         *,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
@@ -66,7 +66,7 @@ class StableDiffusion(LatentDiffusion):
         if start is not None and batch[0].hires:
             raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
 
-        def denoise(batch: Sequence[Settings], start: Start | None) -> Tensor:
+        def denoise(batch: Sequence[Settings], start: InitImage | None) -> Tensor:
             latents, predicted = None, []
             for latents in self.sample(batch, start, on_clean=None if clean is None else predicted.append):
                 if on_step:
@@ -83,12 +83,12 @@ class StableDiffusion(LatentDiffusion):
                     raise
                 getattr(self, error.part).float()
                 if on_retry:
-                    on_retry(f"{error}; it is run again in fp32, and stays so")
+                    on_retry(f"{error}; retrying in fp32; the network stays in fp32")
                 return finite(stage)
 
         latents = finite(lambda: denoise(batch, start))
         if batch[0].hires:
-            larger = Start(latents=finite(lambda: self.enlarge(latents, batch[0])))
+            larger = InitImage(latents=finite(lambda: self.enlarge(latents, batch[0])))
             second = [settings.passes()[1] for settings in batch]
             latents = finite(lambda: denoise(second, larger))
         return finite(lambda: self.decode(latents, batch[0].tile))
@@ -111,10 +111,7 @@ class StableDiffusion(LatentDiffusion):
             "version": __version__,
             "torch": torch.__version__,
         }
-        options = self.execution.options
-        options = replace(options, compile=options.compile and not settings.acts_inside)
-        if options != RunOptions():
-            exact["run"] = asdict(options)
+        exact |= self.runner.notes(settings)
         return {
             "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),
@@ -211,7 +208,7 @@ class StableDiffusion(LatentDiffusion):
             settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
         jobs = [first.counted_on(i) for i in range(count * batch_size)]
-        start = None if canvas is None else start_from(canvas.working_picture, canvas.working_mask)
+        start = None if canvas is None else init_image_from(canvas.working_picture, canvas.working_mask)
         pictures = []
         for begin in range(0, len(jobs), batch_size):
             batch = jobs[begin : begin + batch_size]

@@ -1,4 +1,4 @@
-"""How the networks are run: device, precision, memory. The networks themselves know nothing of this."""
+"""Device, precision and memory. The networks themselves know nothing of this."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 
+from sd.pipeline.runner import PRECISIONS, precision_name  # noqa: F401 - for who asks here
 from sd.pipeline.setting_checks import SettingError
 
 
@@ -30,9 +31,6 @@ class RunOptions:
     @classmethod
     def names(cls) -> list[str]:
         return [field.name for field in fields(cls)]
-
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -87,18 +85,18 @@ def one_by_one(tensor: torch.Tensor) -> bool:
 def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
     """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
 
-    packed  it will be packed (`sd.runtime.cpu.packing`): then as in the file, which in the file's precision costs no
+    packed  it will be packed (`sd.runtime.cpu.packing`): then as in the file, which in the file's precision takes no
             memory
     """
     return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
 
 
-def on_its_way(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """From the CPU to that device; where it is CUDA, without waiting for what it has to do before."""
+def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Values from the CPU, on that device; on CUDA, without waiting for what it has to do before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
-def answer_of(flag: torch.Tensor) -> Callable[[], bool]:
+def is_set(flag: torch.Tensor) -> Callable[[], bool]:
     """A function that tells whether a flag () is set. On CUDA it waits for what was asked for so far, and no longer."""
     if flag.device.type != "cuda":
         return lambda: bool(flag)
@@ -128,7 +126,3 @@ def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for module, name, parameter in homes:
             module._parameters[name] = parameter
-
-
-def precision_name(dtype: torch.dtype) -> str:
-    return next(name for name, known in PRECISIONS.items() if known == dtype)

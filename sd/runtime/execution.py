@@ -1,13 +1,13 @@
-"""How the networks of a model are run: where their weights are, and which of their functions are others meanwhile.
+"""How the networks of a model are run: where their weights are, and which forwards are patched while they run.
 
 B pictures; C channels, H W height and width of the latents.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,76 +15,130 @@ from torch import Tensor, nn
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
+from sd.pipeline.runner import NonFiniteError, Predict, Runner, T, finite
+from sd.pipeline.settings import Settings
 from sd.runtime.cpu.attention import attention_applied
 from sd.runtime.cpu.gates import gates_joined
-from sd.runtime.cpu.norms import joined, norms_joined
-from sd.runtime.cpu.packing import PackedConvolutions, make_whole
-from sd.runtime.cpu.upsampling import UpsampledConvolutions
+from sd.runtime.cpu.packing import PackedConvolutions
 from sd.runtime.cpu.winograd import WinogradConvolutions
-from sd.runtime.device import RunOptions, one_by_one, visiting
+from sd.runtime.device import RunOptions, is_set, one_by_one, send, visiting
 from sd.runtime.gpu.compile import CompiledUNet, Forward, compiler_for
 from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
-from sd.runtime.low_memory.lean_vae import lean
 from sd.runtime.low_memory.tiled_vae import decode_tiled, encode_tiled
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 from sd.runtime.seamless import seamless
 from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
-from sd.runtime.shortcuts.shared_halves import halves_shared
+from sd.runtime.shortcuts.shared_halves import computed_once
 from sd.runtime.shortcuts.token_merging import tokens_merged
 
 
-class Execution:
-    """Runs networks as the options have it.
+class Execution(Runner):
+    """Runs networks as the options say.
 
-    visited   where each network computes, if its weights rest elsewhere and go there only while it is used
-    packed    the UNet's convolutions, where they are packed already
+    visited   where each network computes, if its weights stay elsewhere and go there only while it is used
     compiler  in place of PyTorch's, see `sd.runtime.gpu.compile.CompiledUNet`
     recorder  in place of CUDA's, see `sd.runtime.gpu.cuda_graphs.CapturedUNet`
-    watched   somebody looks at what happens in the UNet, or between two steps: it is neither compiled nor captured
+    watched   somebody looks into the UNet, or between two steps: it is neither compiled nor captured
 
     on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
                 them; with guidance, B is twice the number of pictures
-    on_build    may be set, to be called before kernels of ours are compiled, once on a machine
+    on_build    may be set, to be called before the project's C++ kernels are compiled, once on a machine
     """
 
     def __init__(
         self,
         options: RunOptions | None = None,
         visited: torch.device | None = None,
-        packed: PackedConvolutions | None = None,
         compiler: Callable[[Forward], Forward] | None = None,
         recorder: Recorder | None = None,
         watched: bool = False,
     ):
-        self.options, self.visited, self.packed = options or RunOptions(), visited, packed
+        self.options, self.visited = options or RunOptions(), visited
+        self.packed: PackedConvolutions | None = None
+        self.winograd: dict[type[nn.Module], WinogradConvolutions] = {}  # of the UNet and of the VAE
         self.compiler, self.compiled = compiler, None
-        # of the UNet and of the VAE
-        self.upsampled: dict[type[nn.Module], UpsampledConvolutions] = {}
-        self.winograd: dict[type[nn.Module], WinogradConvolutions] = {}
         self.recorder, self.captured = recorder, None
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
         self.on_build: Callable[[], object] | None = None
-        self._hosts: Counter[nn.Module] = Counter()  # how many need a network where it computes
-        self._ends: dict[nn.Module, ExitStack] = {}  # of its visit
+        self._users: Counter[nn.Module] = Counter()  # how many need a network where it computes
+        self._visits: dict[nn.Module, ExitStack] = {}
         self._one_thread = threading.RLock()
+
+    def for_watching(self) -> "Execution":
+        """The same with the UNet as it is, so that everything in it can be seen, step by step."""
+        execution = Execution(replace(self.options, compile=False), self.visited, watched=True)
+        execution.packed, execution.winograd, execution.on_build = self.packed, self.winograd, self.on_build
+        return execution
+
+    # What the pipeline calls
+
+    def device(self, network: nn.Module) -> torch.device:
+        return self.visited or super().device(network)
+
+    def send(self, values: Tensor, device: torch.device) -> Tensor:
+        return send(values, device)
+
+    def notes(self, settings: Settings) -> dict[str, object]:
+        options = replace(self.options, compile=self.options.compile and not settings.acts_inside)
+        return {} if options == RunOptions() else {"run": asdict(options)}
+
+    def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
+        parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
+        with self.at_work(text_encoder):
+            context = torch.cat([text_encoder(part, skip_layers=skip_layers) for part in parts])
+            return finite(context, "text_encoder", text_encoder)
+
+    def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
+        reused = ReusedFeatures(settings.reuse_features) if settings.reuse_features > 1 else None  # of this run alone
+
+        def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+            options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
+            return self.predict(unet, x, timestep, context, guided=len(context) > pictures, **options)
+
+        return predict
+
+    def run(self, unet: UNet, steps: Iterable[tuple[Tensor, T]]) -> Iterator[tuple[Tensor, T]]:
+        def checked() -> Iterator[tuple[Tensor, T, Callable[[], bool]]]:
+            for latents, beside in steps:
+                yield latents, beside, is_set(latents.isfinite().all())
+
+        with self.at_work(unet):
+            ahead = self.captures(self.device(unet))
+            for latents, beside, is_finite in one_ahead(checked()) if ahead else checked():
+                if not is_finite():  # waits for the device
+                    raise NonFiniteError("unet", unet)
+                yield latents, beside
+
+    def encode(self, vae: VAE, image: Tensor, tile: str = "") -> Tensor:
+        latents = image.shape[-2:].numel() // 64
+        with self._one_thread, self.at_work(vae), self._patched_vae(vae, image, latents, tile):
+            mean, _ = encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
+            return finite(mean, "vae", vae)
+
+    def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
+        with self._one_thread, self.at_work(vae), self._patched_vae(vae, latents, latents.shape[-2:].numel(), tile):
+            image = decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
+            return finite(image, "vae", vae)
+
+    # How it is done
 
     @contextmanager
     def at_work(self, network: nn.Module) -> Iterator[None]:
-        """As long as it lasts, also for somebody else, the weights of a network are where it computes."""
+        """Within this context, also in another thread's, the weights of a network are where it computes."""
         if self.visited is None:
             yield
             return
-        if not self._hosts[network]:
-            self._ends[network] = ExitStack()
-            self._ends[network].enter_context(visiting(network, self.visited))
-        self._hosts[network] += 1
+        if not self._users[network]:
+            self._visits[network] = ExitStack()
+            self._visits[network].enter_context(visiting(network, self.visited))
+        self._users[network] += 1
         try:
             yield
         finally:
-            self._hosts[network] -= 1
-            if not self._hosts[network]:
-                self._ends.pop(network).close()
+            self._users[network] -= 1
+            if not self._users[network]:
+                self._visits.pop(network).close()
 
     def predict(
         self,
@@ -101,14 +155,12 @@ class Execution:
         """What the UNet, which is at work, predicts for x (B, C, H, W).
 
         guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
-        tile    the axes, "x" and "y", along which the picture goes on at its other side
+        tile    the axes, "x" and "y", along which the picture continues at its opposite edge
         reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
         merge   the share of tokens that is merged before self-attention with the most of them; if any, the same
         """
-        if self.options.low_memory or self.options.compile or tile:
-            make_whole(unet)  # they run it, or a part of it, by its plain weights
         if reused:
-            reused.begin(x)
+            reused.begin(x, context)
         options = {"tile": tile, "reused": reused, "merge": merge}
         parts = self._parts(x, guided)
         if len(parts) == 1:
@@ -130,11 +182,6 @@ class Execution:
             return [[half + picture for picture in group] for half in halves for group in groups]
         return [[half + picture for half in halves for picture in group] for group in groups]
 
-    def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
-        """What the text encoder, which is at work, makes of tokens (B, 77): (B, 77, D)."""
-        parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
-        return torch.cat([text_encoder(part, skip_layers=skip_layers) for part in parts])
-
     def _predict(
         self,
         unet: UNet,
@@ -153,12 +200,21 @@ class Execution:
 
         def compiled(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             x, context = x.contiguous(), context.contiguous()
-            forwards = self.convolutions(unet, x, x.shape[-2:].numel(), tile)
-            with self._compiled(unet).applied(x, context, forwards, guided=guided, tile=tile):
+            with self._compiled(unet).applied(x, context, guided=guided, tile=tile):
                 return unet(x, timestep, context)
 
         def plain(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            with self._changed(unet, x, guided=guided, tile=tile, reused=reused, merge=merge, part=part):
+            with ExitStack() as changes:
+                changes.enter_context(patched(self.convolutions(unet, x, x.shape[-2:].numel(), tile)))
+                changes.enter_context(attention_applied(unet, x, self._about_to_build))
+                changes.enter_context(gates_joined(unet, x))
+                changes.enter_context(seamless(unet, tile))
+                if guided:
+                    changes.enter_context(patched(computed_once(unet)))
+                if reused:
+                    changes.enter_context(reused.applied(unet, part))
+                if merge:
+                    changes.enter_context(tokens_merged(unet, merge, x))
                 return unet(x, timestep, context)
 
         predict = compiled if self.options.compile and same_each_time else plain
@@ -167,62 +223,21 @@ class Execution:
                 return self._captured(unet).predict(predict, x, timestep, context, kind=(guided, tile))
             return predict(x, timestep, context)
 
-    @contextmanager
-    def _changed(
-        self,
-        unet: UNet,
-        x: Tensor,
-        *,
-        guided: bool,
-        tile: str,
-        reused: ReusedFeatures | None,
-        merge: float,
-        part: int,
-    ) -> Iterator[None]:
-        """As long as it lasts, the functions of the network are those for such a prediction, without a compiler."""
-        with ExitStack() as changes:
-            changes.enter_context(exchanged(self.convolutions(unet, x, x.shape[-2:].numel(), tile)))
-            changes.enter_context(attention_applied(unet, x, self._about_to_build))
-            changes.enter_context(gates_joined(unet, x))
-            changes.enter_context(norms_joined(unet, x, self._about_to_build))
-            changes.enter_context(seamless(unet, tile))
-            if guided:
-                changes.enter_context(halves_shared(unet))
-            if reused:
-                changes.enter_context(reused.applied(unet, part))
-            if merge:
-                changes.enter_context(tokens_merged(unet, merge, x))
-            yield
-
     def captures(self, device: torch.device) -> bool:
         """Whether predictions on that device are captured as CUDA graphs, as far as they are always alike.
 
-        Then a step is begun before the one before it is known to be done, see `LatentDiffusion.sample`.
+        Then a step is begun before the one before it is known to be done, see `run`.
         """
         on_gpu = device.type == "cuda" or self.recorder is not None
         return on_gpu and not self.options.low_memory and not self.watched
 
-    def encode(self, vae: VAE, image: Tensor, tile: str) -> tuple[Tensor, Tensor]:
-        """`VAE.encode`."""
-        latents = image.shape[-2:].numel() // 64
-        with self._one_thread, self.at_work(vae), self._changed_vae(vae, image, latents, tile):
-            return encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
-
-    def decode(self, vae: VAE, latents: Tensor, tile: str) -> Tensor:
-        """`VAE.decode`."""
-        with self._one_thread, self.at_work(vae), self._changed_vae(vae, latents, latents.shape[-2:].numel(), tile):
-            return decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
-
     @contextmanager
-    def _changed_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
-        """As long as it lasts, the functions of the VAE are those for inputs like x; `latents` as in `convolutions`."""
+    def _patched_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
+        """Within this context, the VAE's forwards are those for inputs like x; `latents` as in `convolutions`."""
         with ExitStack() as changes:
-            if self.options.tiled_vae:
-                changes.enter_context(lean(vae))
-            else:
-                changes.enter_context(lean(vae, joined(x, latents, self._about_to_build)))
+            if not self.options.tiled_vae:
                 changes.enter_context(attention_applied(vae, x, self._about_to_build, latents))
-                changes.enter_context(exchanged(self.convolutions(vae, x, latents, tile)))
+                changes.enter_context(patched(self.convolutions(vae, x, latents, tile)))
             changes.enter_context(seamless(vae, tile))
             yield
 
@@ -234,16 +249,12 @@ class Execution:
         latents  the number of positions in the latents that belong to x
         """
         part, is_unet = type(network), isinstance(network, UNet)
-        if is_unet and self.options.low_memory:
+        if tile or (is_unet and self.options.low_memory):
             return {}
         packed = self._packed(network).forwards() if is_unet else {}
-        if tile:
-            return packed
-        if part not in self.upsampled or self.upsampled[part].network is not network:
-            self.upsampled[part] = UpsampledConvolutions(network)
+        if part not in self.winograd or self.winograd[part].network is not network:
             self.winograd[part] = WinogradConvolutions(network, keep=is_unet)
-        others = packed | self.upsampled[part].forwards(x)
-        return others | self.winograd[part].forwards(x, latents, others, self._about_to_build)
+        return packed | self.winograd[part].forwards(x, latents, packed, self._about_to_build)
 
     def _packed(self, unet: UNet) -> PackedConvolutions:
         if self.packed is None or self.packed.network is not unet:
@@ -253,7 +264,7 @@ class Execution:
     def _compiled(self, unet: UNet) -> CompiledUNet:
         if self.compiled is None or self.compiled.network is not unet:
             compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
-            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile, self._about_to_build)
+            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
         return self.compiled
 
     def _captured(self, unet: UNet) -> CapturedUNet:
@@ -266,12 +277,19 @@ class Execution:
             self.on_compile(shape)
 
     def _about_to_build(self) -> None:
-        told, self.on_build = self.on_build, None  # once for all of them
-        if told:
-            told()
+        callback, self.on_build = self.on_build, None  # once for all kernels
+        if callback:
+            callback()
 
-    def for_watching(self) -> "Execution":
-        """The same with the UNet as it is, so that everything in it can be seen, step by step."""
-        execution = Execution(replace(self.options, compile=False), self.visited, self.packed, watched=True)
-        execution.on_build = self.on_build
-        return execution
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each handed on when the next one is there.
+
+    Where an item is work that a device was given, it has some left while somebody waits for the one before.
+    """
+    items = iter(items)
+    for item in items:
+        for following in items:
+            yield item
+            item = following
+        yield item

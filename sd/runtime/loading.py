@@ -1,33 +1,28 @@
 """From a checkpoint file to a model that runs.
 
-The networks are built without memory, the file is mapped, and each parameter becomes one of `sd.runtime.weights`. There
-is never a second copy of the whole.
+The networks are built without memory, the file is mapped, and each parameter becomes one of `sd.runtime.weights`. The
+weights are never held twice.
 """
 
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.files.hashing import FileHash
 from convert.files.reader import CheckpointFile, open_checkpoint
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
-from sd.runtime.cpu.packing import PackedConvolutions, can_pack, convolutions_of
+from sd.runtime.cpu.packing import can_pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
 from sd.runtime.embedded import embedded_model
 from sd.runtime.execution import Execution
-from sd.runtime.gpu.compiler_check import require_compiler
-from sd.runtime.loading_ahead import ReadAhead
+from sd.runtime.gpu.compile import require_compiler
 from sd.runtime.weights import read_parameters
 from sd.text.tokenizer import Tokenizer
-
-ONE_AT_A_TIME = threading.Lock()  # threads that load, see `sd.runtime.weights.one_thread_each`
 
 
 def load(
@@ -75,29 +70,21 @@ def from_checkpoint(
     dtype: torch.dtype,
     options: RunOptions,
     on_tensor: Callable[[int], None] | None = None,
-    ahead: ReadAhead | None = None,
 ) -> StableDiffusion:
-    """The model in a file that was opened and looked at already. For arguments and errors see `load`.
-
-    ahead  of its tensors, if they are being read already
-    """
+    """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
     if options.compile:
         require_compiler(device)  # before anything is read
-    with ONE_AT_A_TIME:
-        networks = build_networks(checkpoint.config)
-        checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
-        home = torch.device("cpu") if options.low_memory else device
-        unet = networks["unet"]
-        packing = can_pack(home, dtype) and not options.low_memory
-        to_pack = {f"unet.{name}": conv for name, conv in convolutions_of(unet).items()} if packing else {}
-        ahead = ahead or ReadAhead(file, checkpoint.tensors, bf16=home.type == "cpu" and dtype == torch.bfloat16)
-        parameters, packed = read_parameters(
-            file, checkpoint, ahead, home, dtype, to_pack, on_tensor, lean=not options.compile
-        )
-        for component, network in networks.items():
-            network.load_state_dict(part(parameters, component), assign=True)
-            if home.type == "cpu":
-                make_precise(network)
+    networks = build_networks(checkpoint.config)
+    checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
+    home = torch.device("cpu") if options.low_memory else device
+    packed = can_pack(home, dtype) and not options.low_memory
+    parameters = read_parameters(file, checkpoint, home, dtype, on_tensor, packed=packed)
+    for component, network in networks.items():
+        prefix = f"{component}."
+        mine = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+        network.load_state_dict(mine, assign=True)
+        if home.type == "cpu":
+            make_precise(network)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
     return StableDiffusion(
@@ -107,13 +94,5 @@ def from_checkpoint(
         source=Source(
             name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
         ),
-        execution=Execution(
-            options, None if home == device else device, PackedConvolutions(unet, part(packed, "unet"))
-        ),
+        runner=Execution(options, None if home == device else device),
     )
-
-
-def part(tensors: Mapping[str, Tensor], component: str) -> dict[str, Tensor]:
-    """The tensors of one network, by their names in it."""
-    prefix = f"{component}."
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

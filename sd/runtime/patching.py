@@ -1,4 +1,4 @@
-"""Other forward functions for a while: how everything here acts on the networks from outside."""
+"""Patch the forward functions of modules for a while: how everything in this room acts on the networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def exchanged(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
-    """As long as it lasts, these modules have other forward functions. One inside another gives back what it found."""
+def patched(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Within this context, these modules have these forward functions. Nested uses restore the previous ones."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.networks.vae import Downsample
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 
 def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> Tensor:
@@ -25,10 +25,10 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> T
 
 def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
     """As long as it lasts, a network's convolutions go on at the other side along these axes, if any."""
-    return exchanged(going_round(network, axes))
+    return patched(circular(network, axes))
 
 
-def going_round(network: nn.Module, axes: str) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
+def circular(network: nn.Module, axes: str) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
     """The forward functions that do so, by the modules that they are for."""
     forwards = {}
     for module in network.modules() if axes else ():

@@ -15,8 +15,8 @@ from reference import Gaussian
 
 from sd.config import SD_V1_INPAINTING
 from sd.pipeline.image.input_settings import Expansion, InputSettings
-from sd.pipeline.image.tensors import start_from, to_tensor
-from sd.sampling.init_image import Start, keeping, shown
+from sd.pipeline.image.tensors import init_image_from, to_tensor
+from sd.sampling.init_image import InitImage, keep_unmasked, with_channels
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import SAMPLERS
 from sd.sampling.schedule import alphas_cumprod, sampling_steps
@@ -63,14 +63,14 @@ def test_pictures_and_masks_become_tensors_in_their_ranges():
 
 
 def test_strength_0_gives_the_reconstruction_of_the_vae(model, picture):
-    start = start_from(picture, None)
+    start = init_image_from(picture, None)
     (made,) = model.make([settings(strength=0.0)], start)
     expected = model.vae.decode(model.vae.encode(to_tensor(picture))[0])
     assert np.abs(pixels(made) - ((expected[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()).max() <= 1
 
 
 def test_strength_1_gives_the_picture_of_text_alone(model, picture):
-    assert torch.equal(final(model, [settings()]), last(model, [settings()], start_from(picture, None)))
+    assert torch.equal(final(model, [settings()]), last(model, [settings()], init_image_from(picture, None)))
 
 
 def last(model, batch, start):
@@ -79,7 +79,7 @@ def last(model, batch, start):
 
 
 def test_as_many_latents_are_yielded_as_steps_are_run(model, picture):
-    start = start_from(picture, None)
+    start = init_image_from(picture, None)
     for strength, run in ((0.5, 5), (0.79, 7), (0.0, 1)):
         assert len(list(model.sample([settings(steps=10, strength=strength)], start))) == run
 
@@ -103,11 +103,11 @@ def test_image_to_image_equals_that_of_diffusers(model, theirs, picture, strengt
         output_type="latent",
     ).images
     job = settings(prompt="a horse", negative_prompt="blurry", steps=10, strength=strength)
-    assert relative_error(last(model, [job], start_from(picture, None)), expected) < 1e-3
+    assert relative_error(last(model, [job], init_image_from(picture, None)), expected) < 1e-3
 
 
 def test_pictures_from_pictures_are_the_same_alone_and_in_a_batch(model, picture, mask):
-    for start in (start_from(picture, None), start_from(picture, mask)):
+    for start in (init_image_from(picture, None), init_image_from(picture, mask)):
         jobs = [settings(seed=seed, strength=0.6, sampler="euler_a") for seed in (1, 2, 3)]
         together = last(model, jobs, start)
         for row, job in zip(together, jobs, strict=True):
@@ -115,7 +115,7 @@ def test_pictures_from_pictures_are_the_same_alone_and_in_a_batch(model, picture
 
 
 def test_prompts_that_change_are_counted_from_the_first_step_of_all(model, picture):
-    start = start_from(picture, None)
+    start = init_image_from(picture, None)
     edited = settings(prompt="[a cat:a dog:5]", steps=10, strength=0.5)  # only steps 6 to 10 are run
     plain = settings(prompt="a dog", steps=10, strength=0.5)
     assert relative_error(last(model, [edited], start), last(model, [plain], start)) < 1e-5
@@ -128,7 +128,7 @@ def test_what_is_kept_ends_where_it_was_with_every_sampler(sampler):
     x_0 = torch.randn(1, 4, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     mask[..., 2:] = 1
-    predict = keeping(lambda x, bar: data.eps(x, bar), x_0, mask)
+    predict = keep_unmasked(lambda x, bar: data.eps(x, bar), x_0, mask)
     fresh = PictureNoise([5], (4, 4, 4))
     steps = sampling_steps(TABLE, 12, schedule="trailing", final_alpha="one")
     *_, made = SAMPLERS[sampler](predict, fresh().double(), steps, draw_noise=lambda: fresh().double())
@@ -140,7 +140,7 @@ def test_on_the_way_what_is_kept_is_as_noisy_as_the_rest():
     """DDIM adds no noise of its own: after each step, the kept part is x_0 with the noise that it began with."""
     x_0, noise = (torch.randn(1, 4, 4, 4, dtype=torch.float64) for _ in range(2))
     steps = sampling_steps(TABLE, 9)
-    predict = keeping(lambda x, bar: torch.zeros_like(x), x_0, torch.zeros(1, 1, 4, 4, dtype=torch.float64))
+    predict = keep_unmasked(lambda x, bar: torch.zeros_like(x), x_0, torch.zeros(1, 1, 4, 4, dtype=torch.float64))
     x = steps[0].alpha_bar.sqrt() * x_0 + (1 - steps[0].alpha_bar).sqrt() * noise
     for step, made in zip(steps, SAMPLERS["ddim"](predict, x, steps), strict=True):
         expected = step.alpha_bar_prev.sqrt() * x_0 + (1 - step.alpha_bar_prev).sqrt() * noise
@@ -151,7 +151,7 @@ def test_a_latent_is_repainted_as_much_as_the_most_of_its_pixels():
     levels = np.zeros((16, 24), np.uint8)
     levels[3, 9] = 102
     levels[15, 23] = 255
-    start = start_from(Image.new("RGB", (24, 16)), Image.fromarray(levels))
+    start = init_image_from(Image.new("RGB", (24, 16)), Image.fromarray(levels))
     assert start.latent_mask[0, 0].tolist() == [[0, pytest.approx(0.4), 0], [0, 0, 1]]
 
 
@@ -197,10 +197,10 @@ def test_an_odd_picture_keeps_its_size(model, picture):
     assert made.size == (61, 58)
 
 
-def test_an_inpainting_network_is_shown_mask_and_kept_latents_after_the_noisy_ones():
+def test_a_unet_reads_further_channels_after_those_of_the_noisy_latents():
     seen = []
-    mask, kept = torch.ones(1, 1, 2, 2), torch.full((1, 4, 2, 2), 2.0)
-    unet = shown(lambda *inputs: seen.append(inputs) or inputs[0][:, :4], mask, kept)
+    channels = torch.cat([torch.ones(1, 1, 2, 2), torch.full((1, 4, 2, 2), 2.0)], dim=1)
+    unet = with_channels(lambda *inputs: seen.append(inputs) or inputs[0][:, :4], channels)
     unet(torch.zeros(3, 4, 2, 2), "timestep", "context")
     ((x, timestep, context),) = seen
     assert x[:, :, 0, 0].tolist() == [[0] * 4 + [1] + [2] * 4] * 3
@@ -215,18 +215,18 @@ def test_an_inpainting_checkpoint_repaints_and_sees_what_is_kept(picture, mask):
     assert np.array_equal(np.asarray(made)[:, 32:], np.asarray(picture)[:, 32:])
     other = picture.copy()
     other.paste((0, 255, 0), (40, 0, 64, 64))  # in the kept part
-    latents = [last(model, [settings()], start_from(each, mask))[..., :4] for each in (picture, other)]
+    latents = [last(model, [settings()], init_image_from(each, mask))[..., :4] for each in (picture, other)]
     assert relative_error(*latents) > 1e-4
     hidden = picture.copy()
     hidden.paste((0, 255, 0), (0, 0, 16, 64))  # in the repainted part, which the network must not see
-    latents = [last(model, [settings()], start_from(each, mask))[..., :4] for each in (picture, hidden)]
+    latents = [last(model, [settings()], init_image_from(each, mask))[..., :4] for each in (picture, hidden)]
     assert torch.equal(*latents)
 
 
 def test_a_model_of_other_channels_is_refused(picture):
     config = replace(TINY, family="sd-v1-inpainting", unet=replace(TINY.unet, in_channels=9))
     with pytest.raises(ValueError, match="image to image needs a model whose UNet takes 4 channels"):
-        last(assemble(config, fill(TINY)), [settings()], Start(image=to_tensor(picture)))
+        last(assemble(config, fill(TINY)), [settings()], InitImage(image=to_tensor(picture)))
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from diffusers import (
 from oracles import relative_error, transformers_text_encoder
 
 from sd.config import SD_V1_INPAINTING
-from sd.pipeline.latent_diffusion import NonFiniteError, table_and_steps
+from sd.pipeline.latent_diffusion import table_and_steps
+from sd.pipeline.runner import NonFiniteError
 from sd.pipeline.settings import SettingError
 from sd.sampling.denoiser import Denoiser
 from sd.sampling.names import SAMPLERS, SCHEDULES
@@ -158,7 +159,8 @@ def test_a_network_that_fails_is_run_again_in_float32(model, tiny_networks, part
     (picture,) = half.make([settings(steps=2)], on_step=steps.append, on_retry=messages.append)
     words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
     assert (
-        messages[0] == f"the {words[part]} gave NaN or infinite values in fp16; it is run again in fp32, and stays so"
+        messages[0]
+        == f"the {words[part]} gave NaN or infinite values in fp16; retrying in fp32; the network stays in fp32"
     )
     assert half.dtypes[part] == torch.float32
     assert json.loads(half.texts(settings())["sd"])["precision"][part] == "fp32"

@@ -9,7 +9,7 @@ from PIL import Image
 from sd.pipeline.second_pass import first_size, second_size
 from sd.pipeline.settings import SettingError, Settings
 from sd.pipeline.upscaling import linear_weights, upscale_latents, upscale_picture
-from sd.sampling.init_image import Start
+from sd.sampling.init_image import InitImage
 
 GOOD = {"prompt": "", "width": 512, "height": 512, "seed": 1}
 
@@ -93,7 +93,7 @@ def test_enlarging_latents_begins_the_second_pass_with_them(model):
     job = settings(hires="96x96", hires_strength=0.5, steps=4)
     larger = F.interpolate(final(model, [job]), size=(12, 12), mode="bilinear")
     second = settings(width=96, height=96, steps=4, strength=0.5)
-    *_, expected = model.sample([second], Start(latents=larger))
+    *_, expected = model.sample([second], InitImage(latents=larger))
     (made,) = model.make([job])
     (expected_picture,) = model.decode(expected)
     # torch sums the two neighbours in float32 and in another order

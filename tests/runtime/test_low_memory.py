@@ -46,7 +46,7 @@ def test_a_visit_lasts_as_long_as_somebody_needs_it():
 @pytest.fixture
 def models(tiny_networks):
     plain = assemble(CONFIG, tiny_networks)
-    low = replace(plain, execution=Execution(RunOptions(low_memory=True)))
+    low = replace(plain, runner=Execution(RunOptions(low_memory=True)))
     return plain, low
 
 
@@ -69,12 +69,12 @@ def test_halves_of_guidance_run_one_after_the_other_and_give_the_same_picture(mo
 def test_nothing_is_packed(tiny_ckpt):
     model = sd.load(tiny_ckpt, device="cpu", low_memory=True)
     model.make([settings(steps=1)])
-    assert not model.execution.packed._packed
+    assert model.runner.packed is None
 
 
 def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
     """The networks rest on the CPU and compute there, too, as there is nothing else; who comes and goes can be seen."""
-    model = replace(assemble(CONFIG, fill(CONFIG)), execution=Execution(visited=torch.device("cpu")))
+    model = replace(assemble(CONFIG, fill(CONFIG)), runner=Execution(visited=torch.device("cpu")))
     homes = {part: next(getattr(model, part).parameters()) for part in ("text_encoder", "unet", "vae")}
     away = set()
 
@@ -92,8 +92,8 @@ def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
 
 def test_load_keeps_the_options(tiny_ckpt):
     model = sd.load(tiny_ckpt, device="cpu", low_memory=True, tiled_vae=True)
-    assert model.execution.options == RunOptions(low_memory=True, tiled_vae=True)
-    assert model.execution.visited is None
+    assert model.runner.options == RunOptions(low_memory=True, tiled_vae=True)
+    assert model.runner.visited is None
 
 
 def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_ckpt, tmp_path):
@@ -121,7 +121,7 @@ def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatc
             used, name, lambda *args, own=own, name=name, **kwargs: calls.append(name) or own(*args, **kwargs)
         )
     plain = assemble(CONFIG, tiny_networks)
-    tiled = replace(plain, execution=Execution(RunOptions(tiled_vae=True)))
+    tiled = replace(plain, runner=Execution(RunOptions(tiled_vae=True)))
     batch = [settings(width=576, steps=1)]  # 72 latents wide, a tile has 64
     whole, parts = (pixels(model.make(batch)[0]) for model in (plain, tiled))
     assert abs(whole - parts).max() <= 1

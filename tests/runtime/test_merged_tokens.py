@@ -21,7 +21,7 @@ from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 from sd.runtime.shortcuts.token_merging import matching, merge, merged_count, merging, partition, tokens_merged, unmerge
-from sd.sampling.init_image import Start
+from sd.sampling.init_image import InitImage
 from sd.study.explain.recording import explain
 
 ROUNDING = 1e-5  # of float32 sums in another order; without merging, what is compared is off by more than 1e-2
@@ -309,7 +309,7 @@ def test_each_of_two_passes_merges(model, seen):
 def test_pictures_from_pictures_can_be_made(model, seen, masked):
     image = to_tensor(Image.effect_noise((64, 64), 60).convert("RGB"))
     mask, latent_mask = torch.ones(1, 1, 64, 64), torch.ones(1, 1, 8, 8)
-    start = Start(image=image, mask=mask, latent_mask=latent_mask) if masked else Start(image=image)
+    start = InitImage(image=image, mask=mask, latent_mask=latent_mask) if masked else InitImage(image=image)
     *_, latents = model.sample([settings(strength=0.5, merge_tokens=0.5)], start)
     assert [shape[1] for shape in seen[LARGEST[0]]] == [32, 32]
     assert latents.isfinite().all()
@@ -320,7 +320,7 @@ def test_inpainting_networks_merge_too():
     config = replace(config, unet=replace(SD_V1_INPAINTING.unet, width=32, context_width=64))
     model = assemble(config, fill(config))
     image, mask = torch.zeros(1, 3, 64, 64), torch.ones(1, 1, 64, 64)
-    start = Start(image=image, mask=mask, latent_mask=torch.ones(1, 1, 8, 8))
+    start = InitImage(image=image, mask=mask, latent_mask=torch.ones(1, 1, 8, 8))
     *_, merged = model.sample([settings(steps=2, merge_tokens=0.5)], start)
     *_, plain = model.sample([settings(steps=2)], start)
     assert merged.isfinite().all()
@@ -337,7 +337,7 @@ def test_the_explained_run_is_the_same_to_the_bit_and_its_maps_show_all_places(m
 
 def test_a_picture_does_not_note_a_compiler_that_was_not_asked():
     model = assemble(TINY, fill(TINY))
-    model.execution = Execution(RunOptions(compile=True), compiler=lambda _: pytest.fail("compiled"))
+    model.runner = Execution(RunOptions(compile=True), compiler=lambda _: pytest.fail("compiled"))
     final(model, [settings(steps=1, merge_tokens=0.5)])
     assert '"run"' not in model.texts(settings(merge_tokens=0.5))["sd"]
     assert '"run"' in model.texts(settings())["sd"]

@@ -1,6 +1,7 @@
 """Inner blocks that run at every N-th prediction only, against predictions with the blocks called one by one."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.seamless import seamless
 from sd.runtime.shortcuts.feature_reuse import OUTER, ReusedFeatures
-from sd.sampling.init_image import Start
+from sd.sampling.init_image import InitImage
 from sd.sampling.samplers import SAMPLERS
 from sd.study.architecture.calls import Watcher
 
@@ -30,10 +31,14 @@ def relative_error(found, expected):
     return (found - expected).norm() / expected.norm()
 
 
+@cache
+def words(rows, context_width):
+    return torch.randn(rows, 77, context_width, generator=torch.Generator().manual_seed(0))
+
+
 def inputs(number, rows=2, height=8, width=9, context_width=TINY.unet.context_width):
     """Those of the number-th prediction: the same words, other latents and another timestep."""
-    words, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(1 + number)
-    context = torch.randn(rows, 77, context_width, generator=words)
+    context, generator = words(rows, context_width), torch.Generator().manual_seed(1 + number)
     x_t = torch.randn(rows // 2, 4, height, width, generator=generator)
     return torch.cat([x_t, x_t]), torch.tensor(800.0 - 100 * number), context
 
@@ -94,7 +99,7 @@ def test_every_third_prediction_is_whole_and_the_others_take_its_features(tiny_n
     unet, reused = tiny_networks["unet"], ReusedFeatures(3, outer)
     for number in range(7):
         x_t, timestep, context = inputs(number)
-        reused.begin(x_t)
+        reused.begin(x_t, context)
         with reused.applied(unet):
             found = unet(x_t, timestep, context)
         if number % 3 == 0:
@@ -122,7 +127,7 @@ def test_an_independent_network_with_the_same_features_predicts_the_same(tiny_ne
     reused = ReusedFeatures(2)
     for number in range(2):
         x_t, timestep, context = inputs(number, height=8, width=16)
-        reused.begin(x_t)
+        reused.begin(x_t, context)
         with reused.applied(unet):
             found = unet(x_t, timestep, context)
         assert relative_error(found, theirs(x_t, timestep, context).sample) < ROUNDING
@@ -201,7 +206,7 @@ def test_operations_that_are_left_are_those_that_docs_tell():
     for outer, share in ((1, 7.9), (2, 22.4), (3, 38.0)):
         reused = ReusedFeatures(2, outer)
         for _ in range(2):
-            reused.begin(given[0])
+            reused.begin(given[0], given[2])
             with Watcher({"unet": unet}) as watcher, reused.applied(unet):
                 unet(*given)
         left = sum(call.operations for call in watcher.calls.values())
@@ -310,7 +315,7 @@ def test_each_of_two_passes_begins_with_the_whole_network(model, seen):
 def test_pictures_from_pictures_begin_with_the_whole_network(model, seen, masked):
     image = to_tensor(Image.effect_noise((64, 64), 60).convert("RGB"))
     mask, latent_mask = torch.ones(1, 1, 64, 64), torch.ones(1, 1, 8, 8)
-    start = Start(image=image, mask=mask, latent_mask=latent_mask) if masked else Start(image=image)
+    start = InitImage(image=image, mask=mask, latent_mask=latent_mask) if masked else InitImage(image=image)
     asked = settings(strength=0.75, reuse_features=2)
     *_, latents = model.sample([asked], start)
     assert [whole for _, whole in seen] == [True, False, True]

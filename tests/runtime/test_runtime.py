@@ -1,6 +1,5 @@
 """Which device, which precision, and what becomes of freed memory."""
 
-import os
 import subprocess
 import sys
 
@@ -55,39 +54,6 @@ def test_names_of_precisions_are_found_again():
 def test_convolutions_are_channels_last_and_nothing_else():
     assert memory_format(torch.zeros(1, 1, 1, 1)) == torch.channels_last
     assert memory_format(torch.zeros(1, 1)) == torch.contiguous_format
-
-
-def test_no_garbage_is_looked_for_while_pytorch_is_imported_and_later_not_in_what_is_there():
-    code = """if True:
-        import gc
-        from sd.runtime.cpu.process_memory import importing_torch
-        with importing_torch():
-            assert not gc.isenabled()
-            import torch
-        assert gc.isenabled()
-        there = gc.get_freeze_count()
-        assert there > 100_000, there
-        with importing_torch():
-            assert gc.isenabled()
-        assert gc.get_freeze_count() <= there"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="elsewhere, a process cannot interrupt itself so")
-def test_who_interrupts_the_import_of_pytorch_is_heard_at_its_end():
-    code = """if True:
-        import os, signal, sys
-        from sd.runtime.cpu.process_memory import importing_torch
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, it is ignored
-        try:
-            with importing_torch():
-                os.kill(os.getpid(), signal.SIGINT)
-                import torch
-                print(torch.ones(2).sum().item())
-        except KeyboardInterrupt:
-            print("interrupted", signal.getsignal(signal.SIGINT) is signal.default_int_handler)"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["2.0", "interrupted True"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")

@@ -7,7 +7,8 @@ import torch
 from conftest import TINY, fill, final, settings
 
 from sd.networks.build import build_networks
-from sd.runtime.shortcuts.shared_halves import halves_shared, twice
+from sd.runtime.patching import patched
+from sd.runtime.shortcuts.shared_halves import computed_once
 
 B = 3
 
@@ -20,14 +21,14 @@ def unet():
 def inputs(width=TINY.unet.context_width):
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(B, 4, 8, 9, generator=generator)
-    return twice(x_t), torch.tensor(321.5), torch.randn(2 * B, 77, width, generator=generator)
+    return x_t.repeat(2, 1, 1, 1), torch.tensor(321.5), torch.randn(2 * B, 77, width, generator=generator)
 
 
 @torch.no_grad()
 def test_the_prediction_is_the_same(unet):
     x_t, timestep, context = inputs()
     expected = unet(x_t, timestep, context)
-    with halves_shared(unet):
+    with patched(computed_once(unet)):
         found = unet(x_t, timestep, context)
     assert (found - expected).norm() / expected.norm() < 1e-6
     assert (expected[:B] - expected[B:]).norm() / expected.norm() > 1e-3  # the words do matter
@@ -43,7 +44,7 @@ def test_also_with_several_blocks_in_a_transformer_and_without_attention_on_the_
         for weight in network.parameters():
             weight.normal_(0, 0.05, generator=generator)
         expected = network(*inputs())
-        with halves_shared(network):
+        with patched(computed_once(network)):
             found = network(*inputs())
         assert (found - expected).norm() / expected.norm() < 1e-6
 
@@ -52,8 +53,12 @@ def test_also_with_several_blocks_in_a_transformer_and_without_attention_on_the_
 def test_only_what_comes_before_the_words_is_done_for_half_of_the_rows(unet):
     rows = {}
 
-    def note(name):
-        return lambda module, arguments: rows.__setitem__(name, len(arguments[0]))
+    def counted(name, plain):
+        def forward(x, *others):
+            rows[name] = len(x)
+            return plain(x, *others)
+
+        return forward
 
     block = unet.input_blocks[1]
     transformer = block.attention.blocks[0]
@@ -65,11 +70,9 @@ def test_only_what_comes_before_the_words_is_done_for_half_of_the_rows(unet):
         "next": unet.input_blocks[2].residual.conv1,
         "last": unet.output_blocks[-1].residual.conv1,
     }
-    handles = [module.register_forward_pre_hook(note(name)) for name, module in watched.items()]
-    with halves_shared(unet):
+    counting = {module: counted(name, module.forward) for name, module in watched.items()}
+    with patched(counting), patched(computed_once(unet)):
         unet(*inputs())
-    for handle in handles:
-        handle.remove()
     assert rows == {"conv": B, "residual": B, "self": B, "cross": 2 * B, "next": 2 * B, "last": 2 * B}
 
 
@@ -78,9 +81,9 @@ def test_pictures_with_guidance_are_made_so_and_those_without_are_not(model, mon
 
     def counted(unet):
         entered.append(unet)
-        return halves_shared(unet)
+        return computed_once(unet)
 
-    monkeypatch.setattr("sd.runtime.execution.halves_shared", counted)
+    monkeypatch.setattr("sd.runtime.execution.computed_once", counted)
     final(model, [settings(steps=2, guidance_scale=1.0)])
     assert not entered
     final(model, [settings(steps=2)])

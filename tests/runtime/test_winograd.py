@@ -17,7 +17,7 @@ from sd.runtime.cpu.native import compiler, cpu_flags
 from sd.runtime.cpu.winograd import KERNEL, OPERATOR, WinogradConvolutions, fits, is_supported, lay_out
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 from sd.study.benchmark.layer_kinds import CONVOLUTION, kind_of, operations_of
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
@@ -250,7 +250,7 @@ def test_changed_weights_are_seen_and_kept_ones_are_made_once(monkeypatch):
         own = WinogradConvolutions(network, keep=keep)
         for change in (1, 1, -2, 1):
             conv.weight.mul_(change) if change != 1 else None
-            with exchanged(own.forwards(x, 1024, {})):
+            with patched(own.forwards(x, 1024, {})):
                 assert error(conv(x), exact(conv, x)) < 1e-6
         assert len(made) == times
 
@@ -263,7 +263,7 @@ def test_small_maps_odd_sizes_and_gradients_go_another_way():
     others = {conv: lambda x: seen.append(x.shape) or x}
     own = WinogradConvolutions(network, keep=True)
     x = maps(1, 16, 31, 32, torch.float32)
-    with exchanged(own.forwards(x, 1024, others)):
+    with patched(own.forwards(x, 1024, others)):
         conv(x)
         large = maps(1, 64, 16, 16, torch.float32)
         with Seen() as even:
@@ -315,23 +315,3 @@ def test_without_a_compiler_the_picture_is_made_as_ever(monkeypatch, tmp_path):
     assert WinogradConvolutions(nn.Sequential(conv), keep=True).forwards(x, 1024, {}) == {}
     with pytest.raises(RuntimeError, match="not compiled"):
         lay_out(conv.weight, upsampled=False)
-
-
-@needs_kernel
-@torch.no_grad()
-def test_a_compiled_network_calls_it(monkeypatch):
-    network, (x_t, context) = fill(WIDE)["unet"], inputs_of(torch.float32)
-    expected = network(x_t, torch.tensor(500.0), context)
-
-    def compiler(function):
-        return torch.compile(function, backend=lambda program, _: program.forward, fullgraph=True, dynamic=False)
-
-    calls = []
-    monkeypatch.setattr(module, "_function", lambda *given, own=module._function: calls.append(given[0]) or own(*given))
-    execution = Execution(RunOptions(compile=True), compiler=compiler)
-    for _ in range(2):
-        calls.clear()
-        found = execution.predict(network, x_t, torch.tensor(500.0), context)
-    assert error(found, expected.double()) < 1e-5
-    windows = [each for each in network.modules() if isinstance(each, nn.Conv2d) and fits(each)]
-    assert calls == ["sd_winograd"] * len(windows)

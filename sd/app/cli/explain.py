@@ -74,7 +74,7 @@ class Asked:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
+    from convert.files.reader import checksums_ahead, open_checkpoint
 
     if args.low_memory:
         raise UsageError("--low-memory takes the two predictions of a step apart, which are shown here. Leave it out.")
@@ -92,12 +92,12 @@ def run(args: argparse.Namespace) -> int:
         making.check_clip_skip(checkpoint, jobs)
         for settings in jobs:
             settings.require_prediction(checkpoint.config.prediction)
-        with making.reading_ahead(args, file, checkpoint) as ahead:
+        with checksums_ahead(file, checkpoint.tensors.values()):
             running = making.pick_device_and_precision(args, checkpoint)
-            model = making.load_model(args, file, checkpoint, *running, ahead)
+            model = making.load_model(args, file, checkpoint, *running)
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
-    making.warn_of_unused(jobs, model.execution.options)
+    making.warn_of_unused(jobs, model.runner.options)
     milliseconds, page = make_page(model, planned, asked, args)
     from sd.files import written_whole
 

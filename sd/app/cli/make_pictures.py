@@ -3,7 +3,7 @@
 import argparse
 import secrets
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from convert.files.reader import CheckpointFile
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.device import RunOptions
-    from sd.runtime.loading_ahead import ReadAhead
 
 MOST_PICTURES = 100_000
 
@@ -39,11 +38,9 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
     job     "text to picture", "image to image" or "inpainting"
     """
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
-    from sd.runtime.loading_ahead import map_torch
+    from convert.files.reader import checksums_ahead, open_checkpoint
 
     choose_model(args)
-    map_torch(args.model)
     for flag, number in (
         ("--count", args.count),
         ("--batch-size", args.batch_size),
@@ -78,7 +75,7 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         check_clip_skip(checkpoint, jobs)
         for each in jobs:
             each.require_prediction(checkpoint.config.prediction)
-        ahead = meanwhile.enter_context(reading_ahead(args, file, checkpoint))
+        meanwhile.enter_context(checksums_ahead(file, checkpoint.tensors.values()))
         device, dtype = pick_device_and_precision(args, checkpoint)  # which imports PyTorch, a second or two
         names, there = name_pictures(args.out, jobs), None
         if (args.from_file is not None or len(jobs) > 1) and not args.force:
@@ -99,13 +96,13 @@ def run(args: argparse.Namespace, parser: Parser, job: str, beginning: Beginning
         sheet = sheet_path(args, paths, there)
         if there and len(there) == len(jobs) and sheet is None:
             return 0
-        model = load_model(args, file, checkpoint, device, dtype, ahead)
+        model = load_model(args, file, checkpoint, device, dtype)
     tell_other_model(args, model)
     if given_seed is None:
         say(f"seed {seed}", quiet=args.quiet)
     if varied:
         say(f"variation seed {args.vary_seed}", quiet=args.quiet)
-    warn_of_unused(jobs, model.execution.options)
+    warn_of_unused(jobs, model.runner.options)
     pictures, failed = make(model, jobs, paths, args, beginning, canvas, there=set(there or {}))
     if sheet and pictures:
         from sd.pipeline.image.tensors import contact_sheet, save_png
@@ -164,10 +161,8 @@ def check_clip_skip(checkpoint: "Checkpoint", jobs: Sequence[Settings]) -> None:
 
 
 def pick_device_and_precision(args: argparse.Namespace, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
-    from sd.runtime.cpu.process_memory import importing_torch
+    from sd.runtime.device import pick_device, pick_precision
 
-    with importing_torch():
-        from sd.runtime.device import pick_device, pick_precision
     try:
         device = pick_device(args.device)
     except ValueError as error:
@@ -177,17 +172,6 @@ def pick_device_and_precision(args: argparse.Namespace, checkpoint: "Checkpoint"
         if len(known) == 1:
             return device, pick_precision(device, known.pop())
     return device, pick_precision(device, args.precision, checkpoint.config.unet.width)
-
-
-def reading_ahead(
-    args: argparse.Namespace, file: "CheckpointFile", checkpoint: "Checkpoint"
-) -> AbstractContextManager["ReadAhead"]:
-    """As long as it lasts, a thread reads weights, while PyTorch is imported, jobs are planned and networks built."""
-    from sd.runtime.loading_ahead import read_ahead
-
-    low_memory = getattr(args, "low_memory", False) or made_with(args, "run").get("low_memory") is True
-    wanted = {"device": args.device, "precision": args.precision, "low_memory": low_memory}
-    return read_ahead(file, checkpoint.tensors, **wanted)
 
 
 def made_with(args: argparse.Namespace, name: str) -> dict:
@@ -202,7 +186,7 @@ def run_options(args: argparse.Namespace, device: "torch.device") -> "RunOptions
     Raises SettingError for what does not go together, and where --compile cannot be.
     """
     from sd.runtime.device import RunOptions
-    from sd.runtime.gpu.compiler_check import problem_of, require_compiler
+    from sd.runtime.gpu.compile import problem_of, require_compiler
 
     given = {name for name in RunOptions.names() if getattr(args, name, False)}
     before = made_with(args, "run")
@@ -230,18 +214,20 @@ def load_model(
     checkpoint: "Checkpoint",
     device: "torch.device",
     dtype: "torch.dtype",
-    ahead: "ReadAhead | None" = None,
 ) -> "StableDiffusion":
     from tqdm import tqdm
 
+    from sd.runtime.cpu.process_memory import keep_freed_memory
     from sd.runtime.device import precision_name
     from sd.runtime.loading import from_checkpoint
 
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     hidden = bar_hidden(args.quiet)
     options = run_options(args, device)
+    if device.type == "cpu" and not options.low_memory:
+        keep_freed_memory()
     with tqdm(desc="loading", total=total, unit="B", unit_scale=True, disable=hidden, leave=False) as bar:
-        model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update, ahead)
+        model = from_checkpoint(file, checkpoint, device, dtype, options, bar.update)
     tell_when_compiling(model, quiet=args.quiet)
     running = f"{precision_name(dtype)} on {device.type}"
     describe_checkpoint(args.model, checkpoint, running, quiet=args.quiet)
@@ -250,8 +236,8 @@ def load_model(
 
 def tell_when_compiling(model: "StableDiffusion", *, quiet: bool) -> None:
     """Have the model say so before it compiles anything."""
-    model.execution.on_compile = lambda shape: tell_compiling(model, shape, quiet=quiet)
-    model.execution.on_build = lambda: tell_building(quiet=quiet)
+    model.runner.on_compile = lambda shape: tell_compiling(model, shape, quiet=quiet)
+    model.runner.on_build = lambda: tell_building(quiet=quiet)
 
 
 def tell_compiling(model: "StableDiffusion", shape: "torch.Size", *, quiet: bool) -> None:

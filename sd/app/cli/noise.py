@@ -57,7 +57,7 @@ def timesteps(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
+    from convert.files.reader import checksums_ahead, open_checkpoint
     from sd.pipeline.image.canvas import image_to_image
     from sd.pipeline.image.input_settings import InputSettings
     from sd.pipeline.image.reading import read_picture
@@ -72,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(args.model) as file:
         checkpoint = read_checkpoint(file, weights=args.weights)
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        with making.reading_ahead(args, file, checkpoint) as ahead:
+        with checksums_ahead(file, checkpoint.tensors.values()):
             running = making.pick_device_and_precision(args, checkpoint)
-            model = making.load_model(args, file, checkpoint, *running, ahead)
+            model = making.load_model(args, file, checkpoint, *running)
     from sd.pipeline.image.tensors import save_png
     from sd.study.forward_process import forward_process, round_trip
     from sd.study.noise_sheet import arithmetic, sheet

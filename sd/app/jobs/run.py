@@ -61,9 +61,9 @@ def make(
 
     start = None
     if canvas is not None:
-        from sd.pipeline.image.tensors import start_from
+        from sd.pipeline.image.tensors import init_image_from
 
-        start = start_from(canvas.working_picture, canvas.working_mask)
+        start = init_image_from(canvas.working_picture, canvas.working_mask)
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
     labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})

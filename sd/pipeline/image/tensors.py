@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sd.files import written_whole
 from sd.pipeline.image.masks import latent_mask
-from sd.sampling.init_image import Start
+from sd.sampling.init_image import InitImage
 
 
 def to_images(image: Tensor) -> list[Image.Image]:
@@ -28,12 +28,12 @@ def to_tensor(picture: Image.Image) -> Tensor:
     return values[None, None] / 255 if values.ndim == 2 else values.permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def start_from(picture: Image.Image, mask: Image.Image | None) -> Start:
+def init_image_from(picture: Image.Image, mask: Image.Image | None) -> InitImage:
     """What a run begins with, from a picture and its mask at the working size."""
     if mask is None:
-        return Start(image=to_tensor(picture))
+        return InitImage(image=to_tensor(picture))
     of_latents = torch.from_numpy(latent_mask(mask))[None, None]
-    return Start(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
+    return InitImage(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
 
 
 def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:

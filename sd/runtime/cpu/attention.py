@@ -2,8 +2,7 @@
 
 PyTorch's own kernel takes more than a third of a step of v1 at 512x512, nearly all of it where there are 4,096 tokens
 in heads 40 wide. `attention.cpp` takes less than half of that time; docs/performance.md has the figures. It is one
-operator to PyTorch, which its compiler can call, too. Elsewhere everything is as ever, and as ever the network does not
-know.
+operator to PyTorch. Elsewhere nothing changes.
 
 B batch, T tokens, S tokens attended to, D width of all heads.
 """
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from sd.networks.attention import Attention
 from sd.runtime.cpu.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.runtime.cpu.operators import Operator
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 WIDEST = 512  # head, that of the VAE; the kernel needs memory for whole rows
 NEEDED = AVX512 | {PAIRS}
@@ -47,25 +46,18 @@ def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
 def attention_applied(
     network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None, latents: int | None = None
 ) -> AbstractContextManager[None]:
-    """As long as it lasts, the network attends by the kernel, for inputs like x (B, C, H, W), without gradients.
+    """Within this context, the network attends by the kernel, for inputs like x (B, C, H, W), without gradients.
 
     on_build  called before the kernel is compiled, which is done once on a machine
     latents   the number of positions in the latents that belong to x, if these are not x
     """
-    return exchanged(attending(network, x, on_build, latents))
-
-
-def attending(
-    network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None, latents: int | None = None
-) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Forward functions for its attention layers; none where the kernel is not to be had."""
     latents = x.shape[-2:].numel() if latents is None else latents
     if latents < LATENTS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
-        return {}
+        return patched({})
     if KERNEL.library(on_build) is None:
-        return {}
+        return patched({})
     layers = (module for module in network.modules() if isinstance(module, Attention))
-    return {layer: _forward(layer) for layer in layers if head_fits(layer.q.out_features // layer.heads)}
+    return patched({layer: _forward(layer) for layer in layers if head_fits(layer.q.out_features // layer.heads)})
 
 
 def head_fits(width: int) -> bool:
@@ -111,8 +103,4 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-OPERATOR = Operator(
-    "attention(Tensor q, Tensor k, Tensor v, int heads) -> Tensor",
-    attention,
-    shape=lambda q, k, v, heads: q.new_empty(q.shape),
-)
+OPERATOR = Operator("attention(Tensor q, Tensor k, Tensor v, int heads) -> Tensor", attention)

@@ -16,25 +16,26 @@ from torch import Tensor, nn
 
 from sd.networks.attention import GEGLU
 from sd.runtime.cpu.operators import Operator
-from sd.runtime.cpu.packing import can_pack
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # there are builds of PyTorch without oneDNN
 
 
 def gates_joined(network: nn.Module, x: Tensor) -> AbstractContextManager[None]:
-    """As long as it lasts, the network's gates are joined to its products, in predictions for x, without gradients.
+    """Within this context, the network's gates are joined to its products, in predictions for x, without gradients.
 
     Only in bf16 and where oneDNN has it; elsewhere nothing changes.
     """
-    return exchanged(joining(network, x))
+    if not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
+        return patched({})
+    return patched({module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)})
 
 
-def joining(network: nn.Module, x: Tensor) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """Forward functions for its gated feed-forwards; none where they cannot be joined."""
-    if LINEAR is None or x.dtype != torch.bfloat16 or not can_pack(x.device, x.dtype) or torch.is_grad_enabled():
-        return {}
-    return {module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)}
+def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN has such products here: in bf16, for processors with AVX-512."""
+    if LINEAR is None or device.type != "cpu" or dtype != torch.bfloat16 or not torch.backends.mkldnn.enabled:
+        return False
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
@@ -52,8 +53,4 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return LINEAR.binary(x, gate, weight, bias, "mul")
 
 
-OPERATOR = Operator(
-    "gated(Tensor x, Tensor weight, Tensor bias) -> Tensor",
-    gated,
-    shape=lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(bias) // 2),
-)
+OPERATOR = Operator("gated(Tensor x, Tensor weight, Tensor bias) -> Tensor", gated)

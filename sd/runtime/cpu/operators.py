@@ -1,6 +1,6 @@
-"""Functions of ours as operators of PyTorch: who watches PyTorch's functions sees them, and its compiler calls them.
+"""The project's functions as operators of PyTorch, so that whoever watches PyTorch's functions sees them.
 
-An operator is not there before it is needed, as importing a module registers nothing.
+An operator is registered when it is first needed, as importing a module registers nothing.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,10 @@ class Operator:
     """One function, on the CPU and without gradients.
 
     schema  its name and the types of its arguments, as PyTorch writes them
-    shape   from the same arguments to what the compiler may know of the result, an empty tensor; without it, the
-            operator is not for compiled networks
     """
 
-    def __init__(self, schema: str, function: Callable[..., Tensor], shape: Callable[..., Tensor] | None = None):
-        self.schema, self.function, self.shape = schema, function, shape
+    def __init__(self, schema: str, function: Callable[..., Tensor]):
+        self.schema, self.function = schema, function
         self._library: torch.library.Library | None = None  # the operator ends with it
 
     @property
@@ -28,8 +26,6 @@ class Operator:
             self._library = torch.library.Library("sd_zoo", "FRAGMENT")
             self._library.define(self.schema)
             self._library.impl(name, self.function, "CPU")
-            if self.shape is not None:
-                torch.library.register_fake(f"sd_zoo::{name}", self.shape, lib=self._library)
         return getattr(torch.ops.sd_zoo, name).default
 
     def is_(self, function: Callable) -> bool:

@@ -1,14 +1,11 @@
-"""Weights of convolutions laid out once as the CPU wants them, instead of anew in every call.
+"""Convolution weights laid out once as the CPU wants them, instead of anew in every call.
 
 oneDNN, which computes PyTorch's convolutions on CPUs, reads weights in blocks of channels. A network keeps them as they
 are in the file, so each call re-lays them first. Where feature maps are small, that takes longer than the convolution:
-docs/performance.md has the figures. As in `sd.runtime.seamless`, the network does not know.
-
-A network may have its convolutions' weights in that layout alone: then the plain ones, of which each has a packed one,
-are on the meta device, without memory. `make_whole` brings them back, to the bit.
+docs/performance.md has the figures. The network itself is not changed: its forwards are patched while it runs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,6 +16,11 @@ TYPICAL = 32, 32  # feature map; told nothing, oneDNN takes a layout that makes 
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether packed weights pay on this device and in this precision.
+
+    In float32 the plain weights stay in the mapped file, so packed ones take the memory that others would. In bf16 they
+    come on top, for the convolutions that Winograd's algorithm does not compute.
+    """
     if CONVOLUTION is None or device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
     if dtype == torch.bfloat16:
@@ -27,93 +29,32 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedConvolutions:
-    """The packed weights of a network's convolutions, in as much memory again as these take.
+    """The packed weights of a network's convolutions.
 
-    They are made when they are first needed, and again when the network's have changed; changes through `.data` are not
-    seen. A network in training uses its own.
-
-    ready  those that were made while the network was loaded, by the names of the weights
+    Each is made when its convolution first runs, and again when the network's weight has changed; changes through
+    `.data` are not seen. A network in training uses its own weights.
     """
 
-    def __init__(self, network: nn.Module, ready: Mapping[str, Tensor] | None = None):
+    def __init__(self, network: nn.Module):
         self.network = network
-        convolutions = convolutions_of(network)
-        self.convolutions = list(convolutions.values())
+        self.convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
         self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # made from what, in which version; the result
-        for name, packed in (ready or {}).items():
-            conv = convolutions[name]
-            self._packed[conv] = *origin(conv), packed
-            if conv.weight.is_meta:
-                conv.only_packed = packed
 
     def forwards(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
         """Forward functions, without gradients, for the convolutions that can use them now."""
-        return {conv: partial(convolve, conv, packed) for conv, packed in self.weights().items()}
-
-    def weights(self) -> dict[nn.Conv2d, Tensor]:
-        """The packed weight of every convolution that can use one now."""
-        dtypes = {conv.weight.dtype for conv in self.convolutions if only_packed(conv) is not None}
-        if not all(can_pack(torch.device("cpu"), dtype) for dtype in dtypes):
-            make_whole(self.network)
+        forwards = {}
         for conv in self.convolutions:
-            if (packed := only_packed(conv)) is not None:
-                self._packed[conv] = conv.weight, 0, packed
-                continue
             if can_pack(conv.weight.device, conv.weight.dtype) and not conv.weight.requires_grad:
-                self._renew(conv)
+                forwards[conv] = partial(self._forward, conv)
             else:
-                self._packed.pop(conv, None)
-        return {conv: packed for conv, (_, _, packed) in self._packed.items()}
+                self._packed.pop(conv, None)  # an optimiser may change weights without a trace
+        return forwards
 
-    def _renew(self, conv: nn.Conv2d) -> None:
+    def _forward(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         if not is_made_from(self._packed.get(conv), conv):
             weight, version = origin(conv)
             self._packed[conv] = weight, version, pack(conv, weight)
-
-
-def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:
-    """By the names of their weights."""
-    return {f"{name}.weight": module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
-
-
-def only_packed(conv: nn.Conv2d) -> Tensor | None:
-    """The packed weight of a convolution that has no other."""
-    return vars(conv).get("only_packed")
-
-
-def plain_weight(conv: nn.Conv2d) -> Tensor:
-    """As it was before it was packed; where it is packed only, a new copy."""
-    packed = only_packed(conv)
-    return conv.weight.detach() if packed is None else packed.to_dense()
-
-
-@torch.no_grad()
-def make_whole(network: nn.Module) -> None:
-    """Give every convolution its plain weight, in as much memory again, where it has a packed one only."""
-    for conv in convolutions_of(network).values():
-        if only_packed(conv) is not None:
-            conv.weight = nn.Parameter(plain_weight(conv), requires_grad=conv.weight.requires_grad)
-            del conv.only_packed
-
-
-class WholeNetwork:
-    """A field that holds a network, which is whole as soon as somebody asks for it.
-
-    What runs the network by packed weights takes it from the field's own place, the name with an underscore before it.
-    """
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.place = f"_{name}"
-
-    def __get__(self, holder: object, owner: type) -> nn.Module:
-        if holder is None:
-            raise AttributeError(self.place[1:])  # to a dataclass: there is no default
-        network = vars(holder)[self.place]
-        make_whole(network)
-        return network
-
-    def __set__(self, holder: object, network: nn.Module) -> None:
-        vars(holder)[self.place] = network
+        return convolve(conv, self._packed[conv][2], x)
 
 
 def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:

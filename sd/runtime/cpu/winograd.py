@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from sd.networks import unet, vae
 from sd.runtime.cpu.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.runtime.cpu.operators import Operator
-from sd.runtime.cpu.packing import is_made_from, origin, plain_weight
-from sd.runtime.cpu.upsampling import doubles, upsampling_layers
+from sd.runtime.cpu.packing import is_made_from, origin
 
 POSITIONS = 1024  # of a result; for fewer, weights take more memory than multiplications are saved
 INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # channels come in such numbers
@@ -97,10 +97,20 @@ class WinogradConvolutions:
     def _weights(self, layer: nn.Module) -> Tensor:
         conv, made = self.layers[layer], self._made.get(layer)
         if not is_made_from(made, conv):
-            made = *origin(conv), lay_out(plain_weight(conv), upsampled=not is_convolution(layer))
+            made = *origin(conv), lay_out(conv.weight.detach(), upsampled=not is_convolution(layer))
             if self.keep:
                 self._made[layer] = made
         return made[2]
+
+
+def upsampling_layers(network: nn.Module) -> list[nn.Module]:
+    """Those that upsample before a convolution, `conv`."""
+    return [module for module in network.modules() if isinstance(module, unet.Upsample | vae.Upsample)]
+
+
+def doubles(x: Tensor, size: torch.Size | None) -> bool:
+    """Whether the size asked for, if any, is twice that of x (B, C, H, W)."""
+    return size is None or tuple(size) == (2 * x.shape[2], 2 * x.shape[3])
 
 
 def is_convolution(layer: nn.Module) -> bool:

@@ -1,56 +1,95 @@
-"""The UNet as one compiled program, which PyTorch writes for one size of pictures.
+"""The UNet as one compiled program for CUDA, which PyTorch writes for one size of pictures.
 
-Convolutions, linear layers and attention stay the libraries' own. What is gained lies between them: norms, activations,
+Convolutions, linear layers and attention stay NVIDIA's own. What is gained lies between them: norms, activations and
 gates, sums and joined skips become loops that go through memory once, where each would go through it by itself.
 
 - The whole network is one program. Programs for single blocks would be smaller, and equal blocks would share one; but
   the blocks of v1 have some twenty shapes for each size of pictures, and each call of a block would look for its own.
-- On the CPU, convolutions are computed as without a compiler (`Execution.convolutions`). PyTorch's compiler can lay out
-  weights itself, with "frozen" weights: they become part of the program, which then has a copy of them for each size
-  and does not see when they change. And PyTorch 2.13 leaves such programs out of its cache on the disk: every process
-  would compile anew.
 - Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
-- On CUDA, convolutions, linear layers and attention are those of NVIDIA's libraries; of cuDNN's convolutions, the
-  fastest is found by trying when a size is first met. PyTorch's compiler can try kernels of its own for them, too
-  ("max-autotune"), for minutes; `AUTOTUNED` has these options, which only the benchmark uses.
+- Of cuDNN's convolutions, the fastest is found by trying when a size is first met. PyTorch's compiler can try kernels
+  of its own, too ("max-autotune"), for minutes; `AUTOTUNED` has these options, which only the benchmark uses.
 - PyTorch's own CUDA graphs are off. Such a graph leaves its result where its next run leaves it again, while samplers
   with a memory keep predictions; so `sd.runtime.gpu.cuda_graphs` makes them.
 - The VAE is not compiled: it runs once a picture, which a program for each size would hardly pay for.
+- On a CPU, a compiled UNet of full size was no faster than this project's kernels, so there is none.
 
 PyTorch's compiler takes seconds to import, so nothing here does that before it is needed.
 
 B rows, one or with guidance two for each picture; C channels, H W height and width of the latents.
 """
 
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from types import FunctionType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sd.files import cache_folder
 from sd.networks.unet import UNet
 from sd.pipeline.setting_checks import SettingError
-from sd.runtime.cpu.attention import attending
-from sd.runtime.cpu.gates import joining
-from sd.runtime.gpu.compiled_layers import Forwards, at_hand, calling
-from sd.runtime.gpu.compiler_check import keep_programs, require_compiler
-from sd.runtime.patching import exchanged
-from sd.runtime.seamless import going_round
-from sd.runtime.shortcuts.shared_halves import sharing
+from sd.runtime.patching import patched
+from sd.runtime.seamless import circular
+from sd.runtime.shortcuts.shared_halves import computed_once
 
 Forward = Callable[..., Tensor]
 
-
-CUDA_OPTIONS = {"conv_1x1_as_mm": True}  # the shortcuts of residual blocks are matrix products
+OLDEST_GPU = (7, 0)  # compute capability, below which Triton writes no kernels
+OPTIONS = {"conv_1x1_as_mm": True}  # the shortcuts of residual blocks are matrix products
 # the mode "max-autotune-no-cudagraphs", without its tables of everything that was tried
 AUTOTUNED = {
-    **CUDA_OPTIONS,
+    **OPTIONS,
     "max_autotune": True,
     "coordinate_descent_tuning": True,
     "autotune_num_choices_displayed": 0,
 }
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises SettingError where networks on that device cannot be compiled."""
+    problem = problem_of(device)
+    if problem:
+        raise SettingError("compile", problem)
+
+
+def problem_of(device: torch.device) -> str | None:
+    """What keeps networks on a device from being compiled, to be read behind "compile"; None if nothing is known to."""
+    if device.type != "cuda":
+        return f"is for NVIDIA GPUs; on {device.type}, pictures are made as fast without it. Leave it out."
+    if find_spec("triton") is None:
+        return "needs Triton, which is not installed: pip install triton. Or leave it out."
+    named = os.environ.get("CC")
+    if not any(map(shutil.which, [named] if named else ["cc", "gcc", "clang"])):
+        there = f"{named} is not there" if named else "there is none"
+        return f"needs a C compiler for Triton, and {there}. Install one, or name it in CC, or leave it out."
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        oldest, own = (".".join(map(str, each)) for each in (OLDEST_GPU, capability))
+        return f"needs a GPU of compute capability {oldest} or newer, this one has {own}. Leave it out."
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "needs the header files of Python, which are not there. Install them (python3-dev), or leave it out."
+    return None
+
+
+def keep_programs() -> None:
+    """Have PyTorch keep what it compiles in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+
+    Its own choice is a folder in /tmp with a name that everybody can guess, and programs that are found there are run.
+    Where the user has no folder to write to, it stays with that.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = cache_folder() / "compiled"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
 def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
@@ -60,8 +99,7 @@ def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
     """
     require_compiler(device)
     keep_programs()
-    options = CUDA_OPTIONS if device.type == "cuda" else None
-    return lambda function: torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    return lambda function: torch.compile(function, fullgraph=True, dynamic=False, options=OPTIONS)
 
 
 class CompiledUNet:
@@ -69,7 +107,6 @@ class CompiledUNet:
 
     compiler    from the forward function of the network to one that is compiled when it is first called
     on_compile  called with the shape (B, C, H, W) of what is predicted for, before a new program is written
-    on_build    called before the kernel of `sd.runtime.cpu.attention` is compiled
     """
 
     def __init__(
@@ -77,16 +114,13 @@ class CompiledUNet:
         unet: UNet,
         compiler: Callable[[Forward], Forward],
         on_compile: Callable[[torch.Size], object] | None = None,
-        on_build: Callable[[], object] = lambda: None,
     ):
-        self.network, self.compiler, self.on_compile, self.on_build = unet, compiler, on_compile, on_build
+        self.network, self.compiler, self.on_compile = unet, compiler, on_compile
         self._programs: dict[Hashable, dict[nn.Module, Forward]] = {}
 
     @contextmanager
-    def applied(self, x: Tensor, context: Tensor, forwards: Forwards, *, guided: bool, tile: str) -> Iterator[None]:
-        """As long as it lasts, the network predicts by the program for x (B, C, H, W), both of them contiguous.
-
-        forwards  of layers that are computed otherwise than by PyTorch's own functions, see `compiled_layers`
+    def applied(self, x: Tensor, context: Tensor, *, guided: bool, tile: str) -> Iterator[None]:
+        """Within this context, the network predicts by the program for x (B, C, H, W), both of them contiguous.
 
         For guided and tile see `sd.runtime.execution.Execution.predict`. Raises SettingError where PyTorch cannot
         compile the network.
@@ -96,15 +130,10 @@ class CompiledUNet:
         if new:
             if self.on_compile:
                 self.on_compile(x.shape)
-            self._programs[key] = self._program(x, forwards, guided, tile)
+            self._programs[key] = self._program(guided, tile)
         done = False
         try:
-            with (
-                torch.no_grad(),
-                at_hand(self.network, forwards),
-                exchanged(self._programs[key]),
-                fastest_convolutions(),
-            ):
+            with torch.no_grad(), patched(self._programs[key]), fastest_convolutions():
                 yield
             done = True
         except RuntimeError as error:
@@ -115,16 +144,14 @@ class CompiledUNet:
             if new and not done:
                 del self._programs[key]
 
-    def _program(self, x: Tensor, others: Forwards, guided: bool, tile: str) -> dict[nn.Module, Forward]:
+    def _program(self, guided: bool, tile: str) -> dict[nn.Module, Forward]:
         """The forward functions of such predictions, the same in each, so that nothing is compiled twice."""
         unet = self.network
-        forwards = {module: _norm(module) for module in unet.modules() if isinstance(module, nn.GroupNorm)}
-        forwards |= calling(unet, others)
-        forwards |= attending(unet, x, self.on_build) | joining(unet, x)
-        forwards |= going_round(unet, tile)
-        forwards |= sharing(unet) if guided else {unet: _plain(unet)}
+        forwards = circular(unet, tile)
+        with patched(forwards):
+            forwards |= computed_once(unet) if guided else {}
         try:
-            forwards[unet] = self.compiler(own_code(forwards[unet]))
+            forwards[unet] = self.compiler(own_code(_plain(unet)))
         except RuntimeError as error:  # a version of Python that PyTorch's compiler does not know, for example
             raise SettingError("compile", f"does not work here: {reason_of(error)}. Leave it out.") from error
         return forwards
@@ -132,7 +159,7 @@ class CompiledUNet:
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """As long as it lasts, cuDNN tries its algorithms for each new shape and remembers which is the fastest."""
+    """Within this context, cuDNN tries its algorithms for each new shape and remembers which is the fastest."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -143,14 +170,6 @@ def fastest_convolutions() -> Iterator[None]:
 
 def _plain(unet: UNet) -> Forward:
     return lambda x_t, timestep, context: type(unet).forward(unet, x_t, timestep, context)
-
-
-def _norm(norm: nn.GroupNorm) -> Forward:
-    """PyTorch's, in place of the one of `sd.runtime.cpu.precise_norms`: the compiler's own sums keep their digits.
-
-    In channels_last order with a mean of 30 deviations, the result is off by 5e-6, that of PyTorch's kernel by 8e-4.
-    """
-    return lambda x: F.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def own_code(function: Forward) -> Forward:

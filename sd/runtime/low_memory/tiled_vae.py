@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.networks.vae import VAE, Decoder, Downsample, Encoder, ResidualBlock, Upsample
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 
 def decode_tiled(vae: VAE, latents: Tensor, *, tile: int = 64, axes: str = "") -> Tensor:
@@ -45,7 +45,7 @@ def decode_tiled(vae: VAE, latents: Tensor, *, tile: int = 64, axes: str = "") -
         raise ValueError(f"tile must be 1 latent or more, got {tile}")
     if max(latents.shape[-2:]) <= tile:
         return vae.decode(latents)
-    with exchanged({vae.decoder: lambda x: _decode(vae.decoder, x, tile, axes)}):
+    with patched({vae.decoder: lambda x: _decode(vae.decoder, x, tile, axes)}):
         return vae.decode(latents)
 
 
@@ -69,7 +69,7 @@ def encode_tiled(vae: VAE, image: Tensor, *, tile: int = 512, axes: str = "") ->
     if height % factor or width % factor:
         allowed = f"multiples of {factor} (one latent per {factor}x{factor})"
         raise ValueError(f"image sides must be {allowed}, got {width}x{height}")
-    with exchanged({vae.encoder: lambda x: _encode(vae.encoder, x, tile, axes)}):
+    with patched({vae.encoder: lambda x: _encode(vae.encoder, x, tile, axes)}):
         return vae.encode(image)
 
 
@@ -111,7 +111,7 @@ def _residual(block: ResidualBlock, x: Tensor, tiles: "Tiles") -> Tensor:
 def _normalised_convolution(
     norm: nn.GroupNorm, conv: nn.Conv2d, x: Tensor, tiles: "Tiles", onto: Tensor | None = None
 ) -> Tensor:
-    with exchanged({norm: normalising(norm, *tiles.statistics(x, norm.num_groups))}):
+    with patched({norm: normalising(norm, *tiles.statistics(x, norm.num_groups))}):
         return tiles.through(nn.Sequential(norm, nn.SiLU(), conv), x, onto)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sd.networks.unet import UNet
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 OUTER = 1  # input blocks, and as many output blocks, that run at every prediction; docs/performance.md says why
 
@@ -38,13 +38,18 @@ class ReusedFeatures:
         self._kept: dict[int, Tensor] = {}
         self._predictions = 0  # with what is kept, the one that it is from included
         self._kind: tuple | None = None
+        self._context: Tensor | None = None
 
-    def begin(self, x: Tensor) -> None:
-        """A prediction for x (B, C, H, W) is next. Of another number of rows or size, it starts anew."""
+    def begin(self, x: Tensor, context: Tensor) -> None:
+        """A prediction for x (B, C, H, W) is next. With another size, number of rows or context, it starts anew.
+
+        context  a context is another one if it has memory of its own; a view of the same is the same
+        """
         kind = x.shape, x.dtype, x.device
-        if kind != self._kind or self._predictions == self.every:
+        same = self._context is not None and shares_memory(context, self._context)
+        if kind != self._kind or not same or self._predictions == self.every:
             self.forget()
-            self._kind = kind
+            self._kind, self._context = kind, context  # which is held, so that no other can take its place
         self._predictions += 1
 
     def applied(self, unet: UNet, part: int = 0) -> AbstractContextManager[None]:
@@ -54,8 +59,8 @@ class ReusedFeatures:
         """
         *inner, last = inner_blocks(unet, self.outer)
         if part not in self._kept:
-            return exchanged({last: self._keeping(last.forward, part)})
-        return exchanged({**dict.fromkeys(inner, nothing), last: lambda *_, **__: self._kept[part]})
+            return patched({last: self._keeping(last.forward, part)})
+        return patched({**dict.fromkeys(inner, nothing), last: lambda *_, **__: self._kept[part]})
 
     def _keeping(self, forward: Callable[..., Tensor], part: int) -> Callable[..., Tensor]:
         def keeping(x: Tensor, time: Tensor, context: Tensor, size: torch.Size | None = None) -> Tensor:
@@ -63,6 +68,10 @@ class ReusedFeatures:
             return self._kept[part]
 
         return keeping
+
+
+def shares_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def inner_blocks(unet: UNet, outer: int) -> list[nn.Module]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sd.networks.attention import SpatialTransformer
 from sd.networks.unet import Downsample, UNet, Upsample
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 CELL = 2  # tokens along each side of a cell, which has one destination
 ROOM = 2**24  # similarities that are held at a time: 67 MB
@@ -43,7 +43,7 @@ def tokens_merged(unet: UNet, share: float, x: Tensor) -> AbstractContextManager
         return nullcontext()
     sources, destinations = (places.to(x.device) for places in partition(height, width))
     attentions = [block.self_attention for transformer in transformers for block in transformer.blocks]
-    return exchanged({each: merging(each.forward, sources, destinations, merged) for each in attentions})
+    return patched({each: merging(each.forward, sources, destinations, merged) for each in attentions})
 
 
 def with_most_tokens(unet: UNet) -> tuple[int, list[SpatialTransformer]]:

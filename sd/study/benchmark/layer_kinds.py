@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 
 from sd.runtime.cpu import attention as fast_attention
 from sd.runtime.cpu import gates as joined_gates
-from sd.runtime.cpu import norms as joined_norms
 from sd.runtime.cpu import winograd
 from sd.runtime.cpu.packing import CONVOLUTION as PACKED
 from sd.runtime.cpu.precise_norms import precise_group_norm
@@ -88,7 +87,7 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
         return LINEAR
     if function is F.scaled_dot_product_attention or fast_attention.OPERATOR.is_(function):
         return ATTENTION
-    return NORM if function in NORMS or joined_norms.OPERATOR.is_(function) else REST
+    return NORM if function in NORMS else REST
 
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:

@@ -149,7 +149,7 @@ def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates
     Of a compiled or captured UNet nothing can be seen, so the UNet runs as it is here.
     """
     model = copy(model)
-    model.execution = model.execution.for_watching()
+    model.runner = model.runner.for_watching()
     states, profiles = model.sample(batch), []
     next(states)
     for _ in range(batch[0].steps - 1):

@@ -87,9 +87,9 @@ def explain(
     where a network fails.
     """
     for option in ("low_memory", "compile"):
-        if getattr(model.execution.options, option):
+        if getattr(model.runner.options, option):
             raise ValueError(f"a model that was loaded with {option} cannot be explained: load it without")
-    model = replace(model, execution=model.execution.for_watching())
+    model = replace(model, runner=model.runner.for_watching())
     recorder = Recorder(model, settings, attention=attention)
 
     def step_done(latents: Tensor) -> None:

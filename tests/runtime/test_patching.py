@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from sd.runtime.patching import exchanged
+from sd.runtime.patching import patched
 
 
 def test_one_inside_another_gives_back_what_it_found():
     module = nn.Identity()
     x = torch.ones(1)
-    with exchanged({module: lambda x: 2 * x}):
-        with exchanged({module: lambda x: 3 * x}):
+    with patched({module: lambda x: 2 * x}):
+        with patched({module: lambda x: 3 * x}):
             assert module(x) == 3
         assert module(x) == 2
     assert module(x) == 1
@@ -20,6 +20,6 @@ def test_one_inside_another_gives_back_what_it_found():
 
 def test_an_error_changes_nothing_for_good():
     module = nn.Identity()
-    with pytest.raises(KeyError), exchanged({module: lambda x: 2 * x}):
+    with pytest.raises(KeyError), patched({module: lambda x: 2 * x}):
         raise KeyError
     assert module(torch.ones(1)) == 1

@@ -1,0 +1,87 @@
+"""How the pipeline calls the three networks: as they are.
+
+`sd.load` hands in `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also offers the
+settings that change how the networks compute: seamless tiling, reused features and merged tokens.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sd.networks.text_encoder import TextEncoder
+from sd.networks.unet import UNet
+from sd.networks.vae import VAE
+from sd.pipeline.settings import SettingError, Settings
+
+T = TypeVar("T")
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the UNet predicts
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+class NonFiniteError(ArithmeticError):
+    """A network gave NaN or infinite values, which no picture can be made from.
+
+    part  the attribute of `LatentDiffusion` that holds the network
+    """
+
+    def __init__(self, part: str, network: nn.Module):
+        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
+        dtype = next(network.parameters()).dtype
+        super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
+        self.part = part
+
+
+def finite(values: Tensor, part: str, network: nn.Module) -> Tensor:
+    """The same values. Raises NonFiniteError if one of them is NaN or infinite."""
+    if not values.isfinite().all():
+        raise NonFiniteError(part, network)
+    return values
+
+
+class Runner:
+    """Calls the networks. Each call raises NonFiniteError rather than return NaN or infinite values."""
+
+    def device(self, network: nn.Module) -> torch.device:
+        """Where a network computes."""
+        return next(network.parameters()).device
+
+    def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
+        """tokens (B, 77) -> (B, 77, D)"""
+        return finite(text_encoder(tokens, skip_layers=skip_layers), "text_encoder", text_encoder)
+
+    def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
+        """The UNet for one run of a sampler with these settings, on a batch of so many pictures."""
+        for name in ("tile", "merge_tokens"):
+            if getattr(settings, name):
+                raise SettingError(name, "needs the runner that sd.load hands in; this one calls networks as they are.")
+        if settings.reuse_features > 1:
+            raise SettingError("reuse_features", "needs the runner that sd.load hands in.")
+        return unet
+
+    def run(self, unet: UNet, steps: Iterable[tuple[Tensor, T]]) -> Iterator[tuple[Tensor, T]]:
+        """Hand on what a sampler yields after each step: latents (B, 4, H, W), and anything beside them."""
+        for latents, beside in steps:
+            yield finite(latents, "unet", unet), beside
+
+    def encode(self, vae: VAE, image: Tensor, tile: str = "") -> Tensor:
+        """image (B, 3, 8H, 8W) in [-1, 1] -> the mean of the unscaled latents (B, 4, H, W)"""
+        return finite(vae.encode(image)[0], "vae", vae)
+
+    def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
+        """Unscaled latents (B, 4, H, W) -> image (B, 3, 8H, 8W) in about [-1, 1]"""
+        return finite(vae.decode(latents), "vae", vae)
+
+    def send(self, values: Tensor, device: torch.device) -> Tensor:
+        """Values from the CPU, on that device."""
+        return values.to(device)
+
+    def notes(self, settings: Settings) -> dict[str, object]:
+        """What a picture's settings say of the way it was run."""
+        return {}
