@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import sd
 from sd.files import written_whole
-from sd.sampling.names import SAMPLERS, SCHEDULES
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 from sd.study.benchmark.table import markdown
 from sd.training.shapes.scoring import one_thing, shares, verdicts
 
@@ -40,8 +40,8 @@ def page(found: dict[str, float], samplers: list[str], steps: list[int], schedul
     by_steps = [
         [
             name,
-            SAMPLERS[name].schedule,
-            *(percent(found.get(f"{name} {SAMPLERS[name].schedule} {count}")) for count in steps),
+            SAMPLER_INFO[name].schedule,
+            *(percent(found.get(f"{name} {SAMPLER_INFO[name].schedule} {count}")) for count in steps),
         ]
         for name in samplers
     ]
@@ -59,7 +59,7 @@ def plot(found: dict[str, float], samplers: list[str], steps: list[int]) -> Figu
     axes = figure.subplots()
     styles = ("-", "--", ":")
     for index, name in enumerate(samplers):
-        points = [(count, found.get(f"{name} {SAMPLERS[name].schedule} {count}")) for count in steps]
+        points = [(count, found.get(f"{name} {SAMPLER_INFO[name].schedule} {count}")) for count in steps]
         points = [(count, 100 * share) for count, share in points if share is not None]
         axes.plot(*zip(*points, strict=True), styles[index // 10], marker=".", label=name)
     axes.set(xlabel="steps", ylabel="right pictures, %", xscale="log", xticks=steps, xticklabels=map(str, steps))
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("folder", type=Path, help="where the results are written to")
     add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
     add("--prompts", type=int, default=28, help="how many, of 56 (default: %(default)s)")
-    add("--samplers", type=names, default=list(SAMPLERS), help="with commas between (default: all)")
+    add("--samplers", type=names, default=list(SAMPLER_INFO), help="with commas between (default: all)")
     add("--schedules", type=names, default=list(SCHEDULES), help="with commas between (default: all)")
     add("--steps", type=names, default=list(map(str, STEPS)), help="with commas between (default: 5,10,20,30,50)")
     args = parser.parse_args(arguments)
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.folder.mkdir(parents=True, exist_ok=True)
     results = args.folder / "samplers.json"
     found = json.loads(results.read_text()) if results.exists() else {}
-    wanted = [(name, SAMPLERS[name].schedule, count) for name in args.samplers for count in steps]
+    wanted = [(name, SAMPLER_INFO[name].schedule, count) for name in args.samplers for count in steps]
     wanted += [(name, schedule, AT) for name in args.samplers for schedule in args.schedules]
     for sampler, schedule, count in tqdm(list(dict.fromkeys(wanted)), unit="setting"):
         key = f"{sampler} {schedule} {count}"

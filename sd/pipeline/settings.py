@@ -8,7 +8,7 @@ from itertools import pairwise
 from sd import __version__
 from sd.pipeline.second_pass import UPSCALES, second_size
 from sd.pipeline.setting_checks import SettingError, check_prompt, is_of_type, nearest, type_name
-from sd.sampling.names import CUSTOM, SAMPLERS, SCHEDULES, plain, sampler_name, schedule_name
+from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, plain, sampler_name, schedule_name
 from sd.sampling.strength import steps_for, steps_run
 from sd.text.prompt_syntax import timeline
 
@@ -106,7 +106,7 @@ class Settings:
             f"would begin at timestep {first} of 999 with the leading schedule, where noise is no starting point. "
             "Use a number that divides 1000, or the trailing schedule.",
         )
-        usual_eta = SAMPLERS[self.sampler].eta
+        usual_eta = SAMPLER_INFO[self.sampler].eta
         check("eta", 0 <= (self.eta or 0) <= 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM).")
         check("eta", not self.eta or usual_eta is not None, f"does nothing: {self.sampler} has no such setting.")
         self._set("eta", usual_eta if self.eta is None or usual_eta is None else self.eta)
@@ -175,7 +175,7 @@ class Settings:
         """Our names for the sampler and the schedule, and the number of steps."""
         found = sampler_name(self.sampler)
         if found is None:
-            raise SettingError("sampler", f"{self.sampler} {nearest(plain(self.sampler), SAMPLERS)}")
+            raise SettingError("sampler", f"{self.sampler} {nearest(plain(self.sampler), SAMPLER_INFO)}")
         sampler, schedule = found
         if self.schedule is not None and plain(self.schedule) not in ("auto", "automatic", CUSTOM):
             asked = schedule_name(self.schedule)
@@ -189,7 +189,9 @@ class Settings:
             raise SettingError("schedule", "custom needs noise levels: give them as sigmas.")
         self._set("sampler", sampler)
         self._set("sigmas", tuple(self.sigmas))
-        self._set("schedule", self._resolve_sigmas(schedule) if self.sigmas else schedule or SAMPLERS[sampler].schedule)
+        self._set(
+            "schedule", self._resolve_sigmas(schedule) if self.sigmas else schedule or SAMPLER_INFO[sampler].schedule
+        )
         self._set("steps", DEFAULT_STEPS if self.steps is None else self.steps)
 
     def _resolve_sigmas(self, schedule: str | None) -> str:
@@ -291,7 +293,7 @@ class Settings:
 
         labels  what else to say, by the names that other tools have for it
         """
-        row = SAMPLERS[self.sampler]
+        row = SAMPLER_INFO[self.sampler]
         schedule = "Custom" if self.sigmas else SCHEDULES[self.schedule][0]
         values = {
             "Steps": self.steps,

@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 
-class SamplerRow(NamedTuple):
+class SamplerInfo(NamedTuple):
     """What is to be known of a sampler before it runs."""
 
     label: str  # as other tools write it into their pictures
@@ -16,24 +16,24 @@ class SamplerRow(NamedTuple):
 
 # Samplers of the original scripts keep its schedule. The others have the one that they are usually run with: even
 # timesteps where none is usual, Karras's or an exponential one for the solvers of order 2.
-SAMPLERS = {
-    "ddim": SamplerRow("DDIM", "leading", 0.0, 1),
-    "ddpm": SamplerRow("DDPM", "leading", None, 1),
-    "plms": SamplerRow("PLMS", "leading", None, 1, "pndm"),
-    "euler": SamplerRow("Euler", "linspace", None, 1, "eulerdiscrete"),
-    "euler_a": SamplerRow("Euler a", "linspace", 1.0, 1, "euler_ancestral eulera eulerancestraldiscrete"),
-    "heun": SamplerRow("Heun", "linspace", None, 2, "heundiscrete"),
-    "lms": SamplerRow("LMS", "linspace", None, 1, "lmsdiscrete"),
-    "dpm2": SamplerRow("DPM2", "karras", None, 2, "dpm_2 kdpm2discrete kdpm_2"),
-    "dpm2_a": SamplerRow("DPM2 a", "karras", 1.0, 2, "dpm_2_a dpm2_ancestral dpm_2_ancestral kdpm2ancestraldiscrete"),
-    "dpmpp_2s_a": SamplerRow("DPM++ 2S a", "karras", 1.0, 2, "dpmpp_2s_ancestral dpmpp2sa"),
-    "dpmpp_2m": SamplerRow(
+SAMPLER_INFO = {
+    "ddim": SamplerInfo("DDIM", "leading", 0.0, 1),
+    "ddpm": SamplerInfo("DDPM", "leading", None, 1),
+    "plms": SamplerInfo("PLMS", "leading", None, 1, "pndm"),
+    "euler": SamplerInfo("Euler", "linspace", None, 1, "eulerdiscrete"),
+    "euler_a": SamplerInfo("Euler a", "linspace", 1.0, 1, "euler_ancestral eulera eulerancestraldiscrete"),
+    "heun": SamplerInfo("Heun", "linspace", None, 2, "heundiscrete"),
+    "lms": SamplerInfo("LMS", "linspace", None, 1, "lmsdiscrete"),
+    "dpm2": SamplerInfo("DPM2", "karras", None, 2, "dpm_2 kdpm2discrete kdpm_2"),
+    "dpm2_a": SamplerInfo("DPM2 a", "karras", 1.0, 2, "dpm_2_a dpm2_ancestral dpm_2_ancestral kdpm2ancestraldiscrete"),
+    "dpmpp_2s_a": SamplerInfo("DPM++ 2S a", "karras", 1.0, 2, "dpmpp_2s_ancestral dpmpp2sa"),
+    "dpmpp_2m": SamplerInfo(
         "DPM++ 2M", "karras", None, 1, "dpm_solver dpmsolver dpmsolverpp dpm_solverpp dpmpp dpmpp2m dpmsolvermultistep"
     ),
-    "dpmpp_sde": SamplerRow("DPM++ SDE", "karras", 1.0, 2, "dpmpp_sde_gpu dpmppsde dpmsolversde"),
-    "dpmpp_2m_sde": SamplerRow("DPM++ 2M SDE", "exponential", 1.0, 1, "dpmpp_2m_sde_gpu dpmpp2msde sde_dpmsolverpp"),
-    "unipc": SamplerRow("UniPC", "sgm_uniform", None, 1, "uni_pc uni_pc_bh2 unipcmultistep"),
-    "lcm": SamplerRow("LCM", "trailing", None, 1),
+    "dpmpp_sde": SamplerInfo("DPM++ SDE", "karras", 1.0, 2, "dpmpp_sde_gpu dpmppsde dpmsolversde"),
+    "dpmpp_2m_sde": SamplerInfo("DPM++ 2M SDE", "exponential", 1.0, 1, "dpmpp_2m_sde_gpu dpmpp2msde sde_dpmsolverpp"),
+    "unipc": SamplerInfo("UniPC", "sgm_uniform", None, 1, "uni_pc uni_pc_bh2 unipcmultistep"),
+    "lcm": SamplerInfo("LCM", "trailing", None, 1),
 }
 SCHEDULES = {  # ours -> as other tools write it, and other hands' names
     "leading": ("DDIM", "ddim_uniform"),
@@ -60,7 +60,9 @@ def plain(text: str) -> str:
 
 
 SAMPLER_SPELLINGS = {
-    spelling: name for name, row in SAMPLERS.items() for spelling in (name, plain(row.label), *row.spellings.split())
+    spelling: name
+    for name, row in SAMPLER_INFO.items()
+    for spelling in (name, plain(row.label), *row.spellings.split())
 }
 SCHEDULE_SPELLINGS = {
     spelling: name

@@ -20,7 +20,7 @@ from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.runner import NonFiniteError
 from sd.pipeline.settings import SettingError
 from sd.sampling.denoiser import Denoiser
-from sd.sampling.names import SAMPLERS, SCHEDULES
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers.ddim import ddim_step
 from sd.sampling.schedule import alphas_cumprod, sampling_steps
@@ -50,7 +50,7 @@ def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps,
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLER_INFO)
 def test_every_sampler_runs_on_every_schedule_and_stays_finite(model, sampler, schedule):
     *_, latents = model.sample([settings(sampler=sampler, schedule=schedule, steps=3)])
     assert latents.isfinite().all()  # a network that fails raises NonFiniteError before
@@ -295,7 +295,7 @@ def test_velocity_models_go_through_the_same_pipeline(tiny_networks):
     assert final(model, [settings()]).isfinite().all()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLER_INFO)
 def test_velocity_models_can_begin_at_pure_noise(tiny_networks, sampler):
     model = assemble(replace(TINY, prediction="v"), tiny_networks)
     batch = [settings(sampler=sampler, schedule="trailing", zero_terminal_snr=True)]
@@ -322,7 +322,7 @@ def steps_of(settings):
 
 
 def test_the_originals_ddim_and_plms_end_with_a_little_noise_and_all_else_without():
-    for sampler in SAMPLERS:
+    for sampler in SAMPLER_INFO:
         end = steps_of(settings(sampler=sampler, schedule="leading"))[-1].alpha_bar_prev.item()
         assert end == (pytest.approx(0.99915) if sampler in ("ddim", "plms") else 1)
         assert steps_of(settings(sampler=sampler, schedule="trailing"))[-1].alpha_bar_prev == 1

@@ -7,7 +7,7 @@ import pytest
 
 import sd
 from sd.pipeline.settings import Settings
-from sd.sampling.names import SAMPLERS, SCHEDULES, objection
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES, objection
 from sd.training.shapes.scoring import request_for, verdicts
 
 REQUESTS = [
@@ -17,7 +17,7 @@ REQUESTS = [
 ]
 # Guidance is moderate, since at 7.5 the explicit multistep formula of PLMS needs more steps than 20 to be stable.
 COMMON = {"steps": 20, "guidance_scale": 3.0, "width": 128, "height": 128}
-PAIRS = [(sampler, schedule) for sampler in SAMPLERS for schedule in SCHEDULES if not objection(sampler, schedule)]
+PAIRS = [(sampler, schedule) for sampler in SAMPLER_INFO for schedule in SCHEDULES if not objection(sampler, schedule)]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,8 @@ def test_the_pictures_of_other_prompts_are_found_wrong(embedded):
 
 
 def test_most_pairs_of_sampler_and_schedule_make_sense():
-    left_out = {(sampler, schedule) for sampler in SAMPLERS for schedule in SCHEDULES} - set(PAIRS)
+    left_out = {(sampler, schedule) for sampler in SAMPLER_INFO for schedule in SCHEDULES} - set(PAIRS)
     assert left_out == {("lcm", schedule) for schedule in SCHEDULES} | {
         ("plms", schedule) for schedule in ("karras", "exponential", "beta")
     }
-    assert not any(objection(name, row.schedule) for name, row in SAMPLERS.items() if name != "lcm")
+    assert not any(objection(name, row.schedule) for name, row in SAMPLER_INFO.items() if name != "lcm")

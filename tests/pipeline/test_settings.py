@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sd.pipeline.settings import LARGEST_SIDE, SettingError, Settings
-from sd.sampling.names import SAMPLERS
+from sd.sampling.names import SAMPLER_INFO
 
 GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
 
@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused_with_what_is_allowed(change, message):
 
 
 def test_without_a_schedule_it_is_the_samplers_own():
-    for name, row in SAMPLERS.items():
+    for name, row in SAMPLER_INFO.items():
         settings = Settings(**GOOD, sampler=name)
         assert (settings.steps, settings.schedule, settings.eta) == (30, row.schedule, row.eta)
     assert (Settings(**GOOD).sampler, Settings(**GOOD).schedule) == ("dpmpp_2m", "karras")

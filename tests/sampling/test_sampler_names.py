@@ -7,13 +7,22 @@ import pytest
 
 from sd.sampling import names as sampler_names
 from sd.sampling import samplers, spacing
-from sd.sampling.names import SAMPLERS, SCHEDULES, SENSELESS, final_alpha, objection, plain, sampler_name, schedule_name
+from sd.sampling.names import (
+    SAMPLER_INFO,
+    SCHEDULES,
+    SENSELESS,
+    final_alpha,
+    objection,
+    plain,
+    sampler_name,
+    schedule_name,
+)
 
 
 def test_the_table_has_the_samplers_and_schedules_that_exist():
-    assert list(SAMPLERS) == list(samplers.SAMPLERS)
+    assert list(SAMPLER_INFO) == list(samplers.SAMPLERS)
     assert sorted(SCHEDULES) == sorted([*spacing.TIMESTEPS, *spacing.SIGMAS])
-    assert {row.schedule for row in SAMPLERS.values()} <= set(SCHEDULES)
+    assert {row.schedule for row in SAMPLER_INFO.values()} <= set(SCHEDULES)
 
 
 @pytest.mark.parametrize(
@@ -64,16 +73,16 @@ def test_other_hands_names_are_known(text, expected):
     assert sampler_name(text) == expected
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLER_INFO)
 def test_names_and_labels_of_every_sampler_are_known_alone_and_with_every_schedule(name):
-    for text in (name, SAMPLERS[name].label, f"k_{name}"):
+    for text in (name, SAMPLER_INFO[name].label, f"k_{name}"):
         assert sampler_name(text) == (name, None)
         for schedule, (label, _) in SCHEDULES.items():
             assert sampler_name(f"{text} {label}") == (name, schedule)
 
 
 def test_no_spelling_means_two_samplers():
-    rows = [{name, plain(row.label), *row.spellings.split()} for name, row in SAMPLERS.items()]
+    rows = [{name, plain(row.label), *row.spellings.split()} for name, row in SAMPLER_INFO.items()]
     assert sum(map(len, rows)) == len(sampler_names.SAMPLER_SPELLINGS)
     assert all(spelling == plain(spelling) for spelling in sampler_names.SAMPLER_SPELLINGS)
 
@@ -88,13 +97,13 @@ def test_other_hands_schedules_are_known(text, expected):
 
 
 def test_only_the_originals_samplers_with_its_schedule_end_with_a_little_noise():
-    ends = {(name, schedule): final_alpha(name, schedule) for name in SAMPLERS for schedule in SCHEDULES}
+    ends = {(name, schedule): final_alpha(name, schedule) for name in SAMPLER_INFO for schedule in SCHEDULES}
     assert [pair for pair, end in ends.items() if end == "first"] == [("ddim", "leading"), ("plms", "leading")]
 
 
 def test_the_documentation_names_every_sampler_and_schedule_and_what_makes_no_sense():
     page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
-    for name, row in SAMPLERS.items():
+    for name, row in SAMPLER_INFO.items():
         (line,) = re.findall(rf"^\| \[`{name}`\].*$", page, re.MULTILINE)
         cells = [cell.strip() for cell in line.split("|")]
         assert (cells[3], cells[4]) == (row.schedule, str(row.predictions))
@@ -109,4 +118,4 @@ def test_an_objection_is_to_a_sampler_or_to_a_pair():
     assert "distilled" in objection("lcm", "trailing")
     assert "at one distance" in objection("plms", "beta")
     assert objection("plms", "leading") is None
-    assert all(sampler in SAMPLERS and schedule in (None, *SCHEDULES) for sampler, schedule in SENSELESS)
+    assert all(sampler in SAMPLER_INFO and schedule in (None, *SCHEDULES) for sampler, schedule in SENSELESS)

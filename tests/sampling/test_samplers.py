@@ -8,7 +8,7 @@ from oracles import relative_error
 from reference import Gaussian
 from sampling import DATA, TABLE, best_eps, even_steps, last, moment_error, moments, noise, orders, some_network
 
-from sd.sampling.names import SAMPLERS as ROWS
+from sd.sampling.names import SAMPLER_INFO
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import SAMPLERS, ddim, ddpm, dpmpp_sde, euler, euler_a, lcm, lms, plms, unipc
 from sd.sampling.samplers.ddim import ddim_noise_scale, ddim_step
@@ -33,7 +33,7 @@ def flow_errors(sampler, counts, steps_of=even_steps, **options):
 
 
 def test_every_sampler_is_here():
-    assert sorted(DETERMINISTIC + STOCHASTIC) == sorted(SAMPLERS) == sorted(ROWS)
+    assert sorted(DETERMINISTIC + STOCHASTIC) == sorted(SAMPLERS) == sorted(SAMPLER_INFO)
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
@@ -235,7 +235,7 @@ def test_predictions_cost_what_the_table_of_samplers_says(sampler):
     steps = sampling_steps(TABLE, 6, schedule="karras", final_alpha="one")
     assert len(list(SAMPLERS[sampler](network, noise()(), steps, draw_noise=noise(1)))) == 6
     # two-stage methods save one prediction at the end, PLMS needs one more at its start
-    assert len(calls) == {1: 6, 2: 11}[ROWS[sampler].predictions] + (sampler == "plms")
+    assert len(calls) == {1: 6, 2: 11}[SAMPLER_INFO[sampler].predictions] + (sampler == "plms")
     assert all(0 < alpha_bar < 1 for alpha_bar in calls)
 
 

@@ -10,7 +10,7 @@ from sampling import TABLE, some_network
 from sd.config import SD_V1
 from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.settings import Settings
-from sd.sampling.names import SAMPLERS as ROWS
+from sd.sampling.names import SAMPLER_INFO
 from sd.sampling.samplers import SAMPLERS
 from sd.study.explain.formulas import RULES, formulas, step_terms
 
@@ -57,7 +57,7 @@ class Watched:
 
 
 def watched_runs():
-    for name, row in ROWS.items():
+    for name, row in SAMPLER_INFO.items():
         yield name, {}
         if row.eta is not None:
             yield name, {"eta": 0.6}

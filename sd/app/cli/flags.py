@@ -12,7 +12,7 @@ from convert.errors import counted, shown, shown_list
 from sd.app.errors import UsageError, complain
 from sd.pipeline.settings import DEFAULT_STEPS, nearest
 from sd.runtime.embedded import embedded_model
-from sd.sampling.names import SAMPLERS, SCHEDULES
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,7 +58,7 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
     add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}, or as other programs say it, such as \"DPM++ 2M Karras\" "
+        help=f"{', '.join(SAMPLER_INFO)}, or as other programs say it, such as \"DPM++ 2M Karras\" "
         "(default: dpmpp_2m)")  # fmt: skip
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
     add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",

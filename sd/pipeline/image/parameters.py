@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.setting_checks import SettingError
 from sd.pipeline.settings import Settings
-from sd.sampling.names import SAMPLERS, sampler_name, schedule_name
+from sd.sampling.names import SAMPLER_INFO, sampler_name, schedule_name
 
 NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
     "Steps": ("steps", int),
@@ -192,7 +192,7 @@ def _as_they_mean_it(found: Found, values: dict[str, str]) -> None:
     settings = found.settings
     sampler = settings.get("sampler")
     unsaid = "schedule" not in settings and "Schedule type" not in values
-    if sampler and unsaid and SAMPLERS[sampler].schedule in ("karras", "exponential"):
+    if sampler and unsaid and SAMPLER_INFO[sampler].schedule in ("karras", "exponential"):
         settings["schedule"] = "linspace"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
     if "hires" in settings and "steps" in settings and not settings.get("hires_steps"):
         settings["hires_steps"] = settings["steps"]  # as many steps are run in the second pass as in the first
