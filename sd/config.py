@@ -1,7 +1,7 @@
 """Every number of every model, written down once.
 
-A config says what a network is built from; it never says on which device, in which precision or how fast it runs.
-A variant of a family is `dataclasses.replace(...)` of another one, so that the difference is what you see.
+A config says what a network consists of, never on which device, in which precision or how fast it runs.
+A variant of a family is `replace(...)` of its nearest relative, so only the differences are written down.
 """
 
 from dataclasses import asdict, dataclass, replace
@@ -21,14 +21,14 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    in_channels: int  # 4 latents; +1 depth, +4 picture to edit, +5 mask and masked latents
+    in_channels: int  # 4 for noisy latents; +1 for depth, +4 for a picture to edit, +5 for mask and masked latents
     out_channels: int
     width: int  # channels of the first level
     multipliers: tuple[int, ...]  # channels of each level, in units of width
     residuals_per_level: int  # on the way down; one more on the way up
-    depths: tuple[int, ...]  # transformer blocks behind each residual, by level; 0 means no attention there
-    middle_depth: int  # the same for the middle block
-    heads: tuple[int, ...]  # attention heads by level; the middle block has those of the last level
+    depths: tuple[int, ...]  # transformer blocks after each residual block, by level; 0: no attention at that level
+    middle_depth: int  # transformer blocks in the middle block
+    heads: tuple[int, ...]  # attention heads by level; the middle block uses the last level's
     context_width: int  # of one text vector
     groups: int  # of every group norm
 
@@ -41,7 +41,7 @@ class VAEConfig:
     multipliers: tuple[int, ...]  # channels of each level, in units of width
     residuals_per_level: int  # in the encoder; one more in the decoder
     groups: int  # of every group norm
-    latent_scale: float  # latents are multiplied by it after encoding, so that they have about unit variance
+    latent_scale: float  # factor applied to latents after encoding, which gives them about unit variance
 
     @property
     def factor(self) -> int:
@@ -52,8 +52,8 @@ class VAEConfig:
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     timesteps: int  # of the forward process
-    beta_start: float  # variance added by the first of them
-    beta_end: float  # and by the last
+    beta_start: float  # variance of the noise added at the first timestep
+    beta_end: float  # and at the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class ModelConfig:
     vae: VAEConfig
     schedule: ScheduleConfig
     prediction: str  # what the UNet predicts: "eps", the noise, or "v", the velocity
-    native_size: int  # pixels of a side, as in training
+    native_size: int  # side of the training pictures, in pixels
 
     def to_dict(self) -> dict:
         """Plain nested data, for JSON."""
@@ -72,7 +72,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, data: dict) -> "ModelConfig":
-        """The inverse of `to_dict`, also after a trip through JSON, which turns tuples into lists."""
+        """The inverse of `to_dict`; also takes the lists that JSON makes of tuples."""
         parts = {"text_encoder": TextEncoderConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
         built = {
             name: part(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
@@ -85,7 +85,7 @@ class ModelConfig:
 SD_V1 = ModelConfig(
     family="sd-v1",
     # CLIP ViT-L/14: width, layers and heads as in Radford et al. (2021), table 20; the other numbers as in the released
-    # model, whose vocabulary and positions are a little more than section 2.4 of the paper says.
+    # model, which has slightly more tokens and positions than section 2.4 of the paper states.
     text_encoder=TextEncoderConfig(
         vocabulary=49408,
         context_length=77,
@@ -115,8 +115,7 @@ SD_V1 = ModelConfig(
         multipliers=(1, 2, 4, 4),
         residuals_per_level=2,
         groups=32,
-        # 1 / standard deviation of the latents of this VAE: why, in Rombach et al. (2022), section G; the number, in
-        # the original config
+        # 1 / standard deviation of this VAE's latents: Rombach et al. (2022), section G; value from the original config
         latent_scale=0.18215,
     ),
     schedule=ScheduleConfig(timesteps=1000, beta_start=0.00085, beta_end=0.012),
@@ -124,8 +123,8 @@ SD_V1 = ModelConfig(
     native_size=512,
 )
 
-# The mask (1 channel) and the latents of the picture without the masked part (4) stand behind the noisy latents.
+# Input channels: the noisy latents (4), the mask (1), the latents of the masked picture (4).
 SD_V1_INPAINTING = replace(SD_V1, family="sd-v1-inpainting", unet=replace(SD_V1.unet, in_channels=9))
 
-# InstructPix2Pix: the latents of the picture to edit stand behind the noisy latents.
+# InstructPix2Pix. Input channels: the noisy latents (4), the latents of the picture to edit (4).
 SD_V1_EDIT = replace(SD_V1, family="sd-v1-edit", unet=replace(SD_V1.unet, in_channels=8))

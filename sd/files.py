@@ -1,7 +1,7 @@
-"""Files that are complete or not there.
+"""Files that are either complete or absent.
 
-What is not complete yet lies beside its later place as `.NAME.0123abcd.tmp`, locked by whoever writes it. A writer that
-is killed leaves that behind, without the lock: `remove_leftovers` tells the two apart.
+An unfinished file lies next to its destination as `.NAME.0123abcd.tmp`, locked by its writer. A killed writer leaves
+the file behind unlocked, so `remove_leftovers` can tell the two apart.
 """
 
 import os
@@ -15,23 +15,23 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and nothing left behind is removed
+except ImportError:  # Windows: no locks, and leftovers stay
     fcntl = None
 
-LONGEST = 100  # characters of a name that its temporary file shows
+LONGEST = 100  # characters of the name kept in the name of its temporary file
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept between runs. Raises RuntimeError where nobody knows the user's home."""
+    """The folder for what can be rebuilt, kept between runs. Raises RuntimeError if the home folder is unknown."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-zoo"
 
 
 @contextmanager
 def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to, which gets its name once it is complete and on the disk; after an error there is none.
+    """Open a file that gets its name only once it is complete and on disk; an error leaves no file.
 
-    Raises FileExistsError where a file of that name exists, unless forced.
+    Raises FileExistsError if the name is taken, unless forced.
     """
     path = Path(path)
     if path.exists() and not force:
@@ -51,13 +51,13 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 
 def _name_new(temporary: Path, path: Path) -> None:
-    """Give a file its name, but not one that another process has taken meanwhile."""
+    """Rename a file, but never onto a file that another process has written meanwhile."""
     taken = FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.")
     try:
         os.link(temporary, path)
     except FileExistsError:
         raise taken from None
-    except OSError:  # a file system without links: between the look and the renaming, another may still come first
+    except OSError:  # a file system without hard links: here another process may still win between check and rename
         if path.exists():
             raise taken from None
         os.rename(temporary, path)
@@ -65,9 +65,9 @@ def _name_new(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A folder to write files into, which gets its name once the block ends; after an error there is none.
+    """Make a folder that gets its name only when the block ends; an error leaves no folder.
 
-    Raises FileExistsError where something of that name exists, unless forced; then that is replaced as a whole.
+    Raises FileExistsError if the name is taken, unless forced; then the old folder is replaced as a whole.
     """
     path = Path(path)
     if path.exists() and not force:
@@ -95,9 +95,9 @@ def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Remove what killed writers of these files and folders left behind. What somebody is still writing stays.
+    """Remove what killed writers of these paths left behind; files still being written stay.
 
-    A folder that was moved aside to be replaced, and never was, gets its name back.
+    A folder that was moved aside for a replacement that never came gets its name back.
     """
     if fcntl is None:
         return
@@ -131,19 +131,19 @@ def _start(path: Path) -> str:
 def _new_file(path: Path) -> BinaryIO:
     """A new file, locked while it is open."""
     while True:
-        file = open(path, "xb")  # noqa: SIM115 - it is closed by whoever asked for it
+        file = open(path, "xb")  # noqa: SIM115 - the caller closes it
         _lock(file.fileno(), wait=True)
         if fcntl is None or os.fstat(file.fileno()).st_nlink:
             return file
-        file.close()  # between the two lines above it was taken for a leftover, and removed
+        file.close()  # before the lock was taken, another process removed the file as a leftover
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file or folder; False where another process has it, or there are no locks."""
+    """Hold the lock of a file or folder; yields False if another process holds it or locks do not exist."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # gone meanwhile; or a folder on Windows
+    except OSError:  # removed meanwhile, or a folder on Windows
         yield False
         return
     try:
@@ -153,11 +153,11 @@ def _locked(path: Path) -> Iterator[bool]:
 
 
 def _lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Take the lock of an open file, which goes when its process ends, however it does; whether that was possible."""
+    """Lock an open file and say whether that worked; the lock ends with the process, however that ends."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:  # held by somebody else, or a file system without locks
+    except OSError:  # held by another process, or a file system without locks
         return False
     return True
