@@ -1,4 +1,4 @@
-"""From a prompt to the rows of tokens that the text encoder reads: as many as it takes, 75 tokens in each.
+"""Split a prompt into chunks, the rows that the text encoder reads: up to 75 tokens of the prompt in each.
 
 For "a horse, a (red:1.3) house":
 
@@ -13,34 +13,34 @@ from functools import lru_cache
 from sd.text.prompt_syntax import Piece, read_weights
 from sd.text.tokenizer import END, START, Tokenizer
 
-COMMA = 267  # the token of a comma that stands alone
-LOOK_BACK = 20  # tokens: how far a chunk may end before it is full, to end after a comma
+COMMA = 267  # the token of "," as a word of its own
+LOOK_BACK = 20  # tokens: a full chunk may end this much early to end after a comma
 
 WeightedToken = tuple[int, float]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One row of the text encoder's input, and how much each token counts."""
+    """One row of the text encoder's input, with a weight for each token."""
 
-    ids: tuple[int, ...]  # context_length of them: start, part of the prompt, end, padding
-    weights: tuple[float, ...]  # one for each; 1 for start, end and padding
-    length: int  # how many tokens of the prompt are in it
+    ids: tuple[int, ...]  # (context_length,): start, part of the prompt, end, padding
+    weights: tuple[float, ...]  # one per id; 1 for start, end and padding
+    length: int  # tokens of the prompt
 
     @property
     def tokens(self) -> list[WeightedToken]:
-        """Those of the prompt, without start, end and padding."""
+        """The tokens of the prompt, without start, end and padding."""
         return list(zip(self.ids, self.weights, strict=True))[1 : self.length + 1]
 
 
 @lru_cache(maxsize=256)
 def chunks_of(text: str, tokenizer: Tokenizer, *, plain: bool = False) -> tuple[Chunk, ...]:
-    """The chunks of a text, one at least.
+    """Split a text into chunks, at least one.
 
-    text   of a prompt as it stands at a step
-    plain  brackets and BREAK are text
+    text   the prompt as it stands at one step
+    plain  treat brackets and BREAK as text
 
-    Raises `sd.text.prompt_syntax.PromptError` where a weight is out of range.
+    Raises `sd.text.prompt_syntax.PromptError` for a weight out of range.
     """
     sections = ((Piece(text, 1.0),),) if plain else read_weights(text)
     room = tokenizer.context_length - 2
@@ -48,15 +48,15 @@ def chunks_of(text: str, tokenizer: Tokenizer, *, plain: bool = False) -> tuple[
     for section in sections:
         tokens = [(token, piece.weight) for piece in section for token in tokenizer.encode(piece.text)]
         rows += split(tokens, room)
-    if len(rows) > 1 and not rows[-1]:  # nothing comes after the last BREAK
+    if len(rows) > 1 and not rows[-1]:  # the text ends in BREAK
         rows.pop()
-    return tuple(framed(row, tokenizer) for row in rows)
+    return tuple(chunk_of(row, tokenizer) for row in rows)
 
 
 def split(tokens: Sequence[WeightedToken], room: int) -> Iterator[list[WeightedToken]]:
-    """Rows of at most `room` tokens. A row that is full ends after a comma, if there is one among its last 20 tokens.
+    """Rows of at most `room` tokens. A full row ends after the last comma among its last 20 tokens, if there is one.
 
-    What comes after the comma begins the next row. Where the next token is itself a comma, the row stays full.
+    The tokens after that comma begin the next row. If the next token is itself a comma, the row stays full.
     """
     start = 0
     while len(tokens) - start > room:
@@ -69,7 +69,8 @@ def split(tokens: Sequence[WeightedToken], room: int) -> Iterator[list[WeightedT
     yield list(tokens[start:])
 
 
-def framed(row: Sequence[WeightedToken], tokenizer: Tokenizer) -> Chunk:
+def chunk_of(row: Sequence[WeightedToken], tokenizer: Tokenizer) -> Chunk:
+    """Add the start token, the end token and the padding."""
     padding = tokenizer.context_length - 2 - len(row)
     return Chunk(
         ids=(START, *(token for token, _ in row), END, *[tokenizer.pad_token] * padding),
@@ -79,5 +80,5 @@ def framed(row: Sequence[WeightedToken], tokenizer: Tokenizer) -> Chunk:
 
 
 def empty_chunk(tokenizer: Tokenizer) -> Chunk:
-    """What fills up the shorter of two prompts."""
-    return framed([], tokenizer)
+    """A chunk without a prompt: it brings the shorter of two prompts to the length of the other."""
+    return chunk_of([], tokenizer)

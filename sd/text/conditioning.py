@@ -1,4 +1,4 @@
-"""From chunks of tokens to the context that the UNet attends to, with the weights of the prompt in it.
+"""From chunks of tokens to the context that the UNet attends to, with the prompt's weights applied.
 
 B prompts, N chunks each, T tokens in a chunk, D width.
 """
@@ -13,13 +13,13 @@ from sd.text.chunks import Chunk
 
 
 def weighted(vectors: Tensor, weights: Tensor) -> Tensor:
-    """Multiply each token's vector by its weight, then bring all of them back to the mean that they had.
+    """Multiply each token's vector by its weight, then rescale all of them to the mean they had before.
 
-    vectors  (T, D) of one chunk, as the text encoder gives them
+    vectors  (T, D) of one chunk, from the text encoder
     weights  (T,)
     returns  (T, D) in the dtype of the vectors
 
-    No paper has this: it is what the web UI does for which most prompts are written. The mean is one number, that of
+    This is in no paper: it is what the web UI does for which most prompts are written. The mean is one number, over
     all T * D values.
     """
     scaled = vectors.float() * weights[:, None]
@@ -29,33 +29,33 @@ def weighted(vectors: Tensor, weights: Tensor) -> Tensor:
 def encode_chunks(
     text_encoder: Callable[..., Tensor], rows: Sequence[Sequence[Chunk]], *, skip_layers: int = 0
 ) -> Tensor:
-    """B rows of N chunks -> context (B, N * T, D), the chunks of a row one after the other.
+    """Encode the chunks of each prompt: B rows of N chunks -> context (B, N * T, D).
 
-    Tokens that occur twice are encoded once, whatever their weights.
+    Equal rows of tokens are encoded once, whatever their weights.
     """
     ids = list(dict.fromkeys(chunk.ids for row in rows for chunk in row))
     vectors = dict(zip(ids, text_encoder(torch.tensor(ids), skip_layers=skip_layers), strict=True))
 
     def context(chunk: Chunk) -> Tensor:
-        mine = vectors[chunk.ids]
+        encoded = vectors[chunk.ids]
         if all(weight == 1 for weight in chunk.weights):
-            return mine
-        return weighted(mine, torch.tensor(chunk.weights, device=mine.device))
+            return encoded
+        return weighted(encoded, torch.tensor(chunk.weights, device=encoded.device))
 
     return torch.stack([torch.cat([context(chunk) for chunk in row]) for row in rows])
 
 
 @dataclass(frozen=True)
 class ContextByStep:
-    """The context of a batch, for prompts that may change from step to step."""
+    """The context of a batch whose prompts may change from step to step."""
 
-    encoded: Tensor  # (texts, N * T, D), each text once
-    rows: Sequence[tuple[int, ...]]  # for each step: which text each of the B pictures has
+    encoded: Tensor  # (texts, N * T, D), each different text once
+    rows: Sequence[tuple[int, ...]]  # for each step, the index of each picture's text in `encoded`
 
     def __call__(self, step: int) -> Tensor:
         """(B, N * T, D)"""
         return self.encoded[list(self.rows[step])]
 
     def changes(self, step: int) -> bool:
-        """Whether it differs from that of the step before."""
+        """Whether the context differs from the one at the previous step."""
         return self.rows[step] != self.rows[step - 1]

@@ -1,14 +1,14 @@
-r"""What is written in a prompt: weights, breaks between chunks, and words that change while a picture is made.
+r"""The syntax of prompts: weights, breaks between chunks, and words that change from step to step.
 
-    (a) (a:1.3) [a]     a counts 1.1 times, 1.3 times, 1/1.1 times as much; brackets may stand in brackets
+    (a) (a:1.3) [a]     weight a by 1.1, by 1.3, by 1/1.1; brackets nest
     BREAK               the rest begins a new chunk
-    [a:b:0.4] [a:b:12]  a for the first 0.4 of the steps, or the first 12 steps; then b
+    [a:b:0.4] [a:b:12]  a for the first 40 % of the steps, or for the first 12 steps; then b
     [a:0.4] [a::0.4]    nothing, then a; a, then nothing
-    [a|b|c]             a, b, c by turns, one a step
+    [a|b|c]             a, b, c in turn, one per step
     \( \) \[ \] \: \| \\  the character itself
 
 `text_at` resolves what depends on the step, `read_weights` the rest. The syntax is that of the web UI for which most
-prompts are written; docs/prompts.md has the rules one by one, and where they differ from it.
+prompts are written; docs/prompts.md lists all rules and the differences.
 """
 
 import re
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-STRONGER, WEAKER = 1.1, 1 / 1.1  # what plain round and square brackets multiply by
+STRONGER, WEAKER = 1.1, 1 / 1.1  # factors of plain round and square brackets
 LARGEST_WEIGHT = 10
 OPENING = {")": "(", "]": "["}
 
+# Regular expressions: what `text_at` reads at a time, the number in [a:b:0.4], and what `read_weights` reads at a time.
 MARK = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
 STEP = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 WEIGHT_MARK = re.compile(
@@ -33,24 +34,24 @@ BREAK = re.compile(r"\bBREAK\b")
 
 
 class PromptError(ValueError):
-    """A prompt that cannot be meant so. Its text is the predicate of a sentence whose subject is the prompt."""
+    """An invalid prompt. Its text continues a sentence whose subject is the prompt: "gives 'red' the weight 99 …"."""
 
 
 class Piece(NamedTuple):
-    """A stretch of text that has one weight."""
+    """A part of a text with one weight."""
 
     text: str
     weight: float
 
 
 class OpenBracket:
-    """A bracket and what has been read since, in parts: after a square one, colons and bars stand between them."""
+    """An open bracket and the text read since; in square brackets, ":" and "|" split it into parts."""
 
     def __init__(self, opening: str):
         self.opening = opening
         self.parts = [""]
         self.separators = ""
-        self.last_is_plain = True  # no bracket stands in the last part
+        self.last_is_plain = True  # the last part contains no brackets
 
     def add(self, text: str, *, plain: bool = True) -> None:
         self.parts[-1] += text
@@ -66,7 +67,7 @@ class OpenBracket:
         return "".join(mark + part for mark, part in zip(marks, self.parts, strict=True))
 
     def at(self, step: int, steps: int, closing: str) -> str:
-        """What it stands for at a step, now that it is closed."""
+        """The text that the bracket stands for at a step, once closed."""
         if set(self.separators) == {"|"}:
             return self.parts[step % len(self.parts)]
         number = STEP.fullmatch(self.parts[-1])
@@ -77,7 +78,7 @@ class OpenBracket:
 
 
 def first_steps(number: str, steps: int) -> int:
-    """How many steps a number means: a share of all of them if it has a point or is below 1, else that many."""
+    """The steps that a number means: a share of all steps if it has a point or is below 1, else a count."""
     value = float(number)
     if "." in number or value < 1:
         value *= steps
@@ -85,7 +86,7 @@ def first_steps(number: str, steps: int) -> int:
 
 
 def text_at(prompt: str, step: int, steps: int) -> str:
-    """The prompt as it stands at one step of 0 to steps - 1. Weights and escapes are still in it.
+    """The prompt as it stands at one step, 0 to steps - 1; weights and escapes are left in.
 
     >>> [text_at("a [cat:dog:0.5] [near|far]", step, 4) for step in range(4)]
     ['a cat near', 'a cat far', 'a dog near', 'a dog far']
@@ -101,7 +102,7 @@ def text_at(prompt: str, step: int, steps: int) -> str:
         elif mark in OPENING and inner.opening == OPENING[mark]:
             brackets.pop()
             brackets[-1].add(inner.at(step, steps, mark), plain=False)
-        elif mark in OPENING:  # it has no partner, and so none of the brackets that are open around it has one
+        elif mark in OPENING:  # a closing bracket without a partner: the open brackets around it have none either
             done += [*(bracket.as_text() for bracket in brackets), mark]
             brackets = [OpenBracket("")]
         elif mark in (":", "|") and inner.opening == "[":
@@ -113,27 +114,27 @@ def text_at(prompt: str, step: int, steps: int) -> str:
 
 @lru_cache(maxsize=256)
 def timeline(prompt: str, steps: int, *, plain: bool = False) -> tuple[str, ...]:
-    """The prompt as it stands at each step: `steps` texts, all the same if it is plain."""
-    if plain or text_at(prompt, 0, 1) == prompt:  # nothing changes
+    """The prompt as it stands at each step: `steps` texts. A plain prompt never changes."""
+    if plain or text_at(prompt, 0, 1) == prompt:  # it does not depend on the step
         return (prompt,) * steps
     return tuple(text_at(prompt, step, steps) for step in range(steps))
 
 
 @lru_cache(maxsize=256)
 def read_weights(text: str) -> tuple[tuple[Piece, ...], ...]:
-    r"""The pieces of a text, each with its weight, in sections: a BREAK stands between two.
+    r"""Split a text at every BREAK into sections, and each section into pieces of one weight.
 
-    text     of a prompt as it stands at a step
-    returns  one section or more; they have no empty pieces, and no neighbours of equal weight
+    text     the prompt as it stands at one step
+    returns  at least one section; no piece is empty, and neighbouring pieces differ in weight
 
-    Raises PromptError where a weight is outside of -10 to 10, or no number.
+    Raises PromptError for a weight that is not a number from -10 to 10.
 
     >>> read_weights(r"a (red:1.3) \(old\) horse BREAK [dusk]")[0]
     (Piece(text='a ', weight=1.0), Piece(text='red', weight=1.3), Piece(text=' (old) horse ', weight=1.0))
     """
     marks = list(WEIGHT_MARK.finditer(text))
     brackets = find_brackets(marks)
-    products = {"(": [1.0], "[": [1.0]}  # of the factors of all brackets that are open, for each kind
+    products = {"(": [1.0], "[": [1.0]}  # for each kind of bracket: the product of the factors of those open
     sections: list[list[Piece]] = [[]]
     for i, mark in enumerate(marks):
         if i in brackets:
@@ -153,10 +154,10 @@ def read_weights(text: str) -> tuple[tuple[Piece, ...], ...]:
 
 
 def find_brackets(marks: Sequence[re.Match]) -> dict[int, tuple[str, float | None]]:
-    """Which marks are brackets that weight something: position -> kind, and the factor, None where it is closed.
+    """Find the brackets that change weights: index in `marks` -> kind, and the factor; None for a closing bracket.
 
-    The two kinds do not see each other: in "(a [b) c]", b is in both. An opening bracket without a partner reaches to
-    the end of the text; a closing one without a partner is text.
+    The two kinds are independent: in "(a [b) c]", b is in both. An opening bracket without a partner reaches to the
+    end of the text; a closing one without a partner is text.
     """
     found: dict[int, tuple[str, float | None]] = {}
     opened: dict[str, list[int]] = {"(": [], "[": []}
@@ -179,7 +180,7 @@ def add_piece(section: list[Piece], text: str, weight: float) -> None:
     if not abs(weight) <= LARGEST_WEIGHT:  # nan included
         raise PromptError(
             f"gives {text.strip()[:40]!r} the weight {weight:g}; weights are {-LARGEST_WEIGHT} to {LARGEST_WEIGHT}. "
-            r"Write \( and \) for brackets that are meant as text."
+            r"Write \( and \) for brackets in the text itself."
         )
     if section and section[-1].weight == weight:
         text = section.pop().text + text

@@ -1,7 +1,7 @@
-"""CLIP's byte-pair encoding: from a prompt to the 77 numbers that the text encoder reads.
+"""CLIP's byte-pair encoding: from a prompt to the 77 token ids that the text encoder reads.
 
     "A  Corgi&#39;s hat"
-      clean    one spelling of everything             "a corgi's hat"
+      clean    lower case, single spaces              "a corgi's hat"
       split    letters, single digits, the rest       "a"  "corgi"  "'s"  "hat"
       merge    bytes, joined pair by pair             320  31320   568   3801
       frame    start, the ids, end, padding           49406 320 31320 568 3801 49407 49407 ... 49407
@@ -9,14 +9,13 @@
 The 49,408 ids:
 
     0..255         one byte, in the order of BYTE_ORDER
-    256..511       the same bytes as the end of a word
-    512..49405     two smaller ids joined, in the order in which training found them: the smaller id is joined first
+    256..511       the same bytes at the end of a word
+    512..49405     two smaller ids joined, in the order that training found: pairs with small ids are joined first
     49406, 49407   start and end of the text
 
-Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), section 2.4;
-the merging applies what algorithm 1 of Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units"
-(2016), has learned, as their section 3.2 says. (The paper on CLIP counts 49,152 ids and 76 positions; the released
-model has 49,408 and 77.)
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (2021), section 2.4. Merges are
+learned by algorithm 1 and applied as in section 3.2 of Sennrich et al., "Neural Machine Translation of Rare Words with
+Subword Units" (2016). (The CLIP paper states 49,152 ids and 76 positions; the released model has 49,408 and 77.)
 """
 
 import codecs
@@ -38,7 +37,7 @@ VOCABULARY_SIZE = 49408
 FIRST_MERGE = 512
 MERGES_FILE = Path(__file__).with_name("data") / "clip_merges.bin"
 
-# Bytes that are printable characters in Latin-1 come first: the vocabulary was written as text, one letter a byte.
+# Bytes that are printable in Latin-1 come first: the original vocabulary is a text file, one character per byte.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_ORDER = bytes(PRINTABLE + sorted(set(range(256)) - set(PRINTABLE)))
 ID_OF_BYTE = bytes(BYTE_ORDER.index(byte) for byte in range(256))
@@ -52,10 +51,10 @@ WORD = regex.compile(
 class TokenizedPrompt:
     """One prompt as the text encoder reads it, and what did not fit."""
 
-    ids: tuple[int, ...]  # context_length of them: start, the prompt, end, padding
-    length: int  # how many ids come before the padding, start and end included
+    ids: tuple[int, ...]  # (context_length,): start, the prompt, end, padding
+    length: int  # ids before the padding, start and end included
     cut: str  # the end of the cleaned prompt, from the first word that lost a token; "" if everything fits
-    cut_tokens: int  # how many tokens were lost; fewer than `cut` has if its first word was kept in part
+    cut_tokens: int  # tokens lost; fewer than `cut` has if its first word was kept in part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,14 +84,14 @@ class Tokenizer:
     def __call__(self, prompts: str | Sequence[str]) -> np.ndarray:
         """Tokenize a batch: (B, context_length) int64. One string is a batch of one.
 
-        Prompts that are too long are cut without a word; `tokenize` tells what was cut.
+        Cuts prompts that are too long silently; `tokenize` says what was cut.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         rows = [self.tokenize(prompt).ids for prompt in prompts]
         return np.array(rows, dtype=np.int64).reshape(len(rows), self.context_length)
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
-        """Fit one prompt into the context; the end token is always kept."""
+        """Fit one prompt into the context; it always keeps its end token."""
         text = clean(prompt)
         ids = encode_cleaned(text)
         room = self.context_length - 2
@@ -115,7 +114,7 @@ class Tokenizer:
     def pieces(self, text: str) -> list[tuple[int, str]]:
         """Each id with the text it stands for; a space marks the end of a word.
 
-        A character spread over several ids stands with the last of them, the others get "".
+        A character spread over several ids goes to the last of them; the others get "".
 
         >>> Tokenizer().pieces("Hokusai 🏯")
         [(606, 'ho'), (1836, 'ku'), (10886, 'sai '), (1109, ''), (363, '🏯 ')]
@@ -123,12 +122,12 @@ class Tokenizer:
         return self.pieces_of(self.encode(text))
 
     def pieces_of(self, ids: Iterable[int]) -> list[tuple[int, str]]:
-        """The same for ids that `encode` gave."""
+        """The same for ids from `encode`."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         return [(token, decoder.decode(bytes_of_ids()[token])) for token in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, lower case and with a space after every word; bytes that are no UTF-8 become U+FFFD."""
+        """The text of some ids, in lower case, a space after every word; invalid UTF-8 becomes U+FFFD."""
         ids = [index(token) for token in ids]
         check_ids(ids)
         return b"".join(bytes_of_ids()[token] for token in ids).decode("utf-8", "replace").removesuffix(" ")
@@ -137,9 +136,9 @@ class Tokenizer:
 def clean(text: str) -> str:
     """Repair the encoding, resolve HTML entities, use single spaces and lower case.
 
-    ftfy undoes mojibake, straightens quotes, splits ligatures, drops control characters. On printable ASCII without
-    an entity it has nothing to do, so there it is not called (not even imported). Entities are resolved twice, as
-    the captions that CLIP learned from had often been escaped twice.
+    ftfy undoes mojibake, straightens quotes, splits ligatures and drops control characters. Printable ASCII without
+    entities needs none of that, so ftfy is not even imported. Entities are resolved twice, since the captions that
+    CLIP learned from had often been escaped twice.
     """
     if not isinstance(text, str):
         raise TypeError(f"a prompt must be a str, got {type(text).__name__}")
@@ -155,7 +154,7 @@ def encode_cleaned(text: str) -> list[int]:
 
 
 def text_beyond(text: str, room: int) -> str:
-    """What is left of a cleaned text from the word on that crosses the limit of `room` tokens."""
+    """The rest of a cleaned text, from the first word that ends beyond `room` tokens."""
     for word in WORD.finditer(text):
         room -= len(encode_word(word.group()))
         if room < 0:
@@ -164,15 +163,15 @@ def text_beyond(text: str, room: int) -> str:
 
 
 def encode_word(word: str) -> tuple[int, ...]:
-    return remembered_merge(word) if len(word) <= 64 else merge(word)  # 64: a bound on the memory, not only the count
+    return cached_merge(word) if len(word) <= 64 else merge(word)  # 64 letters bound the cache's memory
 
 
 def merge(word: str) -> tuple[int, ...]:
-    """Join the bytes of one word until no neighbours are left that make a known pair.
+    """Join the bytes of one word until no two neighbours form a known pair.
 
-    Always the pair with the smallest id first, the leftmost of equal ones. A heap holds the possible joins and a
-    doubly linked list the neighbours, so a word of n letters takes n log n steps. The order is that of the textbook,
-    which joins all equal pairs before it looks again: a new pair holds a new id, so its own id is larger still.
+    The pair with the smallest joined id goes first, the leftmost among equals. A heap holds the possible joins and a
+    doubly linked list the neighbours, so n letters take n log n steps. The result equals the textbook's, which joins
+    all equal pairs before it looks for new ones: a new pair contains the new id, so its joined id is larger still.
     """
     if word in SPECIAL:
         return (SPECIAL[word],)
@@ -187,7 +186,7 @@ def merge(word: str) -> tuple[int, ...]:
         joined, left = heappop(joins)
         right = after[left]
         if right == size or merges.get((ids[left], ids[right])) != joined:
-            continue  # one of the two was joined to its other neighbour in the meantime
+            continue  # one of the two has been joined to its other neighbour
         ids[left], ids[right] = joined, -1
         after[left] = after[right]
         if after[left] < size:
@@ -198,28 +197,28 @@ def merge(word: str) -> tuple[int, ...]:
     return tuple(token for token in ids if token >= 0)
 
 
-remembered_merge = lru_cache(maxsize=1 << 15)(merge)
+cached_merge = lru_cache(maxsize=1 << 15)(merge)
 
 
 def read_merges() -> np.ndarray:
-    """(48894, 2): row i holds the two ids that id 512 + i joins. `scripts/checks/build_merges.py` wrote the file."""
+    """(48894, 2): row i holds the two ids that id 512 + i joins. `scripts/checks/build_merges.py` writes the file."""
     data = MERGES_FILE.read_bytes()
     expected = (START - FIRST_MERGE) * 4
     if len(data) != expected:
-        raise ValueError(f"{MERGES_FILE} is damaged: {len(data)} bytes instead of {expected}; install the package anew")
+        raise ValueError(f"{MERGES_FILE} is damaged: {len(data)} bytes instead of {expected}; reinstall the package")
     return np.frombuffer(data, "<u2").reshape(-1, 2)
 
 
 @cache
 def merge_table() -> dict[tuple[int, int], int]:
-    """(left id, right id) -> joined id; shared by all tokenizers."""
+    """(left id, right id) -> joined id. All tokenizers share it."""
     left, right = read_merges().T.tolist()
     return dict(zip(zip(left, right, strict=True), range(FIRST_MERGE, START), strict=True))
 
 
 @cache
 def bytes_of_ids() -> list[bytes]:
-    """The bytes that each id stands for, with a space after those that end a word."""
+    """The bytes that each id stands for, with a space at the end of a word."""
     single = [bytes([byte]) for byte in BYTE_ORDER]
     pieces = single + [piece + b" " for piece in single]
     for left, right in read_merges().tolist():

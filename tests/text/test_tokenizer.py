@@ -319,10 +319,10 @@ def test_a_word_of_three_thousand_letters_equals_the_original():
 
 
 def test_remembered_words_are_bounded_in_number_and_length():
-    assert sd.text.tokenizer.remembered_merge.cache_info().maxsize == 32768
-    before = sd.text.tokenizer.remembered_merge.cache_info().currsize
+    assert sd.text.tokenizer.cached_merge.cache_info().maxsize == 32768
+    before = sd.text.tokenizer.cached_merge.cache_info().currsize
     tokenizer.encode("x" * 65)
-    assert sd.text.tokenizer.remembered_merge.cache_info().currsize == before
+    assert sd.text.tokenizer.cached_merge.cache_info().currsize == before
 
 
 def test_importing_needs_neither_torch_nor_ftfy():
