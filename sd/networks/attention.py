@@ -1,4 +1,4 @@
-"""Attention, and the transformer that lets every position of a feature map look at the others and at the text.
+"""Attention, and the transformer that lets every position of a feature map attend to the others and to the text.
 
 B batch, T tokens (positions of the feature map, or words), S tokens attended to, D width,
 C channels, H W height and width of the feature map.
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention: each token of x gathers from the tokens of the context that match it.
+    """Multi-head attention: each token of x gathers values from the tokens of the context that match it.
 
     Vaswani et al., "Attention Is All You Need" (2017), eq. 1 and section 3.2.2. Without a context, x attends to itself.
     """
@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, causal: bool = False) -> Tensor:
-        """x (B, T, D), context (B, S, context width) -> (B, T, D). Causal: a token sees itself and those before it."""
+        """x (B, T, D), context (B, S, context width) -> (B, T, D). Causal: no token sees the ones after it."""
         context = x if context is None else context
         q, k, v = self.q(x), self.k(context), self.v(context)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # -> (B, heads, T, D/heads)
@@ -34,12 +34,12 @@ class Attention(nn.Module):
 class GEGLU(nn.Module):
     """Feed-forward with a gate: half of the hidden values say how much of the other half passes.
 
-    Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6. The GELU is the exact one.
+    Shazeer, "GLU Variants Improve Transformer" (2020), eq. 6, with the exact GELU.
     """
 
     def __init__(self, width: int):
         super().__init__()
-        self.proj_in = nn.Linear(width, 2 * 4 * width)
+        self.proj_in = nn.Linear(width, 2 * 4 * width)  # value and gate, each four times as wide
         self.proj_out = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention over the picture, cross-attention to the text, feed-forward; each adds to what it was given."""
+    """Self-attention over the picture, cross-attention to the text, feed-forward; each adds to its input."""
 
     def __init__(self, width: int, context_width: int, heads: int):
         super().__init__()
@@ -68,7 +68,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over a feature map, whose positions become tokens and then a feature map again.
+    """Transformer blocks over a feature map: positions become tokens, and afterwards a feature map again.
 
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.3 and table 16.
     """
@@ -76,7 +76,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, context_width: int, heads: int, depth: int, groups: int):
         super().__init__()
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels)  # v1 files call it a 1x1 convolution, which is the same
+        self.proj_in = nn.Linear(channels, channels)  # a 1x1 convolution in v1 files, which computes the same
         self.blocks = nn.ModuleList(TransformerBlock(channels, context_width, heads) for _ in range(depth))
         self.proj_out = nn.Linear(channels, channels)
 

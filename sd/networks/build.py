@@ -1,4 +1,4 @@
-"""The three networks of a model, built but still empty."""
+"""Build the three networks of a model, without values yet."""
 
 import torch
 from torch import nn
@@ -10,9 +10,11 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 
 
-class Unfilled(TorchFunctionMode):
-    """New weights are left as they are: on the meta device there is nothing to fill, and torch takes two seconds to
-    import what it would do that with."""
+class SkipInitialisation(TorchFunctionMode):
+    """Leave new weights as they are.
+
+    On the meta device there is nothing to initialise, yet torch would spend two seconds importing what it does it with.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -22,8 +24,8 @@ class Unfilled(TorchFunctionMode):
 
 
 def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
-    """The networks by their names in a file of ours, on the meta device: all names and shapes, no memory, no values."""
-    with torch.device("meta"), Unfilled():
+    """The networks by the names that our files use, on the meta device: names and shapes, no memory, no values."""
+    with torch.device("meta"), SkipInitialisation():
         networks = {
             "text_encoder": TextEncoder(config.text_encoder),
             "unet": UNet(config.unet),
@@ -35,7 +37,7 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
 
 
 def parameter_shapes(networks: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter, by its name in a file of ours: `unet.… vae.… text_encoder.…`."""
+    """The shape of every parameter, by its name in our files: `unet.… vae.… text_encoder.…`."""
     return {
         f"{component}.{name}": tuple(parameter.shape)
         for component, network in networks.items()

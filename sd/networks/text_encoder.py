@@ -32,6 +32,8 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+    """Causal self-attention, then feed-forward; each adds to its input."""
+
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width)
@@ -45,7 +47,7 @@ class EncoderLayer(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token and position embedding, causal transformer layers, final layer norm."""
+    """Token and position embeddings, causal transformer layers, final layer norm."""
 
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
@@ -57,11 +59,11 @@ class TextEncoder(nn.Module):
     def forward(self, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         """Encode prompts.
 
-        tokens       (B, T) int64, T at most the context length; a tensor, or the array that the tokenizer gives
-        skip_layers  how many of the last layers to leave out; the final norm is applied all the same
+        tokens       (B, T) int64, T at most the context length; a tensor, or the tokenizer's array
+        skip_layers  how many of the last layers to skip, one less than "clip skip"; the final norm always runs
         returns      (B, T, D)
 
-        Raises ValueError where there are more tokens than positions, or no layer would be left.
+        Raises ValueError if there are more tokens than positions, or no layer is left.
         """
         tokens = torch.as_tensor(tokens, device=self.token_embedding.weight.device)
         length, positions = tokens.shape[-1], self.position_embedding.num_embeddings

@@ -1,10 +1,11 @@
-"""The UNet: looks at noisy latents, the timestep and the text, and says which noise is in them.
+"""The UNet: predicts the noise in noisy latents, given the timestep and the text.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.3; the shape of the
-network is that of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), section 3.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 3.3; the architecture is
+that of Dhariwal & Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021), section 3.
 
-Twelve blocks lead down to an eighth of the latents' size, one stands in the middle, twelve lead up again; each of these
-twelve is also given what its counterpart on the way down made (the skip). For Stable Diffusion v1, `block_plan` gives:
+Twelve input blocks lead down to an eighth of the latents' size, one block stands in the middle, and twelve output
+blocks lead up again. Each output block also takes the output of its counterpart on the way down (the skip). For Stable
+Diffusion v1, `block_plan` returns:
 
     block             layers                            channels  skip  heads  scale
     input_blocks.0    conv                             4 ->  320     0      -    1/1
@@ -49,13 +50,13 @@ from sd.networks.block_plan import BlockRow, block_plan
 
 
 def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
-    """Waves of geometrically growing length, sampled at the timestep: how the network is told how noisy x_t is.
+    """Encode the timestep, and so how noisy x_t is, as cosines and sines of geometrically growing wavelengths.
 
-    timestep  () or (B,), 0 to 999, whole or between
+    timestep  () or (B,), 0 to 999, not always whole
     returns   (1 or B, width) float32, first the cosines, then the sines
 
-    The idea is that of Vaswani et al. (2017), section 3.5, which alternates sines and cosines; the order and the
-    frequencies, 10000 ** (-i / half), are those of Dhariwal & Nichol's code, with which the weights were trained.
+    Vaswani et al. (2017), section 3.5, alternate sines and cosines; this order and these frequencies,
+    10000 ** (-i / half), are from Dhariwal & Nichol's code, with which the weights were trained.
     """
     half = width // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timestep.device) / half
@@ -64,7 +65,7 @@ def timestep_embedding(timestep: Tensor, width: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a shortcut; between them the block learns how noisy its input is."""
+    """Two convolutions beside a shortcut; the time embedding added between them says how noisy the input is."""
 
     def __init__(self, in_channels: int, out_channels: int, time_width: int, groups: int):
         super().__init__()
@@ -99,12 +100,12 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: torch.Size) -> Tensor:
-        """(B, C, H/2, W/2) -> (B, C, H, W): `size` is (H, W), since the way down may have rounded odd sides up"""
+        """(B, C, H/2, W/2) -> (B, C, H, W). `size` is (H, W): on the way down, odd sides were rounded up."""
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 
 class Block(nn.ModuleDict):
-    """The layers of one row of the plan, by their names in it."""
+    """One UNet block: residual, attention and resampling layers in the order they run."""
 
     def __init__(self, row: BlockRow, config: UNetConfig):
         super().__init__()
@@ -165,7 +166,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        """Predict what was added to the latents.
+        """Predict the noise in latents (or the velocity).
 
         x_t       (B, in_channels, H, W)  noisy latents, H and W at least 1
         timestep  () or (B,)              999 is noisiest
@@ -180,5 +181,6 @@ class UNet(nn.Module):
         x = self.middle_block(x, time, context)
         for block in self.output_blocks:
             x = torch.cat([x, skips.pop()], dim=1)
+            # a block that upsamples does so to the size of the next skip
             x = block(x, time, context, size=skips[-1].shape[-2:] if skips else None)
         return self.out(x)

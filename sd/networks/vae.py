@@ -1,7 +1,7 @@
-"""The variational autoencoder: a picture becomes latents with an eighth of its height and width, and back.
+"""The variational autoencoder: encodes a picture as latents of an eighth of its height and width, and decodes them.
 
-Kingma & Welling, "Auto-Encoding Variational Bayes" (2014); this network is that of Rombach et al., "High-Resolution
-Image Synthesis with Latent Diffusion Models" (2022), section 3.1, whose blocks come from Esser et al., "Taming
+Kingma & Welling, "Auto-Encoding Variational Bayes" (2014). The network is that of Rombach et al., "High-Resolution
+Image Synthesis with Latent Diffusion Models" (2022), section 3.1; its blocks come from Esser et al., "Taming
 Transformers for High-Resolution Image Synthesis" (2021), table 7, and before that from Ho et al. (2020).
 
 B batch, C channels, H W height and width.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sd.config import VAEConfig
 from sd.networks.attention import Attention
 
-NORM_EPS = 1e-6  # of every group norm here; the UNet's residual blocks have 1e-5
+NORM_EPS = 1e-6  # of every group norm here; the UNet's residual blocks use 1e-5
 
 
 class ResidualBlock(nn.Module):
@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every position looks at every other one, with a single head."""
+    """Every position attends to every other, with a single head."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()
@@ -74,7 +74,7 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then the step to the next one, if there is a next one."""
+    """Residual blocks at one resolution, then the step to the next resolution, if there is one."""
 
     def __init__(self, in_channels: int, out_channels: int, residuals: int, groups: int, resample: nn.Module | None):
         super().__init__()
@@ -97,6 +97,8 @@ def middle(channels: int, groups: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
+    """From a picture to the mean and log-variance of its latents."""
+
     def __init__(self, config: VAEConfig):
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
@@ -112,7 +114,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, 8H, 8W) in [-1, 1] -> (B, 8, H, W)"""
+        """(B, 3, 8H, 8W) in [-1, 1] -> (B, 8, H, W): four channels for the mean, four for the log-variance"""
         x = self.conv_in(image)
         for level in self.down:
             x = level(x)
@@ -120,6 +122,8 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
+    """From latents to a picture."""
+
     def __init__(self, config: VAEConfig):
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
@@ -131,7 +135,7 @@ class Decoder(nn.Module):
             resample = Upsample(width) if level > 0 else None
             levels.append(Level(channels, width, config.residuals_per_level + 1, config.groups, resample))
             channels = width
-        self.up = nn.ModuleList(reversed(levels))  # numbered as in the encoder, so the last one runs first
+        self.up = nn.ModuleList(reversed(levels))  # numbered as in the encoder, so the last level runs first
         self.norm_out = nn.GroupNorm(config.groups, channels, eps=NORM_EPS)
         self.conv_out = nn.Conv2d(channels, config.image_channels, 3, padding=1)
 
@@ -144,9 +148,9 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder, with the 1x1 convolutions that stand between them and the latents.
+    """Encoder and decoder, with 1x1 convolutions between them and the latents.
 
-    Latents here are unscaled: the pipeline multiplies by `VAEConfig.latent_scale` after `encode` and divides before
+    Latents are unscaled here: the pipeline multiplies by `VAEConfig.latent_scale` after `encode` and divides before
     `decode`.
     """
 
@@ -159,11 +163,10 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """The normal distribution of the latents of a picture.
+        """Encode pictures as normal distributions of latents; `sample_latents` draws from them.
 
         image    (B, 3, 8H, 8W) in [-1, 1]
-        returns  mean and log-variance, each (B, 4, H, W); the second is kept in [-30, 20] so that its exponential is
-                 finite
+        returns  mean and log-variance, each (B, 4, H, W); the latter clamped to [-30, 20], so its exponential is finite
         """
         mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
         return mean, logvar.clamp(-30, 20)
@@ -174,7 +177,7 @@ class VAE(nn.Module):
 
 
 def sample_latents(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """Draw latents from what `VAE.encode` gives, with standard normal noise of the same shape.
+    """Draw latents from the distribution that `VAE.encode` returns, with standard normal noise of the same shape.
 
     Kingma & Welling (2014), section 2.4: z = mu + sigma * eps.
     """
