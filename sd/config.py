@@ -6,6 +6,8 @@ A variant of a family is `replace(...)` of its nearest relative, so only the dif
 
 from dataclasses import asdict, dataclass, replace
 
+SEED_LIMIT = 2**63  # seeds are below it; torch's generators take no larger ones
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:

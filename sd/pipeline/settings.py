@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 
 from sd import __version__
+from sd.config import SEED_LIMIT
 from sd.pipeline.second_pass import UPSCALES, second_size
 from sd.pipeline.setting_checks import SettingError, check_prompt, is_of_type, nearest, type_name
 from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, plain, sampler_name, schedule_name
@@ -17,7 +18,6 @@ TILES = ("", "x", "y", "xy")
 LARGEST_SIDE = 4096
 SMALLEST_SIDE = 64
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
-SEED_LIMIT = 2**63  # seeds are below it; torch's generators take no larger ones
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Where all randomness comes from: one CPU generator for each picture, so that its noise depends on its seed alone."""
+"""The source of all randomness: one CPU generator for each picture, so that its noise depends on its seed alone."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sd.pipeline.settings import SEED_LIMIT
+from sd.config import SEED_LIMIT
 
 
 def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
-    """Spherical interpolation: between two noises there lies noise of the same size, where a mean would be weaker.
+    """Spherical interpolation: between two noises, noise of the same strength; a plain mean would be weaker.
 
-    start, end  noises of the same shape, each seen as one vector
-    share       0 gives the first, 1 the second, both to the bit
+    start, end  noises of the same shape, each taken as one vector
+    share       0 gives the first, 1 the second, both exactly
 
     Shoemake, "Animating Rotation with Quaternion Curves" (1985):
     slerp(p, q; u) = sin((1 - u) w) / sin(w) p + sin(u w) / sin(w) q, where w is the angle between p and q.
@@ -26,13 +26,13 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 class PictureNoise:
-    """Standard normal noise for a batch; picture i has a generator of its own, seeded with seeds[i].
+    """Standard normal noise for a batch; picture i has its own generator, seeded with seeds[i].
 
-    variations  for each picture None, or a second seed and a share: every noise that it gets is then this share of the
-                way from that of its seed to that of the second seed
+    variations  for each picture None, or a second seed and a share: all its noise then lies that share of the way from
+                the noise of its seed to that of the second seed
 
-    A call returns (B, *shape) float32 on the CPU. Neither the batch size, nor the order, nor the device of the networks
-    changes what a picture gets.
+    A call returns (B, *shape) float32 on the CPU. What a picture gets depends neither on the batch size nor on the
+    order nor on the device of the networks.
     """
 
     def __init__(
