@@ -1,21 +1,21 @@
-"""What samplers and schedules are called: here, in other tools, and in the settings that a picture carries."""
+"""Samplers and schedules by name: ours, other programs', and those in the settings that a picture carries."""
 
 import re
 from typing import NamedTuple
 
 
 class SamplerInfo(NamedTuple):
-    """What is to be known of a sampler before it runs."""
+    """What settings need to know about a sampler."""
 
-    label: str  # as other tools write it into their pictures
-    schedule: str  # its own, where none is asked for
-    eta: float | None  # its own share of fresh noise; None where there is no such setting
-    predictions: int  # the network is asked this often a step
-    spellings: str = ""  # other hands' names, as `plain` leaves them
+    label: str  # as other programs write it into their pictures
+    schedule: str  # the default
+    eta: float | None  # the default share of fresh noise; None for samplers without eta
+    predictions: int  # by the network in one step
+    spellings: str = ""  # other programs' names, in the form that `plain` returns
 
 
-# Samplers of the original scripts keep its schedule. The others have the one that they are usually run with: even
-# timesteps where none is usual, Karras's or an exponential one for the solvers of order 2.
+# Default schedules: the original scripts' for the samplers in them; for the others the usual one, which is Karras's or
+# an exponential one for solvers of order 2 and even timesteps otherwise.
 SAMPLER_INFO = {
     "ddim": SamplerInfo("DDIM", "leading", 0.0, 1),
     "ddpm": SamplerInfo("DDPM", "leading", None, 1),
@@ -35,7 +35,7 @@ SAMPLER_INFO = {
     "unipc": SamplerInfo("UniPC", "sgm_uniform", None, 1, "uni_pc uni_pc_bh2 unipcmultistep"),
     "lcm": SamplerInfo("LCM", "trailing", None, 1),
 }
-SCHEDULES = {  # ours -> as other tools write it, and other hands' names
+SCHEDULES = {  # our name -> the label that other programs write, and other names
     "leading": ("DDIM", "ddim_uniform"),
     "trailing": ("Trailing", ""),
     "linspace": ("Uniform", "normal"),
@@ -45,17 +45,17 @@ SCHEDULES = {  # ours -> as other tools write it, and other hands' names
     "simple": ("Simple", ""),
     "beta": ("Beta", ""),
 }
-# Pairs that run as all others do, and that nobody should choose, with the reason; None stands for every schedule.
-SENSELESS = {
-    ("lcm", None): "is for networks distilled for it; with others, pictures are blurred or plain",
-    ("plms", "karras"): "has weights for timesteps at one distance; at others its order is 1 (lms has weights for all)",
+# Valid but pointless combinations, with the reason; None stands for every schedule.
+POINTLESS = {
+    ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
+    ("plms", "karras"): "assumes evenly spaced timesteps; with others its order falls to 1 (lms takes any spacing)",
 }
-SENSELESS |= dict.fromkeys([("plms", "exponential"), ("plms", "beta")], SENSELESS["plms", "karras"])
-CUSTOM = "custom"  # the schedule of those who give sigmas of their own
+POINTLESS |= dict.fromkeys([("plms", "exponential"), ("plms", "beta")], POINTLESS["plms", "karras"])
+CUSTOM = "custom"  # the name of the schedule when sigmas are given
 
 
 def plain(text: str) -> str:
-    """How names are compared: "DPM++ 2M Karras" is "dpmpp_2m_karras"."""
+    """The form in which names are compared: "DPM++ 2M Karras" -> "dpmpp_2m_karras"."""
     return re.sub(r"[^a-z0-9]+", "_", text.lower().replace("+", "p")).strip("_")
 
 
@@ -72,7 +72,7 @@ SCHEDULE_SPELLINGS = {
 
 
 def sampler_name(text: str) -> tuple[str, str | None] | None:
-    """Ours for anybody's name of a sampler, with the schedule that the name ends in, if it does; None for no name.
+    """Our name for any program's name of a sampler, and the schedule that it ends in, if any; None if unknown.
 
     "Euler a" -> ("euler_a", None), "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"), "k_euler_a" -> ("euler_a", None)
     """
@@ -87,22 +87,22 @@ def sampler_name(text: str) -> tuple[str, str | None] | None:
 
 
 def schedule_name(text: str) -> str | None:
-    """Ours for anybody's name of a schedule; None for no name."""
+    """Our name for any program's name of a schedule; None if unknown."""
     return SCHEDULE_SPELLINGS.get(re.sub(r"_?scheduler$", "", plain(text)))
 
 
 def objection(sampler: str, schedule: str) -> str | None:
-    """Why a sampler should not be used with a schedule, after the sampler's name; None where nothing speaks against it.
+    """Why this sampler is pointless with this schedule, as a predicate of the sampler; None if it is not.
 
-    Both by our own names.
+    Both are our names.
     """
-    return SENSELESS.get((sampler, None)) or SENSELESS.get((sampler, schedule))
+    return POINTLESS.get((sampler, None)) or POINTLESS.get((sampler, schedule))
 
 
 def final_alpha(sampler: str, schedule: str) -> str:
-    """Where the last step leads, as `sd.sampling.schedule.sampling_steps` calls it.
+    """Where the last step ends, for `sd.sampling.schedule.sampling_steps`.
 
-    The original's two samplers with its schedule end at the first entry of the table, as they do there; everything else
-    ends without noise.
+    The original's two samplers with its schedule end at the first entry of the table, as in the original; all others
+    end without noise.
     """
     return "first" if schedule == "leading" and sampler in ("ddim", "plms") else "one"

@@ -3,9 +3,9 @@
 alphas_cumprod is the table of alpha_bar for t = 0 … 999: the share of the signal's power in
 x_t = sqrt(alpha_bar) * x_0 + sqrt(1 - alpha_bar) * eps (Ho et al., 2020, eq. 4).
 
-A noise level has three names here: alpha_bar; sigma = sqrt((1 - alpha_bar) / alpha_bar), the noise's deviation where
-the signal is not scaled down; and the timestep, which is how the network is told. Between two entries of the table, the
-timestep is linear in log(sigma), as in most programs for these networks, and no longer a whole number.
+A noise level can be given in three ways: as alpha_bar; as sigma = sqrt((1 - alpha_bar) / alpha_bar), the noise's
+standard deviation if the signal is not scaled down; and as the timestep, which the network takes. Between two entries
+of the table, the timestep is linear in log(sigma), as in most programs for these networks, and not a whole number.
 """
 
 from collections.abc import Sequence
@@ -25,20 +25,20 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
 
     returns  (timesteps,) float32
 
-    Betas are the squares of an even grid between the square roots of the two ends, computed in float64 and rounded
-    once, as in the original training code. For Stable Diffusion the first entry is 0.99915, the last 0.00466.
+    The square roots of the betas are evenly spaced. All of it is computed in float64 and rounded once, as in the
+    original training code. For Stable Diffusion the first entry is 0.99915, the last 0.00466.
     """
     roots = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=torch.float64)
     return torch.cumprod(1 - roots**2, dim=0).float()
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """The table shifted and stretched so that nothing of the picture is left at its end; its first entry stays.
+    """Shift and stretch the table so that nothing of the picture is left at its end; its first entry stays.
 
     table    (timesteps,) alpha_bar by timestep
-    returns  the same, for networks trained with it, which predict v
+    returns  the same; for networks trained with it, which predict v
 
-    The last entry is 2**-24 rather than 0: all samplers divide by its root, and in float32 no picture shows the
+    The last entry is 2**-24 rather than 0, because all samplers divide by its root; in float32 no picture shows the
     difference. Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), algorithm 1.
     """
     roots = table.double().sqrt()
@@ -47,15 +47,15 @@ def zero_terminal_snr(table: Tensor) -> Tensor:
 
 
 def add_noise(x_0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The forward process in one go: x_t from x_0. Ho et al. (2020), eq. 4.
+    """The forward process in one step: x_t from x_0. Ho et al. (2020), eq. 4.
 
-    With the ratio alpha_bar_t / alpha_bar_s in place of alpha_bar it leads from x_s to a noisier x_t.
+    Given the ratio alpha_bar_t / alpha_bar_s instead of alpha_bar, it leads from x_s to a noisier x_t.
     """
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
 
 def x_0_from_eps(x_t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The picture that is left if eps is the noise in x_t: Ho et al. (2020), eq. 4 solved for x_0."""
+    """The clean latents x_0 if eps is the noise in x_t: Ho et al. (2020), eq. 4 solved for x_0."""
     return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
 
 
@@ -68,7 +68,7 @@ def alpha_bar_of(sigma: Tensor) -> Tensor:
 
 
 def timestep_at(table: Tensor, alpha_bar: Tensor) -> Tensor:
-    """How the network is told a noise level: linear in log(sigma) between the entries of the table, its ends outside.
+    """The timestep of a noise level: linear in log(sigma) between entries of the table, clamped to its ends.
 
     table      (timesteps,) alpha_bar by timestep
     alpha_bar  any shape, float64
@@ -95,11 +95,11 @@ class Step(NamedTuple):
 
     timestep: Tensor  # () float32
     alpha_bar: Tensor  # () float64, before the step
-    alpha_bar_prev: Tensor  # () float64, after it; nearer to 1
+    alpha_bar_prev: Tensor  # () float64, after the step, so at the timestep before: larger, 1 without noise
 
 
 def steps_through(table: Tensor, alpha_bars: Tensor) -> list[Step]:
-    """The steps from each noise level to the next: alpha_bars (steps + 1,), rising."""
+    """The steps from each noise level to the next. alpha_bars (steps + 1,), rising."""
     alpha_bars = alpha_bars.double()
     return [
         Step(*row) for row in zip(timestep_at(table, alpha_bars[:-1]), alpha_bars[:-1], alpha_bars[1:], strict=True)
@@ -112,8 +112,8 @@ def sampling_steps(table: Tensor, steps: int, *, schedule: str = "leading", fina
     table        (timesteps,) alpha_bar by timestep
     steps        1 to the number of timesteps
     schedule     which noise levels: a name in `sd.sampling.spacing`, such as "leading" (the original's) or "karras"
-    final_alpha  alpha_bar after the last step: "first", the first entry of the table, as the original does and as these
-                 networks are usually run; or "one", no noise at all, as the papers say
+    final_alpha  alpha_bar after the last step: "first", the first entry of the table, as in the original; or "one", no
+                 noise at all, as in the papers
 
     Raises ValueError for other values.
     """
@@ -134,11 +134,11 @@ def sampling_steps(table: Tensor, steps: int, *, schedule: str = "leading", fina
 
 
 def custom_steps(table: Tensor, sigmas: Sequence[float]) -> list[Step]:
-    """The steps through noise levels of one's own, and from the last of them to no noise.
+    """The steps through given noise levels, and a last step to no noise.
 
-    sigmas  falling, above 0; a last 0 may be there or not
+    sigmas  falling, above 0; a 0 at the end is optional
 
-    Raises ValueError for others.
+    Raises ValueError for other sigmas.
     """
     levels = list(sigmas[:-1] if len(sigmas) > 1 and sigmas[-1] == 0 else sigmas)
     if not levels or not all(later < sooner for sooner, later in zip(levels, [*levels[1:], 0.0], strict=True)):

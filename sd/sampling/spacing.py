@@ -1,7 +1,7 @@
-"""Which noise levels a sampler visits, by the names that the field has for them.
+"""Schedules: which noise levels a sampler visits, under the names that the field uses.
 
-Those of TIMESTEPS choose timesteps, (total, steps) -> (steps,) falling, whole numbers or not; those of SIGMAS choose
-sigmas between the lowest and the highest of the table, (lowest, highest, steps) -> (steps,) falling. Both in float64.
+Functions in TIMESTEPS choose timesteps: (total, steps) -> (steps,) falling, not always whole. Functions in SIGMAS
+choose sigmas between those at the ends of the table: (lowest, highest, steps) -> (steps,) falling. Both in float64.
 """
 
 import torch
@@ -11,9 +11,9 @@ from torch import Tensor
 def leading(total: int, steps: int) -> Tensor:
     """1, 1 + c, 1 + 2c, … with c = total // steps: the original's DDIM spacing, which never visits the noisiest end.
 
-    Where c does not divide the total, the original takes as many as fit (31 for 30 steps); here, as in diffusers, there
-    are as many as asked for. The original adds 1 to every timestep and so leaves the table where steps = total; here
-    the offset is dropped there.
+    If c does not divide the total, the original takes as many as fit (31 for 30 steps); here, as in diffusers, there
+    are as many as asked for. The original adds 1 to every timestep and so leaves the table if steps = total; here the
+    offset is dropped in that case.
     """
     stride = total // steps
     offset = min(1, total - 1 - stride * (steps - 1))
@@ -42,16 +42,16 @@ def simple(total: int, steps: int) -> Tensor:
 
 
 def beta(total: int, steps: int, shape: float = 0.6) -> Tensor:
-    """Timesteps spread as a Beta(0.6, 0.6) distribution is: densest at both ends.
+    """Timesteps spread like a Beta(0.6, 0.6) distribution: densest at both ends.
 
-    Lee et al., "Beta Sampling is All You Need" (2024). Not rounded, so that no timestep comes twice.
+    Lee et al., "Beta Sampling is All You Need" (2024). Not rounded, so that no timestep repeats.
     """
     shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
     return (total - 1) * beta_quantile(shares, shape)
 
 
 def karras(lowest: Tensor, highest: Tensor, steps: int, rho: float = 7.0) -> Tensor:
-    """Even in sigma ** (1 / rho): short steps where there is little noise.
+    """Even in sigma ** (1 / rho): short steps at little noise.
 
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), eq. 5.
     """
@@ -77,10 +77,10 @@ SIGMAS = {"karras": karras, "exponential": exponential}
 
 
 def beta_quantile(shares: Tensor, shape: float) -> Tensor:
-    """Where the distribution Beta(shape, shape) has the given shares below it: 0 to 1 -> 0 to 1, float64.
+    """The quantiles of the distribution Beta(shape, shape): shares in [0, 1] -> points in [0, 1], float64.
 
-    It is symmetric, so the lower half is enough. There its distribution function is a power series that gains a factor
-    of 2 with each term (Abramowitz & Stegun, 6.6.8 with 15.1.1); it is inverted by bisection.
+    The distribution is symmetric, so the lower half is enough. There, each term of the distribution function's power
+    series halves the error (Abramowitz & Stegun, 6.6.8 with 15.1.1). Bisection inverts it.
     """
     powers = torch.arange(60, dtype=torch.float64)
     # x ** shape * sum over n of x ** n * (1 - shape) (2 - shape) … (n - shape) / (n! (shape + n))

@@ -8,9 +8,9 @@ import pytest
 from sd.sampling import names as sampler_names
 from sd.sampling import samplers, spacing
 from sd.sampling.names import (
+    POINTLESS,
     SAMPLER_INFO,
     SCHEDULES,
-    SENSELESS,
     final_alpha,
     objection,
     plain,
@@ -110,12 +110,12 @@ def test_the_documentation_names_every_sampler_and_schedule_and_what_makes_no_se
         noise = "always" if name in ("ddpm", "lcm") else "" if row.eta is None else f"`--eta`, {row.eta:g}"
         assert cells[6] == noise
     assert all(re.search(rf"^\| `{name}` \|", page, re.MULTILINE) for name in SCHEDULES)
-    for sampler, schedule in SENSELESS:
+    for sampler, schedule in POINTLESS:
         assert re.search(rf"^\| `{sampler}` \| [a-z, ]*\b{schedule or 'all'}\b", page, re.MULTILINE)
 
 
 def test_an_objection_is_to_a_sampler_or_to_a_pair():
     assert "distilled" in objection("lcm", "trailing")
-    assert "at one distance" in objection("plms", "beta")
+    assert "evenly spaced" in objection("plms", "beta")
     assert objection("plms", "leading") is None
-    assert all(sampler in SAMPLER_INFO and schedule in (None, *SCHEDULES) for sampler, schedule in SENSELESS)
+    assert all(sampler in SAMPLER_INFO and schedule in (None, *SCHEDULES) for sampler, schedule in POINTLESS)

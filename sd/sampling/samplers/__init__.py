@@ -1,11 +1,11 @@
 """Samplers: generators that lead from noise to clean latents, one file per algorithm.
 
-All have the same shape, `sampler(predict_eps, x, steps, *, draw_noise, ...)`, and yield the latents after every step.
+All have one signature, `sampler(predict_eps, x, steps, *, draw_noise, ...)`, and yield the latents after every step.
 
-predict_eps  (x_t, alpha_bar) -> eps, at any noise level: all they see of a network
-x            (B, 4, H, W)  standard normal noise; always in the network's own scale, where its variance is about 1
-steps        the noise levels to visit, as `sd.sampling.schedule.sampling_steps` gives them
-draw_noise   () -> (B, 4, H, W)  standard normal noise; only samplers that add noise use it
+predict_eps  (x_t, alpha_bar) -> eps, at any noise level; samplers see no more of the network
+x            (B, 4, H, W)  standard normal noise; always in the network's own scale, with a variance of about 1
+steps        the noise levels to visit, from `sd.sampling.schedule.sampling_steps`
+draw_noise   () -> (B, 4, H, W)  standard normal noise; only samplers that add noise call it
 """
 
 from sd.sampling.samplers.ancestral import euler_a

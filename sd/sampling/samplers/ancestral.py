@@ -1,6 +1,6 @@
-"""Ancestral sampling: go down the probability flow further than asked for, and come back up with fresh noise.
+"""Ancestral sampling: each step removes more noise than asked for, then adds fresh noise.
 
-How far down is as in Song et al., "Denoising Diffusion Implicit Models" (2021), eq. 16; the way up is one jump of the
+How much more is as in Song et al., "Denoising Diffusion Implicit Models" (2021), eq. 16; fresh noise is added by the
 forward process. Any solver can do the way down: Euler here, others in `dpm2` and `dpmpp_2s`.
 """
 
@@ -12,11 +12,11 @@ from sd.sampling.samplers.euler import euler_step
 from sd.sampling.schedule import Step, add_noise, alpha_bar_of, sigma_of
 
 
-def way_down(alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float) -> Tensor:
-    """The alpha_bar from which eta's share of fresh noise leads up to alpha_bar_prev. With eta 0, that itself.
+def level_down(alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float) -> Tensor:
+    """The alpha_bar to step down to, so that fresh noise then leads back up to alpha_bar_prev. With eta 0, that itself.
 
     Song et al. (2021), eq. 16: with eta = 1 as much noise is replaced as in the posterior of the forward process.
-    Raises ValueError where eta is not 0 to 1.
+    Raises ValueError if eta is not 0 to 1.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be 0 to 1, got {eta:g}")
@@ -25,8 +25,8 @@ def way_down(alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float) -> Tensor:
     return alpha_bar_of((sigma_prev**2 - replaced**2).sqrt()) if eta else alpha_bar_prev
 
 
-def way_up(x: Tensor, alpha_bar_down: Tensor, alpha_bar_prev: Tensor, draw_noise: Callable[[], Tensor]) -> Tensor:
-    """Back up to alpha_bar_prev with fresh noise, which is drawn only where there is any to add."""
+def renoise(x: Tensor, alpha_bar_down: Tensor, alpha_bar_prev: Tensor, draw_noise: Callable[[], Tensor]) -> Tensor:
+    """Go back up to alpha_bar_prev with fresh noise, which is drawn only if there is any to add."""
     if alpha_bar_down > alpha_bar_prev:
         x = add_noise(x, draw_noise(), alpha_bar_prev / alpha_bar_down)
     return x
@@ -42,13 +42,13 @@ def euler_a(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step.
 
-    draw_noise  () -> (B, 4, H, W)  standard normal noise, drawn once a step that does not end without noise
+    draw_noise  () -> (B, 4, H, W)  standard normal noise, drawn once per step that does not end without noise
     eta         0 to 1, the share of fresh noise; 0 makes it `euler`
 
-    It is DDIM with the same eta, and with eta 1 the sampler of DDPM, both written without scaling the signal down.
+    It equals DDIM with the same eta, and DDPM with eta 1, both written without scaling the signal down.
     """
     for _, alpha_bar, alpha_bar_prev in steps:
-        alpha_bar_down = way_down(alpha_bar, alpha_bar_prev, eta)
+        alpha_bar_down = level_down(alpha_bar, alpha_bar_prev, eta)
         x = euler_step(x, predict_eps(x, alpha_bar), alpha_bar, alpha_bar_down)
-        x = way_up(x, alpha_bar_down, alpha_bar_prev, draw_noise)
+        x = renoise(x, alpha_bar_down, alpha_bar_prev, draw_noise)
         yield x

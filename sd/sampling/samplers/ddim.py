@@ -8,11 +8,11 @@ from sd.sampling.schedule import Step, x_0_from_eps
 
 
 def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor, sigma: Tensor | float = 0) -> Tensor:
-    """Move one rung down the noise ladder; what comes out lacks `sigma` of fresh noise.
+    """Move to the next noise level; the caller then adds noise of standard deviation `sigma`.
 
     x_t, eps                   (B, 4, H, W)  noisy latents and the noise predicted in them
     alpha_bar, alpha_bar_prev  scalars in (0, 1], signal power before and after; the second is larger
-    sigma                      scalar, standard deviation of the noise that the caller adds; 0 for plain DDIM
+    sigma                      scalar; 0 for deterministic DDIM
     returns                    (B, 4, H, W)
 
     Song et al. (2021), eq. 12 without its last term.
@@ -22,7 +22,7 @@ def ddim_step(x_t: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tenso
 
 
 def ddim_noise_scale(alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float) -> Tensor:
-    """How much fresh noise a step adds: sigma in eq. 12, as eq. 16 defines it. With eta = 1 it is DDPM's."""
+    """The standard deviation of the fresh noise that a step adds: sigma in eq. 12, from eq. 16. eta = 1 is DDPM."""
     return eta * ((1 - alpha_bar_prev) / (1 - alpha_bar)).sqrt() * (1 - alpha_bar / alpha_bar_prev).sqrt()
 
 
@@ -38,8 +38,8 @@ def ddim(
 
     predict_eps  (x_t, alpha_bar) -> eps
     x            (B, 4, H, W)  standard normal noise
-    eta          0: no fresh noise, the picture depends on x alone; 1: as much as DDPM adds; no more than 1
-    draw_noise   () -> (B, 4, H, W)  standard normal noise; needed where eta > 0
+    eta          0 to 1; 0: no fresh noise, so the picture depends on x alone; 1: as much as DDPM adds
+    draw_noise   () -> (B, 4, H, W)  standard normal noise; required if eta > 0
 
     Song et al. (2021), eq. 12.
     """

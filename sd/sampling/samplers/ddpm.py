@@ -35,7 +35,7 @@ def ddpm(
 
     predict_eps  (x_t, alpha_bar) -> eps
     x            (B, 4, H, W)  standard normal noise
-    draw_noise   () -> (B, 4, H, W)  standard normal noise, drawn once a step where the step's variance is not 0
+    draw_noise   () -> (B, 4, H, W)  standard normal noise, drawn once per step unless the step's variance is 0
 
     Ho et al. (2020), algorithm 2, with the smaller of its two variances (beta tilde, eq. 7).
     """

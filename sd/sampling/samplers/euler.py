@@ -1,4 +1,4 @@
-"""Euler: the probability flow followed in straight steps. Karras et al., "Elucidating the Design Space of
+"""Euler: follow the probability flow in straight steps. Karras et al., "Elucidating the Design Space of
 Diffusion-Based Generative Models" (2022), algorithm 1 without its correction."""
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,13 +9,13 @@ from sd.sampling.schedule import Step, sigma_of
 
 
 def euler_step(x: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_prev: Tensor) -> Tensor:
-    """Go straight on in the direction of eps: dx/dsigma = eps, where the signal is not scaled down.
+    """Go straight in the direction of eps: dx/dsigma = eps, for a signal that is not scaled down.
 
     x, eps                     (B, 4, H, W)  latents in the network's own scale, and a direction
     alpha_bar, alpha_bar_prev  scalars in (0, 1], noise levels before and after
     returns                    (B, 4, H, W)
 
-    Karras et al. (2022), eq. 1 and 3 with sigma(t) = t. It is the same step as DDIM's.
+    Karras et al. (2022), eq. 1 and 3 with sigma(t) = t. It equals DDIM's step.
     """
     x_unscaled = x / alpha_bar.sqrt()
     return alpha_bar_prev.sqrt() * (x_unscaled + (sigma_of(alpha_bar_prev) - sigma_of(alpha_bar)) * eps)

@@ -17,8 +17,8 @@ def heun(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step. Order 2; draw_noise is not used.
 
-    Each step is an Euler step done again with the mean of the directions at both of its ends, except one that ends
-    without noise, where there is no direction. So N steps cost 2 N - 1 predictions.
+    Each step is an Euler step repeated with the mean of the directions at both its ends. At an end without noise there
+    is no direction, so that step stays Euler's. So N steps cost 2 N - 1 predictions.
 
     Karras et al. (2022), algorithm 1.
     """

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from sd.sampling.schedule import Step, add_noise, x_0_from_eps
 
-SIGMA_DATA = 0.5  # of the distillation, as is the factor of the timestep
-TIMESTEP_SCALE = 10.0
+SIGMA_DATA, TIMESTEP_SCALE = 0.5, 10.0  # as in the distillation
 
 
 def consistency(x_t: Tensor, x_0: Tensor, timestep: Tensor) -> Tensor:
@@ -28,11 +27,11 @@ def lcm(
     *,
     draw_noise: Callable[[], Tensor],
 ) -> Iterator[Tensor]:
-    """From noise to clean latents by jumps to the picture and back into noise; yields the latents after every step.
+    """From noise to clean latents by jumps to x_0 and back into noise; yields the latents after every step.
 
-    draw_noise  () -> (B, 4, H, W)  standard normal noise, drawn once a step that does not end without noise
+    draw_noise  () -> (B, 4, H, W)  standard normal noise, drawn once per step that does not end without noise
 
-    Luo et al. (2023), multistep latent consistency sampling. Ordinary networks give blurred pictures with it.
+    Luo et al. (2023), multistep latent consistency sampling. With ordinary networks, pictures are blurred.
     """
     for timestep, alpha_bar, alpha_bar_prev in steps:
         x = consistency(x, x_0_from_eps(x, predict_eps(x, alpha_bar), alpha_bar), timestep)

@@ -1,5 +1,6 @@
-"""Linear multistep: Adams-Bashforth for steps of any length, in sigma. Karras et al. (2022), eq. 1 and 3, give the
-ODE dx/dsigma = eps; the method is in Hairer, Nørsett & Wanner, "Solving Ordinary Differential Equations I", III.5.
+"""Linear multistep: the Adams-Bashforth method for steps of any length, in sigma. The ODE, dx/dsigma = eps, is that of
+Karras et al. (2022), eq. 1 and 3; the method is in Hairer, Nørsett & Wanner, "Solving Ordinary Differential
+Equations I", III.5.
 """
 
 import math
@@ -12,12 +13,12 @@ from sd.sampling.schedule import Step, sigma_of
 
 
 def adams_bashforth(sigmas: Sequence[float], start: float, end: float) -> list[float]:
-    """Weights of past directions: their polynomial through the past sigmas, averaged between start and end.
+    """Weights of past directions: their Lagrange polynomials, averaged over sigmas from start to end.
 
     sigmas   where directions are known, at most 4
     returns  one weight for each; their sum is 1
 
-    The polynomials are of degree 3 at most, for which the two points of Gauss and Legendre are exact.
+    Two-point Gauss-Legendre quadrature is exact here, since the degree is at most 3.
     """
 
     def lagrange(j: int, sigma: float) -> float:
@@ -37,7 +38,7 @@ def lms(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step. draw_noise is not used.
 
-    order  1 to 4, how many directions count; fewer at the start, where there are not yet as many
+    order  1 to 4, how many past directions count; fewer in the first steps
 
     Raises ValueError for another order.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 from sd.sampling.samplers.ddim import ddim_step
 from sd.sampling.schedule import Step
 
-# Adams-Bashforth for steps of one length, newest direction first; the last row is Liu et al.'s
+# Adams-Bashforth for steps of equal length, newest direction first; the last row is Liu et al.'s
 WEIGHTS = {
     2: (3 / 2, -1 / 2),
     3: (23 / 12, -16 / 12, 5 / 12),
@@ -24,10 +24,10 @@ def plms(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step. Order 2; draw_noise is not used.
 
-    Every step is DDIM's, in a mean of past directions. The first step has none; it is done twice, the second time in
-    the mean of the directions at both of its ends. So N steps cost N + 1 predictions.
+    Every step is DDIM's, along a weighted mean of past directions. The first step has no past: it is done twice, the
+    second time along the mean of the directions at both its ends. So N steps cost N + 1 predictions.
 
-    The weights are those for timesteps at one distance; at other distances the order falls to 1.
+    The weights assume evenly spaced timesteps; with others the order falls to 1.
     """
     past: list[Tensor] = []  # newest first
     for _, alpha_bar, alpha_bar_prev in steps:

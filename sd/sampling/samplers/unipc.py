@@ -1,6 +1,6 @@
 """UniPC: Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models" (2023).
 
-Predictor (UniP) and corrector (UniC) are one formula: the corrector also knows the picture expected at the step's end.
+Predictor (UniP) and corrector (UniC) are one formula: the corrector also knows x_0 as predicted at the step's end.
 """
 
 import math
@@ -12,13 +12,13 @@ from torch import Tensor
 from sd.sampling.samplers.dpmpp_2m import log_ratio, sde_step
 from sd.sampling.schedule import Step, x_0_from_eps
 
-Known = tuple[Tensor, Tensor]  # alpha_bar, and the picture x_0 expected there
+Known = tuple[Tensor, Tensor]  # alpha_bar, and x_0 as predicted there
 
 
 def unified_weights(distances: Sequence[float], h: float) -> list[float]:
-    """The weights rho of the slopes, by which a step is exact for polynomials in lambda.
+    """The weights rho of the slopes that make a step exact for polynomials in lambda.
 
-    distances  of the other known pictures from the start of the step, in steps: below 0 behind it, 1 at its end
+    distances  of the other known x_0 from the start of the step, in steps: below 0 before it, 1 at its end
     h          the length of the step in lambda
 
     Zhao et al. (2023), R rho = phi / B with B(h) = exp(-h) - 1, for networks that predict x_0. A single slope gets 1/2,
@@ -38,11 +38,11 @@ def unified_weights(distances: Sequence[float], h: float) -> list[float]:
 
 
 def unified_step(x: Tensor, known: Sequence[Known], alpha_bar_prev: Tensor, end: Tensor | None = None) -> Tensor:
-    """From the newest known place to alpha_bar_prev.
+    """From the newest known noise level to alpha_bar_prev.
 
-    x        (B, 4, H, W)  latents at the newest known place
-    known    pictures expected at and before it, newest last
-    end      (B, 4, H, W)  picture expected at alpha_bar_prev, for the corrector; None for the predictor
+    x        (B, 4, H, W)  latents at the newest known level
+    known    x_0 as predicted there and before, newest last
+    end      (B, 4, H, W)  x_0 as predicted at alpha_bar_prev, for the corrector; None for the predictor
     returns  (B, 4, H, W)
     """
     alpha_bar, x_0 = known[-1]
@@ -68,8 +68,8 @@ def unipc(
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step, before they are corrected.
 
-    order  1 to 3, how many pictures the predictor uses; fewer at the start, and towards the end as its authors advise.
-           With the corrector, which costs no prediction of its own, the order of accuracy is one more, up to 3.
+    order  1 to 3, how many past x_0 the predictor uses; fewer in the first steps, and in the last as its authors
+           advise. The corrector, which costs no prediction, raises the order of accuracy by one, up to 3.
 
     draw_noise is not used. Raises ValueError for another order. Zhao et al. (2023), UniPC-p.
     """
