@@ -1,18 +1,17 @@
 """Measure what `--reuse-features` and `--merge-tokens` save, and what they change.
 
-    python scripts/training/compare_shortcuts.py                        # minutes: the model that comes with the package
+    python scripts/training/compare_shortcuts.py                        # minutes, with the embedded model
     python scripts/training/compare_shortcuts.py --steps 20 --outer 1 2 3   # with more outer blocks
     python scripts/training/compare_shortcuts.py --merge 0.5 --reuse 2 --both --prompts 56
     python scripts/training/compare_shortcuts.py --model model.ckpt --steps 30 --reuse --merge 0.25 0.5 --prompts 56
     python scripts/training/compare_shortcuts.py --prompts 0            # only the operations
 
-First the operations that are left of a prediction of the full-size v1 UNet: where its inner blocks do not run, by how
-many outer blocks do on each side; and where tokens are merged. Then, for the model, how many of the pictures are right,
-how near they are to those of the same seeds without any of it, the mean and the smallest PSNR, and the processor's
-seconds that each picture took. What is right is found by plain image analysis, in pictures of drawn shapes only.
+First the remaining operations of a prediction by the full-size v1 UNet: without its inner blocks, by the number of
+outer blocks that run on each side; and with merged tokens. Then, for the model: the share of right pictures; the mean
+and the smallest PSNR between them and the pictures of the same seeds without shortcuts; and processor seconds per
+picture. Plain image analysis decides what is right, for pictures of drawn shapes only.
 """
 
-import argparse
 import statistics
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +25,7 @@ from PIL import Image
 from score_tiny import make
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from training_command import parser_of
 
 import sd
 import sd.pipeline.latent_diffusion
@@ -42,7 +42,7 @@ DEPTHS = (1, 2, 3, 4)
 
 
 def operations(unet: nn.Module, x_t: Tensor, changed: AbstractContextManager | None = None) -> int:
-    """Of one prediction for x_t (B, 4, H, W), on the meta device: PyTorch's own count."""
+    """Operations of one prediction for x_t (B, 4, H, W) on the meta device, counted by PyTorch."""
     context = torch.empty(len(x_t), 77, SD_V1.unet.context_width, device="meta")
     with FlopCounterMode(display=False) as counter, changed or nullcontext(), torch.no_grad():
         unet(x_t, torch.tensor(500.0, device="meta"), context)
@@ -50,7 +50,7 @@ def operations(unet: nn.Module, x_t: Tensor, changed: AbstractContextManager | N
 
 
 def without_inner_blocks(unet: nn.Module, x_t: Tensor, outer: int) -> int:
-    """Of a prediction that takes over what the inner blocks found at the one before."""
+    """Operations of a prediction that reuses the inner blocks' features of the one before."""
     counts, reused = [], ReusedFeatures(2, outer)
     for _ in range(2):
         reused.begin(x_t)
@@ -81,7 +81,7 @@ def merged(unet: nn.Module, sizes: list[Tensor], merge: list[float]) -> str:
 
 
 def timed(model: StableDiffusion, requests: list[Request], options: dict) -> tuple[list[Image.Image], float]:
-    """The pictures, and the processor's seconds for each."""
+    """The pictures, and processor seconds per picture."""
     started = time.process_time()
     pictures = make(model, requests, options)
     return pictures, (time.process_time() - started) / len(requests)
@@ -90,7 +90,7 @@ def timed(model: StableDiffusion, requests: list[Request], options: dict) -> tup
 def compared(
     model: StableDiffusion, requests: list[Request], steps: list[int], outer: list[int], shortcuts: list[dict]
 ) -> str:
-    """A table: for each number of steps, a run as it is, and one with each of the shortcuts."""
+    """A table: for each number of steps, a run without shortcuts, then one with each of them."""
     rows = []
     for count in steps:
         whole, seconds = timed(model, requests, {"steps": count})
@@ -114,16 +114,14 @@ def right(pictures: list[Image.Image], requests: list[Request]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
     add("--steps", type=int, nargs="+", default=[20, 30], metavar="N", help="(default: 20 30)")
     add("--reuse", type=int, nargs="*", default=[2, 3, 5], metavar="N", help="(default: 2 3 5)")
     add("--merge", type=float, nargs="*", default=[0.25, 0.5, 0.75], metavar="SHARE", help="(default: 0.25 0.5 0.75)")
     add("--both", action="store_true", help="also each N with each SHARE")
-    add("--outer", type=int, nargs="+", default=[OUTER], metavar="N", help="of the pictures (default: %(default)s)")
+    add("--outer", type=int, nargs="+", default=[OUTER], metavar="N", help="outer blocks (default: %(default)s)")
     add("--prompts", type=int, default=8, help="0 to 56 (default: %(default)s)")
     args = parser.parse_args(arguments)
     unet = build_networks(SD_V1)["unet"]

@@ -3,22 +3,21 @@
     python scripts/training/finetune.py model.ckpt photos/ runs/photos --steps 2000
     torchrun --nproc-per-node 2 scripts/training/finetune.py model.ckpt photos/ runs/photos
 
-A caption stands in a .txt file beside its picture, or all of them in metadata.jsonl. The state is kept in the output
-folder, with the losses (`loss.csv`, `loss.png`) and sample pictures; the same command goes on where it was stopped. The
-result is `model.ckpt` there, with the model's own and the averaged (EMA) weights.
+Each picture's caption is in a .txt file of the same name, or all captions in metadata.jsonl. The output folder holds
+the state, the losses (`loss.csv`, `loss.png`) and sample pictures; the same command resumes training. The result is
+`model.ckpt` there, with both the plain and the averaged (EMA) weights.
 
 A full-size model in float32 needs about 17 GB of memory for weights, average, gradients and optimiser, and as much disk
 for the state.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from training_command import run, use_fast_products
+from training_command import parser_of, run, use_fast_products
 
 import sd
 from sd.files import written_whole
@@ -35,33 +34,27 @@ from sd.training.loop import TrainingOptions
 SAMPLES = 9
 
 
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+def main(arguments: list[str] | None = None) -> None:
+    parser = parser_of(__doc__)
     add = parser.add_argument
     add("model", type=Path, help="the checkpoint to begin with")
     add("pictures", type=Path, help="folder of pictures and captions")
-    add("folder", type=Path, help="where everything is written to")
+    add("folder", type=Path, help="output folder")
     add("--steps", type=int, default=1000, help="(default: %(default)s)")
-    add("--batch-size", type=int, default=4, help="of all processes together (default: %(default)s)")
+    add("--batch-size", type=int, default=4, help="over all processes (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-5, help="(default: %(default)s)")
     add("--size", type=int, help="pixels of a side, a multiple of 8 (default: the model's native size)")
-    add("--prompt-dropout", type=float, default=0.1, help="share of pictures without caption (default: %(default)s)")
-    add("--min-snr-gamma", type=float, help="weigh the timesteps, 5 is usual (default: all alike)")
-    add("--train-text-encoder", action="store_true", help="the text encoder, too")
+    add("--prompt-dropout", type=float, default=0.1, help="share of pictures trained without caption (default: 0.1)")
+    add("--min-snr-gamma", type=float, help="weight the timesteps; 5 is usual (default: equal weights)")
+    add("--train-text-encoder", action="store_true", help="also train the text encoder")
     add("--ema-decay", type=float, default=0.9999, help="(default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
-    add("--autocast", action="store_true", help="bfloat16 in the forward pass, where the device is fast at it")
+    add("--autocast", action="store_true", help="bfloat16 in the forward pass, for devices that are fast at it")
     add("--save-every", type=int, default=250, help="steps (default: %(default)s)")
     add("--sample-every", type=int, default=250, help="steps (default: %(default)s)")
-    add("--half", action="store_true", help="write the result in float16, half as large")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
+    add("--half", action="store_true", help="write the result in float16, half the size")
+    args = parser.parse_args(arguments)
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     first = not dist.is_initialized() or dist.get_rank() == 0

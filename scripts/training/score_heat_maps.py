@@ -1,17 +1,15 @@
-"""Measure whether heat maps mean something: is a thing's word looked for where the thing is?
+"""Measure whether heat maps mean something: does a word's map point to its thing?
 
-    python scripts/training/score_heat_maps.py scores/                       # the model that comes with the package
+    python scripts/training/score_heat_maps.py scores/                       # the embedded model
     python scripts/training/score_heat_maps.py scores/ --model model.ckpt --count 20
 
-Prompts ask for two things of different shapes and colours beside each other. Where they are in the picture is found by
-plain image analysis, which tells them apart by colour; pictures that do not show both colours once are left out, and
-counted. A word's heat map is that of `sd explain`: the mean over all 16 cross-attention layers, heads and steps. A word
-is right if the mean of its map inside its own thing's box is larger than inside the other one's; means, so that the
-larger thing has no advantage. Written are a table, `heat-maps.md`, and a sheet of pictures with the maps of both
-shapes' words, `heat-maps.png`.
+Prompts ask for two neighbouring things of different shapes and colours. Plain image analysis finds them in the picture
+by colour; pictures that do not show each colour exactly once are left out and counted. A word's heat map is that of `sd
+explain`: the mean over all 16 cross-attention layers, heads and steps. A word is right if its map has a larger mean
+inside its own thing's box than inside the other's; with means, the larger thing has no advantage. Writes a table,
+`heat-maps.md`, and a sheet of pictures with the maps of both shapes' words, `heat-maps.png`.
 """
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
+from training_command import parser_of
 
 import sd
 from sd.files import written_whole
 from sd.pipeline.image.tensors import contact_sheet
 from sd.pipeline.settings import Settings
+from sd.study.benchmark.table import markdown
 from sd.study.explain.recording import Run, explain
 from sd.training.shapes.analysis import Thing, analyse
 from sd.training.shapes.scoring import Request, two_things
@@ -37,7 +37,7 @@ KINDS = ("shape", "colour", "both words")
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """One picture, and for each of its two things whether the words' heat lies in it."""
+    """One picture, and whether the words' maps point to their things."""
 
     picture: Image.Image
     maps: tuple[Tensor, Tensor]  # (H, W) of the shapes' words
@@ -110,21 +110,20 @@ def overlay(picture: Image.Image, heat: Tensor) -> Image.Image:
 
 
 def table(judged: Sequence[Judged], left_out: int) -> str:
-    lines = ["| words | right | of |", "| --- | --- | --- |"]
+    rows = []
     for kind in KINDS:
         verdicts = [verdict for each in judged for verdict in each.right[kind]]
         share = f"{100 * sum(verdicts) / len(verdicts):.1f} %" if verdicts else ""
-        lines.append(f"| {kind} | {share} | {len(verdicts)} |")
-    return "\n".join(lines) + f"\n\n{len(judged)} pictures; {left_out} more did not show both colours once.\n"
+        rows.append([kind, share, str(len(verdicts))])
+    left = f"\n{len(judged)} pictures; {left_out} more did not show both colours once.\n"
+    return markdown(["words", "right", "of"], rows) + left
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="where the results are written to")
-    add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
+    add("folder", type=Path, help="output folder")
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
     add("--count", type=int, default=100, help="prompts (default: %(default)s)")
     add("--steps", type=int, default=20, help="(default: %(default)s)")
     args = parser.parse_args(arguments)

@@ -1,20 +1,20 @@
-"""Compare the two ways of inpainting: a network that is shown what is kept, and an ordinary one with blending.
+"""Compare the two ways of inpainting: an inpainting network, and an ordinary network with blended latents.
 
     python scripts/training/train_inpainting.py runs/inpainting
     python scripts/training/score_inpainting.py runs/inpainting/model.ckpt scores/inpainting
 
-Pictures of one thing, all of it masked, and prompts for another one in its place. What the results show is found by
-plain image analysis: whether there is one thing, of the colour and shape asked for, on the old background. Written are
-a table, `inpainting.md`, and a sheet, `inpainting.png`: by rows the picture, the masked picture, the ordinary network's
-result, and that of the network for inpainting; wrong results have a red frame.
+Pictures show one thing, fully masked; prompts ask for another in its place. Plain image analysis checks the results:
+one thing, of the right colour and shape, on the old background. Writes a table, `inpainting.md`, and a sheet,
+`inpainting.png`, with one row each for the picture, the masked picture, the ordinary network's result and the
+inpainting network's; wrong results have a red frame.
 """
 
-import argparse
 from pathlib import Path
 
 from PIL import Image
 from score_tiny import framed, table
 from tqdm import tqdm
+from training_command import parser_of
 
 import sd
 from sd.files import written_whole
@@ -31,13 +31,11 @@ def masked(repaint: Repaint) -> Image.Image:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("model", type=Path, help="a checkpoint of nine channels")
-    add("folder", type=Path, help="where the results are written to")
-    add("--ordinary", type=Path, help="a checkpoint of four channels (default: the one that comes with the package)")
+    add("model", type=Path, help="a checkpoint with nine channels")
+    add("folder", type=Path, help="output folder")
+    add("--ordinary", type=Path, help="a checkpoint with four channels (default: the embedded model)")
     add("--count", type=int, default=112, help="pictures (default: %(default)s)")
     add("--steps", type=int, default=20, help="(default: %(default)s)")
     args = parser.parse_args(arguments)

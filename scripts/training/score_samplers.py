@@ -1,21 +1,21 @@
-"""Measure every sampler on the small model: which share of its pictures is right, by schedule and by number of steps.
+"""Measure every sampler on the small model: the share of right pictures, by schedule and by number of steps.
 
-    python scripts/training/score_samplers.py scores/samplers     # the model that comes with the package; about an hour
+    python scripts/training/score_samplers.py scores/samplers     # the embedded model; about an hour
     python scripts/training/score_samplers.py scores/samplers --prompts 8 --steps 5,20 --samplers ddim,dpmpp_2m
 
-One thing on a background, of the combinations that training never showed. First every sampler with its own schedule at
-each number of steps, then every sampler with every schedule at one. A picture is right where plain image analysis finds
-the thing's colour and shape and the background's colour. Written are `samplers.md`, `samplers.json` and `samplers.png`;
-what stands in the second is not measured again, so that a run that was stopped goes on.
+Prompts ask for one thing on a background, in combinations that training never showed. First every sampler runs with its
+own schedule at each number of steps, then with every schedule at one number. A picture is right if plain image analysis
+finds the right shape and colours. Writes `samplers.md`, `samplers.json` and `samplers.png`; a stopped run resumes from
+`samplers.json`.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from score_tiny import make
 from tqdm import tqdm
+from training_command import parser_of
 
 import sd
 from sd.files import written_whole
@@ -70,19 +70,17 @@ def plot(found: dict[str, float], samplers: list[str], steps: list[int]) -> Figu
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="where the results are written to")
-    add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
-    add("--prompts", type=int, default=28, help="how many, of 56 (default: %(default)s)")
-    add("--samplers", type=names, default=list(SAMPLER_INFO), help="with commas between (default: all)")
-    add("--schedules", type=names, default=list(SCHEDULES), help="with commas between (default: all)")
-    add("--steps", type=names, default=list(map(str, STEPS)), help="with commas between (default: 5,10,20,30,50)")
+    add("folder", type=Path, help="output folder")
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--prompts", type=int, default=28, help="1 to 56 (default: %(default)s)")
+    add("--samplers", type=names, default=list(SAMPLER_INFO), help="separated by commas (default: all)")
+    add("--schedules", type=names, default=list(SCHEDULES), help="separated by commas (default: all)")
+    add("--steps", type=names, default=list(map(str, STEPS)), help="separated by commas (default: 5,10,20,30,50)")
     args = parser.parse_args(arguments)
     steps = [int(count) for count in args.steps]
-    model = sd.load(args.model) if args.model else sd.load()
+    model = sd.load(args.model)
     requests = one_thing(1)[:: max(1, 56 // args.prompts)][: args.prompts]
     args.folder.mkdir(parents=True, exist_ok=True)
     results = args.folder / "samplers.json"

@@ -1,25 +1,26 @@
 """Measure how well the small model follows prompts that were held out of its training.
 
-    python scripts/training/score_tiny.py scores/                         # the model that comes with the package
+    python scripts/training/score_tiny.py scores/                         # the embedded model
     python scripts/training/score_tiny.py scores/ --model runs/tiny/model.ckpt --relations 0
 
-Two sets of prompts: one thing on a background, and two things in a relation. Each is also made with guidance 1 and,
-as a control, with the words' vectors shuffled. What each picture shows is found by plain image analysis. Written are
-`scores.md` (the table), `scores.json`, and a contact sheet of each set; wrong pictures have a red frame in it.
+Two sets of prompts: one thing on a background, and two things in a relation. Each also runs with guidance 1 and, as a
+control, with the words' vectors shuffled. Plain image analysis judges the pictures. Writes a table, `scores.md`,
+`scores.json`, and a contact sheet of each set, with red frames around wrong pictures.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
+from training_command import parser_of
 
 import sd
 from sd.files import written_whole
 from sd.pipeline.image.tensors import contact_sheet
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.study.benchmark.table import markdown
 from sd.training.shapes.scoring import MEASURES, Request, one_thing, shares, shuffle_words, two_things, verdicts
 
 BATCH = 32
@@ -43,21 +44,18 @@ def sheet(pictures: list[Image.Image], right: list[bool], columns: int) -> Image
 
 
 def table(rows: list[dict]) -> str:
-    head = ["prompts", "settings", "pictures", *MEASURES]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for row in rows:
         values = [f"{100 * row['right'][name]:.1f} %" if name in row["right"] else "" for name in MEASURES]
         lines.append([row["prompts"], row["settings"], str(row["pictures"]), *values])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown(["prompts", "settings", "pictures", *MEASURES], lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="where the results are written to")
-    add("--model", type=Path, help="a checkpoint (default: the model that comes with the package)")
+    add("folder", type=Path, help="output folder")
+    add("--model", type=Path, help="a checkpoint (default: the embedded model)")
     add("--repeats", type=int, default=4, help="pictures of each of the 56 combinations (default: %(default)s)")
     add("--relations", type=int, default=20, help="pictures of each of the 5 relations (default: %(default)s)")
     add("--sampler", default=Settings.sampler, metavar="NAME", help="(default: %(default)s)")
@@ -65,11 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--steps", type=int, metavar="N", help="(default: as in sd txt2img)")
     add("--precision", default="auto", help="of the networks (default: auto)")
     add("--intervals", default="", metavar="A-B,...", help="also with guidance only at noise levels from A to B")
-    add("--reuse", type=int, nargs="+", default=[], metavar="N", help="also with the UNet's inner blocks at every N-th "
-        "prediction only")  # fmt: skip
-    add("--merge", type=float, nargs="+", default=[], metavar="SHARE", help="also with that share of tokens merged "
-        "before self-attention")  # fmt: skip
-    add("--plain", action="store_true", help="only the default settings, no controls")
+    add("--plain", action="store_true", help="skip the controls")
     args = parser.parse_args(arguments)
     model = sd.load(args.model, precision=args.precision)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
     for interval in args.intervals.split(",") if args.intervals else ():
         levels = tuple(float(level) for level in interval.split("-"))
         runs[f"guided at sigma {interval}"] = {**given, "guidance_interval": levels}
-    runs |= {f"features reused, N = {n}": {**given, "reuse_features": n} for n in args.reuse}
-    runs |= {f"tokens merged, {share:g}": {**given, "merge_tokens": share} for share in args.merge}
+
     if not args.plain:
         runs |= {"guidance 1": {**given, "guidance_scale": 1.0}, "shuffled words": given}
     rows = []

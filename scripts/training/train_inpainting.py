@@ -1,19 +1,18 @@
-"""Make an inpainting model of nine channels from the small model: widen its UNet, and train it on pictures with holes.
+"""Make an inpainting model with nine channels from the small model: widen its UNet and train it on masked pictures.
 
     python scripts/training/train_inpainting.py runs/inpainting
     python scripts/training/train_inpainting.py runs/inpainting --model runs/tiny/model.ckpt --steps 3000
     python scripts/training/score_inpainting.py runs/inpainting/model.ckpt scores/inpainting
 
-The VAE and the text encoder stay as they are. The same command goes on where it was stopped. The result is
-`model.ckpt` in the folder, in the original layout, for `sd inpaint`.
+The VAE and the text encoder stay unchanged. The same command resumes training. The result is `model.ckpt` in the
+folder, in the original layout, for `sd inpaint`.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from training_command import run, use_fast_products
+from training_command import parser_of, run, use_fast_products
 
 import sd
 from sd.runtime.cpu.process_memory import keep_freed_memory
@@ -27,13 +26,11 @@ from sd.training.shapes.drawing import ShapesDataset
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="where everything is written to")
-    add("--model", type=Path, help="a model of four channels (default: the one that comes with the package)")
-    add("--pictures", type=int, default=6_400, help="with one hole each (default: %(default)s)")
+    add("folder", type=Path, help="output folder")
+    add("--model", type=Path, help="a model with four channels (default: the embedded model)")
+    add("--pictures", type=int, default=6_400, help="each with one hole (default: %(default)s)")
     add("--steps", type=int, default=1_500, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
     add("--batch-size", type=int, default=32, help="(default: %(default)s)")

@@ -2,13 +2,13 @@
 
     python scripts/training/train_tiny.py runs/tiny              # 128x128; hours on a CPU, minutes on a GPU
     python scripts/training/train_tiny.py runs/tiny --size 64    # 64x64, about a quarter of the work
-    python scripts/training/train_tiny.py runs/more --init runs/tiny/model.ckpt   # train that further; its VAE is ready
+    python scripts/training/train_tiny.py runs/more --init runs/tiny/model.ckpt   # continue with another run's model
     torchrun --nproc-per-node 2 scripts/training/train_tiny.py runs/tiny
 
-First the autoencoder learns to give pictures back. Then the text encoder learns, from captions alone, to say what is
-where; after that, the UNet and it learn to find the noise in the autoencoder's latents. Last, the decoder alone learns
-to draw sharper from the same latents. Each part keeps its state, its losses (`loss.csv`, `loss.png`) and its samples in
-a folder of its own; the same command goes on where it was stopped. The result is `model.ckpt` in the folder.
+First the autoencoder learns to reconstruct pictures. Then the text encoder learns from captions alone to say what is
+where; next, it and the UNet learn to predict the noise in the autoencoder's latents. Finally the decoder learns to draw
+sharper pictures from the same latents. Each part has a folder with its state, its losses (`loss.csv`, `loss.png`) and
+its samples; the same command resumes training. The result is `model.ckpt` in the output folder.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
-from training_command import run, use_fast_products
+from training_command import parser_of, run, use_fast_products
 
 import sd
 from sd.config import SD_V1, ModelConfig
@@ -44,14 +44,14 @@ from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.reading import reading_run
 from sd.training.shapes.scenes import KINDS, SHAPES
 
-GAMMA = 5.0  # the signal-to-noise ratio beyond which a timestep counts less
+GAMMA = 5.0  # the signal-to-noise ratio above which a timestep counts less
 
 
 def tiny(size: int) -> ModelConfig:
     """The architecture of v1, much narrower.
 
-    The UNet predicts v: in the noisiest steps, where the prompt decides most, that is nearly the picture itself, while
-    the noise would have to be copied through the network exactly.
+    The UNet predicts v: in the noisiest steps, where the prompt decides most, v is nearly the picture itself, whereas
+    to predict eps the network would have to copy the noise exactly.
     """
     return replace(
         SD_V1,
@@ -88,7 +88,7 @@ def train_autoencoder(
     finish: Callable[[], None],
     first: bool,
 ) -> None:
-    """Train what of the VAE is not frozen, and take the averaged weights."""
+    """Train the part of the VAE that is not frozen, and keep the averaged weights."""
     done = args.folder / f"{part}.safetensors"
     if not done.exists():
         run = autoencoder_run(
@@ -122,7 +122,7 @@ def train_autoencoder(
 
 
 def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, first: bool) -> None:
-    """Teach the text encoder to read. What a UNet already listens to stays about as it is."""
+    """Teach the text encoder to read; with --init, its output stays close to what the UNet already knows."""
     done = args.folder / "reading.safetensors"
     if not done.exists():
         run = reading_run(
@@ -157,7 +157,7 @@ def train_denoiser(
         with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
             encode_all(
                 vae,
-                ShapesDataset(args.seed, args.size, **pictures.scenes, device=device),  # drawn where they are encoded
+                ShapesDataset(args.seed, args.size, **pictures.scenes, device=device),  # drawn on the VAE's device
                 args.pictures,
                 latents,
                 batch_size=args.batch_size,
@@ -176,14 +176,14 @@ def train_denoiser(
         seed=args.seed,
         min_snr_gamma=GAMMA,
         snr_floor=args.snr_floor,
-        noise_offset=0.25,  # at 16x16 latents what 0.06 is at 64x64: their mean has a deviation of 1/16, not 1/64
+        noise_offset=0.25,  # for 16x16 latents what 0.06 is for 64x64: their mean has a deviation of 1/16, not 1/64
         workers=args.workers,
     )
     source = Source(name="tiny", weights="ema", sha256=lambda: None)
     model = StableDiffusion(config=config, tokenizer=tokenizer, source=source, **networks)
     if pictures.scenes["shapes"] == SHAPES:
         shown = ShapesDataset(args.seed, args.size, held_out=True, kind=args.scenes)
-    else:  # of a few shapes, there may be no held-out pairs
+    else:  # with few shapes, there may be no held-out pairs
         shown = ShapesDataset(args.seed + 1, args.size, kind=args.scenes, shapes=tuple(args.shapes))
     prompts = [plain_caption(shown.describe(number)[0]) for number in range(16)]
 
@@ -211,47 +211,32 @@ def save(args, config: ModelConfig, networks: dict, step: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = parser_of(__doc__)
     add = parser.add_argument
-    add("folder", type=Path, help="where everything is written to")
-    add("--init", type=Path, metavar="MODEL", help="a model of this kind to begin with, instead of random weights")
+    add("folder", type=Path, help="output folder")
+    add("--init", type=Path, metavar="MODEL", help="begin with a model of this kind instead of random weights")
     add("--size", type=int, choices=[64, 128], default=128, help="pixels of a side (default: %(default)s)")
-    add("--vae-small-steps", type=int, default=2_000, help="of the autoencoder, at the start (default: %(default)s)")
-    add(
-        "--vae-small-size",
-        type=int,
-        default=64,
-        help="pixels of a side for them, as convolutions fit any (default: 64)",
-    )
+    add("--vae-small-steps", type=int, default=2_000, help="of the autoencoder on small pictures (default: 2000)")
+    add("--vae-small-size", type=int, default=64, help="pixels of a side of these pictures (default: 64)")
     add("--vae-small-batch-size", type=int, default=16, help="(default: %(default)s)")
     add("--vae-steps", type=int, default=1_600, help="of the autoencoder at the full size (default: %(default)s)")
     add("--vae-batch-size", type=int, default=4, help="(default: %(default)s)")
-    add("--text-steps", type=int, default=800, help="of the text encoder alone, to read (default: %(default)s)")
+    add("--text-steps", type=int, default=800, help="of the text encoder alone (default: %(default)s)")
     add("--text-batch-size", type=int, default=128, help="(default: %(default)s)")
-    add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, at the end (default: %(default)s)")
+    add("--decoder-steps", type=int, default=1_200, help="of the decoder alone, last (default: %(default)s)")
     add("--decoder-batch-size", type=int, default=4, help="(default: %(default)s)")
-    add("--pictures", type=int, default=9_600, help="that the UNet sees, in ever other words (default: %(default)s)")
-    add(
-        "--scenes",
-        choices=KINDS,
-        default="all",
-        help="from easy to hard: one large thing in the middle; one thing; two things in a line; two things; all",
-    )
+    add("--pictures", type=int, default=9_600, help="for the UNet, with a new caption each time (default: %(default)s)")
+    add("--scenes", choices=KINDS, default="all",
+        help="easy to hard: one large thing in the middle; one thing; two in a line; two things; all")  # fmt: skip
     add("--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="only these (default: all eight)")
-    add("--steps", type=int, default=6_000, help="of the UNet and the text encoder; 0 for none (default: %(default)s)")
+    add("--steps", type=int, default=6_000, help="of the UNet and the text encoder; 0: skip (default: %(default)s)")
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
-    add(
-        "--snr-floor",
-        type=float,
-        default=0.2,
-        help="noisier steps, which need the prompt most, count as one with this signal-to-noise ratio (default: 0.2)",
-    )
-    add("--batch-size", type=int, default=32, help="of all processes together (default: %(default)s)")
+    add("--snr-floor", type=float, default=0.2,
+        help="timesteps below this signal-to-noise ratio count as if at it (default: %(default)s)")  # fmt: skip
+    add("--batch-size", type=int, default=32, help="over all processes (default: %(default)s)")
     add("--seed", type=int, default=0, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
-    add("--autocast", action="store_true", help="bfloat16 in the forward pass, where the device is fast at it")
+    add("--autocast", action="store_true", help="bfloat16 in the forward pass, for devices that are fast at it")
     add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
     add("--save-every", type=int, default=500, help="steps (default: %(default)s)")
     add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")

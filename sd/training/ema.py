@@ -1,4 +1,4 @@
-"""The running average of the weights over the training, which makes better pictures than the weights themselves."""
+"""The running average of the weights during training, which makes better pictures than the weights themselves."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class AveragedWeights:
     """An exponential moving average (EMA) of a module's parameters.
 
-    The decay grows to its final value, as (1 + n) / (10 + n) after n updates, so that the random start is soon
-    forgotten: the rule of the original training code.
+    The decay is (1 + n) / (10 + n) after n updates until it reaches its final value, so that the random start is soon
+    forgotten: the original training code's rule.
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -28,7 +28,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self, module: nn.Module) -> Iterator[None]:
-        """Inside the `with` block the module has the averaged weights."""
+        """Give the module the averaged weights inside the `with` block."""
         plain = {name: value.detach().clone() for name, value in module.named_parameters()}
         try:
             _set(module, self.weights)

@@ -18,9 +18,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 class PictureFolder:
-    """The pictures of a folder, each cut to a square of `size` pixels from its middle; in a new order every round.
+    """The pictures of a folder, each cropped to its central square and resized to `size`; in a new order every epoch.
 
-    Raises ValueError where there are none, where one has no caption, or where one cannot be read.
+    Raises ValueError if there are none, one has no caption, or one cannot be read.
     """
 
     def __init__(self, folder: Path, size: int, seed: int = 0):
@@ -28,21 +28,21 @@ class PictureFolder:
         self.captions = read_captions(folder)
         self.names = sorted(self.captions)
         for name in self.names:
-            self.open(name)  # what cannot be read shows now, not hours later
+            self.open(name)  # an unreadable picture fails now, not hours later
 
     def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
-        """(b, 3, size, size) in [-1, 1] and the captions: a process's share of one global batch."""
+        """(b, 3, size, size) in [-1, 1] and captions: one process's share of a global batch."""
         names = [self.name(number) for number in range(step * batch_size, (step + 1) * batch_size)[share]]
         return torch.stack([self.open(name) for name in names]), [self.captions[name] for name in names]
 
     def name(self, number: int) -> str:
-        """Which picture is the one of this number: every round shows each picture once."""
-        now, place = divmod(number, len(self.names))
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
+        """The name of picture `number` of the training: every epoch shows each picture once."""
+        epoch, place = divmod(number, len(self.names))
+        generator = torch.Generator().manual_seed(self.seed * 2**31 + epoch)
         return self.names[torch.randperm(len(self.names), generator=generator)[place]]
 
     def open(self, name: str) -> Tensor:
-        """(3, size, size) in [-1, 1]; shrunk or enlarged so that its shorter side fits, then cut."""
+        """(3, size, size) in [-1, 1]; resized so that the shorter side fits, then cropped."""
         try:
             picture, _ = read_picture(self.folder / name)
         except PictureError as error:
@@ -67,14 +67,14 @@ def read_captions(folder: Path) -> dict[str, str]:
                 ) from None
         missing = [name for name in captions if not (folder / name).is_file()]
         if missing:
-            raise ValueError(f"{listed} names {len(missing)} files that are not there, {missing[0]!r} among them.")
+            raise ValueError(f"{listed} names {len(missing)} files that do not exist, {missing[0]!r} among them.")
     else:
         pictures = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
         bare = sorted(path.name for path in pictures if not path.with_suffix(".txt").exists())
         if bare:
             raise ValueError(
                 f"{len(bare)} of {len(pictures)} pictures in {folder} have no caption, {bare[0]!r} among them. "
-                "Put it into a .txt file of the same name, or all into metadata.jsonl."
+                "Put each into a .txt file of the same name, or all into metadata.jsonl."
             )
         captions = {path.name: path.with_suffix(".txt").read_text(encoding="utf-8").strip() for path in pictures}
     if not captions:

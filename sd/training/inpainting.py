@@ -1,8 +1,8 @@
-"""From an ordinary model to one that sees what it must not change: five more channels, and pictures with holes.
+"""Turn an ordinary model into an inpainting model: five more input channels, trained on pictures with holes.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 4.5. That a network for
-inpainting begins as an ordinary one, with zeros for the weights of the new channels, is how the published checkpoints
-were made: runwayml/stable-diffusion-inpainting, model card.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), section 4.5. As for the published
+checkpoints, training begins with an ordinary network and zero weights for the new channels:
+runwayml/stable-diffusion-inpainting, model card.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,23 +19,23 @@ from sd.networks.vae import VAE
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.scenes import Thing
 
-EVERYTHING = 0.25  # share of holes that are the whole picture, as for the published checkpoints
-AROUND = 0.45  # share of holes around one thing: what fills them has to fit into them
-LEAST_REACH, MOST_REACH = 1.0, 1.7  # of those to each side, from the thing's centre, in its radii
-LEAST, MOST = 0.3, 0.9  # sides of the others, in those of the picture
+EVERYTHING = 0.25  # share of holes that cover the whole picture, as for the published checkpoints
+AROUND = 0.45  # share of holes around one thing: the new thing has to fit into them
+LEAST_REACH, MOST_REACH = 1.0, 1.7  # of those holes, from the thing's centre to each side, in its radii
+LEAST, MOST = 0.3, 0.9  # sides of all other holes, as shares of the picture's side
 
 
 def inpainting_config(config: ModelConfig) -> ModelConfig:
-    """The same model with channels for the mask and the latents of what is kept."""
+    """The same model with channels for the mask and the latents of the masked picture."""
     channels = config.unet.in_channels + 1 + config.vae.latent_channels
     return replace(config, family=SD_V1_INPAINTING.family, unet=replace(config.unet, in_channels=channels))
 
 
 @torch.no_grad()
 def widened(unet: UNet, config: ModelConfig) -> UNet:
-    """A UNet with more input channels that predicts what the given one does, whatever is in the new ones.
+    """A UNet with more input channels that still predicts the same, whatever the new channels contain.
 
-    config  what `inpainting_config` makes of the given network's
+    config  from `inpainting_config`
     """
     wider = UNet(config.unet)
     state = unet.state_dict()
@@ -47,10 +47,10 @@ def widened(unet: UNet, config: ModelConfig) -> UNet:
 
 
 def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
-    """What of picture `number` is to be made anew, 1, and what is kept, 0: (1, size, size).
+    """The mask of picture `number`: 1 is repainted, 0 is kept. Returns (1, size, size).
 
-    Everything, a rectangle around one of the things, or a rectangle or an ellipse somewhere. Only holes of the second
-    kind show that a thing has to end where its hole does: through the others, things go on beyond the edge.
+    Either everything, or a rectangle around one of the things, or a rectangle or an ellipse anywhere. Only the second
+    kind teaches that a thing must end inside its hole: at the edges of the others, things continue outside.
     """
     generator = Random(f"hole {seed} {number}")
     kind = generator.random()
@@ -72,10 +72,9 @@ def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
 
 
 def show_holes(vae: VAE, scale: float, pictures: ShapesDataset) -> Callable[[int, Tensor], Tensor]:
-    """What the network sees of pictures with holes: the mask, and the scaled latents of what is kept.
+    """The extra input channels for pictures with holes: the mask, and the scaled latents of the masked picture.
 
-    returns  (number of the first, pictures (b, 3, H, H)) -> (b, 1 + 4, H/8, H/8), as `sd.sampling.init_image.shown` has
-             it
+    returns  (number of the first, pictures (b, 3, H, H)) -> (b, 1 + 4, H/8, H/8), in the order used for sampling
     """
 
     def mask(number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The two trainings that make a Stable Diffusion: first the autoencoder on pictures, then the UNet on its latents.
+"""The two stages of training Stable Diffusion: first the autoencoder on pictures, then the UNet on its latents.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.1 and 3.2.
 """
@@ -20,13 +20,13 @@ from sd.training.losses import AutoencodingLoss, DenoisingLoss, draw, standardis
 
 
 def fresh_networks(config: ModelConfig, seed: int) -> dict[str, nn.Module]:
-    """The networks with random weights to start from.
+    """The networks with random initial weights.
 
-    Linear layers and convolutions as PyTorch initialises them, embeddings as CLIP's. The last convolution of each
-    residual block and the last layer of each transformer start at zero, so that at first every block passes on what it
-    was given: so does the code of Ho et al. (2020), and the original in the UNet.
-    In the VAE it matters as much: 100 steps then bring the loss of the small model to 0.50, without it to 0.83. There,
-    the latents' noise starts small, so that the decoder sees something from the first step on.
+    Linear layers and convolutions are initialised as in PyTorch, embeddings as in CLIP. The last convolution of each
+    residual block and the last layer of each transformer start at zero, so that at first every block passes its input
+    on, as in the code of Ho et al. (2020) and the original's UNet. It matters as much in the VAE: after 100 steps, the
+    small model's loss is 0.50 with it and 0.83 without. The VAE's latents start with little noise, so that the decoder
+    sees something from the first step on.
     """
     torch.manual_seed(seed)
     networks = {name: network.to_empty(device="cpu") for name, network in build_networks(config).items()}
@@ -62,7 +62,7 @@ def autoencoder_run(
     seed: int,
     workers: int = 0,
 ) -> TrainingRun:
-    """Train the VAE to give pictures back. For workers see `sd.training.loop.TrainingRun`."""
+    """Train the VAE to reconstruct pictures. For workers see `sd.training.loop.TrainingRun`."""
     share = process_share(batch_size)
     module = AutoencodingLoss(vae)
 
@@ -77,7 +77,7 @@ def autoencoder_run(
 
 @torch.no_grad()
 def standardise(vae: VAE, pictures: Pictures, scale: float, *, batches: int, batch_size: int) -> None:
-    """Give the latents of a trained VAE unit variance once they are scaled; its pictures stay the same."""
+    """Change a trained VAE so that its scaled latents have unit variance; its pictures stay the same."""
     device = vae.quant_conv.weight.device
     everything = slice(0, batch_size)
     means = [vae.encode(pictures.batch(step, batch_size, everything)[0].to(device))[0].cpu() for step in range(batches)]
@@ -100,11 +100,11 @@ def denoiser_run(
     train_text_encoder: bool = True,
     workers: int = 0,
 ) -> TrainingRun:
-    """Train the UNet, and the text encoder with it if it has not learned anything yet, on latents of the VAE.
+    """Train the UNet on latents of the VAE, and the text encoder too unless `train_text_encoder` is False.
 
-    prompt_dropout  share of pictures whose prompt is replaced by the empty one, so that the network also learns what
-                    guidance moves away from: Ho & Salimans (2022), algorithm 1
-    workers         see `sd.training.loop.TrainingRun`; for latents that are `EncodedOnce`
+    prompt_dropout  share of pictures trained with the empty prompt, so that the network also learns what guidance moves
+                    away from: Ho & Salimans (2022), algorithm 1
+    workers         see `sd.training.loop.TrainingRun`; only for latents that are `EncodedOnce`
     """
     share = process_share(batch_size)
     networks["text_encoder"].requires_grad_(train_text_encoder)
@@ -148,10 +148,7 @@ def denoiser_run(
 
 
 def each_step(run: TrainingRun, every: int, action: Callable[[int], None], on_step: Callable[[], object]) -> None:
-    """Train to the end, with something done every so many steps and after the last.
-
-    on_step  called after every step
-    """
+    """Train to the end; call `action` every so many steps and after the last, and `on_step` after every step."""
     for row in run.run():
         on_step()
         if row["step"] % every == 0 or row["step"] == run.options.steps:

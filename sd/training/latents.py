@@ -1,6 +1,6 @@
-"""Latents to train the UNet on: encoded as the pictures come, or all of them once, beforehand.
+"""Latents to train the UNet on: encoded batch by batch, or all at once beforehand.
 
-Encoding a batch takes about as long as a training step on it, so what is shown often is better encoded once.
+Encoding a batch takes about as long as a training step on it, so pictures that are shown often are better encoded once.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ from sd.networks.vae import VAE
 
 
 class Pictures(Protocol):
-    """Training pictures, by number; the same number always gives the same ones."""
+    """Training pictures; the same step always gets the same ones."""
 
     def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
-        """(b, 3, H, W) in [-1, 1] and their captions: a process's share of the pictures of one global batch."""
+        """(b, 3, H, W) in [-1, 1] and captions: one process's share of a global batch."""
 
 
 class Encoded(NamedTuple):
-    """What the VAE's encoder says of pictures, and their captions."""
+    """The VAE's output for pictures, and their captions."""
 
     mean: Tensor  # (b, 4, H/8, W/8), unscaled
     logvar: Tensor  # the same
     captions: list[str]
-    beside: Tensor | None = None  # (b, C, H/8, W/8), what an inpainting network is shown behind the noisy latents
+    beside: Tensor | None = None  # (b, C, H/8, W/8), an inpainting network's extra input channels
 
 
 class EncodedAsTheyCome:
-    """Every batch is drawn and encoded anew: for pictures without end."""
+    """Encodes each batch when it is needed: for an endless supply of pictures."""
 
     def __init__(self, vae: VAE, pictures: Pictures):
         self.vae, self.pictures = vae, pictures
@@ -45,30 +45,30 @@ class EncodedAsTheyCome:
 
 
 class EncodedOnce:
-    """A fixed number of encoded pictures, shown in a new order in every round.
+    """A fixed number of encoded pictures, shown in a new order in every epoch.
 
-    caption  (number, round) -> what the picture's caption is this time
-    made_of  which pictures they are, as `encode_all` was told. Raises ValueError where it was told something else
+    caption  (number, epoch) -> the picture's caption in that epoch
+    made_of  which pictures they are. Raises ValueError if `encode_all` was given something else
     """
 
     def __init__(self, path: Path, caption: Callable[[int, int], str], seed: int, made_of: str = ""):
         with safe_open(path, "pt") as file:
             before = (file.metadata() or {}).get("made_of", made_of)
         if before != made_of:
-            raise ValueError(f"{path} holds other pictures ({before}) than asked for ({made_of}). Use another folder.")
+            raise ValueError(f"{path} holds other pictures ({before}) than requested ({made_of}). Use another folder.")
         self.moments = load_file(path)
         self.caption, self.seed = caption, seed
-        self.order: tuple[int, list[int]] = (-1, [])  # of the round at hand
+        self.order: tuple[int, list[int]] = (-1, [])  # of the current epoch
 
     def batch(self, step: int, batch_size: int, share: slice) -> Encoded:
         count = len(self.moments["mean"])
-        now, place = divmod(step, count // batch_size)
-        if self.order[0] != now:
-            generator = torch.Generator().manual_seed(self.seed * 2**31 + now)
-            self.order = now, torch.randperm(count, generator=generator).tolist()
+        epoch, place = divmod(step, count // batch_size)
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed * 2**31 + epoch)
+            self.order = epoch, torch.randperm(count, generator=generator).tolist()
         numbers = self.order[1][place * batch_size : (place + 1) * batch_size][share]
         tensors = {name: moments[numbers] for name, moments in self.moments.items()}
-        return Encoded(**tensors, captions=[self.caption(number, now) for number in numbers])
+        return Encoded(**tensors, captions=[self.caption(number, epoch) for number in numbers])
 
 
 @torch.no_grad()
@@ -86,9 +86,9 @@ def encode_all(
     """Encode the first `count` pictures, a multiple of the batch size, and write the moments to a file.
 
     on_batch     called with the number of pictures after every batch
-    look_beside  (number of the first picture, (b, 3, H, W) pictures) -> what the network is shown beside their noisy
-                 latents, (b, C, H/8, W/8)
-    made_of      which pictures they are, noted in the file
+    look_beside  (number of the first picture, pictures (b, 3, H, W)) -> extra input channels for the network,
+                 (b, C, H/8, W/8)
+    made_of      which pictures they are; stored in the file
     """
     encoded: dict[str, list[Tensor]] = {"mean": [], "logvar": []}
     for step in range(count // batch_size):

@@ -1,4 +1,4 @@
-"""The training loop: any module whose forward pass is a loss; one process or several; resumed as if never stopped."""
+"""The training loop, for any module whose forward pass returns a loss; in one process or several; exactly resumable."""
 
 import csv
 import json
@@ -24,19 +24,19 @@ COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    steps: int  # updates in all, those before an interruption included
+    steps: int  # updates in total, also over interruptions
     learning_rate: float
     warmup: int  # steps in which the learning rate grows from 0
-    final_learning_rate: float  # reached along half a cosine; the learning rate itself for none
+    final_learning_rate: float  # reached along half a cosine; equal to learning_rate: constant
     weight_decay: float
-    gradient_clip: float  # largest norm of the gradient of all parameters together
+    gradient_clip: float  # largest norm of the whole gradient
     ema_decay: float
     autocast: bool  # bfloat16 in the forward pass
     save_every: int  # steps between saved states
 
 
 class Progress:
-    """One row a step, in `loss.csv` and as a curve in `loss.png`."""
+    """One row per step, in `loss.csv` and as a curve in `loss.png`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -54,7 +54,7 @@ class Progress:
             draw_curve([(row["step"], row["loss"]) for row in self.rows]).save(file, "PNG")
 
     def load(self, steps: int) -> None:
-        """What was written up to a step; later rows belong to steps that will be done again."""
+        """Read the rows up to a step; steps after it will be repeated."""
         path = self.folder / "loss.csv"
         if path.exists():
             with open(path, newline="") as file:
@@ -63,7 +63,7 @@ class Progress:
 
 
 class Numbered(Dataset):
-    """A function of a number, as PyTorch's loader wants it."""
+    """A function of a number as a data set for PyTorch's loader."""
 
     def __init__(self, function: Callable[[int], tuple[Tensor, ...]]):
         self.function = function
@@ -73,13 +73,13 @@ class Numbered(Dataset):
 
 
 class TrainingRun:
-    """A module in training, with its optimiser and its averaged weights, in a folder that it can be resumed from.
+    """A module in training, with its optimiser and averaged weights, in a folder that training resumes from.
 
     module   its forward pass takes a batch and returns the loss, a scalar
     batches  step -> the batch of this process, a tuple of tensors on any device; depends on the step alone
-    workers  processes that make batches while the device trains, with a GPU that would otherwise wait for them. Then
-             `batches` must give tensors on the CPU; they are the same ones in the same order as without
-    settled  what else the losses depend on, such as the seed: numbers by name. A state goes on only with the same ones
+    workers  processes that prepare batches while the device trains, for a GPU that would otherwise wait. `batches` must
+             then return tensors on the CPU. The batches and their order stay the same
+    settled  whatever else the losses depend on, such as the seed: numbers by name. They must be the same on resuming
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class TrainingRun:
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
             betas=(0.9, 0.99),
-            fused=True,  # four times as fast as one tensor after the other, which counts for small models
+            fused=True,  # four times faster than one tensor at a time, which matters for small models
         )
         self.ema = AveragedWeights(module, options.ema_decay)
         self.progress = Progress(folder)
@@ -121,7 +121,7 @@ class TrainingRun:
         return options.final_learning_rate + (options.learning_rate - options.final_learning_rate) * cosine
 
     def run(self) -> Iterator[dict[str, float]]:
-        """Train to the end; yields what stands in `loss.csv` after every step."""
+        """Train to the end; yields each step's row of `loss.csv`."""
         parallel = DistributedDataParallel(self.module) if dist.is_initialized() else self.module
         started = time.perf_counter()
         for batch in self.coming_batches():
@@ -153,7 +153,7 @@ class TrainingRun:
             started = time.perf_counter()
 
     def coming_batches(self) -> Iterator[tuple[Tensor, ...]]:
-        """Those of the steps that are left, in order."""
+        """The batches of the remaining steps, in order."""
         steps = range(self.step, self.options.steps)
         if not self.workers:
             return map(self.batches, steps)
@@ -165,7 +165,7 @@ class TrainingRun:
         return next(iter(self.trained.values())).device
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on. Random numbers are drawn anew at each step from its number."""
+        """All tensors that the next step depends on. Its random numbers depend on the step number alone."""
         state = {f"weights.{name}": value for name, value in self.module.named_parameters()}
         state |= {f"ema.{name}": value for name, value in self.ema.weights.items()}
         for name, value in self.trained.items():
@@ -186,7 +186,7 @@ class TrainingRun:
 
     @torch.no_grad()
     def load(self) -> None:
-        """Take over a saved state. Raises ValueError where it was made with other options or another module."""
+        """Restore a saved state. Raises ValueError if its options or its module differ."""
         path = self.folder / "state.safetensors"
         with safe_open(path, "pt") as file:
             numbers = json.loads(file.metadata()["training"])

@@ -1,4 +1,4 @@
-"""What the networks are trained to do: the losses of the papers, and the batches' random numbers."""
+"""The papers' training losses, and the random numbers of each batch."""
 
 from typing import NamedTuple
 
@@ -11,12 +11,12 @@ from sd.sampling.schedule import add_noise
 
 
 class Draws(NamedTuple):
-    """The random numbers of a batch. They depend on the seed and the step alone, so training resumes exactly."""
+    """The random numbers of a batch. They depend only on the seed and the step, so training resumes exactly."""
 
     timesteps: Tensor  # (B,) int64
-    noise: Tensor  # (B, 4, H, W), what x_t is made noisy with
+    noise: Tensor  # (B, 4, H, W), added to the latents
     latent_noise: Tensor  # (B, 4, H, W), to draw latents from the VAE's distribution
-    dropped: Tensor  # (B,) bool, whose prompt is replaced by the empty one
+    dropped: Tensor  # (B,) bool, whether the empty prompt replaces the caption
 
 
 def draw(
@@ -24,13 +24,12 @@ def draw(
 ) -> Draws:
     """The draws for one global batch of latents of this shape; data-parallel processes each take their part.
 
-    Each picture's timestep is drawn from a range of its own, the ranges together being all timesteps: no batch has by
-    chance more of the noisy ones, so its loss varies less (Kingma et al., "Variational Diffusion Models", 2021,
-    appendix I.1, has a similar rule).
+    Timesteps are stratified: the range is divided evenly among the pictures of a batch. No batch has more noisy ones by
+    chance, so the loss varies less (Kingma et al., "Variational Diffusion Models", 2021, appendix I.1, is similar).
 
-    noise_offset  deviation of a part of the noise that is the same all over a picture. White noise leaves the mean of
-                  a picture visible at every timestep, so that a network learns to trust it, and at the start of
-                  sampling finds it in noise; with this part it cannot (Guttenberg, "Diffusion with Offset Noise", 2023)
+    noise_offset  standard deviation of an added noise that is constant over a picture's channel. Without it, the mean
+                  of a picture stays visible at every timestep; the network learns to trust it and is misled by the pure
+                  noise that sampling begins with (Guttenberg, "Diffusion with Offset Noise", 2023)
     """
     generator = torch.Generator().manual_seed(seed * 2**31 + step)
     count = shape[0]
@@ -52,25 +51,25 @@ def velocity(x_0: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def snr_weights(alpha_bar: Tensor, gamma: float, floor: float, prediction: str) -> Tensor:
-    """Weights that keep the many easy, almost clean timesteps from dominating, and the noisiest from being forgotten.
+    """Loss weights: the many easy, almost clean timesteps must not dominate, and the noisiest must count.
 
     alpha_bar  (B,)
-    gamma      the signal-to-noise ratio beyond which a timestep counts less; 5 in the paper
-    floor      the ratio below which it counts more than the loss in eps would have it; 0 for none
+    gamma      the signal-to-noise ratio (SNR) above which a timestep counts less; 5 in the paper
+    floor      the ratio below which a timestep counts more than in the plain loss in eps; 0 for none
     returns    (B,)
 
-    The loss in x_0 is weighted by the ratio, kept between the two; that in eps is SNR times as large, and that in v
-    SNR + 1 times. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy" (2023), section 3.4, has
-    the upper end; Salimans & Ho (2022), section 4, the lower one ("truncated SNR"). The lower one matters for what a
-    prompt decides: the colour of a whole picture can be told from x_t until almost nothing is left of it, so that only
-    the noisiest steps need the words, and without a floor these hardly count.
+    The loss in x_0 is weighted by the SNR, clamped between the two. The loss in eps is SNR times that in x_0, the loss
+    in v SNR + 1 times. The upper end is from Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy"
+    (2023), section 3.4; the lower one from Salimans & Ho (2022), section 4 ("truncated SNR"). The floor matters for
+    what a prompt decides: the colour of a picture shows in x_t until almost nothing else is left, so only the noisiest
+    steps need the words, and without a floor they hardly count.
     """
     snr = alpha_bar / (1 - alpha_bar)
     return snr.clamp(floor, gamma) / (snr if prediction == "eps" else snr + 1)
 
 
 class DenoisingLoss(nn.Module):
-    """How badly the UNet tells the noise in noisy latents, given the text: the mean over a batch.
+    """The UNet's error in predicting the noise in noisy latents, given the text: the mean over a batch.
 
     Ho et al. (2020), eq. 14, with the context of Rombach et al. (2022), eq. 3.
     """
@@ -95,13 +94,13 @@ class DenoisingLoss(nn.Module):
     ) -> Tensor:
         """latents (B, 4, H, W), scaled; tokens (B, 77); timesteps (B,); noise as latents -> scalar
 
-        beside  (B, C, H, W)  what the network is shown behind the noisy latents, if it has channels for that
+        beside  (B, C, H, W)  extra input channels after the noisy latents, if the network has any
         """
         alpha_bar = self.table[timesteps]
         per_picture = alpha_bar[:, None, None, None]
         x_t = add_noise(latents, noise, per_picture)
-        shown = x_t if beside is None else torch.cat([x_t, beside], dim=1)
-        output = self.unet(shown, timesteps, self.text_encoder(tokens)).float()
+        x = x_t if beside is None else torch.cat([x_t, beside], dim=1)
+        output = self.unet(x, timesteps, self.text_encoder(tokens)).float()
         target = noise if self.prediction == "eps" else velocity(latents, noise, per_picture)
         losses = (output - target).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma is not None:
@@ -110,7 +109,7 @@ class DenoisingLoss(nn.Module):
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Distance of the latents' distribution from the standard normal one, by latent value, averaged.
+    """KL divergence of the latents' distribution from the standard normal one, averaged over all values.
 
     Kingma & Welling (2014), appendix B.
     """
@@ -118,9 +117,9 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class AutoencodingLoss(nn.Module):
-    """How badly a picture comes back from its latents, and how far the latents are from standard normal ones.
+    """The error of reconstructed pictures, plus the distance of the latents from a standard normal distribution.
 
-    Kingma & Welling (2014), eq. 7, with absolute and squared errors, and the small weight of the second part of
+    Kingma & Welling (2014), eq. 7, with absolute and squared errors, and with the second part weighted as little as in
     Rombach et al. (2022), section 3.1.
     """
 
@@ -140,8 +139,8 @@ class AutoencodingLoss(nn.Module):
 def standardise_latents(vae: VAE, means: Tensor, scale: float) -> None:
     """Change a trained VAE so that its latents, times `scale`, have mean 0 and variance 1 in every channel.
 
-    Its pictures stay the same: what the last layer of the encoder is made to do to the latents, the first layer of the
-    decoder undoes. So the checkpoint keeps its family's constant.
+    Its pictures stay the same: the encoder's last layer rescales the latents, the decoder's first layer undoes that.
+    So the checkpoint keeps its family's `latent_scale`.
 
     means  (N, 4, H, W) latents of many pictures, unscaled
     """

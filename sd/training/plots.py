@@ -1,4 +1,4 @@
-"""A curve as a picture, drawn with Pillow alone."""
+"""Draw a curve with Pillow alone."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 800, 420, 70, 20, 20, 40
 
 
 def draw_curve(points: Sequence[tuple[float, float]], *, label: str = "loss") -> Image.Image:
-    """points (x, y), y > 0, in the order of x -> a line over a linear x and a logarithmic y axis.
+    """points (x, y), y > 0, in the order of x -> a line over linear x and logarithmic y.
 
-    Where there are more points than pixels, each pixel shows the mean of its points.
+    With more points than pixels, each pixel shows the mean of its points.
     """
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     pen = ImageDraw.Draw(picture)
@@ -43,7 +43,7 @@ def draw_curve(points: Sequence[tuple[float, float]], *, label: str = "loss") ->
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten between two logarithms."""
+    """1, 2 and 5 times the powers of ten between two logarithms."""
     powers = range(math.floor(low), math.ceil(high) + 1)
     return [
         digit * 10.0**power for power in powers for digit in (1, 2, 5) if low <= math.log10(digit * 10.0**power) <= high

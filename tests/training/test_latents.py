@@ -110,7 +110,7 @@ def test_captions_may_stand_in_one_file(tmp_path):
         (lambda folder: (folder / "metadata.jsonl").write_text("{"), r"metadata.jsonl, line 1: expected"),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "z.png", "text": ""}'),
-            r"names 1 files that are not there, 'z.png'",
+            r"names 1 files that do not exist, 'z.png'",
         ),
     ],
 )
@@ -132,5 +132,5 @@ def test_latents_of_other_pictures_are_not_taken_for_those_asked_for(vae, tmp_pa
     encode_all(vae, pictures, 2, path, batch_size=2, on_batch=lambda count: None, made_of=pictures.name)
     assert len(EncodedOnce(path, pictures.recaption, 0, pictures.name).moments["mean"]) == 2
     other = ShapesDataset(0, 32, kind="single", shapes=("star", "ring"))
-    with pytest.raises(ValueError, match=r"holds other pictures \(.* star cross\) than asked for \(.* star ring\)"):
+    with pytest.raises(ValueError, match=r"holds other pictures \(.* star cross\) than requested \(.* star ring\)"):
         EncodedOnce(path, other.recaption, 0, other.name)

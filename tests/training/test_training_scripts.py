@@ -140,17 +140,11 @@ def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys):
         "--plain",
         "--steps",
         "3",
-        "--reuse",
-        "3",
-        "--merge",
-        "0.5",
     ]
     score_tiny.main([str(tmp_path / "scores"), *arguments])
-    row, reused, merged = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    (row,) = json.loads((tmp_path / "scores" / "scores.json").read_text())
     assert (row["prompts"], row["pictures"]) == ("one thing", 56)
     assert row["right"]["all"] < 0.2
-    assert (reused["settings"], reused["pictures"]) == ("features reused, N = 3", 56)
-    assert (merged["settings"], merged["pictures"]) == ("tokens merged, 0.5", 56)
     assert "| one thing | default | 56 |" in capsys.readouterr().out
     assert Image.open(tmp_path / "scores" / "one-thing.png").width == 16 * 68
 

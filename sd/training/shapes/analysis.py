@@ -1,14 +1,14 @@
-"""What a generated picture shows: the colour behind, and colour, shape and place of each thing on it.
+"""What a generated picture shows: its background colour, and the colour, shape and position of each thing.
 
-Plain image analysis, no network, and written without a look at the code that draws the training pictures: it judges
-the trained model, so the two must not share their mistakes. In this order:
+Plain image analysis without a network. It judges the trained model, so it shares no code, and no mistakes, with the
+drawing of the training pictures. In this order:
 
-    colours     the picture in OKLab; what the border shows is the background, dense spots elsewhere are things' colours
-    regions     each pixel goes to the nearest of these colours; connected pixels are a thing
-    shapes      a thing's outline, moved and scaled to a standard place, against 500 outlines drawn by plain geometry
-    follows     picture and wish compared
+    colours     the picture in OKLab; the border shows the background, dense clusters elsewhere are the things' colours
+    regions     each pixel goes to the nearest of these colours; connected pixels form a thing
+    shapes      a thing's outline, centred and scaled, is compared with 500 outlines from plain geometry
+    follows     compares the picture with the prompt
 
-All of it happens at 128 pixels a side, whatever the picture's size. H W: picture, h w: the same at 128, N: outlines.
+All of it works at 128 pixels a side, whatever the picture's size. H W: picture, h w: the same at 128, N: outlines.
 """
 
 import math
@@ -25,27 +25,27 @@ COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 
 SIDE = 128  # the longer side, in pixels, at which everything is measured
-LEAST_AREA = 0.005  # of the picture; a small star covers 0.015, a smaller spot than this is a blemish
-MOST_REGIONS = 12  # the largest; in a picture with more of them, nothing that matters here is left to find out
-LEAST_HOLE = 0.08  # of the outlined area; a ring's hole is far larger, a hole smaller than this is a blemish
-LEAST_FIT = 0.85  # of 1; below, the thing is none of the eight shapes. The eight, drawn small and blurred, reach 0.9
+LEAST_AREA = 0.005  # of the picture; a small star covers 0.015, anything below this is a blemish
+MOST_REGIONS = 12  # only the largest count; a picture with more is wrong anyway
+LEAST_HOLE = 0.08  # of the outlined area; a ring's hole is far larger, anything below this is a blemish
+LEAST_FIT = 0.85  # below it, a thing is none of the eight shapes; these reach 0.9 even if small and blurred
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object. Lengths are fractions of the picture's sides, from the left and the top; areas of its area."""
+    """One object. Lengths are fractions of the picture's sides, from left and top; areas are fractions of its area."""
 
-    shape: str | None  # one of SHAPES, or None where nothing fits
+    shape: str | None  # one of SHAPES, or None if nothing fits
     colour: str  # one of COLOURS, or grey
     centre: tuple[float, float]  # x, y of the centroid
     box: tuple[float, float, float, float]  # left, top, right, bottom
-    area: float  # what lies inside it included, a ring's hole not
-    scores: dict[str, float]  # how well each shape fits, 1 is perfectly
-    inside: frozenset[int] = frozenset()  # places, in Picture.things, of the things around it
+    area: float  # with the things inside it, without a ring's hole
+    scores: dict[str, float]  # how well each shape fits; 1 is perfect
+    inside: frozenset[int] = frozenset()  # indices, in Picture.things, of the things around it
 
     @property
     def margin(self) -> float:
-        """How much better the best shape fits than the second."""
+        """How much better the best shape fits than the second best."""
         best, second = sorted(self.scores.values())[:-3:-1]
         return best - second
 
@@ -77,15 +77,15 @@ class Wanted:
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     background: bool
-    count: bool  # as many things as wanted, no more
+    count: bool  # exactly as many things as wanted
     colour: bool  # of every thing
     shape: bool  # of every thing
-    relation: bool | None  # None where none is wanted
+    relation: bool | None  # None if none is wanted
     all: bool
 
 
 def oklab(rgb: NDArray) -> NDArray[np.float32]:
-    """sRGB (..., 3) in [0, 255] -> lightness in [0, 1], green to red, blue to yellow; even steps look even.
+    """sRGB (..., 3) in [0, 255] -> OKLab: lightness in [0, 1], green to red, blue to yellow; equal steps look equal.
 
     Ottosson, "A perceptual color space for image processing" (2020).
     """
@@ -109,13 +109,13 @@ def oklab(rgb: NDArray) -> NDArray[np.float32]:
     )
 
 
-# where one hue, in degrees in OKLab, ends and the next begins: crimson is at 19, pure red at 29, carrot at 55, amber at
-# 76, lemon at 100, lime at 130, teal at 185, sky at 240, indigo at 280, violet at 293, plum at 325, pink at 0
+# the end of each hue, in degrees in OKLab: crimson is at 19, pure red at 29, carrot at 55, amber at 76, lemon at 100,
+# lime at 130, teal at 185, sky at 240, indigo at 280, violet at 293, plum at 325, pink at 0
 HUES = ((40, "red"), (79, "orange"), (118, "yellow"), (200, "green"), (287, "blue"), (353, "purple"), (360, "red"))
 
 
 def colour_name(lab: NDArray) -> str:
-    """The name of a colour in OKLab. Grey is none of the eight, so that a picture of nothing has none of them."""
+    """The name of a colour in OKLab. Grey is not one of the eight, so a blank grey picture matches no prompt."""
     lightness, chroma = float(lab[0]), math.hypot(lab[1], lab[2])
     if lightness < 0.2 or chroma < (0.06 if lightness < 0.4 else 0.045):
         return "black" if lightness < 0.45 else "white" if lightness > 0.8 else "grey"
@@ -124,14 +124,14 @@ def colour_name(lab: NDArray) -> str:
 
 
 def distance_to_segment(lab: NDArray, start: NDArray, end: NDArray) -> NDArray:
-    """From each colour (..., 3) to the nearest mixture of two."""
+    """The distance of each colour (..., 3) to the nearest mixture of two others."""
     along = end - start
     place = ((lab - start) @ along / max(float(along @ along), 1e-9)).clip(0, 1)
     return np.linalg.norm(lab - (start + place[..., None] * along), axis=-1)
 
 
 def background_shades(lab: NDArray) -> tuple[NDArray, NDArray]:
-    """The two ends of what the border shows: stripes, dots and gradients of two near shades lie between them."""
+    """The two extreme shades of the border: stripes, dots and gradients of a background lie between them."""
     width = SIDE // 32
     border = np.concatenate([lab[:width], lab[-width:]]).reshape(-1, 3)
     border = np.concatenate([border, lab[:, :width].reshape(-1, 3), lab[:, -width:].reshape(-1, 3)])
@@ -144,7 +144,7 @@ def background_shades(lab: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def deepest(mask: NDArray) -> NDArray:
-    """The quarter or so of a mask (h, w) that lies farthest from its edge."""
+    """The part of a mask (h, w), about a quarter, that lies farthest from its edge."""
     inner = deeper = mask
     while inner.sum() > mask.sum() / 4 and deeper.any():
         inner = deeper
@@ -155,7 +155,7 @@ def deepest(mask: NDArray) -> NDArray:
 
 
 def dense_spots(colours: NDArray) -> list[NDArray]:
-    """The centres of crowds among colours (n, 3), the most crowded first."""
+    """The centres of clusters of colours (n, 3), the densest first."""
     spots = []
     while len(colours) >= 24 and len(spots) < 6:
         _, cell, counts = np.unique((colours // 0.04).astype(int), axis=0, return_inverse=True, return_counts=True)
@@ -170,7 +170,7 @@ def dense_spots(colours: NDArray) -> list[NDArray]:
 
 
 def components(classes: NDArray) -> NDArray[np.int64]:
-    """Number the connected regions of equal class (h, w): neighbours share a side."""
+    """Number the connected regions of equal class (h, w); neighbours share a side."""
     place = np.arange(classes.size).reshape(classes.shape)
     beside, below = classes[:, 1:] == classes[:, :-1], classes[1:] == classes[:-1]
     one = np.concatenate([place[:, 1:][beside], place[1:][below]])
@@ -193,7 +193,7 @@ def classify(lab: NDArray) -> tuple[NDArray, list[str]]:
     distances = [distance_to_segment(lab, *shades)]
     names = [colour_name((shades[0] + shades[1]) / 2)]
 
-    # colours on a soft edge belong to nobody, so only pixels much like their neighbours speak for a thing
+    # soft edges have mixed colours, so only pixels that resemble their neighbours define a thing's colour
     across, down = (np.linalg.norm(slope, axis=-1) for slope in np.gradient(lab, axis=(0, 1)))
     flat = np.hypot(across, down) < 0.025
     for spot in dense_spots(lab[flat & (distances[0] > 0.07)]):
@@ -208,7 +208,7 @@ def classify(lab: NDArray) -> tuple[NDArray, list[str]]:
     distances = np.stack(distances)
     classes = distances.argmin(axis=0)
     if len(names) > 2:
-        # between black and white there is a seam of every grey: a region without a flat spot goes to its neighbours
+        # an edge between black and white contains every grey: a region without a flat spot goes to its neighbours
         regions = components(classes)
         area, spots = np.bincount(regions.reshape(-1)), np.bincount(regions.reshape(-1), weights=flat.reshape(-1))
         sound = (spots >= np.maximum(8, 0.1 * area))[regions]
@@ -221,7 +221,7 @@ def classify(lab: NDArray) -> tuple[NDArray, list[str]]:
 
 
 def enclosures(masks: list[NDArray]) -> NDArray[np.bool_]:
-    """(n, n): whether most of the second mask has some of the first to its left and right, above and below."""
+    """(n, n): whether the first mask lies on all four sides of most of the second."""
     if not masks:
         return np.zeros((0, 0), bool)
     stack = np.stack(masks)
@@ -233,16 +233,16 @@ def enclosures(masks: list[NDArray]) -> NDArray[np.bool_]:
 
 def holes(mask: NDArray) -> list[NDArray]:
     """The regions outside the mask that do not reach the picture's edge."""
-    regions = components(np.pad(mask, 1))  # so that 0 is what reaches the edge
+    regions = components(np.pad(mask, 1))  # padded, so that region 0 is what reaches the edge
     inner = np.setdiff1d(regions[~np.pad(mask, 1)], [0])
     return [regions[1:-1, 1:-1] == region for region in inner]
 
 
 def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, dict[str, float], list[NDArray]]:
-    """The visible part of a thing and what lies inside it -> its whole area, how each shape fits it, and its holes.
+    """A thing's visible part and what lies inside it -> its whole area, how well each shape fits it, and its holes.
 
-    Other things and blemishes do not make a hole. A real one makes a circle a ring; in any other shape it is a thing
-    itself, in the background's colour.
+    Other things and blemishes are not holes. A hole makes a circle a ring; in any other shape it is a thing itself, of
+    the background's colour.
     """
     gaps = holes(mask)
     least = LEAST_HOLE * (mask.sum() + sum(gap.sum() for gap in gaps))
@@ -258,7 +258,7 @@ def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, dict[str, float]
 
 
 def see_through(seen: list[tuple[NDArray, str]]) -> list[tuple[NDArray, str]]:
-    """The masks and colours of things, where what shows through a ring on a square is the square, no third thing."""
+    """Join parts of one thing: what shows through a ring on a square is the square, not a third thing."""
     encloses = enclosures([mask for mask, _ in seen])
     kept = dict(enumerate(seen))
     for i, ring, behind in permutations(range(len(seen)), 3):
@@ -268,7 +268,7 @@ def see_through(seen: list[tuple[NDArray, str]]) -> list[tuple[NDArray, str]]:
 
 
 def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray) -> Thing:
-    """Put what was found of a thing into the picture's own units; around (n) tells which of the n things enclose it."""
+    """Convert a thing's measurements to fractions of the picture. around (n): which of the n things enclose it."""
     (height, width), (y, x) = mask.shape, np.nonzero(mask)
     best = max(fits, key=fits.get)
     return Thing(
@@ -283,10 +283,7 @@ def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray
 
 
 def analyse(pixels: NDArray[np.uint8]) -> Picture:
-    """Say what a picture (H, W, 3), 0 to 255, shows.
-
-    Raises ValueError where it is no such picture.
-    """
+    """Say what a picture (H, W, 3) of uint8 shows. Raises ValueError for other arrays."""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"a picture is (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
     scale = SIDE / max(pixels.shape[:2])
@@ -305,7 +302,7 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
         mask = regions == region
         kind = classes.flat[mask.argmax()]
         if kind:
-            # where a thin ring's colour is least mixed with what is around it
+            # far from the edges, where even a thin ring's colour is least mixed with its surroundings
             seen.append((mask, colour_name(oklab(sharp[deepest(mask)].mean(axis=0)))))
     seen = see_through(seen)
 
@@ -339,9 +336,9 @@ def related(relation: str, things: tuple[Thing, ...], first: int, second: int) -
 
 
 def follows(picture: Picture, wanted: Wanted) -> Verdict:
-    """Compare picture and wish. Where things outnumber the wanted ones, the largest are judged and the count is wrong.
+    """Compare a picture with what was wanted. If it has too many things, the largest are judged and the count is wrong.
 
-    Which thing is meant by which words is decided in the picture's favour.
+    Words and things are matched in the picture's favour.
     """
     things, number = picture.things, len(wanted.things)
     verdicts = []

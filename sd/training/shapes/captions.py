@@ -1,4 +1,4 @@
-"""What a caption says about a scene: true, and in ever different words."""
+"""Captions of scenes: always true, and worded differently each time."""
 
 from collections.abc import Callable
 from random import Random
@@ -14,7 +14,7 @@ RELATION_WORDS = {
     "inside": ("inside", "in", "within"),
 }
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-ENDS = {  # where both things are, if they are on different sides of the middle
+ENDS = {  # where both things are, if they lie on different sides of the middle
     "left of": ("on the left", "on the right"),
     "right of": ("on the right", "on the left"),
     "above": ("at the top", "at the bottom"),
@@ -25,14 +25,14 @@ LEADS = ("a picture of ", "a drawing of ", "an image of ", "there is ")
 
 
 def plain_caption(scene: Scene) -> str:
-    """Shapes, colours and relation in one fixed wording, as prompts for scoring."""
+    """Shapes, colours and relation in one fixed wording, as in the prompts for scoring."""
     things = [with_article(f"{thing.colour} {thing.shape}") for thing in scene.things]
     between = f" {RELATION_WORDS[scene.relation][0]} " if scene.relation else ""
     return f"{between.join(things)} on {with_article(scene.background.colour)} background"
 
 
 def caption(scene: Scene, generator: Random) -> str:
-    """A caption in words drawn by lot. Always names shape and colour of every thing, mostly the background's colour."""
+    """A randomly worded caption. It always names the shape and colour of every thing, and mostly the background's."""
     bare = generator.random() < 0.1  # "red circle on blue background"
     article = str if bare else with_article
     subject = describe(scene, generator, article)
@@ -51,7 +51,7 @@ def caption(scene: Scene, generator: Random) -> str:
 
 
 def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> str:
-    """The thing and sometimes its place, or both things and mostly their relation."""
+    """The thing and sometimes its position, or both things and mostly their relation."""
     if scene.relation is None:
         (thing,) = scene.things
         where = place_words(thing)
@@ -77,14 +77,14 @@ def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> 
 
 
 def thing_words(thing: Thing, generator: Random, *, inside: bool = False) -> str:
-    """Colour and shape, and sometimes the size: mostly where it is small, which goes without saying inside another."""
+    """Colour and shape, and sometimes the size: mostly for small things, unless they are inside another."""
     words = f"{thing.colour} {thing.shape}"
     said = 0.9 if thing.size == "small" and not inside else 0.35
     return f"{generator.choice(SIZE_WORDS[thing.size])} {words}" if generator.random() < said else words
 
 
 def place_words(thing: Thing) -> str | None:
-    """Where a thing is, unless that is hard to say."""
+    """Where a thing is; None if that is unclear."""
     column = third(thing.x, "left", "right")
     row = third(thing.y, "top", "bottom")
     if column is None or row is None:
@@ -105,14 +105,14 @@ def third(position: float, low: str, high: str) -> str | None:
 
 
 def stand_apart(scene: Scene) -> bool:
-    """Whether two things side by side are in different halves of the picture."""
+    """Whether two neighbouring things are in different halves of the picture."""
     first, second = scene.things
     one, two = (first.x, second.x) if scene.relation in ("left of", "right of") else (first.y, second.y)
     return min(one, two) < 0.45 and max(one, two) > 0.55
 
 
 def background_words(background: Background, generator: Random, *, after: bool = False) -> str:
-    """after  it is the last thing said, so that stripes may follow it"""
+    """after  nothing follows in the caption, so "with stripes" may end it"""
     colour, pattern = background.colour, background.pattern
     if pattern == "plain":
         return f"plain {colour} background" if generator.random() < 0.1 else f"{colour} background"

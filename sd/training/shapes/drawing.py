@@ -1,7 +1,7 @@
-"""Pictures of coloured shapes, drawn by code from a seed: training data without end, and all of it known.
+"""Pictures of coloured shapes, drawn by code from a seed: endless training data whose content is known exactly.
 
-Every shape is a signed distance: how far a point is outside (positive) or inside (negative) of the outline. A pixel is
-covered as far as its distance, in pixels, lies between one half and minus one half, which makes edges one pixel soft.
+Every shape is a signed distance: how far a point is outside (positive) or inside (negative) the outline. From 1/2 to
+-1/2 pixel, coverage rises from 0 to 1, so edges are one pixel soft.
 
 Shape letters: B pictures, N things, H W the picture's height and width.
 """
@@ -17,10 +17,10 @@ from torch import Tensor
 from sd.training.shapes.captions import caption
 from sd.training.shapes.scenes import HOLDERS, SHAPES, Background, Scene, Thing, sample_scene
 
-LIGHT, RIM, RIM_SHADE = 0.07, 0.2, 0.14  # how things are shaded; brightness in [-1, 1], the rim in radii
+LIGHT, RIM, RIM_SHADE = 0.07, 0.2, 0.14  # shading: brightness in [-1, 1], the rim's width in radii
 
 
-# Distances are in units of the thing's radius, from its centre, y downwards; beyond a corner they go to the nearer
+# Coordinates are in radii from the thing's centre, y downwards. Beyond a corner, distances are those to the nearer
 # edge's line, which keeps corners sharp. All shapes fit into the square from -1 to 1, also when turned.
 
 
@@ -37,7 +37,7 @@ def square(x: Tensor, y: Tensor) -> Tensor:
 
 
 def diamond(x: Tensor, y: Tensor) -> Tensor:
-    """Taller than wide: half its diagonals are 1 and 0.7."""
+    """Taller than wide: the half-diagonals are 1 and 0.7."""
     return (x.abs() + 0.7 * (y.abs() - 1)) / sqrt(1 + 0.7**2)
 
 
@@ -63,7 +63,7 @@ def heart(x: Tensor, y: Tensor) -> Tensor:
 def star(x: Tensor, y: Tensor) -> Tensor:
     """Five points at distance 1, the corners between them at 0.45."""
     x = x.abs()
-    for mirror_x in (cos(pi / 5), -cos(pi / 5)):  # until all is in the upper point's half
+    for mirror_x in (cos(pi / 5), -cos(pi / 5)):  # mirror everything into half of the upper point
         excess = 2 * (mirror_x * x + sin(pi / 5) * y).clamp(min=0)
         x, y = x - excess * mirror_x, y - excess * sin(pi / 5)
     edge_x, edge_y = 0.45 * sin(pi / 5), 1 - 0.45 * cos(pi / 5)  # from the point down to the next corner
@@ -176,12 +176,12 @@ def colour_tensor(colours: Sequence[tuple[float, float, float]], grid: Tensor) -
 
 
 class ShapesDataset:
-    """Pictures and captions without end. Picture number n depends on the seed and n alone.
+    """Endless pictures and captions. Picture n depends only on the seed and n.
 
     size      the pictures' side in pixels
     held_out  only combinations that training never shows
     kind      one of scenes.KINDS
-    shapes    those of scenes.SHAPES that things may have. Raises ValueError where some scenes could not be drawn
+    shapes    the shapes to use, of scenes.SHAPES. Raises ValueError if some scenes would be impossible
     """
 
     def __init__(
@@ -195,23 +195,23 @@ class ShapesDataset:
         device: torch.device | str = "cpu",
     ):
         if kind in ("pairs", "all") and not set(shapes) & set(HOLDERS):
-            raise ValueError(f"scenes of kind {kind} need one of {', '.join(HOLDERS)}, to lie inside; got {shapes}")
+            raise ValueError(f"scenes of kind {kind} need one of {', '.join(HOLDERS)} to hold others; got {shapes}")
         self.seed, self.size, self.device = seed, size, device
         self.scenes = {"held_out": held_out, "kind": kind, "shapes": shapes}
         self.name = f"seed {seed}, {size} pixels, scenes {kind}{', held out' * held_out}: {' '.join(shapes)}"
 
     def describe(self, number: int) -> tuple[Scene, str]:
-        generator = Random(f"shapes {self.seed} {number}")  # of a string, by SHA-512: near numbers, unlike pictures
+        generator = Random(f"shapes {self.seed} {number}")  # strings are hashed: neighbours get unrelated pictures
         scene = sample_scene(generator, **self.scenes)
         return scene, caption(scene, generator)
 
     def recaption(self, number: int, time: int) -> str:
-        """Other words for the same picture; the first time, those of `describe`."""
+        """Another caption for the same picture; at time 0, that of `describe`."""
         scene, words = self.describe(number)
         return caption(scene, Random(f"caption {self.seed} {number} {time}")) if time else words
 
     def batch(self, step: int, batch_size: int, share: slice = slice(None)) -> tuple[Tensor, list[str]]:
-        """Pictures step * batch_size up to (step + 1) * batch_size, or the share of one process in them.
+        """Pictures step * batch_size up to (step + 1) * batch_size, or one process's share of them.
 
         returns  (B, 3, size, size) in [-1, 1], and B captions
         """

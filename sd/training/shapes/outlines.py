@@ -1,4 +1,4 @@
-"""The eight shapes by plain geometry, and how well each fits the outline of a thing. For `analysis.py`.
+"""The eight shapes by plain geometry, and how well each fits the outline of a thing; for `analysis.py`.
 
 h w: a picture at the resolution of the analysis, N: outlines.
 """
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
-SOFTENING = 1.2  # Gaussian blur in pixels: takes the noise out of single pixels, leaves a small star its points
+SOFTENING = 1.2  # Gaussian blur in pixels: removes the noise of single pixels, keeps the points of a small star
 
 
 def polygon(corners: int, *, inner: float = 1.0, turn: float = 0.0) -> NDArray:
-    """Corners on a circle of radius 1, the first at the top; a star where every second one lies further in."""
+    """Corners on a circle of radius 1, the first at the top; with every second one at `inner`, a star."""
     angle = np.arange(corners) * 2 * np.pi / corners + turn
     radius = np.where(np.arange(corners) % 2, inner, 1.0)
     return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], axis=1)
@@ -29,7 +29,7 @@ def cross(arm: float) -> NDArray:
 
 
 def heart(lobes: float) -> NDArray:
-    """The heart curve with swelling sides; the more lobes, the deeper the dip between them."""
+    """The heart curve with swelling sides; a larger `lobes` deepens the dip between them."""
     t = np.linspace(-np.pi, np.pi, 60)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - lobes * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
@@ -45,7 +45,7 @@ def heart_of_circles(spread: float, depth: float) -> NDArray:
 
 
 def outlines() -> list[tuple[str, list[NDArray]]]:
-    """Name and contours (corners, 2), outer and hole, of every shape in every make, before turning and stretching."""
+    """Name and contours (corners, 2), outer and hole, of every variant of each shape, before turning and stretching."""
     disc = polygon(48)
     found = [("circle", [disc]), ("square", [polygon(4, turn=np.pi / 4)]), ("triangle", [polygon(3)])]
     found += [("diamond", [polygon(4)])]
@@ -59,12 +59,12 @@ def outlines() -> list[tuple[str, list[NDArray]]]:
 
 STRETCHES = {"triangle": (0.8, 0.9, 1, 1.12, 1.25), "diamond": (0.9, 1, 1.12, 1.25, 1.4, 1.6)}
 STRETCHES |= {"square": (0.85, 0.92, 1, 1.09, 1.18), "heart": (0.85, 0.95, 1.05, 1.15)}  # the others: 0.92, 1, 1.09
-TURNS = (-18, -12, -6, 0, 6, 12, 18)  # degrees; a square turned by 22.5 would be as much a diamond
-CELLS, REACH = 36, 1.25  # a standard view: so many cells a side, so far from the centroid in roots of the thing's area
+TURNS = (-18, -12, -6, 0, 6, 12, 18)  # degrees; a square turned by 22.5 is halfway to a diamond
+CELLS, REACH = 36, 1.25  # a standard view: cells per side, and half its side in roots of the thing's area
 
 
 def standard_view(mask: NDArray) -> NDArray[np.float32]:
-    """A mask (h, w), moved and scaled so that centroid and area are always the same -> (CELLS * CELLS) in [0, 1]."""
+    """A mask (h, w), moved and scaled to a fixed centroid and area -> (CELLS * CELLS) in [0, 1]."""
     y, x = (float(axis.mean()) + 0.5 for axis in np.nonzero(mask))
     reach = REACH * math.sqrt(mask.sum())
     pad = math.ceil(max(reach - x, reach - y, x + reach - mask.shape[1], y + reach - mask.shape[0], 0))
@@ -75,7 +75,7 @@ def standard_view(mask: NDArray) -> NDArray[np.float32]:
 
 @cache
 def standard_views(radius: int) -> tuple[list[str], NDArray[np.float32]]:
-    """Names and views (N, CELLS * CELLS) of all shapes of this radius in pixels, with a picture's soft corners."""
+    """Names and views (N, CELLS * CELLS) of all shapes at this radius in pixels, blurred like a picture."""
     names, views = [], []
     side, zoom = 2 * math.ceil(2 * radius), 3
     for name, contours in outlines():
@@ -95,7 +95,7 @@ def standard_views(radius: int) -> tuple[list[str], NDArray[np.float32]]:
 
 
 def fit_shapes(mask: NDArray) -> dict[str, float]:
-    """How well each shape fits a mask (h, w): shared over covered area, in its best make, turn and stretch."""
+    """How well each shape fits a mask (h, w): intersection over union for its best variant, turn and stretch."""
     root = math.sqrt(mask.sum())
     radius = min((9, 14, 22, 36), key=lambda radius: abs(math.log(1.4 * radius / root)))
     names, views = standard_views(radius)

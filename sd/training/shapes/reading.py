@@ -1,10 +1,10 @@
-"""What a caption says, learned from captions alone: the text encoder's first lesson.
+"""Pretrain the text encoder on captions alone: it learns to say what is where.
 
-The original's text encoder came trained, on 400 million pictures with their texts (Radford et al., "Learning
-Transferable Visual Models From Natural Language Supervision", 2021), and the UNet learned to listen to it. A text
-encoder without such a past must learn what words mean from the UNet's mistakes, which is slow: in the noisiest steps,
-where alone a prompt decides, "left of" moves the loss by a hundredth. Here it learns to say what is where, before there
-is any picture. What it says is read off by attention over its tokens, as the UNet will read it.
+The original's text encoder was already trained, on 400 million pictures with their texts (Radford et al., "Learning
+Transferable Visual Models From Natural Language Supervision", 2021). A fresh one would have to learn the meaning of
+words from the UNet's errors, which is slow: only in the noisiest steps does the prompt matter, and there "left of"
+changes the loss by a hundredth. Here it learns which shape and colour is in each place, before there is any picture. An
+attention over its tokens reads the answer, as the UNet's will.
 B batch, T tokens, D width, P places.
 """
 
@@ -29,11 +29,11 @@ PLACES_OF = {  # of a scene's things, in order
     "inside": ("inner", "outer"),
     None: ("alone",),
 }
-NOTHING = -100  # the label that cross_entropy passes over
+NOTHING = -100  # the label that cross_entropy ignores
 
 
 class Reader(nn.Module):
-    """Asks the text encoder's output what is in each place: one attention with a learned query for each of them."""
+    """Reads what is in each place from the text encoder's output: attention with a learned query for each place."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,9 +51,9 @@ class Reader(nn.Module):
 
 
 class ReadingLoss(nn.Module):
-    """How badly the text encoder's output tells the shape and the colour in every place.
+    """The error in reading the shape and the colour in every place from the text encoder's output.
 
-    nearness  weight of the squared distance from what the text encoder said at first, which a UNet may know by now
+    nearness  weight of the squared distance to the initial text encoder's output, for a UNet that already relies on it
     """
 
     def __init__(self, text_encoder: nn.Module, *, nearness: float = 0.0):
@@ -75,7 +75,7 @@ class ReadingLoss(nn.Module):
 
 
 def labels_of(scene: Scene) -> Tensor:
-    """(P, 2): numbers of the shape and of the colour in each place, NOTHING where there is none"""
+    """(P, 2): the shape's and the colour's index for each place; NOTHING for an empty place"""
     labels = torch.full((len(PLACES), 2), NOTHING)
     for place, thing in zip(PLACES_OF[scene.relation], scene.things, strict=True):
         labels[PLACES.index(place)] = torch.tensor([SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)])
@@ -94,7 +94,7 @@ def reading_run(
     seed: int,
     nearness: float,
 ) -> TrainingRun:
-    """Train the text encoder on ever new scenes.
+    """Train the text encoder on endless new scenes.
 
     describe  number -> a scene and its caption
     """

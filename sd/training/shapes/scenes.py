@@ -1,7 +1,7 @@
-"""What is in a picture of the training data: one or two coloured shapes on a background, all of it drawn by lot.
+"""Random scenes for the training data: one or two coloured shapes on a background.
 
-A scene says everything about its picture, so a caption can be true, and a made picture can be scored. Lengths are in
-units of the picture's side, x to the right and y downwards, colours in [0, 1].
+A scene describes its picture completely, so captions are true and generated pictures can be scored. Lengths are
+fractions of the picture's side, x to the right and y downwards; colours are in [0, 1].
 """
 
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ KINDS = ("centred", "single", "level", "pairs", "all")  # of scenes, from easy t
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
-ALIKE = ("star", "triangle")  # the two that take longest to be told apart, from the words as from the outline
-HOLDERS = ("circle", "square", "triangle", "heart", "diamond", "ring")  # with room for a small thing in the middle
+ALIKE = ("star", "triangle")  # the two that take longest to tell apart, by word and by outline
+HOLDERS = ("circle", "square", "triangle", "heart", "diamond", "ring")  # have room for a small thing in the middle
 INNER_RADIUS, HOLDER_RADIUS = (0.12, 0.135), (0.35, 0.40)  # a small thing, and a very large one around it
-PALER = {"white": (0, 0.13), "black": (1, 0.16), "yellow": (1, 0.35)}  # a second shade: so far towards 0 or 1
-LARGEST_TURN = {"circle": 0.0, "ring": 0.0, "diamond": pi / 30, "star": pi / 10}  # either way; others pi / 18
+PALER = {"white": (0, 0.13), "black": (1, 0.16), "yellow": (1, 0.35)}  # second shade: this share of the way to 0 or 1
+LARGEST_TURN = {"circle": 0.0, "ring": 0.0, "diamond": pi / 30, "star": pi / 10}  # in both directions; others pi / 18
 MARGIN = 0.02  # between a thing and the picture's edge, and between two things
-STRAIGHT = 0.45  # two things side by side differ in the other direction by no more than this share of their distance
+STRAIGHT = 0.45  # most offset of two neighbouring things across their relation, as a share of their distance along it
 
 Rgb = tuple[float, float, float]
 
@@ -56,22 +56,22 @@ class Thing:
     rgb: Rgb
     x: float  # centre
     y: float
-    radius: float  # half the side of the square that it fits into
-    angle: float  # clockwise, in radians; so small that the shape stays what it is
+    radius: float  # half the side of the square it fits into
+    angle: float  # clockwise, in radians; too small to make it another shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     background: Background
     things: tuple[Thing, ...]  # one or two; the first lies on top of the second
-    relation: str | None  # one of RELATIONS: where the first is, seen from the second
+    relation: str | None  # one of RELATIONS: where the first is, relative to the second
 
 
 def is_held_out(shape: str, colour: str, background: str) -> bool:
-    """Whether training never shows this shape in this colour on this colour.
+    """Whether training never shows this shape in this colour on this background colour.
 
-    For every colour on every other colour it is one of the eight shapes: 56 of 448 combinations. Any two of the three
-    still occur together in training, with all but one at most of what could be the third.
+    One of the eight shapes for each pair of colours: 56 of 448 combinations. Any two of the three still occur together
+    in training, with all but at most one choice of the third.
     """
     names = list(COLOURS)
     return (SHAPES.index(shape) + 3 * names.index(colour) - names.index(background)) % 8 == 0
@@ -82,7 +82,7 @@ HELD_OUT = frozenset(combination for combination in COMBINATIONS if is_held_out(
 
 
 def combinations(scene: Scene) -> set[tuple[str, str, str]]:
-    """What is seen on what: every (shape, colour, colour behind it). A thing inside another has that one behind it."""
+    """Every (shape, colour, colour behind it) in a scene. A thing inside another has that one behind it."""
     found = {(thing.shape, thing.colour, scene.background.colour) for thing in scene.things}
     if scene.relation == "inside" and scene.things[1].shape != "ring":
         inner, outer = scene.things
@@ -93,15 +93,14 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
 def sample_scene(
     generator: Random, *, held_out: bool = False, kind: str = "all", shapes: tuple[str, ...] = SHAPES
 ) -> Scene:
-    """Draw a scene: two of five have one thing, the others two, unless a kind to begin with is asked for.
+    """Sample a scene: of kind "all", two in five have one thing, the others two.
 
-    held_out  False: nothing in it is a held-out combination; True: each of its things is one with the background
-    kind      "centred": one large thing near the middle of a plain background, where its shape shows in the same places
-              of every picture. "single": one thing, not a small one, anywhere on a plain background. "level": two
-              things on a plain background, next to each other on one of its two middle lines, so that what changes
-              with their relation is which of them is where. "pairs": two things on a plain background, small ones only
-              inside others. "all": everything
-    shapes    those that things may have
+    held_out  False: no held-out combinations; True: each thing forms one with the background
+    kind      "centred": one large thing near the middle of a plain background, so that its shape always shows in the
+              same place. "single": one thing, not small, anywhere on a plain background. "level": two neighbouring
+              things on one of the middle lines of a plain background, so that their relation only decides which is
+              where. "pairs": two things on a plain background, small ones only inside others. "all": everything
+    shapes    the shapes that things may have
     """
     background = sample_background(generator, plain=kind != "all")
     choices = things_on(background.colour, held_out, shapes)
@@ -123,7 +122,7 @@ def sample_scene(
 
 @cache
 def things_on(background: str, held_out: bool, shapes: tuple[str, ...]) -> list[tuple[str, str]]:
-    """The (shape, colour) that may stand on a background. In training, shapes that are alike come twice as often."""
+    """The (shape, colour) allowed on a background. In training, shapes in ALIKE come twice as often."""
     chosen = [combination for combination in COMBINATIONS if (combination in HELD_OUT) == held_out]
     return [
         (shape, colour)
@@ -134,7 +133,7 @@ def things_on(background: str, held_out: bool, shapes: tuple[str, ...]) -> list[
 
 
 def place(generator: Random, radius: float, *, near_middle: bool = False) -> float:
-    """One coordinate of a thing that stands alone: often near the middle, else anywhere."""
+    """One coordinate of a single thing: often near the middle, otherwise anywhere."""
     if near_middle or generator.random() < 0.3:
         return generator.uniform(0.46, 0.54)
     return generator.uniform(MARGIN + radius, 1 - MARGIN - radius)
@@ -161,8 +160,8 @@ def sample_beside(
 ) -> tuple[Thing, Thing]:
     """Two different things next to each other, without overlap and in a clear direction.
 
-    small  whether, in every other picture, any of them may be small
-    level  whether they are on the picture's middle line
+    small  whether half of the pictures may have small things
+    level  whether both are on the picture's middle line
     """
     first = generator.choice(choices)
     second = generator.choice([choice for choice in choices if choice != first])
@@ -175,7 +174,7 @@ def sample_beside(
     gap = generator.uniform(MARGIN, free)
     start = MARGIN + generator.uniform(0, free - gap)
     near, far = start + radii[0], start + 2 * radii[0] + gap + radii[1]
-    # across it: the larger one anywhere, the smaller one about level with it
+    # across it: the larger one anywhere, the smaller one at about the same height
     larger, smaller = max(radii), min(radii)
     reach = STRAIGHT * (far - near)
     height = generator.uniform(MARGIN + larger, 1 - MARGIN - larger)
@@ -220,6 +219,6 @@ def sample_background(generator: Random, *, plain: bool = False) -> Background:
 
 
 def vary(generator: Random, rgb: Rgb) -> Rgb:
-    """A shade of a colour that one would call by the same name."""
+    """A shade of a colour that still has the same name."""
     lighter = generator.uniform(-0.03, 0.03)
     return tuple(min(max(channel + lighter + generator.uniform(-0.02, 0.02), 0.0), 1.0) for channel in rgb)

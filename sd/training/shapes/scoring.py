@@ -1,7 +1,7 @@
-"""How well a model that was trained on drawn shapes follows prompts that it has never seen.
+"""Score how well a model trained on drawn shapes follows prompts that it has never seen.
 
-The prompts ask for combinations that were held out of training; the pictures are measured by `analysis.py`, which does
-not know how the training pictures were drawn.
+The prompts ask for combinations held out of training. `analysis.py`, which does not know how the training pictures were
+drawn, judges the results.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A prompt, the seed of its picture, and what must be seen on it."""
+    """A prompt, the seed of its picture, and what the picture must show."""
 
     prompt: str
     seed: int
@@ -40,13 +40,13 @@ def request_for(shape: str, colour: str, behind: str, seed: int) -> Request:
 
 
 def one_thing(repeats: int) -> list[Request]:
-    """Every held-out combination, `repeats` times with other seeds: "a red circle on a blue background"."""
+    """Every held-out combination, `repeats` times with different seeds: "a red circle on a blue background"."""
     combinations = [each for each in COMBINATIONS if each in HELD_OUT] * repeats
     return [request_for(*combination, seed) for seed, combination in enumerate(combinations)]
 
 
 def two_things(each: int) -> list[Request]:
-    """Held-out things of two colours in a relation, `each` of every relation: "a red circle above a white star …"."""
+    """Held-out things of two colours, `each` requests per relation: "a red circle above a white star …"."""
     left = dict.fromkeys(RELATIONS, each)
     scenes = ShapesDataset(seed=1, size=0, held_out=True)
     requests = []
@@ -73,7 +73,7 @@ def verdicts(pictures: Sequence[Image.Image], requests: Sequence[Request]) -> It
 
 
 def shares(judged: Sequence[Verdict]) -> dict[str, float]:
-    """The share of pictures, from 0 to 1, that are right in each measure; the relation where there is one."""
+    """The share of pictures, 0 to 1, that are right in each measure; for the relation, of those that have one."""
     found = {}
     for measure in MEASURES:
         values = [getattr(verdict, measure) for verdict in judged if getattr(verdict, measure) is not None]
@@ -84,7 +84,7 @@ def shares(judged: Sequence[Verdict]) -> dict[str, float]:
 
 @torch.no_grad()
 def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
-    """Give every word the vector of another one: what is then still right is right by chance."""
+    """Give every word the vector of another: whatever is still right is right by chance."""
     table = text_encoder.token_embedding.weight
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
     table.copy_(table[order.to(table.device)])
@@ -92,17 +92,17 @@ def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Repaint:
-    """A picture, what of it is to be made anew, and what must be seen on the result."""
+    """A picture, the part to repaint, and what the result must show."""
 
     picture: Image.Image
-    mask: Image.Image  # L, 255 is made anew
+    mask: Image.Image  # L, 255 is repainted
     request: Request
 
 
 def other_things(count: int, size: int) -> list[Repaint]:
-    """Pictures of one thing, of which the mask covers a square around it, and prompts for another thing there.
+    """Pictures of one thing with a square mask around it, and prompts for another thing there.
 
-    Both are of combinations that training never shows.
+    Training shows neither combination.
     """
     scenes = ShapesDataset(3, size, held_out=True, kind="single")
     repaints = []
