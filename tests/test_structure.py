@@ -24,7 +24,7 @@ TORCH = ("sd.networks", "sd.sampling", "sd.pipeline", "sd.runtime", "sd.training
 TORCH += ("sd.text.conditioning", "convert.files.tensors", "convert.actions.original_writer", "convert.__", "sd.__")
 NO_TORCH = ["networks.block_plan", "sampling.names", "sampling.strength", "pipeline.settings", "pipeline.second_pass"]
 NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings", "runtime.embedded"]
-NO_TORCH += ["study.benchmark.process", "study.explain.page", "study.explain.text"]
+NO_TORCH += ["study.benchmark.hardware", "study.explain.page", "study.explain.text"]
 IMAGES = ["reading", "resizing", "masks", "outpainting"]  # Pillow and NumPy are enough for them
 
 

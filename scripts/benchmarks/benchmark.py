@@ -1,26 +1,26 @@
-"""Compare sd-zoo's speed and memory with those of other programs: same weights, same steps, same precision.
+"""Compare the speed and memory of sd-zoo with other programs: same weights, same steps, same precision.
 
     python scripts/benchmarks/benchmark.py --folder files              # 512x512, one picture; full-size made-up weights
     python scripts/benchmarks/benchmark.py --folder files --sizes 256,512,768,1024 --json x.json --plot x.png
     python scripts/benchmarks/benchmark.py --contenders sd-zoo,diffusers,diffusers-tuned,diffusers-compiled,openvino
     python scripts/benchmarks/benchmark.py --device cuda --contenders sd-zoo-compiled,diffusers-compiled --start-at-once
 
-Every contender is a process of its own, which loads the same weights and then waits to be asked for one unit of work at
-a time: a step, a decoding, a whole picture. They are asked in turn, so all of them see the same state of the machine,
-and only one works at any moment. Before anything is reported, the latents of all after the same two steps from the same
-noise are compared: where they differ by more than the precision explains, there is no report, and the exit code is 1.
+Each contender is a process that loads the same weights and then waits for requests: a step, a decoding, a whole
+picture. They take turns, so all see the same state of the machine, and only one works at any moment. First, their
+latents after the same two steps from the same noise are compared: if they differ by more than the precision explains,
+there is no report and the exit code is 1.
 
     sd-zoo              this project
     sd-zoo-uncaptured   the same, without CUDA graphs
     sd-zoo-compiled     the same, with the UNet compiled by torch.compile, as --compile does
-    sd-zoo-autotuned    the same, where on CUDA the compiler also tries kernels of its own, which takes minutes
-    diffusers           as it comes: float32
-    diffusers-plain     in the precision of the others, otherwise as it comes
-    diffusers-tuned     in the precision of the others, channels_last; on CUDA with joined projections
+    sd-zoo-autotuned    the same; on CUDA the compiler also tries its own kernels, which takes minutes
+    diffusers           with its defaults: float32
+    diffusers-plain     in the precision of the others, otherwise with its defaults
+    diffusers-tuned     in the precision of the others, channels_last; on CUDA with fused projections
     diffusers-compiled  the same, with the UNet compiled by torch.compile; on CUDA in the mode of --compile-mode
-    openvino            the networks compiled by OpenVINO, for processors
+    openvino            the networks compiled by OpenVINO, for CPUs
 
-Full-size files take 4.3 GB each of disk, once for each layout; each contender takes the memory of a model.
+Full-size files take 4.3 GB of disk per layout; each contender takes the memory of one model.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import benchmark_report as reports
@@ -43,17 +43,12 @@ from sd.app.cli.bench import parse_batch_sizes, parse_sizes
 from sd.app.errors import UsageError
 from sd.files import folder_written_whole, written_whole
 from sd.runtime.device import PRECISIONS, pick_device, pick_precision, precision_name
-from sd.study.benchmark.process import read_once
+from sd.study.benchmark.memory import read_once
 
+DIFFUSERS = (("diffusers", "transformers"), "pip install diffusers transformers accelerate")
 NEEDS = {  # contender -> modules, and what installs them
-    "sd-zoo": ((), ""),
-    "sd-zoo-uncaptured": ((), ""),
-    "sd-zoo-compiled": ((), ""),
-    "sd-zoo-autotuned": ((), ""),
-    "diffusers": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
-    "diffusers-plain": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
-    "diffusers-tuned": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
-    "diffusers-compiled": (("diffusers", "transformers"), "pip install diffusers transformers accelerate"),
+    **dict.fromkeys(("sd-zoo", "sd-zoo-uncaptured", "sd-zoo-compiled", "sd-zoo-autotuned"), ((), "")),
+    **dict.fromkeys(("diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"), DIFFUSERS),
     "openvino": (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers"),
 }
 DEFAULT = "sd-zoo,diffusers,diffusers-tuned"
@@ -69,7 +64,7 @@ def missing(contender: str) -> str:
 
 
 def missing_files(options: Options, contenders: Sequence[str]) -> list[Path]:
-    """Which layouts of the weights the contenders need that are not there yet."""
+    """The layouts of the weights that the contenders need and that do not exist yet."""
     needed = [options.checkpoint]
     needed += [options.folder] * any(not name.startswith("sd-zoo") for name in contenders)
     needed += [options.openvino] * ("openvino" in contenders)
@@ -77,7 +72,7 @@ def missing_files(options: Options, contenders: Sequence[str]) -> list[Path]:
 
 
 def make_files(options: Options, contenders: Sequence[str], size: str, precision: str) -> None:
-    """The same made-up weights for everybody, written where they are not there yet; all in the page cache."""
+    """Write the missing layouts of the same made-up weights, and bring all of them into the page cache."""
     for path in missing_files(options, contenders):
         if path == Path(options.checkpoint):
             run("scripts/benchmarks/make_checkpoint.py", options.checkpoint, "--size", size, "--precision", precision)
@@ -91,12 +86,23 @@ def make_files(options: Options, contenders: Sequence[str], size: str, precision
 
 
 def run(*command: str) -> None:
-    """Do what belongs to no measurement in a process whose memory goes with it."""
+    """Run a preparation in another process, whose memory ends with it."""
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def count_to(most: int) -> Callable[[str], int]:
+    """For the `type` of an argument: 1 to `most`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: 1 to {most}")
+        return int(text)
+
+    return parse
 
 
 def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -107,27 +113,25 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--contenders", default=DEFAULT, help="in the order of their turns (default: %(default)s)")
     add("--sizes", help="in pixels, 512 or 768x512 (default: 512)")
     add("--batch-sizes", default="1", help="pictures at a time (default: 1)")
-    add("--precision", choices=["auto", *PRECISIONS], default="auto", help="(default: what sd-zoo would choose)")
+    add("--precision", choices=["auto", *PRECISIONS], default="auto", help="(default: as sd-zoo chooses)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    add("--steps", type=int, default=10, help="of a whole picture (default: 10)")
-    add("--repeat", type=int, default=5, help="how often everything is measured (default: 5)")
-    add("--starts", type=int, help="how many cold starts of each (default: as --repeat says)")
-    add("--whole", type=int, metavar="STEPS",
-        help="at the end, also new processes, from start to a picture of so many steps, of the first size")  # fmt: skip
+    add("--steps", type=count_to(1000), default=10, help="of a whole picture (default: 10)")
+    add("--repeat", type=count_to(400), default=5, help="number of measurements (default: 5)")
+    add("--starts", type=count_to(400), help="number of cold starts (default: --repeat)")
+    add("--whole", type=count_to(1000), metavar="STEPS",
+        help="finally time new processes, from start to a picture of the first size with this many steps")  # fmt: skip
     add("--start-at-once", action="store_true",
-        help="all at the same time: cold starts are then no measure, but compiling takes less time")  # fmt: skip
-    add("--together", type=int, help="steps at a time, of which the mean is taken (default: 20 on a GPU, otherwise 1)")
+        help="start all at the same time: saves compilation time, but cold starts are not comparable")  # fmt: skip
+    add("--together", type=count_to(ENDLESS), help="steps per request, averaged (default: 20 on a GPU, otherwise 1)")
     add("--compile-mode", choices=COMPILE_MODES, default="max-autotune",
         help="of diffusers-compiled on CUDA (default: %(default)s)")  # fmt: skip
-    add("--threads", type=int, help="of the processor (default: what each program chooses)")
-    add(
-        "--folder", type=Path, help="where the files with the weights are kept (default: a new one, removed at the end)"
-    )
+    add("--threads", type=count_to(1024), help="of the CPU (default: each program's choice)")
+    add("--folder", type=Path, help="folder for the weights (default: a new one, removed at the end)")
     add("--file-precision", choices=PRECISIONS, default="fp32", help="of the weights there (default: %(default)s)")
     add("--tiny", action="store_true", help="a narrow model, 64x64: to try the script")
     add("--json", type=Path, metavar="FILE", help="also write everything as JSON")
-    add("--plot", type=Path, metavar="FILE", help="also draw it into a .png file")
-    add("--logs", type=Path, metavar="FOLDER", help="also keep what the contenders say on standard error")
+    add("--plot", type=Path, metavar="FILE", help="also draw a plot into a .png file")
+    add("--logs", type=Path, metavar="FOLDER", help="also keep the contenders' standard error")
     add("--force", action="store_true", help="replace files that exist")
     args = parser.parse_args(arguments)
     try:
@@ -138,7 +142,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Everything that can be known to be wrong before any work. Raises UsageError or ValueError."""
+    """Find all errors before any work begins. Raises UsageError or ValueError."""
     args.contenders = [name.strip() for name in args.contenders.split(",")]
     for name in args.contenders:
         if name not in NEEDS:
@@ -151,17 +155,6 @@ def check(args: argparse.Namespace) -> None:
     args.starts = args.repeat if args.starts is None else args.starts
     if args.together is None:
         args.together = 1 if args.device == "cpu" else 20
-    for flag, number, most in (
-        ("--steps", args.steps, 1000),
-        ("--repeat", args.repeat, 400),
-        ("--starts", args.starts, 400),
-        ("--whole", 1 if args.whole is None else args.whole, 1000),
-        ("--together", args.together, ENDLESS),
-    ):
-        if not 1 <= number <= most:
-            raise UsageError(f"{flag} {number} is out of range: 1 to {most}.")
-    if args.threads is not None and not 1 <= args.threads <= 1024:
-        raise UsageError(f"--threads {args.threads} is out of range: 1 to 1024.")
     args.precision = precision_name(pick_precision(pick_device(args.device), args.precision))
     for flag, path, suffix in (("--json", args.json, ".json"), ("--plot", args.plot, ".png")):
         if path is not None and (path.suffix != suffix or not path.parent.is_dir()):
@@ -172,11 +165,11 @@ def check(args: argparse.Namespace) -> None:
         raise UsageError("--plot needs matplotlib to draw. Install it: pip install matplotlib.")
     for flag, folder in (("--folder", args.folder), ("--logs", args.logs)):
         if folder is not None and not folder.is_dir():
-            raise UsageError(f"{flag} {folder} is no folder. Make it first.")
+            raise UsageError(f"{flag} {folder} is not a folder. Create it first.")
 
 
 def write_json(report: reports.Report, args: argparse.Namespace) -> None:
-    """What is known so far, if it is wanted: a long comparison may be ended on the way."""
+    """Write the results so far, if --json asks for them: a long comparison may be interrupted."""
     if args.json:
         with written_whole(args.json, force=args.force or report.written) as file:
             file.write(json.dumps(report.to_dict(), indent=1).encode() + b"\n")
@@ -209,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         needed, free = SPACE[size] * len(missing_files(options, names)), shutil.disk_usage(folder).free
         if free < needed:
-            print(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed", file=sys.stderr)
+            print(f"{folder} has {free / 1e9:.1f} GB free, but needs {needed / 1e9:.1f} GB", file=sys.stderr)
             return 2
         make_files(options, names, size, args.file_precision)
         report = measure(

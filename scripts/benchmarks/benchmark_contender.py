@@ -1,7 +1,7 @@
-"""What every contender of `benchmark.py` can be asked to do.
+"""The units of work that every contender of `benchmark.py` can do.
 
-They do the same with the same weights: guided DDIM steps from the same noise, the noise of picture i being that of the
-seed SEED + i. Each imports its own libraries only, and not before it is asked to.
+All do the same with the same weights: guided DDIM steps from the same noise, that of seed SEED + i for picture i. Each
+imports only its own libraries, and only when asked to.
 """
 
 from abc import ABC, abstractmethod
@@ -10,29 +10,29 @@ from dataclasses import dataclass
 PROMPT = "a photograph of an astronaut riding a horse"
 SEED = 1
 GUIDANCE_SCALE = 7.5
-ENDLESS = 500  # steps of the run whose steps are measured one by one; when they are used up, it begins again
+ENDLESS = 500  # steps of the run whose steps are measured one by one; after the last, it begins again
 COMPARED_STEPS = 2
 UNITS = ("imports", "load", "prepare", "encode_text", "steps", "decode", "pictures", "whole", "latents", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What every contender is told when it is started."""
+    """What every contender gets when it starts."""
 
     checkpoint: str  # an original file
     folder: str  # the same in the diffusers layout
     openvino: str  # a folder with the same networks for OpenVINO
     device: str  # "cpu", "cuda" or "mps"
     precision: str  # "fp32", "fp16" or "bf16"
-    threads: int | None  # of the processor; None for the library's own choice
+    threads: int | None  # of the CPU; None: the library's choice
     compile_mode: str  # of torch.compile on CUDA, for `diffusers-compiled`
-    logs: str | None = None  # a folder for what contenders say on standard error; None: it is not kept
+    logs: str | None = None  # a folder for the contenders' standard error; None: it is not kept
 
 
 class Contender(ABC):
-    """The units of work. `steps`, `decode`, `pictures` and `latents` are about what `prepare` was told."""
+    """The units of work. `steps`, `decode`, `pictures` and `latents` work on what `prepare` set up."""
 
-    own_precision: str | None = None  # whatever is asked for, where a contender has one
+    own_precision: str | None = None  # overrides the requested precision
 
     def __init__(self, options: Options):
         self.options = options
@@ -48,7 +48,7 @@ class Contender(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """From files to networks that are ready."""
+        """From files to ready networks."""
 
     @abstractmethod
     def prepare(self, width: int, height: int, batch_size: int) -> None:
@@ -63,7 +63,7 @@ class Contender(ABC):
         """One guided step of a batch: the UNet sees each picture twice."""
 
     def steps(self, count: int) -> None:
-        """So many of them. A GPU may be told of all before it is done with the first."""
+        """This many steps. A GPU may be given all of them before it has finished the first."""
         for _ in range(count):
             self.step()
 
@@ -73,10 +73,10 @@ class Contender(ABC):
 
     @abstractmethod
     def pictures(self, steps: int) -> None:
-        """All of it: from a prompt to pictures."""
+        """From a prompt to pictures."""
 
     def whole(self, width: int, height: int, steps: int) -> None:
-        """In a new process: from nothing to a picture, as a user's program does it."""
+        """In a new process: from nothing to a picture, like a user's program."""
         self.imports()
         self.load()
         self.prepare(width, height, 1)
@@ -90,12 +90,12 @@ class Contender(ABC):
 
     @abstractmethod
     def denoised(self, steps: int):
-        """(B, 4, H/8, W/8) after so many steps from noise to none."""
+        """(B, 4, H/8, W/8) after a whole run of so many steps."""
 
     def versions(self) -> dict[str, object]:
         return {"torch": self.torch.__version__, "threads": self.torch.get_num_threads()}
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         if self.options.device != "cpu" and hasattr(self, "torch"):
             getattr(self.torch, self.options.device.partition(":")[0]).synchronize()

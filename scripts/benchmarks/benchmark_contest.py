@@ -1,4 +1,4 @@
-"""The contenders of `benchmark.py` take turns, and are compared before they are measured."""
+"""Compare and measure the contenders of `benchmark.py`, in turn."""
 
 import sys
 import tempfile
@@ -15,7 +15,7 @@ from benchmark_report import ONCE, Peak, Report, Row
 from benchmark_workers import CONTENDERS
 
 from sd.runtime.device import pick_device
-from sd.study.benchmark.machine import machine
+from sd.study.benchmark.hardware import hardware
 
 # Largest relative difference of latents after two guided steps. Guidance multiplies rounding errors by about its scale;
 # the unit roundoffs are 6e-8, 5e-4 and 4e-3.
@@ -36,11 +36,11 @@ class Case:
 
 
 class Wrong(Exception):
-    """The contenders do not compute the same."""
+    """The contenders compute different results."""
 
 
 class Contest:
-    """Contenders that take turns. One that fails is left out from then on, and its reason kept."""
+    """Contenders that take turns. One that fails is left out from then on; the report says why."""
 
     def __init__(self, names: Sequence[str], options: Options, report: Report):
         self.names, self.options, self.report = list(names), options, report
@@ -79,9 +79,9 @@ class Contest:
                 self.report.rows.append(Row(contender=name, case=ONCE, what=what, seconds=tuple(seconds)))
 
     def measure(self, case: Case, steps: int, repeat: int, together: int) -> None:
-        """Compare what all compute; then the units of work, in turn. The first round warms up.
+        """Compare the contenders' results; then time the units of work, in turn. The first round warms up.
 
-        together  how many steps are asked for at a time
+        together  steps per request
         """
         self.everybody("prepare", **case.request())
         self.compare(case)
@@ -127,7 +127,7 @@ class Contest:
             )
 
     def everybody(self, unit: str, **options: object) -> dict[str, dict]:
-        """Ask all in turn; their answers by name."""
+        """Ask all in turn; returns their answers by name."""
         answers = {}
         for name in list(self.names):
             try:
@@ -137,7 +137,7 @@ class Contest:
         return answers
 
     def compare(self, case: Case) -> None:
-        """Raises Wrong where latents differ by more than the coarser precision of the two explains."""
+        """Raises Wrong if latents differ by more than the coarser of both precisions explains."""
         with tempfile.TemporaryDirectory() as folder:
             paths = {name: Path(folder) / f"{name}.npy" for name in self.names}
             for name, path in paths.items():
@@ -154,9 +154,9 @@ class Contest:
         self.report.peaks.append(peak)
 
     def leave_out(self, name: str, failure: ContenderFailed) -> None:
-        """Raises SystemExit where it is the first, with which the others are compared."""
+        """Raises SystemExit for the first contender, since the others are compared with it."""
         if name == self.names[0]:
-            sys.exit(f"{name}, with which the others are compared, failed: {failure}")
+            sys.exit(f"{name}, the reference for the others, failed: {failure}")
         self.names.remove(name)
         self.processes.pop(name).close()
         self.report.left_out[name] = str(failure)
@@ -168,15 +168,15 @@ class Contest:
 
 
 def check_latents(latents: dict[str, np.ndarray], precisions: dict[str, str], case: str) -> dict[str, float]:
-    """Relative difference of each from the first, |a - b| / |b|. Raises Wrong where one is beyond its bound."""
+    """Relative difference of each from the first, |a - b| / |b|. Raises Wrong if one exceeds its bound."""
     first, *others = latents
     b = latents[first].astype(np.float64)
     differences = {name: float(np.linalg.norm(latents[name] - b) / np.linalg.norm(b)) for name in others}
     bounds = {name: max(BOUNDS[precisions[name]], BOUNDS[precisions[first]]) for name in others}
-    if not all(differences[name] <= bounds[name] for name in others):  # also where it is not a number
-        told = "\n".join(f"  {name}: {differences[name]:.1e}, at most {bounds[name]:.0e}" for name in others)
-        raise Wrong(f"{case}: the contenders do not compute the same, so there is no comparison. Latents after the same"
-                    f" two steps differ from those of {first} by\n{told}")  # fmt: skip
+    if not all(differences[name] <= bounds[name] for name in others):  # also for nan
+        listed = "\n".join(f"  {name}: {differences[name]:.1e}, at most {bounds[name]:.0e}" for name in others)
+        raise Wrong(f"{case}: the contenders compute different results, so there is no comparison. Latents after the"
+                    f" same two steps differ from those of {first} by\n{listed}")  # fmt: skip
     return differences
 
 
@@ -197,17 +197,18 @@ def measure(
     whole: int | None = None,
     on_case: Callable[[Report], object] = lambda report: None,
 ) -> Report:
-    """Start all, then measure each case.
+    """Start all contenders, then measure each case.
 
-    steps    of a whole picture
-    repeat   how often each unit of work is measured, steps by so many together
-    starts   how many cold starts each has, at once or in turn
-    whole    steps of a picture that new processes make at the end, from their start to their end; None: they don't
-    on_case  called with what is known so far after the cold starts and after each case
+    steps     of a whole picture
+    repeat    number of measurements of each unit of work
+    starts    number of cold starts, at once or in turn
+    together  steps per request
+    whole     steps of a picture that new processes make at the end; None: skip these
+    on_case   called with the results so far after the cold starts and after each case
     """
     settings = {"steps": steps, "repeat": repeat, "starts": starts, "together": together, "at_once": at_once}
     settings |= {"precision": options.precision, "threads": options.threads, "compile_mode": options.compile_mode}
-    report = Report(machine=machine(pick_device(options.device)), settings=settings)
+    report = Report(machine=hardware(pick_device(options.device)), settings=settings)
     report.precisions = {name: CONTENDERS[name].own_precision or options.precision for name in names}
     contest = Contest(names, options, report)
     try:

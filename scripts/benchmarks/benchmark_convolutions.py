@@ -1,10 +1,10 @@
-"""Measure 3x3 convolutions of v1 by oneDNN, as PyTorch computes them, and by Winograd's algorithm, in turn.
+"""Compare v1's 3x3 convolutions by oneDNN, which PyTorch uses, and by Winograd's algorithm, in turn.
 
     python scripts/benchmarks/benchmark_convolutions.py                      # in bf16
     python scripts/benchmarks/benchmark_convolutions.py --precision fp32 --rounds 20
 
-Random numbers; weights are laid out before, for both. Printed are milliseconds of the fastest round, operations by the
-definition for each second, and the error against float64, |a - b| / |b|, in a corner of the result.
+Inputs are random; both get their weights in the layout they need. Prints milliseconds of the fastest round, operations
+per second by the definition of a convolution, and the error against float64, |a - b| / |b|, in a corner of the result.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sd.runtime.cpu.packing import convolve, pack
 from sd.runtime.cpu.winograd import KERNEL, OPERATOR, is_supported, lay_out
 from sd.runtime.device import PRECISIONS
-from sd.study.benchmark.process import cpu_name
+from sd.study.benchmark.hardware import cpu_name
 from sd.study.benchmark.table import markdown
 
 LAYERS = [  # where, rows, inputs, outputs, height and width of the input, upsampled before
@@ -87,15 +87,15 @@ def main(arguments: list[str] | None = None) -> int:
     dtype = PRECISIONS[args.precision]
     if not is_supported(torch.device("cpu"), dtype) or KERNEL.library() is None:
         print(
-            "Winograd's algorithm is not for this processor in that precision, or there is no compiler", file=sys.stderr
+            "Winograd's algorithm does not run on this CPU in that precision, or there is no compiler", file=sys.stderr
         )
         return 2
     layers = [(where, 1, 32, 64, 8, upsampled) for where, *_, upsampled in LAYERS[-2:]] if args.tiny else LAYERS
     with torch.no_grad():
         rows = [measured(layer, dtype, args.rounds) for layer in tqdm(layers, unit="layer", leave=False)]
     print(f"{cpu_name()}, {torch.get_num_threads()} threads, {args.precision}\n")
-    told = ["layer", "channels", "direct, ms", "Winograd, ms", "direct, GFLOP/s", "Winograd, GFLOP/s", "times as fast"]
-    print(markdown([*told, "error, direct", "error, Winograd"], rows), end="")
+    heads = ["layer", "channels", "direct, ms", "Winograd, ms", "direct, GFLOP/s", "Winograd, GFLOP/s", "times as fast"]
+    print(markdown([*heads, "error, direct", "error, Winograd"], rows), end="")
     return 0
 
 

@@ -1,10 +1,10 @@
-"""diffusers as a contender of `benchmark.py`: as it comes, tuned, and compiled."""
+"""diffusers as a contender of `benchmark.py`: with its defaults, tuned, and compiled."""
 
 from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, Contender
 
 
 class Diffusers(Contender):
-    """diffusers as it comes: float32, whatever precision the others have."""
+    """diffusers with its defaults: float32, whatever precision the others have."""
 
     own_precision = "fp32"
     channels_last = False
@@ -26,7 +26,7 @@ class Diffusers(Contender):
         self.pipe, self.scheduler = pipe, pipe.scheduler
 
     def tune(self, pipe, *, on_gpu: bool) -> None:
-        """As diffusers' documentation advises; what makes compiling slow only where that is asked for."""
+        """Apply the advice of diffusers' documentation; what slows compilation only in `max-autotune`."""
         if self.channels_last:
             for network in (pipe.unet, pipe.vae):
                 network.to(memory_format=self.torch.channels_last)
@@ -37,7 +37,7 @@ class Diffusers(Contender):
         from torch._inductor import config
 
         if not on_gpu:
-            config.freezing = True  # weights become constants, laid out once as the processor wants them
+            config.freezing = True  # weights become constants in the layout that the CPU prefers
             pipe.unet.compile()
         else:
             config.conv_1x1_as_mm = True
@@ -53,7 +53,7 @@ class Diffusers(Contender):
         self.begin(ENDLESS)
 
     def first_noise(self):
-        """(B, 4, H/8, W/8): each picture's from a generator of its own, as sd-zoo has it."""
+        """(B, 4, H/8, W/8): each picture's from its own generator, as in sd-zoo."""
         generators = [self.torch.Generator().manual_seed(SEED + i) for i in range(self.batch_size)]
         shape = (4, self.height // 8, self.width // 8)
         return self.torch.stack([self.torch.randn(shape, generator=generator) for generator in generators])
@@ -81,7 +81,7 @@ class Diffusers(Contender):
             self.latest = self.scheduler.step(eps, timestep, self.latest, return_dict=False)[0]
 
     def predict(self, x, timestep, context):
-        """With the arguments of the pipeline's own call: for others, torch.compile would compile once more."""
+        """With the arguments of the pipeline's own call, so that torch.compile does not compile again."""
         unused = dict.fromkeys(("timestep_cond", "cross_attention_kwargs", "added_cond_kwargs"))
         return self.pipe.unet(x, timestep, encoder_hidden_states=context, **unused, return_dict=False)[0]
 
@@ -125,19 +125,19 @@ class Diffusers(Contender):
 
 
 class DiffusersPlain(Diffusers):
-    """In the precision of the others, and otherwise as it comes."""
+    """In the precision of the others, otherwise with its defaults."""
 
     own_precision = None
 
 
 class DiffusersTuned(Diffusers):
-    """In the precision of the others, channels beside each other in memory; on a GPU, fewer and larger projections."""
+    """In the precision of the others, in channels_last; on a GPU with fused projections."""
 
     own_precision = None
     channels_last = True
 
 
 class DiffusersCompiled(DiffusersTuned):
-    """The same with the UNet compiled by torch.compile; the first step of each size compiles."""
+    """The same with a compiled UNet; the first step of each size compiles."""
 
     compiled = True

@@ -1,14 +1,14 @@
-"""How long it takes, and how much memory, from the command to the first denoising step.
+"""Measure time and memory from the command to the first denoising step.
 
     python scripts/benchmarks/benchmark_loading.py model.ckpt
     python scripts/benchmarks/benchmark_loading.py model.ckpt --runs 5 --precision bf16
     python scripts/benchmarks/benchmark_loading.py model.ckpt --precision bf16 --diffusers folder
 
-Each run is a process of its own that executes `sd txt2img`, as a user would, and stops at the first call of the UNet.
-The first one, which compiles what is compiled once and finds the file on the disk, does not count.
-With --diffusers, processes that load the same weights from a folder in the layout of that library, and make a picture
-with its pipeline, take turns with them; it has to be installed.
-Peak memory is the largest resident set of the process, mapped pages of the file included, as Linux counts it.
+Each run is a new process that executes `sd txt2img`, as a user would, and stops at the first call of the UNet. The
+first run does not count: it compiles kernels and brings the file into the page cache. With --diffusers, processes that
+load the same weights from a folder in that library's layout, and make a picture with its pipeline, take turns with
+sd-zoo; diffusers must be installed. Peak memory is the process's largest resident set, including mapped pages of the
+file, as Linux counts it.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from sd.app.cli import make_pictures as making
 load_model = making.load_model
 
 def load_and_watch(*args):
-    from sd import denoiser  # not before: the command imports PyTorch when it has something to do meanwhile
+    from sd.sampling import denoiser  # not earlier: the command decides when to import PyTorch
 
     denoiser.Denoiser.__call__ = lambda self, *_: arrived(self.context.dtype.itemsize)
     return load_model(*args)
@@ -65,7 +65,7 @@ def first_step(model: Path, precision: str) -> tuple[float, int, int]:
 
 
 def run(program: list[str]) -> tuple[float, int, int]:
-    """The same of a program for Python and its arguments, which prints when it was there."""
+    """The same for a Python program and its arguments; it prints when it arrived."""
     started = time.time()
     command = [sys.executable, "-c", *program]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
@@ -75,11 +75,11 @@ def run(program: list[str]) -> tuple[float, int, int]:
     return float(moment) - started, int(peak), int(width)
 
 
-def tell(name: str, rows: list[tuple[float, int, int]]) -> float:
-    """Print what was found; returns the median of the seconds."""
+def report(name: str, rows: list[tuple[float, int, int]]) -> float:
+    """Print the results; returns the median of the seconds."""
     seconds = [row[0] for row in rows]
     median, peak, width = statistics.median(seconds), max(row[1] for row in rows), rows[0][2]
-    print(f"{name} to the first step: {median:.2f} s, median of {len(rows)}; {min(seconds):.2f} s at least")
+    print(f"{name} to the first step: {median:.2f} s, median of {len(rows)}; fastest {min(seconds):.2f} s")
     print(f"{name} peak memory:       {peak / 1e9:.2f} GB with {8 * width}-bit parameters")
     return median
 
@@ -88,10 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("model", type=Path, help="a checkpoint; its pages should be in the page cache")
+    parser.add_argument("model", type=Path, help="a checkpoint")
     parser.add_argument("--runs", type=int, default=3, help="(default: 3)")
     parser.add_argument("--precision", default="auto", help="auto, fp32, fp16 or bf16 (default: auto)")
-    parser.add_argument("--diffusers", type=Path, metavar="FOLDER", help="also diffusers; not with --precision auto")
+    parser.add_argument("--diffusers", type=Path, metavar="FOLDER", help="compare with it; not with --precision auto")
     args = parser.parse_args()
     if args.diffusers and args.precision == "auto":
         parser.error("--diffusers needs a --precision: fp32, fp16 or bf16.")
@@ -101,9 +101,9 @@ def main() -> None:
         if args.diffusers:
             others.append(run([OTHER, str(args.diffusers), args.precision]))
     ours, others = ours[1:], others[1:]
-    median = tell("sd-zoo", ours)
+    median = report("sd-zoo", ours)
     if others:
-        print(f"sd-zoo / diffusers: {median / tell('diffusers', others):.2f}")
+        print(f"sd-zoo / diffusers: {median / report('diffusers', others):.2f}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class OpenVINO(Diffusers):
 
         self.openvino, self.scheduler_class, self.tokenizer_class = openvino, DDIMScheduler, CLIPTokenizer
         self.processor = VaeImageProcessor()
-        self.dtype = self.torch.float32  # what goes into the networks and comes out; inside it is the one asked for
+        self.dtype = self.torch.float32  # of inputs and outputs; inside, networks use the requested precision
 
     def load(self) -> None:
         folder = Path(self.options.folder)
@@ -94,7 +94,7 @@ def export_to_openvino(folder: Path, target: Path) -> None:
     from transformers import CLIPTextModel
 
     class Only(torch.nn.Module):
-        """A network whose answer is one tensor."""
+        """A network that returns one tensor."""
 
         def __init__(self, network: torch.nn.Module, call):
             super().__init__()

@@ -1,13 +1,12 @@
-"""Measure what each of the things is worth that make a step of the UNet faster, in turn, in one process.
+"""Measure how much each speed-up of a UNet step gains, in turn, in one process.
 
-    python scripts/benchmarks/benchmark_parts.py                        # v1, 512x512, on this machine's processor
+    python scripts/benchmarks/benchmark_parts.py                        # v1, 512x512, on this machine's CPU
     python scripts/benchmarks/benchmark_parts.py --size 256 --precision bf16 --rounds 5
     python scripts/benchmarks/benchmark_parts.py --device cuda --precision fp16 --rounds 20
 
-Made-up weights; one step with guidance. Every variant is run once in each round, so that all see the same machine, on a
-GPU ten times. Printed are the time of each variant's fastest round, how many times as fast that is as the plain
-network, and by how much its prediction differs from the plain one's, |a - b| / |b|. A variant that does not run here is
-named.
+Weights are made up; the step has guidance. Each round runs every variant once, on a GPU ten times, so that all see the
+same state of the machine. Prints the time of each variant's fastest round, its speed relative to the plain network, and
+the relative difference of its prediction, |a - b| / |b|. A variant that does not run here is named.
 """
 
 import argparse
@@ -37,9 +36,9 @@ from sd.runtime.gpu.compile import fastest_convolutions, reason_of
 from sd.runtime.gpu.cuda_graphs import CannotCapture, CudaRecorder
 from sd.runtime.patching import patched
 from sd.runtime.shortcuts.shared_halves import computed_once
-from sd.study.architecture.timing import synchronize
-from sd.study.benchmark.process import cpu_name
+from sd.study.benchmark.hardware import cpu_name
 from sd.study.benchmark.table import markdown
+from sd.study.clock import synchronize
 
 Change = Callable[[], AbstractContextManager]
 Run = Callable[[], torch.Tensor]
@@ -47,24 +46,19 @@ BACKENDS = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION
 
 
 def made_up_unet(device: torch.device, dtype: torch.dtype, *, tiny: bool) -> tuple[UNet, int]:
-    """The network, and the width of its context. Weights are of the size that `make_checkpoint` gives them."""
+    """The network, and the width of its context."""
     config = make_checkpoint.tiny(SD_V1) if tiny else SD_V1
     unet = build_networks(config)["unet"].to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     for name, weight in unet.named_parameters():
-        if name.endswith("bias"):
-            weight.normal_(0, 0.05, generator=generator)
-        elif "norm" in name:
-            weight.normal_(1, 0.1, generator=generator)
-        else:
-            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+        weight.copy_(make_checkpoint.made_up(name, weight.shape, generator))
     if device.type == "cpu":
         make_precise(unet)
     return unet.to(dtype, memory_format=torch.channels_last).requires_grad_(False), config.unet.context_width
 
 
 def attention_by(backend: str) -> AbstractContextManager:
-    """Attention by that kernel of PyTorch where it can, by others where it cannot."""
+    """Attention by that PyTorch kernel where it is supported, by others elsewhere."""
     others = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     return sdpa_kernel([getattr(SDPBackend, backend), *others], set_priority=True)
 
@@ -106,7 +100,7 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
 
 
 def runs_of(variants: dict[str, tuple[list[Change], bool]], predict: Run, device: torch.device) -> dict[str, Run]:
-    """What is to be run for each variant. Those that do not run are told on standard error and left out."""
+    """What to run for each variant. Variants that do not run here are named on standard error and left out."""
     recorder = CudaRecorder(device) if device.type == "cuda" else None
     runs = {}
     for name, (changes, captured) in variants.items():

@@ -1,4 +1,4 @@
-"""A contender of `benchmark.py` seen from outside: a process that is asked for one unit of work at a time."""
+"""A contender of `benchmark.py` as a process that does one unit of work per request."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmark_contender import Options
 
-from sd.study.benchmark.process import LOOK_EVERY, memory_is_known, own_memory, resident_peak
+from sd.study.benchmark.memory import LOOK_EVERY, memory_is_known, own_memory, resident_peak
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = Path(__file__).with_name("benchmark_workers.py")
@@ -20,13 +20,13 @@ NO_NETWORK = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABL
 
 
 class ContenderFailed(Exception):
-    """A contender cannot do what it was asked to; the text says why."""
+    """A contender could not do a unit of work; the text says why."""
 
 
 def environment(threads: int | None = None) -> dict[str, str]:
-    """For processes that are to import this checkout's code, and go nowhere for anything else.
+    """For processes that import this checkout's code and do not use the network.
 
-    They keep Python files that they have compiled, as those of other programs were when these were installed.
+    They may cache compiled Python files, as those of installed programs are.
     """
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -35,10 +35,10 @@ def environment(threads: int | None = None) -> dict[str, str]:
 
 
 class Process:
-    """A running contender. Between two requests it waits, and uses no processor.
+    """A running contender. Between requests it waits without using the CPU.
 
-    own_peak  the most bytes that it held for itself during requests since `forget_peak`, looked up every 10 ms; None
-              where the system does not tell
+    own_peak  the most bytes of its own that it held during requests since `forget_peak`, looked up every 10 ms; None if
+              the system does not report them
     """
 
     def __init__(self, name: str, options: Options):
@@ -58,11 +58,11 @@ class Process:
 
     @property
     def age(self) -> float:
-        """Seconds since it was started."""
+        """Seconds since its start."""
         return time.perf_counter() - self._started
 
     def ask(self, unit: str, **what: object) -> dict:
-        """Have a unit of work done; its answer holds the "seconds". Raises ContenderFailed."""
+        """Request a unit of work; the answer holds its "seconds". Raises ContenderFailed."""
         try:
             self._process.stdin.write(json.dumps({"unit": unit, **what}).encode() + b"\n")
             while not select.select([self._process.stdout], [], [], LOOK_EVERY)[0]:

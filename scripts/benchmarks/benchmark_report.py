@@ -1,4 +1,4 @@
-"""What `benchmark.py` found, as text, as plain data and as a plot."""
+"""The results of `benchmark.py`, as text, as plain data and as a plot."""
 
 import textwrap
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 COLD, LOAD = "cold start", "load"
 TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
 WHOLE = "start to picture"
-ONCE = "loading"  # the case of what does not depend on the size of the pictures
+ONCE = "loading"  # the case of measurements that do not depend on the pictures' size
 NOTES = (
-    "Seconds: median (shortest-longest), and the median as a multiple of the first contender's. GB: the most that the"
-    " process held for itself, without the pages of mapped files; resident, with them, up to the end. Cold start: from"
-    " the start of the process until its first step is done; load: from files to networks, libraries already imported."
+    "Seconds: median (shortest-longest), and the median as a multiple of the first contender's. GB: the process's peak"
+    " memory, own without pages of mapped files, resident with them. Cold start: from the start of the process to its"
+    " first finished step; load: from files to networks, libraries already imported."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One contender doing one thing, measured several times."""
+    """One unit of work by one contender, measured several times."""
 
     contender: str
     case: str  # "512x512, batch 1", or ONCE
@@ -38,12 +38,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """The most memory that a contender held, in bytes; None where the system does not tell."""
+    """A contender's peak memory in bytes; None if the system does not report it."""
 
     contender: str
     case: str
-    own: int | None  # without the pages of mapped files
-    resident: int | None  # with them, since the process began
+    own: int | None  # without pages of mapped files
+    resident: int | None  # with them, since the start of the process
 
 
 @dataclass(kw_only=True)
@@ -56,10 +56,10 @@ class Report:
     peaks: list[Peak] = field(default_factory=list)
     differences: dict[str, dict[str, float]] = field(default_factory=dict)  # by case, by contender
     left_out: dict[str, str] = field(default_factory=dict)  # contender -> why
-    written: bool = False  # so far, into a file that may be written again
+    written: bool = False  # whether the JSON file is ours and may be replaced
 
     def contenders(self, case: str) -> list[str]:
-        """Those that were measured in a case, in the order in which they took turns."""
+        """The contenders measured in a case, in the order of their turns."""
         return list(dict.fromkeys(row.contender for row in self.rows if row.case == case))
 
     def cases(self) -> list[str]:
@@ -70,7 +70,7 @@ class Report:
         return next(found, None)
 
     def ratio(self, row: Row) -> float:
-        """How many times as long as the first contender it takes; above 1 is slower than it."""
+        """Its time as a multiple of the first contender's; above 1 is slower."""
         first = self.row(self.contenders(row.case)[0], row.case, row.what)
         return row.spread.median / first.spread.median
 
@@ -81,7 +81,7 @@ class Report:
 
 
 def text(report: Report) -> str:
-    """A table for each case, a line for each contender."""
+    """A table for each case, with a line for each contender."""
     machine = report.machine
     processor = f"{machine['device_name']}, {machine['threads']} threads"
     lines = [f"{processor}; {machine['system']}; Python {machine['python']}"]
@@ -91,8 +91,8 @@ def text(report: Report) -> str:
     for case in report.cases():
         lines += ["", case, *aligned(case_rows(report, case))]
         if case in report.differences:
-            told = (f"{name} {difference:.1e}" for name, difference in report.differences[case].items())
-            lines.append(f"latents of the same two steps differ from those of the first by: {', '.join(told)}")
+            found = (f"{name} {difference:.1e}" for name, difference in report.differences[case].items())
+            lines.append(f"difference from the first contender's latents after two steps: {', '.join(found)}")
     for name, reason in report.left_out.items():
         lines += ["", f"left out: {name}: {reason}"]
     return "\n".join([*lines, "", *textwrap.wrap(NOTES, 110)])
@@ -141,7 +141,7 @@ def draw_bars(axes, report: Report, name: str, unit: str, cases: Sequence[str], 
     """The bars of one contender, beside those of the others."""
     width = 0.8 / count
     found = [(i, row.spread) for i, case in enumerate(cases) if (row := report.row(name, case, unit))]
-    if not found:  # left out meanwhile
+    if not found:  # left out during the comparison
         return
     places = [i + (index - (count - 1) / 2) * width for i, _ in found]
     medians = [spread.median for _, spread in found]

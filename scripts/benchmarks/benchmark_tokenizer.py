@@ -1,10 +1,10 @@
-"""Time our tokenizer beside the `clip` package's and transformers', all in one run.
+"""Compare the speed of our tokenizer with the `clip` package's and transformers', in one run.
 
     python scripts/benchmarks/benchmark_tokenizer.py [--rounds 15]
 
-In every round the three take turns, so a busy machine slows all of them; the table shows medians over the rounds and
-how many times as long the others took. "fresh words" are invented anew in every round: no cache can know them.
-transformers needs no network here: its files are written from the vocabulary inside the `clip` package.
+The three take turns in every round, so a busy machine slows all of them. The table shows medians over the rounds and
+the others' times as multiples of ours. "fresh words" are new in every round, so no cache can know them. transformers
+needs no network here: its files are made from the vocabulary in the `clip` package.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""One contender of `benchmark.py`, in a process of its own: it is asked for one unit of work at a time, and times it.
+"""The process of one contender of `benchmark.py`: it does and times one unit of work per request.
 
-Requests are lines of JSON on standard input, {"unit": "step"}; each is answered by one on standard output,
-{"seconds": 0.5} or {"error": "..."}. What libraries print goes to standard error.
+Requests are lines of JSON on standard input, {"unit": "step"}; answers are lines on standard output, {"seconds": 0.5}
+or {"error": "..."}. Output of libraries goes to standard error.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from benchmark_openvino import OpenVINO, export_to_openvino
 
 
 class SdZoo(Contender):
-    """This project, through what it offers to programs."""
+    """This project, through its Python interface."""
 
     compiled = False
 
@@ -35,7 +35,7 @@ class SdZoo(Contender):
         running = {"device": self.options.device, "precision": self.options.precision, "compile": self.compiled}
         self.model = sd.load(self.options.checkpoint, **running)
         if self.options.device == "cpu":
-            keep_freed_memory()  # as the command does
+            keep_freed_memory()  # like the command
 
     def batch(self, steps: int) -> list:
         from sd.pipeline.settings import Settings
@@ -73,7 +73,7 @@ class SdZoo(Contender):
         )
 
     def whole(self, width: int, height: int, steps: int) -> None:
-        """By the command, which also writes the picture into a file."""
+        """Through the command, which also writes the picture to a file."""
         from sd.app.cli import main as command
 
         flags = {"model": self.options.checkpoint, "device": self.options.device, "precision": self.options.precision}
@@ -98,7 +98,7 @@ class SdZoo(Contender):
 
 
 class SdZooUncaptured(SdZoo):
-    """The same without CUDA graphs; on a processor there are none, and nothing is different."""
+    """The same without CUDA graphs; no difference on a CPU."""
 
     def load(self) -> None:
         super().load()
@@ -112,7 +112,7 @@ class SdZooCompiled(SdZoo):
 
 
 class SdZooAutotuned(SdZooCompiled):
-    """On CUDA, the compiler tries kernels of its own for everything, which takes minutes."""
+    """On CUDA, the compiler also tries its own kernels for everything, which takes minutes."""
 
     def load(self) -> None:
         from sd.runtime.gpu import compile as compiling
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str]) -> None:
         export_to_openvino(Path(arguments[1]), Path(arguments[2]))
         return
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not come between the answers
+    os.dup2(2, 1)  # keeps output of libraries out of the answers
     contender = CONTENDERS[arguments[0]](Options(**json.loads(arguments[1])))
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for line in sys.stdin:

@@ -1,12 +1,11 @@
-"""Make the same pictures on a device, in every way that there is, and on the CPU in float32, and compare them.
+"""Make the same pictures on a device, with every way of loading the model, and on the CPU in float32; compare them.
 
     python scripts/benchmarks/check_device.py                 # on the device that "auto" finds, with the embedded model
     python scripts/benchmarks/check_device.py --device cuda --json found.json
 
-Printed are, for each picture, how far it is from that of the CPU, in decibels, the seconds that it took, and on CUDA
-the most memory that was allocated meanwhile, weights included. Below 30 dB in float32, or 20 dB in half precision, the
-exit code is 1: rounding does not explain that. Last come two things that should be the same on one device: latents by
-captured predictions and by plain ones, and a picture that was decoded in tiles and as a whole.
+Prints each picture's PSNR to the CPU's picture in decibels, its seconds, and on CUDA the peak memory, weights included.
+Below 30 dB in float32, or 20 dB in half precision, the exit code is 1: rounding does not explain that. Last come two
+comparisons on the device itself: latents with and without CUDA graphs, and a picture decoded in tiles and as a whole.
 """
 
 import argparse
@@ -41,7 +40,7 @@ Job = Callable[[StableDiffusion], list[Image.Image]]
 
 
 def jobs(picture: Image.Image) -> dict[str, Job]:
-    """picture  what image to image and inpainting begin with"""
+    """picture  the input of image to image and inpainting"""
     mask = Image.new("L", picture.size)
     ImageDraw.Draw(mask).rectangle((0, 0, picture.width // 2, picture.height), fill=255)
     return {
@@ -53,7 +52,7 @@ def jobs(picture: Image.Image) -> dict[str, Job]:
 
 
 def decibels(pictures: list[Image.Image], others: list[Image.Image]) -> float:
-    """The peak signal-to-noise ratio; infinite where they are the same."""
+    """The peak signal-to-noise ratio; above 1000 for equal pictures."""
     both = [np.stack([np.asarray(picture, dtype=np.float64) for picture in each]) for each in (pictures, others)]
     return -10 * math.log10(max(np.square(both[0] - both[1]).mean() / 255**2, 1e-300))
 
@@ -63,7 +62,7 @@ def load(device: torch.device, **options: object) -> StableDiffusion:
 
 
 def measured(device: torch.device, model: StableDiffusion, job: Job) -> tuple[list[Image.Image], float, float]:
-    """The pictures, the seconds, and the most bytes on the device; nan where that is not known."""
+    """The pictures, the seconds, and the most bytes on the device; nan if unknown."""
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(device)

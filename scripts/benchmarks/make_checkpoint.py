@@ -3,16 +3,15 @@
     python scripts/benchmarks/make_checkpoint.py full.ckpt              # Stable Diffusion v1, 4.27 GB, float32
     python scripts/benchmarks/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 69 MB
 
-Real weights cannot be shipped with the code. A file like this one has everything else that an original has: the
-container, the names, shapes and precisions, the training framework's objects in the pickle. It is what loading and
-speed are tested with.
+Real weights cannot be shipped with the code. Such a file has everything else that an original has: the container, the
+names, shapes and precisions, the training framework's objects in the pickle. It serves to test loading and speed.
 """
 
 import argparse
 import math
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,35 +38,34 @@ def tiny(config: ModelConfig) -> ModelConfig:
     )
 
 
+def made_up(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """One parameter, of a size that keeps activations at about unit variance."""
+    values = torch.randn(tuple(shape), generator=generator, device=generator.device)
+    if name.endswith("bias"):
+        return 0.05 * values
+    if "norm" in name:
+        return 1 + 0.1 * values
+    return values * (0.5 if "embedding" in name else math.sqrt(1 / math.prod(shape[1:])))
+
+
 def made_up_weights(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Random weights under our names, of a size that keeps what passes through the networks at about unit variance."""
+    """Random weights under our names."""
     generator = torch.Generator().manual_seed(seed)
-    weights = {}
-    for name, shape in parameter_shapes(build_networks(config)).items():
-        values = torch.randn(shape, generator=generator)
-        if name.endswith("bias"):
-            values *= 0.05
-        elif "norm" in name:
-            values = 1 + 0.1 * values
-        elif "embedding" in name:
-            values *= 0.5
-        else:
-            values *= math.sqrt(1 / math.prod(shape[1:]))
-        weights[name] = values.to(dtype)
-    return weights
+    shapes = parameter_shapes(build_networks(config))
+    return {name: made_up(name, shape, generator).to(dtype) for name, shape in shapes.items()}
 
 
 def made_up_state_dict(
     config: ModelConfig, seed: int = 0, *, dtype: torch.dtype = torch.float32, ema: bool = False
 ) -> dict[str, Tensor]:
-    """All tensors of an original file; with the averaged weights, too, if asked for."""
+    """All tensors of an original file; with `ema`, also the averaged weights."""
     averaged = made_up_weights(config, seed + 1, dtype) if ema else None
     return original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
 
 
 @contextmanager
 def pretended_lightning() -> Iterator[type]:
-    """The class whose name original files hold in their pickle, without the training framework it belongs to."""
+    """The class that original files name in their pickle, without the training framework it belongs to."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     packages = [name.rsplit(".", depth)[0] for depth in range(3)]
     callback = type("ModelCheckpoint", (), {"__module__": name})
@@ -86,7 +84,7 @@ def pretended_lightning() -> Iterator[type]:
 
 
 def save_original(path: Path, state: dict[str, Tensor], *, force: bool = False) -> None:
-    """As the original training code saved it: with its framework's callback among the training's other state."""
+    """Save like the original training code, with its framework's callback among the training state."""
     if path.suffix == ".safetensors":  # holds tensors only
         write_original(path, state, force=force)
         return
@@ -116,7 +114,7 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="sd-v1", help="(default: sd-v1)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="(default: full)")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
-    parser.add_argument("--ema", action="store_true", help="with the averaged UNet weights beside the plain ones")
+    parser.add_argument("--ema", action="store_true", help="add averaged UNet weights")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args()

@@ -30,7 +30,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sd.study.benchmark.process import LOOK_EVERY, memory_is_known, own_memory, read_once
+from sd.study.benchmark.memory import LOOK_EVERY, memory_is_known, own_memory, read_once
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKING_SPACE = 8e9  # bytes of disk for the file that is made

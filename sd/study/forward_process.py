@@ -1,6 +1,6 @@
-"""What training does to a picture: latents from the VAE, then more and more noise in them.
+"""What training does to a picture: the VAE encodes it, then noise is added to the latents.
 
-What the network learns is the way back. Rombach et al. (2022), section 3.1; Ho et al. (2020), eq. 4.
+The network learns the way back. Rombach et al. (2022), section 3.1; Ho et al. (2020), eq. 4.
 """
 
 import math
@@ -22,9 +22,9 @@ TIMESTEPS = (0, 100, 250, 500, 750, 999)
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevel:
-    """x_t at one timestep; None is x_0, before any noise."""
+    """x_t at one timestep."""
 
-    timestep: int | None
+    timestep: int | None  # None: x_0, before any noise
     alpha_bar: float  # share of the signal's power
     latents: Tensor  # (1, 4, H, W) float32
     picture: Image.Image  # decoded
@@ -38,7 +38,7 @@ class NoiseLevel:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """A picture, its latents, and what the decoder makes of them."""
+    """A picture, its latents, and the picture decoded from them."""
 
     picture: Image.Image
     latents: Tensor  # (1, 4, H, W) float32, scaled
@@ -46,17 +46,17 @@ class RoundTrip:
 
     @property
     def psnr(self) -> float:
-        """Of the reconstruction, in decibels; infinite where it is the picture."""
+        """The reconstruction's, in decibels; infinite if it equals the picture."""
         return psnr(self.picture, self.reconstruction)
 
     @property
     def numbers(self) -> tuple[int, int]:
-        """How many there are in the picture, three for each pixel, and in its latents."""
+        """How many numbers the picture has, three per pixel, and how many its latents."""
         return self.picture.width * self.picture.height * 3, self.latents.numel()
 
     @property
     def positions(self) -> tuple[int, int]:
-        """How many places the picture has, and how many its latents."""
+        """How many positions the picture has, and how many its latents."""
         return self.picture.width * self.picture.height, self.latents.shape[-1] * self.latents.shape[-2]
 
 
@@ -67,7 +67,7 @@ def psnr(picture: Image.Image, other: Image.Image) -> float:
 
 
 def round_trip(model: StableDiffusion, picture: Image.Image) -> RoundTrip:
-    """picture (RGB) with sides that are multiples of 8. Raises NonFiniteError where the VAE fails."""
+    """Encode and decode a picture (RGB, sides are multiples of 8). Raises NonFiniteError if the VAE fails."""
     latents = model.encode_image(to_tensor(picture))
     (reconstruction,) = model.decode(latents)
     return RoundTrip(picture=picture, latents=latents.cpu(), reconstruction=reconstruction)
@@ -76,7 +76,7 @@ def round_trip(model: StableDiffusion, picture: Image.Image) -> RoundTrip:
 def forward_process(
     model: StableDiffusion, x_0: Tensor, timesteps: Sequence[int] = TIMESTEPS, *, seed: int = 0
 ) -> list[NoiseLevel]:
-    """x_0 and then x_t at each of the timesteps, all with the same noise, as `add_noise` makes them.
+    """x_0, then x_t at each timestep, all with the same noise.
 
     x_0  (1, 4, H, W) scaled latents
 
@@ -97,6 +97,6 @@ def forward_process(
 
 
 def channel_pictures(latents: Tensor) -> list[Image.Image]:
-    """Each channel of (1, 4, H, W) latents as a grey picture: black is -3, white 3, as far as noise usually goes."""
+    """Each channel of (1, 4, H, W) latents as a grey picture, from black (-3) to white (3), noise's usual range."""
     grey = ((latents[0].clamp(-3, 3) + 3) * (255 / 6)).round().to(torch.uint8)
     return [Image.fromarray(channel.numpy()) for channel in grey]

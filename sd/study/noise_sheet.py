@@ -1,4 +1,4 @@
-"""One sheet with what noise and the VAE do to a picture, drawn with Pillow alone."""
+"""One sheet that shows what noise and the VAE do to a picture, drawn with Pillow alone."""
 
 from collections.abc import Sequence
 
@@ -68,18 +68,18 @@ def arithmetic(trip: RoundTrip) -> str:
     _, channels, rows, columns = trip.latents.shape
     return (
         f"{width} x {height} x 3 = {numbers:,} numbers become {columns} x {rows} x {channels} = {latent_numbers:,}: "
-        f"{numbers / latent_numbers:g} times fewer; {places / latent_places:g} times fewer places to look at."
+        f"{numbers / latent_numbers:g} times fewer; {places / latent_places:g} times fewer positions."
     )
 
 
 def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Latents are shown as the squares that they are, pictures smoothly."""
+    """Resize pictures smoothly, latents as squares."""
     smooth = picture.mode == "RGB"
     return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST).convert("RGB")
 
 
 def four(latents, size: tuple[int, int]) -> Image.Image:
-    """The channels of latents in a square of two by two."""
+    """The four channels of latents, two by two."""
     quarter = tuple(side // 2 for side in size)
     whole = Image.new("RGB", size, PAPER)
     for i, channel in enumerate(channel_pictures(latents)[:4]):

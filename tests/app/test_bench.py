@@ -15,7 +15,9 @@ from torch import nn
 from convert.layouts.names import original_names
 from sd.networks.attention import Attention
 from sd.study.architecture.description import describe
-from sd.study.benchmark import process as machine
+from sd.study.benchmark import hardware
+from sd.study.benchmark import memory as process_memory
+from sd.study.benchmark.hardware import cpu_name
 from sd.study.benchmark.layer_kinds import (
     ATTENTION,
     CONVOLUTION,
@@ -29,7 +31,7 @@ from sd.study.benchmark.layer_kinds import (
     Share,
 )
 from sd.study.benchmark.measuring import Benchmark, Run, Spread, case, pictures, profile_step
-from sd.study.benchmark.process import PeakMemory, cpu_name
+from sd.study.benchmark.memory import PeakMemory
 from sd.study.benchmark.table import table
 
 CPU = torch.device("cpu")
@@ -124,30 +126,30 @@ def test_a_step_s_operations_are_those_of_sd_arch_and_its_kinds_add_up(model):
 
 
 def test_the_peak_of_memory_is_kept_after_it_was_given_back():
-    if not machine.memory_is_known():
+    if not process_memory.memory_is_known():
         pytest.skip("memory is counted by Linux")
     with PeakMemory() as memory:
-        before, deadline = machine.own_memory(os.getpid()), time.monotonic() + 60
+        before, deadline = process_memory.own_memory(os.getpid()), time.monotonic() + 60
         # from the system itself: memory that this process freed and kept would be used again, and its size not change
         with mmap.mmap(-1, 96 * MB) as held:
             for page in range(0, len(held), mmap.PAGESIZE):
                 held[page] = 1
             while memory.peak < before + 90 * MB and time.monotonic() < deadline:
                 time.sleep(0.01)
-        after = machine.own_memory(os.getpid())
+        after = process_memory.own_memory(os.getpid())
     assert after < before + 50 * MB
     assert before + 90 * MB <= memory.peak < before + 150 * MB
 
 
 def test_memory_is_unknown_where_the_system_does_not_tell(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "PROCESSES", tmp_path)
+    monkeypatch.setattr(process_memory, "PROCESSES", tmp_path)
     with PeakMemory() as memory:
         pass
     assert memory.peak is None
 
 
 def test_the_processor_is_called_as_its_maker_calls_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(machine, "PROCESSES", tmp_path)
+    monkeypatch.setattr(hardware, "CPU_INFO", tmp_path / "cpuinfo")
     assert cpu_name()
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: Fast 9000 @ 2:1\nmodel name\t: other\n")
     assert cpu_name() == "Fast 9000 @ 2:1"
@@ -170,11 +172,11 @@ def test_the_table_says_what_was_found():
         "a guided step 2.5000 2.5000 2.5000 1",
         "decoding 0.5000 0.5000 0.5000 1",
         "all, 2 steps 6.0000 6.0000 6.0000 1",
-        "memory of its own, at most: unknown; on the device: 2.50 GB",
+        "peak memory of the process: unknown; on the device: 2.50 GB",
         "a step is 100.0 GFLOP, at 40.0 GFLOP/s",
         "3x3 convolutions 1 60.0 10,000.00 50.0 6.0 1,000.00 10.00",
         "norms and activations 1 1,000.00 5.0 1,000.00 1.00",
-        "together 5 100.0 20,000.00 100.0 5.0 5,000.00 4.00",
+        "total 5 100.0 20,000.00 100.0 5.0 5,000.00 4.00",
     ):
         assert line in lines
 
@@ -198,7 +200,7 @@ def test_json_holds_every_figure_and_goes_into_a_file_too(run, tiny_ckpt, tmp_pa
         assert each["total"]["median"] > each["decode"]["median"] + 2 * each["step"]["median"] > 0
         assert each["operations_per_second"] == each["operations"] / each["step"]["median"]
         assert set(each["profile"]["kinds"]) == set(KINDS)
-        if machine.memory_is_known():
+        if process_memory.memory_is_known():
             assert 30 * MB < each["own_memory"] < 4000 * MB
 
 

@@ -30,7 +30,7 @@ def test_without_a_file_it_is_stable_diffusion_1_at_512_pixels(arch):
     code, lines, err = arch()
     assert (code, err) == (0, "")
     assert lines[0] == "sd-v1, 512x512 pixels, 64x64 latents, one picture"
-    assert [line.split()[1] for line in lines if line.startswith("together")] == [
+    assert [line.split()[1] for line in lines if line.startswith("total")] == [
         *("123,060,480", "859,520,964", "83,653,863")
     ]
 

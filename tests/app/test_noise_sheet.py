@@ -70,7 +70,7 @@ def test_arithmetic_of_the_paper():
 
     said = arithmetic(Large())
     assert said == (
-        "512 x 512 x 3 = 786,432 numbers become 64 x 64 x 4 = 16,384: 48 times fewer; 64 times fewer places to look at."
+        "512 x 512 x 3 = 786,432 numbers become 64 x 64 x 4 = 16,384: 48 times fewer; 64 times fewer positions."
     )
 
 

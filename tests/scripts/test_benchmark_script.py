@@ -23,7 +23,7 @@ from PIL import Image
 
 from sd.runtime.cpu import winograd
 from sd.runtime.cpu.native import compiler
-from sd.study.benchmark.process import memory_is_known
+from sd.study.benchmark.memory import memory_is_known
 
 CASE = "512x512, batch 1"
 OPTIONS = Options(
@@ -70,7 +70,7 @@ def test_the_table_has_a_line_for_each_contender_and_names_those_left_out(report
     for line in (
         "sd-zoo 10.000 (10.000-10.000) 1.00 10.000 (10.000-10.000) 1.00 1.50 2.00",
         f"other {4 * times}unknown unknown",
-        "latents of the same two steps differ from those of the first by: other 1.2e-02",
+        "difference from the first contender's latents after two steps: other 1.2e-02",
         "left out: third: not installed",
     ):
         assert line in lines
@@ -248,15 +248,15 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
         (["--contenders", "sd-zoo,sd-zoo"], "--contenders names one twice"),
         (["--sizes", "500"], "--sizes 500x500: width 500 is not a multiple of 8"),
         (["--batch-sizes", "0"], "--batch-sizes '0' is out of range"),
-        (["--repeat", "0"], "--repeat 0 is out of range: 1 to 400"),
-        (["--steps", "0"], "--steps 0 is out of range"),
-        (["--threads", "0"], "--threads 0 is out of range"),
-        (["--whole", "0"], "--whole 0 is out of range: 1 to 1000"),
-        (["--starts", "0"], "--starts 0 is out of range: 1 to 400"),
-        (["--together", "501"], "--together 501 is out of range: 1 to 500"),
+        (["--repeat", "0"], "--repeat: 0 is out of range: 1 to 400"),
+        (["--steps", "0"], "--steps: 0 is out of range"),
+        (["--threads", "0"], "--threads: 0 is out of range"),
+        (["--whole", "0"], "--whole: 0 is out of range: 1 to 1000"),
+        (["--starts", "0"], "--starts: 0 is out of range: 1 to 400"),
+        (["--together", "501"], "--together: 501 is out of range: 1 to 500"),
         (["--device", "tpu"], "device 'tpu' is not available here"),
-        (["--logs", "nowhere"], "--logs nowhere is no folder. Make it first."),
-        (["--folder", "nowhere"], "--folder nowhere is no folder. Make it first."),
+        (["--logs", "nowhere"], "--logs nowhere is not a folder. Create it first."),
+        (["--folder", "nowhere"], "--folder nowhere is not a folder. Create it first."),
         (["--json", "x.txt"], "--json x.txt cannot be written: give a .json file in a folder that exists."),
         (["--plot", "there.png"], "--plot there.png exists already"),
     ],

@@ -236,13 +236,13 @@ def test_table_has_a_line_for_each_block_and_the_totals(full):
     (row,) = [line.split() for line in lines if line.startswith("output_blocks.5 ")]
     expected = "output_blocks.5 residual attention upsample 1920x16x16 1280x32x32 90,479,360 67.851 input_blocks.6"
     assert row == expected.split()
-    totals = [line.split() for line in lines if line.startswith("together")]
+    totals = [line.split() for line in lines if line.startswith("total")]
     assert totals == [
-        ["together", "123,060,480", "13.299"],
-        ["together", "859,520,964", "803.273"],
-        ["together", "83,653,863", "3,631.177"],
+        ["total", "123,060,480", "13.299"],
+        ["total", "859,520,964", "803.273"],
+        ["total", "83,653,863", "3,631.177"],
     ]
     assert not any(line.endswith(" ") for line in lines)
     assert max(map(len, lines)) <= 120
-    assert "one multiply-add is 2 operations" in table(full)
+    assert "a multiply-add is 2 operations" in table(full)
     assert " ms" not in table(full)

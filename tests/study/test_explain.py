@@ -288,7 +288,7 @@ def test_json_in_the_page_is_the_report_and_holds_the_numbers_of_the_run(run, to
 
 def test_the_page_says_that_features_were_reused(told):
     settings = {**told["settings"], "reuse_features": 3}
-    assert "<dd>at least at one prediction in 3</dd>" in page({**told, "settings": settings})
+    assert "<dd>in at least one of 3 predictions</dd>" in page({**told, "settings": settings})
     assert "one prediction in" not in page(told)
 
 

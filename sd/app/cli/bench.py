@@ -176,11 +176,11 @@ def described(
 ) -> dict:
     """Everything that was found, and on what: seconds, bytes, operations."""
     from sd.runtime.device import precision_name
-    from sd.study.benchmark.machine import machine
+    from sd.study.benchmark.hardware import hardware
 
     model = {"name": args.model.name, "family": checkpoint.config.family, "precision": precision_name(dtype)}
     run = asdict(run_options(args, device))
-    return {"event": "benchmark", "model": model, "run": run, "machine": machine(device), **asdict(found)}
+    return {"event": "benchmark", "model": model, "run": run, "machine": hardware(device), **asdict(found)}
 
 
 def lines_about(told: dict) -> tuple[str, str]:

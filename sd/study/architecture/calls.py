@@ -1,4 +1,4 @@
-"""What is seen of modules from outside, with hooks, while they run: shapes, operations, skip connections.
+"""Hooks that watch modules run: shapes, operations, skip connections.
 
 B batch, T tokens, S tokens attended to, D width.
 """
@@ -15,25 +15,25 @@ from torch.overrides import TorchFunctionMode
 from sd.networks.attention import Attention
 
 COUNTED = (
-    "one multiply-add is 2 operations; counted are convolutions, linear layers and the two matrix products of attention"
-    " (masked ones in full), not norms, activations, additions and resampling"
+    "a multiply-add is 2 operations; counted are convolutions, linear layers and the two matrix products of attention"
+    " (in full also where it is causal), but not norms, activations, additions and resampling"
 )
 Shape = tuple[int, ...]
 
 
 @dataclass(kw_only=True)
 class Call:
-    """What was seen of one call of a module."""
+    """One call of a module."""
 
-    number: int  # in the order in which they began
-    inputs: dict[str, Shape]  # tensors by the names that `forward` gives them
-    skips: tuple[str, ...]  # paths of the modules whose outputs were joined to an input
+    number: int  # in the order that calls began
+    inputs: dict[str, Shape]  # tensors by the names of `forward`'s parameters
+    skips: tuple[str, ...]  # paths of the modules whose outputs were concatenated to an input
     output: Shape = ()
-    operations: int = 0  # without those of the children
+    operations: int = 0  # without the children's
 
 
 def operations(module: nn.Module, inputs: Mapping[str, Shape], output: Shape) -> int:
-    """Operations that a module does itself, as opposed to its children. What is counted: `COUNTED`."""
+    """Operations that a module does itself, without its children. `COUNTED` says what is counted."""
     outputs = torch.Size(output).numel()
     if isinstance(module, nn.Conv2d):
         return 2 * module.weight[0].numel() * outputs  # each output value sums over a window of all its channels
@@ -46,15 +46,15 @@ def operations(module: nn.Module, inputs: Mapping[str, Shape], output: Shape) ->
 
 
 class Watcher(TorchFunctionMode):
-    """While it is entered: sees the calls of all modules, and what is concatenated into their inputs."""
+    """Inside the `with` block, records the calls of all modules, and what is concatenated into their inputs."""
 
     def __init__(self, networks: Mapping[str, nn.Module]):
         super().__init__()
         self.networks = networks
         self.calls: dict[str, Call] = {}  # by path
-        self._makers: dict[int, str] = {}  # id of a tensor -> the outermost module that gave it back
+        self._makers: dict[int, str] = {}  # id of a tensor -> the outermost module that returned it
         self._joined: dict[int, list[Tensor]] = {}  # id of a concatenation -> its parts
-        self._kept: list[Tensor] = []  # so that no id is used twice
+        self._kept: list[Tensor] = []  # keeps tensors alive, so that no id is reused
         self._hooks: list = []
 
     def __enter__(self):
@@ -80,7 +80,7 @@ class Watcher(TorchFunctionMode):
     def _before(self, path: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        # The first part is what goes straight on; only the outermost module that is given them counts.
+        # The first part is the main path, the others are skips; only the outermost module that takes them counts.
         others = [part for tensor in tensors.values() for part in self._joined.pop(id(tensor), [])[1:]]
         self.calls[path] = Call(
             number=len(self.calls),
@@ -92,6 +92,6 @@ class Watcher(TorchFunctionMode):
         call = self.calls[path]
         call.output = tuple(output.shape)
         call.operations = operations(module, call.inputs, call.output)
-        if not any(output is given for given in args):  # an identity makes nothing
+        if not any(output is given for given in args):  # not an identity
             self._makers[id(output)] = path
         self._kept.append(output)

@@ -1,7 +1,7 @@
-"""What the networks consist of, found by running them on the meta device: nothing is computed, no memory is needed.
+"""Describe the networks by running them on the meta device, where nothing is computed and no memory is needed.
 
-Shapes, operations, the order of the modules and the skip connections are seen from outside, with hooks; sizes, names
-and source lines come from the modules themselves. So what is told here is what the code does.
+Hooks record shapes, operations, the order of the modules and the skip connections; sizes, names and source lines come
+from the modules themselves. So the description cannot differ from the code.
 """
 
 import functools
@@ -24,34 +24,34 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    name: str  # as in a file of ours: "unet.out.conv.weight"
+    name: str  # as in our files: "unet.out.conv.weight"
     shape: Shape
     original: str  # its key in an original file
-    original_shape: Shape  # longer by two axes of length 1 where that file has a 1x1 convolution
+    original_shape: Shape  # two more axes of length 1 where that file has a 1x1 convolution
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """A module, with all that is inside it."""
+    """A module and everything inside it."""
 
     path: str  # "unet.input_blocks.4.residual"
     kind: str  # its class
-    built_as: str  # how PyTorch prints a layer of its own; empty for our classes
-    purpose: str  # first line of the docstring of a class of ours
-    file: str  # relative to the repository, "sd/networks/unet.py": where the class is written, or PyTorch's is used
+    built_as: str  # how PyTorch prints one of its own layers; empty for our classes
+    purpose: str  # first line of the docstring, for our classes
+    file: str  # relative to the repository: where our class is defined, or PyTorch's is used ("sd/networks/unet.py")
     line: int
-    heads: int  # of an attention; 0 elsewhere
-    inputs: dict[str, Shape]  # tensors by the names that `forward` gives them; empty if it is read, not called
+    heads: int  # of an attention; otherwise 0
+    inputs: dict[str, Shape]  # tensors by the names of `forward`'s parameters; empty for a table that is only read
     output: Shape
-    skips: tuple[str, ...]  # paths of the modules whose outputs are joined to the input
-    parameter_count: int  # those of the children included
-    operations: int  # of one call, those of the children included
-    milliseconds: float | None  # of one call, where measured
-    parameters: tuple[Parameter, ...]  # its own
-    children: "tuple[Node, ...]"  # in the order in which they run
+    skips: tuple[str, ...]  # paths of the modules whose outputs are concatenated to the input
+    parameter_count: int  # with the children's
+    operations: int  # of one call, with the children's
+    milliseconds: float | None  # of one call; None if not measured
+    parameters: tuple[Parameter, ...]  # without the children's
+    children: "tuple[Node, ...]"  # in the order they run
 
     def walk(self) -> "Iterator[Node]":
-        """This node and every one inside it."""
+        """This node and every node inside it."""
         yield self
         for child in self.children:
             yield from child.walk()
@@ -63,13 +63,13 @@ class Architecture:
     width: int  # of the picture, in pixels
     height: int
     networks: tuple[Node, ...]
-    measured_on: str  # device and precision; empty if nothing was measured
+    measured_on: str  # device and precision; empty without times
 
 
 def passes(
     config: ModelConfig, networks: Mapping[str, nn.Module], width: int, height: int, device: torch.device
 ) -> dict[str, list[Callable[[], object]]]:
-    """What each network does for one picture, ready to be run: the text, one denoising step, to latents and back."""
+    """What each network does for one picture, ready to run: encode text, one denoising step, encode and decode."""
     sides = height // config.vae.factor, width // config.vae.factor
     tokens = torch.zeros(1, config.text_encoder.context_length, dtype=torch.int64, device=device)
 
@@ -102,10 +102,10 @@ def describe(
 ) -> Architecture:
     """The networks of a model as trees of modules, with the shapes of one picture.
 
-    originals      for every parameter of ours its key in an original file, and how many axes of length 1 it has more
-                   there: what `convert.layouts.names.original_names` gives
+    originals      for each of our parameters its key in an original file, and how many more axes of length 1 it has
+                   there; from `convert.layouts.names.original_names`
     width, height  of the picture in pixels, multiples of `config.vae.factor`
-    milliseconds   of modules by their paths, where they were measured (`sd.study.architecture.timing`)
+    milliseconds   of modules by path, if measured (`sd.study.architecture.timing`)
     """
     networks = build_networks(config)
     with torch.no_grad(), Watcher(networks) as watcher:
@@ -127,12 +127,12 @@ def _node(
     originals: Mapping[str, tuple[str, int]],
     milliseconds: Mapping[str, float],
 ) -> Node:
-    """A module and all inside it. owner: the class of ours that it is, or that it was put into."""
+    """A module and everything inside it. owner: our class that it is, or that contains it."""
     ours = not type(module).__module__.startswith("torch.")
     owner = type(module) if ours else owner
     file, line = _source(owner, "" if ours else path.rpartition(".")[2])
     inner = [(f"{path}.{name}", part) for name, part in _parts(module) if any(True for _ in part.parameters())]
-    inner.sort(key=lambda item: calls[item[0]].number if item[0] in calls else -1)  # what is only read comes first
+    inner.sort(key=lambda item: calls[item[0]].number if item[0] in calls else -1)  # tables that are only read first
     look = functools.partial(_node, calls=calls, originals=originals, milliseconds=milliseconds)
     children = tuple(look(name, part, owner) for name, part in inner)
     call = calls.get(path, Call(number=-1, inputs={}, skips=()))
@@ -160,7 +160,7 @@ def _node(
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules inside, those of a list (which is never called itself) under its name."""
+    """The modules inside; those in a list, which is never called itself, under the list's name."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleList):
             yield from ((f"{name}.{index}", part) for index, part in _parts(child))
@@ -174,8 +174,8 @@ def _original(shape: Shape, key: str, unit_axes: int) -> dict:
 
 @functools.cache
 def _source(kind: type, name: str) -> tuple[str, int]:
-    """File and line of a class of ours; of the line that puts a layer of that name into it, where there is one."""
+    """File and line of one of our classes, or of the line in it that makes the layer of that name."""
     lines, first = inspect.getsourcelines(kind)
-    puts = re.compile(rf"\b{re.escape(name)}\s*=[^=]")
-    offset = next((i for i, line in enumerate(lines) if puts.search(line)), 0) if name else 0
+    makes = re.compile(rf"\b{re.escape(name)}\s*=[^=]")
+    offset = next((i for i, line in enumerate(lines) if makes.search(line)), 0) if name else 0
     return Path(inspect.getsourcefile(kind)).resolve().relative_to(ROOT).as_posix(), first + offset

@@ -1,6 +1,6 @@
-"""The architecture as a page to explore: one HTML file that needs nothing else, not even a network.
+"""The architecture as a page to explore: one self-contained HTML file that works offline.
 
-How it looks and what its few lines of script do stands in `page.html`; here is what it says.
+`page.html` holds its style and its few lines of script; this module fills in the content.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,16 +16,16 @@ TEMPLATE_FILE = Path(__file__).with_name("page.html")
 TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "vae": "VAE"}
 LEADS = {
     "text_encoder": "A prompt, as token ids, becomes one vector per token: the context that the UNet attends to.",
-    "unet": "Looks at noisy latents, the timestep and the text, and says which noise is in them. Once a step, twice "
-    "with guidance. The way down is on the left, the way up on the right; each block on the right is also given what "
-    "its counterpart on the left made. The timestep goes to every residual block, the text to every attention.",
-    "vae": "The encoder turns a picture into latents, the decoder turns latents into a picture. A picture from text "
-    "needs the decoder only; the numbers of the whole are for both.",
+    "unet": "Predicts the noise in noisy latents, given the timestep and the text: once per step, twice with guidance. "
+    "The way down is on the left, the way up on the right; each block on the right also takes the output of its "
+    "counterpart on the left. The timestep goes to every residual block, the text to every attention.",
+    "vae": "The encoder turns a picture into latents, the decoder turns latents into a picture. Text to image needs "
+    "only the decoder; the totals are for both.",
 }
 
 
 def page(architecture: Architecture, *, source_url: str | None = None) -> str:
-    """The whole page. With `source_url`, source lines are links: the prefix, then `/sd/networks/unet.py#L58`."""
+    """The whole page. With `source_url`, source lines are links: that prefix, then `/sd/networks/unet.py#L58`."""
     sections = [Section(network, source_url) for network in architecture.networks]
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         summary=escape(summary(architecture)),
@@ -36,7 +36,7 @@ def page(architecture: Architecture, *, source_url: str | None = None) -> str:
 
 
 class Section:
-    """One network of the page: a figure of its blocks, and its modules, each of which opens."""
+    """One network on the page: a figure of its blocks, and its modules, each of which opens."""
 
     def __init__(self, network: Node, source_url: str | None):
         self.network = network
@@ -68,10 +68,10 @@ class Section:
         return f'<ol class="figure">\n{tiles}\n</ol>{legend(order)}'
 
     def places(self, order: list[Node]) -> Iterator[tuple[Node, int, int, str]]:
-        """Blocks in the order in which they run, each with its row, its column and where the data go from there.
+        """Blocks in the order they run, each with its row, its column and its role in the figure.
 
-        Without skip connections they form a chain (column 0: as wide as the figure). With them they form a U: what
-        gives a skip in column 1, what takes it in column 2 of the same row, what runs between the two at the foot.
+        Without skip connections they form a chain (column 0: as wide as the figure). With them they form a U: a block
+        that gives a skip is in column 1, the one that takes it in column 2 of the same row, blocks between at the foot.
         """
         paths = {block.path for block in order}
         down = [i for i, block in enumerate(order) if self.users.get(block.path) in paths]
@@ -103,7 +103,7 @@ class Section:
         )
 
     def node(self, node: Node, parent: str) -> str:
-        """A module that opens; those inside it are inside it here, too."""
+        """A module that opens, with its inner modules inside."""
         name = node.path.removeprefix(f"{parent}.")
         numbers = " ".join(f'<span class="number">{text}</span>' for text in self.numbers(node))
         share = 100 * node.operations / self.network.operations if self.network.operations else 0
@@ -119,7 +119,7 @@ class Section:
         )
 
     def facts(self, node: Node) -> Iterator[tuple[str, str]]:
-        """Names and values, the values as HTML."""
+        """Names and values; values are HTML."""
         if node.inputs:
             given = (f"<i>{escape(name)}</i> {shape_html(shape)}" for name, shape in node.inputs.items())
             yield "input", "<br>".join(given)
@@ -141,7 +141,7 @@ class Section:
         if node.milliseconds is not None:
             yield "time", f"{node.milliseconds:,.3f} ms"
         if not node.inputs and not node.children:
-            yield "use", "read as a table, not called"
+            yield "use", "a table that is read, not called"
         yield "class", f"<code>{escape(node.built_as or node.kind)}</code>"
         yield "source", self.source(node)
 
@@ -169,7 +169,7 @@ def layers(node: Node) -> list[str]:
 
 
 def look(block: Node) -> str:
-    """What colours a block: attention, where it has any; residuals; or neither."""
+    """The class that colours a block: with attention, with residuals only, or neither."""
     names = " ".join(inner.path for inner in block.walk())
     return next((look for look in ("attention", "residual") if look in names), "plain")
 
@@ -202,12 +202,12 @@ def stored_shape(parameter: Parameter) -> str:
 
 
 def shape_html(shape: Shape) -> str:
-    """Without the batch, which is 1."""
+    """The shape without the batch, which is 1."""
     return " × ".join(map(str, shape[1:])) or "–"
 
 
 def amount(number: int) -> str:
-    """Three figures and a unit: 15.7 M"""
+    """Three digits and a unit: 15.7 M"""
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
             return f"{number / scale:.3g} {unit}" if number < 999.5 * scale else f"{number / scale:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The architecture as a table for the terminal, one line a block."""
+"""The architecture as a table for the terminal, one line per block."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -8,13 +8,13 @@ from sd.study.architecture.description import Architecture, Node
 
 
 def table(architecture: Architecture) -> str:
-    """What each network consists of, block by block in the order in which they run, and its totals."""
+    """The blocks of each network in the order they run, and its totals."""
     lines = [summary(architecture)]
     timed = bool(architecture.measured_on)
     for network in architecture.networks:
         rows = [_row(node, network, timed) for node in blocks(network)]
         total = [
-            "together",
+            "total",
             "",
             "",
             "",
@@ -37,13 +37,13 @@ def summary(architecture: Architecture) -> str:
 
 
 def blocks(network: Node) -> Iterator[Node]:
-    """The parts of a network; where it is called by halves, as the VAE is, the parts of each half."""
+    """The parts of a network; for the VAE, which is called as two halves, the parts of each half."""
     for child in network.children:
         yield from child.children if child.children and not network.output else [child]
 
 
 def shape_text(shape: Shape) -> str:
-    """Without the batch: a table, or a page, is about one picture."""
+    """The shape without the batch, which is 1."""
     return "x".join(map(str, shape[1:]))
 
 
@@ -66,7 +66,7 @@ def _time(node: Node, timed: bool) -> list[str]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, words to the left, numbers to the right; those with nothing in them are left out."""
+    """Rows with columns of equal width, words to the left, numbers to the right; empty columns are dropped."""
     columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
     for i, column in enumerate(columns):
         width, numbers = max(map(len, column)), column[-1].replace(",", "").replace(".", "").isdecimal()

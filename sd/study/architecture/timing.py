@@ -1,4 +1,4 @@
-"""How long each module takes, measured on made-up weights: the values of the weights do not change the times."""
+"""Time each module, on made-up weights: their values do not change the times."""
 
 import time
 from collections.abc import Callable
@@ -9,18 +9,13 @@ from torch import nn
 from sd.config import ModelConfig
 from sd.networks.build import build_networks
 from sd.study.architecture.description import passes
+from sd.study.clock import synchronize
 
 ROUNDS = 3  # the first warms up and does not count
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU has."""
-    if device.type != "cpu":
-        getattr(torch, device.type).synchronize()
-
-
 class Stopwatch:
-    """Hooks that note how long each call of a module takes. The device is waited for at both ends of every module."""
+    """Hooks that time each call of a module. They wait for the device at both ends of the call."""
 
     def __init__(self, component: str, network: nn.Module, device: torch.device):
         self.device = device
@@ -48,13 +43,12 @@ def measure(
     dtype: torch.dtype,
     on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """Milliseconds of one call of each module that is called, by its path; the shortest of the rounds after a warm-up.
+    """Milliseconds of one call of each module, by path: the shortest of the rounds after a warm-up.
 
     width, height  of the picture in pixels, multiples of `config.vae.factor`
     on_round       called `ROUNDS` times for each network
 
-    One network is in memory at a time. A module's time holds that of the modules inside it, and the little that the
-    measuring of these takes.
+    One network is in memory at a time. A module's time includes its inner modules and the small cost of timing them.
     """
     shortest: dict[str, float] = {}
     networks = build_networks(config)

@@ -1,6 +1,6 @@
-"""Where the time of a step goes: which functions of PyTorch are called, how long they take, and would take at least.
+"""Where the time of a step goes: which PyTorch functions run, how long they take, and the least they could take.
 
-Seen from outside, with a mode that sees every call; the networks know nothing of it.
+A torch function mode sees every call; the networks do not know of it.
 
 B batch, h heads, T tokens, S tokens attended to, d width of a head, C channels, k sides of a convolution's window.
 """
@@ -19,10 +19,10 @@ from sd.runtime.cpu import gates as joined_gates
 from sd.runtime.cpu import winograd
 from sd.runtime.cpu.packing import CONVOLUTION as PACKED
 from sd.runtime.cpu.precise_norms import precise_group_norm
-from sd.study.architecture.timing import synchronize
+from sd.study.clock import seconds_of, synchronize
 
 CONVOLUTION, LINEAR, ATTENTION, NORM, REST = "convolution", "linear", "attention", "norm_activation", "rest"
-KINDS = {  # name -> what a table calls it
+KINDS = {  # name -> heading in a table
     CONVOLUTION: "3x3 convolutions",
     LINEAR: "1x1 and linear layers",
     ATTENTION: "attention",
@@ -38,13 +38,13 @@ COPIED = 1 << 28  # bytes, more than caches hold
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """What a machine reaches at its best."""
+    """The best rates of a machine."""
 
-    operations: float  # a second, in a product of large matrices
-    bytes: float  # a second, read and written, in a copy of a large array
+    operations: float  # per second, in a product of large matrices
+    bytes: float  # per second, read and written, in a copy of a large array
 
     def least(self, operations: int, nbytes: int) -> float:
-        """Seconds that a call takes at least: it computes and moves data at the same time, and the longer one counts.
+        """The least seconds for a call: it computes and moves data at the same time, so the longer of the two.
 
         Williams et al., "Roofline: An Insightful Visual Performance Model" (2009), section 3.
         """
@@ -53,7 +53,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What the calls of one kind took together."""
+    """All calls of one kind together."""
 
     seconds: float
     least_seconds: float  # by the rates of the machine
@@ -63,7 +63,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One step by kinds of layers. The seconds of the kinds add up to those of the step."""
+    """One step by kinds of layers. The seconds of all kinds add up to the step's."""
 
     seconds: float
     kinds: dict[str, Share]  # by the names in KINDS
@@ -83,7 +83,7 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
         return CONVOLUTION
     if function in CONVOLUTIONS:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
-    if function in PRODUCTS or joined_gates.OPERATOR.is_(function):  # the GELU and the gate are done on the way
+    if function in PRODUCTS or joined_gates.OPERATOR.is_(function):  # which also applies the GELU and the gate
         return LINEAR
     if function is F.scaled_dot_product_attention or fast_attention.OPERATOR.is_(function):
         return ATTENTION
@@ -91,9 +91,9 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
 
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:
-    """Operations of one call, a multiply-add being 2; `sd.study.architecture.calls.COUNTED` says which."""
+    """Operations of one call; `sd.study.architecture.calls.COUNTED` says what is counted."""
     if winograd.OPERATOR.is_(function):
-        return 2 * 9 * args[0].shape[1] * output.numel()  # those of the definition, as for any convolution
+        return 2 * 9 * args[0].shape[1] * output.numel()  # by the definition, as for any convolution
     if function in CONVOLUTIONS:
         return 2 * args[1].shape[1:].numel() * output.numel()  # each output value sums over C * k * k products
     if function in PRODUCTS:
@@ -110,7 +110,7 @@ def operations_of(function: Callable, args: Sequence[object], output: Tensor) ->
 
 
 def bytes_of(args: Sequence[object], output: Tensor) -> int:
-    """Bytes that a call reads and writes, each once; 0 for one that gives back what it was given, seen otherwise."""
+    """Bytes that a call reads and writes, each once; 0 for one that returns a view of its input."""
     given = list(_tensors(args))
     plain = (tensor for tensor in given if tensor.layout == torch.strided)  # packed weights have no address
     if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in plain):
@@ -127,7 +127,7 @@ def _tensors(values: Sequence[object]) -> Iterator[Tensor]:
 
 
 class LayerWatch(TorchFunctionMode):
-    """While it is entered: how long the calls of each kind take. The device is waited for at both ends of each."""
+    """Inside the `with` block, times the calls of each kind. It waits for the device at both ends of each call."""
 
     def __init__(self, device: torch.device, rates: Rates, clock: Callable[[], float] = time.perf_counter):
         super().__init__()
@@ -154,7 +154,7 @@ class LayerWatch(TorchFunctionMode):
         return result
 
     def profile(self, seconds: float) -> Profile:
-        """By kinds, of a step that took so long: what is not in a call of another kind belongs to the rest."""
+        """The profile of a step that took so many seconds; time outside the calls counts as the rest."""
         named = {kind: time for kind, time in self._seconds.items() if kind != REST}
         spent = {**named, REST: seconds - sum(named.values())}
         shares = {
@@ -170,23 +170,13 @@ class LayerWatch(TorchFunctionMode):
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """The best of a few products of square matrices and of a few copies, in the precision of the networks."""
+    """The best rates of a few matrix products, in the precision of the networks, and of a few copies."""
     side = 1024 if device.type == "cpu" else 8192
     matrices = [torch.full((side, side), 0.5, dtype=dtype, device=device) for _ in range(2)]
     source = torch.ones(COPIED, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    product = _shortest(lambda: torch.mm(*matrices), device)
-    copy = _shortest(lambda: target.copy_(source), device)
+    product, copy = (
+        min([seconds_of(work, device) for _ in range(1 + RATE_RUNS)][1:])  # the first warms up
+        for work in (lambda: torch.mm(*matrices), lambda: target.copy_(source))
+    )
     return Rates(operations=2 * side**3 / product, bytes=2 * COPIED / copy)
-
-
-def _shortest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds, after a warm-up."""
-    times = []
-    for _ in range(1 + RATE_RUNS):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return min(times[1:])

@@ -1,6 +1,6 @@
-"""How fast a model is on this machine: loading, text, a guided step, decoding, a whole picture, memory.
+"""Measure a model on this machine: loading, text encoding, a guided step, decoding, a whole picture, memory.
 
-Everything goes the way that a picture goes: through `LatentDiffusion.sample` and `decode`. Times are in seconds.
+Everything runs as for a picture, through `LatentDiffusion.sample` and `decode`. Times are in seconds.
 """
 
 import statistics
@@ -15,9 +15,9 @@ import torch
 from sd.pipeline.latent_diffusion import LatentDiffusion
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.study.architecture.timing import synchronize
 from sd.study.benchmark.layer_kinds import LayerWatch, Profile, Rates, measure_rates
-from sd.study.benchmark.process import PeakMemory
+from sd.study.benchmark.memory import PeakMemory
+from sd.study.clock import seconds_of, synchronize
 
 PROMPT = "a photograph of an astronaut riding a horse"
 WARM_UP_STEPS = 2
@@ -25,7 +25,7 @@ WARM_UP_STEPS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """The same thing measured several times."""
+    """One quantity, measured several times."""
 
     median: float
     shortest: float
@@ -39,16 +39,16 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Pictures made once, in seconds."""
+    """One batch of pictures, in seconds."""
 
-    steps: tuple[float, ...]  # from the second on; the first goes with the text and whatever begins
+    steps: tuple[float, ...]  # from the second on; the first also pays for the text and for set-up
     decode: float
     total: float  # from the prompt to the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What was measured for pictures of one size, so many at a time."""
+    """The measurements for one picture size and batch size."""
 
     width: int
     height: int
@@ -59,8 +59,8 @@ class Case:
     total: Spread
     operations: int  # of one guided step
     operations_per_second: float  # in the median step
-    own_memory: int | None  # the most bytes that the process held, without the pages of mapped files
-    device_memory: int | None  # the most bytes on the device, where it is not the processor
+    own_memory: int | None  # the most bytes that the process held, without pages of mapped files
+    device_memory: int | None  # the most bytes on a GPU
     profile: Profile
 
 
@@ -68,7 +68,7 @@ class Case:
 class Benchmark:
     rates: Rates
     load: Spread
-    text: Spread  # a prompt and the empty one
+    text: Spread  # encoding a prompt and the empty one
     cases: tuple[Case, ...]
 
 
@@ -85,13 +85,13 @@ def benchmark(
 ) -> Benchmark:
     """Load a model a few times, and make pictures of each size with it.
 
-    load     gives the model on that device, in that precision
+    load     returns the model on that device, in that precision
     sizes    (width, height) in pixels
     steps    of a picture, at least 2
-    repeat   how often each thing is measured; everything is done once before, which does not count
+    repeat   how often each quantity is measured, after one warm-up that does not count
     on_unit  called `units(...)` times
 
-    Raises NonFiniteError where a network fails.
+    Raises NonFiniteError if a network fails.
     """
     rates = measure_rates(device, dtype)
     model, loads = None, []
@@ -113,17 +113,13 @@ def benchmark(
 
 
 def units(sizes: int, batch_sizes: int, repeat: int) -> int:
-    """How often `on_unit` is called: for each loading, and for each case for the warm-up, the runs and the profile."""
+    """How often `on_unit` is called: for each load, and in each case for the warm-up, the runs and the profile."""
     return repeat + sizes * batch_sizes * (repeat + 2)
 
 
 def encode_text(model: LatentDiffusion) -> float:
     """Seconds for a prompt and the empty one, one after the other, as for a picture."""
-    started = time.perf_counter()
-    for text in (PROMPT, ""):
-        model.encode_prompts([text])
-    synchronize(model.device)
-    return time.perf_counter() - started
+    return seconds_of(lambda: [model.encode_prompts([text]) for text in (PROMPT, "")], model.device)
 
 
 def pictures(size: tuple[int, int], batch_size: int, steps: int) -> list[Settings]:
@@ -132,10 +128,10 @@ def pictures(size: tuple[int, int], batch_size: int, steps: int) -> list[Setting
 
 
 def make_once(model: LatentDiffusion, batch: Sequence[Settings]) -> Run:
-    """Make a batch of pictures, and note when each step ends."""
+    """Make a batch of pictures and time each step."""
     started, moments = time.perf_counter(), []
     for latents in model.sample(batch):  # noqa: B007 - the last ones are decoded
-        # they have been waited for, since they are known to be finite; on a GPU, the next step is under way already
+        # known to be finite, so the device has finished them; a GPU already works on the next step
         moments.append(time.perf_counter())
     model.decode(latents)
     ended = time.perf_counter()
@@ -144,9 +140,9 @@ def make_once(model: LatentDiffusion, batch: Sequence[Settings]) -> Run:
 
 
 def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates) -> Profile:
-    """The steps of a batch from the second on, watched; the profile is that of the step with the median time.
+    """Profile the steps of a batch from the second on; returns the profile of the step with the median time.
 
-    Of a compiled or captured UNet nothing can be seen, so the UNet runs as it is here.
+    A compiled or captured UNet hides its calls, so the plain one runs here.
     """
     model = copy(model)
     model.runner = model.runner.for_watching()
@@ -154,10 +150,7 @@ def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates
     next(states)
     for _ in range(batch[0].steps - 1):
         with LayerWatch(model.device, rates) as watch:
-            started = time.perf_counter()
-            next(states)
-            synchronize(model.device)
-            seconds = time.perf_counter() - started
+            seconds = seconds_of(lambda: next(states), model.device)
         profiles.append(watch.profile(seconds))
     return sorted(profiles, key=lambda profile: profile.seconds)[(len(profiles) - 1) // 2]
 
@@ -196,7 +189,7 @@ def case(
     own_memory: int | None,
     device_memory: int | None,
 ) -> Case:
-    """What runs of the same pictures come to."""
+    """Sum up several runs of the same pictures."""
     step = Spread.of([seconds for run in runs for seconds in run.steps])
     return Case(
         width=size[0],

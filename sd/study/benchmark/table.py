@@ -8,14 +8,14 @@ from sd.study.benchmark.layer_kinds import KINDS
 from sd.study.benchmark.measuring import Benchmark, Case, Spread
 
 LEAST = (
-    "Least: what each call would take at the best rates above, the longer of the times for its operations and for its"
-    " bytes, each input read and each output written once in main memory. Caches, and algorithms with fewer"
+    "Least: the time of each call at the best rates above, for its operations or for its bytes, whichever is longer,"
+    " with each input read and each output written once in main memory. Caches, and algorithms with fewer"
     " multiplications, can be faster than that."
 )
 
 
 def table(found: Benchmark, model: str, machine: str) -> str:
-    """model, machine: a line each, what was measured and on what."""
+    """model, machine: one line each, what was measured and on what."""
     best = found.rates
     rates = f"best rates: {giga(best.operations)} GFLOP/s multiplying matrices, {giga(best.bytes)} GB/s copying"
     lines = [model, machine, rates, ""]
@@ -44,7 +44,7 @@ def case_lines(case: Case) -> list[str]:
         spread_row("decoding", case.decode),
         spread_row(f"all, {case.steps} steps", case.total),
     ]
-    memory = [f"memory of its own, at most: {memory_text(case.own_memory)}"]
+    memory = [f"peak memory of the process: {memory_text(case.own_memory)}"]
     if case.device_memory is not None:
         memory.append(f"on the device: {memory_text(case.device_memory)}")
     return [
@@ -59,12 +59,12 @@ def case_lines(case: Case) -> list[str]:
 
 def kind_rows(case: Case) -> list[list[str]]:
     profile = case.profile
-    rows = [["a step, watched", "calls", "GFLOP", "ms", "%", "GFLOP/s", "least ms", "times the least"]]
+    rows = [["a step, profiled", "calls", "GFLOP", "ms", "%", "GFLOP/s", "least ms", "times the least"]]
     shares = [(title, profile.kinds[kind]) for kind, title in KINDS.items()]
     for title, share in shares:
         rows.append(kind_row(title, share.calls, share.operations, share.seconds, share.least_seconds, profile.seconds))
     calls = sum(share.calls for _, share in shares)
-    total = kind_row("together", calls, profile.operations, profile.seconds, profile.least_seconds, profile.seconds)
+    total = kind_row("total", calls, profile.operations, profile.seconds, profile.least_seconds, profile.seconds)
     return [*rows, total]
 
 
@@ -90,6 +90,6 @@ def giga(value: float) -> str:
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:
-    """A table as GitHub shows it."""
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,7 +1,7 @@
-"""Which words each place of the picture looks at: the weights of the UNet's cross-attention, watched from outside.
+"""Heat maps: which words each position of the picture attends to, from the UNet's cross-attention.
 
-The network computes its attention as always. Hooks keep the queries and keys that it used, and the weights, which the
-fused attention never shows, are computed from them a second time.
+The network computes its attention as always. The fused operation does not return the weights, so hooks keep its queries
+and keys, and the weights are computed from them a second time.
 
 T positions of a feature map (h * w), S tokens of the context, D width, K columns: the tokens, with padding as one.
 """
@@ -19,12 +19,12 @@ from sd.config import UNetConfig
 from sd.networks.attention import SpatialTransformer
 from sd.networks.block_plan import block_plan
 
-SIDES = ((32, True), (16, True), (32, False), (16, False), (8, False))  # largest map kept, and whether heads are apart
-ROOM = 2_400_000  # numbers that the maps of one run may have
+SIDES = ((32, True), (16, True), (32, False), (16, False), (8, False))  # largest map side, and whether heads are apart
+ROOM = 2_400_000  # most numbers in the maps of one run
 
 
 def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """How much each position takes from each token; what a position takes from all tokens sums to 1.
+    """How much each position attends to each token; the weights of a position sum to 1.
 
     q        (T, D)  queries, of all heads side by side
     k        (S, D)  keys
@@ -38,20 +38,20 @@ def attention_weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Heat:
-    """What the layers of one resolution looked at in one step: the mean of these layers."""
+    """What the layers of one resolution attend to in one step: the mean of these layers."""
 
     height: int  # of their feature maps
     width: int
-    layers: int  # how many there are
-    weights: Tensor  # (heads, K, h, w) float32 on the CPU; over the columns they sum to 1 at each place
+    layers: int  # their number
+    weights: Tensor  # (heads, K, h, w) float32 on the CPU; they sum to 1 over the columns at each position
 
 
 def map_side(config: UNetConfig, size: tuple[int, int], columns: int, steps: int) -> tuple[int, bool]:
-    """How large maps may be, and whether each head gets its own, for the maps of a run to stay within `ROOM`.
+    """The largest side of maps, and whether each head has its own, so that the maps of a run fit into `ROOM`.
 
     size  height and width of the latents
     """
-    # a block that ends in an upsampling has its attention before it, and so a smaller map than its output
+    # in a block that ends in an upsampling, attention comes before it: its map is smaller than the output
     levels = {(row.scale * (1 + ("upsample" in row.layers)), row.heads) for row in block_plan(config) if row.heads}
     for side, apart in SIDES:
         one = sum(
@@ -64,14 +64,14 @@ def map_side(config: UNetConfig, size: tuple[int, int], columns: int, steps: int
 
 
 class AttentionWatch:
-    """Keeps the cross-attention of the predictions that it is asked to keep.
+    """Records the cross-attention of chosen predictions.
 
-    Where a prediction goes without some layers and takes what they found before (`sd.runtime.shortcuts.feature_reuse`),
-    these keep the maps that they had when they ran, as long as that was watched, too.
+    If a prediction skips layers and reuses their features (`sd.runtime.shortcuts.feature_reuse`), these layers keep the
+    maps of the last recorded prediction that ran them.
 
-    unet        whose attention is watched between `with` and its end
-    side        maps with longer sides are made smaller: means over neighbouring places
-    heads_apart whether each head has its own maps, or the mean of all heads is kept
+    unet         the network to record, inside the `with` block
+    side         larger maps are shrunk to this side: means over neighbouring positions
+    heads_apart  whether each head has its own maps, or only the mean of all heads is kept
 
         with AttentionWatch(unet).watching() as watch:
             watch.expect(column_of)
@@ -82,15 +82,15 @@ class AttentionWatch:
     def __init__(self, unet: nn.Module, *, side: int = 32, heads_apart: bool = True):
         self.unet, self.side, self.heads_apart = unet, side, heads_apart
         self._membership: Tensor | None = None
-        self._maps: dict[nn.Module, tuple[torch.Size, Tensor]] = {}  # of each layer: size of its feature map, its maps
+        self._maps: dict[nn.Module, tuple[torch.Size, Tensor]] = {}  # by layer: the size of its feature map, its maps
 
     def expect(self, column_of: Sequence[int]) -> None:
-        """Keep the next prediction. column_of says for each of the S tokens which column it belongs to."""
+        """Record the next prediction. column_of: for each of the S tokens, the column it belongs to."""
         columns = torch.tensor(column_of)
         self._membership = F.one_hot(columns, int(columns.max()) + 1).float()  # (S, K)
 
     def take(self) -> list[Heat]:
-        """What was kept, the largest maps first. Until the next `expect`, nothing more is."""
+        """Stop recording and return the maps, the largest first."""
         self._membership = None
         alike: dict[tuple[int, int, int], list[Tensor]] = {}  # by height, width, heads
         for size, maps in self._maps.values():
@@ -110,7 +110,7 @@ class AttentionWatch:
             yield self
 
     def _hooks(self, transformer: SpatialTransformer):
-        """The hooks of one transformer: the size of its feature map, then queries, keys and weights of its blocks."""
+        """Hooks for one transformer: on the size of its feature map, and on the queries and keys of its blocks."""
         seen: dict[str, Tensor | torch.Size] = {}
 
         def note_size(_, arguments):
@@ -119,7 +119,7 @@ class AttentionWatch:
         def note(name: str):
             def hook(_, __, output):
                 if self._membership is not None:
-                    seen[name] = output[-1]  # with guidance, the negative prompt stands first
+                    seen[name] = output[-1]  # with guidance, the negative prompt comes first
 
             return hook
 

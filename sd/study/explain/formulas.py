@@ -1,12 +1,12 @@
-"""What a sampler does in a step, as its paper writes it, with the numbers of the step put in, and multiplied out.
+"""The formula of each sampler's step: as in its paper, with the step's numbers, and multiplied out.
 
-The last is not worked out here: every sampler only ever adds up latents, predictions and noise times numbers, so it is
-run on unit vectors in place of tensors, and what it yields are the factors.
+Multiplying out needs no algebra: a sampler only adds multiples of latents, predictions and noise, so it runs on unit
+vectors instead of tensors, and its results are the factors.
 
     x, x′      latents before and after the step        ᾱ, ᾱ′   share of the signal's power before and after
-    ε, x̂₀      predicted noise, and the picture left    σ, σ′   sqrt((1 − ᾱ) / ᾱ)
+    ε, x̂₀      predicted noise, predicted picture       σ, σ′   sqrt((1 − ᾱ) / ᾱ)
     ε₂         the second prediction of the step        z       fresh noise
-    h          ln(σ / σ′)                               ₋₁      of the step before
+    h          ln(σ / σ′)                               ₋₁      from the previous step
 """
 
 import math
@@ -37,13 +37,13 @@ CONSISTENCY = "y = 0.25/((10 · t)² + 0.25) · x + 10 · t/√((10 · t)² + 0.
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a sampler's step is written.
+    """The formula of a sampler's step.
 
-    lines    of the formula, each may use what those before it define
-    opening  the same for the first steps, where there is not yet enough of a past
-    last     the same for a step that ends without noise, if that is another
-    note     what the letters do not say
-    basis    whether factors are given for predicted noise ("eps") or predicted pictures ("x_0")
+    lines    may use what the lines before define
+    opening  the lines of the first steps, which have too little history
+    last     the lines of a step that ends without noise, if they differ
+    note     what the symbols do not say
+    basis    whether factors belong to predicted noise ("eps") or predicted pictures ("x_0")
     """
 
     source: str
@@ -78,25 +78,25 @@ RULES = {
             ("e = (23 · ε − 16 · ε₋₁ + 5 · ε₋₂)/12", PLMS_STEP),
         ),
         lines=("e = (55 · ε − 59 · ε₋₁ + 37 · ε₋₂ − 9 · ε₋₃)/24", PLMS_STEP),
-        note="ε₂ is predicted where the first step would end.",
+        note="ε₂ is predicted at the end of a first try of the step.",
     ),
     "euler": Rule(source="Karras et al. (2022), eq. 1 and 3", lines=EULER),
     "euler_a": Rule(
         source="Karras et al. (2022), eq. 3; Song et al. (2021), eq. 16",
         lines=(*DOWN, "y = √ᾱ_d · (x/√ᾱ + (σ_d − σ) · ε)", UP),
-        note="Down further than asked for, and back up with fresh noise.",
+        note="Removes more noise than asked for, then adds fresh noise.",
     ),
     "heun": Rule(
         source="Karras et al. (2022), algorithm 1",
         lines=("x′ = √ᾱ′ · (x/√ᾱ + (σ′ − σ) · (ε + ε₂)/2)",),
         last=EULER,
-        note="ε₂ is predicted where a straight step ends.",
+        note="ε₂ is predicted at the end of a straight step.",
     ),
     "lms": Rule(
         source="Hairer, Nørsett & Wanner, III.5",
         opening=(EULER,),
         lines=("x′ = √ᾱ′ · (x/√ᾱ + (σ′ − σ) · e)",),
-        note="e is the mean, over the step, of the polynomial through ε and up to three before it.",
+        note="e is the mean, over the step, of the polynomial through ε and up to three earlier predictions.",
     ),
     "dpm2": Rule(
         source="Lu et al. (2022), DPM-Solver-2",
@@ -132,8 +132,8 @@ RULES = {
         source="Lu et al. (2022), SDE-DPM-Solver++; Song et al. (2021), eq. 16",
         lines=(*DOWN, "y = √((1 − ᾱ_d)/(1 − ᾱ)) · x + √ᾱ_d · (1 − σ_d/σ) · x̂₀₂"),
         last=(STRAIGHT,),
-        note="x̂₀₂ is predicted half-way, at √(σ · σ′), after a noisy step of its own; x′ is y and fresh noise. The "
-        "two noises are those of one Brownian path.",
+        note="x̂₀₂ is predicted half-way, at √(σ · σ′), after a noisy step of its own; x′ is y plus fresh noise. Both "
+        "noises come from one Brownian path.",
         basis="x_0",
     ),
     "dpmpp_2m_sde": Rule(
@@ -147,7 +147,7 @@ RULES = {
         source="Zhao et al. (2023), UniPC-2",
         opening=((STRAIGHT,),),
         lines=("y = √((1 − ᾱ′)/(1 − ᾱ)) · x + √ᾱ′ · (1 − σ′/σ) · x̂₀",),
-        note="x is first corrected with x̂₀; then x′ is y and a share of how x̂₀ has changed.",
+        note="x is first corrected with x̂₀; then x′ is y plus a multiple of the change of x̂₀.",
         basis="x_0",
     ),
     "lcm": Rule(
@@ -163,7 +163,7 @@ LETTERS = re.compile("x̂₀₋₁|x̂₀₂|x̂₀|h₋₁|ᾱ_d|σ_d|ᾱ′|σ
 class Term:
     """One summand of the step, multiplied out."""
 
-    name: str  # "x", "ε", "x̂₀", "z", or with the step that it comes from: "ε (step 3)"
+    name: str  # "x", "ε", "x̂₀", "z", with the step it comes from if that is another: "ε (step 3)"
     factor: float
 
 
@@ -174,7 +174,7 @@ class Formula:
     source: str
     note: str
     symbols: tuple[str, ...]
-    numbers: tuple[str, ...]  # the same lines with the step's values in place of letters
+    numbers: tuple[str, ...]  # the same lines with the step's values
     terms: tuple[Term, ...]  # x′ is their sum
 
 
@@ -196,7 +196,7 @@ def formulas(settings: Settings, steps: Sequence[Step]) -> list[Formula]:
 
 
 def step_values(settings: Settings, steps: Sequence[Step], i: int) -> dict[str, str]:
-    """What the letters of the formulas are at a step, to six digits."""
+    """The values of the formulas' symbols at a step, to six digits."""
 
     def sigma(alpha_bar: float) -> float:
         return math.sqrt((1 - alpha_bar) / alpha_bar)
@@ -220,8 +220,8 @@ def step_values(settings: Settings, steps: Sequence[Step], i: int) -> dict[str, 
 
 
 def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ...]]:
-    """The factors by which each step makes x′ from x, predictions and fresh noise."""
-    symbols: list[tuple[str, int]] = [("x", 0)]  # kind, and the step in which it came up
+    """The factors of x, predictions and fresh noise in each step's x′."""
+    symbols: list[tuple[str, int]] = [("x", 0)]  # kind, and the step it comes from
     now = 0
 
     def symbol(kind: str) -> Tensor:
@@ -233,7 +233,7 @@ def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ..
     def predict_eps(x: Tensor, alpha_bar: Tensor) -> Tensor:
         if RULES[settings.sampler].basis == "eps":
             return symbol("ε")
-        return (x - alpha_bar.sqrt() * symbol("x̂₀")) / (1 - alpha_bar).sqrt()  # the noise that leaves this picture
+        return (x - alpha_bar.sqrt() * symbol("x̂₀")) / (1 - alpha_bar).sqrt()  # the noise that implies this x̂₀
 
     x = torch.zeros(1 + 4 * len(steps), dtype=torch.float64)
     x[0] = 1

@@ -1,6 +1,6 @@
-"""The record of a run as a page to watch: one HTML file that needs nothing else, not even a network.
+"""The record of a run as a page to watch: one self-contained HTML file that works offline.
 
-How it looks and what its script does stands in `page.html`; what it shows is the report, as JSON in the page.
+`page.html` holds its style and script; it shows the report, which is embedded as JSON.
 """
 
 import json
@@ -16,7 +16,7 @@ WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
 
 def page(report: dict) -> str:
-    """The whole page, from what `sd.study.explain.report.report` gives."""
+    """The whole page, from the report of `sd.study.explain.report.report`."""
     settings, picture = report["settings"], report["picture"]
     negative = settings["negative_prompt"]
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
@@ -37,13 +37,13 @@ def page(report: dict) -> str:
 
 
 def embedded(report: dict) -> str:
-    """JSON that can stand in a script element: nothing in it ends the element, whatever a prompt says."""
+    """JSON that is safe inside a script element: no prompt can end the element."""
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def exactness(exact: bool) -> str:
-    return "The finished picture, as a PNG with its settings." if exact else "The finished picture, made smaller."
+    return "The finished picture, as a PNG with its settings." if exact else "The finished picture, scaled down."
 
 
 def facts(report: dict) -> Iterator[tuple[str, str]]:
@@ -66,7 +66,7 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
     if settings["guidance_interval"]:
         yield "guidance at sigma", " to ".join(f"{sigma:g}" for sigma in settings["guidance_interval"])
     if settings["reuse_features"] > 1:
-        yield "inner blocks computed", f"at least at one prediction in {settings['reuse_features']}"
+        yield "inner blocks computed", f"in at least one of {settings['reuse_features']} predictions"
     if settings["merge_tokens"]:
         yield "tokens merged before self-attention", f"{100 * settings['merge_tokens']:g} % at the largest resolution"
     yield "precision", ", ".join(f"{part} {dtype}" for part, dtype in report["precision"].items())
@@ -74,7 +74,7 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
 
 
 def schedule_drawing(curve: Sequence[tuple[float, float]], steps: Sequence[dict]) -> str:
-    """alpha_bar over the timestep, which falls from left to right as in the run, with a dot for each step."""
+    """alpha_bar over the timestep, which falls from left to right as in the run, with a dot per step."""
     last = curve[-1][0]
 
     def place(timestep: float, alpha_bar: float) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""A run of the model with everything that happened in it: what the network saw, said and looked at, step by step.
+"""Record a run step by step: the UNet's inputs, outputs and cross-attention.
 
-The run is the one of `StableDiffusion.make`, to the bit. Nothing in it is changed: hooks on the UNet keep what goes in
-and comes out, and `sd.study.explain.attention` computes heat maps beside the network's own attention.
+The run is that of `StableDiffusion.make`, to the bit: hooks on the UNet only record what goes in and out, and
+`sd.study.explain.attention` computes heat maps beside the network's own attention.
 """
 
 import math
@@ -20,7 +20,7 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.denoiser import Denoiser
 from sd.sampling.noise import PictureNoise
 from sd.sampling.schedule import x_0_from_eps
-from sd.study.architecture.timing import synchronize
+from sd.study.clock import synchronize
 from sd.study.explain.attention import AttentionWatch, Heat, map_side
 from sd.study.explain.text import TokenStrip, token_strip
 
@@ -29,31 +29,31 @@ from sd.study.explain.text import TokenStrip, token_strip
 class StepRecord:
     """One step. Latents and noise are (1, 4, H, W) float32, on the CPU.
 
-    A sampler that asks the network more than once a step is shown by its first question, at the noisy latents.
+    If a sampler needs several predictions per step, the record holds the first, at the noisy latents.
     """
 
     number: int  # from 1
-    timestep: float  # as the network is told it, 999 is noisiest
+    timestep: float  # the network's input, 999 is noisiest
     alpha_bar: float  # before the step
-    alpha_bar_prev: float  # after it
-    text: int  # which of the run's strips the prompt was
+    alpha_bar_prev: float  # after the step
+    text: int  # the index of the prompt at this step in the run's strips
     x_t: Tensor  # noisy latents before the step
     with_prompt: Tensor  # the noise that the network predicts in them
     without_prompt: Tensor | None  # the same for the negative prompt; None without guidance
-    guided: Tensor  # what the sampler was given
+    guided: Tensor  # the prediction that the sampler takes
     after: Tensor  # latents after the step
-    heats: tuple[Heat, ...]  # where the words were looked for, largest maps first; empty if not asked for. Layers that
-    # did not run, as features were reused, show the maps that these features come from
-    milliseconds: float  # of the step, the recording included
+    heats: tuple[Heat, ...]  # what each word attends to, largest maps first; empty if not recorded. Layers whose
+    # features were reused have the maps of the prediction that computed these features
+    milliseconds: float  # of the step, recording included
 
     @property
     def x_0(self) -> Tensor:
-        """The picture that is left if the guided prediction is the noise in x_t: Ho et al. (2020), eq. 4."""
+        """The clean latents if the guided prediction is the noise in x_t: Ho et al. (2020), eq. 4."""
         return x_0_from_eps(self.x_t, self.guided, torch.tensor(self.alpha_bar, dtype=torch.float64))
 
     @property
     def difference(self) -> Tensor | None:
-        """What the prompt changes in the prediction: the direction in which guidance goes on."""
+        """What the prompt changes in the prediction: the direction of guidance."""
         return None if self.without_prompt is None else self.with_prompt - self.without_prompt
 
 
@@ -62,10 +62,10 @@ class Run:
     settings: Settings
     prediction: str  # what the network predicts, "eps" or "v"; the records hold noise in both cases
     table: Tensor  # (timesteps,) alpha_bar by timestep
-    strips: tuple[TokenStrip, ...]  # each text that the prompt is at some step
+    strips: tuple[TokenStrip, ...]  # one for each text that the prompt takes during the run
     steps: tuple[StepRecord, ...]
     picture: Image.Image
-    milliseconds: float  # of the whole, from the prompt to the picture, the recording included
+    milliseconds: float  # from the prompt to the picture, recording included
 
 
 def explain(
@@ -76,19 +76,19 @@ def explain(
     on_step: Callable[[], object] | None = None,
     on_retry: Callable[[str], None] | None = None,
 ) -> Run:
-    """Make a picture from text and keep the record of it.
+    """Make a picture from text and record the run.
 
-    attention  whether heat maps are kept, which costs time and memory
+    attention  whether to record heat maps, which costs time and memory
     on_step    called after every step
     on_retry   as in `StableDiffusion.make`
 
-    Raises ValueError where the model is not one for text to picture, or runs with `low_memory`, which takes the two
-    predictions of a step apart, or with `compile`, whose programs show nothing of what happens in them; NonFiniteError
-    where a network fails.
+    Raises ValueError if the model cannot make pictures from text, or runs with `low_memory`, which makes the two
+    predictions of a step separately, or with `compile`, which hides the layers from hooks; NonFiniteError if a network
+    fails.
     """
     for option in ("low_memory", "compile"):
         if getattr(model.runner.options, option):
-            raise ValueError(f"a model that was loaded with {option} cannot be explained: load it without")
+            raise ValueError(f"a model loaded with {option} cannot be explained: load it without")
     model = replace(model, runner=model.runner.for_watching())
     recorder = Recorder(model, settings, attention=attention)
 
@@ -98,7 +98,7 @@ def explain(
             on_step()
 
     def retry(message: str) -> None:
-        if len(recorder.steps) < settings.steps:  # otherwise only the decoder is run again
+        if len(recorder.steps) < settings.steps:  # otherwise only the decoder runs again
             recorder.restart()
         if on_retry:
             on_retry(message)
@@ -118,7 +118,7 @@ def explain(
 
 
 class Recorder:
-    """Keeps the first prediction of every step of one run, between `with` and its end."""
+    """Records the first prediction of every step of one run, inside the `with` block."""
 
     def __init__(self, model: StableDiffusion, settings: Settings, *, attention: bool):
         self.model, self.settings = model, settings
@@ -174,7 +174,7 @@ class Recorder:
             self._output = output.float().cpu()
             self._heats = tuple(self.watch.take()) if self.watch else ()
             if self.settings.reuse_features > 1:
-                self._watch_next()  # a later prediction of this step may be the one whose features the next step takes
+                self._watch_next()  # the next step may reuse the features of a later prediction of this step
 
     def step_done(self, latents: Tensor) -> None:
         synchronize(self.model.device)
@@ -183,7 +183,7 @@ class Recorder:
         *negative, positive = self._output.split(1)
 
         def predicted(output: Tensor, guidance_scale: float = 1.0, guidance_rescale: float = 0.0) -> Tensor:
-            """The noise, worked out from the network's output by the code of the run itself."""
+            """The noise, computed from the network's output by the run's own code."""
             nothing = torch.empty(0)
             denoiser = Denoiser(
                 lambda *_: output,

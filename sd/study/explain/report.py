@@ -1,4 +1,4 @@
-"""The record of a run as plain data: every number, every preview and every heat map that the page shows."""
+"""The record of a run as plain data: all numbers, previews and heat maps that the page shows."""
 
 import base64
 import io
@@ -20,7 +20,7 @@ from sd.study.explain.recording import Run
 
 LARGE, SMALL = 192, 112  # longest side of previews, in pixels
 QUALITY = 55
-LARGEST_PNG = 900_000  # bytes; larger pictures go into the page with losses
+LARGEST_PNG = 900_000  # bytes; larger pictures are compressed with losses
 CURVE_POINTS = 101
 
 
@@ -40,9 +40,9 @@ def report(
     *,
     on_preview: Callable[[], object] = lambda: None,
 ) -> dict:
-    """All of it, ready for JSON.
+    """Everything on the page, ready for JSON.
 
-    on_preview  called after each preview that is decoded; there are `preview_count` of them
+    on_preview  called after each decoded preview, `preview_count` times
     """
 
     def preview(latents: Tensor, side: int) -> str:
@@ -87,7 +87,7 @@ def report(
 def preview_count(steps: int, guided: bool, compared: Sequence[int]) -> int:
     """How many pictures a report decodes.
 
-    compared  the steps of each run in comparisons
+    compared  the number of steps of each run in comparisons
     """
     return steps * (5 if guided else 3) + sum(compared)
 
@@ -119,7 +119,7 @@ def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, in
             "signal_to_noise": 1 / sigma**2,
             "milliseconds": step.milliseconds,
             "norms": {name: latents.norm().item() for name, latents in norms.items()},
-            "difference_enlarged": strength,  # its preview shows it this many times as strong
+            "difference_enlarged": strength,  # the factor by which its preview exaggerates it
             "formula": asdict(formula),
             "strip": step.text,
             "shares": shares(step.heats, run.strips[step.text].words),
@@ -140,10 +140,7 @@ def resolution(heat: Heat) -> dict:
 
 
 def shares(heats: Sequence[Heat], words: Sequence[Sequence[int]]) -> list[list[float]]:
-    """How much of all attention each word gets: a row for each resolution, and last one for all layers together.
-
-    The words of a row sum to 1.
-    """
+    """How much of all attention each word gets: a row per resolution, then one for all layers. Rows sum to 1."""
     if not heats:
         return []
     by_column = [heat.weights.mean(dim=(0, 2, 3)) for heat in heats]
@@ -153,15 +150,15 @@ def shares(heats: Sequence[Heat], words: Sequence[Sequence[int]]) -> list[list[f
 
 
 def mean_shares(run: Run, strip: int) -> list[list[float]]:
-    """The mean of `shares` over all steps at which the prompt is that strip."""
+    """The mean of `shares` over all steps that have this strip as prompt."""
     rows = [shares(step.heats, run.strips[strip].words) for step in run.steps if step.text == strip]
     return torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist() if rows[0] else []
 
 
 def packed(heats: Sequence[Heat]) -> dict:
-    """The maps of a step as bytes: for each resolution, head and column the rows of a map, 255 at the column's peak.
+    """The maps of a step as bytes: the rows of each map, by resolution, head and column; 255 is the column's peak.
 
-    peaks  for each resolution and column: the weight that 255 stands for, the largest of all heads
+    peaks  for each resolution and column, the weight that 255 stands for: the largest of all heads
     maps   base64
     """
     peaks = [heat.weights.amax(dim=(0, 2, 3)).clamp(min=1e-12) for heat in heats]
@@ -179,7 +176,7 @@ def curve(table: Tensor) -> list[list[float]]:
 
 
 def decoded(model: StableDiffusion, latents: Tensor) -> Image.Image:
-    """A preview. Noise may be too much for a decoder in half precision, which then goes on in float32."""
+    """A preview. If noise overflows a decoder in half precision, it switches to float32."""
     try:
         return model.decode(latents.to(model.device, torch.float32))[0]
     except NonFiniteError:
@@ -190,7 +187,7 @@ def decoded(model: StableDiffusion, latents: Tensor) -> Image.Image:
 
 
 def data_uri(picture: Image.Image, side: int, quality: int = QUALITY) -> str:
-    """A picture within an address, no longer than `side` pixels on either side."""
+    """A picture as a data URI, at most `side` pixels along each side."""
     picture = picture.copy()
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     form = "WEBP" if features.check("webp") else "JPEG"
@@ -200,7 +197,7 @@ def data_uri(picture: Image.Image, side: int, quality: int = QUALITY) -> str:
 
 
 def final_picture(model: StableDiffusion, run: Run) -> dict:
-    """The picture itself: the very PNG that `sd txt2img` writes, unless that is too large for a page."""
+    """The picture itself: the exact PNG that `sd txt2img` writes, unless it is too large for a page."""
     png = png_bytes(run.picture, model.texts(run.settings))
     exact = len(png) <= LARGEST_PNG
     uri = f"data:image/png;base64,{base64.b64encode(png).decode()}" if exact else data_uri(run.picture, 1024, 85)

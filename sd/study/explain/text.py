@@ -1,6 +1,6 @@
-"""A prompt as the strip of tokens that the UNet sees: what each of the 77 is, and which of them make a word.
+"""A prompt as the strip of tokens that the UNet sees: what each of the 77 is, and which of them form a word.
 
-A column is what has a heat map of its own: a token of the prompt, the start, the end, or all padding of a row together.
+Each column has its own heat map: a token of the prompt, the start, the end, or all padding of a row together.
 """
 
 from collections.abc import Sequence
@@ -13,30 +13,30 @@ from sd.text.tokenizer import Tokenizer
 @dataclass(frozen=True, kw_only=True)
 class Column:
     kind: str  # "start", "token", "end" or "padding"
-    text: str  # of a token: what it stands for; a space marks the end of a word
+    text: str  # what a token stands for; a space marks the end of a word
     id: int
-    weight: float  # as the prompt says, 1 for all but tokens
-    count: int  # how many tokens it is: 1, or all of a row's padding
+    weight: float  # from the prompt; 1 for start, end and padding
+    count: int  # of tokens: 1, or the whole padding of a row
     row: int  # of 77, from 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStrip:
-    """One text that the prompt is, as rows of 77 tokens."""
+    """One text of the prompt, as rows of 77 tokens."""
 
     text: str
     rows: int
     columns: tuple[Column, ...]
     words: tuple[tuple[int, ...], ...]  # the columns of each word; start, end and padding are words of their own
     column_of: tuple[int, ...]  # for each of the 77 * rows tokens
-    cut: str  # what a single row has no room for: programs without further rows drop it, here it is in the next row
+    cut: str  # what does not fit into one row: here it is in the next rows, other programs may drop it
     cut_tokens: int
 
 
 def token_strip(text: str, tokenizer: Tokenizer, *, plain: bool = False, rows: int = 1) -> TokenStrip:
-    """The strip of a text as it stands at a step; as many rows as it takes, at least `rows`.
+    """The strip of a prompt as it stands at one step: as many rows as it needs, at least `rows`.
 
-    plain  brackets and BREAK are text
+    plain  treat brackets and BREAK as text
     """
     chunks = chunks_of(text, tokenizer, plain=plain)
     chunks = (*chunks, *[empty_chunk(tokenizer)] * (rows - len(chunks)))
@@ -54,7 +54,7 @@ def token_strip(text: str, tokenizer: Tokenizer, *, plain: bool = False, rows: i
 
     for row, chunk in enumerate(chunks):
         add("start", chunk.ids[:1], row)
-        inside = False  # a word whose last token is still to come
+        inside = False  # a word whose last token has not come yet
         pieces = tokenizer.pieces_of(token for token, _ in chunk.tokens)
         for (token, piece), (_, weight) in zip(pieces, chunk.tokens, strict=True):
             add("token", [token], row, piece, weight, goes_on=inside)

@@ -1,7 +1,6 @@
-"""What something is measured on: the processor, and the memory that a process holds."""
+"""The memory that a process holds, as Linux reports it."""
 
 import os
-import platform
 import threading
 from pathlib import Path
 
@@ -10,23 +9,13 @@ OWN_MEMORY = ("RssAnon", "RssShmem")
 PROCESSES = Path("/proc")
 
 
-def cpu_name() -> str:
-    """As its maker calls it."""
-    if (PROCESSES / "cpuinfo").exists():
-        for line in (PROCESSES / "cpuinfo").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("model name", "Model", "Hardware"):
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown processor"
-
-
 def memory_is_known() -> bool:
-    """Whether this system tells what a process holds: Linux does."""
+    """Whether this system reports the memory of a process: Linux does."""
     return (PROCESSES / "self" / "status").exists()
 
 
 def own_memory(pid: int) -> int:
-    """Bytes that a process holds now without the pages of mapped files; 0 once it has ended.
+    """Bytes that a process holds now, without pages of mapped files; 0 once it has ended.
 
     proc(5): RssAnon, RssFile and RssShmem add up to VmRSS, in kB.
     """
@@ -35,7 +24,7 @@ def own_memory(pid: int) -> int:
 
 
 def resident_peak(pid: int) -> int:
-    """The most bytes that a process ever had in memory, pages of mapped files included; 0 once it has ended."""
+    """The most bytes that a process ever had in memory, with pages of mapped files; 0 once it has ended."""
     return _status(pid).get("VmHWM", 0)
 
 
@@ -50,9 +39,9 @@ def _status(pid: int) -> dict[str, int]:
 
 
 class PeakMemory:
-    """While it is entered, a thread looks up every 10 ms what this process holds; `peak` is the most that it saw.
+    """Inside the `with` block, a thread looks up every 10 ms how much memory this process holds.
 
-    peak  bytes, without the pages of mapped files; None where the system does not tell
+    peak  the most bytes seen, without pages of mapped files; None if the system does not report them
     """
 
     def __init__(self):
@@ -81,7 +70,7 @@ class PeakMemory:
 
 
 def read_once(path: Path) -> None:
-    """Have the file in the page cache."""
+    """Bring a file into the page cache."""
     with open(path, "rb") as file:
         while file.read(16 << 20):
             pass
