@@ -1,4 +1,4 @@
-"""The pictures of the course, drawn with Pillow: each function returns the bytes of one PNG, the same every time."""
+"""The course's pictures, drawn with Pillow: each function returns the bytes of one PNG, always the same."""
 
 import io
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ PROMPT = "a red circle on a blue background"
 SEED, STEPS = 7, 20
 CELL, GAP, LINE, LEFT = 128, 6, 20, 96
 PAPER, INK, SOFT = (255, 255, 255), (36, 41, 47), (208, 215, 222)
-LARGEST = 120_000  # bytes; what is larger is stored with 256 colours, or fewer
+LARGEST = 120_000  # bytes; larger pictures are stored with 256 colours or fewer
 
 
 def png(picture: Image.Image) -> bytes:
@@ -40,9 +40,9 @@ def png(picture: Image.Image) -> bytes:
 
 
 def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), names: Sequence[str] = ()) -> Image.Image:
-    """Pictures in rows, with a title above each column and a name before each row, where there are any.
+    """Pictures in rows, with optional titles above columns and names before rows.
 
-    Latents are shown as the squares that they are, pictures smoothly.
+    Latents are enlarged as squares, pictures smoothly.
     """
     left, top = LEFT if names else 0, LINE if titles else 0
     columns = max(map(len, rows))
@@ -62,7 +62,7 @@ def sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str] = (), nam
 
 
 def drawn_pictures(model: StableDiffusion, count: int) -> list[Image.Image]:
-    """Pictures that training never showed."""
+    """Pictures of combinations that training never showed."""
     pictures, _ = ShapesDataset(0, model.config.native_size, held_out=True).batch(0, count)
     return to_images(pictures)
 
@@ -92,7 +92,7 @@ def vae_round_trip(model: StableDiffusion) -> bytes:
 
 
 def vae_between(model: StableDiffusion) -> bytes:
-    """Chapter 2: the straight line between the latents of two pictures."""
+    """Chapter 2: pictures along the straight line between two latents."""
     pictures = drawn_pictures(model, 4)
     latents = latents_of(model, pictures)
     rows = []
@@ -136,7 +136,7 @@ def run_settings(model: StableDiffusion, **options: object) -> Settings:
 
 
 def word_attention(model: StableDiffusion) -> bytes:
-    """Chapter 4: which places took most from each word, the mean over steps, layers and heads."""
+    """Chapter 4: which positions attend to each word, the mean over steps, layers and heads."""
     run = explain(model, run_settings(model))
     strip = run.strips[0]
     maps, names = [], []
@@ -144,14 +144,14 @@ def word_attention(model: StableDiffusion) -> bytes:
         columns = [strip.columns[i] for i in word]
         if columns[0].kind != "token":
             continue
-        taken = [
+        weights = [
             F.interpolate(
                 heat.weights[:, list(word)].sum(dim=1).mean(dim=0)[None, None], size=(16, 16), mode="bilinear"
             )
             for step in run.steps
             for heat in step.heats
         ]
-        mean = torch.cat(taken).mean(dim=0)[0]
+        mean = torch.cat(weights).mean(dim=0)[0]
         grey = 255 * (mean - mean.min()) / (mean.max() - mean.min())
         maps.append(Image.fromarray(grey.round().to(torch.uint8).numpy()))
         names.append("".join(column.text for column in columns).strip())
@@ -159,7 +159,7 @@ def word_attention(model: StableDiffusion) -> bytes:
 
 
 def denoising(model: StableDiffusion) -> bytes:
-    """Chapter 5: noise added to a picture, and taken from noise, at the same levels."""
+    """Chapter 5: noise added to a picture in training, and removed in sampling, at the same levels."""
     run = explain(model, run_settings(model, steps=10, sampler="ddim", schedule="trailing"), attention=False)
     (picture,) = drawn_pictures(model, 1)
     x_0 = latents_of(model, [picture])
@@ -176,7 +176,7 @@ def denoising(model: StableDiffusion) -> bytes:
 
 
 def guidance_scales(model: StableDiffusion) -> bytes:
-    """Chapter 6: the same noise with more and more guidance."""
+    """Chapter 6: the same noise with increasing guidance."""
     scales = (1.0, 2.0, 4.0, 7.5, 15.0)
     rows = [
         [model.txt2img(prompt, seed=SEED, steps=STEPS, guidance_scale=scale)[0] for scale in scales]
@@ -189,7 +189,7 @@ def training_samples(folder: Path) -> bytes:
     """Chapter 7: the first row of some of the training's sample sheets. Raises FileNotFoundError without any."""
     paths = sorted(folder.glob("samples-*.png"))
     if not paths:
-        raise FileNotFoundError(f"there are no samples-*.png in {folder}, the sheets that the training writes")
+        raise FileNotFoundError(f"{folder} has no samples-*.png, the sheets that training writes")
     most = 5
     if len(paths) > most:
         paths = [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]

@@ -1,4 +1,4 @@
-"""The plots of the course, drawn with matplotlib: each function returns the bytes of one SVG, the same every time."""
+"""The course's plots, drawn with matplotlib: each function returns the bytes of one SVG, always the same."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ WITHOUT_DATE = {"Date": None, "Creator": None}
 
 
 def drawn(draw, columns: int = 1, *, size: tuple[float, float] = (7, 3.2)) -> bytes:
-    """A figure with some axes in a row, handed to `draw`, as SVG."""
+    """Call `draw` with a row of axes and return their figure as SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -43,7 +43,7 @@ def drawn(draw, columns: int = 1, *, size: tuple[float, float] = (7, 3.2)) -> by
 
 
 def pairs_of_places() -> bytes:
-    """Chapter 1: what attention has to look at."""
+    """Chapter 1: the number of pairs that attention computes."""
     sides = [64, 128, 256, 512, 1024]
     factor = SD_V1.vae.factor
 
@@ -59,14 +59,14 @@ def pairs_of_places() -> bytes:
 
 
 def some_latents(model: StableDiffusion, count: int) -> tuple[Tensor, list[str]]:
-    """Scaled latents (count, 4, H, W) of pictures that training never showed, and their captions."""
+    """Scaled latents (count, 4, H, W) of combinations that training never showed, and their captions."""
     shapes = ShapesDataset(0, model.config.native_size, held_out=True)
     pictures, captions = shapes.batch(0, count)
     return model.encode_image(pictures), captions
 
 
 def latent_values(model: StableDiffusion) -> bytes:
-    """Chapter 2: how the scaled latents are distributed."""
+    """Chapter 2: the distribution of the scaled latents."""
     latents, _ = some_latents(model, 24)
     grid = torch.linspace(-4, 4, 200)
 
@@ -82,7 +82,7 @@ def latent_values(model: StableDiffusion) -> bytes:
 
 
 def causal_attention(model: StableDiffusion) -> bytes:
-    """Chapter 3: which tokens each token takes from, the mean over the heads of each layer."""
+    """Chapter 3: which tokens each token attends to, the mean over the heads of each layer."""
     tokens = model.tokenizer.tokenize(PROMPT)
     count = tokens.length
     words = ["start", *(text.strip() for _, text in model.tokenizer.pieces_of(tokens.ids[1 : count - 1])), "end"]
@@ -107,7 +107,7 @@ def causal_attention(model: StableDiffusion) -> bytes:
 
 
 def causal_shares(attention: Attention, x: Tensor) -> Tensor:
-    """(1, T, D) -> (T, T): Vaswani et al. (2017), the softmax of eq. 1, for each token over those up to it."""
+    """(1, T, D) -> (T, T): the softmax of Vaswani et al. (2017), eq. 1; each token attends to those up to it."""
     q, k = (t[0].unflatten(-1, (attention.heads, -1)).transpose(0, 1) for t in (attention.q(x), attention.k(x)))
     scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
     later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
@@ -115,7 +115,7 @@ def causal_shares(attention: Attention, x: Tensor) -> Tensor:
 
 
 def timestep_embeddings() -> bytes:
-    """Chapter 4: four of the waves that tell the UNet the time, and all of them as a picture."""
+    """Chapter 4: four waves of the timestep embedding, and all of them as a picture."""
     width = SD_V1.unet.width
     embedding = timestep_embedding(torch.arange(1000), width)
 
@@ -134,7 +134,7 @@ def timestep_embeddings() -> bytes:
 
 
 def noise_levels() -> bytes:
-    """Chapter 5: the schedule of training, and which of its levels samplers visit."""
+    """Chapter 5: the training schedule, and the levels that samplers visit."""
     table = alphas_cumprod(SD_V1.schedule)
 
     def draw(left, right):
@@ -153,10 +153,10 @@ def noise_levels() -> bytes:
 
 
 def sampler_errors() -> bytes:
-    """Chapter 5: distance from the true curve, where the data is normal and the curve is therefore known.
+    """Chapter 5: the error of samplers on normally distributed data, for which the exact curve is known.
 
-    The best prediction of eps for data of mean m and deviation s is the mean of eps given x_t, a linear function; the
-    curve keeps the distance from the mean, in deviations of x_t.
+    The best prediction of eps is its mean given x_t, a linear function of x_t. Along the exact curve, the distance from
+    the mean, in standard deviations of x_t, stays constant.
     """
     mean, deviation = 0.7, 0.4
     table = alphas_cumprod(SD_V1.schedule)
@@ -177,10 +177,10 @@ def sampler_errors() -> bytes:
         return (end - true).square().mean().sqrt().item()
 
     def draw(axes):
-        for name, questions in (("euler", 1), ("heun", 2), ("plms", 1), ("dpmpp_2m", 1)):
-            steps = [count // questions for count in (4, 8, 16, 32, 64, 128)]
+        for name, predictions in (("euler", 1), ("heun", 2), ("plms", 1), ("dpmpp_2m", 1)):
+            steps = [count // predictions for count in (4, 8, 16, 32, 64, 128)]
             errors = [error(name, count) for count in steps]
-            axes.loglog([count * questions for count in steps], errors, marker="o", markersize=4, label=name)
+            axes.loglog([count * predictions for count in steps], errors, marker="o", markersize=4, label=name)
         axes.set(xlabel="predictions of the network", ylabel="error")
         axes.legend()
 
@@ -188,7 +188,7 @@ def sampler_errors() -> bytes:
 
 
 def guidance_arrows() -> bytes:
-    """Chapter 6: the formula as arrows, with numbers made up to be seen."""
+    """Chapter 6: the formula as arrows, with made-up numbers."""
     without, with_prompt = torch.tensor([1.0, 0.35]), torch.tensor([1.25, 0.75])
     guided = without + 3 * (with_prompt - without)
 
@@ -215,14 +215,14 @@ def guidance_arrows() -> bytes:
 
 
 def training_loss(folder: Path) -> bytes:
-    """Chapter 7: the log of the training. Raises FileNotFoundError where there is none."""
+    """Chapter 7: the log of the training. Raises FileNotFoundError if there is none."""
     path = folder / "loss.csv"
     if not path.exists():
-        raise FileNotFoundError(f"there is no {path}, the log that sd/training/loop.py writes")
+        raise FileNotFoundError(f"{path} does not exist; sd/training/loop.py writes it")
     with open(path, newline="") as file:
         rows = [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
     steps, losses = zip(*rows, strict=True)
-    part = max(1, len(rows) // 400)  # points that are drawn together
+    part = max(1, len(rows) // 400)  # rows per point
     means = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in range(0, len(rows), part)]
 
     def draw(axes):
@@ -233,7 +233,7 @@ def training_loss(folder: Path) -> bytes:
 
 
 def loss_by_timestep(model: StableDiffusion) -> bytes:
-    """Chapter 7: how far off the trained model is at each timestep, in the three things that it may be said to tell."""
+    """Chapter 7: the trained model's error at each timestep, as error in v, in eps and in x_0."""
     latents, captions = some_latents(model, 16)
     table = alphas_cumprod(model.config.schedule)
     context = model.text_encoder(model.tokenizer(captions))
@@ -241,19 +241,19 @@ def loss_by_timestep(model: StableDiffusion) -> bytes:
     errors = []
     for timestep in timesteps:
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(timestep))
-        answer = model.unet(add_noise(latents, noise, table[timestep]), torch.tensor(timestep), context)
+        output = model.unet(add_noise(latents, noise, table[timestep]), torch.tensor(timestep), context)
         if model.config.prediction == "v":
-            error = (answer - velocity(latents, noise, table[timestep])).square().mean()
+            error = (output - velocity(latents, noise, table[timestep])).square().mean()
         else:
-            error = (answer - noise).square().mean() / table[timestep]
+            error = (output - noise).square().mean() / table[timestep]
         errors.append(error.item())
-    parts = [table[timestep].item() for timestep in timesteps]
+    alpha_bars = [table[timestep].item() for timestep in timesteps]
 
     def draw(axes):
         axes.plot(timesteps, errors, marker="o", markersize=4, label="v")
-        eps = [share * error for share, error in zip(parts, errors, strict=True)]
+        eps = [alpha_bar * error for alpha_bar, error in zip(alpha_bars, errors, strict=True)]
         axes.plot(timesteps, eps, marker="o", markersize=4, label="eps")
-        x_0 = [(1 - share) * error for share, error in zip(parts, errors, strict=True)]
+        x_0 = [(1 - alpha_bar) * error for alpha_bar, error in zip(alpha_bars, errors, strict=True)]
         axes.plot(timesteps, x_0, marker="o", markersize=4, label="x_0")
         axes.set(xlabel="timestep", ylabel="mean squared error")
         axes.legend()
@@ -262,12 +262,12 @@ def loss_by_timestep(model: StableDiffusion) -> bytes:
 
 
 def checkpoint_bytes() -> bytes:
-    """Chapter 9: what the bytes of a file of version 1 are."""
+    """Chapter 9: the size of a v1 file by component."""
     sizes: dict[str, int] = {}
     for name, shape in parameter_shapes(SD_V1).items():
         component = name.partition(".")[0]
         sizes[component] = sizes.get(component, 0) + torch.Size(shape).numel()
-    files = {  # bytes a number, and whether the averaged weights of the UNet stand beside the plain ones
+    files = {  # bytes per number, and whether the file also has the averaged weights of the UNet
         "float32, with averaged weights": (4, True),
         "float32": (4, False),
         "float16": (2, False),

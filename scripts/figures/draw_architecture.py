@@ -1,4 +1,4 @@
-"""Draw the whole model as an SVG, from the configs and the block plan of the code itself.
+"""Draw the whole model as an SVG, from its config and block plan.
 
 python scripts/figures/draw_architecture.py docs/architecture.svg
 """
@@ -44,10 +44,10 @@ def labelled(x: float, y: float, width: float, height: float, fill: str, lines: 
 
 
 def unet(config: ModelConfig, left: float, top: float) -> list[str]:
-    """The blocks in the order in which they run, lower where the feature map is smaller; skips as arcs."""
+    """The blocks in the order they run, lower for smaller feature maps; skips as arcs."""
     plan = block_plan(config.unet)
     names = [row.name for row in plan]
-    skips = {}  # way down -> way up, last made first used
+    skips = {}  # block on the way down -> block on the way up; the last skip is used first
     waiting: list[int] = []
     for i, row in enumerate(plan):
         if row.name.startswith("input"):
@@ -56,7 +56,7 @@ def unet(config: ModelConfig, left: float, top: float) -> list[str]:
             skips[waiting.pop()] = i
     scales = [row.scale for row in plan]
     for down, up in skips.items():
-        scales[up] = plan[down].scale  # where it takes the skip in; it may upsample afterwards
+        scales[up] = plan[down].scale  # that of its input: the block may upsample afterwards
     rows = sorted(set(scales))
 
     def place(i: int) -> tuple[float, float]:

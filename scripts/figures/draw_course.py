@@ -4,7 +4,8 @@
     python scripts/figures/draw_course.py noise-levels.svg tokens.png   # some of them
     python scripts/figures/draw_course.py --model other.ckpt --out /tmp/figures
 
-The same model gives the same bytes on the same machine. What cannot be drawn is named, and the exit code is 3 then.
+The same model gives the same bytes on the same machine. If a figure cannot be drawn, it is named and the exit code is
+3.
 """
 
 import argparse
@@ -28,7 +29,7 @@ TRAINING_FOLDER = ROOT / "weights" / "training"
 
 class Figure(NamedTuple):
     needs: str  # "nothing", a "model", or the folder of its "training"
-    draw: Callable[..., bytes]  # given what it needs
+    draw: Callable[..., bytes]  # takes what it needs
 
 
 FIGURES = {
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FIGURES_FOLDER, help="folder for the figures")
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.figures if name not in FIGURES]:
-        parser.error(f"there is no figure {unknown[0]}; there are {', '.join(FIGURES)}")
+        parser.error(f"{unknown[0]} is not a figure; there are {', '.join(FIGURES)}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -1,11 +1,11 @@
-"""Draw how the cost of a picture grows with its pixels and with how many are made at a time, as `sd bench` found.
+"""Plot the cost of a picture over its pixels and over the batch size, from `sd bench`.
 
     sd bench -m model.ckpt --sizes 256,384,512,768,1024 --steps 2 --repeat 1 -o sizes.json
     sd bench -m model.ckpt --sizes 256 --batch-sizes 2,4,8 --steps 2 --repeat 1 -o batches.json
     python scripts/figures/draw_growth.py sizes.json batches.json growth.png
 
-On the left a guided step by pixels, on the right by pictures at a time; seconds for each picture. Dotted: its
-operations at the best rate that was measured in products of two matrices, on the same machine.
+On the left a guided step by pixels, on the right by batch size; in seconds per picture. Dotted: its operations at the
+best rate measured for matrix products on the same machine.
 """
 
 import argparse
@@ -60,11 +60,11 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("measured", type=Path, nargs="+", help="files that `sd bench -o` wrote on one machine")
-    parser.add_argument("picture", type=Path, help="a .png file, replaced if it is there")
+    parser.add_argument("picture", type=Path, help="a .png file, replaced if it exists")
     args = parser.parse_args(arguments)
     first, *others = (json.loads(path.read_text()) for path in args.measured)
     if any((told["model"], told["machine"]) != (first["model"], first["machine"]) for told in others):
-        parser.error("the files are of several models or machines. Give those of one.")
+        parser.error("the files are from different models or machines. Give files from one.")
     first["cases"] += [case for told in others for case in told["cases"]]
     first["rates"]["operations"] = max(told["rates"]["operations"] for told in (first, *others))
     figure = growth(first)
