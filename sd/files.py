@@ -52,7 +52,7 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
 
 def _name_new(temporary: Path, path: Path) -> None:
     """Rename a file, but never onto a file that another process has written meanwhile."""
-    taken = FileExistsError(f"{path} was written by somebody else meanwhile. Give another name.")
+    taken = FileExistsError(f"{path} was just written by another process. Give another name.")
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -86,7 +86,7 @@ def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
                 if before.exists():
                     os.rename(before, path)
                 elif path.exists():
-                    taken = f"{path} was written by somebody else meanwhile. Give another name."
+                    taken = f"{path} was just written by another process. Give another name."
                     raise FileExistsError(taken) from None
                 raise
     finally:

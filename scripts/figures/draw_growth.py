@@ -19,38 +19,38 @@ from matplotlib.figure import Figure
 from sd.files import written_whole
 
 
-def lines(axes: Axes, told: dict, along: Callable[[dict], float], across: Callable[[dict], str]) -> None:
+def lines(axes: Axes, results: dict, along: Callable[[dict], float], across: Callable[[dict], str]) -> None:
     """A line for each value of `across` that several cases have."""
     groups: dict[str, list[dict]] = {}
-    for case in sorted(told["cases"], key=along):
+    for case in sorted(results["cases"], key=along):
         groups.setdefault(across(case), []).append(case)
     groups = {name: cases for name, cases in groups.items() if len(cases) > 1}
     for number, (name, cases) in enumerate(groups.items()):
         places = [along(case) for case in cases]
         taken = [case["step"]["median"] / case["batch_size"] for case in cases]
-        least = [case["operations"] / told["rates"]["operations"] / case["batch_size"] for case in cases]
+        least = [case["operations"] / results["rates"]["operations"] / case["batch_size"] for case in cases]
         axes.plot(places, taken, "o-", color=f"C{number}", label=name)
         axes.plot(places, least, ":", color=f"C{number}")
 
 
-def growth(told: dict) -> Figure:
+def growth(results: dict) -> Figure:
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_pixels, by_batch = figure.subplots(1, 2)
     lines(
         by_pixels,
-        told,
+        results,
         lambda case: case["width"] * case["height"] / 1e6,
         lambda case: f"{case['batch_size']} at a time",
     )
-    lines(by_batch, told, lambda case: case["batch_size"], lambda case: f"{case['width']}x{case['height']}")
+    lines(by_batch, results, lambda case: case["batch_size"], lambda case: f"{case['width']}x{case['height']}")
     by_pixels.set(xlabel="megapixels", ylabel="a guided step, seconds for each picture", ylim=(0, None), xlim=(0, None))
     by_batch.set(
-        xlabel="pictures at a time", ylim=(0, None), xticks=sorted({case["batch_size"] for case in told["cases"]})
+        xlabel="pictures at a time", ylim=(0, None), xticks=sorted({case["batch_size"] for case in results["cases"]})
     )
     for axes in (by_pixels, by_batch):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    model, machine = told["model"], told["machine"]
+    model, machine = results["model"], results["machine"]
     figure.suptitle(f"{model['family']}, {model['precision']}; {machine['device_name']}, {machine['threads']} threads")
     return figure
 
@@ -63,10 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("picture", type=Path, help="a .png file, replaced if it exists")
     args = parser.parse_args(arguments)
     first, *others = (json.loads(path.read_text()) for path in args.measured)
-    if any((told["model"], told["machine"]) != (first["model"], first["machine"]) for told in others):
+    if any((results["model"], results["machine"]) != (first["model"], first["machine"]) for results in others):
         parser.error("the files are from different models or machines. Give files from one.")
-    first["cases"] += [case for told in others for case in told["cases"]]
-    first["rates"]["operations"] = max(told["rates"]["operations"] for told in (first, *others))
+    first["cases"] += [case for results in others for case in results["cases"]]
+    first["rates"]["operations"] = max(results["rates"]["operations"] for results in (first, *others))
     figure = growth(first)
     with written_whole(args.picture, force=True) as file:
         figure.savefig(file, format="png", dpi=100)
