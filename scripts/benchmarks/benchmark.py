@@ -205,18 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{folder} has {free / 1e9:.1f} GB free, but needs {needed / 1e9:.1f} GB", file=sys.stderr)
             return 2
         make_files(options, names, size, args.file_precision)
-        report = measure(
-            names,
-            options,
-            args.cases,
-            args.steps,
-            args.repeat,
-            starts=args.starts,
-            together=args.together,
-            at_once=args.start_at_once,
-            whole=args.whole,
-            on_case=lambda report: write_json(report, args),
-        )
+        report = measure(names, options, args, lambda report: write_json(report, args))
     except Wrong as wrong:
         print(wrong, file=sys.stderr)
         return 1

@@ -1,5 +1,6 @@
 """Compare and measure the contenders of `benchmark.py`, in turn."""
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ class Contest:
 
         together  steps per request
         """
-        self.everybody("prepare", **case.request())
+        self.ask_all("prepare", **case.request())
         self.compare(case)
         for process in self.processes.values():
             process.forget_peak()
@@ -95,7 +96,7 @@ class Contest:
                 (reports.DECODE, "decode", {}),
                 (reports.PICTURES, "pictures", {"steps": steps if turn else 1}),
             ):
-                for name, answer in self.everybody(unit, **options).items():
+                for name, answer in self.ask_all(unit, **options).items():
                     if turn:
                         seconds = answer["seconds"] / (together if what == reports.STEP else 1)
                         found.setdefault((name, what), []).append(seconds)
@@ -126,7 +127,7 @@ class Contest:
                 Row(contender=name, case=name_of_case, what=reports.WHOLE, seconds=tuple(found[name]))
             )
 
-    def everybody(self, unit: str, **options: object) -> dict[str, dict]:
+    def ask_all(self, unit: str, **options: object) -> dict[str, dict]:
         """Ask all in turn; returns their answers by name."""
         answers = {}
         for name in list(self.names):
@@ -185,42 +186,28 @@ def without_seconds(answer: dict) -> dict:
 
 
 def measure(
-    names: Sequence[str],
-    options: Options,
-    cases: Sequence[Case],
-    steps: int,
-    repeat: int,
-    *,
-    starts: int,
-    together: int,
-    at_once: bool,
-    whole: int | None = None,
-    on_case: Callable[[Report], object] = lambda report: None,
+    names: Sequence[str], options: Options, args: argparse.Namespace, on_case: Callable[[Report], object]
 ) -> Report:
     """Start all contenders, then measure each case.
 
-    steps     of a whole picture
-    repeat    number of measurements of each unit of work
-    starts    number of cold starts, at once or in turn
-    together  steps per request
-    whole     steps of a picture that new processes make at the end; None: skip these
-    on_case   called with the results so far after the cold starts and after each case
+    args     of `benchmark.py`: what to measure, and how often
+    on_case  called with the results so far after the cold starts and after each case
     """
-    settings = {"steps": steps, "repeat": repeat, "starts": starts, "together": together, "at_once": at_once}
-    settings |= {"precision": options.precision, "threads": options.threads, "compile_mode": options.compile_mode}
+    kept = ("steps", "repeat", "starts", "together", "start_at_once", "precision", "threads", "compile_mode")
+    settings = {name: getattr(args, name) for name in kept}
     report = Report(machine=hardware(pick_device(options.device)), settings=settings)
     report.precisions = {name: CONTENDERS[name].own_precision or options.precision for name in names}
     contest = Contest(names, options, report)
     try:
-        contest.start(cases[0], starts, at_once=at_once)
+        contest.start(args.cases[0], args.starts, at_once=args.start_at_once)
         report.machine["threads"] = report.versions[names[0]]["threads"]
         on_case(report)
-        for case in cases:
-            contest.measure(case, steps, repeat, together)
+        for case in args.cases:
+            contest.measure(case, args.steps, args.repeat, args.together)
             on_case(report)
-        if whole:
-            contest.close()  # one process at a time, with all of the memory
-            contest.whole(cases[0], whole, repeat)
+        if args.whole:
+            contest.close()  # one process at a time, with all the memory
+            contest.whole(args.cases[0], args.whole, args.repeat)
     finally:
         contest.close()
     return report

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch import nn
 from tqdm import tqdm
 from training_command import parser_of, run, use_fast_products
 
@@ -112,13 +113,20 @@ def train_autoencoder(
 
         with tqdm(desc=part, total=steps, initial=run.step, disable=not first) as bar:
             each_step(run, args.sample_every, show, bar.update)
-        if first:
-            with run.ema.applied(run.module), written_whole(done, force=True) as file:
-                finish()
-                save_file({name: value.cpu().contiguous() for name, value in vae.state_dict().items()}, file.name)
-        if dist.is_initialized():
-            dist.barrier()
+        keep_averaged(run, vae, done, first, finish)
     vae.load_state_dict(load_file(done))
+
+
+def keep_averaged(
+    run: TrainingRun, network: nn.Module, path: Path, first: bool, finish: Callable[[], object] = lambda: None
+) -> None:
+    """Write a network's averaged weights once, for all processes; `finish` may change them before."""
+    if first:
+        with run.ema.applied(run.module), written_whole(path, force=True) as file:
+            finish()
+            save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, file.name)
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, first: bool) -> None:
@@ -138,11 +146,7 @@ def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, fi
         with tqdm(desc="reading", total=args.text_steps, initial=run.step, disable=not first) as bar:
             for _ in run.run():
                 bar.update()
-        if first:
-            with run.ema.applied(run.module), written_whole(done, force=True) as file:
-                save_file(text_encoder.state_dict(), file.name)
-        if dist.is_initialized():
-            dist.barrier()
+        keep_averaged(run, text_encoder, done, first)
     text_encoder.load_state_dict(load_file(done))
 
 
