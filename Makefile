@@ -13,8 +13,9 @@ SEED ?= 1
 picture: $(VENV)/installed
 	$(RUN) -m sd txt2img "$(PROMPT)" --seed $(SEED)
 
+# Narrow networks, no downloads. An idle process takes over half of what another still has to do.
 test: $(VENV)/installed-for-tests
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # Full-size networks and multi-gigabyte files: 12 GB of memory, 10 GB of disk.
 test-slow: $(VENV)/installed-for-tests
