@@ -55,7 +55,7 @@ GOLDEN_DEVIATIONS = [0.70648, 0.59443, 0.58071]
 @pytest.fixture(scope="module")
 def described():
     """Many scenes of the training data with their captions."""
-    return [ShapesDataset(1, 64).describe(number) for number in range(8000)]
+    return [ShapesDataset(1, 64).describe(number) for number in range(4000)]
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +111,10 @@ def test_the_same_seed_makes_the_same_data_on_every_machine():
 
 
 def test_the_shares_of_processes_are_the_whole_batch():
+    """So a picture is also the same alone and in a batch."""
     dataset = ShapesDataset(0, 32)
     images, captions = dataset.batch(2, 12)
-    shares = [dataset.batch(2, 12, slice(4 * rank, 4 * rank + 4)) for rank in range(3)]
+    shares = [dataset.batch(2, 12, share) for share in (slice(0, 1), slice(1, 4), slice(4, 12))]
     assert [words for _, part in shares for words in part] == captions
     # a tail of a vector may be computed by other instructions than its body
     torch.testing.assert_close(torch.cat([part for part, _ in shares]), images, rtol=0, atol=1e-4)
@@ -169,55 +170,44 @@ def test_held_out_scenes_have_nothing_else_on_their_background():
 # scenes
 
 
-def test_things_never_have_the_colour_of_what_is_behind_them(scenes):
-    assert all(colour != behind for scene in scenes for _, colour, behind in combinations(scene))
-
-
-def test_two_things_differ(scenes):
-    pairs = [scene.things for scene in scenes if scene.relation]
-    assert all((one.shape, one.colour) != (two.shape, two.colour) for one, two in pairs)
-
-
-def test_relations_are_true(scenes):
-    seen = Counter()
+def test_things_fit_differ_and_stand_out(scenes):
     for scene in scenes:
-        if scene.relation in (None, "inside"):
-            continue
-        one, two = scene.things
-        along, across = abs(one.x - two.x), abs(one.y - two.y)
-        if scene.relation in ("above", "below"):
-            along, across = across, along
-        true = {"left of": one.x < two.x, "right of": one.x > two.x, "above": one.y < two.y, "below": one.y > two.y}
-        assert true[scene.relation]
-        assert along > one.radius + two.radius
-        assert across < 0.5 * along
-        seen[scene.relation] += 1
-    assert len(seen) == 4
-
-
-def test_what_is_inside_is_so_with_all_its_area(scenes):
-    grid = points(0, 1, 64)
-    pairs = [scene.things for scene in scenes if scene.relation == "inside"]
-    assert len({outer.shape for _, outer in pairs}) == 6
-    for inner, outer in pairs[:300]:
-        filled = replace(outer, shape="circle", radius=0.5 * outer.radius / 0.9) if outer.shape == "ring" else outer
-        assert not ((distance(inner, *grid) < 0) & (distance(filled, *grid) > 0)).any()
-        assert inner.colour != outer.colour
-
-
-def test_things_lie_inside_the_picture(scenes):
-    for scene in scenes:
+        assert len(scene.things) == (1 if scene.relation is None else 2)
+        assert len({(thing.shape, thing.colour) for thing in scene.things}) == len(scene.things)
+        assert all(colour != behind for _, colour, behind in combinations(scene))
         for thing in scene.things:
             assert min(thing.x, thing.y) - thing.radius > 0.0199
             assert max(thing.x, thing.y) + thing.radius < 0.9801
 
 
+def test_relations_are_true(scenes):
+    beside = [scene for scene in scenes if scene.relation not in (None, "inside")]
+    assert len({scene.relation for scene in beside}) == 4
+    for scene in beside:
+        one, two = scene.things
+        assert HOLDS[scene.relation](one, two)
+        along, across = abs(one.x - two.x), abs(one.y - two.y)
+        if scene.relation in ("above", "below"):
+            along, across = across, along
+        assert across < 0.5 * along
+
+
+def test_the_inner_thing_lies_wholly_inside_the_outer_one(scenes):
+    grid = points(0, 1, 64)
+    pairs = [scene.things for scene in scenes if scene.relation == "inside"]
+    assert len({outer.shape for _, outer in pairs}) == 6
+    for inner, outer in pairs[:200]:
+        filled = replace(outer, shape="circle", radius=0.5 * outer.radius / 0.9) if outer.shape == "ring" else outer
+        assert not ((distance(inner, *grid) < 0) & (distance(filled, *grid) > 0)).any()
+        assert inner.colour != outer.colour
+
+
 def test_sizes_are_what_they_are_called(scenes):
-    things = [thing for scene in scenes if scene.relation != "inside" for thing in scene.things]
-    things += [scene.things[0] for scene in scenes if scene.relation == "inside"]
-    assert all(SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1] for thing in things)
-    around = [scene.things[1] for scene in scenes if scene.relation == "inside"]
-    assert all(thing.size == "large" and thing.radius > SIZES["large"][1] for thing in around)
+    for scene in scenes:
+        outer = scene.things[1:] if scene.relation == "inside" else ()
+        assert all(thing.size == "large" and thing.radius > SIZES["large"][1] for thing in outer)
+        for thing in scene.things[: 2 - len(outer)]:
+            assert SIZES[thing.size][0] <= thing.radius <= SIZES[thing.size][1]
     lows, highs = zip(*SIZES.values(), strict=True)
     assert all(low > 1.2 * high for low, high in zip(lows[1:], highs, strict=False))
 
@@ -225,7 +215,6 @@ def test_sizes_are_what_they_are_called(scenes):
 def test_scenes_are_spread_as_intended(scenes):
     singles = [scene for scene in scenes if scene.relation is None]
     assert len(singles) / len(scenes) == pytest.approx(0.4, abs=0.02)
-    assert all(len(scene.things) == (1 if scene.relation is None else 2) for scene in scenes)
     patterns = Counter(scene.background.pattern for scene in scenes)
     assert patterns["plain"] / len(scenes) == pytest.approx(0.6, abs=0.02)
     assert all(patterns[pattern] / len(scenes) == pytest.approx(0.1, abs=0.015) for pattern in PATTERNS)
@@ -243,17 +232,6 @@ def test_scenes_are_spread_as_intended(scenes):
     beside = [scene for scene in scenes if scene.relation not in (None, "inside")]
     both_medium = [scene for scene in beside if {thing.size for thing in scene.things} == {"medium"}]
     assert len(both_medium) / len(beside) == pytest.approx(1 / 2 + 1 / 2 / 6, abs=0.025)
-
-
-def test_what_is_small_is_mostly_said_to_be(described):
-    named = {True: [], False: []}
-    for scene, words in described:
-        if scene.relation != "inside":
-            for thing in scene.things:
-                small = re.search(rf"\b(small|little) {thing.colour} {thing.shape}\b", words) is not None
-                named[thing.size == "small"].append(small)
-    assert sum(named[True]) / len(named[True]) > 0.85
-    assert not any(named[False])
 
 
 # captions
@@ -313,7 +291,7 @@ def test_captions_say_where_things_are(described):
     said = Counter()
     for scene, words in described:
         if scene.relation is None:
-            thing = scene.things[0]
+            (thing,) = scene.things
             for place, true in {
                 "left": thing.x < 0.41,
                 "right": thing.x > 0.59,
@@ -325,10 +303,8 @@ def test_captions_say_where_things_are(described):
                     said[place] += 1
                     assert true
             continue
-        named = [
-            next(thing for thing in scene.things if (thing.colour, thing.shape) == name)
-            for name in (match[1:] for match in THING.findall(words))
-        ]
+        things = {(thing.colour, thing.shape): thing for thing in scene.things}
+        named = [things[match[1:]] for match in THING.findall(words)]
         for pattern, (relation, forward) in SAYS.items():
             if re.search(pattern, skeleton(words)):
                 said[pattern] += 1
@@ -337,24 +313,30 @@ def test_captions_say_where_things_are(described):
         else:
             assert "A and B" in skeleton(words)
             said["A and B"] += 1
-    assert all(said[key] > 20 for key in (*SAYS, "left", "right", "top", "bottom", "middle"))
+    assert all(said[key] > 10 for key in (*SAYS, "left", "right", "top", "bottom", "middle"))
     assert said["A and B"] < 0.15 * sum(scene.relation is not None for scene, _ in described)
-
-
-def test_nine_in_ten_captions_name_the_background(described):
-    share = sum("background" in words for _, words in described) / len(described)
-    assert share == pytest.approx(0.92, abs=0.02)
 
 
 def test_captions_are_varied_and_well_formed(described):
     forms = Counter(skeleton(words) for _, words in described)
-    assert len(forms) > 300
+    assert len(forms) > 250
     assert max(forms.values()) < 0.12 * len(described)
     for _, words in described:
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  | ,|\ba an?\b", words), words
         assert words == words.strip()
     scene = described[0][0]
     assert len({caption(scene, Random(seed)) for seed in range(100)}) > 30
+
+
+def test_most_captions_name_the_background_and_what_is_small(described):
+    assert sum("background" in words for _, words in described) / len(described) == pytest.approx(0.92, abs=0.02)
+    named = {True: [], False: []}
+    for scene, words in described:
+        for thing in scene.things if scene.relation != "inside" else ():
+            small = re.search(rf"\b(small|little) {thing.colour} {thing.shape}\b", words) is not None
+            named[thing.size == "small"].append(small)
+    assert sum(named[True]) / len(named[True]) > 0.85
+    assert not any(named[False])
 
 
 def test_plain_captions_have_one_wording():
@@ -371,20 +353,11 @@ def test_plain_captions_have_one_wording():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_shapes_have_the_area_of_their_closed_form(shape):
-    x, y = points(-1.2, 1.2, 1200)
-    area = (DISTANCES[shape](x, y) < 0).float().mean().item() * 2.4**2
+    area = (DISTANCES[shape](*points(-1.2, 1.2, 1200)) < 0).float().mean().item() * 2.4**2
     assert area == pytest.approx(AREAS[shape], rel=2e-3)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_drawn_shapes_have_the_area_of_their_closed_form(shape):
-    scenes = [make_scene(shape, size=size, angle=0.1, x=0.47) for size in (0.12, 0.2, 0.33)]
-    image = render(scenes, 128)[:, 1]
-    drawn = (image > 0).float().mean(dim=(1, 2))  # half-way from black to white
-    expected = AREAS[shape] * torch.tensor([scene.things[0].radius ** 2 for scene in scenes])
-    # counting whole pixels along the outline of the smallest is not exact
-    torch.testing.assert_close(drawn, expected, rtol=0.03, atol=0)
-    torch.testing.assert_close(drawn[2], expected[2], rtol=0.015, atol=0)
+    (image,) = render([make_scene(shape, size=0.33, angle=0.1, x=0.47)], 128)[:, 1]
+    drawn = (image > 0).float().mean().item()  # half-way from black to white
+    assert drawn == pytest.approx(AREAS[shape] * 0.33**2, rel=0.015)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -439,23 +412,16 @@ def test_a_scene_is_the_same_picture_at_every_resolution(scenes):
         assert difference.max() < 0.7
 
 
-def test_a_picture_is_the_same_alone_and_in_a_batch(scenes):
-    together = render(scenes[:24], 32)
-    alone = torch.cat([render([scene], 32) for scene in scenes[:24]])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
-
-
-def test_pictures_are_of_the_right_kind(scenes):
-    image = render(scenes[:100], 48)
-    assert image.shape == (100, 3, 48, 48)
-    assert image.dtype == torch.float32
+def test_pictures_are_float32_in_the_range_of_images(scenes):
+    image = render(scenes[:50], 48)
+    assert (image.shape, image.dtype) == ((50, 3, 48, 48), torch.float32)
     assert -1 <= image.min() < -0.9
     assert 0.9 < image.max() <= 1
 
 
-def test_colours_are_nearest_to_their_names(scenes):
+def test_things_are_drawn_where_the_scene_says_in_colours_nearest_to_their_names(scenes):
     names, side = list(COLOURS), 64
-    scenes = scenes[:600]
+    scenes = scenes[:300]
     found = nearest_colours(render(scenes, side))
     grid = points(0, 1, side)
     for scene, picture in zip(scenes, found, strict=True):
@@ -465,24 +431,6 @@ def test_colours_are_nearest_to_their_names(scenes):
             assert (picture[free & (away < -0.6)] == names.index(thing.colour)).float().mean() > 0.95
             free &= away > 0.6
         assert (picture[free] == names.index(scene.background.colour)).all()
-
-
-def test_things_are_drawn_where_the_scene_says(scenes):
-    """The middle of each colour's pixels, for two things beside each other on a plain background."""
-    chosen = [
-        scene
-        for scene in scenes
-        if scene.relation in ("left of", "above")
-        and scene.background.pattern == "plain"
-        and scene.things[0].colour != scene.things[1].colour
-    ][:200]
-    found = nearest_colours(render(chosen, 64))
-    row, column = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
-    for scene, picture in zip(chosen, found, strict=True):
-        masks = [picture == list(COLOURS).index(thing.colour) for thing in scene.things]
-        coordinate = column if scene.relation == "left of" else row
-        one, two = (coordinate[mask].median() for mask in masks)
-        assert one < two
 
 
 def test_patterns_are_two_shades_of_one_colour(scenes):
@@ -506,50 +454,43 @@ def test_patterns_are_two_shades_of_one_colour(scenes):
             assert all(0.1 < share < 0.9 for share in ((image - first).abs() < 1e-4).float().mean(dim=(1, 2, 3)))
 
 
+def easy_scenes(kind, **options):
+    """300 scenes of a kind to begin with; all have plain backgrounds."""
+    scenes = [ShapesDataset(0, 64, kind=kind, **options).describe(number)[0] for number in range(300)]
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+    return scenes
+
+
 @pytest.mark.parametrize(("kind", "sizes"), [("single", {"medium", "large"}), ("centred", {"large"})])
-def test_scenes_to_begin_with_have_one_thing_on_a_plain_background(kind, sizes):
-    dataset = ShapesDataset(0, 64, kind=kind)
-    scenes = [dataset.describe(number)[0] for number in range(300)]
-    assert {len(scene.things) for scene in scenes} == {1}
-    assert {scene.background.pattern for scene in scenes} == {"plain"}
-    assert {thing.size for scene in scenes for thing in scene.things} == sizes
-    offset = max(abs(place - 0.5) for scene in scenes for thing in scene.things for place in (thing.x, thing.y))
+def test_the_easiest_scenes_have_one_thing(kind, sizes):
+    things = [thing for scene in easy_scenes(kind) for thing in scene.things]
+    assert len(things) == 300
+    assert {thing.size for thing in things} == sizes
+    assert {thing.shape for thing in things} == set(SHAPES)
+    offset = max(abs(place - 0.5) for thing in things for place in (thing.x, thing.y))
     assert (offset < 0.05) == (kind == "centred")
-    assert {thing.shape for scene in scenes for thing in scene.things} == set(SHAPES)
 
 
-def test_pairs_to_begin_with_are_two_things_on_a_plain_background_and_small_only_inside():
-    dataset = ShapesDataset(0, 64, kind="pairs")
-    scenes = [dataset.describe(number)[0] for number in range(300)]
+def test_easy_pairs_are_small_only_inside():
+    scenes = easy_scenes("pairs")
     assert {len(scene.things) for scene in scenes} == {2}
-    assert {scene.background.pattern for scene in scenes} == {"plain"}
-    beside = [thing.size for scene in scenes if scene.relation != "inside" for thing in scene.things]
-    assert set(beside) == {"medium"}
     assert {scene.relation for scene in scenes} == set(RELATIONS)
+    assert {thing.size for scene in scenes if scene.relation != "inside" for thing in scene.things} == {"medium"}
 
 
-def test_two_things_to_begin_with_lie_on_a_middle_line_in_either_order():
-    dataset = ShapesDataset(0, 64, kind="level")
-    scenes = [dataset.describe(number)[0] for number in range(300)]
-    assert {scene.background.pattern for scene in scenes} == {"plain"}
+def test_level_pairs_lie_on_a_middle_line_in_either_order():
+    scenes = easy_scenes("level")
     assert {scene.relation for scene in scenes} == {"left of", "right of", "above", "below"}
     for scene in scenes:
-        first, second = scene.things
-        along, across = (("x", "y"), ("y", "x"))[scene.relation in ("above", "below")]
+        across = "x" if scene.relation in ("above", "below") else "y"
         assert max(abs(getattr(thing, across) - 0.5) for thing in scene.things) < 0.05
-        apart = getattr(second, along) - getattr(first, along)
-        assert abs(apart) >= first.radius + second.radius
-        assert (apart > 0) == (scene.relation in ("left of", "above"))
+        assert HOLDS[scene.relation](*scene.things)
 
 
-@pytest.mark.parametrize("kind", ["pairs", "all"])
-def test_scenes_with_things_inside_of_others_need_a_shape_with_room(kind):
-    with pytest.raises(ValueError, match=f"kind {kind} need one of circle, square"):
-        ShapesDataset(0, 64, kind=kind, shapes=("star", "cross"))
-
-
-@pytest.mark.parametrize("kind", ["centred", "level", "pairs", "all"])
-def test_scenes_may_be_kept_to_some_shapes(kind):
-    dataset = ShapesDataset(0, 64, kind=kind, shapes=("triangle", "star"))
-    scenes = [dataset.describe(number)[0] for number in range(100)]
-    assert {thing.shape for scene in scenes for thing in scene.things} == {"triangle", "star"}
+def test_scenes_may_be_limited_to_some_shapes():
+    for kind in ("centred", "level", "pairs"):
+        scenes = easy_scenes(kind, shapes=("triangle", "star"))
+        assert {thing.shape for scene in scenes for thing in scene.things} == {"triangle", "star"}
+    for kind in ("pairs", "all"):  # which put things inside others
+        with pytest.raises(ValueError, match=f"kind {kind} need one of circle, square"):
+            ShapesDataset(0, 64, kind=kind, shapes=("star", "cross"))
