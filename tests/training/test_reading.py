@@ -36,7 +36,7 @@ def tokenizer():
 
 
 class Reading(nn.Module):
-    """A text encoder with the answer that it was given."""
+    """A text encoder with a fixed output."""
 
     def __init__(self, answer):
         super().__init__()
@@ -75,11 +75,11 @@ def test_every_thing_is_labelled_in_its_place(relation, where):
     assert set(labels.values()) == {(NOTHING, NOTHING)}
 
 
-def test_all_relations_have_places():
+def test_a_pair_fills_two_places_and_the_background():
     assert all((labels_of(scene_of(relation)) != NOTHING).sum() == 5 for relation in RELATIONS)
 
 
-def test_a_reader_that_says_nothing_loses_what_chance_loses():
+def test_a_reader_without_a_preference_has_the_loss_of_chance():
     loss = ReadingLoss(Reading(torch.randn(2, 5, 16)))
     for said in (loss.reader.shape, loss.reader.colour):
         nn.init.zeros_(said.weight)
@@ -88,7 +88,7 @@ def test_a_reader_that_says_nothing_loses_what_chance_loses():
     assert loss(torch.zeros(2, 5), labels).item() == pytest.approx(math.log(8) + math.log(8), rel=1e-6)
 
 
-def test_leaving_what_was_said_at_first_costs_its_squared_distance():
+def test_moving_away_from_the_first_output_costs_the_squared_distance():
     encoder = Reading(torch.randn(1, 5, 16))
     free, near = ReadingLoss(encoder), ReadingLoss(encoder, nearness=0.5)
     near.reader = free.reader
@@ -101,7 +101,7 @@ def test_leaving_what_was_said_at_first_costs_its_squared_distance():
 
 
 def test_a_text_encoder_learns_to_read(text_encoder, tokenizer, tmp_path):
-    """The one that comes with the package knows already; the reader needs a few steps to find it."""
+    """The embedded one can read already; the reader on top needs a few steps to make use of it."""
     describe = ShapesDataset(5, 128, kind="level").describe
     run = reading_run(text_encoder, tokenizer, describe, OPTIONS, tmp_path, batch_size=16, seed=0, nearness=0.1)
     losses = [row["loss"] for row in run.run()]
@@ -109,22 +109,15 @@ def test_a_text_encoder_learns_to_read(text_encoder, tokenizer, tmp_path):
     assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
 
 
-def test_a_reading_that_was_stopped_goes_on_as_if_it_had_not_been(text_encoder, tokenizer, tmp_path):
+def test_a_stopped_training_continues_as_if_it_had_not_been_stopped(text_encoder, tokenizer, tmp_path):
     start = {name: value.clone() for name, value in text_encoder.state_dict().items()}
-    results = []
+    describe, results = ShapesDataset(5, 128).describe, []
     for name, stops in (("whole", [4]), ("parts", [2, 4])):
         for steps in stops:
             text_encoder.load_state_dict(start)
-            run = reading_run(
-                text_encoder,
-                tokenizer,
-                ShapesDataset(5, 128).describe,
-                replace(OPTIONS, learning_rate=1e-3, final_learning_rate=1e-3, steps=steps),
-                tmp_path / name,
-                batch_size=4,
-                seed=0,
-                nearness=0.3,
-            )
+            options = replace(OPTIONS, learning_rate=1e-3, final_learning_rate=1e-3, steps=steps)
+            settings = {"batch_size": 4, "seed": 0, "nearness": 0.3}
+            run = reading_run(text_encoder, tokenizer, describe, options, tmp_path / name, **settings)
             rows = list(run.run())
         results.append((rows[-1]["loss"], run.tensors()))
     assert results[0][0] == results[1][0]

@@ -1,4 +1,4 @@
-"""Training a network for inpainting: how it begins, the holes, and what it is shown."""
+"""Training a network for inpainting: how it begins, the holes, and its extra input channels."""
 
 import numpy as np
 import pytest
@@ -30,24 +30,22 @@ CONFIG = inpainting_config(TINY)
 
 
 class FirstChannels(nn.Module):
-    """Gives back some of what it was given, and keeps all of it."""
+    """Returns the first four channels of its input, and keeps all of it."""
 
     def forward(self, x, *_):
         self.seen = x
         return x[:, :4]
 
 
-def test_a_widened_network_predicts_the_same_whatever_it_is_shown_beside():
+def test_a_widened_network_predicts_the_same_whatever_the_new_channels_hold():
     unet = fill(TINY)["unet"]
     wider = widened(unet, CONFIG)
     assert wider.input_blocks[0].conv.weight.shape[1] == CONFIG.unet.in_channels == 9
     assert CONFIG.family == "sd-v1-inpainting"
     x_t, beside, context = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8, 8), torch.randn(2, 77, TINY.unet.context_width)
     with torch.no_grad():
-        narrow, wide = (
-            unet(x_t, torch.tensor(500), context),
-            wider(torch.cat([x_t, beside], 1), torch.tensor(500), context),
-        )
+        narrow = unet(x_t, torch.tensor(500), context)
+        wide = wider(torch.cat([x_t, beside], 1), torch.tensor(500), context)
     assert (narrow - wide).norm() / narrow.norm() < 1e-6
 
 
@@ -55,7 +53,7 @@ SCENES = ShapesDataset(0, 64)
 
 
 def holes(count):
-    """The things of each scene, and its hole; without those that are everything."""
+    """The things of each scene, and its hole; holes that cover everything are left out."""
     things = [SCENES.describe(number)[0].things for number in range(count)]
     found = [(each, hole(0, number, 64, each)[0]) for number, each in enumerate(things)]
     assert sum(bool(one.all()) for _, one in found) / count == pytest.approx(EVERYTHING, abs=0.07)
@@ -69,7 +67,7 @@ def box(one):
 
 
 def is_around(thing, sides):
-    """Whether all of a thing lies within, with as much room as there should be; a pixel is 1/64."""
+    """Whether a hole reaches around all of a thing, with as much room as it should have; a pixel is 1/64."""
     left, top, right, bottom = sides
     reaches = thing.x - left, thing.y - top, right - thing.x, bottom - thing.y
     at_edge = left == 0, top == 0, right == 1, bottom == 1
@@ -77,22 +75,20 @@ def is_around(thing, sides):
     return all(least - 1 / 64 <= reach <= most + 1 / 64 or edge for reach, edge in zip(reaches, at_edge, strict=True))
 
 
-def test_many_holes_are_around_one_thing():
-    found = holes(400)
-    around = sum(any(is_around(thing, box(one)) for thing in things) for things, one in found)
+def test_many_holes_are_around_one_thing_and_the_others_rectangles_and_ellipses_anywhere():
+    found = [(any(is_around(thing, box(one)) for thing in things), box(one), one) for things, one in holes(400)]
+    around = sum(each for each, _, _ in found)
     assert AROUND - 0.06 <= around / 400 <= AROUND + 0.12  # some of the others are so by chance
-
-
-def test_the_other_holes_are_rectangles_and_ellipses_somewhere():
-    found = [(box(one), one) for things, one in holes(400) if not any(is_around(each, box(one)) for each in things)]
-    ellipses = 0
-    for (left, top, right, bottom), one in found:
+    ellipses = []
+    for is_one, (left, top, right, bottom), one in found:
         assert set(one.unique().tolist()) == {0.0, 1.0}
+        if is_one:
+            continue
         assert all(LEAST - 3 / 64 <= side <= MOST + 1 / 64 for side in (right - left, bottom - top))
         share = one.mean() / ((right - left) * (bottom - top))
         assert share == pytest.approx(1) or share == pytest.approx(torch.pi / 4, abs=0.05)
-        ellipses += bool(share < 0.9)
-    assert 0.35 < ellipses / len(found) < 0.65
+        ellipses.append(bool(share < 0.9))
+    assert 0.35 < sum(ellipses) / len(ellipses) < 0.65
 
 
 def test_a_picture_always_has_the_same_hole():
@@ -102,7 +98,7 @@ def test_a_picture_always_has_the_same_hole():
 
 
 def test_training_shows_what_inpainting_shows():
-    """The mask of every latent that a repainted pixel lies in, and the latents of the picture painted grey there."""
+    """The mask of every latent that holds a repainted pixel, and the latents of the picture painted grey there."""
     vae = fill(TINY)["vae"]
     images, _ = SCENES.batch(2, 4)
     scale = TINY.vae.latent_scale
@@ -118,7 +114,7 @@ def test_training_shows_what_inpainting_shows():
         assert torch.allclose(beside[i], seen[0, 4:], atol=1e-5)
 
 
-def test_what_is_shown_beside_reaches_the_network_behind_the_noisy_latents(tmp_path):
+def test_mask_and_masked_latents_follow_the_noisy_latents_in_the_networks_input(tmp_path):
     vae, path = fill(TINY)["vae"], tmp_path / "latents.safetensors"
     look = show_holes(vae, 1.0, SCENES)
     with torch.no_grad():

@@ -2,9 +2,8 @@
 
 import csv
 import json
-import subprocess
 import sys
-from pathlib import Path
+from functools import partial
 
 import finetune
 import pytest
@@ -16,32 +15,23 @@ import train_inpainting
 import train_tiny
 from PIL import Image
 from safetensors.torch import load_file
+from training_command import run
 
 import sd
+from sd.pipeline.settings import Settings
+from sd.training.shapes.scoring import one_thing
 
-SHORT = [
-    "--size",
-    "64",
-    "--vae-small-steps",
-    "2",
-    "--vae-small-batch-size",
-    "2",
-    "--vae-steps",
-    "2",
-    "--vae-batch-size",
-    "2",
-    "--text-steps",
-    "2",
-    "--text-batch-size",
-    "4",
-    "--decoder-steps",
-    "2",
-    "--pictures",
-    "8",
-    "--steps",
-    "2",
-]
-SHORT += ["--batch-size", "4", "--sample-every", "2"]
+PARTS = (
+    "--vae-small-steps 2 --vae-small-batch-size 2 --vae-steps 2 --vae-batch-size 2 --text-steps 2 --text-batch-size 4"
+)
+SHORT = f"--size 64 {PARTS} --decoder-steps 2 --pictures 8 --steps 2 --batch-size 4 --sample-every 2".split()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_steps_a_sample():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tiny, "Settings", partial(Settings, steps=2))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -89,15 +79,14 @@ def test_what_was_done_is_not_done_again(trained):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_training_does_not_go_on_with_other_options_and_says_so(trained):
-    script = Path(train_tiny.__file__)
-    command = [sys.executable, script, trained, *SHORT, "--learning-rate", "1"]
-    done = subprocess.run(command, cwd=script.parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    message = done.stderr.splitlines()[-1]
+def test_a_training_does_not_go_on_with_other_options_and_says_so(trained, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", str(trained), *SHORT, "--learning-rate", "1"])
+    with pytest.raises(SystemExit) as ended:
+        run(train_tiny.main)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("train_tiny: ")
     assert "made with other options (learning_rate was 0.001, is 1.0" in message
-    assert "Traceback" not in done.stderr
 
 
 def test_a_training_can_begin_with_a_model(trained, tmp_path):
@@ -129,39 +118,28 @@ def test_a_trained_model_is_trained_further_on_a_folder(trained, tmp_path):
     assert torch.equal(start.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
 
 
-def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys):
-    arguments = [
-        "--model",
-        str(trained / "model.ckpt"),
-        "--repeats",
-        "1",
-        "--relations",
-        "0",
-        "--plain",
-        "--steps",
-        "3",
+def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(score_tiny, "one_thing", lambda repeats: one_thing(repeats)[:8])
+    options = ["--repeats", "1", "--relations", "0", "--plain", "--steps", "3", "--reuse", "3", "--merge", "0.5"]
+    score_tiny.main([str(tmp_path / "scores"), "--model", str(trained / "model.ckpt"), *options])
+    rows = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert [(row["prompts"], row["settings"], row["pictures"]) for row in rows] == [
+        ("one thing", "default", 8),
+        ("one thing", "features reused, N = 3", 8),
+        ("one thing", "tokens merged, 0.5", 8),
     ]
-    score_tiny.main([str(tmp_path / "scores"), *arguments])
-    (row,) = json.loads((tmp_path / "scores" / "scores.json").read_text())
-    assert (row["prompts"], row["pictures"]) == ("one thing", 56)
-    assert row["right"]["all"] < 0.2
-    assert "| one thing | default | 56 |" in capsys.readouterr().out
-    assert Image.open(tmp_path / "scores" / "one-thing.png").width == 16 * 68
+    assert rows[0]["right"]["all"] < 0.2
+    assert "| one thing | default | 8 |" in capsys.readouterr().out
+    assert Image.open(tmp_path / "scores" / "one-thing.png").width >= 8 * 68
 
 
 def test_samplers_are_scored_once_by_steps_and_by_schedule(trained, tmp_path, capsys):
-    arguments = [str(tmp_path), "--model", str(trained / "model.ckpt"), "--prompts", "2", "--steps", "1,2"]
-    arguments += ["--samplers", "ddim,dpmpp_2m", "--schedules", "leading"]
+    options = ["--prompts", "2", "--steps", "1,2", "--samplers", "ddim,dpmpp_2m", "--schedules", "leading"]
+    arguments = [str(tmp_path), "--model", str(trained / "model.ckpt"), *options]
     score_samplers.main(arguments)
     found = json.loads((tmp_path / "samplers.json").read_text())
-    assert set(found) == {
-        "ddim leading 1",
-        "ddim leading 2",
-        "dpmpp_2m karras 1",
-        "dpmpp_2m karras 2",
-        "ddim leading 20",
-        "dpmpp_2m leading 20",
-    }
+    by_steps = {f"{sampler} {steps}" for sampler in ("ddim leading", "dpmpp_2m karras") for steps in (1, 2)}
+    assert set(found) == by_steps | {"ddim leading 20", "dpmpp_2m leading 20"}
     assert Image.open(tmp_path / "samplers.png").width > 500
     capsys.readouterr()
     (tmp_path / "samplers.json").write_text(json.dumps({**found, "ddim leading 2": 0.5}))
