@@ -15,7 +15,7 @@ def test_a_picture_gets_the_same_noise_alone_and_in_a_batch():
         assert torch.equal(together()[2], alone()[0])
 
 
-def test_noise_is_that_of_a_fresh_cpu_generator():
+def test_noise_comes_from_a_fresh_cpu_generator():
     expected = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(42))
     assert torch.equal(PictureNoise([42], (4, 8, 8))()[0], expected)
 
@@ -26,12 +26,12 @@ def test_every_draw_is_new():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
-def test_seeds_that_no_generator_takes_are_refused(seed):
+def test_seeds_outside_the_generators_range_are_refused(seed):
     with pytest.raises(ValueError, match="a seed must be 0 to 9223372036854775807"):
         PictureNoise([seed], (4, 8, 8))
 
 
-def test_spherical_interpolation_is_rotation_in_the_plane_of_the_two():
+def test_spherical_interpolation_rotates_in_the_plane_of_the_two():
     """By hand: 30 degrees from (1, 0) to (0, 1) is (cos 30, sin 30); and a third of the way over 120 degrees is 40."""
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     assert slerp(x, y, 1 / 3).tolist() == pytest.approx([math.sqrt(3) / 2, 0.5])
@@ -55,7 +55,7 @@ def test_noise_between_two_seeds_is_as_strong_as_theirs():
     assert noise.std(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1, 1], abs=0.02)
     plain = PictureNoise([3], (4, 64, 64))()[0]
     cosines = [(row * plain).sum() / (row.norm() * plain.norm()) for row in noise]
-    # seeds are at right angles but for chance (1 / sqrt(16384)), so a tenth of the way is 9 degrees
+    # the noises of two seeds are at right angles up to chance (1 / sqrt(16384)), so a tenth of the way is 9 degrees
     assert [float(cosine) for cosine in cosines[:2]] == pytest.approx(
         [math.cos(math.pi / 4), math.cos(math.pi / 20)], abs=0.02
     )

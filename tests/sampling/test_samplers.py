@@ -10,12 +10,12 @@ from sampling import DATA, TABLE, best_eps, even_steps, last, moment_error, mome
 
 from sd.sampling.names import SAMPLER_INFO
 from sd.sampling.noise import PictureNoise
-from sd.sampling.samplers import SAMPLERS, ddim, ddpm, dpmpp_sde, euler, euler_a, lcm, lms, plms, unipc
+from sd.sampling.samplers import SAMPLERS, ddim, ddpm, dpmpp_sde, euler, lcm, lms, unipc
 from sd.sampling.samplers.ddim import ddim_noise_scale, ddim_step
 from sd.sampling.samplers.ddpm import ddpm_posterior
 from sd.sampling.samplers.dpmpp_2s import whole_step_noise
 from sd.sampling.samplers.lms import adams_bashforth
-from sd.sampling.schedule import alpha_bar_at, alpha_bar_of, sampling_steps, steps_through, zero_terminal_snr
+from sd.sampling.schedule import alpha_bar_of, sampling_steps, zero_terminal_snr
 
 POINT = Gaussian(mean=0.7, deviation=0.0)
 DETERMINISTIC = ["ddim", "plms", "euler", "heun", "lms", "dpm2", "dpmpp_2m", "unipc"]
@@ -32,7 +32,7 @@ def flow_errors(sampler, counts, steps_of=even_steps, **options):
     return errors
 
 
-def test_every_sampler_is_here():
+def test_the_two_lists_are_all_samplers():
     assert sorted(DETERMINISTIC + STOCHASTIC) == sorted(SAMPLERS) == sorted(SAMPLER_INFO)
 
 
@@ -63,7 +63,7 @@ def test_lms_is_of_order_four_until_its_first_steps_show():
 
 @pytest.mark.parametrize(("order", "expected"), [(1, 2), (2, 3), (3, 3)])
 def test_unipc_is_one_order_better_than_its_predictor_on_the_way(order, expected):
-    """The last steps are of lower order, so a place before them is looked at; the first one limits the order to 3."""
+    """The last steps are of lower order, so the error is taken before them; the first one limits the order to 3."""
     x, errors = noise()().double(), []
     for count in (32, 64, 128):
         steps = even_steps(count)
@@ -73,20 +73,12 @@ def test_unipc_is_one_order_better_than_its_predictor_on_the_way(order, expected
     assert orders(errors)[-1] == pytest.approx(expected, abs=0.35)
 
 
-def test_plms_is_of_order_two_in_even_timesteps():
-    def even_timesteps(count):
-        timesteps = torch.linspace(900, 20, count + 1, dtype=torch.float64)
-        return steps_through(TABLE, alpha_bar_at(TABLE, timesteps))
-
-    assert orders(flow_errors(plms, (20, 40, 80), even_timesteps)) == pytest.approx([2, 2], abs=0.4)
-
-
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [("ddpm", 1), ("euler_a", 1), ("dpm2_a", 2), ("dpmpp_2s_a", 2), ("dpmpp_sde", 2), ("dpmpp_2m_sde", 2)],
 )
 def test_mean_and_deviation_approach_those_of_the_data_at_the_methods_order(sampler, order):
-    measured = orders([moment_error(SAMPLERS[sampler], even_steps(count)) for count in (32, 64)])
+    measured = orders([moment_error(SAMPLERS[sampler], even_steps(count)) for count in (16, 32)])
     assert measured == pytest.approx([order], abs=0.25)
 
 
@@ -129,28 +121,11 @@ def test_euler_and_ddim_without_noise_are_the_same(schedule):
     assert max(relative_error(a, b) for a, b in pairs) < 2e-6
 
 
-@pytest.mark.parametrize("eta", [0.3, 1.0])
-def test_euler_a_and_ddim_with_the_same_noise_are_the_same(eta):
-    steps = sampling_steps(TABLE, 20, schedule="trailing", final_alpha="one")
-    ours = euler_a(some_network, noise()(), steps, draw_noise=noise(7), eta=eta)
-    theirs = ddim(some_network, noise()(), steps, draw_noise=noise(7), eta=eta)
-    assert max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < 2e-6
-
-
-def test_lms_with_one_direction_is_euler():
-    steps = sampling_steps(TABLE, 20, schedule="karras", final_alpha="one")
-    pairs = zip(lms(some_network, noise()(), steps, order=1), euler(some_network, noise()(), steps), strict=True)
-    assert max(relative_error(a, b) for a, b in pairs) < 2e-6
-
-
-def test_linear_multistep_weights_are_adams_and_bashforths():
+def test_linear_multistep_weights_are_adams_and_bashforths_and_integrate_cubics_over_uneven_steps():
     # even steps of length 1 downwards: the textbook's weights, newest last
     assert adams_bashforth([5, 4], 4, 3) == pytest.approx([-1 / 2, 3 / 2])
     assert adams_bashforth([6, 5, 4], 4, 3) == pytest.approx([5 / 12, -16 / 12, 23 / 12])
     assert adams_bashforth([7, 6, 5, 4], 4, 3) == pytest.approx([-9 / 24, 37 / 24, -59 / 24, 55 / 24])
-
-
-def test_linear_multistep_weights_integrate_cubics_over_uneven_steps():
     sigmas, start, end = [14.0, 9.0, 7.5, 3.0], 3.0, 0.4
     weights = adams_bashforth(sigmas, start, end)
     for power in range(4):
@@ -182,16 +157,8 @@ def expected_x_0(bar, data):
 def test_ddpm_gives_exactly_the_moments_of_its_posterior(count, schedule):
     steps = sampling_steps(TABLE, count, schedule=schedule, final_alpha="one")
     assert moments(ddpm, steps, DATA) == pytest.approx(gaussian_ddpm_moments(steps, DATA), rel=1e-6)
-
-
-def test_ddpm_with_all_steps_gives_the_data_back():
-    steps = sampling_steps(TABLE, 1000, final_alpha="one")
-    mean, variance = gaussian_ddpm_moments(steps, DATA)
-    assert mean == pytest.approx(DATA.mean, abs=0.02)
-    assert variance**0.5 == pytest.approx(DATA.deviation, abs=0.02)
-    drawn = last(ddpm(best_eps(DATA), noise()(), steps, draw_noise=noise(5)))
-    assert drawn.mean().item() == pytest.approx(mean, abs=0.05)
-    assert drawn.std().item() == pytest.approx(variance**0.5, abs=0.03)
+    mean, variance = gaussian_ddpm_moments(sampling_steps(TABLE, 1000, final_alpha="one"), DATA)
+    assert (mean, variance**0.5) == pytest.approx((DATA.mean, DATA.deviation), abs=0.02)
 
 
 def test_lcm_jumps_to_the_expected_picture_and_back_into_noise():
@@ -207,21 +174,13 @@ def test_lcm_jumps_to_the_expected_picture_and_back_into_noise():
     assert moments(lcm, steps, DATA) == pytest.approx((mean, variance), rel=1e-6)
 
 
-@pytest.mark.parametrize("count", [4, 25])
-def test_ddim_with_eta_one_is_the_ddpm_posterior(count):
+def test_ddim_with_eta_one_is_the_ddpm_posterior():
     x, eps = noise(1)().double(), noise(3)().double()
-    for _, bar, previous in sampling_steps(TABLE, count):
+    for _, bar, previous in sampling_steps(TABLE, 25):
         sigma = ddim_noise_scale(bar, previous, 1.0)
         mean, variance = ddpm_posterior(x, eps, bar, previous)
         assert torch.allclose(ddim_step(x, eps, bar, previous, sigma), mean, atol=1e-12)
         assert sigma.item() ** 2 == pytest.approx(variance.item(), rel=1e-9)
-
-
-def test_whole_runs_of_ddim_with_eta_one_and_ddpm_agree():
-    steps = sampling_steps(TABLE, 20, schedule="trailing", final_alpha="one")
-    ours = last(ddim(some_network, noise()(), steps, eta=1.0, draw_noise=noise(7)))
-    theirs = last(ddpm(some_network, noise()(), steps, draw_noise=noise(7)))
-    assert relative_error(ours, theirs) < 2e-6
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -240,33 +199,27 @@ def test_predictions_cost_what_the_table_of_samplers_says(sampler):
 
 
 @pytest.mark.parametrize("sampler", STOCHASTIC)
-def test_the_size_of_the_batch_changes_no_ones_noise(sampler):
+def test_a_picture_gets_the_same_noise_in_any_batch(sampler):
     steps = sampling_steps(TABLE, 6, schedule="karras", final_alpha="one")
 
     def final(seeds):
         draw = PictureNoise(seeds, (4, 8, 8))
         return last(SAMPLERS[sampler](some_network, draw(), steps, draw_noise=draw))
 
-    together = final([10, 11, 12, 13])
-    for i, seed in enumerate([10, 11, 12, 13]):
+    together = final([10, 11, 12])
+    for i, seed in enumerate([10, 11, 12]):
         assert torch.equal(together[i : i + 1], final([seed]))
     assert relative_error(together[:1], together[1:2]) > 0.1
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"])
-@pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_eta_outside_its_range_is_refused(sampler, eta):
-    with pytest.raises(ValueError, match="eta must be 0 to 1"):
-        last(SAMPLERS[sampler](some_network, noise()(), sampling_steps(TABLE, 3), eta=eta, draw_noise=noise()))
-
-
-def test_eta_without_a_source_of_noise_is_refused():
-    with pytest.raises(ValueError, match="give draw_noise"):
-        last(ddim(some_network, noise()(), sampling_steps(TABLE, 3), eta=0.5))
-
-
-def test_orders_that_do_not_exist_are_refused():
+def test_invalid_eta_and_order_are_refused():
     steps = sampling_steps(TABLE, 3)
+    for sampler in ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"):
+        for eta in (-0.1, 1.1):
+            with pytest.raises(ValueError, match="eta must be 0 to 1"):
+                last(SAMPLERS[sampler](some_network, noise()(), steps, eta=eta, draw_noise=noise()))
+    with pytest.raises(ValueError, match="give draw_noise"):
+        last(ddim(some_network, noise()(), steps, eta=0.5))
     with pytest.raises(ValueError, match="order must be 1 to 4, got 5"):
         last(lms(some_network, noise()(), steps, order=5))
     with pytest.raises(ValueError, match="order must be 1 to 3, got 4"):
@@ -284,20 +237,20 @@ def test_from_pure_noise_the_data_is_reached(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_few_steps_stay_finite_and_what_is_given_stays_as_it_is(sampler, count):
+def test_few_steps_stay_finite_and_leave_their_input_unchanged(sampler):
     x = noise()()
     kept = x.clone()
-    for final_alpha in ("first", "one"):
-        steps = sampling_steps(TABLE, count, schedule="trailing", final_alpha=final_alpha)
-        out = list(SAMPLERS[sampler](some_network, x, steps, draw_noise=noise(1)))
-        assert len(out) == count
-        assert all(x_t.isfinite().all() and x_t.dtype == torch.float32 for x_t in out)
+    for count in (1, 2, 3):
+        for final_alpha in ("first", "one"):
+            steps = sampling_steps(TABLE, count, schedule="trailing", final_alpha=final_alpha)
+            out = list(SAMPLERS[sampler](some_network, x, steps, draw_noise=noise(1)))
+            assert len(out) == count
+            assert all(x_t.isfinite().all() and x_t.dtype == torch.float32 for x_t in out)
     assert torch.equal(x, kept)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_nothing_is_read_back_from_the_device_of_the_latents(sampler):
+def test_samplers_never_read_from_the_device(sampler):
     """On the meta device there are no numbers: reading one, or mixing in a tensor from the CPU, is an error."""
     steps = sampling_steps(TABLE, 4, schedule="karras", final_alpha="one")
     x = torch.empty(1, 4, 8, 8, device="meta")

@@ -37,7 +37,7 @@ def drawn(seed):
 
 
 class Draws:
-    """Noise that is known by its number, counted from 0."""
+    """Numbered noise, from 0."""
 
     def __init__(self):
         self.number = -1
@@ -48,7 +48,7 @@ class Draws:
 
 
 def run_ours(sampler, steps, **options):
-    """The latents after every step, the noise levels at which the network was asked, and how many up to each step."""
+    """The latents after every step, the noise levels of all predictions, and their number up to each step."""
     asked, counts, latents = [], [], []
 
     def network(x, alpha_bar):
@@ -86,7 +86,7 @@ def levels(scheduler):
 def assert_equal_steps(
     scheduler, sampler, *, unscaled, steps=None, step_options=lambda i: {}, told_within=0.01, **options
 ):
-    """told_within  how far the timesteps may be apart: theirs come from float32, and in places are rounded"""
+    """told_within  largest difference in timesteps: theirs come from float32, and in places are rounded"""
     ours, asked, counts = run_ours(SAMPLERS[sampler], steps or levels(scheduler), **options)
     theirs = run_theirs(scheduler, asked, unscaled=unscaled, step_options=step_options)
     assert counts[-1] == len(scheduler.timesteps)
@@ -106,7 +106,7 @@ def assert_equal_steps(
         ("dpm2", KDPM2DiscreteScheduler),
     ],
 )
-def test_every_step_of_the_flow_in_sigma_equals_that_of_diffusers(sampler, scheduler, spacing):
+def test_every_step_in_sigma_equals_diffusers(sampler, scheduler, spacing):
     if sampler == "lms":
         pytest.importorskip("scipy")
     theirs = scheduler(**BETAS, **spacing)
@@ -116,35 +116,31 @@ def test_every_step_of_the_flow_in_sigma_equals_that_of_diffusers(sampler, sched
 
 
 @pytest.mark.parametrize("spacing", [{"timestep_spacing": "leading", "steps_offset": 1}, TRAILING])
-def test_every_step_of_euler_a_equals_that_of_diffusers(spacing):
-    theirs = EulerAncestralDiscreteScheduler(**BETAS, **spacing)
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "calls"),  # the noise of a step comes with its last call
+    [("euler_a", EulerAncestralDiscreteScheduler, 1), ("dpm2_a", KDPM2AncestralDiscreteScheduler, 2)],
+)
+def test_every_ancestral_step_equals_diffusers(sampler, scheduler, calls, spacing):
+    theirs = scheduler(**BETAS, **spacing)
     theirs.set_timesteps(12)
-    assert_equal_steps(theirs, "euler_a", unscaled=True, step_options=lambda i: {"generator": seeded(i)})
+    assert_equal_steps(theirs, sampler, unscaled=True, step_options=lambda i: {"generator": seeded(i // calls)})
 
 
-def test_every_step_of_dpm2_a_equals_that_of_diffusers():
-    theirs = KDPM2AncestralDiscreteScheduler(**BETAS, **TRAILING)
+@pytest.mark.parametrize(
+    ("sampler", "options", "noises"),
+    [
+        ("dpmpp_2m", {}, lambda i: {}),
+        ("dpmpp_2m_sde", {"algorithm_type": "sde-dpmsolver++"}, lambda i: {"variance_noise": drawn(i)}),
+    ],
+)
+def test_every_step_of_dpmpp_2m_equals_diffusers(sampler, options, noises):
+    theirs = DPMSolverMultistepScheduler(**BETAS, **KARRAS, **options)
     theirs.set_timesteps(12)
-    # the noise of a step comes with its second call
-    assert_equal_steps(theirs, "dpm2_a", unscaled=True, step_options=lambda i: {"generator": seeded(i // 2)})
+    assert_equal_steps(theirs, sampler, unscaled=False, step_options=noises, told_within=0.51)  # rounded
 
 
-@pytest.mark.parametrize("count", [8, 20])
-def test_every_step_of_dpmpp_2m_equals_that_of_diffusers(count):
-    theirs = DPMSolverMultistepScheduler(**BETAS, **KARRAS)
-    theirs.set_timesteps(count)
-    assert_equal_steps(theirs, "dpmpp_2m", unscaled=False, told_within=0.51)  # rounded
-
-
-def test_every_step_of_dpmpp_2m_sde_equals_that_of_diffusers():
-    theirs = DPMSolverMultistepScheduler(**BETAS, **KARRAS, algorithm_type="sde-dpmsolver++")
-    theirs.set_timesteps(12)
-    noises = lambda i: {"variance_noise": drawn(i)}  # noqa: E731
-    assert_equal_steps(theirs, "dpmpp_2m_sde", unscaled=False, step_options=noises, told_within=0.51)
-
-
-def test_every_step_of_dpmpp_2s_without_noise_equals_that_of_diffusers():
-    """diffusers' two-stage steps go from each second of its noise levels to the next but one.
+def test_every_step_of_dpmpp_2s_without_noise_equals_diffusers():
+    """diffusers' two-stage steps use every second noise level.
 
     Where the levels are even in log(sigma), the level between is the middle that we choose. It has no 2S with noise.
     """
@@ -155,7 +151,7 @@ def test_every_step_of_dpmpp_2s_without_noise_equals_that_of_diffusers():
 
 
 class BrownianPath:
-    """Noise between noise levels of one path, whose time is sigma; piece i of it is made from draw i."""
+    """One Brownian path over sigma; its piece i is draw i."""
 
     def __init__(self, steps):
         self.places, place, draws = {}, torch.zeros(2, 4, 8, 8), Draws()
@@ -173,7 +169,7 @@ class BrownianPath:
 
 
 @pytest.mark.parametrize("spacing", [TRAILING, KARRAS])
-def test_every_step_of_dpmpp_sde_equals_that_of_diffusers(spacing):
+def test_every_step_of_dpmpp_sde_equals_diffusers(spacing):
     pytest.importorskip("torchsde")
     from diffusers import DPMSolverSDEScheduler
 
@@ -185,14 +181,14 @@ def test_every_step_of_dpmpp_sde_equals_that_of_diffusers(spacing):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("spacing", [{**TRAILING, "final_sigmas_type": "zero"}, KARRAS])
-def test_every_step_of_unipc_equals_that_of_diffusers(order, spacing):
+def test_every_step_of_unipc_equals_diffusers(order, spacing):
     theirs = UniPCMultistepScheduler(**BETAS, **spacing, solver_order=order)
     theirs.set_timesteps(12)
     assert_equal_steps(theirs, "unipc", unscaled=False, order=order, told_within=1)  # cut off
 
 
 @pytest.mark.parametrize("count", [4, 20, 50])
-def test_every_step_of_plms_equals_that_of_diffusers(count):
+def test_every_step_of_plms_equals_diffusers(count):
     theirs = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     theirs.set_timesteps(count)
     steps = sampling_steps(TABLE, count, schedule="leading", final_alpha="first")
@@ -204,7 +200,7 @@ def test_every_step_of_plms_equals_that_of_diffusers(count):
 
 
 @pytest.mark.parametrize("count", [1, 4, 8])
-def test_every_step_of_lcm_equals_that_of_diffusers(count):
+def test_every_step_of_lcm_equals_diffusers(count):
     theirs = LCMScheduler(**BETAS)
     theirs.set_timesteps(count)
     alpha_bars = torch.cat([TABLE[theirs.timesteps], torch.ones(1)])
@@ -216,7 +212,7 @@ def test_every_step_of_lcm_equals_that_of_diffusers(count):
 # With linspace, diffusers takes t - 1000 // steps for the next timestep, which is not the one it visits next.
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 @pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
-def test_every_ddim_step_equals_that_of_diffusers(spacing, eta):
+def test_every_ddim_step_equals_diffusers(spacing, eta):
     theirs = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing)
     theirs.set_timesteps(20)
     steps = sampling_steps(TABLE, 20, schedule=spacing, final_alpha="first")
@@ -227,7 +223,7 @@ def test_every_ddim_step_equals_that_of_diffusers(spacing, eta):
 
 
 @pytest.mark.parametrize("count", [10, 1000])
-def test_every_ddpm_step_equals_that_of_diffusers(count):
+def test_every_ddpm_step_equals_diffusers(count):
     scheduler = DDPMScheduler(**SCHEDULE, timestep_spacing="trailing", variance_type="fixed_small")
     scheduler.set_timesteps(count)
     steps = sampling_steps(TABLE, count, schedule="trailing", final_alpha="one")

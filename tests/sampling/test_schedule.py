@@ -23,7 +23,7 @@ from sd.sampling.schedule import (
     x_0_from_eps,
     zero_terminal_snr,
 )
-from sd.sampling.spacing import SIGMAS, TIMESTEPS, beta_quantile
+from sd.sampling.spacing import beta_quantile
 
 TABLE = alphas_cumprod(SD_V1.schedule)
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -33,91 +33,72 @@ def timesteps(steps, **options):
     return [step.timestep.item() for step in sampling_steps(TABLE, steps, **options)]
 
 
-def test_table_is_the_running_product():
+def test_table_is_the_running_product_and_has_the_published_ends():
     assert TABLE.dtype == torch.float32
     assert TABLE.tolist() == pytest.approx(reference.alphas_cumprod(), rel=1e-6)
-
-
-def test_table_has_the_published_ends():
-    assert TABLE[0].item() == pytest.approx(0.99915)
-    assert TABLE[-1].item() == pytest.approx(0.0046600985, rel=1e-6)
+    assert [TABLE[0].item(), TABLE[-1].item()] == pytest.approx([0.99915, 0.0046600985], rel=1e-5)
     sigma = ((1 - TABLE) / TABLE).sqrt()
-    assert sigma[-1].item() == pytest.approx(14.61464, rel=1e-5)
-    assert sigma[0].item() == pytest.approx(0.0291672, rel=1e-4)
+    assert [sigma[0].item(), sigma[-1].item()] == pytest.approx([0.0291672, 14.61464], rel=1e-4)
 
 
-def test_leading_is_the_originals_spacing():
+def test_spacings_by_hand():
     # numpy.arange(0, 1000, 1000 // 50) + 1, reversed
     assert timesteps(50) == list(range(981, 0, -20))
     assert timesteps(30)[:2] == [958, 925]
-    assert timesteps(30)[-1] == 1
-    assert timesteps(1) == [1]
-
-
-def test_leading_visits_every_timestep_without_leaving_the_table():
-    assert timesteps(1000) == list(range(999, -1, -1))
-
-
-def test_trailing_starts_at_the_noisiest_timestep():
+    assert (timesteps(30)[-1], timesteps(1)) == (1, [1])
+    for schedule in ("leading", "trailing"):  # every timestep, and none outside the table
+        assert timesteps(1000, schedule=schedule) == list(range(999, -1, -1))
     assert timesteps(4, schedule="trailing") == [999, 749, 499, 249]
-    assert timesteps(1000, schedule="trailing") == list(range(999, -1, -1))
-
-
-def test_linspace_has_both_ends():
     assert timesteps(4, schedule="linspace") == [999, 666, 333, 0]
     assert timesteps(1, schedule="linspace") == [999]
+    # even timesteps without the last
+    assert timesteps(4, schedule="sgm_uniform") == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
+    # 999 - floor(i * 1000 / 7)
+    assert timesteps(7, schedule="simple") == [999, 857, 714, 571, 428, 285, 142]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 7, 30, 50, 999, 1000])
-def test_every_schedule_falls_strictly_within_the_table(schedule, steps):
-    found = sampling_steps(TABLE, steps, schedule=schedule, final_alpha="one")
-    assert len(found) == steps
-    assert all(step.alpha_bar < step.alpha_bar_prev for step in found)
-    assert all(0 <= step.timestep <= 999 for step in found)
-    assert all(a.timestep >= b.timestep for a, b in pairwise(found))
-    assert found[0].alpha_bar >= TABLE[-1].double() * (1 - 1e-12)
-
-
-def test_every_schedule_has_a_name_and_is_here():
-    assert sorted(SCHEDULES) == sorted([*TIMESTEPS, *SIGMAS])
+def test_every_schedule_falls_strictly_within_the_table(schedule):
+    for steps in (1, 2, 7, 30, 999, 1000):
+        found = sampling_steps(TABLE, steps, schedule=schedule, final_alpha="one")
+        assert len(found) == steps
+        assert all(step.alpha_bar < step.alpha_bar_prev for step in found)
+        assert all(0 <= step.timestep <= 999 for step in found)
+        assert all(a.timestep >= b.timestep for a, b in pairwise(found))
+        assert found[0].alpha_bar >= TABLE[-1].double() * (1 - 1e-12)
+    rescaled = sampling_steps(zero_terminal_snr(TABLE), 20, schedule=schedule, final_alpha="one")
+    assert all(step.alpha_bar < step.alpha_bar_prev for step in rescaled)
+    assert rescaled[0].timestep == {"leading": 951}.get(schedule, 999)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("steps", [3, 10, 30, 50, 77])
-def test_spacings_are_those_of_diffusers(spacing, steps):
+def test_spacings_equal_diffusers(spacing):
     scheduler = DDIMScheduler(**SCHEDULER, steps_offset=1, timestep_spacing=spacing)
-    scheduler.set_timesteps(steps)
-    assert timesteps(steps, schedule=spacing) == scheduler.timesteps.tolist()
+    for steps in (3, 30, 50, 77):
+        scheduler.set_timesteps(steps)
+        assert timesteps(steps, schedule=spacing) == scheduler.timesteps.tolist()
 
 
 def sigmas(steps, **options):
     return [sigma_of(step.alpha_bar).item() for step in sampling_steps(TABLE, steps, **options)]
 
 
-@pytest.mark.parametrize("steps", [2, 10, 30])
 @pytest.mark.parametrize("schedule", ["karras", "exponential"])
-def test_sigmas_are_those_of_diffusers(schedule, steps):
+def test_sigmas_equal_diffusers(schedule):
     scheduler = DPMSolverMultistepScheduler(**SCHEDULER, **{f"use_{schedule}_sigmas": True})
-    scheduler.set_timesteps(steps)
-    assert sigmas(steps, schedule=schedule) == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-5)
+    for steps in (2, 10, 30):
+        scheduler.set_timesteps(steps)
+        assert sigmas(steps, schedule=schedule) == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-5)
 
 
-def test_karras_by_hand():
+def test_karras_and_exponential_by_hand():
     # eq. 5 with rho 7: the ends' seventh roots are 1.46689 and 0.60354, their mean 1.03522, its seventh power 1.2742
     assert sigmas(3, schedule="karras") == pytest.approx([14.61464, 1.2742, 0.0291672], rel=1e-3)
+    # the middle of the two ends by one factor: sqrt(14.61464 * 0.0291672)
+    assert sigmas(3, schedule="exponential") == pytest.approx([14.61464, 0.652889, 0.0291672], rel=1e-4)
 
 
-def test_exponential_falls_by_one_factor():
-    values = sigmas(9, schedule="exponential")
-    assert [a / b for a, b in pairwise(values)] == pytest.approx([(14.61464 / 0.0291672) ** (1 / 8)] * 8, rel=1e-4)
-
-
-def test_sgm_uniform_leaves_out_the_last_of_even_timesteps():
-    assert timesteps(4, schedule="sgm_uniform") == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
-
-
-def test_timesteps_that_are_no_whole_numbers_are_those_of_diffusers():
+def test_fractional_timesteps_equal_diffusers():
     scheduler = EulerDiscreteScheduler(**SCHEDULER, timestep_spacing="linspace", interpolation_type="log_linear")
     steps = [0.0, 0.5, 249.75, 498.2, 999.0]
     ours = sigma_of(alpha_bar_at(TABLE, torch.tensor(steps, dtype=torch.float64))).tolist()
@@ -125,11 +106,6 @@ def test_timesteps_that_are_no_whole_numbers_are_those_of_diffusers():
     for step, sigma in zip(steps, ours, strict=True):
         assert sigma == pytest.approx(np.exp(np.interp(step, np.arange(1000), logs)), rel=1e-6)
         assert scheduler._sigma_to_t(np.array(sigma), logs).item() == pytest.approx(step, abs=0.01)
-
-
-def test_simple_takes_entries_of_the_table_from_its_noisy_end():
-    # by hand: 999 - floor(i * 1000 / 7)
-    assert timesteps(7, schedule="simple") == [999, 857, 714, 571, 428, 285, 142]
 
 
 def test_beta_is_denser_at_both_ends_and_symmetric():
@@ -141,45 +117,28 @@ def test_beta_is_denser_at_both_ends_and_symmetric():
     assert [a + b for a, b in zip(steps[1:], reversed(steps[1:]), strict=True)] == pytest.approx([999] * 39, abs=0.01)
 
 
-@pytest.mark.parametrize("shape", [0.6, 0.5, 1.0, 2.0])
-def test_beta_quantile_has_its_share_below_it(shape):
+def test_beta_quantile_has_its_share_below_it():
     shares = torch.tensor([0.0, 0.001, 0.2, 0.5, 0.9, 0.999, 1.0], dtype=torch.float64)
-    found = beta_quantile(shares, shape)
-    # sin(angle)**2 takes the density's poles away; the rest is summed up in small pieces
     angles = (np.arange(400_000) + 0.5) / 400_000 * np.pi / 2
-    density = (np.sin(angles) * np.cos(angles)) ** (2 * shape - 1)
-    for share, x in zip(shares.tolist(), found.tolist(), strict=True):
-        below = density[np.sin(angles) ** 2 < x].sum() / density.sum()
-        assert below == pytest.approx(share, abs=1e-5)
-
-
-def test_beta_quantile_by_closed_forms():
-    shares = torch.linspace(0, 1, 11, dtype=torch.float64)
+    for shape in (0.6, 0.5, 1.0, 2.0):
+        # sin(angle)**2 takes the density's poles away; the rest is summed up in small pieces
+        density = (np.sin(angles) * np.cos(angles)) ** (2 * shape - 1)
+        for share, x in zip(shares.tolist(), beta_quantile(shares, shape).tolist(), strict=True):
+            below = density[np.sin(angles) ** 2 < x].sum() / density.sum()
+            assert below == pytest.approx(share, abs=1e-5), shape
     # Beta(1, 1) is uniform, Beta(1/2, 1/2) the arcsine distribution
     assert torch.allclose(beta_quantile(shares, 1.0), shares, atol=1e-14)
     assert torch.allclose(beta_quantile(shares, 0.5), torch.sin(shares * torch.pi / 2) ** 2, atol=1e-14)
 
 
-def test_beta_quantile_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    shares = torch.linspace(0, 1, 101, dtype=torch.float64)
-    assert beta_quantile(shares, 0.6).numpy() == pytest.approx(stats.beta.ppf(shares.numpy(), 0.6, 0.6), abs=1e-12)
-
-
-def test_noise_levels_of_the_table_have_whole_timesteps():
+def test_timesteps_are_whole_in_the_table_and_between_entries_linear_in_the_logarithm_of_sigma():
     assert timestep_at(TABLE, TABLE.double()).tolist() == list(range(1000))
     assert torch.equal(alpha_bar_at(TABLE, torch.arange(1000)), TABLE.double())
-
-
-def test_timesteps_between_entries_are_linear_in_the_logarithm_of_sigma():
     middle = (sigma_of(TABLE[500].double()) * sigma_of(TABLE[501].double())).sqrt()
     assert timestep_at(TABLE, alpha_bar_of(middle)).item() == pytest.approx(500.5, abs=1e-4)
     steps = torch.tensor([0.25, 17.5, 998.75], dtype=torch.float64)
     assert timestep_at(TABLE, alpha_bar_at(TABLE, steps)).tolist() == pytest.approx(steps.tolist(), abs=1e-4)
-
-
-def test_outside_the_table_the_timestep_is_its_end():
-    beyond = torch.tensor([0.0, 1e-6, 0.9999, 1.0], dtype=torch.float64)
+    beyond = torch.tensor([0.0, 1e-6, 0.9999, 1.0], dtype=torch.float64)  # its end
     assert timestep_at(TABLE, beyond).tolist() == [999, 999, 0, 0]
 
 
@@ -188,15 +147,12 @@ def test_custom_sigmas_are_visited_and_end_without_noise():
         steps = custom_steps(TABLE, given)
         assert [sigma_of(step.alpha_bar).item() for step in steps] == pytest.approx([14.6, 7, 3])
         assert steps[-1].alpha_bar_prev == 1
+    for given in ([], [0], [3, 3], [3, 7], [3, -1], [3, 0, 0], [float("nan")]):
+        with pytest.raises(ValueError, match="sigmas must fall from step to step and be above 0"):
+            custom_steps(TABLE, given)
 
 
-@pytest.mark.parametrize("given", [[], [0], [3, 3], [3, 7], [3, -1], [3, 0, 0], [float("nan")]])
-def test_sigmas_that_do_not_fall_are_refused(given):
-    with pytest.raises(ValueError, match="sigmas must fall from step to step and be above 0"):
-        custom_steps(TABLE, given)
-
-
-def test_zero_terminal_snr_is_that_of_diffusers_but_for_the_very_last_entry():
+def test_zero_terminal_snr_equals_diffusers_except_for_the_last_entry():
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     expected = torch.cumprod(1 - rescale_zero_terminal_snr(betas), dim=0)
     ours = zero_terminal_snr(TABLE).double()
@@ -206,14 +162,8 @@ def test_zero_terminal_snr_is_that_of_diffusers_but_for_the_very_last_entry():
     assert 0 < ours[-1] < 1e-7
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_schedule_works_on_the_rescaled_table(schedule):
-    steps = sampling_steps(zero_terminal_snr(TABLE), 20, schedule=schedule, final_alpha="one")
-    assert all(step.alpha_bar < step.alpha_bar_prev for step in steps)
-    assert steps[0].timestep == {"leading": 951}.get(schedule, 999)
-
-
-def test_x_0_is_found_again_in_its_noisy_form():
+def test_noise_is_added_by_the_forward_process_and_x_0_found_again():
+    assert add_noise(torch.tensor(2.0), torch.tensor(-1.0), torch.tensor(0.64)).item() == pytest.approx(1.6 - 0.6)
     x_0, eps, bar = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.5]), torch.tensor(0.3)
     assert torch.allclose(x_0_from_eps(add_noise(x_0, eps, bar), eps, bar), x_0)
 
@@ -226,10 +176,6 @@ def test_steps_are_chained_and_end_at_the_first_entry_or_at_no_noise():
         assert steps[0].alpha_bar.item() == TABLE[901].item()
 
 
-def test_noise_is_added_as_one_jump_of_the_forward_process():
-    assert add_noise(torch.tensor(2.0), torch.tensor(-1.0), torch.tensor(0.64)).item() == pytest.approx(1.6 - 0.6)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,6 +185,6 @@ def test_noise_is_added_as_one_jump_of_the_forward_process():
         ({"steps": 5, "final_alpha": "zero"}, "final_alpha must be one of first, one, got 'zero'"),
     ],
 )
-def test_other_values_are_refused_with_those_that_are_allowed(options, message):
+def test_invalid_values_are_refused_and_the_allowed_ones_named(options, message):
     with pytest.raises(ValueError, match=message):
         sampling_steps(TABLE, **options)

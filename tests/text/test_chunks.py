@@ -22,13 +22,13 @@ def lengths(text, **options):
     return [chunk.length for chunk in chunks(text, **options)]
 
 
-def test_ids_of_the_tests_are_those_of_the_tokenizer():
+def test_the_ids_above_are_the_tokenizers():
     assert TOKENIZER.encode("a horse, red") == [A, HORSE, COMMA, RED]
 
 
 @pytest.mark.parametrize("prompt", ["", "a horse", "A  Horse&#33; \n at dusk", "a " * 75, "灯台 🏯", "x: y, 16:9"])
 @pytest.mark.parametrize("pad_token", [END, 0])
-def test_a_prompt_that_fits_is_one_chunk_as_the_tokenizer_makes_it(prompt, pad_token):
+def test_a_prompt_that_fits_is_one_chunk_equal_to_the_tokenizers_row(prompt, pad_token):
     tokenizer = Tokenizer(pad_token=pad_token)
     (chunk,) = chunks_of(prompt, tokenizer)
     assert chunk.ids == tokenizer.tokenize(prompt).ids
@@ -36,7 +36,7 @@ def test_a_prompt_that_fits_is_one_chunk_as_the_tokenizer_makes_it(prompt, pad_t
     assert chunk.length == len(tokenizer.encode(prompt))
 
 
-def test_weights_stand_beside_their_tokens():
+def test_every_token_has_its_weight():
     (chunk,) = chunks("a (red:1.3) horse")
     assert chunk.ids[:5] == (START, A, RED, HORSE, END)
     assert chunk.weights == (1, 1, 1.3, 1, *[1] * 73)
@@ -70,35 +70,26 @@ def test_a_chunk_ends_after_a_comma_among_its_last_20_tokens(before, expected):
     assert lengths("a " * before + "," + " a" * (79 - before)) == expected
 
 
-def test_the_last_comma_counts():
+def test_the_last_comma_that_fits_and_stands_alone_counts():
     assert lengths("a " * 60 + ", a a a, " + "a " * 30) == [65, 30]
-
-
-def test_a_comma_that_does_not_fit_moves_nothing():
     assert lengths("a " * 60 + "," + " a" * 14 + ", a") == [75, 2]
     assert chunks("a " * 75 + ", a")[1].ids[1:3] == (COMMA, A)
-
-
-def test_only_a_comma_by_itself_counts():
     assert lengths("a " * 60 + ",. " + "a " * 20)[0] == 75
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("a BREAK a a", [1, 2]),
-        ("a BREAK BREAK a", [1, 0, 1]),
-        ("BREAK a", [0, 1]),
-        ("a BREAK", [1]),
-        ("BREAK", [0]),
-        ("BREAK BREAK", [0, 0]),
-        ("a " * 75 + "BREAK a", [75, 1]),
-        ("a " * 76 + "BREAK a", [75, 1, 1]),
-        ("(a BREAK a:1.2)", [1, 1]),
-    ],
-)
-def test_break_fills_up_the_chunk(prompt, expected):
-    assert lengths(prompt) == expected
+def test_break_ends_a_chunk():
+    for prompt, expected in {
+        "a BREAK a a": [1, 2],
+        "a BREAK BREAK a": [1, 0, 1],
+        "BREAK a": [0, 1],
+        "a BREAK": [1],
+        "BREAK": [0],
+        "BREAK BREAK": [0, 0],
+        "a " * 75 + "BREAK a": [75, 1],
+        "a " * 76 + "BREAK a": [75, 1, 1],
+        "(a BREAK a:1.2)": [1, 1],
+    }.items():
+        assert lengths(prompt) == expected, prompt
 
 
 def test_weights_go_with_their_tokens_into_the_next_chunk():
@@ -106,7 +97,7 @@ def test_weights_go_with_their_tokens_into_the_next_chunk():
     assert second.tokens == [(RED, 1.5)] * 3 + [(HORSE, 0.5)] * 2
 
 
-def test_an_empty_chunk_is_that_of_the_empty_prompt():
+def test_the_empty_chunk_is_the_chunk_of_the_empty_prompt():
     assert (empty_chunk(TOKENIZER),) == chunks("")
 
 

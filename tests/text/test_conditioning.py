@@ -1,4 +1,4 @@
-"""Weights in the context, by hand."""
+"""How weights change the context, by hand."""
 
 import torch
 
@@ -10,7 +10,7 @@ TOKENIZER = Tokenizer()
 
 
 class Encoder:
-    """Two numbers for each token: its position, and its id over the number of layers left out plus one."""
+    """Two numbers for each token: its position, and its id divided by skip_layers + 1."""
 
     def __init__(self):
         self.calls = []
@@ -32,7 +32,7 @@ def test_vectors_are_multiplied_and_their_mean_is_restored():
     assert torch.allclose(weighted(vectors, torch.tensor([1.0, 2.0])), expected)
 
 
-def test_the_mean_is_that_of_the_whole_chunk_and_of_no_other():
+def test_the_mean_is_taken_over_the_whole_chunk_and_no_other():
     (chunk,) = chunks_of("(a:2)", TOKENIZER)
     encoded = encode_chunks(Encoder(), [(chunk, *chunks_of("b", TOKENIZER))])
     plain = encode_chunks(Encoder(), rows("a")) * torch.tensor(chunk.weights)[:, None]
@@ -41,7 +41,7 @@ def test_the_mean_is_that_of_the_whole_chunk_and_of_no_other():
     assert torch.equal(encoded[:, 77:], encode_chunks(Encoder(), rows("b")))
 
 
-def test_weights_are_applied_in_float32_and_given_back_in_the_precision_of_the_network():
+def test_weights_are_applied_in_float32_and_the_result_has_the_networks_precision():
     half = torch.full((77, 768), 0.1, dtype=torch.float16)
     result = weighted(half, torch.tensor([3.0] + [1.0] * 76))
     assert result.dtype == torch.float16
@@ -64,11 +64,11 @@ def test_equal_tokens_are_encoded_once_whatever_their_weights():
     assert not torch.equal(context[0], context[2])
 
 
-def test_layers_are_left_out_as_asked():
+def test_layers_are_skipped():
     assert encode_chunks(Encoder(), rows("a"), skip_layers=1)[0, 1, 1] == 160
 
 
-def test_the_context_of_a_step_is_that_of_its_texts():
+def test_each_step_has_the_context_of_its_texts():
     by_step = ContextByStep(torch.arange(3.0)[:, None, None], [(0, 2), (0, 2), (1, 2)])
     assert [by_step(step).flatten().tolist() for step in range(3)] == [[0, 2], [0, 2], [1, 2]]
     assert [by_step.changes(step) for step in (1, 2)] == [False, True]

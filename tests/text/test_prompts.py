@@ -11,70 +11,59 @@ ANY_TEXT = st.text(st.one_of(st.sampled_from(SYNTAX + " .,019ab-+e\n"), st.chara
 
 
 def pieces(text):
-    """Of a text with one section: its pieces, weights to nine digits."""
+    """The pieces of a text with one section, weights to nine digits."""
     (section,) = read_weights(text)
     return [(piece, round(weight, 9)) for piece, weight in section]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("", []),
-        ("a horse, at dusk", [("a horse, at dusk", 1)]),
-        ("a (red) horse", [("a ", 1), ("red", 1.1), (" horse", 1)]),
-        ("[a]", [("a", round(1 / 1.1, 9))]),
-        ("(a:1.3)", [("a", 1.3)]),
-        ("(a:.5)(b:2.)(c:3)", [("a", 0.5), ("b", 2), ("c", 3)]),
-        ("(a: 1.3 )", [("a", 1.3)]),
-        ("(a:-0.5)(b:+2)(c:0)", [("a", -0.5), ("b", 2), ("c", 0)]),
-        ("((a))", [("a", 1.21)]),
-        ("(a (b:1.5) c:2)", [("a ", 2), ("b", 3), (" c", 2)]),
-        ("([a])", [("a", 1)]),
-        ("(a)(b)", [("ab", 1.1)]),
-        ("(un)believable", [("un", 1.1), ("believable", 1)]),
-        ("()", []),
-        # the two kinds of brackets do not see each other
-        ("(a [b) c]", [("a ", 1.1), ("b", 1), (" c", round(1 / 1.1, 9))]),
-    ],
-)
-def test_brackets_weight_what_they_hold(prompt, expected):
-    assert pieces(prompt) == expected
+DOWN = round(1 / 1.1, 9)
+PIECES = {
+    "brackets weight what they hold": {
+        "": [],
+        "a horse, at dusk": [("a horse, at dusk", 1)],
+        "a (red) horse": [("a ", 1), ("red", 1.1), (" horse", 1)],
+        "[a]": [("a", DOWN)],
+        "(a:1.3)": [("a", 1.3)],
+        "(a:.5)(b:2.)(c:3)": [("a", 0.5), ("b", 2), ("c", 3)],
+        "(a: 1.3 )": [("a", 1.3)],
+        "(a:-0.5)(b:+2)(c:0)": [("a", -0.5), ("b", 2), ("c", 0)],
+        "((a))": [("a", 1.21)],
+        "(a (b:1.5) c:2)": [("a ", 2), ("b", 3), (" c", 2)],
+        "([a])": [("a", 1)],
+        "(a)(b)": [("ab", 1.1)],
+        "(un)believable": [("un", 1.1), ("believable", 1)],
+        "()": [],
+        "(a [b) c]": [("a ", 1.1), ("b", 1), (" c", DOWN)],  # the two kinds of brackets do not see each other
+        "(a:10)(b:-10)": [("a", 10), ("b", -10)],
+    },
+    "a backslash turns syntax into text": {
+        r"\(a\) \[b\]": [("(a) [b]", 1)],
+        r"(a \(b\):1.5)": [("a (b)", 1.5)],
+        r"(a\:1.5)": [("a:1.5", 1.1)],
+        r"a\\b \| c": [("a\\b | c", 1)],
+        r"\o/ C:\dir": [(r"\o/ C:\dir", 1)],  # before any other character a backslash is text
+        "a\\": [("a\\", 1)],
+    },
+    "what is no syntax is text and never an error": {
+        "a: b :c": [("a: b :c", 1)],
+        "16:9": [("16:9", 1)],
+        "a :1.2)": [("a :1.2)", 1)],
+        "a) b]": [("a) b]", 1)],
+        "smile :)": [("smile :)", 1)],
+        "a (b": [("a ", 1), ("b", 1.1)],  # reaches to the end
+        "a [b (c": [("a ", 1), ("b ", DOWN), ("c", 1)],
+        "(a:b)": [("a:b", 1.1)],
+        "(a:1.2.3)": [("a:1.2.3", 1.1)],
+        "(a:1e2)": [("a:1e2", 1.1)],
+        "[a:1.3)": [("a:1.3)", DOWN)],
+        "a | b": [("a | b", 1)],
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        (r"\(a\) \[b\]", [("(a) [b]", 1)]),
-        (r"(a \(b\):1.5)", [("a (b)", 1.5)]),
-        (r"(a\:1.5)", [("a:1.5", 1.1)]),
-        (r"a\\b \| c", [("a\\b | c", 1)]),
-        (r"\o/ C:\dir", [(r"\o/ C:\dir", 1)]),  # before another character it is a character like any other
-        ("a\\", [("a\\", 1)]),
-    ],
-)
-def test_a_backslash_makes_text_of_syntax(prompt, expected):
-    assert pieces(prompt) == expected
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("a: b :c", [("a: b :c", 1)]),
-        ("16:9", [("16:9", 1)]),
-        ("a :1.2)", [("a :1.2)", 1)]),
-        ("a) b]", [("a) b]", 1)]),
-        ("smile :)", [("smile :)", 1)]),
-        ("a (b", [("a ", 1), ("b", 1.1)]),  # reaches to the end
-        ("a [b (c", [("a ", 1), ("b ", round(1 / 1.1, 9)), ("c", 1)]),
-        ("(a:b)", [("a:b", 1.1)]),
-        ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
-        ("(a:1e2)", [("a:1e2", 1.1)]),
-        ("[a:1.3)", [("a:1.3)", round(1 / 1.1, 9))]),
-        ("a | b", [("a | b", 1)]),
-    ],
-)
-def test_what_is_no_syntax_is_text_and_never_an_error(prompt, expected):
-    assert pieces(prompt) == expected
+@pytest.mark.parametrize("rule", PIECES)
+def test_pieces_and_weights(rule):
+    assert {prompt: pieces(prompt) for prompt in PIECES[rule]} == PIECES[rule]
 
 
 @pytest.mark.parametrize(
@@ -111,14 +100,10 @@ def test_break_may_stand_in_brackets():
         ("(" * 25 + "a", "gives 'a' the weight 10.8347"),  # 1.1 to the 25th
     ],
 )
-def test_an_absurd_weight_gets_a_sentence(prompt, said):
+def test_an_absurd_weight_is_refused_and_named(prompt, said):
     with pytest.raises(PromptError) as caught:
         read_weights(prompt)
     assert said in str(caught.value)
-
-
-def test_weights_of_ten_are_allowed():
-    assert pieces("(a:10)(b:-10)") == [("a", 10), ("b", -10)]
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters=SYNTAX), max_size=80))
@@ -178,7 +163,7 @@ def test_nested_brackets_multiply(tree):
 
 
 def runs(prompt, steps=10):
-    """Until which step, counted from 1, the prompt is what."""
+    """Each text of a prompt, by the last step, counted from 1, that has it."""
     found = {}
     last = None
     for step, text in enumerate(timeline(prompt, steps), 1):
@@ -213,25 +198,13 @@ def test_edits_change_the_prompt_after_their_step(prompt, expected):
     assert runs(prompt) == expected
 
 
-@pytest.mark.parametrize(
-    ("number", "steps", "expected"),
-    [
-        ("0.5", 10, 5),
-        (".25", 30, 7),  # 7.5: the steps that are whole
-        ("0.04", 20, 0),
-        ("1", 10, 1),
-        ("1.0", 10, 10),  # with a point, it is a share: all of them
-        ("1.5", 10, 10),
-        ("5e-1", 10, 5),
-        ("3", 10, 3),
-        ("30", 10, 10),
-        ("-3", 10, 0),
-        ("1e999", 10, 10),
-        ("-1.e999", 10, 0),
-    ],
-)
-def test_a_number_with_a_point_or_below_one_is_a_share_of_the_steps(number, steps, expected):
-    assert first_steps(number, steps) == expected
+def test_a_number_with_a_point_or_below_one_is_a_share_of_the_steps():
+    for number, steps, expected in [
+        *(("0.5", 10, 5), ("5e-1", 10, 5), (".25", 30, 7), ("0.04", 20, 0)),  # whole steps: 7.5 is 7
+        *(("1.0", 10, 10), ("1.5", 10, 10), ("1e999", 10, 10), ("-1.e999", 10, 0)),
+        *(("1", 10, 1), ("3", 10, 3), ("30", 10, 10), ("-3", 10, 0)),  # no point: steps
+    ]:
+        assert first_steps(number, steps) == expected, number
 
 
 @pytest.mark.parametrize(
@@ -250,31 +223,13 @@ def test_alternatives_take_turns(prompt, expected):
     assert list(timeline(prompt, 5)) == expected
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "[a]",
-        "[a:b]",
-        "[a:b:c:0.5]",
-        "[a:b:c]",
-        "[a:b|c:0.5]",
-        "[a:nan]",
-        "[a:inf]",
-        "[a:b:(0.5)]",
-        "a | b : 0.5",
-        "(a|b)",
-        "(a:b:0.5)",
-        r"\[a:b:0.5]",
-        r"[a:b:0.5\]",
-        r"[a\:0.5]",
-        "[a:b:0.5",
-        "a:b:0.5]",
-        "[a:(b:0.5]",
+def test_square_brackets_of_another_form_are_left_to_the_weights():
+    for prompt in [
+        *("[a]", "[a:b]", "[a:b:c:0.5]", "[a:b:c]", "[a:b|c:0.5]", "[a:nan]", "[a:inf]", "[a:b:(0.5)]", "a | b : 0.5"),
+        *("(a|b)", "(a:b:0.5)", r"\[a:b:0.5]", r"[a:b:0.5\]", r"[a\:0.5]", "[a:b:0.5", "a:b:0.5]", "[a:(b:0.5]"),
         "[a:b):0.5]",
-    ],
-)
-def test_square_brackets_of_another_form_are_left_to_the_weights(prompt):
-    assert timeline(prompt, 4) == (prompt,) * 4
+    ]:
+        assert timeline(prompt, 4) == (prompt,) * 4
 
 
 def test_unbalanced_brackets_do_not_hide_others():
@@ -283,7 +238,7 @@ def test_unbalanced_brackets_do_not_hide_others():
 
 
 @given(ANY_TEXT, st.integers(1, 12))
-def test_any_text_has_a_form_at_every_step(text, steps):
+def test_any_text_gives_a_prompt_at_every_step(text, steps):
     texts = timeline(text, steps)
     assert len(texts) == steps
     for step, now in enumerate(texts):

@@ -37,7 +37,7 @@ PRINTABLE_ASCII = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) !
 
 @pytest.fixture(scope="module")
 def strings() -> list[str]:
-    return hand_picked() + generated(6000, seed=1)
+    return hand_picked() + generated(4000, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +52,9 @@ def transformers_encode(tmp_path_factory):
     return encode
 
 
-def test_there_are_enough_different_strings_to_compare(strings):
-    assert len(set(strings)) >= 6000
-
-
-def test_ids_equal_the_original_on_every_string(strings):
+def test_ids_and_cleaned_text_equal_the_original_on_every_string(strings):
+    assert len(set(strings)) >= 4000
     assert [text for text in strings if tokenizer.encode(text) != original_ids(text)] == []
-
-
-def test_cleaned_text_equals_the_original_on_every_string(strings):
     assert [text for text in strings if clean(text) != original_clean(text).lower()] == []
 
 
@@ -106,68 +100,50 @@ def test_entities_are_resolved_twice_where_ftfy_leaves_them_alone():
     assert clean("<b> caf&amp;amp;eacute;") == "<b> caf&eacute;"
 
 
-def test_transformers_agrees_on_every_cleaned_string_outside_the_listed_classes(strings, transformers_encode):
+def test_transformers_agrees_on_every_string_outside_the_listed_classes(strings, transformers_encode):
     cleaned = [(text, original_clean(text)) for text in strings]
     different = [(text, after) for text, after in cleaned if transformers_encode(after) != original_ids(text)]
     assert [text for text, after in different if not is_split_differently(after)] == []
-    assert sum(not is_split_differently(after) for _, after in cleaned) > 5900  # the classes are small
-
-
-def test_transformers_agrees_on_every_string_that_needs_no_cleaning(strings, transformers_encode):
-    ready = [text for text in strings if not needs_cleaning(text) and not is_split_differently(text)]
-    assert len(ready) > 3000
+    assert sum(not is_split_differently(after) for _, after in cleaned) > 0.97 * len(strings)  # the classes are small
+    ready = [text for text, after in cleaned if not needs_cleaning(text) and not is_split_differently(after)]
+    assert len(ready) > len(strings) / 2
     assert [text for text in ready if transformers_encode(text) != original_ids(text)] == []
 
 
-@pytest.mark.parametrize("name", CLEANING)
-def test_transformers_does_not_clean(name, transformers_encode):
-    text, expected = CLEANING[name]
-    assert tokenizer.encode(text) == original.encode(text) == expected
-    assert needs_cleaning(text)
-    try:
-        assert transformers_encode(text) != expected
-    except TypeError:
-        assert "surrogate" in name
+def test_transformers_does_not_clean(transformers_encode):
+    for name, (text, expected) in CLEANING.items():
+        assert tokenizer.encode(text) == original.encode(text) == expected, name
+        assert needs_cleaning(text), name
+        try:
+            assert transformers_encode(text) != expected, name
+        except TypeError:
+            assert "surrogate" in name
 
 
-@pytest.mark.parametrize("name", SPLITTING)
-def test_transformers_splits_differently(name, transformers_encode):
-    _, text, expected = SPLITTING[name]
-    cleaned = original_clean(text)
-    assert tokenizer.encode(text) == original.encode(text) == expected
-    assert [other for other, (predicate, _, _) in SPLITTING.items() if predicate(cleaned)] == [name]
-    assert transformers_encode(cleaned) != expected
+def test_transformers_splits_differently(transformers_encode):
+    for name, (_, text, expected) in SPLITTING.items():
+        cleaned = original_clean(text)
+        assert tokenizer.encode(text) == original.encode(text) == expected, name
+        assert [other for other, (predicate, _, _) in SPLITTING.items() if predicate(cleaned)] == [name]
+        assert transformers_encode(cleaned) != expected, name
 
 
-def test_prompts_belong_to_no_class_of_disagreement():
+def test_ordinary_prompts_are_in_no_class_of_disagreement():
     for text in benchmark.PROMPTS:
         assert not needs_cleaning(text)
         assert not is_split_differently(text)
 
 
-def test_ftfy_and_html_have_nothing_to_do_on_every_pair_of_printable_ascii():
+def test_printable_ascii_needs_neither_ftfy_nor_html():
     for first in PRINTABLE_ASCII:
         text = "".join(first + second for second in PRINTABLE_ASCII)
+        assert ftfy.fix_text(first) == first
         assert html.unescape(html.unescape(ftfy.fix_text(text))) == text
-    for text in PRINTABLE_ASCII:
-        assert ftfy.fix_text(text) == text
-
-
-@settings(max_examples=300, deadline=None, database=None, derandomize=True)
-@given(st.text(PRINTABLE_ASCII))
-def test_ftfy_and_html_have_nothing_to_do_on_printable_ascii(text):
-    assert html.unescape(html.unescape(ftfy.fix_text(text))) == text
-
-
-def test_ftfy_replaces_no_printable_ascii_character_and_finds_no_mojibake_in_it():
     replaced = {*ftfy.chardata.LIGATURES, *ftfy.chardata.WIDTH_MAP, *ftfy.chardata.CONTROL_CHARS}
     assert replaced.isdisjoint(map(ord, PRINTABLE_ASCII))
-    assert ftfy.chardata.possible_encoding(PRINTABLE_ASCII, "ascii")
-
-
-@pytest.mark.parametrize("text", ["caf\u00e9 cafÃ©", "a\x00b", "\x1b[31mred", "a\x7fb", "&lt;", "it’s"])
-def test_outside_printable_ascii_the_long_way_is_taken(text):
-    assert clean(text) == original_clean(text).lower() != " ".join(text.split())
+    assert ftfy.chardata.possible_encoding(PRINTABLE_ASCII, "ascii")  # no mojibake
+    for text in ("caf\u00e9 cafÃ©", "a\x00b", "\x1b[31mred", "a\x7fb", "&lt;", "it’s"):
+        assert clean(text) == original_clean(text).lower() != " ".join(text.split())
 
 
 def test_spaces_that_python_and_the_original_see_differently_never_survive_cleaning():
@@ -181,41 +157,23 @@ def test_spaces_that_python_and_the_original_see_differently_never_survive_clean
 
 def test_a_row_is_start_ids_end_padding():
     assert tokenizer.tokenize("a horse").ids == (49406, 320, 4558, 49407, *[49407] * 73)
-
-
-def test_version_2_pads_with_zeros_after_the_end_token():
+    # Stable Diffusion 2 pads with zeros
     assert Tokenizer(pad_token=0).tokenize("a horse").ids == (49406, 320, 4558, 49407, *[0] * 73)
-
-
-def test_an_empty_prompt_is_start_end_padding():
+    assert tokenizer([]).shape == (0, 77)
+    np.testing.assert_array_equal(tokenizer("a horse"), tokenizer(["a horse"]))
     for text in "", "   ", "\x00", "&#28;":
         prompt = tokenizer.tokenize(text)
         assert prompt.ids == (49406, *[49407] * 76)
         assert (prompt.length, prompt.cut, prompt.cut_tokens) == (2, "", 0)
 
 
-def test_an_empty_batch_has_no_rows():
-    assert tokenizer([]).shape == (0, 77)
-
-
-def test_one_string_is_a_batch_of_one():
-    np.testing.assert_array_equal(tokenizer("a horse"), tokenizer(["a horse"]))
-
-
-def test_a_prompt_that_just_fits_loses_nothing():
-    prompt = tokenizer.tokenize("horse " * 75)
-    assert prompt.ids == (49406, *[4558] * 75, 49407)
-    assert (prompt.length, prompt.cut, prompt.cut_tokens) == (77, "", 0)
-
-
 def test_truncated_prompt_keeps_end_token():
+    row = (49406, *[4558] * 75, 49407)
+    prompt = tokenizer.tokenize("horse " * 75)  # just fits
+    assert (prompt.ids, prompt.length, prompt.cut, prompt.cut_tokens) == (row, 77, "", 0)
     prompt = tokenizer.tokenize("horse " * 75 + "Astronaut, 8k")
-    assert prompt.ids == (49406, *[4558] * 75, 49407)
-    assert (prompt.length, prompt.cut, prompt.cut_tokens) == (77, "astronaut, 8k", 4)
-
-
-def test_truncation_does_not_depend_on_the_padding():
-    assert Tokenizer(pad_token=0).tokenize("horse " * 100).ids == tokenizer.tokenize("horse " * 100).ids
+    assert (prompt.ids, prompt.length, prompt.cut, prompt.cut_tokens) == (row, 77, "astronaut, 8k", 4)
+    assert Tokenizer(pad_token=0).tokenize("horse " * 100).ids == row
 
 
 def test_a_word_cut_in_the_middle_is_named():
@@ -226,7 +184,7 @@ def test_a_word_cut_in_the_middle_is_named():
     assert (prompt.cut, prompt.cut_tokens) == (f"{word} of mars", 6)
 
 
-def test_cut_text_and_kept_text_make_the_whole(strings):
+def test_kept_and_cut_text_make_up_the_whole(strings):
     cut = [text for text in strings if len(original_ids(text)) > 75]
     assert len(cut) > 100
     for text in cut:
@@ -242,21 +200,15 @@ def test_a_shorter_context_cuts_earlier():
     prompt = Tokenizer(context_length=4).tokenize("a photograph of a horse")
     assert prompt.ids == (49406, 320, 8853, 49407)
     assert (prompt.length, prompt.cut, prompt.cut_tokens) == (4, "of a horse", 3)
-
-
-def test_a_context_of_two_holds_only_start_and_end():
     prompt = Tokenizer(context_length=2).tokenize("a horse")
     assert (prompt.ids, prompt.cut) == ((49406, 49407), "a horse")
+    with pytest.raises(ValueError, match="context_length must be at least 2"):
+        Tokenizer(context_length=1)
 
 
-@pytest.mark.parametrize(
-    "text", ["a horse", "caf\u00e9 \u00fcber 馬 космонавт 🐎", "a , b ! 8 k", "don 't", "", "</ w >"]
-)
-def test_decoding_gives_back_text_with_single_spaces_between_words(text):
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
-def test_decoding_takes_lists_rows_and_tuples():
+def test_decoding_gives_back_text_with_single_spaces_between_words():
+    for text in "a horse", "caf\u00e9 \u00fcber 馬 космонавт 🐎", "a , b ! 8 k", "don 't", "", "</ w >":
+        assert tokenizer.decode(tokenizer.encode(text)) == text
     row = tokenizer(["a horse"])[0]
     assert tokenizer.decode(row[1:3]) == tokenizer.decode((320, 4558)) == "a horse"
     assert tokenizer.decode(row[:4]) == "<|startoftext|>a horse <|endoftext|>"
@@ -267,55 +219,34 @@ def test_pieces_join_to_the_decoded_text(strings):
         pieces = tokenizer.pieces(text)
         assert [token for token, _ in pieces] == original_ids(text)
         assert "".join(piece for _, piece in pieces).removesuffix(" ") == tokenizer.decode(original_ids(text))
-
-
-def test_a_character_of_several_ids_stands_with_the_last_one():
+    # a character of several ids stands with the last one
     assert [piece for _, piece in tokenizer.pieces("🏯")] == ["", "🏯 "]
 
 
-@pytest.mark.parametrize("wrong", [None, 3, b"a horse", ["a horse"]])
-def test_a_prompt_that_is_no_string_is_refused(wrong):
-    with pytest.raises(TypeError, match="a prompt must be a str, got"):
-        tokenizer.tokenize(wrong)
-    with pytest.raises(TypeError, match="a prompt must be a str, got"):
-        tokenizer([wrong])
+def test_prompts_that_are_not_strings_and_ids_outside_the_vocabulary_are_refused():
+    for wrong in (None, 3, b"a horse", ["a horse"]):
+        for refused in (lambda wrong=wrong: tokenizer.tokenize(wrong), lambda wrong=wrong: tokenizer([wrong])):
+            with pytest.raises(TypeError, match="a prompt must be a str, got"):
+                refused()
+    for wrong in (-1, 49408):
+        with pytest.raises(ValueError, match=f"token ids must be 0..49407, got {wrong}"):
+            tokenizer.decode([320, wrong])
+        with pytest.raises(ValueError, match=f"token ids must be 0..49407, got {wrong}"):
+            Tokenizer(pad_token=wrong)
+    with pytest.raises(TypeError):
+        tokenizer.decode([320.5])
 
 
 def test_lone_surrogates_are_read_as_replacement_characters():
     assert tokenizer.encode("a\ud83db") == tokenizer.encode("a\ufffdb")
 
 
-def test_null_characters_are_dropped():
-    assert tokenizer.encode("a hor\x00se") == tokenizer.encode("a horse")
-
-
-@pytest.mark.parametrize("wrong", [-1, 49408])
-def test_ids_outside_the_vocabulary_are_refused(wrong):
-    with pytest.raises(ValueError, match=f"token ids must be 0..49407, got {wrong}"):
-        tokenizer.decode([320, wrong])
-    with pytest.raises(ValueError, match=f"token ids must be 0..49407, got {wrong}"):
-        Tokenizer(pad_token=wrong)
-
-
-def test_ids_that_are_no_whole_numbers_are_refused():
-    with pytest.raises(TypeError):
-        tokenizer.decode([320.5])
-
-
-def test_a_context_without_room_for_start_and_end_is_refused():
-    with pytest.raises(ValueError, match="context_length must be at least 2"):
-        Tokenizer(context_length=1)
-
-
-def test_a_word_of_ten_thousand_letters_takes_no_seconds():
-    start = time.perf_counter()
-    assert len(tokenizer.encode("ab" * 5000)) > 1000
-    assert time.perf_counter() - start < 1  # 0.02 s on one slow core; the original takes 2 s
-
-
-def test_a_word_of_three_thousand_letters_equals_the_original():
+def test_long_words_equal_the_original_and_take_less_than_a_second():
     for text in "horse" * 600, "馬に乗る" * 250, "?!" * 1500:
         assert tokenizer.encode(text) == original.encode(text)
+    start = time.process_time()
+    assert len(tokenizer.encode("ab" * 5000)) > 1000
+    assert time.process_time() - start < 1  # 0.02 s on one slow core; the original takes 2 s
 
 
 def test_remembered_words_are_bounded_in_number_and_length():
@@ -347,21 +278,25 @@ def test_shipped_merges_equal_a_rebuild_from_the_original_vocabulary(tmp_path):
     assert build_merges.main([str(VOCABULARY_FILE), "--check"]) == 0
 
 
-def test_check_notices_one_changed_byte_and_writes_nothing(tmp_path):
+def test_one_changed_byte_or_a_missing_one_is_noticed(tmp_path, monkeypatch):
     data = bytearray(sd.text.tokenizer.MERGES_FILE.read_bytes())
     data[1000] ^= 1
     changed = tmp_path / "merges.bin"
     changed.write_bytes(data)
     assert build_merges.main([str(VOCABULARY_FILE), "--check", "--file", str(changed)]) == 1
-    assert changed.read_bytes() == data
+    assert changed.read_bytes() == data  # nothing is written
+    changed.write_bytes(data[:-1])
+    monkeypatch.setattr(sd.text.tokenizer, "MERGES_FILE", changed)
+    with pytest.raises(ValueError, match="195575 bytes instead of 195576"):
+        sd.text.tokenizer.read_merges()
 
 
-@pytest.mark.parametrize("name", ["openai-clip-1.0.1.tar.gz", "bpe_simple_vocab_16e6.txt.gz"])
-def test_another_source_is_refused_by_its_sha256(name, tmp_path, capsys):
-    source = tmp_path / name
-    source.write_bytes(b"something else")
-    assert build_merges.main([str(source), "--file", str(tmp_path / "merges.bin")]) == 2
-    assert "expected " in capsys.readouterr().err
+def test_another_source_is_refused_by_its_sha256(tmp_path, capsys):
+    for name in "openai-clip-1.0.1.tar.gz", "bpe_simple_vocab_16e6.txt.gz":
+        source = tmp_path / name
+        source.write_bytes(b"something else")
+        assert build_merges.main([str(source), "--file", str(tmp_path / "merges.bin")]) == 2
+        assert "expected " in capsys.readouterr().err
     assert not (tmp_path / "merges.bin").exists()
 
 
@@ -375,11 +310,3 @@ def test_every_id_stands_for_the_bytes_of_the_original():
         letters = original.decoder[token]
         end = b" " if letters.endswith("</w>") and len(letters) > 4 else b""
         assert piece == bytes(original.byte_decoder[letter] for letter in letters.removesuffix("</w>")) + end
-
-
-def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
-    damaged = tmp_path / "clip_merges.bin"
-    damaged.write_bytes(sd.text.tokenizer.MERGES_FILE.read_bytes()[:-1])
-    monkeypatch.setattr(sd.text.tokenizer, "MERGES_FILE", damaged)
-    with pytest.raises(ValueError, match="195575 bytes instead of 195576"):
-        sd.text.tokenizer.read_merges()
