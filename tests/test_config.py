@@ -27,20 +27,19 @@ def test_full_size_networks_have_the_published_numbers_of_parameters():
     assert parameters(SD_V1_INPAINTING, "unet") == 859_535_364
 
 
-def test_head_count_and_context_width_come_from_the_config():
+def test_heads_and_context_width_come_from_the_config():
     # Stable Diffusion 2: 64 wide heads, context 1024
-    unet = replace(SD_V1.unet, heads=(5, 10, 20, 20), context_width=1024)
-    network = build_networks(replace(SD_V1, unet=unet))["unet"]
-    assert sum(parameter.numel() for parameter in network.parameters()) == 865_910_724
+    config = replace(SD_V1, unet=replace(SD_V1.unet, heads=(5, 10, 20, 20), context_width=1024))
+    assert parameters(config, "unet") == 865_910_724
+    network = build_networks(config)["unet"]
     assert network.input_blocks[4]["attention"].blocks[0].cross_attention.heads == 10
     assert network.middle_block["attention"].blocks[0].self_attention.heads == 20
 
 
-def test_transformers_of_any_depth_fit():
+def test_transformers_may_have_any_depth():
     # the widths, depths and heads of Stable Diffusion XL, without its extra embedding (2,816 -> 1280 -> 1280)
     unet = replace(
         SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
     )
-    network = build_networks(replace(SD_V1, unet=unet))["unet"]
     label_embedding = (2816 + 1) * 1280 + (1280 + 1) * 1280
-    assert sum(parameter.numel() for parameter in network.parameters()) == 2_567_463_684 - label_embedding
+    assert parameters(replace(SD_V1, unet=unet), "unet") == 2_567_463_684 - label_embedding

@@ -1,4 +1,4 @@
-"""What fails quietly in the text encoder. Its numbers are compared with transformers' in test_parity."""
+"""Mistakes in the text encoder that raise no error; test_parity compares its numbers with transformers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_all_77_positions_come_out(tiny_networks):
     assert encode(tiny_networks["text_encoder"], "").shape == (1, 77, TINY.text_encoder.width)
 
 
-def test_final_norm_is_applied_also_where_layers_are_left_out(tiny_networks):
+def test_final_norm_is_applied_even_if_layers_are_skipped(tiny_networks):
     network = tiny_networks["text_encoder"]
     early = encode(network, "a horse", skip_layers=1)
     assert not torch.allclose(early, encode(network, "a horse"), atol=1e-3)
@@ -43,6 +43,6 @@ def test_too_many_tokens_are_refused(tiny_networks):
 
 
 @pytest.mark.parametrize("skip_layers", [-1, 2])
-def test_a_number_of_layers_that_leaves_none_is_refused(tiny_networks, skip_layers):
+def test_skipping_all_layers_is_refused(tiny_networks, skip_layers):
     with pytest.raises(ValueError, match="skip_layers must be 0 to 1"):
         encode(tiny_networks["text_encoder"], "", skip_layers=skip_layers)

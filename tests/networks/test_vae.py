@@ -1,4 +1,4 @@
-"""What fails quietly in the VAE. Its numbers are compared with diffusers' in test_parity."""
+"""Mistakes in the VAE that raise no error; test_parity compares its numbers with diffusers."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def test_log_variance_is_kept_where_its_exponential_is_finite(tiny_networks):
     assert logvar[0, 1].item() == -30
 
 
-def test_sampled_latents_have_the_mean_and_spread_that_were_asked_for():
+def test_sampled_latents_have_the_given_mean_and_spread():
     noise = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
     drawn = sample_latents(torch.tensor(3.0), torch.tensor(2.0).log() * 2, noise)  # log-variance of deviation 2
     assert drawn.mean().item() == pytest.approx(3, abs=0.02)
