@@ -1,4 +1,4 @@
-"""A browser without a window, driven through two pipes, as far as a test of a page needs it."""
+"""A headless browser, driven through two pipes."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ PATIENCE = 120  # seconds for an answer, on a busy machine
 
 
 class BrowserGone(Exception):
-    """It does not start, has ended, or does not answer."""
+    """The browser does not start, has exited, or does not answer."""
 
 
 def find_browser() -> str | None:
@@ -31,7 +31,7 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """One page of a Chromium. What it complains about and asks the network for is in `problems` and `requests`.
+    """One page in Chromium; `problems` and `requests` hold its warnings and network requests.
 
     The protocol: one JSON object after another, each ended by a zero byte, on file descriptors 3 and 4.
     """
@@ -45,7 +45,7 @@ class Browser:
 
         options = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-extensions", "--no-proxy-server"]
         if os.geteuid() == 0:
-            options.append("--no-sandbox")  # it refuses to run as root with one
+            options.append("--no-sandbox")  # Chromium's sandbox does not run as root
         self._process = subprocess.Popen(
             [executable, *options, f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"],
             stdin=subprocess.DEVNULL,
@@ -73,7 +73,7 @@ class Browser:
         try:
             self._out.write(json.dumps(message).encode() + b"\0")
         except BrokenPipeError:
-            raise BrowserGone("it has ended") from None
+            raise BrowserGone("it has exited") from None
         while True:
             answer = self._read()
             if answer.get("id") == self._number:
@@ -85,7 +85,7 @@ class Browser:
             ready, _, _ = select.select([self._in], [], [], PATIENCE)
             more = os.read(self._in.fileno(), 1 << 16) if ready else b""
             if not more:
-                raise BrowserGone("it has ended" if ready else f"no answer for {PATIENCE} seconds")
+                raise BrowserGone("it has exited" if ready else f"no answer for {PATIENCE} seconds")
             self._rest += more
         text, _, self._rest = self._rest.partition(b"\0")
         message = json.loads(text)
@@ -117,13 +117,13 @@ class Browser:
             self._read()
 
     def run(self, script: str):
-        """The value of an expression in the page; of a promise, what it gives in the end."""
+        """The value of an expression in the page; a promise is awaited."""
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """With the mouse, on the middle of the first such element."""
+        """Click the middle of the first matching element."""
         element = f"document.querySelector({json.dumps(selector)})"
         self.run(f"{element}.scrollIntoView({{block: 'center'}})")
         box = self.run(f"{element}.getBoundingClientRect().toJSON()")

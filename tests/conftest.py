@@ -78,7 +78,7 @@ def refused(result, *parts):
 
 @contextmanager
 def compiled_into(kernel, folder):
-    """As long as it lasts, a kernel is the one that is compiled into that folder now."""
+    """Inside this context, a kernel is compiled anew, into that folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setattr(kernel, "_found", [])
@@ -164,7 +164,7 @@ def call(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def run(call):
-    """The same with the lines of stdout."""
+    """The same, with stdout as a list of lines."""
 
     def run(*arguments):
         code, out, err = call(*arguments)

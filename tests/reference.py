@@ -1,4 +1,4 @@
-"""Slow, obvious formulas that the fast ones are compared with."""
+"""Slow, obvious formulas to compare the fast ones with."""
 
 import math
 

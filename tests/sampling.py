@@ -19,7 +19,7 @@ def best_eps(data):
 
 
 def some_network(x, alpha_bar):
-    """Some smooth function of x and the noise level: nonlinear, and no steeper than a prediction of the noise is."""
+    """Some smooth function of x and the noise level: nonlinear, and no steeper than a noise prediction."""
     return 0.3 * torch.sin(2 * x + 10 * alpha_bar) + 0.7 * x
 
 
@@ -39,7 +39,7 @@ def even_steps(steps, highest=10.0, lowest=0.1):
 
 
 def orders(errors):
-    """Of errors whose number of steps doubles each time."""
+    """The orders of errors, where the number of steps doubles each time."""
     return [math.log2(a / b) for a, b in pairwise(errors)]
 
 
