@@ -18,7 +18,7 @@ import torch
 from benchmark_contender import Options
 from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
-from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, plot, text
+from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, text
 from PIL import Image
 
 from sd.runtime.cpu import winograd
@@ -29,6 +29,7 @@ CASE = "512x512, batch 1"
 OPTIONS = Options(
     checkpoint="", folder="", openvino="", device="cpu", precision="fp32", threads=None, compile_mode="default"
 )
+DIFFUSERS = ["diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"]
 
 
 @pytest.fixture
@@ -42,15 +43,15 @@ def report():
         differences={CASE: {"other": 0.0123}},
         left_out={"third": "not installed"},
     )
-    for what in (COLD, LOAD):
-        found.rows.append(Row(contender="sd-zoo", case=ONCE, what=what, seconds=(10.0,)))
-        found.rows.append(Row(contender="other", case=ONCE, what=what, seconds=(5.0,)))
-    for what in (TEXT, STEP, DECODE, PICTURES):
-        found.rows.append(Row(contender="sd-zoo", case=CASE, what=what, seconds=(4, 1, 3, 2)))
-        found.rows.append(Row(contender="other", case=CASE, what=what, seconds=(5, 9, 4)))
-    for case in (ONCE, CASE):
-        found.peaks.append(Peak(contender="sd-zoo", case=case, own=1_500_000_000, resident=2_000_000_000))
-        found.peaks.append(Peak(contender="other", case=case, own=None, resident=None))
+    for contender, once, repeated, own in (
+        ("sd-zoo", (10.0,), (4, 1, 3, 2), 1_500_000_000),
+        ("other", (5.0,), (5, 9, 4), None),
+    ):
+        found.rows += [Row(contender=contender, case=ONCE, what=what, seconds=once) for what in (COLD, LOAD)]
+        repeats = (TEXT, STEP, DECODE, PICTURES)
+        found.rows += [Row(contender=contender, case=CASE, what=what, seconds=repeated) for what in repeats]
+        resident = own and 2_000_000_000
+        found.peaks += [Peak(contender=contender, case=case, own=own, resident=resident) for case in (ONCE, CASE)]
     return found
 
 
@@ -76,31 +77,19 @@ def test_the_table_has_a_line_for_each_contender_and_names_those_left_out(report
         assert line in lines
 
 
-def test_the_plot_has_a_bar_for_each_median(report):
-    figure = plot(report)
-    heights = [[bar.get_height() for bar in axes.patches] for axes in figure.axes]
-    assert heights == [[10, 5], [10, 5], [2.5, 5], [2.5, 5], [2.5, 5]]
-
-
 def test_latents_may_differ_by_as_much_as_the_coarser_precision_explains():
     b = np.full((1, 4, 8, 8), 2.0, dtype=np.float32)
     far, near = b * 1.1, b * 1.00001
-    precisions = {"first": "bf16", "exact": "fp32"}
-    assert check_latents({"first": b, "exact": far}, precisions, CASE)["exact"] == pytest.approx(0.1)
-    exact = {"first": "fp32", "exact": "fp32"}
+    mixed, exact = {"first": "bf16", "exact": "fp32"}, {"first": "fp32", "exact": "fp32"}
+    assert check_latents({"first": b, "exact": far}, mixed, CASE)["exact"] == pytest.approx(0.1)
     assert check_latents({"first": b, "exact": near}, exact, CASE)["exact"] == pytest.approx(1e-5, rel=0.05)
     with pytest.raises(Wrong, match=r"so there is no comparison(.|\n)*exact: 1\.0e-01, at most 1e-03"):
         check_latents({"first": b, "exact": far}, exact, CASE)
     assert BOUNDS["fp32"] < BOUNDS["fp16"] < BOUNDS["bf16"] < 1  # unlike latents differ by more than 1
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_latents_that_are_no_numbers_are_wrong(bad):
-    b = np.ones((1, 4, 8, 8), dtype=np.float32)
-    precisions = {"first": "bf16", "other": "bf16"}
-    for latents in ({"first": b, "other": b * bad}, {"first": b * bad, "other": b}):
-        with pytest.raises(Wrong), np.errstate(invalid="ignore"):
-            check_latents(latents, precisions, CASE)
+    for bad in (np.nan, np.inf):
+        for latents in ({"first": b, "exact": b * bad}, {"first": b * bad, "exact": b}):
+            with pytest.raises(Wrong), np.errstate(invalid="ignore"):
+                check_latents(latents, mixed, CASE)
 
 
 def test_a_contender_that_is_not_installed_is_named_with_what_installs_it(monkeypatch):
@@ -108,16 +97,17 @@ def test_a_contender_that_is_not_installed_is_named_with_what_installs_it(monkey
     assert benchmark.missing("openvino") == "no_such_module not installed. pip install it"
     assert benchmark.missing("sd-zoo") == ""
     assert set(benchmark.NEEDS) == set(benchmark_workers.CONTENDERS)
-
-
-def test_only_diffusers_as_it_comes_has_a_precision_of_its_own():
-    asked = Options(**{**asdict(OPTIONS), "precision": "bf16"})
-    found = {name: kind(asked).precision for name, kind in benchmark_workers.CONTENDERS.items()}
-    assert found.pop("diffusers") == "fp32"
-    assert set(found.values()) == {"bf16"}
+    asked = Options(**{**asdict(OPTIONS), "precision": "bf16"})  # only plain diffusers keeps a precision of its own
+    precisions = {name: kind(asked).precision for name, kind in benchmark_workers.CONTENDERS.items()}
+    assert precisions == {name: "fp32" if name == "diffusers" else "bf16" for name in benchmark_workers.CONTENDERS}
 
 
 def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
+    contender = benchmark_workers.CONTENDERS["sd-zoo"](OPTIONS)
+    done = []
+    contender.step = lambda: done.append(1)
+    assert set(benchmark_workers.answer_to(contender, {"unit": "steps", "count": 3})) == {"seconds"}
+    assert len(done) == 3
     process = Process("sd-zoo", OPTIONS)
     for _ in range(2):  # it goes on after a failure
         with pytest.raises(ContenderFailed, match="decode: AttributeError: 'SdZoo' object has no attribute 'model'"):
@@ -134,10 +124,10 @@ def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
 
 
 def test_steps_are_asked_for_together_and_contenders_started_at_once(tmp_path, monkeypatch):
-    """Their mean counts, and what is known is written before the end."""
+    """A round asks for several steps and takes their mean; intermediate results are written."""
     asked, written = [], []
 
-    class Told:
+    class Recorded:
         age, own_peak = 5.0, None
 
         def __init__(self, name, options):
@@ -157,25 +147,17 @@ def test_steps_are_asked_for_together_and_contenders_started_at_once(tmp_path, m
 
         close = forget_peak
 
-    monkeypatch.setattr("benchmark_contest.Process", Told)
+    monkeypatch.setattr("benchmark_contest.Process", Recorded)
     monkeypatch.setattr(benchmark, "make_files", lambda *_: None)
     monkeypatch.setattr(benchmark, "missing_files", lambda *_: [])
     monkeypatch.setattr(benchmark, "write_json", lambda report, args: written.append(len(report.rows)))
-    flags = ["--contenders", "sd-zoo,sd-zoo-uncaptured", "--device", "cpu", "--repeat", "3", "--starts", "1"]
-    assert benchmark.main(["--tiny", *flags, "--together", "4", "--start-at-once", "--folder", str(tmp_path)]) == 0
+    flags = "--tiny --contenders sd-zoo,sd-zoo-uncaptured --device cpu --repeat 3 --starts 1 --together 4"
+    assert benchmark.main([*flags.split(), "--start-at-once", "--folder", str(tmp_path)]) == 0
     assert written == [4, 4 + 8, 4 + 8]
     steps = [(name, what["count"]) for name, unit, what in asked if unit == "steps"]
     assert sorted(steps[:2]) == [("sd-zoo", 1), ("sd-zoo-uncaptured", 1)]
     assert steps[2:] == 4 * [("sd-zoo", 4), ("sd-zoo-uncaptured", 4)]
     assert sum(unit == "load" for _, unit, _ in asked) == 2
-
-
-def test_the_mean_of_steps_that_were_asked_for_together_counts():
-    contender = benchmark_workers.CONTENDERS["sd-zoo"](OPTIONS)
-    done = []
-    contender.step = lambda: done.append(1)
-    assert set(benchmark_workers.answer_to(contender, {"unit": "steps", "count": 3})) == {"seconds"}
-    assert len(done) == 3
 
 
 def test_on_a_gpu_diffusers_is_tuned_as_its_documentation_advises_and_predicts_the_same(theirs, monkeypatch):
@@ -184,47 +166,51 @@ def test_on_a_gpu_diffusers_is_tuned_as_its_documentation_advises_and_predicts_t
     monkeypatch.setattr(config, "conv_1x1_as_mm", False)
     given = torch.randn(2, 4, 8, 8), torch.tensor(5), torch.randn(2, 77, 64)
     expected = theirs.unet(*given).sample
-    kinds = {name: kind(OPTIONS) for name, kind in benchmark_workers.CONTENDERS.items() if "diffusers" in name}
-    pipes = {name: deepcopy(theirs) for name in kinds}
-    for name, contender in kinds.items():
+    assert [name for name in benchmark_workers.CONTENDERS if "diffusers" in name] == DIFFUSERS
+    for name in DIFFUSERS:
+        contender, pipe = benchmark_workers.CONTENDERS[name](OPTIONS), deepcopy(theirs)
         contender.torch = torch
-        contender.tune(pipes[name], on_gpu=True)
+        contender.tune(pipe, on_gpu=True)
         assert config.conv_1x1_as_mm == (name == "diffusers-compiled")
-        assert getattr(pipes[name], "fusing_unet", False) == (name in ("diffusers-tuned", "diffusers-compiled"))
-        compiled, pipes[name].unet._compiled_call_impl = pipes[name].unet._compiled_call_impl, None
+        assert getattr(pipe, "fusing_unet", False) == (name in ("diffusers-tuned", "diffusers-compiled"))
+        compiled, pipe.unet._compiled_call_impl = pipe.unet._compiled_call_impl, None
         assert (compiled is not None) == (name == "diffusers-compiled")
-        assert (pipes[name].unet(*given).sample - expected).abs().max() < 1e-5
-    assert list(kinds) == ["diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"]
+        assert (pipe.unet(*given).sample - expected).abs().max() < 1e-5
 
 
-def test_the_compiled_contender_has_the_same_file_and_is_loaded_compiled(monkeypatch, tmp_path):
+def test_the_compiled_contender_is_loaded_compiled_from_the_same_file(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr("sd.load", lambda path, **options: asked.append(options["compile"]), raising=False)
+    monkeypatch.setattr("sd.load", lambda path, **options: asked.append((path, options["compile"])), raising=False)
+    options = Options(**{**asdict(OPTIONS), "checkpoint": str(tmp_path / "checkpoint")})
     for name in ("sd-zoo", "sd-zoo-compiled"):
-        benchmark_workers.CONTENDERS[name](OPTIONS).load()
-    assert asked == [False, True]
-    files = {name: str(tmp_path / name) for name in ("checkpoint", "folder", "openvino")}
-    options = Options(**{**asdict(OPTIONS), **files})
+        benchmark_workers.CONTENDERS[name](options).load()
+    assert asked == [(options.checkpoint, False), (options.checkpoint, True)]
     assert benchmark.missing_files(options, ["sd-zoo", "sd-zoo-compiled"]) == [tmp_path / "checkpoint"]
+
+
+def compare(tmp_path, *flags):
+    """One round on narrow models; what the JSON file says."""
+    files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json")]
+    common = ["--tiny", "--precision", "fp32", "--device", "cpu", "--steps", "2", "--repeat", "1"]
+    assert benchmark.main([*common, *files, *flags]) == 0
+    told = json.loads((tmp_path / "x.json").read_text())
+    assert told["left_out"] == {}
+    return told
 
 
 def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
-    files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json"), "--plot", str(tmp_path / "x.png")]
-    flags = ["--contenders", "sd-zoo,diffusers", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
-    flags += ["--together", "2", "--logs", str(tmp_path), "--whole", "3"]
-    assert benchmark.main(["--tiny", "--repeat", "1", "--threads", "1", *flags, *files]) == 0
-    told = json.loads((tmp_path / "x.json").read_text())
-    assert told["left_out"] == {}
+    flags = ["--contenders", "sd-zoo,diffusers", "--threads", "1", "--together", "2", "--whole", "3"]
+    told = compare(tmp_path, *flags, "--logs", str(tmp_path), "--plot", str(tmp_path / "x.png"))
     assert told["machine"]["threads"] == 1
     (difference,) = told["differences"]["64x64, batch 1"].values()
     assert 0 < difference < 1e-4  # two programs, float32
-    measured = {(row["contender"], row["case"], row["what"]): row for row in told["rows"]}
+    measured = {(row["contender"], row["case"], row["what"]): row["median"] for row in told["rows"]}
     units = [(ONCE, COLD), (ONCE, LOAD), *(("64x64, batch 1", what) for what in (TEXT, STEP, DECODE, PICTURES))]
     units.append(("a new process, 64x64, 3 steps", WHOLE))
     assert set(measured) == {(name, *unit) for name in ("sd-zoo", "diffusers") for unit in units}
     for name in ("sd-zoo", "diffusers"):
-        seconds = {unit: measured[(name, *unit)]["median"] for unit in units}
+        seconds = {unit: measured[(name, *unit)] for unit in units}
         assert seconds[ONCE, COLD] > seconds[ONCE, LOAD] > 0
         assert seconds[units[-1]] > seconds["64x64, batch 1", DECODE] / 4
         assert seconds["64x64, batch 1", PICTURES] > seconds["64x64, batch 1", DECODE] / 4 > 0
@@ -238,40 +224,32 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     assert (tmp_path / "sd-zoo.log").exists()
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (
-            ["--contenders", "sd-zoo,rust"],
-            "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-uncaptured,",
-        ),
-        (["--contenders", "sd-zoo,sd-zoo"], "--contenders names one twice"),
-        (["--sizes", "500"], "--sizes 500x500: width 500 is not a multiple of 8"),
-        (["--batch-sizes", "0"], "--batch-sizes '0' is out of range"),
-        (["--repeat", "0"], "--repeat: 0 is out of range: 1 to 400"),
-        (["--steps", "0"], "--steps: 0 is out of range"),
-        (["--threads", "0"], "--threads: 0 is out of range"),
-        (["--whole", "0"], "--whole: 0 is out of range: 1 to 1000"),
-        (["--starts", "0"], "--starts: 0 is out of range: 1 to 400"),
-        (["--together", "501"], "--together: 501 is out of range: 1 to 500"),
-        (["--device", "tpu"], "device 'tpu' is not available here"),
-        (["--logs", "nowhere"], "--logs nowhere is not a folder. Create it first."),
-        (["--folder", "nowhere"], "--folder nowhere is not a folder. Create it first."),
-        (["--json", "x.txt"], "--json x.txt cannot be written: give a .json file in a folder that exists."),
-        (["--plot", "there.png"], "--plot there.png exists already"),
-    ],
-)
-def test_what_cannot_be_compared_is_refused_with_a_sentence(flags, words, tmp_path, monkeypatch, capsys):
+def test_invalid_flags_are_refused_with_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.png").write_text("kept")
-    with pytest.raises(SystemExit) as ended:
-        benchmark.main(flags)
-    assert ended.value.code == 2
-    assert words in capsys.readouterr().err.replace("\n", " ")
+    for flag, value, words in [
+        ("--contenders", "sd-zoo,rust", "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-uncaptured,"),
+        ("--contenders", "sd-zoo,sd-zoo", "--contenders names one twice"),
+        ("--sizes", "500", "--sizes 500x500: width 500 is not a multiple of 8"),
+        ("--batch-sizes", "0", "--batch-sizes '0' is out of range"),
+        ("--together", "501", "--together 501 is out of range: 1 to 500"),
+        ("--device", "tpu", "device 'tpu' is not available here"),
+        ("--folder", "nowhere", "--folder nowhere is no folder. Make it first."),
+        ("--json", "x.txt", "--json x.txt cannot be written: give a .json file in a folder that exists."),
+        ("--plot", "there.png", "--plot there.png exists already"),
+        *(
+            (f"--{flag}", "0", f"--{flag} 0 is out of range")
+            for flag in ["repeat", "steps", "threads", "whole", "starts"]
+        ),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            benchmark.main([flag, value])
+        assert ended.value.code == 2
+        assert words in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_contenders_do_not_import_each_other_s_libraries():
-    """Otherwise a cold start would pay for what is not its own."""
+def test_contenders_do_not_import_each_others_libraries():
+    """Otherwise a cold start would include another contender's imports."""
 
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'scripts' / 'benchmarks')!r}); import benchmark_workers\n"
@@ -280,14 +258,10 @@ def test_contenders_do_not_import_each_other_s_libraries():
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
 
 
-def test_openvino_s_networks_answer_as_diffusers_do(tmp_path):
+def test_openvinos_networks_answer_as_diffusers_do(tmp_path):
     if importlib.util.find_spec("openvino") is None:
         pytest.skip("OpenVINO is not installed: pip install openvino")
-    flags = ["--contenders", "diffusers,openvino", "--precision", "fp32", "--device", "cpu", "--steps", "2"]
-    files = ["--folder", str(tmp_path), "--json", str(tmp_path / "x.json")]
-    assert benchmark.main(["--tiny", "--repeat", "1", *flags, *files]) == 0
-    told = json.loads((tmp_path / "x.json").read_text())
-    assert told["left_out"] == {}
+    told = compare(tmp_path, "--contenders", "diffusers,openvino")
     assert told["differences"]["64x64, batch 1"]["openvino"] < BOUNDS["fp32"]
 
 
@@ -302,29 +276,35 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())
 
 
-def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path):
-    def case(size, batch_size, seconds):
-        work = 1e9 * size / 1000 * batch_size
-        return {
-            "width": size,
-            "height": size,
-            "batch_size": batch_size,
-            "step": {"median": seconds},
-            "operations": work,
-        }
+def growth_file(path, rate, cases):
+    """What the benchmark writes; a case is (side, batch size, seconds), and 1e9 operations for 1000 pixels of side."""
+    told = {
+        "model": {"family": "sd-v1", "precision": "bf16"},
+        "machine": {"device_name": path.stem, "threads": 2},
+        "rates": {"operations": rate},
+        "cases": [
+            {
+                **{"width": side, "height": side, "batch_size": batch, "step": {"median": seconds}},
+                "operations": 1e9 * side / 1000 * batch,
+            }
+            for side, batch, seconds in cases
+        ],
+    }
+    path.write_text(json.dumps(told))
+    return told
 
-    def told(rate, *cases):
-        machine = {"device_name": "Fast 9000", "threads": 2}
-        model = {"family": "sd-v1", "precision": "bf16"}
-        return {"model": model, "machine": machine, "rates": {"operations": rate}, "cases": list(cases)}
 
-    files = [tmp_path / "a.json", tmp_path / "b.json"]
-    files[0].write_text(json.dumps(told(1e9, case(1000, 1, 1.0), case(2000, 1, 6.0))))
-    files[1].write_text(json.dumps(told(2e9, case(1000, 2, 1.6), case(3000, 2, 10.0))))
+def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path, capsys):
+    files = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"]
+    for path, rate, cases in zip(
+        files, (1e9, 2e9), ([(1000, 1, 1.0), (2000, 1, 6.0)], [(1000, 2, 1.6), (3000, 2, 10.0)]), strict=True
+    ):
+        path.parent.mkdir()
+        growth_file(path, rate, cases)
     draw_growth.main([*map(str, files), str(tmp_path / "growth.png")])
     with Image.open(tmp_path / "growth.png") as picture:
         assert picture.width > 500
-    together = told(2e9, case(1000, 1, 1.0), case(2000, 1, 6.0), case(1000, 2, 1.6))
+    together = growth_file(tmp_path / "y.json", 2e9, [(1000, 1, 1.0), (2000, 1, 6.0), (1000, 2, 1.6)])
     by_pixels, by_batch = draw_growth.growth(together).axes
     drawn = {line.get_label(): line.get_xydata() for line in by_pixels.get_lines() + by_batch.get_lines()}
     assert {name for name in drawn if not name.startswith("_")} == {"1 at a time", "1000x1000"}
@@ -332,14 +312,8 @@ def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path):
     assert np.allclose(drawn["1000x1000"], [[1, 1], [2, 0.8]])
     (dotted,) = (line.get_xydata() for line in by_pixels.get_lines() if line.get_linestyle() == ":")
     assert np.allclose(dotted, [[1, 0.5], [4, 1]])
-
-
-def test_growth_of_several_machines_is_refused(tmp_path, capsys):
-    told = {"model": {}, "machine": {"device_name": "a"}, "rates": {"operations": 1}, "cases": []}
-    (tmp_path / "a.json").write_text(json.dumps(told))
-    (tmp_path / "b.json").write_text(json.dumps({**told, "machine": {"device_name": "b"}}))
-    with pytest.raises(SystemExit) as ended:
-        draw_growth.main([str(tmp_path / "a.json"), str(tmp_path / "b.json"), str(tmp_path / "x.png")])
+    with pytest.raises(SystemExit) as ended:  # x and y are two machines
+        draw_growth.main([str(files[0]), str(tmp_path / "y.json"), str(tmp_path / "z.png")])
     assert ended.value.code == 2
     assert "several models or machines" in capsys.readouterr().err
 
@@ -354,9 +328,3 @@ def test_convolutions_are_measured_beside_each_other_and_agree(capsys):
     rows = [line.split("|") for line in lines if line.startswith("| VAE")]
     assert len(rows) == 2
     assert all(float(error) < 1e-6 for cells in rows for error in cells[-3:-1])
-
-
-def test_convolutions_that_cannot_be_compared_are_no_traceback(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_convolutions, "is_supported", lambda device, dtype: False)
-    assert benchmark_convolutions.main(["--tiny"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1

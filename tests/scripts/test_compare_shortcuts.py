@@ -25,7 +25,7 @@ def test_shortcuts_are_compared_with_runs_without_them(tiny_networks):
     assert all(10 < float(row[6].removesuffix(" dB")) < 100 for row in rows[3:])
 
 
-def test_operations_of_shortcuts_are_those_that_docs_tell():
+def test_operations_of_shortcuts_are_as_documented():
     unet, x_t = build_networks(SD_V1)["unet"], torch.empty(1, 4, 64, 64, device="meta")
     assert round(compare_shortcuts.without_inner_blocks(unet, x_t, 1) / 803_273_441_280, 3) == 0.079
     assert compare_shortcuts.merged(unet, [x_t], [0.5]).splitlines()[-1] == "| 512×512 | 0.5 | 724.4 G | 90.2 % |"
