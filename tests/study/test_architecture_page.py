@@ -17,7 +17,7 @@ VOID = {"meta", "link", "br", "input", "img"}
 
 
 class Reader(HTMLParser):
-    """Elements as (tag, attributes), the text of table cells, and what is not closed in order."""
+    """Elements as (tag, attributes), the text of table cells, and tags that are not closed in order."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,18 +54,11 @@ def read(full):
     return Reader(page(full))
 
 
-def test_elements_are_closed_in_order(read):
-    assert read.wrong == []
-
-
-def test_every_module_is_one_element_that_opens(full, read):
+def test_every_module_is_one_element_that_opens_and_links_lead_somewhere(full, read):
+    assert read.wrong == []  # elements are closed in order
     paths = [node.path for network in full.networks for node in network.walk() if node is not network]
-    opening = [attrs["id"] for tag, attrs in read.elements if tag == "details"]
-    assert opening == paths
+    assert [attrs["id"] for tag, attrs in read.elements if tag == "details"] == paths
     assert len(read.values("id")) == len(set(read.values("id")))
-
-
-def test_links_within_the_page_lead_somewhere(read):
     inside = [href for href in read.values("href", "a") if href.startswith("#")]
     assert len(inside) > 60
     assert {href[1:] for href in inside} <= set(read.values("id"))
@@ -124,12 +117,9 @@ def test_times_stand_in_the_page_only_where_they_were_measured(full):
     assert "times measured on cpu, fp32" in text
 
 
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(0, "0"), (999, "999"), (1000, "1 k"), (15_746_560, "15.7 M"), (803_273_441_280, "803 G"), (3.63e12, "3.63 T")],
-)
-def test_amounts_have_three_figures_and_a_unit(number, text):
-    assert amount(number) == text
+def test_amounts_have_three_figures_and_a_unit():
+    found = [amount(number) for number in (0, 999, 1000, 15_746_560, 803_273_441_280, 3.63e12)]
+    assert found == ["0", "999", "1 k", "15.7 M", "803 G", "3.63 T"]
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +148,7 @@ def test_click_on_a_tile_opens_its_block_and_marks_the_tile(browser, path):
     assert browser.run(IS_OPEN.format("unet.input_blocks.4"))
 
 
-@pytest.mark.parametrize("key", ["Enter", " "])
-def test_keyboard_opens_and_closes_a_module(browser, path, key):
+def test_keyboard_opens_and_closes_a_module(browser, path):
     browser.open(path)
     browser.run("document.querySelector('a.tile[href=\"#unet.middle_block\"]').focus()")
     browser.press("Enter")
@@ -167,13 +156,14 @@ def test_keyboard_opens_and_closes_a_module(browser, path, key):
     browser.press("Tab")  # to the first module inside
     assert browser.run("document.activeElement.tagName") in ("SUMMARY", "A")
     browser.run("document.querySelector('[id=\"unet.middle_block.attention\"] > summary').focus()")
-    browser.press(key)
-    assert browser.run(IS_OPEN.format("unet.middle_block.attention"))
-    browser.press(key)
-    assert not browser.run(IS_OPEN.format("unet.middle_block.attention"))
+    for key in "Enter", " ":
+        browser.press(key)
+        assert browser.run(IS_OPEN.format("unet.middle_block.attention"))
+        browser.press(key)
+        assert not browser.run(IS_OPEN.format("unet.middle_block.attention"))
 
 
-def test_screen_readers_are_told_what_is_open_and_where_skips_come_from(browser, path):
+def test_screen_readers_learn_what_is_open_and_where_skips_come_from(browser, path):
     browser.open(path)
     browser.call("Accessibility.enable")
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
@@ -192,24 +182,19 @@ def test_weight_is_found_by_its_original_key_and_the_link_opens_all_around_it(br
     browser.run(f"document.getElementById('find').focus(); document.execCommand('insertText', false, '{key}')")
     assert browser.run("document.querySelector('.find output').innerText.split('\\n')[0].trim()") == "1 found"
     browser.click(".find output a")
-    path_of_it = "unet.output_blocks.5.attention.blocks.0.cross_attention.k"
-    parts = path_of_it.split(".")
+    parts = ["unet", "output_blocks", "5", "attention", "blocks", "0", "cross_attention", "k"]
     around = [".".join(parts[:n]) for n in (3, 4, 6, 7, 8)]
     assert [browser.run(IS_OPEN.format(name)) for name in around] == [True] * 5
-
-
-def test_all_modules_of_a_network_open_and_close_at_once(browser, path):
-    browser.open(path)
     closed = "document.querySelectorAll('details:not([open])').length"
     number = browser.run(closed)
-    browser.click("#text_encoder-section [data-open]")
+    browser.click("#text_encoder-section [data-open]")  # all of a network at once
     assert browser.run(closed) == number - 135
     browser.click("#text_encoder-section [data-close]")
     assert browser.run(closed) == number
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
-def test_page_fits_the_window_and_complains_of_nothing(browser, path, width, scheme):
+def test_page_fits_the_window_without_warnings_or_requests(browser, path, width, scheme):
     browser.requests.clear()
     browser.problems.clear()
     browser.open(path, width=width, height=844, scheme=scheme)
@@ -227,7 +212,7 @@ def test_page_fits_the_window_and_complains_of_nothing(browser, path, width, sch
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_stand_out_from_what_is_behind_them(browser, path, scheme):
+def test_text_has_enough_contrast(browser, path, scheme):
     """WCAG 2, success criterion 1.4.3: a contrast of at least 4.5."""
     browser.open(path, scheme=scheme)
     colours = browser.run(

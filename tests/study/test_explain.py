@@ -1,4 +1,4 @@
-"""The record of a run: it changes nothing, and what it says is what happened."""
+"""The record of a run: it changes nothing, and it says what happened."""
 
 import base64
 import io
@@ -41,15 +41,10 @@ def told(model, run):
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "ddim", "plms", "heun", "dpmpp_sde"])
-def test_picture_is_the_one_that_is_made_without_a_record(model, sampler):
+def test_recording_does_not_change_the_picture_or_leave_hooks(model, sampler):
     asked = settings(sampler=sampler, steps=2)
     assert explain(model, asked).picture.tobytes() == model.make([asked])[0].tobytes()
-
-
-def test_nothing_is_left_on_the_network(model, run):
-    for module in model.unet.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.unet.modules())
 
 
 def test_latents_of_the_record_are_those_of_the_run(model, run):
@@ -57,6 +52,9 @@ def test_latents_of_the_record_are_those_of_the_run(model, run):
     assert all(torch.equal(step.after, x) for step, x in zip(run.steps, latents, strict=True))
     assert torch.equal(run.steps[0].x_t[0], torch.randn(4, 8, 9, generator=torch.Generator().manual_seed(5)))
     assert all(torch.equal(later.x_t, step.after) for step, later in zip(run.steps, run.steps[1:], strict=False))
+    for step in run.steps:
+        mixed = step.alpha_bar**0.5 * step.x_0 + (1 - step.alpha_bar) ** 0.5 * step.guided
+        assert torch.allclose(mixed, step.x_t, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -80,26 +78,17 @@ def test_halves_combine_to_the_guided_noise(tiny_networks, prediction):
         assert step.difference.norm() > 0
 
 
-def test_outside_of_the_guidance_interval_there_is_one_prediction(model):
+def test_without_guidance_and_outside_its_interval_there_is_one_prediction(model):
     run = explain(model, settings(guidance_interval=(0.5, 5)))
     halves = [step.without_prompt is not None for step in run.steps]
     sigmas = [((1 - step.alpha_bar) / step.alpha_bar) ** 0.5 for step in run.steps]
     assert halves == [0.5 <= sigma <= 5 for sigma in sigmas]
     assert len(set(halves)) == 2
     assert all(step.heats for step in run.steps)
-
-
-def test_without_guidance_there_is_one_prediction(model):
     for step in explain(model, settings(guidance_scale=1.0), attention=False).steps:
         assert step.without_prompt is None
         assert step.difference is None
         assert torch.equal(step.guided, step.with_prompt)
-
-
-def test_predicted_picture_and_noise_make_up_the_noisy_latents(run):
-    for step in run.steps:
-        mixed = step.alpha_bar**0.5 * step.x_0 + (1 - step.alpha_bar) ** 0.5 * step.guided
-        assert torch.allclose(mixed, step.x_t, atol=1e-4)
 
 
 def test_steps_that_are_run_again_in_float32_are_recorded_once():
@@ -115,10 +104,7 @@ def test_steps_that_are_run_again_in_float32_are_recorded_once():
     assert torch.equal(run.steps[0].x_t[0], torch.randn(4, 8, 9, generator=torch.Generator().manual_seed(5)))
 
 
-# ---------- attention ----------
-
-
-def test_weights_are_those_of_the_networks_attention():
+def test_attention_weights_reproduce_the_networks_attention():
     torch.manual_seed(0)
     attention = Attention(32, 48, 4, bias=False)
     x, context = torch.randn(1, 20, 32), torch.randn(1, 77, 48)
@@ -130,40 +116,12 @@ def test_weights_are_those_of_the_networks_attention():
 
 
 def test_maps_of_all_tokens_sum_to_one_at_every_place(run):
+    sizes = [(8, 9, 5), (4, 5, 5), (2, 3, 5), (1, 2, 1)]
     for step in run.steps:
-        assert [(heat.height, heat.width, heat.layers) for heat in step.heats] == [
-            (8, 9, 5),
-            (4, 5, 5),
-            (2, 3, 5),
-            (1, 2, 1),
-        ]
+        assert [(heat.height, heat.width, heat.layers) for heat in step.heats] == sizes
         for heat in step.heats:
             assert heat.weights.shape == (8, len(run.strips[0].columns), heat.height, heat.width)
             assert torch.allclose(heat.weights.sum(dim=1), torch.ones(()), atol=1e-5)
-
-
-def test_maps_are_means_over_the_layers_of_the_half_with_the_prompt(model):
-    """Worked out from the attention's inputs, with no help of the hooks under test."""
-    asked, seen = settings(steps=1), []
-    blocks = [
-        block for module in model.unet.modules() if isinstance(module, SpatialTransformer) for block in module.blocks
-    ]
-
-    def keep(attention, arguments):
-        x, context = (given[1] for given in arguments)
-        seen.append(attention_weights(attention.q(x), attention.k(context), attention.heads))
-
-    handles = [block.cross_attention.register_forward_pre_hook(keep) for block in blocks]
-    run = explain(model, asked)
-    for handle in handles:
-        handle.remove()
-    strip = run.strips[0]
-    for heat in run.steps[0].heats:
-        mean = torch.stack([weights for weights in seen if weights.shape[1] == heat.height * heat.width]).mean(dim=0)
-        for column in range(len(strip.columns)):
-            tokens = [i for i, of in enumerate(strip.column_of) if of == column]
-            expected = mean[..., tokens].sum(dim=-1).unflatten(-1, (heat.height, heat.width))
-            assert torch.allclose(heat.weights[:, column], expected, atol=1e-5)
 
 
 def test_small_maps_are_means_over_places_and_heads(model):
@@ -180,10 +138,15 @@ def test_small_maps_are_means_over_places_and_heads(model):
     assert torch.allclose(small[0], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun"])
-def test_layers_that_are_left_out_show_the_maps_of_the_features_that_are_used(model, sampler):
-    """With Heun, every second whole prediction is the second one of its step."""
-    asked = settings(sampler=sampler, steps=5, reuse_features=3)
+@pytest.mark.parametrize(
+    ("sampler", "options"), [("ddim", {}), ("ddim", {"reuse_features": 3}), ("heun", {"reuse_features": 3})]
+)
+def test_maps_are_means_over_the_layers_of_the_half_with_the_prompt(model, sampler, options):
+    """Computed from the attention's inputs. Layers that a step skips keep the maps of the features that it reuses.
+
+    With Heun, every second prediction is the second one of its step.
+    """
+    asked = settings(sampler=sampler, steps=5, **options)
     seen, kept = {}, []
     layers = [m.blocks[0].cross_attention for m in model.unet.modules() if isinstance(m, SpatialTransformer)]
 
@@ -222,9 +185,6 @@ def test_long_prompts_and_many_steps_get_smaller_maps():
     assert kept * 77 * 30 <= ROOM
 
 
-# ---------- the prompt ----------
-
-
 def test_strip_has_all_tokens_words_and_weights():
     strip = token_strip("a (red:1.2) Hokusai", TOKENIZER)
     assert [(column.kind, column.text, column.id, column.count) for column in strip.columns] == [
@@ -243,7 +203,7 @@ def test_strip_has_all_tokens_words_and_weights():
     assert (strip.rows, strip.cut, strip.cut_tokens) == (1, "", 0)
 
 
-def test_strip_tells_what_programs_with_one_row_would_cut():
+def test_strip_shows_what_programs_with_one_row_would_cut():
     strip = token_strip("a " * 75 + "blue horse", TOKENIZER)
     assert (strip.rows, strip.cut, strip.cut_tokens) == (2, "blue horse", 2)
     assert len(strip.column_of) == 2 * 77
@@ -258,9 +218,6 @@ def test_words_that_change_have_a_strip_for_each_text(model):
     for step in run.steps:
         assert step.heats[0].weights.shape[1] == len(run.strips[step.text].columns)
         assert torch.allclose(step.heats[0].weights.sum(dim=1), torch.ones(()), atol=1e-5)
-
-
-# ---------- the report and the page ----------
 
 
 def picture_of(uri):
@@ -286,15 +243,12 @@ def test_json_in_the_page_is_the_report_and_holds_the_numbers_of_the_run(run, to
     assert data["noise_norm"] == pytest.approx((4 * 8 * 9) ** 0.5)
 
 
-def test_the_page_says_that_features_were_reused(told):
-    settings = {**told["settings"], "reuse_features": 3}
-    assert "<dd>in at least one of 3 predictions</dd>" in page({**told, "settings": settings})
+def test_the_page_says_that_features_were_reused_and_tokens_merged(told):
+    settings = {**told["settings"], "reuse_features": 3, "merge_tokens": 0.5}
+    text = page({**told, "settings": settings})
+    assert "<dd>at least at one prediction in 3</dd>" in text
+    assert "<dd>50 % at the largest resolution</dd>" in text
     assert "one prediction in" not in page(told)
-
-
-def test_the_page_says_that_tokens_were_merged(told):
-    settings = {**told["settings"], "merge_tokens": 0.5}
-    assert "<dd>50 % at the largest resolution</dd>" in page({**told, "settings": settings})
     assert "tokens merged" not in page(told)
 
 
@@ -303,6 +257,9 @@ def test_finished_picture_in_the_page_is_the_picture_with_its_settings(model, ru
     assert picture.format == "PNG"
     assert picture.tobytes() == run.picture.tobytes()
     assert picture.text == model.texts(run.settings)
+    previews = []
+    report(model, run, on_preview=lambda: previews.append(1))
+    assert len(previews) == preview_count(3, True, []) == 15
 
 
 def test_previews_show_what_they_are_called(model, run, told):
@@ -316,12 +273,6 @@ def test_previews_show_what_they_are_called(model, run, told):
     assert [one["label"] for one in compared] == ["7.5", "1"]
     assert [len(one["steps"]) for one in compared] == [3, 3]
     assert compared[0]["steps"][0]["picture"] != compared[1]["steps"][0]["picture"]
-
-
-def test_every_preview_is_told(model, run):
-    previews = []
-    report(model, run, on_preview=lambda: previews.append(1))
-    assert len(previews) == preview_count(3, True, []) == 15
 
 
 def test_shares_of_all_words_sum_to_one_and_the_last_row_weighs_layers(run, told):
@@ -355,7 +306,7 @@ def test_packed_maps_are_the_recorded_ones(run, told):
 
 
 def test_a_page_of_30_steps_stays_below_6_megabytes(told):
-    """With as large maps and as large a picture as there may be, and noise in all previews."""
+    """With the largest maps and picture, and noise in all previews."""
     noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     decoded = Image.fromarray(noise.numpy()).resize((512, 512), Image.Resampling.BICUBIC)
     previews = len(data_uri(decoded, LARGE)) + 4 * len(data_uri(decoded, SMALL))

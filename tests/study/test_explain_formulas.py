@@ -1,4 +1,4 @@
-"""What the page says a sampler does, against what the sampler did."""
+"""What the page says a sampler does, against what it did."""
 
 import math
 import re
@@ -20,7 +20,7 @@ PARTIAL = {"lms", "unipc", "dpmpp_sde"}
 
 
 class Watched:
-    """A run of a sampler with all that it was given, by the names that the formulas use."""
+    """A run of a sampler that keeps all its inputs under the names that the formulas use."""
 
     def __init__(self, name, **options):
         self.settings = Settings(prompt="", width=64, height=64, seed=0, sampler=name, steps=STEPS, **options)

@@ -1,4 +1,4 @@
-"""The score of heat maps: on pictures and maps made by hand, and from end to end."""
+"""The score of heat maps, on pictures and maps made by hand, and from end to end."""
 
 from types import SimpleNamespace
 
@@ -26,14 +26,12 @@ def drawn():
 
 
 def run_with(heat_of, picture=None):
-    """A run of two steps whose maps are given by word: (h, w) for each."""
+    """A run of two steps; heat_of gives the (h, w) map of each word."""
     strip = token_strip(PROMPT, Tokenizer(context_length=77, pad_token=49407))
     heats = []
     for side, layers in ((16, 5), (8, 1)):
-        maps = torch.zeros(2, len(strip.columns), side, side)
-        for i, column in enumerate(strip.columns):
-            maps[:, i] = heat_of(column.text.strip(), side)
-        heats.append(Heat(height=side, width=side, layers=layers, weights=maps))
+        maps = torch.stack([heat_of(column.text.strip(), side) for column in strip.columns])
+        heats.append(Heat(height=side, width=side, layers=layers, weights=maps.expand(2, -1, -1, -1)))
     step = SimpleNamespace(heats=tuple(heats))
     return SimpleNamespace(strips=(strip,), steps=(step, step), picture=picture or drawn())
 
@@ -51,20 +49,15 @@ def half(is_left, side):
     return (columns if is_left else ~columns).float().expand(side, side)
 
 
-def test_maps_on_their_own_things_are_right_and_swapped_ones_wrong():
-    own = run_with(lambda word, side: half(word in ("red", "circle"), side))
-    assert judge(own, REQUEST).right == dict.fromkeys(KINDS, (True, True))
-    swapped = run_with(lambda word, side: half(word not in ("red", "circle"), side))
-    assert judge(swapped, REQUEST).right == dict.fromkeys(KINDS, (False, False))
+def test_maps_on_their_own_things_are_right_and_all_others_wrong():
+    def right(heat_of):
+        return judge(run_with(heat_of), REQUEST).right
 
-
-def test_shapes_and_colours_are_judged_apart():
-    mixed = judge(run_with(lambda word, side: half(word in ("circle", "blue"), side)), REQUEST).right
+    assert right(lambda word, side: half(word in ("red", "circle"), side)) == dict.fromkeys(KINDS, (True, True))
+    assert right(lambda word, side: half(word not in ("red", "circle"), side)) == dict.fromkeys(KINDS, (False, False))
+    mixed = right(lambda word, side: half(word in ("circle", "blue"), side))
     assert (mixed["shape"], mixed["colour"]) == ((True, True), (False, False))
-
-
-def test_a_map_that_is_the_same_everywhere_is_not_right():
-    assert judge(run_with(lambda word, side: torch.ones(side, side)), REQUEST).right["shape"] == (False, False)
+    assert right(lambda word, side: torch.ones(side, side))["shape"] == (False, False)  # the same everywhere
 
 
 def test_a_picture_without_both_colours_is_left_out():
@@ -85,7 +78,7 @@ def test_the_mean_is_taken_inside_the_box():
     assert mean_inside(heat, thing) == pytest.approx((2 + 3 + 6 + 7) / 4)
 
 
-def test_prompts_are_of_two_shapes_and_three_colours_beside_each_other():
+def test_prompts_have_two_shapes_and_three_colours_side_by_side():
     requests = requests_for(100)
     assert len(requests) == 100
     for each in requests:
@@ -101,6 +94,6 @@ def test_the_table_counts_words():
     assert "1 pictures; 3 more" in table(judged, 3)
 
 
-def test_the_script_runs_from_end_to_end(tmp_path, capsys, tiny_ckpt):
-    score_heat_maps.main([str(tmp_path), "--model", str(tiny_ckpt), "--count", "1", "--steps", "2"])
+def test_the_script_runs_from_end_to_end(tmp_path, capsys):
+    score_heat_maps.main([str(tmp_path), "--count", "1", "--steps", "2"])
     assert capsys.readouterr().out == (tmp_path / "heat-maps.md").read_text()
