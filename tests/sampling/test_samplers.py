@@ -75,19 +75,20 @@ def test_unipc_is_one_order_better_than_its_predictor_on_the_way(order, expected
 
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [("ddpm", 1), ("euler_a", 1), ("dpm2_a", 2), ("dpmpp_2s_a", 2), ("dpmpp_sde", 2), ("dpmpp_2m_sde", 2)],
+    [("ddpm", 1), ("euler_a", 1), ("dpm2_a", 2), ("dpmpp_2s_a", 2), ("dpmpp_2m_sde", 2)],
 )
 def test_mean_and_deviation_approach_those_of_the_data_at_the_methods_order(sampler, order):
-    measured = orders([moment_error(SAMPLERS[sampler], even_steps(count)) for count in (16, 32)])
+    measured = orders([moment_error(SAMPLERS[sampler], even_steps(count)) for count in (32, 64)])
     assert measured == pytest.approx([order], abs=0.25)
 
 
-def test_the_two_noises_of_a_step_of_dpmpp_sde_must_belong_together(monkeypatch):
+def test_dpmpp_sde_is_of_order_two_only_if_the_two_noises_of_a_step_belong_together(monkeypatch):
     errors = [moment_error(dpmpp_sde, even_steps(count)) for count in (16, 32)]
     monkeypatch.setattr("sd.sampling.samplers.dpmpp_2s.whole_step_noise", lambda first, second, *_: second)
     independent = [moment_error(dpmpp_sde, even_steps(count)) for count in (16, 32)]
+    assert orders(errors) == pytest.approx([2], abs=0.25)
+    assert orders(independent)[0] < 1
     assert independent[1] > 10 * errors[1]
-    assert orders(independent)[0] < 1 < 1.9 < orders(errors)[0]
 
 
 def test_noise_of_a_whole_step_is_standard_and_contains_that_of_its_first_half():
