@@ -30,7 +30,7 @@ def encoded(vae, tmp_path):
     return EncodedOnce(path, lambda number, time: f"{number} for the {time}th time", seed=0)
 
 
-def test_latents_encoded_once_are_those_of_the_pictures(vae, encoded):
+def test_latents_encoded_once_equal_those_encoded_live(vae, encoded):
     live = EncodedAsTheyCome(vae, training_example.RandomPictures())
     for step in range(3):
         assert torch.equal(encoded.moments["mean"][4 * step : 4 * step + 4], live.batch(step, 4, EVERYTHING).mean)

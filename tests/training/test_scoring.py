@@ -1,4 +1,4 @@
-"""What the score is made of: prompts that training never shows, and shares that add up."""
+"""The score: prompts that training never shows, and shares that add up."""
 
 from collections import Counter
 from random import Random
@@ -36,7 +36,7 @@ def test_prompts_say_what_is_wanted():
         assert relation in request.prompt.replace("to the left of", "left of")
 
 
-def test_relations_are_equally_many_and_of_held_out_things_in_two_colours():
+def test_relations_are_equally_frequent_and_between_held_out_things_of_two_colours():
     requests = two_things(4)
     assert Counter(request.wanted.relation for request in requests) == dict.fromkeys(RELATIONS, 4)
     for request in requests:
@@ -58,7 +58,7 @@ def test_the_right_picture_is_right_and_another_one_is_not():
     assert plain_caption(scene).startswith("a red star on")
 
 
-def test_shares_are_of_those_that_have_the_measure():
+def test_shares_count_only_pictures_that_have_the_measure():
     common = {"background": True, "count": True, "colour": True}
     judged = [
         Verdict(**common, shape=True, relation=None, all=True),

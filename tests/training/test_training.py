@@ -49,7 +49,7 @@ def batch():
 
 
 class Fixed(nn.Module):
-    """A network with the answer that it was given."""
+    """A network with a fixed output."""
 
     def __init__(self, answer):
         super().__init__()
@@ -60,7 +60,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_the_right_answer_has_no_loss_and_zero_has_that_of_the_target(prediction):
+def test_the_right_answer_has_no_loss_and_zero_the_mean_square_of_the_target(prediction):
     latents, tokens, timesteps, noise = batch()
     bars = TABLE[timesteps][:, None, None, None]
     target = noise if prediction == "eps" else bars.sqrt() * noise - (1 - bars).sqrt() * latents
@@ -87,7 +87,7 @@ def test_the_network_sees_the_noisy_latents_of_its_timestep():
     assert context == "context"
 
 
-def test_min_snr_weights_are_those_calculated_by_hand():
+def test_min_snr_weights_by_hand():
     # alpha_bar 0.9: SNR 9, beyond gamma 5; alpha_bar 0.5: SNR 1, below
     bars = torch.tensor([0.9, 0.5])
     assert snr_weights(bars, 5.0, 0.0, "eps").tolist() == pytest.approx([5 / 9, 1])
@@ -230,7 +230,7 @@ def example(*arguments, **environment):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_training_goes_on_with_the_identical_state(tmp_path):
+def test_a_killed_training_continues_with_the_identical_state(tmp_path):
     list(training_example.run(tmp_path / "whole", 9).run())
     child = example(tmp_path / "killed", 9)
     for line in child.stdout:
@@ -269,7 +269,7 @@ def test_a_state_of_other_options_or_another_model_is_refused(tmp_path):
         first.optimiser.state[value] = {"step": torch.zeros(()), **moments}
     first.save()
     begin(seed=1, batch_size=4, snr_floor=None)
-    begin(seed=1, batch_size=4, snr_floor=None, new=2)  # a state of before there was such a number
+    begin(seed=1, batch_size=4, snr_floor=None, new=2)  # a state saved before that setting existed
     with pytest.raises(ValueError, match="seed was 1, is 2; batch_size was 4, is 8"):
         begin(seed=2, batch_size=8, snr_floor=None)
     with pytest.raises(ValueError, match="snr_floor was None, is 1"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from functools import partial
 
@@ -45,7 +46,8 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     with torch.enable_grad():
         train_tiny.main([str(folder), *SHORT])
-    return folder
+    yield folder
+    shutil.rmtree(folder)  # 600 MB
 
 
 def test_a_model_is_trained_from_scratch_and_loads(trained):
@@ -69,7 +71,7 @@ def test_the_decoder_is_trained_last_and_the_encoder_left_alone(trained):
     assert torch.equal(model.vae.decoder.conv_in.weight, after["decoder.conv_in.weight"].half().float())
 
 
-def test_what_was_done_is_not_done_again(trained):
+def test_finished_parts_are_not_trained_again(trained):
     before = {
         path: path.stat().st_mtime_ns
         for path in trained.rglob("*")
@@ -79,7 +81,7 @@ def test_what_was_done_is_not_done_again(trained):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_training_does_not_go_on_with_other_options_and_says_so(trained, monkeypatch, capsys):
+def test_training_refuses_to_continue_with_other_options(trained, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_tiny.py", str(trained), *SHORT, "--learning-rate", "1"])
     with pytest.raises(SystemExit) as ended:
         run(train_tiny.main)
@@ -89,7 +91,7 @@ def test_a_training_does_not_go_on_with_other_options_and_says_so(trained, monke
     assert "made with other options (learning_rate was 0.001, is 1.0" in message
 
 
-def test_a_training_can_begin_with_a_model(trained, tmp_path):
+def test_training_can_start_from_a_model(trained, tmp_path):
     arguments = [str(tmp_path), *SHORT, "--init", str(trained / "model.ckpt"), "--decoder-steps", "0", "--steps", "1"]
     train_tiny.main(arguments)
     before, after = (sd.load(folder / "model.ckpt", precision="fp32") for folder in (trained, tmp_path))
@@ -99,7 +101,7 @@ def test_a_training_can_begin_with_a_model(trained, tmp_path):
     assert 0 < change.abs().max() < 2e-3  # one step of AdamW is as long as the learning rate
 
 
-def test_a_trained_model_is_trained_further_on_a_folder(trained, tmp_path):
+def test_a_trained_model_is_finetuned_on_a_folder(trained, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(3):
