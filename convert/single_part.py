@@ -15,8 +15,8 @@ from convert.checkpoint import (
 )
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
 from convert.families.diffusers_config import with_settings
-from convert.families.family import PARTS, V2_TEXT_WIDTH, check_complete, part_config
-from convert.families.other_models import other_model
+from convert.families.family import PARTS, check_complete, part_config
+from convert.families.recognition import recognise_names
 from convert.families.stated_config import stated_config
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, Original, original_names
@@ -73,18 +73,13 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         found = _with_text_root(found)
     prefix = PREFIXES[part]
     mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
-    other = other_model({name: record.shape for name, record in found.tensors.items()})
+    refusal = recognise_names({name: record.shape for name, record in found.tensors.items()}).refusal
     if not mine:
-        what = f"it is {other[0]}, as {other[1]}" if other else "none of its tensors is part of one"
-        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1: {what}.")
+        what = f"it {refusal}" if refusal else "none of its tensors is part of one."
+        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1: {what}")
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()})
-    if other and part == "unet":
-        raise UnsupportedFileError(f"is {other[0]}: {other[1]}. Only those of Stable Diffusion 1 can be used so far.")
-    if part == "text_encoder" and config.text_encoder.width == V2_TEXT_WIDTH:
-        raise UnsupportedFileError(
-            f"has the text encoder of Stable Diffusion 2, {V2_TEXT_WIDTH} wide. Only those of Stable Diffusion 1 can "
-            "be used so far."
-        )
+    if refusal and part != "vae":  # the VAEs of all families have the same shapes
+        raise UnsupportedFileError(refusal)
     if file.configs:
         config = with_settings(config, file.configs)
     names = _names(config, part)

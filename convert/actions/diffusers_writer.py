@@ -15,16 +15,12 @@ from convert.families.diffusers_config import (
     unet_settings,
     vae_settings,
 )
+from convert.families.table import family_named
 from convert.files.diffusers_folder import CLASSES, INDEX
 from sd.config import ModelConfig
 from sd.files import written_whole
 
 DIFFUSERS_VERSION = "0.21.0"  # the oldest that knows everything said here
-PIPELINES = {  # by channels that the UNet takes
-    4: "StableDiffusionPipeline",
-    8: "StableDiffusionInstructPix2PixPipeline",
-    9: "StableDiffusionInpaintPipeline",
-}
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
@@ -41,7 +37,7 @@ def folder_settings(config: ModelConfig) -> dict[str, dict]:
     version = {"_diffusers_version": DIFFUSERS_VERSION}
     return {
         INDEX: {
-            "_class_name": PIPELINES.get(config.unet.in_channels, PIPELINES[4]),
+            "_class_name": family_named(config.family).pipeline,
             **version,
             "feature_extractor": NONE,
             "image_encoder": NONE,

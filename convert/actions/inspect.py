@@ -14,8 +14,8 @@ from convert.actions.parts import Part, parts_beside, parts_of
 from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of, unwrapped
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
-from convert.families.evidence import describe
 from convert.families.family import PARTS
+from convert.families.recognition import describe
 from convert.files.hashing import file_sha256, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
@@ -137,7 +137,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         dangerous=(),
         problem=problem,
         kind=kind.name,
-        evidence=kind.evidence,
+        evidence=(*kind.evidence, *kind.details),
         family=checkpoint and checkpoint.config.family,
         part=alone and alone.part,
         layout=(checkpoint or alone) and (checkpoint or alone).layout,

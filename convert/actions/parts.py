@@ -6,24 +6,14 @@ from dataclasses import dataclass
 
 from convert.actions.tensor_set import unwrapped
 from convert.checkpoint import EXTRA, SCHEDULE_BUFFERS
-from convert.families.evidence import Kind
-from convert.families.family import PARTS
+from convert.families.recognition import Recognised
+from convert.families.table import ADDITIONS, CONTROLNET, MODELS
 from convert.files.records import Inert, StorageRecord, TensorRecord
 
-COMPONENTS = (  # (what names start with, what that is); the first that fits counts
-    ("model.diffusion_model.", "UNet"),
-    ("cond_stage_model.", "text encoder"),
-    ("conditioner.embedders.0.", "text encoder 1"),
-    ("conditioner.embedders.1.", "text encoder 2"),
-    ("first_stage_model.", "VAE"),
-    ("depth_model.", "depth model"),
-    ("control_model.", "ControlNet"),
-    ("unet.", "UNet"),
-    ("vae.", "VAE"),
-    ("text_encoder.", "text encoder"),
-    ("lora_unet_", "adapter of the UNet"),
-    ("lora_te", "adapter of the text encoder"),
-)
+PREFIXES = {  # what names start with -> what that is
+    **{prefix: part for row in reversed((*MODELS, *ADDITIONS)) for part, prefix in row.parts.items() if prefix},
+    **{"control_model.": "ControlNet", "unet.": "UNet", "vae.": "VAE", "text_encoder.": "text encoder"},
+}
 EXTRAS = (  # what lies beside a model: (what names start with, what that is)
     ("model_ema.decay", "EMA counters"),
     ("model_ema.num_updates", "EMA counters"),
@@ -48,7 +38,7 @@ class Part:
 
 
 def parts_of(
-    tensors: Mapping[str, TensorRecord], kind: Kind, *, averaged: bool = False
+    tensors: Mapping[str, TensorRecord], kind: Recognised, *, averaged: bool = False
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """The networks, and what lies beside them: each in groups, the largest first.
 
@@ -65,7 +55,7 @@ def parts_of(
     return tuple(part for needed, part in parts if needed), tuple(part for needed, part in parts if not needed)
 
 
-def _place(name: str, kind: Kind) -> tuple[bool, str, str]:
+def _place(name: str, kind: Recognised) -> tuple[bool, str, str]:
     """Whether a tensor belongs to a network; what it belongs to; the prefix of its name."""
     if name.startswith(EXTRA):
         _, part, prefix = _place(name.removeprefix(EXTRA), kind)
@@ -77,16 +67,13 @@ def _place(name: str, kind: Kind) -> tuple[bool, str, str]:
     for prefix, part in EXTRAS:
         if name.startswith(prefix):
             return False, part, prefix if prefix.endswith(".") else prefix.rpartition(".")[0] + "."
-    for prefix, part in COMPONENTS:
+    for prefix, part in PREFIXES.items():
         if name.startswith(prefix):
             return True, part, prefix
-    for part in PARTS.values():  # a network alone, without a prefix
-        if kind.name.startswith(f"{part} alone"):
-            return True, part, ""
-    if kind.name == "ControlNet":
-        return True, "ControlNet", ""
-    if kind.name.startswith(("LoRA", "LoHa", "LoKr", "textual inversion")):
-        return True, "tensors", ""
+    if kind.family in (CONTROLNET, *ADDITIONS):
+        return True, next(part for part, prefix in kind.family.parts.items() if not prefix), ""
+    if len(kind.parts) == 1:  # a network alone, without a prefix
+        return True, kind.parts[0], ""
     return False, "unknown", name.partition(".")[0] + ("." if "." in name else "")
 
 

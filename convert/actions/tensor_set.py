@@ -75,11 +75,6 @@ def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
     return weights | checkpoint.extras
 
 
-def tensor_set_sha256(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> str:
-    """The hash of a set of tensors, 64 hex digits. Reads all of them. Raises CorruptFileError for a wrong checksum."""
-    return set_sha256(tensor_digests(file, tensors))
-
-
 def tensor_digests(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> list[tuple[str, TensorRecord, str]]:
     """Name, description and hash of each tensor. Reads all of them, one storage after the other.
 

@@ -1,7 +1,7 @@
-"""Which model a file in the original layout holds, told from its names and shapes alone.
+"""The config of a model, read from the names and shapes of its tensors alone.
 
-Files of the same layout at other widths are recognised too. Attention heads cannot be seen in any shape and come with
-the family: a wrong number would load cleanly and give noise.
+Files of the same layout at other widths are recognised too. No shape shows the number of attention heads, so it
+comes from the family: a wrong number would load cleanly and give noise.
 """
 
 from collections import Counter
@@ -9,18 +9,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown, shown_list
-from convert.families.other_models import other_model
+from convert.families.recognition import recognise_names
+from convert.families.table import MODELS
 from convert.files.limits import LIMITS
 from convert.layouts.names import PREFIXES
 from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-V1_HEADS = 8  # of every attention in the UNet
-V1_TEXT_HEAD_WIDTH = 64
-V2_TEXT_WIDTH = 1024
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
-V1_VARIANTS = {4: "sd-v1", 8: "sd-v1-edit", 9: "sd-v1-inpainting"}  # by channels that the UNet takes
+HEAD_WIDTH = SD_V1.text_encoder.width // SD_V1.text_encoder.heads  # of CLIP, at every width
 
 
 def recognise(shapes: Shapes) -> ModelConfig:
@@ -29,42 +27,33 @@ def recognise(shapes: Shapes) -> ModelConfig:
     Raises UnsupportedFileError for another kind of file, WeightMismatchError where a part of the model is missing or
     has a shape that no v1 model has.
     """
+    found = recognise_names(shapes)
+    if found.refusal:
+        raise UnsupportedFileError(found.refusal)
     present = [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in shapes)]
-    if len(present) < len(PREFIXES):
-        if other := other_model(shapes):
-            kind, evidence = other
-            raise UnsupportedFileError(
-                f"is {kind}: {evidence}. Only complete Stable Diffusion 1 checkpoints can be used so far."
-            )
-        if not present:
-            raise UnsupportedFileError(_unknown_contents(shapes))
-        missing = " and no ".join(words for part, words in PARTS.items() if part not in present)
+    if not present:
+        raise UnsupportedFileError(_unknown_contents(shapes))
+    if missing := [words for part, words in PARTS.items() if part not in present]:
         there = " and a ".join(PARTS[part] for part in present)
-        advice = ", or put a VAE into it with sd convert --vae FILE" if missing == PARTS["vae"] else ""
+        advice = ", or put a VAE into it with sd convert --vae FILE" if missing == [PARTS["vae"]] else ""
         raise WeightMismatchError(
-            f"has no {missing}: among its {len(shapes)} tensors are only those of a {there}. Use a complete "
+            f"has no {' and no '.join(missing)}: its {len(shapes)} tensors are only those of a {there}. Use a complete "
             f"checkpoint{advice}."
         )
-    strip = {part: _strip(shapes, prefix) for part, prefix in PREFIXES.items()}
-    unet = unet_config(strip["unet"])
-    text_encoder = text_encoder_config(strip["text_encoder"])
+    sizes = {part: _sizes(part, _strip(shapes, prefix)) for part, prefix in PREFIXES.items()}
+    unet, text_encoder = sizes["unet"], sizes["text_encoder"]
     if unet.context_width != text_encoder.width:
         raise WeightMismatchError(
             f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
             f"its text encoder gives {text_encoder.width}."
         )
-    if text_encoder.width == V2_TEXT_WIDTH:  # with the wrong heads and activation it would load and give noise
+    allowed = [row.channels for row in MODELS if row.config]
+    if found.family is None or unet.in_channels != found.family.channels:
         raise UnsupportedFileError(
-            f"is a Stable Diffusion 2 model in another layout: its text encoder is {V2_TEXT_WIDTH} wide. "
-            "Only complete Stable Diffusion 1 checkpoints can be used so far."
+            f"has a UNet that takes {unet.in_channels} channels; a Stable Diffusion 1 model takes "
+            f"{', '.join(map(str, allowed))}."
         )
-    if unet.in_channels not in V1_VARIANTS:
-        raise UnsupportedFileError(
-            f"has a UNet that takes {unet.in_channels} channels; those of Stable Diffusion 1 models take "
-            f"{', '.join(map(str, V1_VARIANTS))}."
-        )
-    family = V1_VARIANTS[unet.in_channels]
-    config = replace(SD_V1, family=family, unet=unet, vae=vae_config(strip["vae"]), text_encoder=text_encoder)
+    config = replace(found.family.config, **sizes)
     check_counts(config)
     return config
 
@@ -74,10 +63,13 @@ def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelC
 
     Raises WeightMismatchError for shapes that no v1 model has.
     """
-    read = {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}[part]
-    config = replace(model, **{part: read(shapes)})
+    config = replace(model, **{part: _sizes(part, shapes)})
     check_counts(config)
     return config
+
+
+def _sizes(part: str, shapes: Shapes) -> UNetConfig | VAEConfig | TextEncoderConfig:
+    return {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}[part](shapes)
 
 
 def check_counts(config: ModelConfig) -> None:
@@ -142,7 +134,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         residuals_per_level=len(levels[0]),
         depths=depths,
         middle_depth=depth["middle_block.1"],
-        heads=(V1_HEADS,) * len(levels),
+        heads=SD_V1.unet.heads[:1] * len(levels),
         context_width=context[1],
     )
 
@@ -170,9 +162,9 @@ def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
             f"has a token embedding of {vocabulary} rows; CLIP's tokenizer has {SD_V1.text_encoder.vocabulary} ids. "
             "It was saved with added words, which cannot be used so far."
         )
-    if width % V1_TEXT_HEAD_WIDTH:
+    if width % HEAD_WIDTH:
         raise WeightMismatchError(
-            f"has a text encoder {width} wide, which is not a multiple of the {V1_TEXT_HEAD_WIDTH} of one head."
+            f"has a text encoder {width} wide, which is not a multiple of the {HEAD_WIDTH} of one head."
         )
     return replace(
         SD_V1.text_encoder,
@@ -180,7 +172,7 @@ def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
         width=width,
         hidden_width=_shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],
         layers=_count(shapes, "encoder.layers."),
-        heads=width // V1_TEXT_HEAD_WIDTH,
+        heads=width // HEAD_WIDTH,
     )
 
 

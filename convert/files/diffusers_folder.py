@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
+from convert.families.table import family_of_pipeline
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
 from convert.layouts.diffusers_names import COMPONENTS
@@ -30,18 +31,6 @@ STEMS = {  # of the files of weights
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
 SUFFIXES = ("safetensors", "bin")
 VARIANTS = ("", ".fp16")  # the first that is there is read
-OTHER_PIPELINES = {  # what a pipeline's name begins with, what it is for
-    "StableDiffusionXL": "Stable Diffusion XL",
-    "StableDiffusion3": "Stable Diffusion 3",
-    "StableDiffusionUpscale": "the Stable Diffusion upscaler",
-    "StableDiffusionLatentUpscale": "the latent upscaler",
-    "StableDiffusionDepth": "Stable Diffusion 2 depth",
-    "StableUnCLIP": "Stable Diffusion 2.1 unCLIP",
-    "StableDiffusionImageVariation": "image variations, which has no text encoder",
-    "StableDiffusionControlNet": "a ControlNet with a Stable Diffusion model",
-    "Flux": "FLUX",
-    "AltDiffusion": "AltDiffusion",
-}
 
 
 class OpenFile(Protocol):
@@ -122,12 +111,11 @@ def _read_index(folder: Path) -> dict:
     pipeline = index.get("_class_name")
     if type(pipeline) is not str:
         raise UnsupportedFileError(f"has a {INDEX} that does not name a pipeline, so it is no diffusers model")
-    for start, kind in OTHER_PIPELINES.items():
-        if pipeline.startswith(start):
-            raise UnsupportedFileError(
-                f"is a folder for {kind}: its {INDEX} names {shown(pipeline, 60)}. Only complete Stable Diffusion 1 "
-                "models can be used so far"
-            )
+    family = family_of_pipeline(pipeline)
+    if family and not family.config:
+        raise UnsupportedFileError(
+            f"is a folder for {family.title}: its {INDEX} names {shown(pipeline, 60)}. {family.why_not}"
+        )
     return index
 
 

@@ -43,11 +43,9 @@ def find_tensors(file: CheckpointFile) -> Found:
     Raises UnsupportedFileError for what holds none, WeightMismatchError for two names of the same weight.
     """
     tensors, beside = unwrap(file.root)
-    names = list(tensors)
-    has_diffusers = bool(file.configs) or (is_diffusers(names) and not _has_parts(names))
-    spelling = diffusers_spelling(names) if has_diffusers else original_spelling(names)
+    layout, originals = spelling(tensors, is_folder=bool(file.configs))
     stored: dict[str, str] = {}
-    for name, original in spelling.items():
+    for name, original in originals.items():
         if original in stored:
             raise WeightMismatchError(
                 f"holds {shown(original)} twice, as {shown(stored[original])} and as {shown(name)}. "
@@ -58,8 +56,16 @@ def find_tensors(file: CheckpointFile) -> Found:
         tensors={original: tensors[name] for original, name in stored.items()},
         stored_names=stored,
         beside=beside,
-        layout="diffusers" if has_diffusers else "original",
+        layout=layout,
     )
+
+
+def spelling(names: Iterable[str], *, is_folder: bool = False) -> tuple[str, dict[str, str]]:
+    """The layout, "original" or "diffusers", and name -> original name; unknown names keep their own."""
+    names = list(names)
+    if is_folder or (is_diffusers(names) and not any(name.startswith(tuple(PREFIXES.values())) for name in names)):
+        return "diffusers", diffusers_spelling(names)
+    return "original", original_spelling(names)
 
 
 def unwrap(root: object) -> tuple[dict[str, TensorRecord], dict[str, int]]:
@@ -111,10 +117,6 @@ def _without_tensors(root: Mapping) -> str:
     if keys and all(isinstance(root[key], Inert | GlobalName) for key in keys):
         return "holds objects of another program, not a dictionary of tensors. Its author should save the state_dict."
     return "holds no tensors, so it is no checkpoint."
-
-
-def _has_parts(names: Iterable[str]) -> bool:
-    return any(name.startswith(tuple(PREFIXES.values())) for name in names)
 
 
 def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:

@@ -228,7 +228,7 @@ def test_other_families_and_kinds_are_told_apart(look, name, words):
     state = {name: torch.zeros(4)}
     if name.startswith("cond"):
         state |= {CONV_IN: torch.zeros(32, 4, 3, 3), "first_stage_model.encoder.conv_in.weight": torch.zeros(1)}
-    refused(look, state, UnsupportedFileError, f"is {words}", "Only complete Stable Diffusion 1 checkpoints")
+    refused(look, state, UnsupportedFileError, f"is {words}", "names such as")
 
 
 def test_files_of_something_else_are_refused_with_what_they_hold(look):

@@ -1,139 +1,202 @@
-"""Files of every family: named precisely, with the evidence, at full size and in narrow files with all their names."""
+"""Files of every family: one row of the table tells each, with the evidence, for loading and for `sd inspect` alike."""
 
 from dataclasses import replace
 from math import prod
 
 import families
 import pytest
-import torch
 from conftest import TINY
 from families import REFINER_UNET, UNET, UPSCALER_UNET, V2_UNET, XL_UNET, unet_shapes, v1_text_shapes, vae_shapes
-from safetensors.torch import save_file
 
-from convert.checkpoint import read_checkpoint
 from convert.errors import UnsupportedFileError, WeightMismatchError
 from convert.families.family import recognise
-from convert.files.reader import open_checkpoint
+from convert.families.recognition import describe
+from convert.families.table import (
+    ADDITIONS,
+    ANY_TASK,
+    CONTROLNET,
+    MODELS,
+    family_named,
+    family_of_pipeline,
+    task_refusal,
+)
 from sd.config import SD_V1
 
 V2_INPAINTING, V2_DEPTH, V2_EDIT = (replace(V2_UNET, in_channels=channels) for channels in (9, 5, 8))
+INPAINTING, EDIT, SEVEN = (replace(SD_V1.unet, in_channels=channels) for channels in (9, 8, 7))
+XL_INPAINTING, XL_EDIT = (replace(XL_UNET, in_channels=channels) for channels in (9, 8))
 VISION = {"embedder.model.ln_final.weight": (32,), "embedder.model.visual.conv1.weight": (32, 3, 14, 14)}
 DEPTH = {
     "depth_model.model.pretrained.act_postprocess3.0.project.0.bias": (768,),
     "depth_model.model.scratch.output_conv.0.weight": (128, 256, 3, 3),
 }
-V1_TEXT = v1_text_shapes("cond_stage_model.transformer.text_model.", TINY)
+V1_TEXT_START = "cond_stage_model.transformer.text_model."
+V1_TEXT, FULL_V1_TEXT = v1_text_shapes(V1_TEXT_START, TINY), v1_text_shapes(V1_TEXT_START)
+TEXT_OF_1024 = replace(SD_V1.text_encoder, width=1024, hidden_width=4096, layers=23, heads=16)
 ROBERTA = {"cond_stage_model.roberta.encoder.layer.0.attention.self.query.weight": (32, 32)}
+LORA = {"lora_unet_x.lora_up.weight": (4, 4)}
 
-FAMILIES = {  # what the file is -> (the tensors of one at any width, what is seen of it)
-    "a Stable Diffusion 2 checkpoint (512-base or 768-v, 2.0 or 2.1)": (
-        lambda width: families.v2(width=width),
-        ["'cond_stage_model.model.'", "takes 4 channels"],
+
+def xl_with(unet):
+    return {**families.xl(width=320), **unet_shapes(unet, 320, label=2816)}
+
+
+def without_middle(shapes):
+    return {name: shape for name, shape in shapes.items() if not name.startswith(UNET + "middle_block.1")}
+
+
+KINDS = [  # the tensors, the row, its words, what is seen of it
+    (lambda: unet_shapes(SD_V1.unet) | vae_shapes() | FULL_V1_TEXT, "sd-v1", "Stable Diffusion 1", "768 wide"),
+    (lambda: unet_shapes(INPAINTING) | vae_shapes() | FULL_V1_TEXT, "sd-v1-inpainting", "1 inpainting", "9 channels"),
+    (lambda: unet_shapes(EDIT) | vae_shapes() | FULL_V1_TEXT, "sd-v1-edit", "1 edit", "8 channels"),
+    (families.v2, "sd-v2", "Stable Diffusion 2", "cond_stage_model.model."),
+    (lambda: families.v2(unet=V2_INPAINTING), "sd-v2-inpainting", "2 inpainting", "9 channels"),
+    (lambda: families.v2(unet=V2_EDIT), "sd-v2-edit", "2 edit", "8 channels"),
+    (lambda: families.v2(unet=V2_DEPTH) | DEPTH, "sd-v2-depth", "2 depth", "depth_model."),
+    (lambda: families.v2(unet=V2_DEPTH), "sd-v2-depth", "without its depth network", "5 channels"),
+    (lambda: families.v2(unet=UPSCALER_UNET), "sd-x4-upscaler", "x4 upscaler", "7 channels"),
+    (lambda: families.v2(label=1536) | VISION, "sd-v2-unclip-l", "unCLIP-L", "gets 1536 numbers"),
+    (lambda: families.v2(label=2048) | VISION, "sd-v2-unclip-h", "unCLIP-H", "gets 2048 numbers"),
+    (families.xl, "sdxl", "XL base", "conditioner.embedders."),
+    (lambda: xl_with(XL_INPAINTING), "sdxl-inpainting", "XL inpainting", "9 channels"),
+    (lambda: xl_with(XL_EDIT), "sdxl-edit", "XL edit", "8 channels"),
+    (lambda: without_middle(families.xl()), "sdxl-distilled", "distilled", "no attention in the middle"),
+    (lambda: families.xl() | {"edm_mean": (4,), "edm_std": (4,)}, "playground-v2.5", "Playground", "edm_mean"),
+    (families.refiner, "sdxl-refiner", "XL refiner", "conditioner.embedders.0.model."),
+    (lambda: unet_shapes(SD_V1.unet) | vae_shapes() | ROBERTA, "alt-diffusion", "AltDiffusion", ".roberta."),
+    (lambda: {UNET + "joint_blocks.0.x": (4, 4)} | vae_shapes(), "sd3", "Stable Diffusion 3", "joint_blocks"),
+    (lambda: {V1_TEXT_START.replace("text_model", "layers") + "0.weight": (4, 4)}, "ldm", "before CLIP", "layers.0"),
+    # the UNet alone
+    (lambda: unet_shapes(SD_V1.unet), "sd-v1", "UNet alone, of Stable Diffusion 1", "768 wide"),
+    (lambda: unet_shapes(V2_UNET), "sd-v2", "UNet alone, of Stable Diffusion 2", "1024 wide"),
+    (lambda: unet_shapes(V2_UNET, label=2048), "sd-v2-unclip-h", "UNet alone, of", "1024 wide"),
+    (lambda: unet_shapes(UPSCALER_UNET), "sd-x4-upscaler", "UNet alone, of", "7 channels"),
+    (lambda: unet_shapes(XL_UNET, label=2816), "sdxl", "UNet alone, of", "2048 wide"),
+    (lambda: unet_shapes(REFINER_UNET, label=2560), "sdxl-refiner", "UNet alone, of", "1280 wide"),
+    # narrow files: the names alone tell
+    (lambda: families.v2(width=32, text_width=32), "sd-v2", "Stable Diffusion 2", "cond_stage_model.model."),
+    (lambda: families.v2(unet=V2_DEPTH, width=32, text_width=32) | DEPTH, "sd-v2-depth", "depth", "depth_model."),
+    (lambda: families.xl(width=32, text_widths=(32, 32)), "sdxl", "XL base", "conditioner."),
+    (lambda: families.refiner(width=32, text_width=32), "sdxl-refiner", "XL refiner", "embedders.0.model."),
+    # version 2 under the names of version 1, as a diffusers folder has it
+    (
+        lambda: (
+            unet_shapes(V2_UNET, 32)
+            | vae_shapes(32)
+            | v1_text_shapes(V1_TEXT_START, replace(SD_V1, text_encoder=TEXT_OF_1024))
+        ),
+        "sd-v2",
+        "Stable Diffusion 2",
+        "1024 wide",
     ),
-    "a Stable Diffusion 2 inpainting checkpoint": (
-        lambda width: families.v2(unet=V2_INPAINTING, width=width),
-        ["takes 9 channels"],
-    ),
-    "a Stable Diffusion 2 checkpoint for editing pictures": (
-        lambda width: families.v2(unet=V2_EDIT, width=width),
-        ["takes 8 channels"],
-    ),
-    "a Stable Diffusion 2 depth checkpoint": (
-        lambda width: families.v2(unet=V2_DEPTH, width=width) | DEPTH,
-        ["'depth_model.'", "takes 5 channels"],
-    ),
-    "a Stable Diffusion 2 depth checkpoint without its depth network": (
-        lambda width: families.v2(unet=V2_DEPTH, width=width),
-        ["takes 5 channels"],
-    ),
-    "a Stable Diffusion x4 upscaler": (
-        lambda width: families.v2(unet=UPSCALER_UNET, width=width),
-        ["takes 7 channels"],
-    ),
-    "a Stable Diffusion 2.1 unCLIP-L checkpoint": (
-        lambda width: families.v2(width=width, label=1536) | VISION,
-        ["'embedder.model.'", "1536 numbers of a picture"],
-    ),
-    "a Stable Diffusion 2.1 unCLIP-H checkpoint": (
-        lambda width: families.v2(width=width, label=2048) | VISION,
-        ["2048 numbers of a picture"],
-    ),
-    "a Stable Diffusion XL base checkpoint": (
-        lambda width: families.xl(width=width),
-        ["'conditioner.embedders.1.'", "takes 4 channels"],
-    ),
-    "a distilled Stable Diffusion XL checkpoint (SSD-1B or Vega)": (
-        lambda width: {n: s for n, s in families.xl(width=width).items() if not n.startswith(UNET + "middle_block.1")},
-        ["no middle attention"],
-    ),
-    "a Playground 2.5 checkpoint, of Stable Diffusion XL's build": (
-        lambda width: families.xl(width=width) | {"edm_mean": (4,), "edm_std": (4,)},
-        ["edm_mean"],
-    ),
-    "a Stable Diffusion XL refiner": (
-        lambda width: families.refiner(width=width),
-        ["'conditioner.embedders.0.model.'"],
-    ),
-    "an AltDiffusion checkpoint": (
-        lambda width: unet_shapes(SD_V1.unet, width) | vae_shapes(width) | ROBERTA,
-        ["'cond_stage_model.roberta.'"],
-    ),
-    "a Stable Diffusion 3 checkpoint": (
-        lambda width: {UNET + "joint_blocks.0.x_block.attn.qkv.weight": (3 * width, width)} | vae_shapes(width),
-        ["joint_blocks"],
-    ),
-    "the UNet of a Stable Diffusion 2 checkpoint": (
-        lambda width: unet_shapes(V2_UNET, width),
-        ["text vectors 1024 wide"],
-    ),
-    "the UNet of a Stable Diffusion 2.1 unCLIP-H checkpoint": (
-        lambda width: unet_shapes(V2_UNET, width, label=2048),
-        ["text vectors 1024 wide"],
-    ),
-    "the UNet of the Stable Diffusion x4 upscaler": (
-        lambda width: unet_shapes(UPSCALER_UNET, width),
-        ["text vectors 1024 wide", "7 channels"],
-    ),
-    "the UNet of a Stable Diffusion XL checkpoint": (
-        lambda width: unet_shapes(XL_UNET, width, label=2816),
-        ["text vectors 2048 wide"],
-    ),
-    "the UNet of a Stable Diffusion XL refiner": (
-        lambda width: unet_shapes(REFINER_UNET, width, label=2560),
-        ["text vectors 1280 wide"],
-    ),
+    (lambda: {"conditioner.embedders.1.model.ln_final.weight": (1280,)}, "sdxl", "text encoder alone", "no UNet"),
+    (lambda: {"cond_stage_model.model.ln_final.weight": (1024,)}, "sd-v2", "text encoder alone", "no UNet"),
+    (lambda: unet_shapes(SD_V1.unet, 32) | V1_TEXT | LORA, "sd-v1", "Stable Diffusion 1", "no VAE"),
+    (lambda: unet_shapes(SD_V1.unet) | {"control_model.x": (1,)}, "sd-v1", "with a ControlNet", "control_model.x"),
+]
+NAMES = {  # one name of a file -> the row that it tells
+    "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": "lora",
+    "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": "lora",
+    "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight": "lora",
+    "base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight": "lora",
+    "lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": "loha",
+    "mid_block.hada_w1_a": "loha",
+    "mid_block.lokr_w1": "lokr",
+    "control_model.input_blocks.0.0.weight": "controlnet",
+    "input_hint_block.0.weight": "controlnet",
+    "controlnet_cond_embedding.conv_in.weight": "controlnet",
+    "body.0.block1.weight": "t2i-adapter",
+    "emb_params": "embedding",
+    "string_to_param.*": "embedding",
+    "clip_g": "sdxl-embedding",
+    "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight": "motion-module",
+    "ip_adapter.1.to_k_ip.weight": "ip-adapter",
+    "text_model.encoder.layers.0.self_attn.q_proj.weight": "text-encoder",
+    "encoder.layers.0.self_attn.q_proj.weight": "text-encoder",
+    "transformer.resblocks.0.ln_1.weight": "open-clip",
+    "1.conv.0.weight": "taesd",
+    "3.conv.0.weight": "taesd",
+    "decoder.layers.0.weight": "taesd",
+    "double_blocks.0.img_attn.qkv.weight": "flux",
 }
 
 
-def refusal(shapes):
+@pytest.mark.parametrize(("make", "row", "words", "seen"), KINDS, ids=[f"{kind[1]}-{kind[2][:20]}" for kind in KINDS])
+def test_each_family_is_told_by_one_row_and_refused_with_what_is_seen(make, row, words, seen):
+    shapes = make()
+    found = describe(shapes)
+    assert found.family.name == row
+    assert words in found.name
+    assert seen in "; ".join((*found.evidence, *found.details))
+    if found.family.config is None:
+        with pytest.raises(UnsupportedFileError) as caught:
+            recognise(shapes)
+        assert str(caught.value) == found.refusal
+        assert found.family.title in found.refusal
+        assert found.refusal.endswith("not supported yet; only Stable Diffusion 1 models can be used.")
+        assert found.refusal.startswith("is the UNet of a") == found.name.startswith("UNet alone")
+    elif set(found.parts) == {"UNet", "VAE", "text encoder"}:
+        config = recognise(shapes)
+        assert (config.family, config) == (row, replace(found.family.config, vae=config.vae))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_a_checkpoint_is_named_by_one_name(name):
+    found = describe({name: (4, 4)})
+    assert found.family.name == NAMES[name]
+    assert name in found.evidence[0]
     with pytest.raises(UnsupportedFileError) as caught:
-        recognise(shapes)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_every_family_is_named_with_the_evidence_at_full_size(kind):
-    make, evidence = FAMILIES[kind]
-    text = refusal(make(320))
-    assert text.startswith(f"is {kind}: ")
-    for part in (*evidence, "Only complete Stable Diffusion 1 checkpoints can be used so far"):
-        assert part in text
+        recognise({name: (4, 4)})
+    assert str(caught.value) == found.refusal
+    assert found.family.title in found.refusal
 
 
 @pytest.mark.parametrize(
-    ("make", "kind"),
+    ("shapes", "kind", "detail"),
     [
-        (lambda: families.v2(width=32, text_width=32), "a Stable Diffusion 2 checkpoint"),
-        (lambda: families.v2(unet=V2_DEPTH, width=32, text_width=32) | DEPTH, "a Stable Diffusion 2 depth checkpoint"),
-        (lambda: families.xl(width=32, text_widths=(32, 32)), "a Stable Diffusion XL base checkpoint"),
-        (lambda: families.refiner(width=32, text_width=32), "a Stable Diffusion XL refiner"),
+        ({"emb_params": (3, 768)}, "textual inversion", "3 vectors 768 wide at emb_params: Stable Diffusion 1"),
+        ({"string_to_param.*": (1, 1024)}, "textual inversion", "1 vector 1024 wide at string_to_param.*: Stable D"),
+        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual inversion for Stable Diffusion XL", "1280 wide"),
+        ({"a word": (2, 768)}, "textual inversion", "2 vectors 768 wide"),
+        ({"a.lora_A.weight": (4, 8), "b.lora_A.weight": (8, 8)}, "LoRA", "rank 4 to 8"),
+        ({"unet.down_blocks.0.resnets.0.conv1.weight": (1, 1, 3, 3)}, "UNet alone", "such as unet.down_blocks"),
+        ({"decoder.conv_in.weight": (1,), "encoder.conv_in.weight": (1,)}, "VAE alone", "no UNet"),
+        ({"hello": (2, 2, 2)}, "unknown", "hello"),
+        ({}, "no tensors", ""),
     ],
 )
-def test_narrow_files_with_all_names_of_a_family_are_named(tmp_path, make, kind):
-    path = tmp_path / "x.safetensors"
-    save_file({name: torch.zeros(shape, dtype=torch.float16) for name, shape in make().items()}, path)
-    with pytest.raises(UnsupportedFileError, match=rf"x\.safetensors is {kind}"), open_checkpoint(path) as file:
-        read_checkpoint(file)
+def test_other_files_are_described(shapes, kind, detail):
+    found = describe(shapes)
+    assert found.name == kind
+    assert detail in "; ".join((*found.evidence, *found.details))
+
+
+def test_a_part_of_a_v1_model_is_named_by_what_is_missing():
+    parts = {"UNet": unet_shapes(SD_V1.unet, 32), "VAE": vae_shapes(32), "text encoder": V1_TEXT}
+    for there, missing in (
+        (["UNet"], "VAE and no text encoder"),
+        (["VAE"], "UNet and no text encoder"),
+        (["UNet", "VAE"], "text encoder"),
+        (["VAE", "text encoder"], "UNet"),
+    ):
+        shapes = {name: shape for part in there for name, shape in parts[part].items()}
+        with pytest.raises(
+            WeightMismatchError, match=f"has no {missing}: its {len(shapes)} tensors are only those of a"
+        ):
+            recognise(shapes)
+
+
+def test_channels_that_no_model_of_the_family_takes_are_refused():
+    with pytest.raises(UnsupportedFileError, match="takes 7 channels; a Stable Diffusion 1 model takes 4, 9, 8"):
+        recognise(unet_shapes(SEVEN, 32) | vae_shapes(32) | FULL_V1_TEXT)
+
+
+def test_the_refusal_of_a_hostile_name_is_escaped():
+    with pytest.raises(UnsupportedFileError) as caught:
+        recognise({"evil\x1b[2J\u202e": (1,)})
+    assert str(caught.value).isprintable()
+    assert r"evil\x1b[2J\u202e" in str(caught.value)
+    assert describe({"\x1b[2J.lora_up": (1, 1)}).refusal.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -151,64 +214,24 @@ def test_the_made_up_families_have_the_numbers_of_the_published_files(shapes, te
     assert sum(map(prod, shapes.values())) == parameters
 
 
-def test_a_part_of_a_v1_model_is_named_by_what_is_missing():
-    parts = {"UNet": unet_shapes(SD_V1.unet, 32), "VAE": vae_shapes(32), "text encoder": V1_TEXT}
-    for there, missing in (
-        (["UNet"], "VAE and no text encoder"),
-        (["VAE"], "UNet and no text encoder"),
-        (["UNet", "VAE"], "text encoder"),
-        (["VAE", "text encoder"], "UNet"),
-    ):
-        shapes = {name: shape for part in there for name, shape in parts[part].items()}
-        with pytest.raises(WeightMismatchError, match=f"has no {missing}: among its {len(shapes)} tensors are only"):
-            recognise(shapes)
+def test_the_rows_agree_with_the_configs_and_each_can_be_told():
+    for row in MODELS:
+        assert row.starts or row.pipeline, row.name
+        if row.config:
+            told = (row.name, row.channels, row.context, row.prediction)
+            config = row.config
+            assert told == (config.family, config.unet.in_channels, config.unet.context_width, config.prediction)
+            assert family_named(row.name) is family_of_pipeline(row.pipeline) is row
+    for row in (CONTROLNET, *ADDITIONS):
+        assert (row.config, bool(row.starts or row.inside)) == (None, True), row.name
+    assert family_of_pipeline("StableDiffusionXLInpaintPipeline").name == "sdxl"
+    assert family_of_pipeline("SomethingPipeline") is None
 
 
-def test_version_2_under_the_names_of_version_1_is_not_taken_for_it():
-    """As a diffusers folder of version 2 is, once its names are the original ones."""
-    text = replace(SD_V1.text_encoder, width=1024, hidden_width=4096, layers=23, heads=16)
-    text_shapes = v1_text_shapes("cond_stage_model.transformer.text_model.", replace(SD_V1, text_encoder=text))
-    message = refusal(unet_shapes(V2_UNET, 32) | vae_shapes(32) | text_shapes)
-    assert message.startswith("is a Stable Diffusion 2 model in another layout: its text encoder is 1024 wide")
-
-
-def test_an_added_lora_does_not_make_a_lora_of_a_checkpoint_without_a_vae():
-    shapes = unet_shapes(SD_V1.unet, 32) | V1_TEXT | {"lora_unet_x.lora_up.weight": (4, 4)}
-    with pytest.raises(WeightMismatchError, match="has no VAE"):
-        recognise(shapes)
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a LoRA"),
-        ("lora_te_text_model_encoder_layers_0_mlp_fc1.alpha", "a LoRA"),
-        ("unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight", "a LoRA"),
-        ("base_model.model.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", "a LoRA"),
-        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "a LoRA"),
-        ("mid_block.hada_w1_a", "a LoHa"),
-        ("mid_block.lokr_w1", "a LoKr"),
-        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
-        ("controlnet_cond_embedding.conv_in.weight", "a ControlNet"),
-        ("emb_params", "a textual inversion"),
-        ("clip_g", "a textual inversion for Stable Diffusion XL"),
-        ("down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight", "a motion module"),
-        ("ip_adapter.1.to_k_ip.weight", "an IP-Adapter"),
-        ("text_model.encoder.layers.0.self_attn.q_proj.weight", "a CLIP text encoder alone"),
-        ("encoder.layers.0.self_attn.q_proj.weight", "a CLIP text encoder alone"),
-        ("transformer.resblocks.0.ln_1.weight", "an OpenCLIP model alone"),
-        ("double_blocks.0.img_attn.qkv.weight", "a FLUX checkpoint"),
-        ("cond_stage_model.transformer.layers.0.0.weight", "a latent diffusion checkpoint of before CLIP"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named(tmp_path, name, kind):
-    path = tmp_path / "x.safetensors"
-    save_file({name: torch.zeros(4, 4)}, path)
-    with pytest.raises(UnsupportedFileError, match=rf"x\.safetensors is {kind}"), open_checkpoint(path) as file:
-        read_checkpoint(file)
-
-
-def test_the_refusal_of_a_hostile_name_is_escaped():
-    text = refusal({"evil\x1b[2J\u202e": (1,)})
-    assert text.isprintable()
-    assert r"evil\x1b[2J\u202e" in text
+def test_tasks_are_those_that_the_channels_allow():
+    configs = {row.channels: row.config for row in MODELS if row.config}
+    allowed = {channels: [t for t in ANY_TASK if task_refusal(c, t) is None] for channels, c in configs.items()}
+    assert allowed == {4: list(ANY_TASK), 9: ["inpainting"], 8: []}
+    text = task_refusal(configs[9], "image to image")
+    assert "sd-v1-inpainting" in text
+    assert "takes 9 channels (latents, a mask and masked latents). Use it with sd inpaint. Image to image" in text

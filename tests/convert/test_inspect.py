@@ -16,10 +16,9 @@ from safetensors.torch import save_file
 
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect, old_hash
-from convert.actions.tensor_set import original_weights, tensor_set_sha256, tensors_of
+from convert.actions.tensor_set import original_weights, set_sha256, tensor_digests, tensors_of
 from convert.checkpoint import POSITION_IDS, read_checkpoint
 from convert.errors import CorruptFileError, UnsupportedFileError
-from convert.families.evidence import describe
 from convert.files.arrays import FLOAT8, decoded, raw_pieces, rounded
 from convert.files.reader import open_checkpoint
 from sd.config import SD_V1_INPAINTING
@@ -163,7 +162,10 @@ def test_the_tensors_hash_is_the_one_of_its_definition(tmp_path):
         )
     )
     with open_checkpoint(tmp_path / "x.pt") as file:
-        assert tensor_set_sha256(file, tensors_of(file.root)) == hashlib.sha256("".join(lines).encode()).hexdigest()
+        assert (
+            set_sha256(tensor_digests(file, tensors_of(file.root)))
+            == hashlib.sha256("".join(lines).encode()).hexdigest()
+        )
 
 
 def test_original_weights_have_the_names_of_the_original(tiny_ckpt, plain):
@@ -279,43 +281,12 @@ def test_a_lora_is_named_with_its_rank_and_modules(tmp_path, run):
     assert "usable       no: the file is a LoRA" in out
 
 
-@pytest.mark.parametrize(
-    ("shapes", "kind", "evidence"),
-    [
-        ({"emb_params": (3, 768)}, "textual inversion", "3 vectors 768 wide"),
-        ({"string_to_param.*": (1, 1024)}, "textual inversion", "Stable Diffusion 2"),
-        ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual inversion", "1280"),
-        ({"unet.down_blocks.0.resnets.0.conv1.weight": (1, 1, 3, 3)}, "diffusers", "down_blocks"),
-        ({"conditioner.embedders.1.model.ln_final.weight": (1280,)}, "Stable Diffusion XL", "conditioner"),
-        ({"cond_stage_model.model.ln_final.weight": (1024,)}, "Stable Diffusion 2", "no UNet"),
-        ({"cond_stage_model.roberta.x": (1024,)}, "AltDiffusion", "roberta"),
-        ({UNET + "input_blocks.0.0.weight": (320, 9, 3, 3)}, "inpainting", "9 channels"),
-        ({UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 1024)}, "Diffusion 2", "1024 wide"),
-        ({"decoder.conv_in.weight": (1,), "encoder.conv_in.weight": (1,)}, "VAE alone", "decoder."),
-        ({"control_model.x": (1,)}, "ControlNet", "control_model."),
-        ({"a.lora_A.weight": (4, 8), "a.lora_B.weight": (8, 4)}, "LoRA", "rank 4"),
-        ({"a.hada_w1_a": (4, 8), "a.hada_w1_b": (8, 4)}, "LoHa", "hada_w"),
-        ({"hello": (2, 2, 2)}, "unknown", "hello"),
-        ({}, "no tensors", ""),
-    ],
-)
-def test_what_is_no_model_of_ours_is_named(shapes, kind, evidence):
-    found = describe(shapes)
-    assert kind in found.name
-    assert evidence in "; ".join(found.evidence)
-
-
-def test_a_few_tensors_of_an_adapter_do_not_make_a_checkpoint_a_lora(plain):
-    shapes = {name: tuple(value.shape) for name, value in plain.items()}
-    assert describe(shapes | {"lora_unet_x.lora_down.weight": (4, 4)}).name == "Stable Diffusion 1"
-
-
 def test_an_inpainting_model_is_told_by_its_channels(tmp_path):
     config = make_checkpoint.tiny(replace(SD_V1_INPAINTING))
     save_file(make_checkpoint.made_up_state_dict(config), tmp_path / "x.safetensors")
     report = inspect(tmp_path / "x.safetensors")
     assert report.family == "sd-v1-inpainting"
-    assert report.kind == "Stable Diffusion 1, inpainting"
+    assert report.kind == "Stable Diffusion 1 inpainting"
 
 
 def test_a_file_without_a_vae_is_still_described(tmp_path, plain, run):

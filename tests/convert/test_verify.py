@@ -20,7 +20,7 @@ import convert.actions.writing as writing
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect
 from convert.actions.target import MismatchError, TargetError
-from convert.actions.tensor_set import tensor_set_sha256, tensors_of
+from convert.actions.tensor_set import set_sha256, tensor_digests, tensors_of
 from convert.errors import CheckpointError
 from convert.files.arrays import rounded
 from convert.files.reader import open_checkpoint
@@ -44,7 +44,7 @@ def hash_by_definition(state):
 
 def hash_of_file(path):
     with open_checkpoint(path) as file:
-        return tensor_set_sha256(file, tensors_of(file.root))
+        return set_sha256(tensor_digests(file, tensors_of(file.root)))
 
 
 @pytest.fixture(scope="module")
