@@ -58,43 +58,48 @@ def descriptor(data: bytes, layout: str, signature: bytes) -> bytes:
     return signature + struct.pack(layout, zlib.crc32(data), len(data), len(data))
 
 
-@pytest.mark.parametrize("layout", ["<3L", "<L2Q"])
-@pytest.mark.parametrize("signature", [b"PK\x07\x08", b""])
-def test_sizes_may_stand_in_a_data_descriptor(tmp_path, layout, signature):
+def with_descriptors(layout: str, signature: bytes) -> bytes:
     records = checkpoint_records(PICKLE)
     for record in records:
         record.descriptor = descriptor(record.data, layout, signature)
-    assert weight(opened(tmp_path, write_zip(records, zip64=True))) == FOUR_FLOATS
+    return write_zip(records, zip64=True)
 
 
-def test_zip64_end_records_are_read_even_in_small_files(tmp_path):
-    assert weight(opened(tmp_path, write_zip(checkpoint_records(PICKLE), zip64=True))) == FOUR_FLOATS
-
-
-def test_zip64_end_records_may_have_the_only_numbers(tmp_path):
+def with_ones_in_its_short_end() -> bytes:
     content = bytearray(write_zip(checkpoint_records(PICKLE), zip64=True))
-    content[-14:-2] = b"\xff" * 12
-    assert weight(opened(tmp_path, bytes(content))) == FOUR_FLOATS
+    content[-14:-2] = b"\xff" * 12  # the only numbers stand in the zip64 end records
+    return bytes(content)
 
 
-@pytest.mark.parametrize("folder", ["archive", "model v1.5 \u00e9", "data", "a.b"])
-def test_the_folder_may_have_any_name(tmp_path, folder):
-    records = checkpoint_records(PICKLE, folder=folder)
-    assert weight(opened(tmp_path, write_zip(records))) == FOUR_FLOATS
+NEWER = [(".format_version", b"1"), (".storage_alignment", b"64"), (".data/serialization_id", b"0" * 40)]
+SOUND = {
+    **{
+        f"sizes in a data descriptor, {layout}, {signature}": with_descriptors(layout, signature)
+        for layout in ("<3L", "<L2Q")
+        for signature in (b"PK\x07\x08", b"")
+    },
+    **{
+        f"the folder {folder}": write_zip(checkpoint_records(PICKLE, folder=folder))
+        for folder in ("archive", "model v1.5 \u00e9", "data", "a.b", "a" * 490)
+    },
+    **{f"version {needed}": changed(2, central={"needed": needed}) for needed in (10, 20, 45, 63)},
+    "zip64 end records in a small file": write_zip(checkpoint_records(PICKLE), zip64=True),
+    "the only numbers in the zip64 end records": with_ones_in_its_short_end(),
+    "records in another order": write_zip(checkpoint_records(PICKLE)[::-1]),
+    "the small records of newer writers": write_zip(
+        checkpoint_records(PICKLE) + [Record(f"archive/{name}", data) for name, data in NEWER]
+    ),
+    "without those of older ones": write_zip(
+        [record for record in checkpoint_records(PICKLE) if "byteorder" not in record.name]
+    ),
+    "a plain file by its attributes": changed(2, central={"made_by": 3 << 8, "attributes": 0o100644 << 16}),
+    "16 extra fields": changed(2, local_extra=16 * struct.pack("<2H", 0x4246, 0)),
+}
 
 
-def test_records_may_come_in_any_order(tmp_path):
-    records = checkpoint_records(PICKLE)
-    assert weight(opened(tmp_path, write_zip(records[::-1]))) == FOUR_FLOATS
-
-
-def test_the_small_records_of_newer_writers_are_accepted_and_those_of_older_ones_may_be_missing(tmp_path):
-    sound = checkpoint_records(PICKLE)
-    extra = [(".format_version", b"1"), (".storage_alignment", b"64"), (".data/serialization_id", b"0" * 40)]
-    newer = sound + [Record(f"archive/{name}", data) for name, data in extra]
-    older = [record for record in sound if "byteorder" not in record.name]
-    assert weight(opened(tmp_path, write_zip(newer))) == FOUR_FLOATS
-    assert weight(opened(tmp_path, write_zip(older))) == FOUR_FLOATS
+@pytest.mark.parametrize("kind", SOUND)
+def test_genuine_archives_are_read(tmp_path, kind):
+    assert weight(opened(tmp_path, SOUND[kind])) == FOUR_FLOATS
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -117,11 +122,6 @@ def test_a_file_without_checksums_is_read(tmp_path):
     file = opened(tmp_path, write_zip(records))
     assert weight(file) == FOUR_FLOATS
     assert file.root["weight"].storage.crc is None
-
-
-def test_one_record_without_a_checksum_is_not_enough(tmp_path):
-    content = changed(2, local={"crc": 0}, central={"crc": 0})
-    refused_bytes(tmp_path, content, CorruptFileError, "checksum", "data/0", "download it again")
 
 
 def test_records_behind_4_gib_are_found_as_torch_writes_them(tmp_path):
@@ -162,159 +162,147 @@ def test_records_behind_4_gib_are_found_as_torch_writes_them(tmp_path):
 # Faults
 
 
-def test_data_before_the_archive_is_refused(tmp_path):
-    content = write_zip(checkpoint_records(PICKLE), before=b"PK\3\4 and more")
-    refused_bytes(tmp_path, content, UnsafeFileError, "before its first zip record")
+def both(index: int, **fields) -> bytes:
+    """A sound checkpoint with the same change in both headers of a record."""
+    return changed(index, local=fields, central=fields)
 
 
-def test_data_behind_the_archive_is_refused(tmp_path):
-    refused_bytes(tmp_path, checkpoint(PICKLE) + b"\0", CorruptFileError, "without a zip directory")
-    content = write_zip(checkpoint_records(PICKLE), comment=b"a comment")
-    refused_bytes(tmp_path, content, CorruptFileError, "without a zip directory")
+def and_a(name: str, data: bytes = b"x") -> bytes:
+    return write_zip([*checkpoint_records(PICKLE), Record(name, data)])
 
 
-def test_an_archive_inside_a_comment_of_another_is_refused(tmp_path):
-    inner = checkpoint(PICKLE)
-    outer = write_zip(checkpoint_records(PICKLE), comment=inner)
-    refused_bytes(tmp_path, outer, CorruptFileError, "zip directory")
+def edited(change, **options) -> bytes:
+    content = bytearray(write_zip(checkpoint_records(PICKLE), **options))
+    change(content)
+    return bytes(content)
 
 
-def test_data_between_the_records_is_refused(tmp_path):
-    refused_bytes(tmp_path, changed(0, after=b"hidden"), UnsafeFileError, "belong to nothing", "archive/data.pkl")
-    refused_bytes(tmp_path, changed(3, after=b"hidden"), UnsafeFileError, "belong to nothing", "archive/version")
+def flip(position, bits):
+    """Change bits of the byte at a position, which may depend on the content."""
+
+    def change(content):
+        content[position(content) if callable(position) else position] ^= bits
+
+    return change
 
 
-def test_two_records_of_one_name_are_refused(tmp_path):
-    records = checkpoint_records(PICKLE)
-    for name in ("archive/data.pkl", "archive/DATA.pkl", "archive/data/0"):
-        content = write_zip([*records, Record(name, b"x")])
-        refused_bytes(tmp_path, content, UnsafeFileError, "two zip records of the same name", name)
-
-
-def test_overlapping_records_are_refused(tmp_path):
-    content = changed(1, central={"header": 0})
-    refused_bytes(tmp_path, content, UnsafeFileError, "overlapping zip records")
-    content = changed(0, local={"stored": 200, "size": 200}, central={"stored": 200, "size": 200})
-    refused_bytes(tmp_path, content, UnsafeFileError, "overlapping zip records", "archive/data.pkl")
-
-
-@pytest.mark.parametrize("header", [1, 5, 10_000, 2**32 - 2])
-def test_a_directory_that_points_elsewhere_is_refused(tmp_path, header):
-    refused_bytes(tmp_path, changed(1, central={"header": header}), UnsafeFileError)
-
-
-@pytest.mark.parametrize("flag", [0x0001, 0x0041, 0x2000])
-def test_encrypted_records_are_refused(tmp_path, flag):
-    content = changed(2, local={"flags": flag}, central={"flags": flag})
-    refused_bytes(tmp_path, content, UnsupportedFileError, "encrypted", "archive/data/0")
-
-
-@pytest.mark.parametrize("flag", [0x0010, 0x0020, 0x4000])
-def test_unknown_flags_are_refused(tmp_path, flag):
-    content = changed(2, local={"flags": flag}, central={"flags": flag})
-    refused_bytes(tmp_path, content, UnsafeFileError, "unknown flags", "archive/data/0")
-
-
-def test_records_that_need_a_later_version_of_zip_are_refused(tmp_path):
-    """Python's zipfile refuses them, too: nobody knows what such a record would be."""
-    for needed in (10, 20, 45, 63):
-        (tmp_path / "model.ckpt").write_bytes(changed(2, central={"needed": needed}))
-        open_checkpoint(tmp_path / "model.ckpt").close()
-    content = changed(2, central={"needed": 169})
-    refused_bytes(tmp_path, content, UnsupportedFileError, "version 16.9 is needed, 6.3 is read: archive/data/0")
-
-
-@pytest.mark.parametrize("method", [1, 9, 12, 14, 93, 99])
-def test_other_methods_are_refused(tmp_path, method):
-    content = changed(2, local={"method": method}, central={"method": method})
-    refused_bytes(tmp_path, content, UnsupportedFileError, f"method {method}", "archive/data/0")
+def without_the_last_record() -> bytes:
+    """Its entry in the directory stays; it is a header and nothing else."""
+    records = [*checkpoint_records(PICKLE), Record("archive/data/1", b"")]
+    start, size = write_zip(records).index(b"PK\1\2") - 44, 44
+    whole = write_zip(records, end={"offset": start})
+    return whole[:start] + whole[start + size :]
 
 
 BAD_PATHS = ["/archive/data/1", "archive/../data/1", "archive/./x", "archive\\data\\1", "archive//data/1", "..", ".",
              "", "archive/data/1\0.txt", "../../etc/passwd", "archive/data/.."]  # fmt: skip
-
-
-@pytest.mark.parametrize("path", BAD_PATHS)
-def test_bad_paths_are_refused(tmp_path, path):
-    content = write_zip([*checkpoint_records(PICKLE), Record(path, b"x")])
-    refused_bytes(tmp_path, content, UnsafeFileError, "bad path")
-
-
-@pytest.mark.parametrize("kind", [0o120000, 0o020000, 0o060000, 0o010000, 0o140000])
-def test_links_and_devices_are_refused(tmp_path, kind):
-    content = changed(2, central={"made_by": 3 << 8, "attributes": (kind | 0o777) << 16})
-    refused_bytes(tmp_path, content, UnsafeFileError, "link or a device", "archive/data/0")
-    sound = changed(2, central={"made_by": 3 << 8, "attributes": 0o100644 << 16})
-    assert weight(opened(tmp_path, sound)) == FOUR_FLOATS
+UNKNOWN = ["archive/evil.py", "archive/data/x", "archive/data/0.bin", "archive/data.pkl.bak", "archive/data/1/2",
+           "archive/data/00000000000000000000"]  # fmt: skip
+DISAGREEING = [{"name": b"archive/data/1"}, {"flags": 0}, {"method": 8}, {"crc": 1}, {"crc": 0}, {"stored": 15},
+               {"size": 17}, {"crc": 0, "stored": 0, "size": 0}]  # fmt: skip
+DESCRIPTORS = [b"PK\x07\x08" + bytes(12), b"PK\x07\x08" + bytes(9), b"PK\x07\x08" + bytes(40)]
+SOUND_BYTES, EXABYTES = checkpoint(PICKLE), struct.pack("<2H2Q", 1, 16, 2**62, 2**62)
+FULL = {"stored": 2**32 - 1, "size": 2**32 - 1}
+FAULTS = [  # (the content, what is said of it)
+    (write_zip(checkpoint_records(PICKLE), before=b"PK\3\4 and more"), UnsafeFileError, "before its first zip record"),
+    (SOUND_BYTES + b"\0", CorruptFileError, "without a zip directory"),
+    (write_zip(checkpoint_records(PICKLE), comment=b"a comment"), CorruptFileError, "without a zip directory"),
+    (write_zip(checkpoint_records(PICKLE), comment=SOUND_BYTES), CorruptFileError, "zip directory"),
+    (changed(0, after=b"hidden"), UnsafeFileError, "belong to nothing: archive/data.pkl"),
+    (changed(3, after=b"hidden"), UnsafeFileError, "belong to nothing: archive/version"),
+    *(
+        (and_a(name), UnsafeFileError, f"two zip records of the same name: {name}")
+        for name in ("archive/data.pkl", "archive/DATA.pkl", "archive/data/0")
+    ),
+    (changed(1, central={"header": 0}), UnsafeFileError, "overlapping zip records"),
+    (both(0, stored=200, size=200), UnsafeFileError, "overlapping zip records: archive/data.pkl"),
+    *((changed(1, central={"header": header}), UnsafeFileError, "") for header in (1, 5, 10_000, 2**32 - 2)),
+    *(
+        (both(2, flags=flag), UnsupportedFileError, "encrypted zip record: archive/data/0")
+        for flag in (1, 0x41, 0x2000)
+    ),
+    *((both(2, flags=flag), UnsafeFileError, "unknown flags: archive/data/0") for flag in (0x10, 0x20, 0x4000)),
+    (  # as Python's zipfile: nobody knows what such a record would be
+        changed(2, central={"needed": 169}),
+        UnsupportedFileError,
+        "version 16.9 is needed, 6.3 is read: archive/data/0",
+    ),
+    *((both(2, method=m), UnsupportedFileError, f"packed by method {m},") for m in (1, 9, 12, 14, 93, 99)),
+    *((and_a(path), UnsafeFileError, "bad path") for path in BAD_PATHS),
+    *(
+        (
+            changed(2, central={"made_by": 3 << 8, "attributes": (kind | 0o777) << 16}),
+            UnsafeFileError,
+            "link or a device",
+        )
+        for kind in (0o120000, 0o020000, 0o060000, 0o010000, 0o140000)
+    ),
+    *((changed(2, local=local), UnsafeFileError, "headers disagree: archive/data/0") for local in DISAGREEING),
+    (both(2, stored=15), UnsafeFileError, "two sizes, 15 and 16"),
+    (changed(2, descriptor=b""), UnsafeFileError, "without the descriptor it announces: archive/data/0"),
+    *((changed(2, descriptor=found), UnsafeFileError, "belong to nothing: archive/data/0") for found in DESCRIPTORS),
+    *((and_a(name), UnsafeFileError, f"does not belong in a checkpoint: {name}") for name in UNKNOWN),
+    *((and_a(name), UnsafeFileError, f"outside its folder: {name}") for name in ("other/version", "version", "data/1")),
+    (and_a("other/data.pkl", PICKLE), UnsafeFileError, "outside its folder"),
+    (and_a("archive/data/", b"hidden"), UnsafeFileError, "folder with content"),
+    (checkpoint(PICKLE, {"0": FOUR_FLOATS, "1": FOUR_FLOATS}), UnsafeFileError, "does not refer to, first data/1"),
+    *((changed(1, data=o), UnsafeFileError, "byte order") for o in (b"middle", b"", b"LITTLE", b"\xff\x1b[31m")),
+    *(
+        (both(index, crc=12345), CorruptFileError, f"wrong checksum in its record {name}")
+        for index, name in enumerate(("archive/data.pkl", "archive/byteorder", "data/0", "archive/version"))
+    ),
+    (both(2, crc=0), CorruptFileError, "checksum"),  # one record without a checksum is not enough
+    (
+        write_zip(checkpoint_records(PICKLE), end={"count": 3}),
+        CorruptFileError,
+        "does not go with its number of entries",
+    ),
+    (
+        edited(flip(lambda content: content.rindex(b"PK\1\2") + 28, 64)),  # the length of the last name
+        CorruptFileError,
+        "reaches beyond its end",
+    ),
+    (without_the_last_record(), UnsafeFileError, "overlapping zip records: archive/data/1"),
+    (
+        edited(flip(lambda content: content.rindex(b"PK\3\4"), 1)),
+        CorruptFileError,
+        "no zip record where the directory announces one",
+    ),
+    *(  # signature and size of the record; disk, offset and disks in its locator
+        (edited(flip(-back, 2), zip64=True), CorruptFileError, "zip64 end records that do not go together")
+        for back in (22 + 20 + 56, 22 + 20 + 52, 22 + 20 - 4, 22 + 20 - 8, 22 + 4)
+    ),
+    (edited(flip(-10, 1), zip64=True), UnsafeFileError, "end records that disagree"),  # the short one's directory size
+    (
+        changed(2, local=FULL, central=FULL, local_extra=EXABYTES, central_extra=EXABYTES),
+        UnsafeFileError,
+        "overlapping zip records: archive/data/0",
+    ),
+    (write_zip(checkpoint_records(PICKLE, folder="a" * 600)), UnsafeFileError, "name: found 609, allowed 512"),
+    *(
+        (
+            changed(2, **{where: 17 * struct.pack("<2H", 0x4246, 0)}),
+            UnsafeFileError,
+            "extra fields of a zip record: found 17, allowed 16",
+        )
+        for where in ("local_extra", "central_extra")
+    ),
+    (changed(3, data=b"3" * 5000), UnsafeFileError, "record version: found 5000, allowed 4096"),
+    (
+        SOUND_BYTES[:-30],
+        CorruptFileError,
+        f"ends after {len(SOUND_BYTES) - 30} bytes without a zip directory",
+    ),
+    (SOUND_BYTES[:100] + SOUND_BYTES[140:], CorruptFileError, "bytes are missing or were added"),
+]
 
 
 @pytest.mark.parametrize(
-    "local",
-    [
-        {"name": b"archive/data/1"},
-        {"flags": 0},
-        {"method": 8},
-        {"crc": 1},
-        {"crc": 0},
-        {"stored": 15},
-        {"size": 17},
-        {"crc": 0, "stored": 0, "size": 0},
-    ],
-    ids=str,
+    ("content", "kind", "words"), FAULTS, ids=[f"{index}-{fault[2][:30]}" for index, fault in enumerate(FAULTS)]
 )
-def test_headers_that_disagree_are_refused(tmp_path, local):
-    refused_bytes(tmp_path, changed(2, local=local), UnsafeFileError, "headers disagree", "archive/data/0")
-
-
-def test_a_stored_record_has_one_size(tmp_path):
-    content = changed(2, local={"stored": 15}, central={"stored": 15})
-    refused_bytes(tmp_path, content, UnsafeFileError, "two sizes, 15 and 16")
-
-
-@pytest.mark.parametrize("found", [b"", b"PK\x07\x08" + bytes(12), b"PK\x07\x08" + bytes(9), b"PK\x07\x08" + bytes(40)])
-def test_a_descriptor_that_is_wrong_or_missing_is_refused(tmp_path, found):
-    kind = "without the descriptor" if not found else "belong to nothing"
-    refused_bytes(tmp_path, changed(2, descriptor=found), UnsafeFileError, kind, "archive/data/0")
-
-
-@pytest.mark.parametrize("name", ["archive/evil.py", "archive/data/x", "archive/data/0.bin", "archive/data.pkl.bak",
-                                  "archive/data/1/2", "archive/data/00000000000000000000"])  # fmt: skip
-def test_unknown_records_are_refused(tmp_path, name):
-    content = write_zip([*checkpoint_records(PICKLE), Record(name, b"x")])
-    refused_bytes(tmp_path, content, UnsafeFileError, "does not belong in a checkpoint", name)
-
-
-@pytest.mark.parametrize("name", ["other/version", "version", "data/1"])
-def test_records_outside_the_folder_are_refused(tmp_path, name):
-    content = write_zip([*checkpoint_records(PICKLE), Record(name, b"x")])
-    refused_bytes(tmp_path, content, UnsafeFileError, "outside its folder", name)
-
-
-def test_two_pickles_in_two_folders_are_refused(tmp_path):
-    content = write_zip([*checkpoint_records(PICKLE), Record("other/data.pkl", PICKLE)])
-    refused_bytes(tmp_path, content, UnsafeFileError, "outside its folder")
-
-
-def test_a_folder_with_content_is_refused(tmp_path):
-    content = write_zip([*checkpoint_records(PICKLE), Record("archive/data/", b"hidden")])
-    refused_bytes(tmp_path, content, UnsafeFileError, "folder with content")
-
-
-def test_a_storage_that_the_pickle_does_not_refer_to_is_refused(tmp_path):
-    content = checkpoint(PICKLE, {"0": FOUR_FLOATS, "1": FOUR_FLOATS})
-    refused_bytes(tmp_path, content, UnsafeFileError, "does not refer to", "data/1")
-
-
-@pytest.mark.parametrize("order", [b"middle", b"", b"LITTLE", b"\xff\x1b[31m"])
-def test_an_unknown_byte_order_is_refused(tmp_path, order):
-    refused_bytes(tmp_path, changed(1, data=order), UnsafeFileError, "byte order")
-
-
-@pytest.mark.parametrize("index", range(4), ids=["data.pkl", "byteorder", "data/0", "version"])
-def test_a_wrong_checksum_is_named(tmp_path, index):
-    name = checkpoint_records(PICKLE)[index].name
-    content = changed(index, local={"crc": 12345}, central={"crc": 12345})
-    refused_bytes(tmp_path, content, CorruptFileError, "wrong checksum", name.removeprefix("archive/"))
+def test_faults_are_refused_by_name(tmp_path, content, kind, words):
+    text = str(refused_bytes(tmp_path, content, kind, words))
+    assert ("download it again" in text) == (kind is CorruptFileError)
 
 
 @pytest.mark.parametrize("field", ["count", "size", "offset", "disk"])
@@ -328,42 +316,6 @@ def test_end_records_with_wrong_numbers_are_refused(tmp_path, field, zip64):
         read_all(path)
 
 
-def test_a_directory_with_more_or_longer_entries_than_announced_is_refused(tmp_path):
-    content = write_zip(checkpoint_records(PICKLE), end={"count": 3})
-    refused_bytes(tmp_path, content, CorruptFileError, "does not go with its number of entries")
-    content = bytearray(checkpoint(PICKLE))
-    content[content.rindex(b"PK\1\2") + 28] = 100  # the length of the last name
-    refused_bytes(tmp_path, bytes(content), CorruptFileError, "reaches beyond its end")
-
-
-def test_a_directory_entry_without_a_record_is_refused(tmp_path):
-    records = [*checkpoint_records(PICKLE), Record("archive/data/1", b"")]
-    whole = write_zip(records)
-    start, size = whole.index(b"PK\1\2") - 44, 44  # the last record is a header and nothing else
-    without = write_zip(records, end={"offset": start})
-    content = without[:start] + without[start + size :]
-    refused_bytes(tmp_path, content, UnsafeFileError, "overlapping", "archive/data/1")
-
-
-def test_a_record_without_its_signature_is_refused(tmp_path):
-    content = bytearray(checkpoint(PICKLE))
-    content[content.rindex(b"PK\3\4")] ^= 1
-    refused_bytes(tmp_path, bytes(content), CorruptFileError, "no zip record where the directory announces one")
-
-
-@pytest.mark.parametrize("back", [22 + 20 + 56, 22 + 20 + 52, 22 + 20 - 4, 22 + 20 - 8, 22 + 4], ids=str)
-def test_zip64_end_records_with_wrong_numbers_are_refused(tmp_path, back):
-    content = bytearray(write_zip(checkpoint_records(PICKLE), zip64=True))
-    content[-back] ^= 2  # signature and size of the record; disk, offset and disks in its locator
-    refused_bytes(tmp_path, bytes(content), CorruptFileError, "zip64 end records that do not go together")
-
-
-def test_end_records_that_disagree_are_refused(tmp_path):
-    content = bytearray(write_zip(checkpoint_records(PICKLE), zip64=True))
-    content[-10] ^= 1  # the short record's directory size
-    refused_bytes(tmp_path, bytes(content), UnsafeFileError, "end records that disagree")
-
-
 @pytest.mark.parametrize("extra", [b"\1", b"\1\0\x08\0" + bytes(7), struct.pack("<2H", 1, 3) + b"abc",
                                    2 * struct.pack("<2HQ", 1, 8, 0)])  # fmt: skip
 @pytest.mark.parametrize("where", ["local_extra", "central_extra"])
@@ -372,13 +324,6 @@ def test_damaged_extra_fields_are_refused(tmp_path, extra, where):
     path.write_bytes(changed(2, **{where: extra}))
     with pytest.raises((CorruptFileError, UnsafeFileError), match=r"extra field|zip64 fields"):
         read_all(path)
-
-
-def test_sizes_of_exabytes_in_a_zip64_field_are_refused(tmp_path):
-    extra = struct.pack("<2H2Q", 1, 16, 2**62, 2**62)
-    full = {"stored": 2**32 - 1, "size": 2**32 - 1}
-    content = changed(2, local=full, central=full, local_extra=extra, central_extra=extra)
-    refused_bytes(tmp_path, content, UnsafeFileError, "overlapping", "archive/data/0")
 
 
 # Bounded inflation
@@ -446,24 +391,6 @@ def test_the_limit_of_records(monkeypatch):
         read_zip(memoryview(content))
 
 
-def test_the_limit_of_names(tmp_path):
-    assert weight(opened(tmp_path, write_zip(checkpoint_records(PICKLE, folder="a" * 490)))) == FOUR_FLOATS
-    content = write_zip(checkpoint_records(PICKLE, folder="a" * 600))
-    refused_bytes(tmp_path, content, UnsafeFileError, "zip record's name: found 609, allowed 512")
-
-
-def test_the_limit_of_extra_fields(tmp_path):
-    field = struct.pack("<2H", 0x4246, 0)
-    assert weight(opened(tmp_path, changed(2, local_extra=16 * field))) == FOUR_FLOATS
-    for where in ("local_extra", "central_extra"):
-        content = changed(2, **{where: 17 * field})
-        refused_bytes(tmp_path, content, UnsafeFileError, "extra fields of a zip record: found 17, allowed 16")
-
-
-def test_the_limit_of_small_records(tmp_path):
-    refused_bytes(tmp_path, changed(3, data=b"3" * 5000), UnsafeFileError, "record version: found 5000, allowed 4096")
-
-
 def test_the_limit_of_the_pickle_holds_before_it_is_inflated(tmp_path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(changed(0, data=bytes(2**26 + 1), method=8))
@@ -495,14 +422,3 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, zip64):
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             open_checkpoint(path)
-
-
-def test_a_cut_download_is_called_incomplete(tmp_path):
-    whole = checkpoint(PICKLE)
-    size = len(whole) - 30
-    refused_bytes(tmp_path, whole[:size], CorruptFileError, f"ends after {size} bytes", "incomplete", "download")
-
-
-def test_a_hole_in_the_middle_is_refused(tmp_path):
-    whole = checkpoint(PICKLE)
-    refused_bytes(tmp_path, whole[:100] + whole[140:], CorruptFileError, "bytes are missing or were added")
