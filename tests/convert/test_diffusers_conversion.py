@@ -1,5 +1,7 @@
 """Our conversion to a diffusers folder beside the library's own conversion of the same file."""
 
+import shutil
+
 import make_checkpoint
 import oracles
 import pytest
@@ -28,7 +30,8 @@ def family(request, tmp_path_factory):
     state = make_checkpoint.made_up_state_dict(config)
     make_checkpoint.save_original(path / "x.ckpt", state)
     convert(path / "x.ckpt", path / "folder", layout="diffusers")
-    return config, state, path / "folder"
+    yield config, state, path / "folder"
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")

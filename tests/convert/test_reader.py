@@ -726,15 +726,17 @@ def contents_of(path: Path) -> dict[str, tuple]:
     }
 
 
-def test_a_single_flipped_bit_is_refused_or_changes_nothing(tmp_path):
+@pytest.mark.parametrize("bits_of_each", [1, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_single_flipped_bit_is_refused_or_changes_nothing(tmp_path, bits_of_each):
     path, _ = small_checkpoint(tmp_path)
     whole = path.read_bytes()
     expected = contents_of(path)
-    harmless = 0
+    tried = harmless = 0
     for position in range(len(whole)):
         if whole[position : position + 8] == b"ZZZZZZZZ":
             continue  # torch's padding
-        for bit in range(8):
+        for bit in range(8) if bits_of_each == 8 else [position % 8]:
+            tried += 1
             flipped = bytearray(whole)
             flipped[position] ^= 1 << bit
             path.write_bytes(flipped)
@@ -744,10 +746,10 @@ def test_a_single_flipped_bit_is_refused_or_changes_nothing(tmp_path):
                 continue
             harmless += 1
             assert found == expected, (position, bit)
-    assert harmless < 2 * len(whole)  # versions, dates and attributes in the zip's headers: not a quarter of all bits
+    assert harmless < tried / 2  # versions, dates and attributes in the zip's headers
 
 
-@pytest.mark.parametrize("length", [1, 8, 64])
+@pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 8, 64])
 def test_zeroed_ranges_are_refused_or_change_nothing(tmp_path, length):
     path, _ = small_checkpoint(tmp_path)
     whole = path.read_bytes()

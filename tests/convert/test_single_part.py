@@ -1,6 +1,7 @@
 """One network alone: written under the names that other tools read, and found again whatever its layout."""
 
 import json
+import shutil
 
 import pytest
 import safetensors.torch
@@ -47,7 +48,8 @@ def alone(tmp_path_factory, tiny_ckpt):
             done = convert(tiny_ckpt, path, layout=layout, part=part, verify=True)
             assert done.verified.same == done.tensors
             paths[part, layout] = path
-    return paths
+    yield paths
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("part", PARTS)
