@@ -1,4 +1,4 @@
-"""From an open file to a model: which tensors are its weights, under our names, and what else is there.
+"""Find the model in an open file: its weights under our names, and the tensors beside it.
 
 Three layouts are understood: the original training code's, diffusers', and ours (`convert.actions.convert`).
 """
@@ -21,7 +21,7 @@ from sd.config import SD_V1, ModelConfig
 
 FORMAT = "sd-zoo"
 FORMAT_VERSION = "1"
-EXTRA = "extra."  # in our layout, in front of the original names of what lies beside a model
+EXTRA = "extra."  # our layout puts this in front of the original names of tensors beside a model
 WHOLE = re.compile(r"\d{1,18}", re.ASCII)  # a number in metadata
 WEIGHTS = ("auto", "model", "ema")
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
@@ -42,7 +42,7 @@ SCHEDULE_BUFFERS = {
     "scale_factor",
 }
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"  # 0 to 76; not a weight
-# Of the training alone; model_ema.* are the averaged weights, where they are not asked for.
+# Only used in training; model_ema.* are the averaged weights where the plain ones are used.
 SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
 LEFTOVERS = ("model_ema.", "loss.", "first_stage_model.loss.", "first_stage_model.model_ema.")
 
@@ -57,19 +57,19 @@ class Checkpoint:
     names: dict[str, Original]  # of every weight: ours -> original
     stored_names: dict[str, str]  # of every weight: ours -> the one in the file
     tensors: dict[str, TensorRecord]  # by our names, with our shapes
-    weights: str  # which of the UNet's: "model", or "ema", their average over the training
-    other_weights: str | None  # the other of the two, where the file has them all as well
-    unknown: tuple[str, ...]  # names of tensors that are left aside and are none of the usual extras
+    weights: str  # of the UNet: "model", or "ema", the average over the training
+    other_weights: str | None  # the other kind, if the file has it complete
+    unknown: tuple[str, ...]  # names of unused tensors that are not the usual extras
     notes: tuple[str, ...] = ()  # what else the user should know, one sentence each
     global_step: int | None  # of the training
-    extras: dict[str, TensorRecord] = field(default_factory=dict)  # what lies beside the model, by original names
+    extras: dict[str, TensorRecord] = field(default_factory=dict)  # tensors beside the model, by original names
 
 
 def read_checkpoint(file: CheckpointFile, *, weights: str = "auto", vae: Checkpoint | None = None) -> Checkpoint:
     """Find the model in a file. Needs no torch; shapes are checked by `match_shapes`.
 
     weights  "model", "ema", or "auto": the model's own unless the file has only averaged ones
-    vae      a VAE to take in place of the model's own, if it has one: see `convert.other_vae`
+    vae      a VAE to use instead of the model's own, if any: see `convert.other_vae`
 
     Raises UnsupportedFileError for another kind of file, WeightMismatchError for missing or surplus weights.
     """
@@ -102,7 +102,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
                 f"holds {counted(len(left), 'EMA weight')} of which its UNet has no plain ones: {shown_list(left)}."
             )
         if not averaged:
-            raise WeightMismatchError("has no EMA weights. Leave --weights out, or use --weights model.")
+            raise WeightMismatchError("has no EMA weights. Leave out --weights, or use --weights model.")
         shapes |= {name: record.shape for name, record in averaged.items()}
     config = recognise(shapes)
     if file.configs:
@@ -141,7 +141,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
 
 
 def _with_vae(found: Found, vae: Checkpoint) -> Found:
-    """What was found, with another VAE; what was left from the training of its own goes with that."""
+    """The same tensors with another VAE; leftovers from the training of the old one go with it."""
     originals = {original.name: ours for ours, original in vae.names.items()}
     kept = {name: record for name, record in found.tensors.items() if not name.startswith(PREFIXES["vae"])}
     return replace(
@@ -152,15 +152,15 @@ def _with_vae(found: Found, vae: Checkpoint) -> Found:
 
 
 def _without_sizes_of_vae(configs: Mapping[str, dict]) -> dict[str, dict]:
-    """The settings of a folder whose VAE is not taken: of those of the VAE, the scale of the latents alone counts."""
+    """The settings of a folder whose VAE is replaced: of the VAE's, only the latent scale counts."""
     kept = {name: value for name, value in configs.get("vae", {}).items() if name == "scaling_factor"}
     return {**configs, "vae": kept}
 
 
 def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, family: str) -> tuple[str, ...]:
-    """The names in the file of tensors that are no weights of the model and none of the usual extras.
+    """The stored names of tensors that are neither weights of the model nor the usual extras.
 
-    Raises WeightMismatchError where one of them stands inside a network.
+    Raises WeightMismatchError if one of them belongs to a network.
     """
     usual = SCHEDULE_BUFFERS | MARKERS | {POSITION_IDS}
     others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
@@ -168,7 +168,7 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
     if scales := [name for name in surplus if name.endswith(SCALES)]:
         raise WeightMismatchError(
-            f"holds float8 weights with scales beside them, which are not read: {shown_list(scales)}. "
+            f"holds float8 weights with scales, which is not supported: {shown_list(scales)}. "
             "Use the float16 copy of the model."
         )
     if surplus:
@@ -180,7 +180,7 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
 
 
 def stated_weights(file: CheckpointFile) -> str:
-    """Which weights a file of ours holds. Raises CheckpointError where it does not say so in a way that we know."""
+    """Which weights a file of ours holds. Raises CheckpointError for an unknown version or kind."""
     version = file.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise UnsupportedFileError(
@@ -189,7 +189,7 @@ def stated_weights(file: CheckpointFile) -> str:
         )
     stored = file.metadata.get("weights", "model")
     if stored not in ("model", "ema"):
-        raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they are model or ema.")
+        raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they must be model or ema.")
     return stored
 
 
@@ -200,7 +200,7 @@ def _read_ours(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Ch
     config = stated_config(file.metadata.get("config", ""), file.root)
     if weights not in ("auto", stored):
         raise WeightMismatchError(
-            f"holds the {stored} weights, not the {weights} ones. Leave --weights out, or use the original file."
+            f"holds the {stored} weights, not the {weights} ones. Leave out --weights, or use the original file."
         )
     names = original_names(config)
     check_ours(file, names)
@@ -226,7 +226,7 @@ def _read_ours(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Ch
 
 
 def check_ours(file: CheckpointFile, names: Mapping[str, Original]) -> None:
-    """Raises WeightMismatchError if a file of ours holds other tensors than these and what lies beside a model."""
+    """Raises WeightMismatchError if a file of ours holds other tensors than these and extras."""
     surplus = [name for name in file.root if name not in names and not name.startswith(EXTRA)]
     if surplus:
         raise WeightMismatchError(
@@ -268,7 +268,7 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
 
 def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorRecord], list[str]]:
-    """The averaged (EMA) weights of the UNet under the names of the plain ones, and what belongs to none of these."""
+    """The averaged (EMA) weights of the UNet under the names of the plain ones, and the averages left over."""
     shadows = {name for name in tensors if name.startswith("model_ema.")} - {"model_ema.decay", "model_ema.num_updates"}
     plain = [name for name in tensors if name.startswith(PREFIXES["unet"])] or _possible_unet_names()
     found = {name: tensors[ema_name(name)] for name in plain if ema_name(name) in shadows}

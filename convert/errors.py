@@ -1,7 +1,7 @@
-"""What goes wrong with a file that we did not make, and how to say so.
+"""Errors of foreign files, and their text.
 
-Inner readers raise with the predicate of a sentence whose subject is the file ("ends after 1.9 of 4.27 GB"); they know
-neither its name nor what the user should do. `named` adds both, where the file was opened.
+Inner readers raise the predicate of a sentence whose subject is the file ("ends after 1.9 of 4.27 GB"). They know
+neither the name of the file nor the remedy; `named` adds both where the file was opened.
 """
 
 import unicodedata
@@ -11,7 +11,7 @@ SHOWN_NAMES = 8  # of a list of names that came from the file
 
 
 class CheckpointError(ValueError):
-    """A file that is not read. Its text is at most three lines, safe to print on a terminal."""
+    """A file that cannot be read. Its text is at most three lines, safe to print on a terminal."""
 
     named = False  # whether the file's name stands in front
 
@@ -40,7 +40,7 @@ class WeightMismatchError(CheckpointError):
 
 
 def named(error: CheckpointError, file: str) -> CheckpointError:
-    """The same error as the user sees it: the file's name in front, what to do behind."""
+    """The same error for the user: with the name of the file in front and the remedy behind."""
     advice = ""
     if isinstance(error, UnsafeFileError):
         advice = "\nNothing in it was run. Get the model from another source, or its .safetensors copy."
@@ -54,7 +54,7 @@ def named(error: CheckpointError, file: str) -> CheckpointError:
 
 
 def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    """Text from the file, made fit for a terminal: escaped and capped.
+    """Text from the file, escaped and capped for a terminal.
 
     Control characters, separators other than the space, bidirectional and other invisible format characters, lone
     surrogates and unassigned code points appear as escapes (\\x1b, \\u202e), which count as they are shown.

@@ -1,4 +1,4 @@
-"""A model with the VAE of another file, read as if both were one: nothing is copied until it is written."""
+"""A model with the VAE of another file, read as one file: nothing is copied until it is written."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ def read_with_vae(
 
     weights  as in `read_checkpoint`
 
-    The model need not have a VAE of its own. What it says of the latents, their scale, stays: its UNet was trained on
-    such. Raises CheckpointError, with the name of the other file if that is at fault.
+    The model need not have a VAE of its own. Its latent scale stays, because its UNet was trained with it. Raises
+    CheckpointError, with the name of the other file if the fault is there.
     """
     with errors_named(other):
         vae = read_part(other, "vae")
@@ -30,7 +30,7 @@ def read_with_vae(
 
 
 def _check_latents(checkpoint: Checkpoint, vae: Checkpoint, *, states_scale: bool) -> None:
-    """A VAE of other latents would load cleanly and give noise. Raises WeightMismatchError."""
+    """A VAE for other latents would load without an error and give noise. Raises WeightMismatchError."""
     unet, found, own = checkpoint.config.unet, vae.config.vae, checkpoint.config.vae
     if found.latent_channels != unet.out_channels:
         raise WeightMismatchError(
@@ -39,11 +39,11 @@ def _check_latents(checkpoint: Checkpoint, vae: Checkpoint, *, states_scale: boo
         )
     if found.factor != SD_V1.vae.factor:
         raise WeightMismatchError(
-            f"has a VAE that makes {found.factor}x{found.factor} pixels of a latent; that of an "
-            f"{checkpoint.config.family} model makes {SD_V1.vae.factor}x{SD_V1.vae.factor}."
+            f"has a VAE with {found.factor}x{found.factor} pixels per latent; an "
+            f"{checkpoint.config.family} model needs {SD_V1.vae.factor}x{SD_V1.vae.factor}."
         )
     if states_scale and found.latent_scale != own.latent_scale:
         raise WeightMismatchError(
-            f"has a VAE whose latents are scaled by {found.latent_scale}; the model's are by {own.latent_scale}, so it "
-            "was trained with another kind of VAE."
+            f"has a VAE with the latent scale {found.latent_scale}; the model was trained with another kind "
+            f"of VAE, whose scale is {own.latent_scale}."
         )

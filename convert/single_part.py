@@ -1,4 +1,4 @@
-"""One network of a model: from a file that holds it alone, under whatever names, or from a whole checkpoint."""
+"""Read one network, from a file of its own or from a whole checkpoint."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,9 +23,8 @@ from convert.layouts.names import PREFIXES, Original, original_names
 from convert.layouts.original_layout import TEXT_ROOT, Found, find_tensors
 from sd.config import ModelConfig
 
-# What a part saved alone leaves out of the names that it has in a whole file, so that other tools read it: a VAE has
-# no prefix, as the files of their publishers; a text encoder has the names of the transformers library; a UNet is only
-# found by its prefix.
+# The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
+# encoder has the names of the transformers library, and a UNet is found by its prefix only.
 DROPPED = {"unet": "", "vae": PREFIXES["vae"], "text_encoder": TEXT_ROOT}
 
 
@@ -35,7 +34,7 @@ def read_part(file: CheckpointFile, part: str, *, weights: str = "auto") -> Chec
     part     "unet", "vae" or "text_encoder"
     weights  as in `read_checkpoint`; "ema" only in a complete checkpoint
 
-    Raises UnsupportedFileError for another kind of model, WeightMismatchError where it is not there, or not all of it.
+    Raises UnsupportedFileError for another kind of model, WeightMismatchError if it is missing or incomplete.
     """
     if file.metadata.get("format") == FORMAT:
         if "part" not in file.metadata:
@@ -45,7 +44,7 @@ def read_part(file: CheckpointFile, part: str, *, weights: str = "auto") -> Chec
     if all(any(name.startswith(prefix) for name in found.tensors) for prefix in PREFIXES.values()):
         return only(read_checkpoint(file, weights=weights), part)
     if weights == "ema":
-        raise WeightMismatchError("is no complete checkpoint, so it has no EMA weights. Leave --weights out.")
+        raise WeightMismatchError("is not a complete checkpoint, so it has no EMA weights. Leave out --weights.")
     return _part_alone(file, found, part)
 
 
@@ -68,7 +67,7 @@ def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
 
 
 def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
-    """From a file that holds no complete model."""
+    """From a foreign file without a complete model."""
     if part == "text_encoder":
         found = _with_text_root(found)
     prefix = PREFIXES[part]
@@ -110,9 +109,9 @@ def _part_of_ours(file: CheckpointFile, part: str, weights: str) -> Checkpoint:
     """From a file of ours that holds one part alone."""
     stored, there = stated_weights(file), file.metadata["part"]
     if there != part:
-        raise WeightMismatchError(f"holds a {PARTS.get(there, shown(there, 40))} alone, and no {PARTS[part]}.")
+        raise WeightMismatchError(f"holds a {PARTS.get(there, shown(there, 40))} alone and no {PARTS[part]}.")
     if weights not in ("auto", stored):
-        raise WeightMismatchError(f"holds the {stored} weights, not the {weights} ones. Leave --weights out.")
+        raise WeightMismatchError(f"holds the {stored} weights, not the {weights} ones. Leave out --weights.")
     config = stated_config(file.metadata.get("config", ""), file.root, part)
     names = _names(config, part)
     check_ours(file, names)
@@ -135,7 +134,7 @@ def _names(config: ModelConfig, part: str) -> dict[str, Original]:
 
 
 def _with_text_root(found: Found) -> Found:
-    """A text encoder saved alone, named as in a whole file; nothing changes where there is one with those names."""
+    """A text encoder saved alone, renamed as in a whole file, unless it has those names already."""
     if any(name.startswith(PREFIXES["text_encoder"]) for name in found.tensors):
         return found
     bare = PREFIXES["text_encoder"].removeprefix(TEXT_ROOT)

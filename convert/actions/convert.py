@@ -1,4 +1,4 @@
-"""From one layout to another: the tensors of a model, copied as they are unless another precision is asked for."""
+"""Convert a model from one layout to another; values stay as they are unless a precision is given."""
 
 import shutil
 from collections.abc import Callable
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What was done."""
+    """The result of a conversion."""
 
     checkpoint: Checkpoint
     layout: str  # of the new file
@@ -62,7 +62,7 @@ def convert(
     on_bytes: Callable[[int], None] | None = None,
     on_start: Callable[[int], None] | None = None,
 ) -> Conversion:
-    """Write the model of one file as another, complete or not at all.
+    """Write the model of one file to another, completely or not at all.
 
     source     a file, or a folder of the diffusers library
     target     `.safetensors`; or `.ckpt` or `.pt`, a pickle in the original layout; or a folder for diffusers' layout
@@ -72,22 +72,22 @@ def convert(
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
     part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own
-    keep_all   write what lies beside the model as well; what a file of ours holds of that always comes back in the
-               original layout
+    keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
+               layout
     verify     read all of it back and compare it with the source, before it gets its name
-    hash_source  compute the source's sha256, for the metadata of our layout, where it is not known from before
+    hash_source  compute the sha256 of the source for the metadata of our layout, unless it is cached
     force      replace the target if it exists; of folders, only one with a diffusers model in it
     on_start, on_bytes  called with the number of bytes that will be, and that were just written
 
     Raises `convert.errors.CheckpointError` for a source; TargetError, FileExistsError or OSError for the target;
-    MismatchError where what was written is something else.
+    MismatchError if the new file differs from its source.
     """
     if precision != "keep" and precision not in PRECISIONS:
         raise TargetError(f"precision must be keep, {', '.join(PRECISIONS)}, got {precision!r}")
     if part is not None and part not in PARTS:
         raise TargetError(f"the part must be one of {', '.join(PARTS)}, got {part!r}")
     if part and (vae or keep_all):
-        raise TargetError(f"{'a VAE' if vae else 'what lies beside a model'} is not written where one part alone is.")
+        raise TargetError(f"--only writes one part alone: leave out {'--vae' if vae else '--keep-all'}.")
     for path in (source, vae) if vae else (source,):
         check_target(path, target, layout, part, force)
     remove_leftovers([target])

@@ -1,6 +1,6 @@
-"""How the tensors of two files differ: which are in one only, and how far the others are apart.
+"""How the tensors of two files differ: which are in one file only, and how far apart the others are.
 
-How far is the norm of the difference relative to the first, |a - b| / |a|, over all numbers of a tensor or of a block.
+The distance is the norm of the difference relative to the first, |a - b| / |a|, over a tensor or a block.
 Sums are in float64, over a piece at a time; needs numpy, no torch.
 """
 
@@ -21,7 +21,7 @@ from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord, trimmed
 from convert.layouts.names import PREFIXES
 
-STEMS = ("time_embed", "label_emb", "middle_block", "out")  # blocks of the UNet whose layers are not told apart
+STEMS = ("time_embed", "label_emb", "middle_block", "out")  # blocks of the UNet that are one row each
 PARTS = {prefix: part for part, prefix in PREFIXES.items()} | {"model_ema.": "ema"}
 
 
@@ -32,8 +32,8 @@ class Change:
     same: bool  # precision and bits are
     norm: float  # of the first
     difference: float  # norm of the difference
-    rounding: bool  # only the precision differs: the less precise is the other one, rounded to the nearest
-    not_finite: int  # numbers that are NaN or infinite in one of the two and not the same in both; not in the norms
+    rounding: bool  # only the precision differs: one is the other, rounded to the nearest
+    not_finite: int  # numbers that are NaN or infinite in one of the two and differ; not in the norms
 
     @property
     def relative(self) -> float:
@@ -44,7 +44,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """What stands in a row of the picture."""
+    """One row of the picture."""
 
     part: str  # "unet", "vae", "text_encoder", "ema", or "other"
     name: str  # "input_blocks.4"
@@ -65,8 +65,8 @@ class Diff:
     changed: dict[str, Change]
     same: int  # tensors with the same bits
     blocks: tuple[Block, ...]  # in the order of the first file
-    not_compared: tuple[str, ...]  # what only the layout of one of the files has a place for
-    averages: tuple[str, ...]  # "first" or "second": whose UNet is the other's average over the training (EMA)
+    not_compared: tuple[str, ...]  # tensors that the layout of the other file cannot hold
+    averages: tuple[str, ...]  # "first" or "second": whose UNet is the EMA average in the other file
 
     @property
     def is_same(self) -> bool:
@@ -74,7 +74,7 @@ class Diff:
 
     @property
     def is_rounding(self) -> bool:
-        """Whether all that differs is the precision."""
+        """Whether only the precision differs."""
         return (
             bool(self.changed)
             and not (self.added or self.removed or self.shapes)
@@ -132,7 +132,7 @@ def diff(
 def _sides(
     files: list[CheckpointFile], models: list[Checkpoint | None]
 ) -> tuple[list[dict[str, TensorRecord]], tuple[str, ...]]:
-    """The tensors of both files under names that can be compared, and the names of those that cannot be."""
+    """The tensors of both files under common names, and the names that cannot be compared."""
     if not all(models):
         return [tensors_of(file.root) for file in files], ()
     weights = [original_weights(model) for model in models]
@@ -145,7 +145,7 @@ def _sides(
 def _everything(
     file: CheckpointFile, model: Checkpoint, weights: Mapping[str, TensorRecord]
 ) -> dict[str, TensorRecord]:
-    """The weights of a model and what lies beside them."""
+    """The weights of a model and the tensors beside them."""
     if model.layout != "original":
         return dict(weights)
     used = {(record.storage, record.offset) for record in weights.values()}
@@ -185,7 +185,7 @@ def compare(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: 
 
 
 def block_of(name: str) -> tuple[str, str]:
-    """The network that a tensor is in, and the block: what its name says up to the first number."""
+    """The network and the block of a tensor: its name up to the first number."""
     prefix = next((prefix for prefix in PARTS if name.startswith(prefix)), "")
     parts = name.removeprefix(prefix).split(".")
     if prefix == "model_ema.":
@@ -205,7 +205,7 @@ def _model(file: CheckpointFile) -> Checkpoint | None:
 
 
 def _averages(files: list[CheckpointFile], models: list[Checkpoint | None]) -> tuple[str, ...]:
-    """Whose UNet is, but for rounding, the average that lies beside the other's plain UNet."""
+    """Which of the two UNets equals, up to rounding, the EMA average in the other file."""
     if not all(models):
         return ()
     found = []
@@ -232,7 +232,7 @@ def _is_close(change: Change) -> bool:
 
 
 def _blocks(names: list[str], changes: Mapping[str, Change]) -> tuple[Block, ...]:
-    """The blocks in which something changed, with all that is in them."""
+    """The blocks with a changed tensor, each with all of its tensors."""
     members: dict[tuple[str, str], list[str]] = {}
     for name in names:
         members.setdefault(block_of(name), []).append(name)
@@ -252,12 +252,12 @@ def _blocks(names: list[str], changes: Mapping[str, Change]) -> tuple[Block, ...
 
 
 def _goes_into(dtype: str, narrower: str) -> bool:
-    """Whether rounding floats of one precision to the other is a question at all."""
+    """Whether both are floats and the second is narrower."""
     return dtype in FLOATS and narrower in FLOATS and DTYPE_WIDTHS[dtype] > DTYPE_WIDTHS[narrower]
 
 
 def _is_rounding(x: np.ndarray, dtype_x: str, y: np.ndarray, dtype_y: str) -> bool:
-    """Whether the numbers of the lower precision are as near to the others as it allows."""
+    """Whether the less precise numbers are the nearest ones to the others."""
     if _goes_into(dtype_y, dtype_x):
         return _is_rounding(y, dtype_y, x, dtype_x)
     with np.errstate(invalid="ignore"):

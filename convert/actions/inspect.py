@@ -1,6 +1,6 @@
-"""What is in a file: facts for a page or for a script. Nothing in it is executed, and torch is not needed.
+"""What is in a file, for a page or a script. Nothing in it is executed, and torch is not needed.
 
-Unless asked for more, it looks at names, shapes and places only, and takes a moment whatever the size of the file.
+By default it reads only names, shapes and offsets, so it is fast whatever the size of the file.
 """
 
 import hashlib
@@ -32,15 +32,15 @@ OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """A file, described. Fields that could not be told are None or empty."""
+    """A description of a file. Unknown fields are None or empty."""
 
     path: str
     bytes: int
     container: str | None  # "torch zip", "safetensors"; None where the file was refused
-    safe: bool  # nothing in it names code, or has a structure that only a hostile file has
+    safe: bool  # it names no code and has no structure that only a hostile file has
     foreign: tuple[str, ...]  # classes that the pickle names and that are not needed; kept as inert data
     dangerous: tuple[str, ...]  # names of code that has no place in a checkpoint
-    problem: str | None  # why it cannot be used as a model
+    problem: str | None  # why it is not usable as a model
     part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
     kind: str | None
     evidence: tuple[str, ...] = ()
@@ -56,23 +56,23 @@ class Report:
     global_step: int | None = None
     epoch: int | None = None
     metadata: dict[str, str] | None = None
-    old_hash: str | None  # as older tools name a file: over 64 KiB of it only
+    old_hash: str | None  # the short hash of older tools, over 64 KiB of the file
     sha256: str | None
     known: str | None  # the original checkpoint that has this sha256
-    tensors_sha256: str | None = None  # over the weights of the model or part, or over all tensors where it is none
-    everything_sha256: str | None = None  # over what lies beside the model, too
+    tensors_sha256: str | None = None  # over the weights of the model or part; without one, over all tensors
+    everything_sha256: str | None = None  # including the tensors beside the model
     values: "Values | None" = None
 
 
 def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, deep: bool = False) -> Report:
     """Describe a file.
 
-    hashed          read it for its sha256, unless that is known from before
+    hashed          read it for its sha256, unless the hash is cached
     tensors_hashed  read it for the hash of its tensors (`convert.actions.tensor_set`)
     deep            both, and look at every number
 
-    Raises CorruptFileError, UnsupportedFileError for what is damaged or no checkpoint; OSError. A file that was refused
-    as unsafe, and one that holds no complete model, are described.
+    Raises CorruptFileError, UnsupportedFileError for what is damaged or no checkpoint; OSError. Unsafe files and files
+    without a complete model are described.
     """
     sha256 = file_sha256(path) if (hashed or deep) and path.is_file() else None
     try:
@@ -158,7 +158,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
 
 
 def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:
-    """The model, or why there is none."""
+    """The model, or why the file holds none."""
     try:
         return read_checkpoint(file), None
     except CheckpointError as error:
@@ -199,7 +199,7 @@ def _numbers_beside(root: object, metadata: dict[str, str]) -> dict[str, int]:
 
 
 def _scalar(file: CheckpointFile, record: TensorRecord | None, dtype: str, code: str) -> float | int | None:
-    """The one number in a tensor; None where there is no such tensor, or no usable one."""
+    """The one number in a tensor; None if it is missing or not usable."""
     if record is None or record.numel != 1 or record.dtype != dtype or record.storage.nbytes > 1 << 20:
         return None
     try:

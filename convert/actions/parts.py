@@ -1,4 +1,4 @@
-"""Which tensors of a file belong together: the networks, and what lies beside them."""
+"""Group the tensors of a file: the networks, and the tensors beside them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ PREFIXES = {  # what names start with -> what that is
     **{prefix: part for row in reversed((*MODELS, *ADDITIONS)) for part, prefix in row.parts.items() if prefix},
     **{"control_model.": "ControlNet", "unet.": "UNet", "vae.": "VAE", "text_encoder.": "text encoder"},
 }
-EXTRAS = (  # what lies beside a model: (what names start with, what that is)
+EXTRAS = (  # beside a model: (what names start with, what that is)
     ("model_ema.decay", "EMA counters"),
     ("model_ema.num_updates", "EMA counters"),
     ("model_ema.", "EMA average of the UNet"),
@@ -40,7 +40,7 @@ class Part:
 def parts_of(
     tensors: Mapping[str, TensorRecord], kind: Recognised, *, averaged: bool = False
 ) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """The networks, and what lies beside them: each in groups, the largest first.
+    """The networks, and the tensors beside them: each in groups, the largest first.
 
     averaged  the UNet's averaged weights are its only ones, and belong to the networks
     """
@@ -89,7 +89,7 @@ def _part(name: str, prefix: str, records: list[TensorRecord]) -> Part:
 
 
 def parts_beside(root: object) -> list[Part]:
-    """What holds tensors beside the dictionary of weights: the state of an optimizer, scores of callbacks."""
+    """Entries with tensors beside the dictionary of weights: the state of an optimizer, scores of callbacks."""
     parts = []
     inner = unwrapped(root)
     seen = {id(inner)}
@@ -103,7 +103,7 @@ def parts_beside(root: object) -> list[Part]:
 
 
 def _records_in(root: object, seen: set[int]) -> list[TensorRecord]:
-    """Every tensor somewhere in it, each once. It may be cyclic, or hold the same thing a million times."""
+    """Every tensor inside, each once. The structure may be cyclic, or hold the same object a million times."""
     found, todo = [], [root]
     while todo:
         item = todo.pop()

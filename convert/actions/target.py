@@ -1,4 +1,4 @@
-"""What can be written where: the layouts, and what is refused before anything is read for it."""
+"""Which layout goes to which target, and the checks before anything is read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,11 @@ FILES = (".safetensors", *PICKLES)
 
 
 class TargetError(ValueError):
-    """What was asked for cannot be written."""
+    """The request cannot be written."""
 
 
 class MismatchError(Exception):
-    """What was written is not what it was written from."""
+    """The written file differs from its source."""
 
 
 def check_target(source: Path, target: Path, layout: str | None, part: str | None, force: bool) -> None:
@@ -33,9 +33,9 @@ def check_target(source: Path, target: Path, layout: str | None, part: str | Non
     if layout != "diffusers" and suffix not in FILES:
         raise TargetError(f"{target} must end in .safetensors, .ckpt or .pt; for a folder, ask for --to diffusers.")
     if layout == "diffusers" and suffix in FILES:
-        raise TargetError(f"{target} has the name of a file, but diffusers' layout is a folder. Give another name.")
+        raise TargetError(f"{target} has the name of a file, but the diffusers layout is a folder. Give another name.")
     if suffix in PICKLES and layout not in (None, "original"):
-        raise TargetError(f"{target} would be a pickle, which only the original layout is. Name it .safetensors.")
+        raise TargetError(f"{target} would be a pickle, which only the original layout can be. Name it .safetensors.")
     if not target.absolute().parent.is_dir():
         raise TargetError(f"the folder of {target} does not exist. Make it first.")
     if source.exists() and target.exists() and source.samefile(target):
@@ -46,14 +46,14 @@ def check_target(source: Path, target: Path, layout: str | None, part: str | Non
         raise TargetError(f"{target} is a folder. Give another name.")
     if target.exists() and layout == "diffusers":
         if target.resolve() in source.resolve().parents:
-            raise TargetError(f"{target} has the source in it, which would be lost. Give another name.")
+            raise TargetError(f"{target} contains the source, which would be lost. Give another name.")
         if not _may_be_replaced(target, part):
             kind = f"a {PARTS[part]} alone" if part else "a diffusers model"
-            raise TargetError(f"{target} is no folder with {kind}, so it is not replaced. Give another name.")
+            raise TargetError(f"{target} is not a folder with {kind}, so it is not replaced. Give another name.")
 
 
 def _may_be_replaced(folder: Path, part: str | None) -> bool:
-    """Whether what is in a folder is what is to be written there."""
+    """Whether a folder already holds what is to be written there."""
     if not part:
         return (folder / INDEX).is_file()
     try:
@@ -63,34 +63,34 @@ def _may_be_replaced(folder: Path, part: str | None) -> bool:
 
 
 def layout_of(target: Path, layout: str | None, source_layout: str) -> str:
-    """The layout to write: the one asked for, that of a pickle, or else the one that the source has not."""
+    """The layout to write: as requested; else the original one for a pickle and for a source of ours, else ours."""
     if layout is None and target.suffix.lower() in PICKLES:
         return "original"
     return layout or ("original" if source_layout == FORMAT else FORMAT)
 
 
 def check_extras(checkpoint: Checkpoint, layout: str, weights: str) -> None:
-    """Raises TargetError if what lies beside a model cannot be kept in the layout."""
+    """Raises TargetError if the layout cannot keep the tensors beside a model."""
     if not checkpoint.extras:
         return
     if layout == "diffusers":
-        raise TargetError("diffusers' layout has no place for what lies beside the model. Leave --keep-all out.")
+        raise TargetError("the diffusers layout cannot keep the tensors beside the model. Leave out --keep-all.")
     if layout == "original" and weights != "auto":
         raise TargetError(
-            "the original layout keeps both kinds of weights, each in its place, so there is nothing to choose. Leave "
-            "--weights out, or --keep-all."
+            "the original layout keeps both kinds of weights, so there is nothing to choose. Leave out --weights or "
+            "--keep-all."
         )
 
 
 def check_original_has_room(checkpoint: Checkpoint) -> None:
-    """In the original layout little but the shapes tells what a model is. Raises TargetError if that is not enough."""
+    """The original layout stores little but shapes. Raises TargetError if they do not determine the model."""
     ours, part = checkpoint.config, checkpoint.part
     shapes = {checkpoint.names[name].name: record.shape for name, record in checkpoint.tensors.items()}
     if part:
         told = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()})
     else:
         told = recognise(shapes)
-        told = told if ours.prediction == "eps" else replace(told, prediction="v")  # a marker tells of it
+        told = told if ours.prediction == "eps" else replace(told, prediction="v")  # a marker tensor states it
     for where, what, found, usual in (
         ("unet", "what the UNet predicts", ours.prediction, told.prediction),
         ("unet", "the noise schedule", ours.schedule, told.schedule),
@@ -101,6 +101,6 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
     ):
         if part in (None, where) and found != usual:
             raise TargetError(
-                f"the original layout has no place for {what}: {found}, where whoever reads it expects {usual}. "
+                f"the original layout cannot store {what}: {found}, where readers assume {usual}. "
                 "Use --to sd-zoo or --to diffusers."
             )

@@ -1,7 +1,7 @@
-"""What a file's weights are, whatever the file is: one hash over all tensors, the same in every container and layout.
+"""One hash over the tensors of a file, the same in every container and layout.
 
-Two files have the same one exactly if they hold the same tensors: names, precisions, shapes and every bit. The order
-in the file, its container, its metadata and what else lies in it do not matter.
+Two files have the same hash exactly if they hold the same tensors: names, precisions, shapes and every bit. Order,
+container, metadata and other contents do not matter.
 """
 
 import hashlib
@@ -18,16 +18,16 @@ from convert.layouts.names import PREFIXES, ema_name
 
 
 def tensors_of(root: object) -> dict[str, TensorRecord]:
-    """The tensors of a file by name: those beside its weights' wrapper left out, and the wrapper's name, too.
+    """The tensors of a file by name, from inside its wrapper.
 
-    Where the dictionary of weights holds none itself, those one dictionary further down count: "string_to_param.*".
+    If the dictionary of weights holds none itself, those one level down count: "string_to_param.*".
     """
     found = _within(unwrapped(root))
     return {".".join(path): record for path, record in found}
 
 
 def unwrapped(root: object) -> object:
-    """What `state_dict` holds, where there is one."""
+    """The contents of `state_dict`, if there is one."""
     for _ in range(LIMITS.wrappers):
         if not (isinstance(root, dict) and isinstance(root.get("state_dict"), dict)):
             break
@@ -54,9 +54,9 @@ def _within(root: object) -> list[tuple[tuple[str, ...], TensorRecord]]:
 
 
 def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
-    """The weights of a model by the names that the original layout has for them, from whichever layout they are in.
+    """The weights of a model by their original names, whatever layout they are in.
 
-    Where several of ours make one tensor there, they keep our names.
+    Where several of ours form one original tensor, they keep our names.
     """
     shared = Counter(original.name for original in checkpoint.names.values())
     return {
@@ -66,7 +66,7 @@ def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
 
 
 def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
-    """A model and what lies beside it, by the names that a file in the original layout has for all of it."""
+    """A model and the tensors beside it, by the names of the original layout."""
     averaged = checkpoint.weights == "ema" and bool(checkpoint.extras)  # then the extras have the plain names
     weights = {
         ema_name(name) if averaged and name.startswith(PREFIXES["unet"]) else name: record

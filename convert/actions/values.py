@@ -1,4 +1,4 @@
-"""What is wrong with the numbers in a file. Reads all of them; needs numpy, no torch."""
+"""Find NaN, infinity and other faults in the numbers of a file. Needs numpy, not torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from convert.files.records import TensorRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """What reading every number showed: names of tensors with ... (and how many numbers of each)."""
+    """Faults by tensor name, with how many numbers each affects."""
 
     nan: dict[str, int]
     infinite: dict[str, int]

@@ -1,7 +1,7 @@
-"""Read back what was written, and compare it with what it was written from: every weight, number by number.
+"""Read a written file back and compare it with its source, number by number.
 
-It goes the way that a reader goes, through the tables of names, and computes precisions with numpy where torch wrote
-them. On the way the tensors are hashed: `convert.actions.tensor_set` says what that means.
+It reads through the tables of names, as every reader does, and rounds with numpy where torch rounded. It hashes the
+tensors as it goes (`convert.actions.tensor_set`).
 """
 
 import hashlib
@@ -25,12 +25,12 @@ from convert.single_part import read_part
 
 @dataclass(frozen=True, kw_only=True)
 class Verified:
-    """What was found right."""
+    """What was compared and found equal."""
 
-    same: int  # tensors that have the bits of the source
-    rounded: int  # tensors that have its numbers at another precision
+    same: int  # tensors with the bits of the source
+    rounded: int  # tensors with its numbers at another precision
     tensors_sha256: str  # over the weights
-    everything_sha256: str | None  # over what lies beside them, too; None where there is no more
+    everything_sha256: str | None  # including the tensors beside them; None without any
 
 
 def verify(
@@ -43,8 +43,8 @@ def verify(
 ) -> Verified:
     """Compare a file or folder with the model that was written to it.
 
-    file, checkpoint  what it was written from, extras included
-    dtype             the precision that was asked for, a key of DTYPE_WIDTHS; None: that of the source
+    file, checkpoint  its source, extras included
+    dtype             the requested precision, a key of DTYPE_WIDTHS; None: the precision of the source
     on_bytes          called with the number of bytes that were just compared
 
     Raises MismatchError.
@@ -55,7 +55,7 @@ def verify(
             read = read_part(back, checkpoint.part) if checkpoint.part else read_checkpoint(back)
             return _compare(file, checkpoint, back, read, dtype, on_bytes)
     except CheckpointError as error:
-        raise MismatchError(f"what was written cannot be read back, and was removed: {error}") from None
+        raise MismatchError(f"the new file cannot be read back and was removed: {error}") from None
 
 
 def _compare(
@@ -87,7 +87,7 @@ def _compare(
             on_bytes(b.nbytes)
     if wrong:
         raise MismatchError(
-            f"what was written differs from the source in {counted(len(wrong), 'tensor')}, and was removed: "
+            f"the new file differs from the source in {counted(len(wrong), 'tensor')} and was removed: "
             f"{shown_list(wrong)}. Check the disk and the memory, and try again."
         )
     return Verified(
@@ -99,7 +99,7 @@ def _compare(
 
 
 def _same_numbers(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: TensorRecord, digest) -> bool:
-    """Whether b holds the numbers of a at its own precision. `digest` is fed with the bytes of b."""
+    """Whether b holds the numbers of a at its own precision. Adds the bytes of b to `digest`."""
     same = True
     for x, y in in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
         digest.update(y)
@@ -112,9 +112,9 @@ def _same_numbers(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFil
 
 
 def as_written(numbers: np.ndarray, dtype: str) -> np.ndarray:
-    """float64 numbers as torch gives them another precision, again in float64."""
+    """float64 numbers rounded to another precision as torch rounds them, again in float64."""
     if dtype != "float64":
-        numbers = numbers.astype("f4").astype("f8")  # torch goes by way of float32
+        numbers = numbers.astype("f4").astype("f8")  # torch rounds to float32 first
     return rounded(numbers, dtype)
 
 
@@ -123,7 +123,7 @@ def _place(record: TensorRecord) -> tuple[int, int, int]:
 
 
 def _forget_pages(path: Path) -> None:
-    """Make the system read from the disk what it has just written, where it can be asked to."""
+    """Make the system read back from the disk, not from its page cache, where it offers that."""
     if not hasattr(os, "posix_fadvise"):
         return
     for place in [path] if path.is_file() else [place for place in path.rglob("*") if place.is_file()]:

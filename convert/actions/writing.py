@@ -1,4 +1,4 @@
-"""Writing tensors that lie in an open file: one after the other, in another precision if that is asked for."""
+"""Write the tensors of an open file, one after the other, in another precision if asked."""
 
 import errno
 import json
@@ -37,26 +37,26 @@ NOTHING = TensorRecord("float32", (0,), (1,), StorageRecord("", 0, 0, "little", 
 class Planned(NamedTuple):
     """A tensor to write."""
 
-    record: TensorRecord  # where it lies, in the shape that it is to have
-    dtype: str  # that it is to have, a key of DTYPE_WIDTHS
+    record: TensorRecord  # its place in the source, with the shape to write
+    dtype: str  # to write, a key of DTYPE_WIDTHS
 
     @property
     def nbytes(self) -> int:
         return self.record.numel * DTYPE_WIDTHS[self.dtype]
 
     @property
-    def is_as_it_was(self) -> bool:
+    def keeps_its_dtype(self) -> bool:
         return self.dtype == self.record.dtype
 
 
-Plan = dict[str, Planned]  # by the name that each is to have
+Plan = dict[str, Planned]  # by the name to write
 
 
 def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
     """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder.
 
-    With what lies beside the model, in the original layout everything has the name that it had in the file it is from:
-    averaged weights those of averages. Of what lies beside, other weights change their precision, and nothing else.
+    Together with the tensors beside the model, the original layout gives every tensor the name that it had in its
+    source: averaged weights keep the names of averages. Beside the model, only weights change their precision.
 
     Raises WeightMismatchError where two tensors would have one name.
     """
@@ -89,9 +89,9 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
 def our_metadata(
     file: CheckpointFile, checkpoint: Checkpoint, precision: str, hash_source: bool
 ) -> dict[str, str | Callable[[], str]]:
-    """What a file of ours says of itself.
+    """The metadata of a file of ours.
 
-    hash_source  read the source for its sha256 where that is not known; else it is left out then
+    hash_source  read the source if its sha256 is not known; otherwise leave an unknown sha256 out
     """
     dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
     step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
@@ -111,7 +111,7 @@ def our_metadata(
 
 
 def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
-    """What the publisher said of the model (title, licence, how it was merged), without checksums of the old file."""
+    """The publisher's metadata (title, licence, merge recipe), without checksums of the old file."""
     return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
 
 
@@ -148,7 +148,7 @@ def write_plan(
     """
     entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
     spans = {
-        name: span for name, planned in plan.items() if planned.is_as_it_was and (span := file.span(planned.record))
+        name: span for name, planned in plan.items() if planned.keeps_its_dtype and (span := file.span(planned.record))
     }
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -173,12 +173,12 @@ def _verify(file: CheckpointFile, records: list[TensorRecord], stop: threading.E
 def _pieces(
     file: CheckpointFile, plan: Mapping[str, Planned], spans: Mapping[str, Span], precision: str
 ) -> Iterator[memoryview | Span]:
-    """The bytes of each tensor in order: where they lie, or what was made of them."""
+    """The bytes of each tensor in order: a place in the source, or converted bytes."""
     others = {name: planned for name, planned in plan.items() if name not in spans}
     made = _bytes_of(converted(file, others, precision)) if others else iter(())
     for name in plan:
         yield spans[name] if name in spans else next(made)
-    next(made, None)  # it tells of what was wrong once all is done
+    next(made, None)  # raises for values out of range
 
 
 def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str) -> "Iterator[tuple[str, Tensor]]":
@@ -222,13 +222,13 @@ def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside:
     try:
         torch.save({"state_dict": state, **beside}, out)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # a full disk, which torch hides behind a fault of its own
+        if isinstance(error.__context__, OSError):  # a full disk, which torch reports as an error of its own
             raise error.__context__ from None
         raise
 
 
 class Reporting:
-    """A file that tells how many bytes were just written, altogether as many as were announced."""
+    """A file that reports how many bytes were just written, in total as many as announced."""
 
     out: BinaryIO
 
@@ -251,7 +251,7 @@ class Reporting:
         while done < span.nbytes:
             count = copy_bytes(span.descriptor, span.offset + done, self.out, min(CHUNK, span.nbytes - done))
             if not count:
-                raise OSError("the source has become shorter while it was read")
+                raise OSError("the source became shorter while it was being read")
             done += count
             self.report(count)
 
@@ -269,8 +269,10 @@ class Reporting:
 
 
 def copy_bytes(source: int, offset: int, out: BinaryIO, count: int) -> int:
-    """Copy up to `count` bytes to the end of a file that has nothing in its buffer; without reading them, where the
-    system can do that. Returns how many it were; 0 at the source's end."""
+    """Copy up to `count` bytes to the end of a flushed file, inside the kernel where possible.
+
+    Returns how many were copied; 0 at the end of the source.
+    """
     if hasattr(os, "copy_file_range"):
         try:
             copied = os.copy_file_range(source, out.fileno(), count, offset)

@@ -1,9 +1,9 @@
-"""What a diffusers folder says of its model in JSON: checked against the weights when read, made when written.
+"""The JSON settings of a diffusers folder: checked against the weights when read, derived from the config when written.
 
-Three kinds of settings: those that follow from our config and must agree (`unet_settings` and the like), those that our
-networks have built in (the tables of fixed ones), and the few that no shape tells and that are taken from here: heads,
-activation, latent scale, noise schedule, what the UNet predicts, the native size. A setting that is left out has the
-library's default. Names and defaults: diffusers 0.42 and transformers 5; older versions have fewer of them.
+Three kinds: settings that follow from our config and must agree (`unet_settings` and the like), settings that our
+networks have built in (the tables of fixed ones), and the few that no shape shows, which are read here: heads,
+activation, latent scale, noise schedule, prediction, native size. A missing setting has the library's default. Names
+and defaults: diffusers 0.42 and transformers 5; older versions have fewer of them.
 """
 
 from collections.abc import Mapping
@@ -113,13 +113,13 @@ def text_settings(config: TextEncoderConfig) -> dict[str, object]:
 
 
 def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelConfig:
-    """A config that the shapes have told, completed by what the folder says.
+    """The config read from shapes, completed by the settings of a folder.
 
-    settings  by component ("unet", "vae", "text_encoder", "scheduler"); those without have the
-              defaults, a model without a scheduler has the schedule of its family
+    settings  by component ("unet", "vae", "text_encoder", "scheduler"); missing ones have the defaults, a model
+              without a scheduler has the schedule of its family
 
-    Raises UnsupportedFileError for settings that our networks do not have, WeightMismatchError for those that the
-    weights do not bear out and for numbers that are none.
+    Raises UnsupportedFileError for settings that our networks do not have, WeightMismatchError for settings that
+    contradict the weights and for values that are not numbers.
     """
     unet, vae, text = (settings.get(name, {}) for name in ("unet", "vae", "text_encoder"))
     _check_fixed("unet", unet, UNET_FIXED, {*unet_settings(seen.unet), *UNET_FREE})
@@ -128,7 +128,7 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
     _check_agreement("unet", unet, unet_settings(seen.unet))
     _check_agreement("vae", vae, vae_settings(seen.vae))
     _check_agreement("text_encoder", text, text_settings(seen.text_encoder))
-    heads = unet.get("attention_head_dim", 8)  # this is how many there are, whatever it is called
+    heads = unet.get("attention_head_dim", 8)  # the number of heads, whatever it is called
     config = replace(
         seen,
         unet=replace(seen.unet, heads=tuple(heads) if type(heads) is list else (heads,) * len(seen.unet.heads)),
@@ -155,33 +155,31 @@ def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:
     kind = scheduler.get("beta_schedule", "linear")
     if kind != "scaled_linear":
         raise UnsupportedFileError(
-            f"has a noise schedule of the kind {_text(kind)}; scaled_linear, that of Stable Diffusion, can be used."
+            f"has a noise schedule of the kind {_text(kind)}; only scaled_linear, Stable Diffusion's, is supported."
         )
     prediction = scheduler.get("prediction_type", "epsilon")
     if type(prediction) is not str or prediction not in PREDICTIONS:
         raise UnsupportedFileError(
-            f"has a UNet that predicts {_text(prediction)}; {' and '.join(PREDICTIONS)} can be used."
+            f"has a UNet that predicts {_text(prediction)}; {' and '.join(PREDICTIONS)} are supported."
         )
     timesteps, start, end = (scheduler.get(name, default) for name, default in SCHEDULE_DEFAULTS.items())
     if type(timesteps) is not int:
-        raise WeightMismatchError(f"has {_text(timesteps)} for num_train_timesteps, which is no whole number.")
+        raise WeightMismatchError(f"has {_text(timesteps)} for num_train_timesteps, which is not a whole number.")
     schedule = replace(config.schedule, timesteps=timesteps, beta_start=_number(start), beta_end=_number(end))
     return replace(config, schedule=schedule, prediction=PREDICTIONS[prediction])
 
 
 def _check_fixed(component: str, stated: Settings, fixed: Settings, others: set[str] | None) -> None:
-    """`others`: the settings that are looked at elsewhere; None: whatever else there is does not matter."""
+    """`others`: the settings that are checked elsewhere; None: other settings do not matter."""
     for name, value in stated.items():
         if name in fixed:
             if value != fixed[name] and value is not None:
                 raise UnsupportedFileError(
-                    f"has a {component} with {shown(name)} = {_text(value)}; networks with {_text(fixed[name])} can be "
-                    "used so far."
+                    f"has a {component} with {shown(name)} = {_text(value)}; only networks with "
+                    f"{_text(fixed[name])} are supported."
                 )
         elif others is not None and name not in others and not name.startswith("_") and value not in (None, False, []):
-            raise UnsupportedFileError(
-                f"has a {component} with a setting that is not known here: {shown(name)} = {_text(value)}."
-            )
+            raise UnsupportedFileError(f"has a {component} with an unknown setting: {shown(name)} = {_text(value)}.")
 
 
 def _check_agreement(component: str, stated: Settings, expected: Settings) -> None:
@@ -189,13 +187,13 @@ def _check_agreement(component: str, stated: Settings, expected: Settings) -> No
         found = stated.get(name, value)
         if _spread(found, value) != _spread(value, found):
             raise WeightMismatchError(
-                f"has a {component} config that its weights do not bear out: {name} is {_text(found)}, the weights "
+                f"has a {component} config that contradicts its weights: {name} is {_text(found)}, the weights "
                 f"have {_text(value)}."
             )
 
 
 def _spread(value: object, other: object) -> object:
-    """One number where the other side has a list: the same number for each."""
+    """A number, repeated if the other side is a list."""
     return [value] * len(other) if type(value) is int and type(other) is list else value
 
 

@@ -59,7 +59,7 @@ def recognise(shapes: Shapes) -> ModelConfig:
 
 
 def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelConfig:
-    """A model's config with one part as these shapes, named without the part's prefix, tell it.
+    """A model's config with one part read from these shapes, named without the part's prefix.
 
     Raises WeightMismatchError for shapes that no v1 model has.
     """
@@ -91,7 +91,7 @@ def check_counts(config: ModelConfig) -> None:
         if not least <= found <= most:
             raise WeightMismatchError(f"has {shown(str(found))} {what}; {least} to {most} can be used.")
     if not len(unet.multipliers) == len(unet.depths) == len(unet.heads):
-        raise WeightMismatchError("has a UNet whose levels, depths and heads are not equally many.")
+        raise WeightMismatchError("has a UNet with different numbers of levels, depths and heads.")
 
 
 def check_complete(missing: list[str], total: int) -> None:
@@ -160,7 +160,7 @@ def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
     if vocabulary != SD_V1.text_encoder.vocabulary:
         raise WeightMismatchError(
             f"has a token embedding of {vocabulary} rows; CLIP's tokenizer has {SD_V1.text_encoder.vocabulary} ids. "
-            "It was saved with added words, which cannot be used so far."
+            "It was saved with added words, which is not supported."
         )
     if width % HEAD_WIDTH:
         raise WeightMismatchError(
@@ -182,7 +182,7 @@ def _strip(shapes: Shapes, prefix: str) -> Shapes:
 
 def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise WeightMismatchError(f"lacks the tensor {name}, which tells how large the model is.")
+        raise WeightMismatchError(f"lacks the tensor {name}, which is needed to tell the size of the model.")
     if len(shapes[name]) != axes or 0 in shapes[name]:
         raise WeightMismatchError(
             f"holds {name} with the shape {list(shapes[name])}; {axes} axes are expected, none of them 0."
@@ -196,7 +196,7 @@ def _count(shapes: Shapes, prefix: str) -> int:
 
 
 def _transformer_blocks(shapes: Shapes) -> Counter[str]:
-    """How many there are in each attention, in one pass: a file may have a hundred thousand names."""
+    """How many each attention has, in one pass: a file may have a hundred thousand names."""
     found = set()
     for name in shapes:
         attention, inside, rest = name.partition(".transformer_blocks.")
@@ -216,8 +216,8 @@ def _multipliers(part: str, width: int, widths: list[int]) -> tuple[int, ...]:
 
 def _unknown_contents(shapes: Shapes) -> str:
     if not shapes:
-        return "holds no tensors, so it is no checkpoint."
+        return "holds no tensors, so it is not a checkpoint."
     return (
-        f"holds {len(shapes)} tensors, but none with a name of a Stable Diffusion 1 checkpoint. "
+        f"holds {len(shapes)} tensors, none with the name of a Stable Diffusion 1 weight. "
         f"Their names: {shown_list(sorted(shapes))}."
     )

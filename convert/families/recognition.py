@@ -1,8 +1,9 @@
-"""What a set of tensors is, told from names and shapes with the rows of `convert.families.table`, and from what."""
+"""Recognise what a file holds from names and shapes, by the rows of `convert.families.table`, with the evidence."""
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from convert.errors import CheckpointError, counted, shown
@@ -31,10 +32,10 @@ MODULE = re.compile(r"(.*?)\.(lora_(down|up|A|B|mid)|lora\.(down|up)|hada_|lokr_
 class Recognised:
     """What a file holds."""
 
-    family: Family | None = None  # None: a model whose family cannot be told, or nothing known
+    family: Family | None = None  # None: a model of an unknown family, or nothing known
     name: str = "unknown"  # in a few words, for a reader
     parts: tuple[str, ...] = ()  # of a model: those that are there, keys of PART_STARTS
-    evidence: tuple[str, ...] = ()  # what the family is told from
+    evidence: tuple[str, ...] = ()  # that the family rests on
     details: tuple[str, ...] = ()  # what else is seen
 
     @property
@@ -73,7 +74,7 @@ def recognise_names(shapes: Shapes, stored: Mapping[str, str] | None = None) -> 
     """
     if not shapes:
         return Recognised(name="no tensors")
-    stored = stored or {}
+    shapes, stored = dict(sorted(shapes.items())), stored or {}  # in order: see `_first`
     mark = _mark(CONTROLNET, shapes)
     if mark:
         return _addition(CONTROLNET, mark, shapes, stored)
@@ -164,7 +165,7 @@ def _addition(row: Family, mark: str, shapes: Shapes, stored: Mapping[str, str])
 
 def _mark(row: Family, shapes: Shapes) -> str | None:
     """The first name that tells the row, if one does."""
-    if row.lacks and any(row.lacks in name for name in shapes):
+    if row.lacks and _first(shapes, (row.lacks,)):
         return None
     if row.inside:
         return next((name for name in shapes if any(part in name for part in row.inside)), None)
@@ -183,8 +184,14 @@ def _second_axis(shapes: Shapes, names: tuple[str, ...]) -> int | None:
     return next((shapes[name][1] for name in names if len(shapes.get(name, ())) > 1), None)
 
 
-def _first(names: Iterable[str], starts: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name.startswith(starts)), None)
+def _first(shapes: Shapes, starts: tuple[str, ...]) -> str | None:
+    """A name that starts with one of these. The names are in order: a file may have a hundred thousand of them."""
+    names = list(shapes)
+    for start in starts:
+        place = bisect_left(names, start)
+        if place < len(names) and names[place].startswith(start):
+            return names[place]
+    return None
 
 
 def _article(text: str) -> str:

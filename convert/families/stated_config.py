@@ -1,7 +1,7 @@
-"""The config in the metadata of a file of ours. A stranger may have written it.
+"""The config in the metadata of a file of ours, which a stranger may have written.
 
-What the shapes of the tensors tell is taken from them, and the metadata must agree; the few numbers that no shape tells
-must be of the right type and in range.
+Sizes come from the shapes of the tensors, and the metadata must agree; the few numbers that no shape shows must have
+the right type and be in range.
 """
 
 import json
@@ -18,12 +18,12 @@ from sd.config import SD_V1, ModelConfig
 
 PREDICTIONS = ("eps", "v")
 ACTIVATIONS = ("quick_gelu", "gelu")
-MOST_TIMESTEPS = 10_000
+TIMESTEPS = range(1, 10_000 + 1)
 SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
 
 
 def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | None = None) -> ModelConfig:
-    """The config that the metadata and the tensors, by our names, agree on; of one part alone if `part` says so.
+    """The config that the metadata and the tensors, by our names, agree on; with `part`, of one part alone.
 
     Raises WeightMismatchError.
     """
@@ -40,7 +40,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
     shapes = {name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()}
     if part:
         if stated.family not in [row.name for row in MODELS if row.config]:
-            raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is not known.")
+            raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is unknown.")
         seen = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}, stated)
     else:
         seen = recognise(shapes)
@@ -58,7 +58,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         native_size=stated.native_size,
     )
     if stated != config:
-        raise WeightMismatchError("has a config in its metadata that its tensors do not bear out.")
+        raise WeightMismatchError("has a config in its metadata that contradicts its tensors.")
     return config
 
 
@@ -94,7 +94,7 @@ def check_heads(config: ModelConfig) -> None:
 
 
 def check_free_numbers(config: ModelConfig) -> None:
-    """What no shape tells must be in range. Raises WeightMismatchError."""
+    """Numbers that no shape shows must be in range. Raises WeightMismatchError."""
     schedule, scale = config.schedule, config.vae.latent_scale
     checks = [
         (0 < scale < math.inf, "latent_scale", scale, "it must be finite and greater than 0"),
@@ -106,7 +106,7 @@ def check_free_numbers(config: ModelConfig) -> None:
             f"it must be {' or '.join(ACTIVATIONS)}",
         ),
         (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
-        (1 <= schedule.timesteps <= MOST_TIMESTEPS, "timesteps", schedule.timesteps, f"1 to {MOST_TIMESTEPS} will do"),
+        (schedule.timesteps in TIMESTEPS, "timesteps", schedule.timesteps, f"it must be 1 to {TIMESTEPS[-1]}"),
         (
             0 < schedule.beta_start <= schedule.beta_end < 1,
             "beta_start and beta_end",

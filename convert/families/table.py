@@ -34,7 +34,7 @@ class Family:
     # how to tell it
     starts: tuple[str, ...] = ()  # some name starts with one of these
     inside: tuple[str, ...] = ()  # or has one of these in it
-    lacks: str = ""  # no name has this in it
+    lacks: str = ""  # no name starts with this
     context: int | None = None  # width of the text vectors; tells the family where the names do not
     channels: int | None = None  # that the UNet takes
     label: int | None = None  # width of the vector that the UNet gets beside the text
@@ -82,7 +82,7 @@ XL = Family(
 )
 INPAINTING = {"channels": 9, "tasks": ("inpainting",)}
 EDIT = {"channels": 8, "tasks": ()}
-XL_BUILD = replace(XL, context=None, pipeline="")  # of XL's build, told by names alone
+XL_BUILD = replace(XL, context=None, pipeline="")  # built like XL and recognised by names alone
 MODELS = (
     V1,
     replace(
@@ -166,7 +166,7 @@ CONTROLNET = Family(
     name="controlnet",
     title="ControlNet",
     starts=("control_model.", "input_hint_block.", "controlnet_cond_embedding."),
-    lacks="output_blocks.",  # of a whole UNet beside it
+    lacks=UNET + "output_blocks.",  # of a whole UNet beside it
     pipeline="StableDiffusionControlNet",
     why_not="It steers a checkpoint and is not one itself",
     parts={"ControlNet": ""},

@@ -1,6 +1,6 @@
-"""The numbers of a tensor in a mapped file: with numpy alone, row by row, a piece at a time.
+"""The numbers of a tensor in a mapped file, with numpy alone, row by row, in pieces.
 
-What a piece costs does not depend on how large the tensor is, nor on the order in which it lies in its storage.
+The memory for a piece depends neither on the size of the tensor nor on its strides.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def raw_pieces(file: CheckpointFile, record: TensorRecord) -> Iterator[np.ndarra
     """The elements of a tensor as unsigned integers of their width, little-endian, in row-major order.
 
     Each piece has one axis and at most PIECE elements, and is only valid until the next one. A complex number is two.
-    The checksum is not looked at: see `CheckpointFile.verify`.
+    The checksum is not verified: see `CheckpointFile.verify`.
     """
     if record.numel == 0:
         return
@@ -36,7 +36,7 @@ def raw_pieces(file: CheckpointFile, record: TensorRecord) -> Iterator[np.ndarra
         dtype=f"{order}u{width}",
         buffer=file.storage_bytes(record),
         offset=offset * width,
-        # what stands for an axis of length 1 may be anything, and does not matter
+        # the stride of an axis of length 1 does not matter
         strides=tuple(step * width if size > 1 else 0 for size, step in zip(shape, stride, strict=True)),
     )
     yield from np.nditer(
@@ -51,7 +51,7 @@ def raw_pieces(file: CheckpointFile, record: TensorRecord) -> Iterator[np.ndarra
 
 
 def in_step(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The pieces of two tensors of as many numbers, cut so that each pair is of one length."""
+    """The pieces of two tensors of equal size, cut into pairs of equal length."""
     a = b = np.empty(0)
     while True:
         a = next(first, None) if len(a) == 0 else a
@@ -65,7 +65,7 @@ def in_step(first: Iterator[np.ndarray], second: Iterator[np.ndarray]) -> Iterat
 
 
 def decoded(raw: np.ndarray, dtype: str) -> np.ndarray:
-    """The numbers that a raw piece stands for: floats of at least their precision, or integers.
+    """Decode a raw piece: floats of at least their precision, or integers.
 
     dtype  a key of DTYPE_WIDTHS
     """

@@ -1,4 +1,4 @@
-"""What every reader of a container hands to `open_checkpoint`."""
+"""The result of reading a container."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""A folder as the diffusers library saves a model: JSON that says what is there, and the weights of each component.
+"""A folder of the diffusers library: JSON that lists the components, and the weights of each.
 
     model_index.json                        which pipeline it is for, which class each component is of
     unet/config.json                        settings
@@ -7,7 +7,7 @@
     scheduler/scheduler_config.json         the noise schedule
 
 One component may also stand alone, in a folder with its config.json and its weights. No class is looked up; the safety
-checker, the tokenizer's tables and whatever else is there are not read.
+checker, the tokenizer's tables and all other files are not read.
 """
 
 import json
@@ -74,7 +74,7 @@ def read_folder(folder: Path, open_file: Callable[[Path, str], OpenFile]) -> Fol
 
 
 def component_alone(folder: Path) -> str | None:
-    """Which component a folder holds that is not of a whole model. Raises CheckpointError for damaged settings."""
+    """The component of a folder that holds one component only. Raises CheckpointError for damaged settings."""
     if (folder / INDEX).is_file() or not (folder / "config.json").is_file():
         return None
     config = read_json(folder / "config.json", "config.json")
@@ -105,12 +105,12 @@ def _read_index(folder: Path) -> dict:
                 f"a {INDEX}"
             )
         raise UnsupportedFileError(
-            f"is a folder without a {INDEX}, so it is no diffusers model. Give that folder, or a checkpoint file"
+            f"is a folder without a {INDEX}, so it is not a diffusers model. Give one that has it, or a file"
         )
     index = read_json(folder / INDEX, INDEX)
     pipeline = index.get("_class_name")
     if type(pipeline) is not str:
-        raise UnsupportedFileError(f"has a {INDEX} that does not name a pipeline, so it is no diffusers model")
+        raise UnsupportedFileError(f"has a {INDEX} that does not name a pipeline, so it is not a diffusers model")
     family = family_of_pipeline(pipeline)
     if family and not family.config:
         raise UnsupportedFileError(
@@ -125,7 +125,7 @@ def _check_class(index: dict, component: str) -> None:
         raise UnsupportedFileError(f"has no {component} in its {INDEX}. Use the folder of a complete model")
     if entry[1] != CLASSES[component]:
         raise UnsupportedFileError(
-            f"has a {component} of the class {shown(str(entry[1]), 60)}; {CLASSES[component]} can be used so far"
+            f"has a {component} of the class {shown(str(entry[1]), 60)}; only {CLASSES[component]} is supported"
         )
 
 
@@ -176,7 +176,7 @@ def _component(
 def _shards(
     path: Path, place: str, index: str, suffix: str, opened: Callable[[str], tuple[str, dict[str, TensorRecord]]]
 ) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
-    """Weights in several files: the index says in which file each is, and it must be there and nowhere else."""
+    """Weights in several files: each must be in the file that the index names, and only there."""
     where = f"{place}{index}"
     places = read_json(path / index, where).get("weight_map")
     if type(places) is not dict or not all(type(name) is str for name in places.values()):
@@ -205,7 +205,7 @@ def _add(root: dict[str, TensorRecord], component: str, called: str, tensors: di
 
 
 def _is_there(path: Path) -> bool:
-    """Also if it is a link to nothing, as in a cache whose files were removed: that is worth a sentence of its own."""
+    """Whether a path exists, broken links included: a cache whose files were removed gets its own sentence."""
     return path.exists() or path.is_symlink()
 
 
@@ -217,7 +217,7 @@ def _is_plain(name: str) -> bool:
 def read_json(path: Path, called: str) -> dict:
     """A JSON object in a small file, with no name twice in it. `called` is what errors call it."""
     if path.exists() and not path.is_file():  # a pipe would block
-        raise UnsupportedFileError(f"has a {called} that is no file. Download the folder again")
+        raise UnsupportedFileError(f"has a {called} that is not a file. Download the folder again")
     try:
         with open(path, "rb") as file:
             raw = file.read(LIMITS.header_bytes + 1)

@@ -21,14 +21,14 @@ SHA256 = re.compile("[0-9a-f]{64}")
 def file_sha256(path: Path) -> str:
     """The sha256 of a file, as 64 hex digits.
 
-    It is computed once: a file that has the same place, size, modification time and inode as before is not read again.
+    Computed once: a file with the same path, size, modification time and inode is not read again.
     """
     *_, digest = _hashing(Path(path).resolve())
     return digest
 
 
 def _hashing(path: Path) -> Iterator[str | None]:
-    """The work of `file_sha256`, in pieces: None after each of them, and at last the hash."""
+    """The work of `file_sha256` in pieces: yields None after each, and the hash at the end."""
     state = path.stat()
     key = _key(path, state)
     if key in (remembered := _remembered()):
@@ -46,15 +46,15 @@ def _hashing(path: Path) -> Iterator[str | None]:
 
 
 def remembered_sha256(path: Path) -> str | None:
-    """The sha256 of a file where it was computed before; None where the file would have to be read for it."""
+    """The cached sha256 of a file; None if the file would have to be read."""
     path = Path(path).resolve()
     return _remembered().get(_key(path, path.stat()))
 
 
 class FileHash:
-    """The sha256 of a file as it is now, computed at the first call; other threads that call meanwhile wait for it.
+    """The sha256 of a file as it is now, computed at the first call; other calling threads wait for it.
 
-    None where the file cannot be read any more, or is another one by then.
+    None if the file can no longer be read or has changed.
     """
 
     def __init__(self, path: Path):
@@ -73,14 +73,14 @@ class FileHash:
             return self.digest
 
     def work_ahead(self) -> None:
-        """Compute it until it is there or somebody calls, who then does the rest."""
+        """Compute the hash until it is complete or a caller takes over."""
         goes_on = True
         while goes_on and not self._called.is_set():
             with self._lock:
                 goes_on = self._goes_on()
 
     def _goes_on(self) -> bool:
-        """Do a piece of the work; False where there is nothing left to do."""
+        """Do one piece of the work; False if none is left."""
         if self.digest is not None:
             return False
         work, self._work = self._work or _hashing(self.path), None
@@ -102,20 +102,20 @@ class FileHash:
 
 
 def hashed_meanwhile(path: Path) -> Callable[[], str]:
-    """Begin to compute the sha256 of a file in a thread of its own; the function returned waits for it.
+    """Start computing the sha256 of a file in a thread; the returned function waits for it.
 
-    It raises OSError where the file cannot be read any more.
+    It raises OSError if the file can no longer be read.
     """
     digest = FileHash(path)
-    # a daemon: nobody waits for it where the work that wanted the hash has failed
+    # a daemon: if the conversion fails, nothing waits for the hash
     threading.Thread(target=digest, daemon=True).start()
     return lambda: digest() or file_sha256(path)
 
 
 def compute_aside(digest: FileHash) -> None:
-    """Have it computed in a thread that leaves the processor to all others, where the system can be told: Linux.
+    """Compute a hash in a thread of the lowest priority (on Linux).
 
-    Who needs the hash does not wait for that thread.
+    A caller that needs the hash finishes the work itself and does not wait for that thread.
     """
 
     def compute() -> None:
@@ -132,7 +132,7 @@ def _key(path: Path, state: os.stat_result) -> str:
 
 
 def _cache_file() -> Path:
-    """Raises RuntimeError where nobody knows the user's home."""
+    """Raises RuntimeError if the user has no home folder."""
     return cache_folder() / "sha256.json"
 
 

@@ -1,4 +1,4 @@
-"""What a file is if it is no checkpoint: said to the user in one sentence, decided by the first bytes."""
+"""Name files that are not checkpoints, by their first bytes, in one sentence."""
 
 import re
 
@@ -53,7 +53,7 @@ def other_kind(data: memoryview) -> CheckpointError:
 
 
 def bare_pickle(data: memoryview) -> CheckpointError:
-    """A pickle without a container has no place for weights; it is parsed only to tell what it names."""
+    """A pickle without a container has no place for weights; it is parsed only for the names in it."""
 
     def no_storage(key: str, count: int, width: int) -> StorageRecord:
         raise UnsupportedFileError(f"is a bare pickle without the storage {key} it refers to, not a checkpoint")
@@ -69,7 +69,7 @@ def bare_pickle(data: memoryview) -> CheckpointError:
 
 
 def text_kind(head: bytes, size: int) -> CheckpointError | None:
-    """Pointers, web pages and error messages that were saved as a model; None if it is no text."""
+    """Pointers, web pages and error messages that were saved as a model; None if it is not text."""
     try:
         text = head.decode("utf-8") if size <= HEAD_BYTES else head[:-4].decode("utf-8", "ignore")
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""How much a checkpoint may ask for before anything is allocated for it.
+"""Limits on what a checkpoint may request before anything is allocated.
 
 A full file in the SD v1 layout has about 173 KB of pickle, 36 k opcodes, 9 k memo entries, 4 open marks, 1,145 tensors.
 """
@@ -43,6 +43,6 @@ LIMITS = Limits()
 
 
 def check_limit(what: str, found: int, allowed: int) -> None:
-    """Refuse a file that asks for more than we give: says which limit, what was found and what is allowed."""
+    """Refuse a file that exceeds a limit, with the limit, what was found and what is allowed."""
     if found > allowed:
         raise UnsafeFileError(f"exceeds the limit for {what}: found {found}, allowed {allowed}")

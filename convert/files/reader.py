@@ -1,4 +1,4 @@
-"""Open a model that somebody else made, a file or a folder: decide what it is, check it, say where its tensors lie.
+"""Open a foreign model, a file or a folder: decide what it is, check it, locate its tensors.
 
     with open_checkpoint("v1-5-pruned-emaonly.ckpt") as file:
         record = file.root["state_dict"]["betas"]
@@ -91,7 +91,7 @@ class CheckpointFile:
             return memoryview(self._inflated[storage.offset])
 
     def span(self, record: TensorRecord) -> Span | None:
-        """Where a tensor's bytes lie in the file as any other file would have them: row by row, little end first."""
+        """Where a tensor's bytes lie in the file, if they are stored row by row and little-endian."""
         storage, width = record.storage, DTYPE_WIDTHS[record.dtype]
         as_they_are = storage.deflated is None and record.is_contiguous
         if self._descriptor is None or not as_they_are or (storage.byteorder != "little" and width > 1):
@@ -113,7 +113,7 @@ class CheckpointFile:
             self._verified.add(storage.offset)
 
     def release(self, record: TensorRecord) -> None:
-        """The storage is not needed any more: give its memory back. Bytes written to it are lost."""
+        """Give the memory of a storage back. Bytes written to it are lost."""
         storage = record.storage
         if storage.deflated is not None:
             self._inflated.pop(storage.offset, None)
@@ -125,7 +125,7 @@ class CheckpointFile:
             self._mapping.madvise(mmap.MADV_DONTNEED, start, length)
 
     def close(self) -> None:
-        """Unmap the file; if bytes of it are still in use, that happens when the last of them goes."""
+        """Unmap the file, or as soon as no view of its bytes is left."""
         self._inflated.clear()
         if self._close_descriptor:
             self._close_descriptor()
@@ -150,10 +150,9 @@ class CheckpointFile:
 
 
 def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) -> Callable[[TensorRecord], None]:
-    """What to call once with each of the records when its tensor is done with, from any thread.
+    """Returns a function to call once with each record when its tensor is no longer needed, from any thread.
 
-    A storage that several tensors share is given back after the last of them: earlier, and its bytes would have to be
-    read, or even inflated, again.
+    A storage that several tensors share is released after the last of them, so that it is read and inflated once.
     """
     users = Counter(record.storage for record in records)
     lock = threading.Lock()
@@ -170,10 +169,10 @@ def release_after_last(file: CheckpointFile, records: Iterable[TensorRecord]) ->
 
 @contextmanager
 def checksums_ahead(file: CheckpointFile, records: Iterable[TensorRecord]) -> Iterator[None]:
-    """As long as it lasts, a thread checks checksums, the largest tensors' first, while the caller does other things.
+    """Check checksums in a background thread, the largest tensors first, while the block runs.
 
-    What it has checked is not checked again; what is wrong is told where the tensor is used, as ever. Meanwhile, the
-    caller must not write to the tensors' bytes.
+    No checksum is checked twice; a wrong one is raised where its tensor is used. Inside the block, do not write to the
+    tensors' bytes.
     """
     ended = threading.Event()
     order = sorted((record for record in records if record.storage.deflated is None), key=lambda record: -record.nbytes)
@@ -199,7 +198,7 @@ def checksums_ahead(file: CheckpointFile, records: Iterable[TensorRecord]) -> It
 
 @contextmanager
 def errors_named(file: CheckpointFile) -> Iterator[None]:
-    """A CheckpointError raised inside gets this file's name in front, where several are open."""
+    """Put this file's name in front of a CheckpointError raised inside, where several files are open."""
     try:
         yield
     except CheckpointError as error:
@@ -207,7 +206,7 @@ def errors_named(file: CheckpointFile) -> Iterator[None]:
 
 
 class CheckpointFiles(CheckpointFile):
-    """Several open files that are used as if they were one: `StorageRecord.file` counts them."""
+    """Several open files used as one: `StorageRecord.file` is the index of each."""
 
     files: list[CheckpointFile]
 
@@ -245,7 +244,7 @@ class CheckpointFolder(CheckpointFiles):
 
 
 class JoinedFiles(CheckpointFiles):
-    """Two open files or folders as one that holds what the first does, and lends the tensors of the second."""
+    """Two open files or folders as one: the contents of the first, and access to the tensors of the second."""
 
     def __init__(self, first: CheckpointFile, second: CheckpointFile):
         own, lent = (file.files if isinstance(file, CheckpointFiles) else [file] for file in (first, second))
@@ -295,7 +294,7 @@ def open_file(path: Path, called: str) -> CheckpointFile:
 
 
 def open_regular(path: Path) -> int:
-    """The descriptor of a file that is one, and not empty."""
+    """The descriptor of a regular file that is not empty."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
     if path.is_dir():
         raise UnsupportedFileError("is a folder, not a checkpoint file. Give the file itself")
@@ -316,7 +315,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_contents(path: Path, data: memoryview) -> Contents:
-    """Decide by content who reads the file. One named .safetensors is only ever read as safetensors."""
+    """Pick the reader by content. A file named .safetensors is only read as safetensors."""
     head = bytes(data[:HEAD_BYTES])
     only_safetensors = path.name.casefold().endswith(".safetensors")
     for is_kind, read in READERS:

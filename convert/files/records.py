@@ -1,4 +1,4 @@
-"""What the readers hand on: where each tensor lies in the file, and the names of things we do not build.
+"""The results of the readers: where each tensor lies in the file, and the names of objects that are not built.
 
 A checkpoint read by us is plain data (dict, list, tuple, str, bytes, int, float, bool, None) with these leaves:
 
@@ -92,7 +92,7 @@ class GlobalName:
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """An object that a pickle describes and that we do not build: what it would have been made from, kept unread.
+    """An object that a pickle describes and that is not built: its arguments, kept unread.
 
     Never walk, print or compare args, state or items as a whole: they may be cyclic or exponentially large.
     """

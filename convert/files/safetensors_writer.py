@@ -1,4 +1,4 @@
-"""Safetensors: header and data, written as the bytes come. The format is described in `safetensors_reader`."""
+"""Write safetensors: the header, then the data as it comes. The format is described in `safetensors_reader`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""From a tensor's description to a torch tensor over the bytes of the mapped file."""
+"""Torch tensors over the bytes of a mapped file."""
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def in_range(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def out_of_range(names: list[str], precision: str) -> WeightMismatchError:
-    """What to say of the weights that are not `in_range`."""
+    """The error for weights that are not `in_range`."""
     advice = "It is damaged" if precision == "fp32" else "It is damaged, or needs --precision fp32"
     return WeightMismatchError(
         f"holds values that are NaN, infinite or beyond {precision} in {counted(len(names), 'weight')}: "

@@ -1,4 +1,4 @@
-"""What torch.save wrote before 1.6: five pickles in a row, then the bytes of one storage after the other.
+"""The format of torch.save before 1.6: five pickles in a row, then the bytes of one storage after the other.
 
     magic number
     1001              version of the protocol
@@ -74,7 +74,7 @@ def read_torch_stream(data: memoryview) -> Contents:
 
 
 def read_preamble(data: memoryview, position: int) -> int:
-    """Check the version and what is said of the machine; the position after them."""
+    """Check the version and the description of the machine. Returns the position after them."""
     version = small_pickle(data, position)
     if type(version.root) is not int or version.root != PROTOCOL:
         raise UnsupportedFileError(

@@ -1,4 +1,4 @@
-"""What torch.save writes since 1.6: a zip with one pickle, `<folder>/data.pkl`, and one record per storage.
+"""The format of torch.save since 1.6: a zip with one pickle, `<folder>/data.pkl`, and one record per storage.
 
 The folder's name varies. Beside the storages `<folder>/data/<key>` lie a few tiny records, newer writers have more.
 """
@@ -27,7 +27,7 @@ def read_torch_zip(data: memoryview) -> Contents:
     """Read everything but the storages; check every record's name, header and place."""
     records = read_zip(data)
     by_name = strip_folder(records)
-    has_checksums = any(record.crc for record in records)  # torch's writer can be told not to compute them
+    has_checksums = any(record.crc for record in records)  # torch's writer can leave them out
 
     def content(name: str) -> bytes:
         record = by_name[name]
@@ -69,7 +69,7 @@ def read_torch_zip(data: memoryview) -> Contents:
 
 
 def strip_folder(records: list[ZipRecord]) -> dict[str, ZipRecord]:
-    """The records by their name inside the one top folder. Says what else a zip is if it is no checkpoint."""
+    """The records by their name inside the one top folder. Names other zips in an error."""
     names = [record.name for record in records]
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     inner = [name.partition("/")[2] for name in names]
@@ -93,7 +93,7 @@ def strip_folder(records: list[ZipRecord]) -> dict[str, ZipRecord]:
 
 
 def describe_zip(names: list[str]) -> str:
-    """What a zip without `data.pkl` is."""
+    """Name a zip without `data.pkl`."""
     if names and all(name.endswith(".npy") for name in names):
         return "is a NumPy archive (npz), not a checkpoint"
     if any(name.endswith((".ckpt", ".safetensors", ".pt", ".pth", ".bin")) for name in names):

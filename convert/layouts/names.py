@@ -1,6 +1,6 @@
 """Where the original files keep each parameter of ours: tables of plain strings, relative to one block.
 
-An entry stands for a module and covers its weight and its bias; one that ends in `.weight` covers the weight alone.
+An entry names a module and covers its weight and its bias; an entry that ends in `.weight` covers the weight alone.
 Nothing here needs torch.
 """
 
@@ -106,7 +106,7 @@ class Original(NamedTuple):
 def expand(
     table: Mapping[str, str], ours: str, original: str, *, without: str | None = None
 ) -> Iterator[tuple[str, str]]:
-    """The parameters of a table under two prefixes: (ours, original); `without` one module, if it is not there."""
+    """The parameters of a table under two prefixes: (ours, original); except those of the module `without`."""
     for our_name, original_name in table.items():
         if our_name == without:
             continue

@@ -1,11 +1,11 @@
-"""What a file says of the noise it was trained with, in tensors that are no weights and in metadata.
+"""The noise schedule that a file states, in tensors that are not weights and in metadata.
 
     v_pred              a tensor without elements: the UNet predicts the velocity
     ztsnr               a tensor without elements: the schedule ends in pure noise (Lin et al., 2023)
-    modelspec.*         in the metadata of safetensors: the prediction, spelt in several ways
+    modelspec.*         in the metadata of safetensors: the prediction, in several spellings
     alphas_cumprod      the schedule itself, as a table
 
-Files that say nothing of it have the schedule and the prediction of their family.
+Files that state nothing have the schedule and the prediction of their family.
 """
 
 import struct
@@ -30,17 +30,17 @@ TOLERANCE = 0.02  # half precision changes the entries by less than a tenth of i
 def with_schedule(
     config: ModelConfig, file: CheckpointFile, tensors: Mapping[str, TensorRecord]
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config with the prediction that the file states, and what to tell the user of its schedule."""
+    """The config with the prediction that the file states, and notes for the user about its schedule."""
     stated = next((file.metadata[key] for key in PREDICTION_KEYS if file.metadata.get(key)), "")
     prediction = "v" if PREDICTS_V in tensors else PREDICTIONS.get(stated.strip().lower(), config.prediction)
     config = replace(config, prediction=prediction)
     if ENDS_IN_NOISE in tensors:
-        return config, ("trained with a noise schedule that ends in pure noise (ztsnr); the usual one is used.",)
+        return config, ("trained with a noise schedule that ends in pure noise (ztsnr); the usual schedule is used.",)
     return config, _table_notes(config.schedule, file, tensors.get("alphas_cumprod"))
 
 
 def _table_notes(schedule: ScheduleConfig, file: CheckpointFile, record: TensorRecord | None) -> tuple[str, ...]:
-    """A sentence if the table in the file is clearly another one than the schedule that will be used."""
+    """A sentence if the table in the file clearly differs from the schedule that will be used."""
     if record is None or record.dtype not in NUMBERS or record.shape != (schedule.timesteps,):
         return ()
     if not record.is_contiguous or record.offset:

@@ -1,4 +1,4 @@
-"""From what a file holds to tensors by their original names, whatever way round they were saved.
+"""Find the tensors of a file by their original names, however they were saved.
 
 Training frameworks, compilers and other people's tools wrap the weights, put words into their names or leave some out.
 All of these spellings mean the same tensors; none of them is changed here.
@@ -15,7 +15,7 @@ from convert.layouts.diffusers_names import COMPONENTS, current_name, is_diffuse
 from convert.layouts.names import PREFIXES
 
 WRAPPERS = ("model", "ema", "module", "params", "weights")  # beside `state_dict`, where nothing else holds tensors
-NUMBERS = ("global_step", "native_size")  # of interest, beside the weights
+NUMBERS = ("global_step", "native_size")  # read beside the weights
 FRAMEWORK_WORDS = {"module", "_orig_mod"}  # parts of a name that data parallelism and torch.compile put in
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
 BARE_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
@@ -33,14 +33,14 @@ class Found:
 
     tensors: dict[str, TensorRecord]
     stored_names: dict[str, str]  # original name -> name in the file
-    beside: dict[str, int]  # whole numbers of interest beside the weights
+    beside: dict[str, int]  # those of NUMBERS that the file has
     layout: str  # "original" or "diffusers"
 
 
 def find_tensors(file: CheckpointFile) -> Found:
-    """All tensors of a file, wrappers taken off, names in their original spelling.
+    """All tensors of a file, without wrappers, by their original names.
 
-    Raises UnsupportedFileError for what holds none, WeightMismatchError for two names of the same weight.
+    Raises UnsupportedFileError for files without tensors, WeightMismatchError for two names of the same weight.
     """
     tensors, beside = unwrap(file.root)
     layout, originals = spelling(tensors, is_folder=bool(file.configs))
@@ -49,7 +49,7 @@ def find_tensors(file: CheckpointFile) -> Found:
         if original in stored:
             raise WeightMismatchError(
                 f"holds {shown(original)} twice, as {shown(stored[original])} and as {shown(name)}. "
-                "Which of them counts cannot be told."
+                "It is unclear which of the two counts."
             )
         stored[original] = name
     return Found(
@@ -69,15 +69,15 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> tuple[str, dic
 
 
 def unwrap(root: object) -> tuple[dict[str, TensorRecord], dict[str, int]]:
-    """The tensors by name, and the whole numbers of interest that stand beside them."""
+    """The tensors by name, and the training step and native size stored beside them."""
     beside: dict[str, int] = {}
     for _ in range(LIMITS.wrappers + 1):
         if type(root) is TensorRecord:
             raise UnsupportedFileError(
-                f"holds a single tensor of the shape {list(root.shape)}, so it is no checkpoint, perhaps an embedding."
+                f"holds a single tensor of the shape {list(root.shape)}, not a checkpoint, perhaps an embedding."
             )
         if not isinstance(root, dict):
-            raise UnsupportedFileError("holds no dictionary of tensors, so it is no checkpoint.")
+            raise UnsupportedFileError("holds no dictionary of tensors, so it is not a checkpoint.")
         for name in NUMBERS:
             if type(root.get(name)) is int:
                 beside.setdefault(name, root[name])
@@ -94,7 +94,7 @@ def unwrap(root: object) -> tuple[dict[str, TensorRecord], dict[str, int]]:
             return tensors, beside
         if len(inner) > 1:
             raise UnsupportedFileError(
-                f"holds {len(inner)} sets of weights: {', '.join(inner)}. Which of them counts cannot be told; save "
+                f"holds {len(inner)} sets of weights: {', '.join(inner)}. It is unclear which one counts; save "
                 "one of them alone."
             )
         root = root[inner[0]]
@@ -108,19 +108,19 @@ def _holds_tensors(value: object) -> bool:
 
 
 def _without_tensors(root: Mapping) -> str:
-    """What a dictionary is that has no tensors in it."""
+    """Name a dictionary that has no tensors in it."""
     keys = {key for key in root if isinstance(key, str)}
     if "string_to_param" in keys:
-        return "is a textual inversion, which adds a word to a checkpoint but is none. Give the checkpoint itself."
+        return "is a textual inversion: it adds a word to a checkpoint and is not one itself. Give the checkpoint."
     if {"state", "param_groups"} <= keys or {"optimizer", "optimizer_states"} & keys:
-        return "holds the state of an optimiser, of use for training only, but no weights. Give the checkpoint itself."
+        return "holds the state of an optimiser, which only training needs, and no weights. Give the checkpoint."
     if keys and all(isinstance(root[key], Inert | GlobalName) for key in keys):
         return "holds objects of another program, not a dictionary of tensors. Its author should save the state_dict."
-    return "holds no tensors, so it is no checkpoint."
+    return "holds no tensors, so it is not a checkpoint."
 
 
 def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
-    """name -> original name; those that no model has keep their own."""
+    """name -> original name; unknown names keep their own."""
     current = {name: current_name(without_framework(name)) for name in names}
     table = original_by_diffusers(current.values())
     ids = f"{COMPONENTS[2]}.text_model.embeddings.position_ids"
@@ -129,16 +129,16 @@ def diffusers_spelling(names: Iterable[str]) -> dict[str, str]:
 
 
 def original_spelling(names: Iterable[str]) -> dict[str, str]:
-    """name -> original name; those that no model has keep their own."""
+    """name -> original name; unknown names keep their own."""
     plain = {name: without_framework(name) for name in names}
-    # Names without a prefix are taken for a part that has none with it; others stay what they are: leftovers.
+    # Names without a prefix belong to a part that has no names with its prefix; else they are leftovers.
     has_vae = any(name.startswith(PREFIXES["vae"]) for name in plain.values())
     has_unet = any(name.startswith(PREFIXES["unet"]) for name in plain.values())
     return {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}
 
 
 def without_framework(name: str) -> str:
-    """A name without the words that data parallelism and torch.compile put into it."""
+    """A name without the words that data parallelism and torch.compile insert."""
     if name.startswith("model_ema."):  # its dots are gone
         return name.replace("_orig_mod", "")
     if "module" in name or "_orig_mod" in name:

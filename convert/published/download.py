@@ -1,7 +1,7 @@
-"""Fetch one large file over HTTP: goes on where it stopped, and gets its name only once it was checked.
+"""Download one large file over HTTP: resumes where it stopped, and gets its name only after a check.
 
-What has arrived stands in NAME.partial; beside it, NAME.partial.json says which version of which address it is from.
-Going on asks for the rest of exactly that version (RFC 9110, sections 13.1.5 and 14: If-Range, Range).
+The bytes so far are in NAME.partial; NAME.partial.json says which version of which address they are from.
+Resuming asks for the rest of exactly that version (RFC 9110, sections 13.1.5 and 14: If-Range, Range).
 """
 
 import http.client
@@ -29,7 +29,7 @@ RETRIED = {408, 425, 429, 500, 502, 503, 504}
 
 
 class DownloadError(OSError):
-    """A download that failed: why, and what to do. What has arrived is kept unless the text says otherwise."""
+    """A failed download: why, and what to do. The bytes so far are kept unless the text says otherwise."""
 
 
 class _Interrupted(Exception):
@@ -61,7 +61,7 @@ def download(
     on_wait: Callable[[str, float], None] | None = None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Downloaded:
-    """Fetch a file, whole and checked, or leave its beginning as NAME.partial to go on with later.
+    """Fetch a file, whole and checked, or leave its beginning as NAME.partial, to resume later.
 
     size, sha256  what the file must have, where known
     token         sent to the address's own host, never to where it redirects
@@ -73,7 +73,7 @@ def download(
     Raises DownloadError; OSError for the disk; FileExistsError.
     """
     if not _is_address(address):
-        raise DownloadError(f"{shown(address)} is no http or https address.")
+        raise DownloadError(f"{shown(address)} is not an http or https address.")
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists already. Give another folder, or --force to replace it.")
     with PartialFile(target, address) as partial:
@@ -97,7 +97,7 @@ class _Source:
 
 
 class _Watch(NamedTuple):
-    """Who is told, and how time passes between attempts."""
+    """Callbacks, and how to wait between attempts."""
 
     on_start: Callable[[int | None, int], object]
     on_bytes: Callable[[int], object]
@@ -106,7 +106,7 @@ class _Watch(NamedTuple):
 
 
 def _ignore(*_: object) -> None:
-    """Nobody is told."""
+    """The callback of a caller that gave none."""
 
 
 def _fetch_all(source: _Source, partial: PartialFile, watch: _Watch) -> None:
@@ -122,7 +122,7 @@ def _fetch_all(source: _Source, partial: PartialFile, watch: _Watch) -> None:
             if failures > RETRIES:
                 raise DownloadError(
                     f"the download of {source.address} failed {failures} times in a row: {shown(str(error))}. "
-                    f"{size_text(partial.size)} are kept; the same command goes on from there."
+                    f"{size_text(partial.size)} is kept; run the same command again to resume."
                 ) from None
             seconds = min(LONGEST_WAIT, 2.0**failures if error.wait is None else error.wait)
             watch.on_wait(shown(str(error)), seconds)
@@ -144,29 +144,29 @@ def _fetch(source: _Source, partial: PartialFile, watch: _Watch) -> None:
             if total is not None and _free(partial.path) < total - partial.size + MARGIN:
                 raise DownloadError(
                     f"{partial.path.absolute().parent} has {size_text(_free(partial.path))} free; "
-                    f"{size_text(total - partial.size)} are still to come. Give another folder with -o."
+                    f"{size_text(total - partial.size)} more is needed. Give another folder with -o."
                 )
             while chunk := _read(response):
                 if partial.size + len(chunk) > limit:
-                    raise DownloadError(f"{source.host} sends more than the {size_text(limit)} that there is room for.")
+                    raise DownloadError(f"{source.host} sends more than the {size_text(limit)} that fit on the disk.")
                 partial.write(chunk)
                 watch.on_bytes(len(chunk))
     except urllib.error.HTTPError as error:
         _refuse(source, partial, error)
         return
     except http.client.InvalidURL as error:
-        raise DownloadError(f"{shown(source.address)} is no address: {shown(str(error))}.") from None
+        raise DownloadError(f"{shown(source.address)} is not a valid address: {shown(str(error))}.") from None
     except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DownloadError(f"{source.host} cannot prove who it is: {shown(str(reason))}.") from None
+            raise DownloadError(f"{source.host} has an invalid certificate: {shown(str(reason))}.") from None
         raise _Interrupted(reason) from None
     if total is not None and partial.size < total:
         raise _Interrupted(f"the connection ended after {partial.size} of {total} bytes")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """Some bytes, or none at the end. What fails here is the network, not the disk."""
+    """Some bytes, or none at the end. Errors here come from the network, not from the disk."""
     try:
         return response.read(CHUNK)
     except (OSError, http.client.HTTPException) as error:
@@ -200,7 +200,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPResponse, watch: _Watch) -> int | None:
-    """Look at the head of an answer: the number of bytes of the whole file, if it says so."""
+    """Check the headers of a response. Returns the size of the whole file, if stated."""
     headers = response.headers
     if headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise DownloadError(
@@ -208,13 +208,13 @@ def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPRes
             "may ask for a login or to accept a licence. With an access token, set HF_TOKEN to it."
         )
     if headers.get("Content-Encoding", "identity") != "identity":
-        raise DownloadError(f"{source.host} sends the file packed, which was not asked for.")
+        raise DownloadError(f"{source.host} sends the file compressed, which was not requested.")
     etag = headers.get("ETag", "")
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")  # a weak ETag says nothing about bytes
     if response.status == 206:
         span = RANGE.fullmatch(headers.get("Content-Range", ""))
         if not span or int(span[1]) != partial.size:
-            raise DownloadError(f"{source.host} sends another part of the file than was asked for. Try again later.")
+            raise DownloadError(f"{source.host} sends another part of the file than requested. Try again later.")
         total = None if span[3] == "*" else int(span[3])
     else:  # everything from the start: it is another version now, or the server knows no ranges
         if partial.size:
@@ -231,7 +231,7 @@ def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPRes
 
 
 def _refuse(source: _Source, partial: PartialFile, error: urllib.error.HTTPError) -> None:
-    """Raise what an answer of 400 or above comes to; return where it says that everything is there."""
+    """Raise the error of a response of 400 or above; return if the file is already complete."""
     error.close()
     if error.code == 416 and partial.size:  # there is nothing behind what we have
         if error.headers.get("Content-Range", "") == f"bytes */{partial.size}":
@@ -242,21 +242,21 @@ def _refuse(source: _Source, partial: PartialFile, error: urllib.error.HTTPError
         asked = error.headers.get("Retry-After", "")
         raise _Interrupted(f"HTTP {error.code}", float(asked) if re.fullmatch(r"\d{1,4}", asked) else None)
     if error.code in (401, 403):
-        token = "and does not take the token" if source.token else "without a login"
+        token = "and rejects the token" if source.token else "without a login"
         raise DownloadError(
             f"{source.host} refuses {source.address} {token} (HTTP {error.code}). Accept the licence on its page, "
             "make an access token, and set HF_TOKEN to it."
         )
     if error.code in (404, 410):
         raise DownloadError(
-            f"{source.address} is not there (HTTP {error.code}): it was moved or taken away. A copy elsewhere can be "
-            "fetched with --from ADDRESS; its sha256 is checked."
+            f"{source.address} does not exist (HTTP {error.code}): it was moved or removed. A copy elsewhere can be "
+            "downloaded with --from ADDRESS; its sha256 is checked."
         )
     raise DownloadError(f"{source.host} answers {source.address} with HTTP {error.code} {shown(str(error.reason))}.")
 
 
 def _check(partial: PartialFile, size: int | None, sha256: str | None) -> None:
-    """Refuse, and remove, what is complete and not the file."""
+    """Remove and refuse a complete download that is the wrong file."""
     problem = None
     if size is not None and partial.size != size:
         problem = f"has {partial.size} bytes instead of {size}"
@@ -265,7 +265,8 @@ def _check(partial: PartialFile, size: int | None, sha256: str | None) -> None:
     if problem:
         partial.remove()
         raise DownloadError(
-            f"what came as {partial.path.stem} {problem}. It was removed: it is another file, or changed on its way."
+            f"the download of {partial.path.stem} {problem}. It was removed: it is another file, or was "
+            "altered on the way."
         )
 
 

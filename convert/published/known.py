@@ -1,7 +1,7 @@
-"""The checkpoints that the authors of Stable Diffusion published: what they are, and how to tell that a file is one.
+"""The checkpoints that the authors of Stable Diffusion published, and whether a file is one of them.
 
 The table is `convert/published/known.json`. Each size and sha256 in it stands beside the public page that states it;
-what no page states is null.
+values that no page states are null.
 """
 
 import json
@@ -33,7 +33,7 @@ class Verdict:
     """Whether a file is a published one."""
 
     matches: bool
-    known: Known | None  # what it is, or what it should be from its name
+    known: Known | None  # the file that it is, or that its name promises
     problem: str | None  # where it does not match
     sha256: str | None  # of the file; None where its size was enough to tell
 
@@ -59,7 +59,7 @@ def find_by_name(name: str) -> Known | None:
 def verify(path: Path) -> Verdict:
     """Compare a file with the table: by its sha256, whatever its name is.
 
-    It is not read where its size alone says that it is not the file that its name promises, nor any other.
+    The file is not read if its size alone rules out both the file of that name and every other one.
 
     Raises OSError.
     """
@@ -77,7 +77,7 @@ def verify(path: Path) -> Verdict:
 
 def _mismatch(expected: Known | None, size: int, sha256: str | None) -> Verdict:
     if expected is None:
-        problem = "is none of the known checkpoints"
+        problem = "is not one of the known checkpoints"
     elif expected.bytes is not None and size != expected.bytes:
         problem = f"has {size} bytes; {expected.file} has {expected.bytes}"
     else:

@@ -1,4 +1,4 @@
-"""The beginning of a file that is still on its way: kept between runs, with a note of which version it is of."""
+"""A partly downloaded file: kept between runs, with a note of its version."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ class BusyError(OSError):
 
 
 class PartialFile:
-    """What has arrived so far, its hash, and which version of the file it belongs to."""
+    """The bytes so far, their hash, and the version of the file they belong to."""
 
     def __init__(self, target: Path, address: str):
         self.path = target.with_name(f"{target.name}.partial")
@@ -63,13 +63,13 @@ class PartialFile:
         self.notes.unlink(missing_ok=True)
 
     def note(self, validator: str | None) -> None:
-        """Remember which version the next bytes are of; without that, they cannot be gone on with in another run."""
+        """Remember the version of the next bytes, which another run needs to resume."""
         if validator and validator != self.validator:
             self.notes.write_text(json.dumps({"address": self.address, "validator": validator}), encoding="utf-8")
         self.validator = validator
 
     def becomes(self, target: Path) -> None:
-        """Give it its name. It is complete, and is not written to any more."""
+        """Give the complete file its name."""
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
@@ -86,7 +86,7 @@ class PartialFile:
             notes = json.loads(self.notes.read_text(encoding="utf-8"))
             return notes["validator"] if notes["address"] == self.address else None
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # none, or damaged: the beginning is fetched again
+            return None  # missing or damaged: the download starts again
 
     def _lock(self) -> None:
         if fcntl is None:

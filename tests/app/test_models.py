@@ -158,7 +158,7 @@ def test_dropped_connections_are_gone_on_with(get, server):
 
 def test_a_later_run_goes_on_where_the_first_stopped(get, server, tmp_path):
     server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, "times in a row", "1 MB are kept", left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    refused(tmp_path, get, "times in a row", "1 MB is kept", left=["model.ckpt.partial", "model.ckpt.partial.json"])
     server.do.cut_after = []
     done, _ = get()
     assert done.resumed_from == 1_000_000
@@ -223,7 +223,7 @@ def test_a_server_that_sends_less_than_it_announces_is_given_up(get, server, tmp
         tmp_path,
         get,
         f"failed {RETRIES + 1} times in a row",
-        "the same command goes on",
+        "run the same command again to resume",
         left=["model.ckpt.partial", "model.ckpt.partial.json"],
     )
 
@@ -249,7 +249,7 @@ def test_another_content_is_removed(get, server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(404, "is not there (HTTP 404)"), (403, "HF_TOKEN"), (401, "HF_TOKEN"), (400, "HTTP 400")]
+    ("status", "text"), [(404, "does not exist (HTTP 404)"), (403, "HF_TOKEN"), (401, "HF_TOKEN"), (400, "HTTP 400")]
 )
 def test_a_refusal_is_told_at_once(get, server, tmp_path, status, text):
     server.do.statuses = [status]
@@ -278,7 +278,7 @@ def test_nobody_there(tmp_path):
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://x/y", "model", "http://", "http://[", "http://x:y/z"])
 def test_what_is_no_web_address_is_not_opened(tmp_path, address):
-    with pytest.raises(DownloadError, match="no http or https address"):
+    with pytest.raises(DownloadError, match="not an http or https address"):
         download(address, tmp_path / "x")
     assert os.listdir(tmp_path) == []
 
@@ -322,7 +322,7 @@ def test_a_redirect_to_a_file_on_this_machine_is_not_followed(get, server, tmp_p
 
 def test_a_full_disk_is_noticed_before(get, server, tmp_path, monkeypatch):
     monkeypatch.setattr("convert.published.download.shutil.disk_usage", lambda path: SimpleNamespace(free=65 << 20))
-    refused(tmp_path, get, "68.2 MB free", "5.12 MB are still to come")
+    refused(tmp_path, get, "68.2 MB free", "5.12 MB more is needed")
 
 
 def test_an_existing_file_is_not_replaced_unless_asked(get, server, tmp_path):
@@ -419,7 +419,7 @@ def test_a_changed_file_of_the_right_size_does_not_match(published):
     assert not verdict.matches
     assert hash_of(b"weighTs") in verdict.problem
     Path("other.ckpt").write_bytes(b"weighTs")
-    assert verify(Path("other.ckpt")).problem == "is none of the known checkpoints"
+    assert verify(Path("other.ckpt")).problem == "is not one of the known checkpoints"
 
 
 # The commands
@@ -488,7 +488,7 @@ def test_verify_says_right_and_wrong(run, published):
     code, out, _ = run("verify", "small.ckpt", "bad.ckpt")
     assert code == 1
     assert out.splitlines()[0].startswith("right  small.ckpt: small.ckpt")
-    assert out.splitlines()[1] == "WRONG  bad.ckpt is none of the known checkpoints"
+    assert out.splitlines()[1] == "WRONG  bad.ckpt is not one of the known checkpoints"
     code, out, _ = run("verify", "--json", "small.ckpt", "bad.ckpt")
     assert [json.loads(line)["matches"] for line in out.splitlines()] == [True, False]
     assert code == 1

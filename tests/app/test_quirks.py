@@ -154,7 +154,9 @@ def test_averaged_weights_of_a_compiled_network_are_found(save, tiny_state):
 def test_a_weight_under_two_spellings_is_refused(save, tiny_state):
     name = "model.diffusion_model.out.2.bias"
     path = save(plain(tiny_state) | {f"module.{name}": torch.ones(4)})
-    refused(path, WeightMismatchError, f"holds {name} twice, as {name} and as module.{name}", "cannot be told")
+    refused(
+        path, WeightMismatchError, f"holds {name} twice, as {name} and as module.{name}", "unclear which of the two"
+    )
 
 
 def test_errors_use_the_names_of_the_file(save, tiny_state):

@@ -215,22 +215,6 @@ def test_a_part_that_is_absent_as_a_whole_is_named(look, state, part, words):
     refused(look, rest, WeightMismatchError, f"has no {words}")
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("cond_stage_model.model.ln_final.weight", "a Stable Diffusion 2 checkpoint"),
-        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a LoRA"),
-        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
-        ("emb_params", "a textual inversion"),
-    ],
-)
-def test_other_families_and_kinds_are_told_apart(look, name, words):
-    state = {name: torch.zeros(4)}
-    if name.startswith("cond"):
-        state |= {CONV_IN: torch.zeros(32, 4, 3, 3), "first_stage_model.encoder.conv_in.weight": torch.zeros(1)}
-    refused(look, state, UnsupportedFileError, f"is {words}", "names such as")
-
-
 def test_files_of_something_else_are_refused_with_what_they_hold(look):
     refused(look, {"fc.weight": torch.zeros(2)}, UnsupportedFileError, "holds 1 tensors", "fc.weight")
     refused(look, {"a": 1}, UnsupportedFileError, "holds no tensors", name="x.ckpt")

@@ -93,7 +93,7 @@ def test_a_vae_of_other_latents_is_refused_with_the_name_of_its_file(tmp_path, t
     convert(other, tmp_path / "scaled", part="vae", layout="diffusers")
     config = tmp_path / "scaled/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"scaling_factor": 0.13025}))
-    assert message(tmp_path / "scaled").startswith("scaled has a VAE whose latents are scaled by 0.13025; the model's")
+    assert message(tmp_path / "scaled").startswith("scaled has a VAE with the latent scale 0.13025; the model was")
     changed = {name.removeprefix(VAE): value for name, value in other_state.items()}
     changed["post_quant_conv.weight"] = torch.zeros(8, 8, 1, 1)
     torch.save(changed, tmp_path / "wide.pt")

@@ -157,7 +157,7 @@ def test_a_config_of_a_part_that_its_tensors_do_not_bear_out_is_refused(alone, t
         return str(caught.value)
 
     config = json.loads(metadata["config"])
-    assert "do not bear out" in message(config=json.dumps(config | {"vae": config["vae"] | {"width": 64}}))
+    assert "contradicts its tensors" in message(config=json.dumps(config | {"vae": config["vae"] | {"width": 64}}))
     assert r"has \x1b[2J for family" in message(config=json.dumps(config | {"family": "\x1b[2J"}))
     assert message(part="\x1b[2J").isprintable()
     assert "lacks" in message(config=json.dumps(SD_V1.to_dict() | {"vae": config["vae"] | {"residuals_per_level": 3}}))
@@ -169,15 +169,15 @@ def test_the_command_takes_one_part(run, tiny_ckpt, tmp_path):
     assert "248 tensors" in err
     assert set(torch.load(tmp_path / "x.pt")) == {"state_dict", "global_step"}
     refused(run("convert", tiny_ckpt, "y.pt", "--only", "unets"), "--only", "unet")
-    refused(run("convert", tiny_ckpt, "y.pt", "--only", "vae", "--vae", "x.pt"), "one part alone")
+    refused(run("convert", tiny_ckpt, "y.pt", "--only", "vae", "--vae", "x.pt"), "leave out --vae")
 
 
 def test_a_folder_of_a_part_is_replaced_only_by_that_part(tmp_path, alone, tiny_ckpt):
     folder = tmp_path / "vae"
     convert(alone["vae", "original"], folder, layout="diffusers", part="vae")
-    with pytest.raises(TargetError, match="no folder with a UNet alone"):
+    with pytest.raises(TargetError, match="not a folder with a UNet alone"):
         convert(tiny_ckpt, folder, layout="diffusers", part="unet", force=True)
-    with pytest.raises(TargetError, match="no folder with a diffusers model"):
+    with pytest.raises(TargetError, match="not a folder with a diffusers model"):
         convert(tiny_ckpt, folder, layout="diffusers", force=True)
     convert(tiny_ckpt, folder, layout="diffusers", part="vae", force=True, precision="bf16")
     assert inspect(folder).precision == "bfloat16"
