@@ -217,11 +217,11 @@ def test_without_json_it_is_a_table(run, tiny_ckpt):
     ("arguments", "parts"),
     [
         (["--sizes", "500"], ["--sizes 500x500: width 500 is not a multiple of 8. Nearest: 496 or 504."]),
-        (["--sizes", "512,big"], ["--sizes big", "is no size"]),
+        (["--sizes", "512,big"], ["--sizes big", "is not a size"]),
         (["--sizes", "512,512"], ["--sizes names '512' twice"]),
         (["--batch-sizes", "0"], ["--batch-sizes '0' is out of range", "such as 1,2,4"]),
         (["--batch-sizes", "1,"], ["--batch-sizes '' is out of range"]),
-        (["--steps", "1"], ["--steps 1 is out of range: 2 to 1000, since the first of them warms up."]),
+        (["--steps", "1"], ["--steps 1 is out of range: 2 to 1000; the first one is a warm-up."]),
         (["--repeat", "0"], ["--repeat 0 is out of range"]),
         (["-o", "there.json"], ["there.json exists already", "--force"]),
         (["-o", "x.txt"], ["results are written as .json"]),

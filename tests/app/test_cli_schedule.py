@@ -87,7 +87,7 @@ def test_without_matplotlib_there_is_a_sentence(schedule, monkeypatch):
         (["--compare", "karras", "--schedule", "beta"], "--compare names the schedules; leave out --schedule"),
         (["-o", "x.jpg"], "--out x.jpg: plots are written as .png."),
         (["-o", "none/x.png"], "--out none/x.png: there is no folder none."),
-        (["--sigmas", ""], "argument --sigmas: '' is no list of numbers such as 14.6,7,3."),
+        (["--sigmas", ""], "--sigmas '' is not a list of numbers such as 14.6,7,3."),
     ],
 )
 def test_bad_use_gets_a_sentence_and_exit_code_2(schedule, arguments, message):

@@ -15,7 +15,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd.app.jobs.outputs import Names, name_pictures, picture_paths
-from sd.app.jobs.resuming import pictures_there, stopped_seed
+from sd.app.jobs.plan import with_seed_moved
+from sd.app.jobs.resuming import finished_pictures, stopped_seed
 from sd.files import remove_leftovers
 from sd.pipeline.settings import Settings
 
@@ -56,7 +57,7 @@ def test_what_is_there_keeps_its_name_and_the_rest_gets_those_of_the_first_run(t
     assert [path.name for path in fresh] == ["00008-5.png", "00009-6.png", "00010-7.png", "00011-8.png"]
     leave(fresh[0], jobs[0])
     leave(fresh[2], jobs[2])
-    there = pictures_there(names, jobs, always)
+    there = finished_pictures(names, jobs, always)
     assert there == {0: fresh[0], 2: fresh[2]}
     assert picture_paths(names, jobs, there) == fresh
 
@@ -66,7 +67,7 @@ def test_numbers_that_were_taken_meanwhile_are_passed_over(tmp_path):
     names = name_pictures(f"{tmp_path}/{{index}}.png", jobs)
     leave(tmp_path / "1.png", jobs[0])
     leave(tmp_path / "2.png", jobs_of("x")[0])
-    there = pictures_there(names, jobs, always)
+    there = finished_pictures(names, jobs, always)
     assert there == {0: tmp_path / "1.png"}
     assert [path.name for path in picture_paths(names, jobs, there)] == ["1.png", "3.png", "4.png"]
 
@@ -76,7 +77,7 @@ def test_jobs_that_are_the_same_need_as_many_pictures(tmp_path):
     names = name_pictures(f"{tmp_path}/{{index}}.png", jobs)
     leave(tmp_path / "1.png", jobs[0])
     leave(tmp_path / "2.png", jobs[0])
-    assert sorted(pictures_there(names, jobs, always)) == [0, 1]
+    assert sorted(finished_pictures(names, jobs, always)) == [0, 1]
 
 
 def test_pictures_of_another_model_or_without_settings_are_not_taken(tmp_path):
@@ -84,27 +85,35 @@ def test_pictures_of_another_model_or_without_settings_are_not_taken(tmp_path):
     names = name_pictures(f"{tmp_path}/{{seed}}.png", jobs)
     leave(tmp_path / "5.png", jobs[0])
     (tmp_path / "6.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
-    assert pictures_there(names, jobs, always) == {0: tmp_path / "5.png"}
-    assert pictures_there(names, jobs, lambda stored: False) == {}
+    assert finished_pictures(names, jobs, always) == {0: tmp_path / "5.png"}
+    assert finished_pictures(names, jobs, lambda stored: False) == {}
 
 
 def test_the_drawn_seed_of_a_stopped_run_is_found(tmp_path):
-    def plan(seed):
+    counting = [False, True, True, True]
+
+    def jobs(seed):
         own = Settings(prompt="own", width=64, height=64, steps=1, seed=3)
         return [own, *jobs_of("aab", seed + 1)]
 
-    names = name_pictures(f"{tmp_path}/{{index}}-{{seed}}.png", plan(0))
-    assert stopped_seed(names, plan, always) is None
-    for i, job in enumerate(plan(70)):  # a run that was done
+    def found(seed):
+        """The seed of the run that was stopped, seen from one with another seed."""
+        moved = stopped_seed(names, jobs(seed), counting, always)
+        return None if moved is None else seed + moved
+
+    names = name_pictures(f"{tmp_path}/{{index}}-{{seed}}.png", jobs(0))
+    assert found(0) is None
+    for i, job in enumerate(jobs(70)):  # a complete run
         leave(names.path(job, 1 + i), job)
-    assert stopped_seed(names, plan, always) is None
-    for i, job in enumerate(plan(900)[:3]):
+    assert found(0) is None
+    for i, job in enumerate(jobs(900)[:3]):
         leave(names.path(job, 11 + i), job)
-    assert stopped_seed(names, plan, always) == 900
-    leave(names.path(plan(900)[3], 14), plan(900)[3])
-    assert stopped_seed(names, plan, always) is None
-    names.path(plan(900)[2], 13).unlink()  # batches are not made in the order of the lines
-    assert stopped_seed(names, plan, always) == 900
+    assert found(0) == found(5000) == 900
+    leave(names.path(jobs(900)[3], 14), jobs(900)[3])
+    assert found(0) is None
+    names.path(jobs(900)[2], 13).unlink()  # batches are not made in the order of the lines
+    assert found(0) == 900
+    assert with_seed_moved(jobs(0), counting, 900) == jobs(900)
 
 
 def test_only_the_half_written_files_of_these_names_are_removed(tmp_path):
@@ -125,14 +134,14 @@ def test_the_same_command_goes_on_and_says_what_is_there(run, tiny_ckpt, tmp_pat
     (tmp_path / "x" / f".{Path(out[4]).name}.01234567.tmp").write_bytes(b"half")
     code, again, err = run(*command)  # without a seed: it is the one that was drawn
     assert (code, again) == (0, out[3:])
-    assert "sd: 3 of 6 pictures are there already" in err
+    assert "sd: 3 of 6 pictures exist already" in err
     assert {name: (tmp_path / "x" / name).read_bytes() for name in os.listdir("x")} == whole
     code, again, err = run(*command, "--seed", settings_of(out[0])["seed"])
     assert (code, again) == (0, [])
-    assert "6 of 6 pictures are there already" in err
+    assert "6 of 6 pictures exist already" in err
     other = ["txt2img", "--from-file", "jobs.txt", "-m", tiny_ckpt, *SMALL, "-g", 2, "--seed", 1]
     assert run(*other, "-o", "{seed}.png")[0] == 0
-    refused(run(*other, "-g", 3, "-o", "{seed}.png"), "1.png exists already, and is not what is asked for now")
+    refused(run(*other, "-g", 3, "-o", "{seed}.png"), "1.png exists already, made with other settings")
 
 
 @pytest.mark.slow
@@ -156,7 +165,7 @@ def test_a_thousand_pictures_are_the_same_however_often_the_run_is_killed(tmp_pa
         assert child.wait() == -signal.SIGKILL, kill
         child.stdout.close()
     result = subprocess.run([*command, "--seed", "1"], cwd=folders[1], capture_output=True, text=True, check=True)
-    assert "of 1000 pictures are there already" in result.stderr
+    assert "of 1000 pictures exist already" in result.stderr
     whole, killed = ({path.name: path.read_bytes() for path in (folder / "outputs").iterdir()} for folder in folders)
     assert len(whole) == 1000
     assert killed == whole

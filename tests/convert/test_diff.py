@@ -170,7 +170,7 @@ def test_the_average_is_recognised(tmp_path, tiny_ckpt, run):
     assert diff(tiny_ckpt, half).averages == ("second",)
     code, out, _ = run(tiny_ckpt, average)
     assert code == 1
-    assert "B's UNet is the average over the training (EMA) that lies beside A's own." in out
+    assert "B's UNet is the training average (EMA) that A holds in addition to its own." in out
 
 
 def test_layouts_are_compared_by_original_names(tmp_path, tiny_ckpt, run):

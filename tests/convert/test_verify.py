@@ -260,10 +260,10 @@ def test_a_file_that_keeps_everything_is_the_same_model(tmp_path, full, weights_
 
 def test_what_is_left_out_is_told(full, run):
     _, _, err = run("convert", full, "x.safetensors")
-    assert "left out: 705 tensors beside the model (--keep-all keeps them)" in err
+    assert "left out: 705 tensors outside the model (--keep-all keeps them)" in err
     _, _, err = run("convert", full, "y.safetensors", "--keep-all")
     assert "left out" not in err
-    assert "left aside" not in err
+    assert "ignored" not in err
 
 
 def test_a_precision_changes_weights_and_nothing_else_beside_them(tmp_path, full, full_state):

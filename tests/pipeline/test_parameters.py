@@ -200,7 +200,5 @@ def test_pictures_without_settings_are_refused(run, tiny_ckpt, tmp_path):
     save(tmp_path / "empty.png")
     save(tmp_path / "graph.png", parameters=json.dumps({"nodes": []}))
     for name in ("empty.png", "graph.png"):
-        refused(
-            run("txt2img", "--like", name, "-m", tiny_ckpt), f"--like {name} carries no settings that are read here"
-        )
+        refused(run("txt2img", "--like", name, "-m", tiny_ckpt), f"--like {name} has no settings that can be read")
     refused(run("txt2img", "--like", "absent.png", "-m", tiny_ckpt), "absent.png does not exist. Give a picture file.")

@@ -1,4 +1,4 @@
-"""The command `sd`: finds the command that was asked for and turns errors into sentences and exit codes.
+"""The command `sd`: finds the command that is asked for, and turns errors into messages and exit codes.
 
 Nothing heavy is imported before a command needs it, so that `sd --help` answers at once.
 """
@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 
 from sd import __version__
-from sd.app.errors import JobError, UsageError, complain, message_of
+from sd.app.errors import JobError, UsageError
 from sd.pipeline.settings import nearest
 
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
@@ -20,7 +20,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "img2img": "a picture from a picture and text",
     "inpaint": "repaint a part of a picture, or beyond its edges",
     "explain": "a picture from text, and a page that shows how it was made",
-    "noise": "what noise does to a picture, and the VAE",
+    "noise": "what noise and the VAE do to a picture",
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",
@@ -30,7 +30,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "bench": "how fast a model is on this machine, and where the time goes",
     "arch": "what a model consists of, as a table or a page to explore",
 }
-DONE, BAD_INPUT, SOME_FAILED, OUR_FAULT, INTERRUPTED = 0, 2, 3, 70, 130
+DONE, BAD_INPUT, SOME_FAILED, INTERNAL_ERROR, INTERRUPTED = 0, 2, 3, 70, 130
 
 
 def usage() -> str:
@@ -39,8 +39,8 @@ def usage() -> str:
         "usage: sd COMMAND ...\n\n"
         "Stable Diffusion from scratch: an original checkpoint in, a picture out.\n\n"
         f"commands:\n{commands}\n\n"
-        "sd COMMAND --help tells more about one of them; sd --version prints the version.\n\n"
-        'examples:\n  sd txt2img "a red circle on a blue background"      (by the small model of the package)\n'
+        "sd COMMAND --help describes a command; sd --version prints the version.\n\n"
+        'examples:\n  sd txt2img "a red circle on a blue background"      (uses the small model of the package)\n'
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
     )
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     prepare_streams()
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):  # as an interrupt: what is half written is removed
+        for name in ("SIGTERM", "SIGHUP"):  # like an interrupt: half-written files are removed
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup has it ignored
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, signal.default_int_handler)
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        complain("interrupted; what was finished is kept.")
+        say("interrupted; finished files are kept.")
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our results has seen enough. The interpreter must not try to flush the rest at its end.
+        # The reader of our results has closed the pipe. The interpreter must not flush the rest as it exits.
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
         return DONE
     except Exception as error:
@@ -70,10 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         message = message_of(error)
         if message is None:
-            complain(f"a fault of ours: {type(error).__name__}: {error}")
-            complain("run the same command with --debug to see where, and please report it.")
-            return OUR_FAULT
-        complain(message)
+            say(f"internal error: {type(error).__name__}: {error}")
+            say("run the same command with --debug to see where, and please report it.")
+            return INTERNAL_ERROR
+        say(message)
         return SOME_FAILED if isinstance(error, JobError) else BAD_INPUT
 
 
@@ -86,20 +86,56 @@ def dispatch(argv: list[str]) -> int:
         return DONE
     if not argv:
         raise UsageError(f"no command given. There are: {', '.join(COMMANDS)}. See sd --help.")
+    if " " in argv[0].strip():
+        raise UsageError(f'{argv[0]!r} is not a command. Did you mean sd txt2img "{argv[0]}"?')
     if argv[0] not in COMMANDS:
         raise UsageError(f"command {argv[0]!r} {nearest(argv[0], COMMANDS)}")
     command = importlib.import_module(f"sd.app.cli.{argv[0]}")
     parser = command.parser()
     try:
         args = parser.parse_args(argv[1:])
-    except SystemExit:  # the help was asked for; errors of use are UsageErrors
+    except SystemExit:  # after --help; wrong flags raise UsageError
         return DONE
-    args.given = argv[1:]  # as it was typed
+    args.parser, args.given = parser, argv[1:]
+    if getattr(args, "like", None) is not None:
+        from sd.app.cli.like import apply_like
+
+        unused = apply_like(args)
+        if unused:
+            say(f"{args.like.name}: could not use {'; '.join(unused)}")
     return command.run(args)
 
 
+def message_of(error: Exception) -> str | None:
+    """What to say about an error that the user can do something about; None for an internal one."""
+    from convert.actions.target import TargetError
+    from convert.errors import CheckpointError
+    from sd.pipeline.image.reading import PictureError
+    from sd.pipeline.settings import SettingError
+
+    if isinstance(error, SettingError):
+        return f"--{error.name.replace('_', '-')} {error.problem}"
+    if isinstance(error, UsageError | JobError | CheckpointError | TargetError | PictureError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.filename is not None and error.strerror:
+            return f"{error.filename}: {error.strerror}."
+        return str(error)
+    return None
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """A message on stderr, since stdout carries results only. Control characters, which may come from names of files,
+    do not reach the terminal."""
+    from convert.errors import shown
+
+    if not quiet:
+        lines = [shown(line, 2000) for line in text.split("\n")]
+        print("sd: " + "\n".join(lines), file=sys.stderr, flush=True)
+
+
 def prepare_streams() -> None:
-    """Streams that were closed before we started swallow what is written; what a stream cannot show is escaped."""
+    """Replace streams that were closed before we started; escape what a stream cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

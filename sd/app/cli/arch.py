@@ -1,4 +1,4 @@
-"""`sd arch`: what a model consists of, as a table or as a page to explore."""
+"""`sd arch`: what a model consists of, as a table or a page to explore."""
 
 import argparse
 import json
@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import Parser, add_output_flags, bar_hidden
+from sd.app.cli.flags import Parser, add_output_flags
+from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError, failure_of
 from sd.config import SD_V1
 from sd.pipeline.settings import SettingError, Settings
@@ -30,26 +31,26 @@ def parser() -> Parser:
     parser.add_argument("--size", metavar="WxH",
                         help="of the picture in pixels, multiples of 8 (default: the model's native size)")  # fmt: skip
     parser.add_argument("--measure", action="store_true",
-                        help="also measure how long each module takes; builds the networks with made-up "
+                        help="also time each module; builds the networks with random "
                         "weights and runs each three times")  # fmt: skip
     parser.add_argument("--device", default="auto", help="for --measure: auto, cuda, mps or cpu (default: auto)")
     parser.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                        help="for --measure (default: auto, what pictures are made in)")  # fmt: skip
+                        help="for --measure (default: auto, as for pictures)")  # fmt: skip
     output = add_output_flags(parser)
     output.add_argument("--html", type=Path, metavar="FILE",
-                        help="write a page to explore, one file that needs no network, and print its path instead "
-                        "of the table")  # fmt: skip
+                        help="write a page to explore, one file that works offline, and print its path instead of "
+                        "the table")  # fmt: skip
     output.add_argument("--source-url", metavar="PREFIX",
-                        help="in the page, make source lines links: PREFIX/sd/networks/unet.py#L58")  # fmt: skip
+                        help="link source lines in the page: PREFIX/sd/networks/unet.py#L58")  # fmt: skip
     output.add_argument("--json", action="store_true", help="print everything as one JSON object instead of the table")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     if args.source_url is not None and args.html is None:
-        raise UsageError("--source-url is about the page. Give --html FILE as well.")
+        raise UsageError("--source-url needs a page. Give --html FILE as well.")
     if not args.measure and (args.device, args.precision) != ("auto", "auto"):
-        raise UsageError("--device and --precision are about measured times. Give --measure as well.")
+        raise UsageError("--device and --precision need measured times. Give --measure as well.")
     size = parse_size(args.size) if args.size is not None else None
     if args.html is not None:
         require_free(args.html, force=args.force)
@@ -75,10 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
-    """Width and height from 768x512. Raises UsageError for sizes that no picture can have."""
+    """Width and height from 768x512. Raises UsageError for a size that is not allowed."""
     match = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", text)
     if not match:
-        raise UsageError(f"{flag} {text} is no size. Give width and height in pixels, such as 768x512.")
+        raise UsageError(f"{flag} {text} is not a size. Give width and height in pixels, such as 768x512.")
     width, height = int(match[1]), int(match[2])
     try:
         Settings(prompt="", width=width, height=height, seed=0)
@@ -88,7 +89,7 @@ def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
 
 
 def require_free(path: Path, *, force: bool) -> None:
-    """Before any work: the page can be written where it was asked for."""
+    """Before any work: raise UsageError if the page cannot be written."""
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
         raise UsageError(f"--html {path} {problem}. Give the name of a file in a folder that exists.")
@@ -97,7 +98,7 @@ def require_free(path: Path, *, force: bool) -> None:
 
 
 def config_of(model: Path | None) -> "ModelConfig":
-    """The config of the model in a file, whose weights are not read; without one, that of Stable Diffusion v1."""
+    """The config of the model in a file, whose weights are not read; without a file, that of Stable Diffusion v1."""
     if model is None:
         return SD_V1
     from convert.checkpoint import match_shapes, read_checkpoint
@@ -117,8 +118,6 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
     originals = original_names(config)
     if not args.measure:
         return describe(config, originals, width=width, height=height)
-    from tqdm import tqdm
-
     from sd.runtime.device import pick_device, pick_precision, precision_name
     from sd.study.architecture.timing import ROUNDS, measure
 
@@ -127,9 +126,9 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
     except ValueError as error:
         raise UsageError(f"--device: {error}") from None
     dtype = pick_precision(device, args.precision, config.unet.width)
-    with tqdm(desc="measuring", total=3 * ROUNDS, unit="round", disable=bar_hidden(args.quiet), leave=False) as bar:
+    with Terminal(quiet=args.quiet).stage("measuring", 3 * ROUNDS, "round") as advance:
         try:
-            times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=bar.update)
+            times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=advance)
         except (MemoryError, RuntimeError) as error:
             problem = failure_of(error)
             if problem is None:

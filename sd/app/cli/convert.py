@@ -9,8 +9,10 @@ from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
 from convert.errors import counted
 from convert.families.family import PARTS
-from sd.app.cli.flags import Parser, add_output_flags, bar_hidden, describe_checkpoint, say
-from sd.app.errors import complain
+from sd.app.cli import say
+from sd.app.cli.flags import Parser, add_output_flags
+from sd.app.cli.terminal import bar_hidden
+from sd.app.jobs.model import describe
 
 if TYPE_CHECKING:
     from convert.actions.verify import Verified
@@ -22,16 +24,16 @@ def parser() -> Parser:
     parser = Parser(
         prog="sd convert",
         description="Write the model of a checkpoint in another layout. Values are copied bit for\n"
-        "bit unless a precision is asked for. Nothing in the file is executed. Only the\n"
-        "weights are copied, unless --keep-all is given: schedule tables, counters and\n"
-        "position ids follow from the model.",
+        "bit unless --precision is given. Nothing in the file is executed. Without --keep-all,\n"
+        "only the weights are copied: schedule tables, counters and position ids follow from\n"
+        "the model.",
         epilog="examples:\n"
         "  sd convert v1-5-pruned-emaonly.ckpt v1-5.safetensors --precision fp16\n"
         "  sd convert model.ckpt folder --to diffusers --verify\n"
         "  sd convert model.ckpt baked.ckpt --vae vae-ft-mse-840000-ema-pruned.ckpt\n"
         "  sd convert model.ckpt vae.safetensors --only vae --to original\n\n"
-        "exit codes: 0 written; 1 --verify found it to be something else, and removed it;\n"
-        "2 the source cannot be read, or the target not be written",
+        "exit codes: 0 written; 1 --verify found a difference, and removed the file;\n"
+        "2 the source cannot be read, or the target cannot be written",
     )
     parser.add_argument(
         "source", type=Path, metavar="IN", help="an original .ckpt or .safetensors, one of ours, or a diffusers folder"
@@ -40,49 +42,49 @@ def parser() -> Parser:
         "target",
         type=Path,
         metavar="OUT",
-        help=".safetensors; or .ckpt, a pickle in the original layout; or, with --to diffusers, a folder",
+        help=".safetensors; .ckpt, a pickle in the original layout; or, with --to diffusers, a folder",
     )
     parser.add_argument(
         "--to",
         choices=LAYOUTS,
         help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
-        "(default: original for a .ckpt, else the one that IN has not)",
+        "(default: original for a .ckpt; otherwise ours, or original if IN is ours)",
     )
     parser.add_argument(
-        "--precision", choices=["keep", *PRECISIONS], default="keep", help="change all tensors to it (default: keep)"
+        "--precision", choices=["keep", *PRECISIONS], default="keep", help="convert all tensors to it (default: keep)"
     )
     parser.add_argument(
         "--weights",
         choices=["auto", "model", "ema"],
         default="auto",
-        help="which UNet weights, where there are both: the model's own, or their average over the training (default: "
+        help="which UNet weights, if there are both: the model's own, or their average over the training (default: "
         "auto, the model's own unless there are only averaged ones)",
     )
-    parser.add_argument("--only", choices=PARTS, help="write this network alone; IN may hold no more than it")
+    parser.add_argument("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
     parser.add_argument(
         "--vae",
         type=Path,
         metavar="FILE",
-        help="put the VAE of FILE, of any layout, in the place of the model's own; also where it has none",
+        help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none",
     )
     parser.add_argument(
         "--keep-all",
         action="store_true",
-        help="keep what lies beside the model, too: the other kind of UNet weights, schedule tables, counters, "
-        "leftovers of the training (tensors only: no optimiser). In our layout it is kept under extra.*, and it comes "
-        "back in the original layout",
+        help="also keep what is not part of the model: the other kind of UNet weights, schedule tables, counters, "
+        "leftovers of the training (only tensors, no optimiser). Our layout stores them under extra.*; the original "
+        "layout restores them",
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="read all of OUT back and compare it with IN, number by number; then print the hash of its tensors, the "
-        "same in every layout: that of sd inspect --tensors-hash",
+        help="read OUT back and compare every number with IN; then print the hash of its tensors, the same in every "
+        "layout, as sd inspect --tensors-hash does",
     )
     parser.add_argument(
         "--no-hash",
         action="store_true",
-        help="do not read all of IN for its sha256, which our layout notes; the first conversion of a file is then "
-        "twice as fast. A sha256 that is known is noted all the same",
+        help="do not read all of IN for its sha256, which our layout stores; the first conversion of a file is then "
+        "twice as fast. A sha256 that is known already is stored anyway",
     )
     add_output_flags(parser)
     return parser
@@ -109,14 +111,15 @@ def run(args: argparse.Namespace) -> int:
                 on_bytes=bar.update,
             )
         except MismatchError as error:
-            complain(f"{args.target}: {error}")
+            say(f"{args.target}: {error}")
             return MISMATCH
     written = (
         f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB, {done.layout} layout"
     )
-    describe_checkpoint(args.source, done.checkpoint, written, quiet=args.quiet)
+    for line in describe(args.source, done.checkpoint, written):
+        say(line, quiet=args.quiet)
     if done.left_out:
-        say(f"left out: {counted(done.left_out, 'tensor')} beside the model (--keep-all keeps them)", quiet=args.quiet)
+        say(f"left out: {counted(done.left_out, 'tensor')} outside the model (--keep-all keeps them)", quiet=args.quiet)
     if done.verified:
         say(verified(done.verified), quiet=args.quiet)
     print(args.target)

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown, shown_list
-from sd.app.cli.flags import Parser, bar_hidden
+from sd.app.cli.flags import Parser
+from sd.app.cli.terminal import bar_hidden
 
 if TYPE_CHECKING:
     from convert.actions.diff import Block, Change, Diff
 
 SAME, DIFFERENT = 0, 1
-BAR = 30  # characters of the longest
+BAR = 30  # characters of the longest bar
 MOST_ROWS = 40  # of one network
 MOST_GROUPS = 6  # of names
 TITLES = {
@@ -32,9 +33,9 @@ TITLES = {
 def parser() -> Parser:
     parser = Parser(
         prog="sd diff",
-        description="Compare the tensors of two checkpoints: which are in one only, which differ, and how\n"
-        "far they are apart, block by block: |a - b| / |a|. Layouts and containers may differ;\n"
-        "names are those of the original layout where both files hold a complete model.",
+        description="Compare the tensors of two checkpoints: which are in one file only, which differ, and\n"
+        "by how much, block by block: |a - b| / |a|. Layouts and containers may differ; if both\n"
+        "files hold a complete model, tensors have their names in the original layout.",
         epilog="examples:\n"
         "  sd diff v1-5-pruned.ckpt v1-5-pruned-emaonly.ckpt\n"
         "  sd diff model.ckpt model-fp16.safetensors    # only rounding?\n\n"
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_data(found: "Diff", first: Path, second: Path) -> dict:
-    """For JSON, which has no infinity: null is a difference from nothing but zeros, or one beyond float64."""
+    """For JSON, which has no infinity: null is a difference from a tensor of zeros, or one beyond float64."""
 
     def change_data(change: "Change") -> dict:
         data = asdict(change) | {"relative": change.relative}
@@ -91,37 +92,37 @@ def page(found: "Diff", first: Path, second: Path, *, keys: bool = False) -> Ite
 
 
 def verdict(found: "Diff") -> Iterator[str]:
-    """What the comparison comes to, in sentences."""
+    """The result of the comparison, in sentences."""
     total = found.same + len(found.changed)
     if found.is_same:
         yield f"The same: {counted(found.same, 'tensor')}, bit for bit."
     elif found.is_rounding:
-        yield f"Only the precision differs: {rounding(found)}. Every number is the other one, rounded to the nearest."
+        yield f"Only the precision differs: {rounding(found)}. Every number equals the other one, rounded to nearest."
         largest = max(found.changed.values(), key=lambda change: change.relative)
         yield f"The largest |a - b| / |a| of a tensor is {largest.relative:.2e}."
     else:
         yield f"{len(found.changed)} of {counted(total, 'tensor')} in both differ, {found.same} are the same."
         rounded = sum(change.rounding for change in found.changed.values())
         if rounded:
-            yield f"Of those, {rounded} differ by rounding alone ({rounding(found)})."
+            yield f"{rounded} of them differ only by rounding ({rounding(found)})."
     for side, other in (("first", "A"), ("second", "B")):
         if side in found.averages:
             whose = "B" if other == "A" else "A"
-            yield f"{other}'s UNet is the average over the training (EMA) that lies beside {whose}'s own."
+            yield f"{other}'s UNet is the training average (EMA) that {whose} holds in addition to its own."
     if not found.understood:
-        yield "Not both hold a complete model that is understood; tensors are compared by their names in the files."
+        yield "At least one file is not a complete, known model; tensors are compared by their names in the files."
     for label, side in (("only in A", found.removed), ("only in B", found.added)):
         if side:
             yield f"{label}: {counted(len(side), 'tensor')}: {grouped(side)}"
     for name, (a, b) in list(found.shapes.items())[:8]:
-        yield f"another shape: {shown(name)}: {list(a)} and {list(b)}"
+        yield f"different shapes: {shown(name)}: {list(a)} and {list(b)}"
     bad = {name: change.not_finite for name, change in found.changed.items() if change.not_finite}
     if bad:
-        yield f"NaN or infinite in one of the two: {counted(len(bad), 'tensor')}: {shown_list(list(bad))}"
+        yield f"NaN or infinite in either file: {counted(len(bad), 'tensor')}: {shown_list(list(bad))}"
     if found.not_compared:
         yield (
-            f"not compared: {counted(len(found.not_compared), 'tensor')} beside the model, which the other layout has "
-            f"no place for: {grouped(found.not_compared)}"
+            f"not compared: {counted(len(found.not_compared), 'tensor')} outside the model, which the other layout "
+            f"cannot hold: {grouped(found.not_compared)}"
         )
 
 
@@ -139,7 +140,7 @@ def rounding(found: "Diff") -> str:
 
 
 def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
-    """A bar a block: its difference relative to the largest one of the network."""
+    """One bar per block: its difference, relative to the largest of the network."""
     if not blocks:
         return
     rows = blocks
@@ -158,7 +159,7 @@ def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
         few = f"  {block.changed} of {block.tensors} tensors" if block.changed < block.tensors else ""
         yield f"  {shown(block.name, 40):<{width}}  {relative:8.2e}  {mark * max(length, relative > 0)}{few}".rstrip()
     if len(rows) < len(blocks):
-        yield f"  and {len(blocks) - len(rows)} blocks that differ less"
+        yield f"  and {len(blocks) - len(rows)} blocks with smaller differences"
 
 
 def names(found: "Diff") -> Iterator[str]:

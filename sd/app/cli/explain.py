@@ -3,18 +3,17 @@
 import argparse
 import hashlib
 import json
-import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli import make_pictures as making
-from sd.app.cli import picture_flags as making_flags
-from sd.app.cli.flags import Parser, add_output_flags, bar_hidden, say
+from sd.app.cli import flags, say
+from sd.app.cli.make_pictures import model_of, read_lines, settings_of
+from sd.app.cli.terminal import Terminal
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs.outputs import free_path
-from sd.app.jobs.plan import Line, plan, read_lines
+from sd.app.jobs.request import Events, JobRequest, Line
 from sd.pipeline.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
 MOST_STEPS, MOST_RUNS = 100, 12
-COMPARED = {  # what --compare can vary: the setting, how its values are read, and what stands between them
+COMPARED = {  # what --compare can vary: the setting, the type of its values, and what separates them
     "guidance": ("guidance_scale", float, ","),
     "seed": ("seed", int, ","),
     "steps": ("steps", int, ","),
@@ -35,31 +34,30 @@ COMPARED = {  # what --compare can vary: the setting, how its values are read, a
 }
 
 
-def parser() -> Parser:
-    parser = Parser(
+def parser() -> flags.Parser:
+    parser = flags.Parser(
         prog="sd explain",
         description="Make a picture from text, and write a page that shows how: every step, what the\n"
-        "network saw and said, where it looked for each word. The picture is the one that\n"
-        "sd txt2img makes. The page is one file that needs no network; its path is printed.",
+        "network saw and predicted, and what each word attends to. The picture is the one\n"
+        "that sd txt2img makes. The page is one file that works offline; prints its path.",
         epilog="examples:\n"
         '  sd explain "a red circle on a blue background" --steps 20 -o report.html\n'
         '  sd explain "a lighthouse" -m model.ckpt --compare guidance=1,3,7.5 --compare sampler=ddim,euler\n'
         '  sd explain "a lighthouse" -m model.ckpt --compare "prompt=a castle|a lighthouse at night"',
     )
-    making_flags.add_prompt_flags(parser)
-    making_flags.add_model_flags(parser)
-    making_flags.add_picture_flags(parser, size_default="the model's native size")
-    making_flags.add_sampling_flags(parser)
+    flags.add_prompt_flags(parser)
+    flags.add_model_flags(parser)
+    flags.add_picture_flags(parser, size_default="the model's native size")
+    flags.add_sampling_flags(parser)
     page = parser.add_argument_group("page")
     page.add_argument("--compare", action="append", default=[], metavar="NAME=A,B,...",
-                      help=f"also show runs that differ in one setting: {', '.join(COMPARED)}; a | stands between "
-                      "prompts; may be given several times")  # fmt: skip
-    page.add_argument("--no-attention", action="store_true", help="no heat maps of the words, which saves time")
-    output = add_output_flags(parser)
+                      help=f"also show runs that differ in one setting: {', '.join(COMPARED)}; prompts are "
+                      "separated by |; can be given several times")  # fmt: skip
+    page.add_argument("--no-attention", action="store_true", help="leave out the heat maps of the words, to save time")
+    output = flags.add_output_flags(parser)
     output.add_argument("-o", "--out", default=DEFAULT_OUT, metavar="FILE",
                         help=f"an .html file, or a folder (default: {DEFAULT_OUT})")  # fmt: skip
     output.add_argument("--json", action="store_true", help="print one JSON object instead of the path")
-    parser.set_defaults(from_file=None, count=1, batch_size=1, vary=None, vary_seed=None, tile="")
     return parser
 
 
@@ -74,33 +72,33 @@ class Asked:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import checksums_ahead, open_checkpoint
-
-    if args.low_memory:
-        raise UsageError("--low-memory takes the two predictions of a step apart, which are shown here. Leave it out.")
-    making.choose_model(args)
-    asked = [parse_comparison(text) for text in args.compare]
-    lines = read_lines(args, {})
-    given_seed, seed = args.seed, secrets.randbits(32) if args.seed is None else args.seed
-    all_settings(args, lines, asked, seed, native=512)  # what is wrong with them shows before the file is opened
-    path = page_path(args.out, seed, force=args.force)
-    with open_checkpoint(args.model) as file:
-        checkpoint = read_checkpoint(file, weights=args.weights)
-        making.check_family(checkpoint, "text to picture")
-        planned = all_settings(args, lines, asked, seed, native=checkpoint.config.native_size)
-        jobs = [settings for _, settings in planned]
-        making.check_clip_skip(checkpoint, jobs)
-        for settings in jobs:
-            settings.require_prediction(checkpoint.config.prediction)
-        with checksums_ahead(file, checkpoint.tensors.values()):
-            running = making.pick_device_and_precision(args, checkpoint)
-            model = making.load_model(args, file, checkpoint, *running)
-    if given_seed is None:
-        say(f"seed {seed}", quiet=args.quiet)
-    making.warn_of_unused(jobs, model.runner.options)
-    milliseconds, page = make_page(model, planned, asked, args)
+    from convert.files.reader import open_checkpoint
+    from sd.app.jobs.model import check_family, load_model, pick_device_and_precision
+    from sd.app.jobs.plan import check_jobs, with_seeds
+    from sd.app.jobs.run import warn_of_unused
     from sd.files import written_whole
 
+    if args.low_memory:
+        raise UsageError("--low-memory separates the two predictions of a step, which are shown here. Leave it out.")
+    asked = [parse_comparison(text) for text in args.compare]
+    lines, settings = read_lines(args), settings_of(args)
+    request = with_seeds(
+        JobRequest(task="text to picture", model=model_of(args), lines=lines, settings=settings, out=args.out)
+    )
+    seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
+    with open_checkpoint(request.model.file) as file:
+        checkpoint = read_checkpoint(file, weights=request.model.weights)
+        check_family(checkpoint, request.task)
+        planned = all_settings(request, asked, checkpoint.config.native_size)
+        jobs = [settings for _, settings in planned]
+        check_jobs(request, jobs, checkpoint.config)
+        path = page_path(args.out, seed, force=args.force)
+        device, dtype = pick_device_and_precision(request.model, checkpoint)
+        model = load_model(request.model, file, checkpoint, device, dtype, events)
+    if args.seed is None:
+        events.note(f"seed {seed}")
+    warn_of_unused(request.model, jobs, model, events)
+    milliseconds, page = make_page(model, planned, asked, events, attention=not args.no_attention)
     with written_whole(path, force=args.force) as file:
         file.write(page)
     if args.json:
@@ -113,14 +111,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse_comparison(text: str) -> Asked:
-    """What --compare guidance=1,3,7.5 asks for. Raises UsageError for what cannot be compared."""
+    """The comparison that --compare guidance=1,3,7.5 asks for. Raises UsageError."""
     name, equals, given = text.partition("=")
     name = name.strip()
     if name not in COMPARED:
         raise UsageError(f"--compare {name!r} {nearest(name, COMPARED)}")
     field, read, between = COMPARED[name]
     if not equals or (read is not str and not given.strip()):
-        raise UsageError(f"--compare {text} names no values. Example: --compare guidance=1,3,7.5.")
+        raise UsageError(f"--compare {text} has no values. Example: --compare guidance=1,3,7.5.")
     try:
         values = tuple(read(part.strip()) for part in given.split(between))
     except ValueError:
@@ -128,23 +126,25 @@ def parse_comparison(text: str) -> Asked:
     return Asked(name, field, tuple(dict.fromkeys(values)))
 
 
-def all_settings(
-    args: argparse.Namespace, lines: Sequence[Line], asked: Sequence[Asked], seed: int, native: int
-) -> list[tuple[Asked | None, Settings]]:
-    """Those of the run itself, then those of every comparison, checked. A comparison with one value has the run, too.
+def all_settings(request: JobRequest, asked: Sequence[Asked], native: int) -> list[tuple[Asked | None, Settings]]:
+    """The settings of the run itself, then of every comparison. A comparison with one value includes the run, too.
 
-    Raises UsageError or SettingError for what cannot be.
+    Raises UsageError or SettingError for settings that are not allowed.
     """
-    (own,) = plan(args, lines, seed, native)
+    from sd.app.jobs.plan import plan, with_settings
+
+    (own,) = plan(request, native)
     found: list[tuple[Asked | None, Settings]] = [(None, own)]
     for one in asked:
         if len(one.values) == 1:
             found.append((one, own))
         for value in one.values:
-            changed = argparse.Namespace(**{**vars(args), one.field: value})
-            prompt = [Line("", {"prompt": value})] if one.field == "prompt" else lines
+            if one.field == "prompt":
+                changed = replace(request, lines=(Line({"prompt": value}),))
+            else:
+                changed = with_settings(request, **{one.field: value})
             try:
-                (settings,) = plan(changed, prompt, value if one.field == "seed" else seed, native)
+                (settings,) = plan(changed, native)
             except SettingError as error:
                 raise UsageError(f"--compare {one.name}={value}: {error}") from None
             found.append((one, settings))
@@ -156,7 +156,7 @@ def all_settings(
 
 
 def page_path(out: str, seed: int, *, force: bool) -> Path:
-    """Where the page goes; its folder exists afterwards. Raises UsageError where that cannot be."""
+    """Where the page goes; its folder exists afterwards. Raises UsageError."""
     path = Path(out.replace("{seed}", str(seed)))
     if path.is_dir() or out.endswith("/"):
         path = path / f"explain-{seed}.html"
@@ -169,11 +169,11 @@ def make_page(
     model: "StableDiffusion",
     planned: Sequence[tuple[Asked | None, Settings]],
     asked: Sequence[Asked],
-    args: argparse.Namespace,
+    events: Events,
+    *,
+    attention: bool,
 ) -> tuple[float, bytes]:
     """The milliseconds that the run took, and the page."""
-    from tqdm import tqdm
-
     from sd.study.explain.page import page
     from sd.study.explain.recording import explain
     from sd.study.explain.report import preview_count, report
@@ -182,13 +182,13 @@ def make_page(
     different = list(dict.fromkeys(settings for _, settings in others if settings != own))
     previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for _, settings in others])
     total = own.steps + sum(settings.steps for settings in different) + previews
-    with tqdm(desc="explaining", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
+    with events.stage("explaining", total, "step") as advance:
         try:
-            runs = {own: explain(model, own, attention=not args.no_attention, on_step=bar.update, on_retry=say)}
+            runs = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
             for settings in different:
-                runs[settings] = explain(model, settings, attention=False, on_step=bar.update, on_retry=say)
+                runs[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
             comparisons = list(compared(others, asked, runs))
-            whole = page(report(model, runs[own], comparisons, on_preview=bar.update))
+            whole = page(report(model, runs[own], comparisons, on_preview=advance))
         except Exception as error:
             problem = failure_of(error)
             if problem is None:

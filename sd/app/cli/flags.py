@@ -1,18 +1,25 @@
-"""What the commands' flags have in common: one table of spellings, and errors that help."""
+"""The flags of the commands: one table of spellings, and errors that help."""
 
 import argparse
 import difflib
-import re
-import sys
 from pathlib import Path
 from typing import NoReturn
 
-from convert.checkpoint import Checkpoint
-from convert.errors import counted, shown, shown_list
-from sd.app.errors import UsageError, complain
-from sd.pipeline.settings import DEFAULT_STEPS, nearest
-from sd.runtime.embedded import embedded_model
-from sd.sampling.names import SAMPLER_INFO, SCHEDULES
+from sd.app.errors import UsageError
+from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
+from sd.app.jobs.step_files import FORMS
+from sd.pipeline.second_pass import UPSCALES
+from sd.pipeline.settings import DEFAULT_STEPS, TILES, nearest
+from sd.sampling.names import SAMPLERS, SCHEDULES
+
+DEVICES = "auto, cuda, mps or cpu"
+NUMBERS = {int: "a whole number", float: "a number"}
+ELSEWHERE = {  # flags of other programs -> ours that does it, and what to say where a command has that one
+    "--size": ("--width", "Give --width and --height."),
+    "--upscale": ("--hires", "Use --hires 2."),
+    "--vae": ("--model", "To use another VAE, put it into the checkpoint: sd convert IN OUT --vae FILE."),
+    "--lora": ("--model", "LoRAs are not supported yet."),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,26 +30,51 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show a traceback where something fails")
 
     def error(self, message: str) -> NoReturn:
-        unrecognized = re.match(r"unrecognized arguments: (.*)", message)
-        if unrecognized:
-            given = unrecognized[1].split()[0]
-            if not given.startswith("-"):
-                raise UsageError(
-                    f"unexpected word {given!r}. Put what has spaces in it into quotes. See {self.prog} --help."
-                )
-            near = difflib.get_close_matches(given.partition("=")[0], self._option_string_actions, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            message = f"{given} is not a flag of {self.prog}.{hint}"
-        else:
-            message = message.rstrip(".") + "."
-        raise UsageError(f"{message} See {self.prog} --help.")
+        """argparse's message, in our words."""
+        kind, _, names = message.partition(": ")
+        flag = _long_flag(kind.removeprefix("argument ").split("/"))
+        if kind == "unrecognized arguments":
+            message = self._unknown(names.split()[0])
+        elif kind == "the following arguments are required":
+            missing = [_long_flag(name.split("/")) for name in names.split(", ")]
+            message = f"{' and '.join(missing)} must be given."
+        elif names.startswith("expected"):
+            message = f"{flag} needs a value."
+        elif names.startswith("ignored explicit argument"):
+            message = f"{flag} takes no value, got {names.rpartition('argument ')[2]}."
+        raise UsageError(f"{message.rstrip('.')}. See {self.prog} --help.")
+
+    def _unknown(self, given: str) -> str:
+        if not given.startswith("-"):
+            return f"unexpected word {given!r}. Put text that has spaces in quotes."
+        flag = given.partition("=")[0]
+        ours, hint = ELSEWHERE.get(flag, ("", ""))
+        if ours not in self._option_string_actions:
+            near = difflib.get_close_matches(flag, {*self._option_string_actions} - {"--force"}, n=1)
+            hint = f"Did you mean {near[0]}?" if near else ""
+        return f"{given} is not a flag of {self.prog}. {hint}".rstrip()
+
+    def _get_value(self, action: argparse.Action, text: str) -> object:
+        """The value of a flag; what is wrong with it in our words."""
+        name = _long_flag(action.option_strings) or action.metavar
+        try:
+            return (action.type or str)(text)
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{name} {error}. See {self.prog} --help.") from None
+        except ValueError:
+            kind = NUMBERS.get(action.type, "a value that it takes")
+            raise UsageError(f"{name} {text!r} is not {kind}. See {self.prog} --help.") from None
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
-        """What argparse does with the choices of a flag, in the words of all other names."""
+        """What argparse does with the choices of a flag, in our words."""
         if action.choices is not None and value not in action.choices:
-            long = [flag for flag in action.option_strings if flag.startswith("--")]
-            name = long[0] if long else action.metavar or action.dest
+            name = _long_flag(action.option_strings) or action.metavar or action.dest
             raise UsageError(f"{name} {value} {nearest(value, action.choices)} See {self.prog} --help.")
+
+
+def _long_flag(spellings: "list[str]") -> str:
+    """Our spelling of a flag: the first long one."""
+    return next((flag for flag in spellings if flag.startswith("--")), spellings[0] if spellings else "")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -50,7 +82,16 @@ def numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.strip().removesuffix(",").split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 14.6,7,3") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 14.6,7,3") from None
+
+
+def at_least_1(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
+    return int(text)
+
+
+NUMBERS[at_least_1] = "a whole number"
 
 
 def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
@@ -58,12 +99,12 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
     add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
-        help=f"{', '.join(SAMPLER_INFO)}, or as other programs say it, such as \"DPM++ 2M Karras\" "
+        help=f"{', '.join(SAMPLERS)}, or the name in another program, such as \"DPM++ 2M Karras\" "
         "(default: dpmpp_2m)")  # fmt: skip
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
     add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",
-        help="noise levels of your own in place of steps and schedule, falling; a step to 0 is added")  # fmt: skip
-    add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v models that were trained so")
+        help="your own noise levels instead of steps and schedule, falling; a step to 0 is added")  # fmt: skip
+    add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v-prediction models trained for it")
 
 
 def add_output_flags(parser: Parser) -> argparse._ArgumentGroup:
@@ -73,26 +114,137 @@ def add_output_flags(parser: Parser) -> argparse._ArgumentGroup:
     return group
 
 
-def say(text: str, *, quiet: bool = False) -> None:
-    """A message: to stderr, since stdout carries results only."""
-    if not quiet:
-        complain(text)
+def add_making_flags(parser: Parser, *, size_default: str) -> None:
+    """The flags of every command that makes picture files."""
+    add = parser.add_argument
+    add_prompt_flags(parser)
+    add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, each line a prompt or a JSON object "
+        '({"prompt": "...", "seed": 7}); - is standard input. The same command again resumes a '
+        "stopped run")  # fmt: skip
+    add("--like", type=Path, metavar="PICTURE", help="prompt and settings from a picture, made here or elsewhere; "
+        "explicit flags take precedence")  # fmt: skip
+    add_compile_flag(add_model_flags(parser))
+    picture = add_picture_flags(parser, size_default=size_default)
+    picture.add_argument("--vary", "--variation-strength", type=float, metavar="X",
+                         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 "
+                         "changes details; all pictures then have the same seed (default: 0)")  # fmt: skip
+    picture.add_argument("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
+                         help="variation seed of the first picture; the next ones count on from it (default: drawn, "
+                         "printed and stored)")  # fmt: skip
+    picture.add_argument("--count", "--n_iter", type=at_least_1, default=1, metavar="N",
+                         help="batches: N x batch size pictures; with --from-file, pictures per line "
+                         "(default: 1)")  # fmt: skip
+    picture.add_argument("-b", "--batch-size", "--n_samples", type=at_least_1, default=1, metavar="N",
+                         help="pictures made at the same time; lines of --from-file with the same size and settings "
+                         "are batched, wherever they are in the file (default: 1)")  # fmt: skip
+    picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
+                         help="make the picture tile seamlessly along x or y, or both if no axis is named (then put "
+                         "it after the prompt)")  # fmt: skip
+    add_sampling_flags(parser)
+    output = add_output_flags(parser)
+    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
+                        help="a .png file, a folder, or a template for names with "
+                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
+    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
+    output.add_argument("--grid-columns", type=at_least_1, metavar="N", help="pictures per row; implies --grid")
+    output.add_argument("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
+                        help="also write what each step predicts: fast, from the colours of the latents (the default), "
+                        "or vae, decoded; put it after the prompt")  # fmt: skip
+    output.add_argument("--save-steps-as", choices=FORMS,
+                        help="files NAME-step001.png and so on, or an animation NAME-steps.webp or NAME-steps.png "
+                        "(default: files)")  # fmt: skip
+    output.add_argument("--json", action="store_true", help="print one JSON object per picture instead of its path")
 
 
-def describe_checkpoint(path: Path, checkpoint: Checkpoint, running: str, *, quiet: bool) -> None:
-    """What was read from a file, which of its weights were taken, and what was left aside."""
-    weights = f"{checkpoint.weights} weights"
-    if checkpoint.other_weights:
-        weights += f" (--weights {checkpoint.other_weights} takes the others)"
-    own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
-    say(f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {running}", quiet=quiet)
-    for note in checkpoint.notes:
-        say(note, quiet=quiet)
-    if checkpoint.unknown:
-        number = counted(len(checkpoint.unknown), "tensor")
-        say(f"left aside: {number} outside of the model: {shown_list(checkpoint.unknown)}", quiet=quiet)
+def add_prompt_flags(parser: Parser) -> None:
+    """One prompt, and how it is read."""
+    add = parser.add_argument
+    add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" means no prompt')
+    add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
+    add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt: a file's whole text; - is standard input")
+    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what not to show")
+    add("--plain-prompts", "--plain_prompts", action="store_true", help="take brackets and BREAK in prompts literally; "
+        "sd tokens shows how a prompt is read")  # fmt: skip
 
 
-def bar_hidden(quiet: bool) -> bool:
-    """Whether progress bars are off: on demand, and where nobody watches."""
-    return quiet or not sys.stderr.isatty()
+def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
+    """Which weights to use, and how to run them."""
+    model = parser.add_argument_group("model")
+    model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
+                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd "
+                       "convert wrote")  # fmt: skip
+    model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
+                       help="which UNet weights, if the file has both (default: auto, the model's own)")  # fmt: skip
+    model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
+    model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+                       help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
+    model.add_argument("--low-memory", action="store_true",
+                       help="use less memory, but more time: one network on the GPU at a time, and the predictions "
+                       "with and without the prompt one after the other")  # fmt: skip
+    model.add_argument("--tiled-vae", action="store_true",
+                       help="run the VAE on tiles of large pictures, using the memory of one tile")  # fmt: skip
+    return model
+
+
+def add_compile_flag(model: argparse._ArgumentGroup) -> None:
+    """Only for commands that run the UNet often and do not look inside it."""
+    model.add_argument("--compile", action="store_true",
+                       help="for many pictures of one size: compile the UNet, once per size and batch size, which "
+                       "takes minutes")  # fmt: skip
+
+
+def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:
+    """Size, seed and layer of the text encoder."""
+    picture = parser.add_argument_group("picture")
+    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
+                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
+    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS",
+                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
+    picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
+                         "(default: drawn, printed and stored)")  # fmt: skip
+    picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
+                         help="which layer of the text encoder to use: 1 the last, 2 the one before it, as some "
+                         "fine-tuned models expect (default: 1)")  # fmt: skip
+    return picture
+
+
+def add_sampling_flags(parser: Parser) -> None:
+    """Noise levels, sampler and guidance."""
+    sampling = parser.add_argument_group("sampling")
+    add_schedule_flags(sampling)
+    sampling.add_argument(
+        "--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms"
+    )
+    sampling.add_argument("--eta", "--ddim_eta", type=float, metavar="X",
+                          help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm "
+                          "(default: 0 for ddim, 1 for others)")  # fmt: skip
+    sampling.add_argument("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
+                          help="how much to follow the prompt; 1 turns guidance off and halves the work "
+                          "(default: 7.5)")  # fmt: skip
+    sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
+                          help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
+    sampling.add_argument("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",
+                          help="guide only at noise levels (sigma) from LOW to HIGH, and halve the work at others "
+                          "(default: every noise level)")  # fmt: skip
+    sampling.add_argument("--reuse-features", type=int, default=1, metavar="N",
+                          help="faster, with a slightly different picture: run the inner blocks of the UNet only at "
+                          "every N-th prediction, and reuse their output (default: 1, every prediction)")  # fmt: skip
+    sampling.add_argument("--merge-tokens", type=float, default=0.0, metavar="SHARE",
+                          help="faster, with a slightly different picture: merge this share of tokens with similar "
+                          "ones before self-attention at the largest resolution, such as 0.5, at most 0.75 "
+                          "(default: 0, none)")  # fmt: skip
+
+
+def add_second_pass_flags(parser: Parser) -> None:
+    """A second pass at a larger size."""
+    group = parser.add_argument_group("a second pass, for large pictures")
+    group.add_argument("--hires", metavar="X",
+                       help="make the picture, then enlarge it and add detail: a factor such as 2, or a size such as "
+                       "1024x768")  # fmt: skip
+    group.add_argument("--hires-upscale", choices=sorted(UPSCALES), default="latent",
+                       help="what to enlarge between the passes: the latents, which leaves more to the second pass, "
+                       "or the image (default: latent)")  # fmt: skip
+    group.add_argument("--hires-strength", type=float, default=0.7, metavar="X",
+                       help="how much the second pass changes, above 0, up to 1 (default: 0.7)")  # fmt: skip
+    group.add_argument("--hires-steps", type=int, metavar="N",
+                       help="steps that the second pass runs (default: --steps times the strength)")  # fmt: skip

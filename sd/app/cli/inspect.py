@@ -13,7 +13,8 @@ from convert.errors import UnsafeFileError, counted, shown, shown_list, size_tex
 from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
 from convert.files.records import TensorRecord
-from sd.app.cli.flags import Parser, say
+from sd.app.cli import say
+from sd.app.cli.flags import Parser
 
 CLEAN, DANGEROUS = 0, 1
 MOST_METADATA = 12  # lines
@@ -24,14 +25,14 @@ MOST_LEFTOVERS = 20  # groups, the largest ones
 def parser() -> Parser:
     parser = Parser(
         prog="sd inspect",
-        description="Tell what is in a checkpoint: which model, which networks, how precise, what lies\n"
-        "beside them, and whether it names code. Nothing in the file is executed. It takes a\n"
-        "moment whatever the size of the file, unless it is asked to read all of it.",
+        description="Show what is in a checkpoint: which model, which networks, in which precision, what\n"
+        "else, and whether it names code. Nothing in the file is executed. This takes a moment,\n"
+        "whatever the file's size, unless a flag asks to read all of it.",
         epilog="examples:\n"
         "  sd inspect v1-5-pruned-emaonly.ckpt\n"
         "  sd inspect --deep merged.safetensors    # also: are all numbers finite?\n"
         "  sd inspect --scan download.ckpt         # only: is it safe? exit code 1 if not\n\n"
-        "exit codes: 0 described, or safe; 1 --scan found something dangerous; 2 no checkpoint,\n"
+        "exit codes: 0 described, or safe; 1 --scan found something dangerous; 2 not a checkpoint,\n"
         "or too damaged to tell",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .safetensors, ...")
@@ -39,14 +40,14 @@ def parser() -> Parser:
     parser.add_argument("--keys", action="store_true", help="list every tensor: name, shape, precision")
     parser.add_argument("--scan", action="store_true", help="only say whether the file is safe")
     reading = parser.add_argument_group("reading all of the file")
-    reading.add_argument("--hash", action="store_true", help="its sha256, which is remembered")
+    reading.add_argument("--hash", action="store_true", help="its sha256, which is cached")
     reading.add_argument(
         "--tensors-hash", action="store_true", help="the hash of its weights, the same in every container and layout"
     )
     reading.add_argument(
         "--deep",
         action="store_true",
-        help="both, and look at every number: NaN, infinity, tensors of zeros, damaged position ids",
+        help="both, and check every number: NaN, infinity, tensors of zeros, damaged position ids",
     )
     return parser
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scan(path: Path, *, as_json: bool = False) -> int:
-    """Say whether a file is safe. What is too damaged to tell raises, as every error does."""
+    """Say whether a file is safe. Raises for a file that is too damaged to tell."""
     try:
         with open_checkpoint(path) as file:
             safe, names, text = True, file.foreign, f"{shown(path.name)} is safe: {safety(file.foreign)}."
@@ -89,7 +90,7 @@ def list_tensors(path: Path) -> dict[str, TensorRecord]:
 
 def safety(foreign: tuple[str, ...]) -> str:
     if not foreign:
-        return "no code is named"
+        return "it names no code"
     return f"{counted(len(foreign), 'foreign name')}, kept as inert data: {shown_list(foreign)}"
 
 
@@ -104,7 +105,7 @@ def page(report: Report) -> Iterator[str]:
 
 
 def facts(report: Report) -> Iterator[tuple[str, str]]:
-    """Label and text of one line each; a line that belongs to the one above has no label."""
+    """Label and text of each line; a line that continues the one above has no label."""
     container = f", {report.container}" if report.container else ""
     size = size_text(report.bytes)
     yield "file", (size if size.endswith("bytes") else f"{size} ({report.bytes:,} bytes)") + container
@@ -114,7 +115,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         family = f" ({report.family}, {report.layout} layout)" if report.family else ""
         yield "holds", f"{shown(report.kind)}{family}"
         yield from labelled("because", [shown(line) for line in report.evidence])
-        usable = "yes, by its names; shapes are checked on loading"
+        usable = "yes, judging by its names; shapes are checked on loading"
         yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:
             yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
@@ -123,12 +124,12 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield from training(report)
         yield "safety", f"nothing dangerous: {safety(report.foreign)}"
         yield from metadata(report.metadata or {})
-    yield "sha256", report.sha256 or "not known yet; --hash reads the file for it"
+    yield "sha256", report.sha256 or "not known yet; --hash computes it"
     short = [report.sha256[:10]] if report.sha256 else []
     old = [f"{report.old_hash} in older tools"] if report.old_hash else []
     yield "short hash", ", ".join(short + old) or "none"
     if report.sha256:
-        yield "published", report.known or "not as one of the original checkpoints"
+        yield "published", report.known or "no, not one of the original checkpoints"
     if report.tensors_sha256:
         yield "tensors", report.tensors_sha256
     if report.everything_sha256:
@@ -144,7 +145,7 @@ def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def unsafe(report: Report) -> Iterator[tuple[str, str]]:
-    yield "safety", "DANGEROUS: nothing in it was run, and it will not be loaded"
+    yield "safety", "DANGEROUS: nothing in it was executed, and it will not be loaded"
     yield from labelled("because", report.problem.split("\n"))
     names = [shown(name) for name in report.dangerous[:MOST_NAMES]]
     if len(report.dangerous) > MOST_NAMES:
@@ -200,7 +201,7 @@ def table(components: tuple[Part, ...], leftovers: tuple[Part, ...]) -> Iterator
             )
         )
     if leftovers:
-        rows += [("", "", "", "", ""), ("beside them", "", "", "", ""), *map(columns, leftovers[:MOST_LEFTOVERS])]
+        rows += [("", "", "", "", ""), ("other tensors", "", "", "", ""), *map(columns, leftovers[:MOST_LEFTOVERS])]
         if len(leftovers) > MOST_LEFTOVERS:
             rows.append((f"and {len(leftovers) - MOST_LEFTOVERS} more; --json shows all", "", "", "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from convert.errors import shown, size_text
 from convert.published.download import download
 from convert.published.known import Known, find_by_name, known_checkpoints, verify
-from sd.app.cli.flags import Parser, bar_hidden, say
+from sd.app.cli import say
+from sd.app.cli.flags import Parser
+from sd.app.cli.terminal import bar_hidden
 from sd.app.errors import UsageError
 
 RIGHT, WRONG = 0, 1
@@ -22,34 +24,36 @@ TOKEN_HOST = "huggingface.co"
 def parser() -> Parser:
     parser = Parser(
         prog="sd models",
-        description="The checkpoints that the authors of Stable Diffusion published: what there is, get\n"
-        "one, and check that a file is one. Nothing is downloaded without get.",
+        description="The checkpoints that the authors of Stable Diffusion published: list them, download\n"
+        "one, and verify files. Nothing is downloaded without get.",
         epilog="examples:\n"
         "  sd models\n"
         "  sd models get v1-5-pruned-emaonly.safetensors -o weights\n"
         "  sd models verify weights/*.ckpt\n\n"
-        "sd models COMMAND --help tells more about one of them.",
+        "sd models COMMAND --help describes a command.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
-    listing = commands.add_parser("list", help="what there is (also without COMMAND)")
+    listing = commands.add_parser("list", help="list them (also without COMMAND)")
     listing.add_argument("--json", action="store_true", help="one JSON object a line, with addresses and sources")
     getting = commands.add_parser(
         "get",
         help="download one",
-        description="Download a checkpoint. An interrupted download goes on where it stopped when the\n"
-        "same command is given again. The file gets its name once its sha256 is right.",
-        epilog="Some files are given only to those who accepted a licence: set HF_TOKEN to an access\n"
-        f"token. It is sent to {TOKEN_HOST} alone.",
+        description="Download a checkpoint. The same command again resumes an interrupted download. The\n"
+        "file gets its name once its sha256 is right.",
+        epilog="Some files require accepting a licence first: set HF_TOKEN to an access token. It is\n"
+        f"sent only to {TOKEN_HOST}.",
     )
-    getting.add_argument("name", metavar="NAME", help="file name, as in the list")
+    getting.add_argument("name", metavar="NAME", help="file name, as listed")
     getting.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
-    getting.add_argument("--from", dest="source", metavar="ADDRESS", help="get it from there; its sha256 is checked")
-    getting.add_argument("--force", action="store_true", help="replace the file if there is another one")
+    getting.add_argument(
+        "--from", dest="source", metavar="ADDRESS", help="download it from there; its sha256 is checked"
+    )
+    getting.add_argument("--force", action="store_true", help="replace a different file of that name")
     getting.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
     verifying = commands.add_parser(
         "verify",
         help="check that files are what their authors published",
-        description="Compare size and sha256 of files with the table. Exit code 0 if all are right, 1 if\none is not.",
+        description="Compare size and sha256 of files with the table.\nExit code 0 if all are right, else 1.",
     )
     verifying.add_argument("files", nargs="+", type=Path, metavar="FILE")
     verifying.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -82,7 +86,7 @@ def table(models: tuple[Known, ...]) -> Iterator[str]:
         yield "  ".join([*cells, row[4]]).rstrip()
     yield ""
     yield "licences: CreativeML Open RAIL-M and RAIL++-M; they name uses that are not allowed"
-    yield "sizes are unknown where no page that states them to the byte was found; --json tells sources and addresses"
+    yield "a size is unknown if no page states it to the byte; --json shows sources and addresses"
 
 
 def get_model(args: argparse.Namespace) -> int:
@@ -93,7 +97,7 @@ def get_model(args: argparse.Namespace) -> int:
         names = [known.file for known in known_checkpoints()]
         near = difflib.get_close_matches(args.name.lower(), names, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UsageError(f"model {args.name!r} is not known.{hint} sd models lists what there is.")
+        raise UsageError(f"model {args.name!r} is not known.{hint} sd models lists them.")
     args.out.mkdir(parents=True, exist_ok=True)
     target = args.out / known.file
     if target.is_dir():
@@ -101,14 +105,16 @@ def get_model(args: argparse.Namespace) -> int:
     if target.exists() and not args.force:
         verdict = verify(target)
         if not verdict.matches or verdict.known != known:
-            raise UsageError(f"{target} exists already and is not it: it {verdict.problem}. --force replaces it.")
-        say(f"{target} is there already, and right", quiet=args.quiet)
+            raise UsageError(
+                f"{target} exists already and is a different file: it {verdict.problem}. --force replaces it."
+            )
+        say(f"{target} exists already and is right", quiet=args.quiet)
         print(target)
         return RIGHT
     address = args.source or known.address
     say(f"{known.about}, under the {known.licence} licence, from {address}", quiet=args.quiet)
     if known.sha256 is None:
-        say("its sha256 is not known, so it cannot be checked")
+        say("its sha256 is unknown, so the file cannot be checked")
     with tqdm(
         desc=known.file, unit="B", unit_scale=True, unit_divisor=1000, disable=bar_hidden(args.quiet), leave=False
     ) as bar:
@@ -128,7 +134,7 @@ def get_model(args: argparse.Namespace) -> int:
             on_bytes=bar.update,
             on_wait=lambda problem, seconds: say(f"{problem}; trying again in {seconds:g} s", quiet=args.quiet),
         )
-    before = f", {size_text(done.resumed_from)} of it from before" if done.resumed_from else ""
+    before = f", {size_text(done.resumed_from)} of it resumed" if done.resumed_from else ""
     checked = "sha256 as published" if known.sha256 else f"sha256 {done.sha256}"
     say(f"{size_text(done.bytes)}{before}; {checked}", quiet=args.quiet)
     print(target)
@@ -136,7 +142,7 @@ def get_model(args: argparse.Namespace) -> int:
 
 
 def token_for(address: str) -> str | None:
-    """The user's access token, for the one host that it is of."""
+    """The user's access token, only for the host that it belongs to."""
     parts = urlsplit(address)
     host = parts.hostname or ""
     if parts.scheme != "https" or not (host == TOKEN_HOST or host.endswith("." + TOKEN_HOST)):
@@ -147,7 +153,7 @@ def token_for(address: str) -> str | None:
 def verify_files(args: argparse.Namespace) -> int:
     for path in args.files:
         if not path.is_file():
-            raise UsageError(f"{shown(str(path))} is no file.")
+            raise UsageError(f"{shown(str(path))} is not a file.")
     code = RIGHT
     for path in args.files:
         verdict = verify(path)

@@ -1,15 +1,13 @@
-"""`sd noise`: what noise does to a picture, and what the VAE keeps of it."""
+"""`sd noise`: what noise does to a picture, and what the VAE preserves."""
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli import make_pictures as making
-from sd.app.cli import picture_flags as making_flags
-from sd.app.cli.flags import Parser, add_output_flags
-from sd.app.cli.img2img import file_facts, working_size
+from sd.app.cli.flags import Parser, add_model_flags, add_output_flags
+from sd.app.cli.make_pictures import model_of
+from sd.app.cli.terminal import Terminal
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs.outputs import free_path
 from sd.pipeline.settings import Settings
@@ -23,21 +21,21 @@ TIMESTEPS = "0,100,250,500,750,999"
 def parser() -> Parser:
     parser = Parser(
         prog="sd noise",
-        description="Show what training does to a picture: the VAE makes latents of it, and noise is added\n"
-        "to them until nothing else is left. Writes one sheet as a PNG; its numbers are printed,\n"
-        "and its path last.",
+        description="Show what training does to a picture: the VAE encodes it, and noise is added to the\n"
+        "latents until only noise is left. Writes one sheet as a PNG; prints the numbers, then\n"
+        "its path.",
         epilog="examples:\n  sd noise photo.jpg -m model.ckpt\n"
         "  sd noise photo.jpg -o sheets/ --timesteps 0,200,400,600,800,999",
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file")
-    making_flags.add_model_flags(parser)
+    add_model_flags(parser)
     picture = parser.add_argument_group("picture")
     picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
                          help="multiple of 8 (default: the picture's, or near it)")  # fmt: skip
     picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS", help="the same, together with --width")
     picture.add_argument("-s", "--seed", type=int, default=0, help="of the noise (default: 0)")
     picture.add_argument("--timesteps", type=timesteps, default=timesteps(TIMESTEPS), metavar="T,T,...",
-                         help=f"when to look, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
+                         help=f"which timesteps to show, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
     output = add_output_flags(parser)
     output.add_argument("-o", "--out", default="outputs/", metavar="OUT",
                         help="a .png file or a folder (default: outputs/)")  # fmt: skip
@@ -49,7 +47,7 @@ def timesteps(text: str) -> tuple[int, ...]:
     try:
         found = tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers such as {TIMESTEPS}") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as {TIMESTEPS}") from None
     if len(found) > 12 or any(not 0 <= timestep <= 999 for timestep in found):
         raise argparse.ArgumentTypeError(f"{text} is out of range: at most 12 timesteps of 0 to 999")
     return found
@@ -57,24 +55,24 @@ def timesteps(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import checksums_ahead, open_checkpoint
+    from convert.files.reader import open_checkpoint
+    from sd.app.jobs.inputs import file_facts, working_size
+    from sd.app.jobs.model import load_model, pick_device_and_precision
     from sd.pipeline.image.canvas import image_to_image
     from sd.pipeline.image.input_settings import InputSettings
     from sd.pipeline.image.reading import read_picture
 
-    making.choose_model(args)
-    settings = Settings(prompt="", width=512, height=512, seed=args.seed)
-    size = working_size(args)
-    if size is not None:
-        settings = replace(settings, width=size[0], height=size[1])
+    request = model_of(args)
+    size = working_size({"width": args.width, "height": args.height})
+    width, height = size or (512, 512)
+    Settings(prompt="", width=width, height=height, seed=args.seed)  # raises SettingError for a wrong size or seed
     picture, _ = read_picture(args.image)
     path = sheet_path(args.out, args.image, force=args.force)
-    with open_checkpoint(args.model) as file:
-        checkpoint = read_checkpoint(file, weights=args.weights)
+    with open_checkpoint(request.file) as file:
+        checkpoint = read_checkpoint(file, weights=request.weights)
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        with checksums_ahead(file, checkpoint.tensors.values()):
-            running = making.pick_device_and_precision(args, checkpoint)
-            model = making.load_model(args, file, checkpoint, *running)
+        device, dtype = pick_device_and_precision(request, checkpoint)
+        model = load_model(request, file, checkpoint, device, dtype, Terminal(quiet=args.quiet))
     from sd.pipeline.image.tensors import save_png
     from sd.study.forward_process import forward_process, round_trip
     from sd.study.noise_sheet import arithmetic, sheet
@@ -89,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         raise JobError(problem) from None
     save_png(sheet(levels, trip), path, {}, force=args.force)
     if args.json:
-        print(json.dumps({"event": "noise", "path": str(path), "seed": args.seed, **told(levels, trip, args.image)}))
+        facts = {"init": file_facts(args.image), **as_data(levels, trip)}
+        print(json.dumps({"event": "noise", "path": str(path), "seed": args.seed, **facts}))
         return 0
     for line in (*table(levels), arithmetic(trip), f"PSNR of the reconstruction: {trip.psnr:.2f} dB"):
         print(line)
@@ -97,14 +96,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def told(levels: "list[NoiseLevel]", trip: "RoundTrip", image: Path) -> dict:
-    """The numbers, for JSON; what is infinite is null."""
+def as_data(levels: "list[NoiseLevel]", trip: "RoundTrip") -> dict:
+    """The numbers, for JSON; infinity becomes null."""
 
     def finite(value: float) -> float | None:
         return value if value != float("inf") else None
 
     return {
-        "init": file_facts(image),
         "levels": [
             {"timestep": level.timestep, "alpha_bar": level.alpha_bar, "signal_to_noise": finite(level.signal_to_noise)}
             for level in levels
@@ -126,7 +124,7 @@ def table(levels: "list[NoiseLevel]") -> list[str]:
 
 
 def sheet_path(out: str, image: Path, *, force: bool) -> Path:
-    """Where the sheet goes; its folder exists afterwards. Raises UsageError where that cannot be."""
+    """Where the sheet goes; its folder exists afterwards. Raises UsageError."""
     path = Path(out)
     if path.is_dir() or out.endswith("/") or not path.suffix:
         path = path / f"{image.stem}-noise.png"

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 def parser() -> Parser:
     parser = Parser(
         prog="sd schedule",
-        description="Show the noise levels that a sampler visits. No model is needed: the numbers are\n"
-        "those of Stable Diffusion 1 and 2.",
+        description="Show the noise levels that a sampler visits. Needs no model: the noise schedule is\n"
+        "that of Stable Diffusion 1 and 2.",
         epilog="examples:\n"
         "  sd schedule --sampler dpmpp_2m --steps 10\n"
         "  sd schedule --compare leading,karras,sgm_uniform -o schedules.png",
     )
     add_schedule_flags(parser.add_argument_group("sampling"))
-    parser.add_argument("--compare", metavar="A,B,...", help="several schedules beside each other; a sampler's name "
-                        "stands for its own one")  # fmt: skip
+    parser.add_argument("--compare", metavar="A,B,...", help="several schedules; a sampler's name means its own "
+                        "schedule")  # fmt: skip
     output = add_output_flags(parser)
-    output.add_argument("--json", action="store_true", help="print one JSON object a schedule instead of a table")
-    output.add_argument("-o", "--out", type=Path, metavar="PLOT", help="also draw them into a .png file")
+    output.add_argument("--json", action="store_true", help="print one JSON object per schedule instead of a table")
+    output.add_argument("-o", "--out", type=Path, metavar="PLOT", help="also plot them to a .png file")
     return parser
 
 
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     found = [(settings, table_and_steps(SD_V1.schedule, settings)[1]) for settings in asked]
     for settings, steps in found:
-        print(json.dumps(described(settings, steps)) if args.json else table(settings, steps, named=len(found) > 1))
+        print(json.dumps(as_data(settings, steps)) if args.json else table(settings, steps, named=len(found) > 1))
     if args.out is not None:
         plot(found, args.out, force=args.force)
         if not args.json:
@@ -64,7 +64,7 @@ def settings_of(args: argparse.Namespace, sampler: str, schedule: str | None) ->
 
 
 def compared(args: argparse.Namespace) -> list[Settings]:
-    """What is asked for, checked."""
+    """The settings to show, checked."""
     if args.compare is None:
         return [settings_of(args, args.sampler, args.schedule)]
     if args.schedule or args.sigmas:
@@ -80,8 +80,8 @@ def compared(args: argparse.Namespace) -> list[Settings]:
     return asked
 
 
-def described(settings: Settings, steps: "list[Step]") -> dict:
-    """timesteps of the steps; sigmas and alpha_bars of their beginnings and of the last one's end."""
+def as_data(settings: Settings, steps: "list[Step]") -> dict:
+    """timesteps of the steps; sigmas and alpha_bars at the start of each step and at the end of the last."""
     from sd.sampling.schedule import sigma_of
 
     alpha_bars = [steps[0].alpha_bar, *(step.alpha_bar_prev for step in steps)]
@@ -97,8 +97,8 @@ def described(settings: Settings, steps: "list[Step]") -> dict:
 
 
 def table(settings: Settings, steps: "list[Step]", *, named: bool) -> str:
-    """One row a noise level; the last one is where the last step ends."""
-    data = described(settings, steps)
+    """One row per noise level; the last row is where the last step ends."""
+    data = as_data(settings, steps)
     rows = [f"{'step':>4} {'timestep':>9} {'sigma':>9} {'alpha_bar':>10}"]
     timesteps = [f"{timestep:.6g}" for timestep in data["timesteps"]] + ["-"]
     for i, (timestep, sigma, alpha_bar) in enumerate(zip(timesteps, data["sigmas"], data["alpha_bars"], strict=True)):
@@ -122,7 +122,7 @@ def require_plotting(out: Path, *, force: bool) -> None:
 
 
 def plot(found: "list[tuple[Settings, list[Step]]]", out: Path, *, force: bool) -> None:
-    """Timestep and sigma over the steps, a line a schedule."""
+    """Timestep and sigma over the steps, one line per schedule."""
     from matplotlib.figure import Figure
 
     from sd.files import written_whole
@@ -130,7 +130,7 @@ def plot(found: "list[tuple[Settings, list[Step]]]", out: Path, *, force: bool) 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
     for settings, steps in found:
-        data = described(settings, steps)
+        data = as_data(settings, steps)
         label = f"{settings.sampler}, {settings.schedule}"
         left.plot(range(1, len(steps) + 1), data["timesteps"], marker=".", label=label)
         visible = [sigma for sigma in data["sigmas"] if sigma > 0]

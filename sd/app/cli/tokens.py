@@ -17,8 +17,8 @@ WIDEST = 24  # columns for one token
 def parser() -> Parser:
     parser = Parser(
         prog="sd tokens",
-        description="Show how a prompt is read: its tokens, their ids and weights, and where a chunk of\n"
-        "75 tokens ends. A + marks a token whose word goes on in the next one.",
+        description="Show how a prompt is read: its tokens, their ids and weights, and where each chunk of\n"
+        "75 tokens ends. A + marks a token whose word continues in the next one.",
         epilog='example:\n  sd tokens "a (red:1.3) lighthouse, [dawn:dusk:0.5]"',
     )
     add = parser.add_argument
@@ -26,13 +26,13 @@ def parser() -> Parser:
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK are text")
     add("--steps", "--ddim_steps", type=int, default=30, metavar="N",
-        help="for words that change while a picture is made (default: 30)")  # fmt: skip
+        help="for prompts that change during the steps (default: 30)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead")
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.app.jobs.plan import read_prompt
+    from sd.app.cli.prompt_files import read_prompt
     from sd.text.prompt_syntax import timeline
 
     if (args.prompt is None) == (args.prompt_file is None):
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     check_prompt("prompt", prompt, args.steps, plain=args.plain_prompts)
     by_step = timeline(prompt, args.steps, plain=args.plain_prompts)
-    texts = [described(text, by_step, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
+    texts = [as_data(text, by_step, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
     if args.json:
         print(json.dumps({"event": "tokens", "prompt": prompt, "steps": args.steps, "texts": texts}))
         return 0
@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def described(text: str, by_step: Sequence[str], *, plain: bool) -> dict:
-    """One of the texts that the prompt is, the steps at which it is that, and its chunks."""
+def as_data(text: str, by_step: Sequence[str], *, plain: bool) -> dict:
+    """One text that the prompt stands for, the steps at which it does, and its chunks."""
     from sd.text.chunks import chunks_of
     from sd.text.tokenizer import Tokenizer
 
@@ -89,7 +89,7 @@ def step_ranges(steps: Sequence[int]) -> str:
 
 
 def strip_lines(chunks: Sequence[dict], columns: int) -> Iterator[str]:
-    """The chunks as strips of three rows: tokens, ids, and weights where there are any."""
+    """The chunks as strips of three rows: tokens, ids, and weights other than 1."""
     for i, chunk in enumerate(chunks, 1):
         tokens = chunk["tokens"]
         room = len(chunk["ids"]) - 2
@@ -112,7 +112,7 @@ def cell(token: dict) -> tuple[str, str, str]:
 
 
 def rows_of(cells: Sequence[tuple[str, str, str]], columns: int) -> Iterator[list[tuple[str, str, str]]]:
-    """As many cells as fit into the columns, again and again."""
+    """Rows of as many cells as fit into the columns."""
     row: list[tuple[str, str, str]] = []
     used = 0
     for one in cells:
@@ -127,7 +127,7 @@ def rows_of(cells: Sequence[tuple[str, str, str]], columns: int) -> Iterator[lis
 
 
 def width(text: str) -> int:
-    """Columns on a terminal: two for wide letters, none for what is set over another."""
+    """Columns on a terminal: two for wide characters, none for combining ones."""
     return sum(
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
         for character in text

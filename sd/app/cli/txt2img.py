@@ -2,16 +2,14 @@
 
 import argparse
 
-from sd.app.cli import like
-from sd.app.cli import make_pictures as making
-from sd.app.cli.flags import Parser
-from sd.app.cli.picture_flags import add_making_flags, add_second_pass_flags
+from sd.app.cli import make_pictures
+from sd.app.cli.flags import Parser, add_making_flags, add_second_pass_flags
 
 
 def parser() -> Parser:
     parser = Parser(
         prog="sd txt2img",
-        description="Make pictures from text. Their paths are printed, one a line.",
+        description="Make pictures from text. Prints their paths, one a line.",
         epilog="examples:\n"
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt -s 42\n'
         '  sd txt2img "a lighthouse" -n "people" -m model.ckpt -b 4 -o "dusk-{seed}.png"',
@@ -22,5 +20,4 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    args = like.applied(args, parser())
-    return making.run(args, parser(), "text to picture")
+    return make_pictures.run(args, "text to picture")

@@ -1,4 +1,4 @@
-"""Where pictures go: a file, a folder, or a template for names. Decided and tried before any work is done."""
+"""Where pictures go: a file, a folder, or a template for names. Decided and tried before any work."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from sd.pipeline.settings import Settings
 
 DEFAULT_OUT = "outputs/{index:05}-{seed}.png"
 OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height", "vary_seed")  # that a template may name
+PLACEHOLDERS = ("index", "seed", "steps", "sampler", "width", "height", "vary_seed")  # allowed in a template
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Names:
         return Path(self.template.format(index=index, **values))
 
     def index_of(self, path: Path, job: Settings) -> int | None:
-        """The inverse of `path`: the number in a name, None where it is no name of that picture."""
+        """The inverse of `path`: the number in a name, None if the name does not belong to that picture."""
         pattern = "".join(
             re.escape(literal) + {None: "", "index": r"(\d{1,9})"}.get(name, ".+?")
             for literal, name, _, _ in string.Formatter().parse(Path(self.template).name)
@@ -49,25 +49,25 @@ class Names:
         index = int(match[1]) if match.groups() else 0
         return index if self.path(job, index) == path else None
 
-    def taken_numbers(self) -> list[int]:
+    def used_numbers(self) -> list[int]:
         """The numbers that names in the folder begin with."""
         return [int(match[0]) for path in self.folder.iterdir() if (match := re.match(r"\d{1,9}(?!\d)", path.name))]
 
 
 def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
-    """What the pictures are to be called; their folder exists afterwards and can be written to.
+    """The names for the pictures. Their folder exists afterwards and can be written to.
 
     out  a `.png` file, a folder, or a template such as `cat-{seed}.png`
 
-    Raises UsageError where that cannot be.
+    Raises UsageError for a name or folder that cannot be used.
     """
     suffix = Path(out).suffix.lower()
     if suffix in OTHER_PICTURES:
-        raise UsageError(f"--out {out}: only .png pictures are written, which carry their settings.")
+        raise UsageError(f"--out {out}: only .png pictures are written; they carry their settings.")
     if Path(out).is_file() and suffix != ".png":
-        raise UsageError(f"--out {out} is a file, and no .png. Give a .png file or a folder.")
+        raise UsageError(f"--out {out} is a file, but not a .png. Give a .png file or a folder.")
     if suffix not in ("", ".png") and not out.endswith("/") and not Path(out).is_dir():
-        raise UsageError(f"--out {out} is neither a .png nor a folder that exists. For a new folder, write {out}/.")
+        raise UsageError(f"--out {out} is neither a .png nor an existing folder. For a new folder, write {out}/.")
     template = out if suffix == ".png" else str(Path(out) / Path(DEFAULT_OUT).name)
     if "{" not in out and suffix == ".png" and len(jobs) > 1:
         raise UsageError(
@@ -83,25 +83,25 @@ def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
 
 
 def picture_paths(
-    names: Names, jobs: Sequence[Settings], there: Mapping[int, Path] | None = None, *, force: bool = False
+    names: Names, jobs: Sequence[Settings], finished: Mapping[int, Path] | None = None, *, force: bool = False
 ) -> list[Path]:
-    """One path for each picture; {index} goes on after the largest number in the folder.
+    """One path for each picture; {index} counts on from the largest number in the folder.
 
-    there  the pictures that an earlier run left, by the number of their job: they keep their names, and the others get
-           those that they would have had in that run; None where nobody looked for any
+    finished  pictures of an earlier run, by the number of their job: they keep their names, and the others get those
+              that they would have had in that run; None if nobody looked for any
 
-    Raises UsageError where two pictures would get the same name, or one that is taken.
+    Raises UsageError where two pictures would get the same name, or the name of an existing file.
     """
-    problem = "exists already" + (", and is not what is asked for now" if there is not None else "")
-    there = there or {}
-    missing = [i for i in range(len(jobs)) if i not in there]
-    paths = dict(there)
+    problem = "exists already" + (", made with other settings" if finished is not None else "")
+    finished = finished or {}
+    missing = [i for i in range(len(jobs)) if i not in finished]
+    paths = dict(finished)
     if names.numbered:
-        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in there.items())
+        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in finished.items())
         first = shifts.most_common(1)[0][0] if shifts else 0
         paths |= {i: names.path(jobs[i], first + i) for i in missing}
         if first < 1 or any(paths[i].exists() for i in missing):
-            first = max(names.taken_numbers(), default=0) + 1
+            first = max(names.used_numbers(), default=0) + 1
             paths |= {i: names.path(jobs[i], first + nth) for nth, i in enumerate(missing)}
     else:
         paths |= {i: names.path(jobs[i], 1) for i in missing}
@@ -116,7 +116,7 @@ def picture_paths(
 
 
 def grid_path(paths: Sequence[Path], *, force: bool = False) -> Path:
-    """Where the sheet with all pictures goes: beside the first of them."""
+    """Where the sheet with all pictures goes: beside the first one."""
     path = paths[0].with_name(f"grid-{paths[0].name}")
     _require_free(path, force)
     return path
@@ -130,7 +130,7 @@ def _require_free(path: Path, force: bool, problem: str = "exists already") -> N
 
 
 def free_path(path: Path, *, force: bool) -> Path:
-    """The same path, for one file that is no picture of a run; its folder exists afterwards.
+    """The same path, for a single file such as a page; its folder exists afterwards.
 
     Raises UsageError where nothing can be written there.
     """
@@ -143,15 +143,15 @@ def free_path(path: Path, *, force: bool) -> Path:
 
 
 def _fields(template: str) -> set[str]:
-    """The names in braces. Numbers may be padded, as in {index:05}; more of Python's formats would be a trap."""
+    """The names in braces. Numbers may be padded, as in {index:05}; no other format of Python's is allowed."""
     try:
         parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
     except ValueError as error:
-        raise UsageError(f"--out {template} is no usable template: {error}.") from None
+        raise UsageError(f"--out {template} is not a usable template: {error}.") from None
     fields = [(name, spec, conversion) for name, spec, conversion in parts if name is not None]
     for name, spec, conversion in fields:
         if name not in PLACEHOLDERS:
-            raise UsageError(f"--out {template}: {{{name}}} is no field. There are: {', '.join(PLACEHOLDERS)}.")
+            raise UsageError(f"--out {template}: {{{name}}} is not a field. There are: {', '.join(PLACEHOLDERS)}.")
         if conversion or (spec and (name == "sampler" or not re.fullmatch(r"0?\d{1,2}", spec))):
             raise UsageError(
                 f"--out {template}: {{{name}:{spec}}} cannot be used. A number may be padded: {{index:05}}."

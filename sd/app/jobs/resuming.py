@@ -1,6 +1,6 @@
-"""A run of several pictures that was stopped: what it left, and with which seed it began.
+"""Resuming a run of several pictures that was stopped: which pictures exist, and which seed it had drawn.
 
-Nothing is kept beside the pictures: each has its settings in it, and a file that has its name is complete.
+Nothing is stored beside the pictures: each carries its settings, and a file that has its name is complete.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,13 +10,14 @@ from pathlib import Path
 from convert.checkpoint import Checkpoint
 from convert.files.hashing import FileHash
 from sd.app.jobs.outputs import Names
+from sd.app.jobs.plan import with_seed_moved
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, Settings
 
 
 def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[dict], bool]:
-    """Tells whether a picture was made with the same model, and from the same picture if there is one.
+    """A test of whether a picture was made with the same model, and from the same input picture if there is one.
 
-    exact  what a picture of this run notes of the picture that it was made from
+    exact  what a picture of this run notes of its input picture
     """
     sha256 = FileHash(model)
 
@@ -31,7 +32,7 @@ def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[di
 
 
 def stored_in(paths: Iterable[Path], names: Names, same: Callable[[dict], bool]) -> Iterator[tuple[Path, Settings]]:
-    """Those of the files that a run of this kind may have left, with their settings."""
+    """The files that a run of this kind may have left, with their settings."""
     from sd.pipeline.image.metadata import read_exact, settings_from
 
     for path in paths:
@@ -41,7 +42,7 @@ def stored_in(paths: Iterable[Path], names: Names, same: Callable[[dict], bool])
             yield path, settings
 
 
-def pictures_there(names: Names, jobs: Sequence[Settings], same: Callable[[dict], bool]) -> dict[int, Path]:
+def finished_pictures(names: Names, jobs: Sequence[Settings], same: Callable[[dict], bool]) -> dict[int, Path]:
     """The pictures that an earlier run left, by the number of their job."""
     wanted: dict[Settings, list[int]] = {}
     for i, job in reversed(list(enumerate(jobs))):
@@ -50,35 +51,37 @@ def pictures_there(names: Names, jobs: Sequence[Settings], same: Callable[[dict]
         paths = sorted(names.folder.glob("*.png"), key=lambda path: (len(path.name), path.name))
     else:
         paths = [path for job in jobs if (path := names.path(job, 1)).is_file()]
-    there = {}
+    finished = {}
     for path, settings in stored_in(paths, names, same):
         if wanted.get(settings):
-            there[wanted[settings].pop()] = path
-    return there
+            finished[wanted[settings].pop()] = path
+    return finished
 
 
-def stopped_seed(names: Names, plan: Callable[[int], Sequence[Settings]], same: Callable[[dict], bool]) -> int | None:
-    """The seed that a run of these jobs had drawn which was stopped before it was done; None if there is none.
+def stopped_seed(
+    names: Names, jobs: Sequence[Settings], counting: Sequence[bool], same: Callable[[dict], bool]
+) -> int | None:
+    """By how much larger the seed was of a run of these jobs that was stopped; None if there is none.
 
-    plan  from a seed to the jobs of a run with it
+    jobs      planned with another seed
+    counting  for each of them: whether its seed counts on from the run's
 
-    Such a run left the first of its pictures, and not all. Of several, the one that wrote last is meant.
+    A stopped run left its first picture, but not all of them. Of several, the one that wrote last is meant.
     """
-    at_0, at_1 = plan(0), plan(1)
-    drawn = [i for i, (one, other) in enumerate(zip(at_0, at_1, strict=True)) if one.seed != other.seed]
-    if not drawn:
+    if not any(counting):
         return None
+    number = counting.index(True)
+    first = jobs[number]
     found = {settings: path for path, settings in stored_in(names.folder.glob("*.png"), names, same)}
-    first = at_0[drawn[0]]
-    newest, seed = 0.0, None
+    newest, moved = 0.0, None
     for settings, path in found.items():
-        base = settings.seed - first.seed
-        if base < 0 or settings != replace(first, seed=settings.seed):
+        if settings.seed < number or settings != replace(first, seed=settings.seed):
             continue
         if settings.seed and replace(settings, seed=settings.seed - 1) in found:
             continue  # this is from the middle of a run
-        if all(job in found for job in plan(base)):
-            continue  # that run is done
+        by = settings.seed - first.seed
+        if all(job in found for job in with_seed_moved(jobs, counting, by)):
+            continue  # that run is complete
         if path.stat().st_mtime > newest:
-            newest, seed = path.stat().st_mtime, base
-    return seed
+            newest, moved = path.stat().st_mtime, by
+    return moved

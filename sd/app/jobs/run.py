@@ -1,137 +1,240 @@
-"""From settings to picture files, batch by batch."""
+"""From a request to picture files, batch by batch."""
 
-import argparse
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import bar_hidden, say
-from sd.app.errors import failure_of
+from convert.errors import counted
+from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
-from sd.app.jobs.plan import group
+from sd.app.jobs.model import check_family, load_model, made_with, pick_device_and_precision
+from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
+from sd.app.jobs.plan import (
+    check_jobs,
+    check_request,
+    counts_on,
+    group,
+    plan,
+    with_seed_moved,
+    with_seeds,
+    with_settings,
+)
+from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.pipeline.settings import Settings
 from sd.sampling.strength import steps_run
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
+    from convert.checkpoint import Checkpoint
+    from sd.app.jobs.inputs import Inputs
     from sd.pipeline.image.canvas import Canvas
     from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.sampling.init_image import Start
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """The picture that a run begins with, for every command but txt2img.
+class Outputs:
+    """Where each job's picture goes, and which of them exist."""
 
-    canvas  from the model's native size to the picture, made ready
-    labels  what a made picture says of it, by other tools' names
-    exact   the same, exactly
+    jobs: list[Settings]
+    seed_moved: int  # how much larger their seeds are than planned: those of a run that was stopped
+    paths: list[Path]
+    finished: Mapping[int, Path]  # by the number of the job
+    sheet: Path | None  # with all pictures; None if it is not asked for, or complete
+
+    @property
+    def complete(self) -> bool:
+        return len(self.finished) == len(self.jobs) and self.sheet is None
+
+
+def make_pictures(request: JobRequest, events: Events) -> None:
+    """Make what a request asks for; files, sizes, names and settings are checked before any weights are read.
+
+    Raises UsageError and the errors of settings, pictures and checkpoints before work begins; JobError where some
+    pictures could not be made.
     """
+    from convert.checkpoint import read_checkpoint
+    from convert.files.reader import open_checkpoint
 
-    canvas: "Callable[[int], Canvas]"
-    labels: dict[str, object]
-    exact: dict
+    check_request(request)
+    seeded = with_seeds(request)
+    inputs = canvas = None
+    if request.init is not None:
+        from sd.app.jobs.inputs import read_inputs
+
+        inputs = read_inputs(request)
+    with open_checkpoint(request.model.file) as file:
+        checkpoint = read_checkpoint(file, weights=request.model.weights)
+        check_family(checkpoint, request.task)
+        native = checkpoint.config.native_size
+        if inputs:
+            canvas = inputs.canvas(native)
+            width, height = canvas.placement.working
+            seeded = with_settings(seeded, width=width, height=height)
+        jobs = plan(seeded, native)
+        if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
+            raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
+        check_jobs(request, jobs, checkpoint.config)
+        device, dtype = pick_device_and_precision(request.model, checkpoint)
+        outputs = find_outputs(request, jobs, checkpoint, inputs, events)
+        if outputs.complete:
+            return
+        model = load_model(request.model, file, checkpoint, device, dtype, events)
+    if "seed" not in request.settings:
+        events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
+    if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
+        events.note(f"variation seed {seeded.settings['vary_seed']}")
+    warn_of_unused(request.model, outputs.jobs, model, events)
+    pictures, failed = run_batches(request, model, outputs, inputs, canvas, events)
+    if outputs.sheet and pictures:
+        from sd.pipeline.image.tensors import contact_sheet, save_png
+
+        save_png(contact_sheet(pictures, request.grid_columns), outputs.sheet, {}, force=request.force)
+        events.written("grid", outputs.sheet)
+    if failed:
+        raise JobError(f"{failed} of {counted(len(outputs.jobs), 'picture')} could not be made.")
 
 
-def make(
+def find_outputs(
+    request: JobRequest, jobs: list[Settings], checkpoint: "Checkpoint", inputs: "Inputs | None", events: Events
+) -> Outputs:
+    """Where the pictures go. Pictures that an earlier run left are found; if it drew its seed, the jobs get it, too."""
+    names, finished, moved = name_pictures(request.out, jobs), None, 0
+    if (request.is_batch_file or len(jobs) > 1) and not request.force:
+        from sd.app.jobs.resuming import finished_pictures, same_facts, stopped_seed
+
+        same = same_facts(request.model.file, checkpoint, inputs.exact() if inputs else {})
+        if request.is_batch_file and "seed" not in request.settings:
+            counting = counts_on(request)
+            moved = stopped_seed(names, jobs, counting, same) or 0
+            jobs = with_seed_moved(jobs, counting, moved)
+        finished = finished_pictures(names, jobs, same)
+    paths = picture_paths(names, jobs, finished, force=request.force)
+    if finished:
+        from sd.files import remove_leftovers
+
+        events.note(f"{len(finished)} of {counted(len(jobs), 'picture')} exist already")
+        remove_leftovers(path for i, path in enumerate(paths) if i not in finished)
+    elif request.save_steps and not request.force:
+        step_files.require_free(request.save_steps_as, jobs, paths)
+    sheet = None
+    if request.grid or request.grid_columns:
+        complete = finished is not None and len(finished) == len(jobs)
+        sheet = grid_path(paths, force=request.force or complete)
+        sheet = None if complete and sheet.exists() else sheet
+    return Outputs(jobs=jobs, seed_moved=moved, paths=paths, finished=finished or {}, sheet=sheet)
+
+
+def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
+    """Nothing that was asked for is dropped in silence."""
+    before = made_with(request, "model")
+    if before.get("sha256") and before["sha256"] != model.source.sha256():
+        events.warn(f"{request.like} was made with another model: {before.get('name')}, {before['sha256']}")
+    inside = {"--reuse-features": any(job.reuse_features > 1 for job in jobs)}
+    inside["--merge-tokens"] = any(job.merge_tokens for job in jobs)
+    for flag, used in inside.items():
+        if model.execution.options.compile and used:
+            events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
+    if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
+        events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
+
+
+def run_batches(
+    request: JobRequest,
     model: "StableDiffusion",
-    jobs: Sequence[Settings],
-    paths: Sequence[Path],
-    args: argparse.Namespace,
-    beginning: Beginning | None = None,
-    canvas: "Canvas | None" = None,
-    *,
-    there: Set[int] = frozenset(),
+    outputs: Outputs,
+    inputs: "Inputs | None",
+    canvas: "Canvas | None",
+    events: Events,
 ) -> "tuple[list[Image.Image], int]":
-    """Make and write the pictures, batch by batch. Returns those for the grid, and how many could not be made.
+    """Make and write the pictures, batch by batch. Returns those for the sheet, and how many could not be made.
 
-    there  numbers of the jobs whose pictures there are already. A batch of which one is missing is made again as a
-           whole: in another batch, its pixels might be rounded in another way
+    If one picture of a batch is missing, the whole batch is made again: in another batch, its pixels might be rounded
+    differently.
     """
-    from PIL import Image
-    from tqdm import tqdm
-
     from convert.files.hashing import compute_aside
     from sd.pipeline.image.tensors import save_png
-    from sd.pipeline.step_previews import step_pictures
 
-    start = None
+    jobs, paths, finished = outputs.jobs, outputs.paths, outputs.finished
+    start, labels, exact = None, {}, {}
     if canvas is not None:
         from sd.pipeline.image.tensors import init_image_from
 
-        start = init_image_from(canvas.working_picture, canvas.working_mask)
+        start = start_from(canvas.working_picture, canvas.working_mask)
+        labels, exact = inputs.labels(), inputs.exact()
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
-            say(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})", quiet=args.quiet)
-    labels, exact = (beginning.labels, beginning.exact) if beginning else ({}, {})
-
-    def chunks(job: Settings) -> tuple[int, ...]:
-        return tuple(model.chunk_count(each) for each in job.passes())
-
-    batches = [([jobs[i] for i in mine], mine) for mine in group(jobs, args.batch_size, chunks)]
-    passes = [each for batch, mine in batches if not there.issuperset(mine) for each in batch[0].passes()]
+            events.note(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})")
+    batches = group(jobs, request.batch_size, lambda job: tuple(model.chunk_count(each) for each in job.passes()))
+    batches = [batch for batch in batches if not finished.keys() >= set(batch)]
+    passes = [each for batch in batches for each in jobs[batch[0]].passes()]
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
-    sheet = args.grid or args.grid_columns
     kept, failed = {}, 0  # by the number of the job
-    to_hash = [model.source.sha256]  # seconds, beside the steps that follow the first
+    to_hash = [model.source.sha256]  # takes seconds, beside the steps that follow the first
 
-    def stepped(_: object) -> None:
-        bar.update()
-        while to_hash:
-            compute_aside(to_hash.pop())
+    with events.stage("denoising", total, "step") as advance:
 
-    with tqdm(desc="denoising", total=total, unit="step", disable=bar_hidden(args.quiet), leave=False) as bar:
-        for batch, mine in batches:
-            if there.issuperset(mine):
-                kept |= {i: Image.open(paths[i]).convert("RGB") for i in mine} if sheet else {}
-                continue
+        def on_step(_: object) -> None:
+            advance()
+            while to_hash:
+                compute_aside(to_hash.pop())
+
+        for batch in batches:
             started = time.perf_counter()
-            clean = [] if args.save_steps else None
             try:
-                pictures = model.make(batch, start, on_step=stepped, on_retry=say, clean=clean)
-                frames = [
-                    step_pictures(model, [each[nth] for each in clean], picture, args.save_steps, batch[0].tile)
-                    for nth, picture in enumerate(pictures if clean else [])
-                ]
-                if canvas is not None:
-                    pictures = [canvas.finish(picture) for picture in pictures]
-                    frames = [[canvas.finish(frame) for frame in each] for each in frames]
+                made = make_batch(request, model, [jobs[i] for i in batch], start, canvas, on_step, events.warn)
             except Exception as error:
                 problem = failure_of(error)
                 if problem is None:
                     raise
-                say(f"seed {batch[0].seed}: {problem}")
-                failed += len(set(mine) - there)
+                events.warn(f"seed {jobs[batch[0]].seed}: {problem}")
+                failed += len(set(batch) - finished.keys())
                 continue
             milliseconds = round(1000 * (time.perf_counter() - started) / len(batch))
-            for nth, (picture, job, i) in enumerate(zip(pictures, batch, mine, strict=True)):
-                path = paths[i]
-                if i in there:
+            for i, (picture, frames) in zip(batch, made, strict=True):
+                if outputs.sheet:
+                    kept[i] = picture
+                if i in finished:
                     continue
                 try:
-                    if frames:  # first, since a picture that is there stands for all that belongs to it
-                        step_files.save_steps(frames[nth], picture, path, args.save_steps_as or "files")
-                    save_png(picture, path, model.texts(job, labels, exact), force=args.force)
-                except FileExistsError as error:  # taken since we looked, by another run
-                    say(f"seed {job.seed}: {error}")
+                    if frames:  # first, since a picture that exists stands for all that belongs to it
+                        step_files.save_steps(frames, picture, paths[i], request.save_steps_as)
+                    save_png(picture, paths[i], model.texts(jobs[i], labels, exact), force=request.force)
+                except FileExistsError as error:  # written by another run since the check
+                    events.warn(f"seed {jobs[i].seed}: {error}")
                     failed += 1
                     continue
-                bar.clear()
-                report(args, event="picture", path=path, seed=job.seed, ms=milliseconds)
-            kept |= dict(zip(mine, pictures, strict=True)) if sheet else {}
+                events.written("picture", paths[i], seed=jobs[i].seed, ms=milliseconds)
+    if outputs.sheet:
+        from PIL import Image
+
+        kept |= {i: Image.open(path).convert("RGB") for i, path in finished.items() if i not in kept}
     return [kept[i] for i in sorted(kept)], failed
 
 
-def report(args: argparse.Namespace, *, event: str, path: Path, **values: object) -> None:
-    """A result on stdout."""
-    if args.json:
-        print(json.dumps({"event": event, "path": str(path), "sha256": picture_sha256(path), **values}), flush=True)
-    else:
-        print(path, flush=True)
+def make_batch(
+    request: JobRequest,
+    model: "StableDiffusion",
+    batch: Sequence[Settings],
+    start: "Start | None",
+    canvas: "Canvas | None",
+    on_step: "Callable[[Tensor], None]",
+    on_retry: Callable[[str], None],
+) -> "list[tuple[Image.Image, list[Image.Image]]]":
+    """The pictures of a batch, each with those of its steps if they are asked for."""
+    clean = [] if request.save_steps else None
+    made = []
+    for nth, picture in enumerate(model.make(batch, start, on_step=on_step, on_retry=on_retry, clean=clean)):
+        frames = []
+        if clean:
+            from sd.pipeline.step_previews import step_pictures
 
-
-def picture_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+            latents = [each[nth] for each in clean]
+            frames = step_pictures(model, latents, picture, request.save_steps, batch[0].tile)
+        if canvas is not None:
+            picture, frames = canvas.finish(picture), [canvas.finish(frame) for frame in frames]
+        made.append((picture, frames))
+    return made

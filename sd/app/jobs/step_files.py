@@ -1,11 +1,9 @@
-"""`--save-steps`: the picture at each step, as files beside the finished one or as one animation."""
+"""The picture at each step, as files beside the finished one or as one animation."""
 
-import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import Parser
 from sd.app.errors import UsageError
 from sd.pipeline.settings import Settings
 from sd.sampling.strength import steps_run
@@ -17,43 +15,28 @@ FORMS = ("files", "webp", "apng")
 STEP_MS, LAST_MS = 100, 1500  # how long an animation shows a step, and the finished picture
 
 
-def add_step_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("the picture at each step")
-    group.add_argument("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
-                       help="also write what each step predicts: fast, from the latents' colours (the default), or "
-                       "vae, decoded; put it after the prompt")  # fmt: skip
-    group.add_argument("--save-steps-as", choices=FORMS,
-                       help="files NAME-step001.png and so on, or an animation NAME-steps.webp or NAME-steps.png "
-                       "(default: files)")  # fmt: skip
-
-
-def check(args: argparse.Namespace) -> None:
-    if args.save_steps_as and not args.save_steps:
-        raise UsageError("--save-steps-as does nothing without --save-steps.")
-
-
-def step_paths(path: Path, form: str, steps: int) -> list[Path]:
-    """Where the steps of the picture with this path go."""
-    if form == "files":
+def step_paths(path: Path, form: str | None, steps: int) -> list[Path]:
+    """Where the steps of the picture with this path go; without a form, to files."""
+    if form in (None, "files"):
         return [path.with_name(f"{path.stem}-step{number:03}.png") for number in range(1, steps + 1)]
     return [path.with_name(f"{path.stem}-steps.{'webp' if form == 'webp' else 'png'}")]
 
 
-def require_free(args: argparse.Namespace, jobs: Sequence[Settings], paths: Iterable[Path]) -> None:
+def require_free(form: str | None, jobs: Sequence[Settings], paths: Sequence[Path]) -> None:
     """Before any work: no step would replace a file. Raises UsageError."""
     for job, path in zip(jobs, paths, strict=True):
         steps = sum(steps_run(each.steps, each.strength) for each in job.passes())
-        for taken in step_paths(path, args.save_steps_as or "files", steps):
-            if taken.exists() and not args.force:
-                raise UsageError(f"{taken} exists already. Give another --out, or --force to replace it.")
+        for target in step_paths(path, form, steps):
+            if target.exists():
+                raise UsageError(f"{target} exists already. Give another --out, or --force to replace it.")
 
 
-def save_steps(frames: "Sequence[Image.Image]", picture: "Image.Image", path: Path, form: str) -> None:
+def save_steps(frames: "Sequence[Image.Image]", picture: "Image.Image", path: Path, form: str | None) -> None:
     """Write the steps of a picture; an animation ends with the picture itself."""
     from sd.files import written_whole
 
     paths = step_paths(path, form, len(frames))
-    if form == "files":
+    if form in (None, "files"):
         for frame, target in zip(frames, paths, strict=True):
             with written_whole(target, force=True) as file:
                 frame.save(file, "PNG")

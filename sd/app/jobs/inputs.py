@@ -1,0 +1,84 @@
+"""The picture that a run begins with, and its mask: read, brought to the working size, noted in what is made."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from sd.app.errors import UsageError
+from sd.app.jobs.request import JobRequest
+from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
+from sd.pipeline.image.input_settings import RESIZE_NAMES
+from sd.pipeline.image.masks import read_mask
+from sd.pipeline.image.reading import read_picture
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An init image (RGB) and a mask (L) that were read, and the request that names them."""
+
+    request: JobRequest
+    picture: Image.Image
+    mask: Image.Image | None
+
+    def canvas(self, native: int) -> Canvas:
+        """Both at the working size: the size asked for, else the picture's own or near the model's native size."""
+        settings = self.request.inputs
+        size = working_size(self.request.settings)
+        if self.request.task == "inpainting":
+            return inpainting(self.picture, self.mask, size, native, settings)
+        return image_to_image(self.picture, size, native, settings)
+
+    def labels(self) -> dict[str, object]:
+        """What a made picture says of them, by the names that other tools have for it."""
+        settings = self.request.inputs
+        found: dict[str, object] = {}
+        if working_size(self.request.settings):
+            found["Resize mode"] = RESIZE_NAMES[settings.resize_mode]
+        if self.request.task != "inpainting":
+            return found
+        if settings.expand is not None:
+            return found | {"Outpaint": str(settings.expand), "Outpaint overlap": settings.overlap}
+        found["Mask blur"] = f"{settings.mask_blur:g}"
+        if settings.invert_mask:
+            found["Mask mode"] = "Inpaint not masked"
+        if settings.mask_threshold:
+            found["Mask threshold"] = settings.mask_threshold
+        if settings.only_masked:
+            found |= {"Inpaint area": "Only masked", "Masked area padding": settings.mask_padding}
+        return found
+
+    def exact(self) -> dict[str, object]:
+        """The same exactly, with the files' names and hashes."""
+        request, settings = self.request, self.request.inputs
+        names = ["resize_mode"]
+        if request.task == "inpainting":
+            names += ["only_masked", "mask_padding"]
+            names += ["overlap"] if settings.expand else ["invert_mask", "mask_threshold", "mask_blur"]
+        found = {"init": file_facts(request.init), **{name: getattr(settings, name) for name in names}}
+        if settings.expand:
+            found["expand"] = str(settings.expand)
+        elif request.mask is not None:
+            found["mask"] = file_facts(request.mask)
+        return found
+
+
+def read_inputs(request: JobRequest) -> Inputs:
+    """Raises PictureError for a file that cannot be read, UsageError for a size that is not whole."""
+    working_size(request.settings)
+    picture, _ = read_picture(request.init)
+    return Inputs(request, picture, None if request.mask is None else read_mask(request.mask))
+
+
+def working_size(settings: dict) -> tuple[int, int] | None:
+    """The size that is asked for, None where there is none."""
+    width, height = settings.get("width"), settings.get("height")
+    if (width is None) != (height is None):
+        raise UsageError("--width and --height go together here. Give both, or none for the picture's own size.")
+    return None if width is None else (width, height)
+
+
+def file_facts(path: Path) -> dict[str, str]:
+    """What a made picture says of a file that it was made from."""
+    return {"name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

@@ -1,0 +1,132 @@
+"""Which model a job runs, on what and how: decided from the request and the checkpoint's header, then loaded."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.errors import counted, shown, shown_list
+from sd.app.errors import UsageError
+from sd.app.jobs.request import Events, ModelRequest
+from sd.runtime.embedded import embedded_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from convert.checkpoint import Checkpoint
+    from convert.files.reader import CheckpointFile
+    from sd.pipeline.stable_diffusion import StableDiffusion
+    from sd.runtime.device import RunOptions
+
+
+def check_family(checkpoint: "Checkpoint", task: str) -> None:
+    """Raise UsageError where the checkpoint is for another task."""
+    config = checkpoint.config
+    channels = config.unet.in_channels
+    allowed = {config.vae.latent_channels} | ({9} if task == "inpainting" else set())
+    if channels not in allowed:
+        hint = "sd inpaint uses it. " if channels == 9 else ""
+        raise UsageError(
+            f"this is an {config.family} checkpoint: its UNet takes {channels} channels, including an input picture. "
+            f"{hint}{task[0].upper()}{task[1:]} needs an ordinary checkpoint, whose UNet takes 4."
+        )
+
+
+def pick_device_and_precision(request: ModelRequest, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
+    """Those asked for, or those of the picture whose settings are used again. Imports PyTorch, a second or two."""
+    from sd.runtime.device import pick_device, pick_precision
+
+    try:
+        device = pick_device(request.device)
+    except ValueError as error:
+        raise UsageError(f"--device: {error}") from None
+    precision = request.precision
+    if precision == "auto" and request.made_with.get("device") == device.type:
+        before = {name for name in made_with(request, "precision").values() if name in ("fp32", "fp16", "bf16")}
+        precision = before.pop() if len(before) == 1 else precision
+    return device, pick_precision(device, precision, checkpoint.config.unet.width)
+
+
+def made_with(request: ModelRequest, name: str) -> dict:
+    """What the picture whose settings are used again was made with, by a name in its exact settings; {} without one."""
+    value = request.made_with.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def run_options(request: ModelRequest, device: "torch.device", events: Events) -> "RunOptions":
+    """Those asked for, and those of the picture whose settings are used again, since they change rounding.
+
+    Raises SettingError for a combination that is impossible, and where --compile cannot work.
+    """
+    from sd.runtime.device import RunOptions
+    from sd.runtime.gpu.compiler_check import problem_of, require_compiler
+
+    given = {name for name in RunOptions.names() if getattr(request, name)}
+    before = made_with(request, "run")
+    again = {name for name in RunOptions.names() if before.get(name) is True} - given
+    if "compile" in given and "low_memory" in again:
+        again.remove("low_memory")
+        events.warn(f"{request.like} was made with --low-memory, which is left out: it does not go with --compile.")
+    elif "compile" in again:
+        other = "low_memory" in given | again
+        problem = "does not go with --low-memory." if other else problem_of(device)
+        if problem:
+            again.remove("compile")
+            events.warn(f"{request.like} was made with --compile, which is left out: it {problem}")
+    for name in sorted(again):
+        events.note(f"--{name.replace('_', '-')}, as {request.like} was made")
+    options = RunOptions(**dict.fromkeys(given | again, True))
+    if options.compile:
+        require_compiler(device)
+    return options
+
+
+def load_model(
+    request: ModelRequest,
+    file: "CheckpointFile",
+    checkpoint: "Checkpoint",
+    device: "torch.device",
+    dtype: "torch.dtype",
+    events: Events,
+) -> "StableDiffusion":
+    """The model in a file that was opened and checked already."""
+    from sd.runtime.cpu.process_memory import keep_freed_memory
+    from sd.runtime.device import precision_name
+    from sd.runtime.loading import from_checkpoint
+
+    options = run_options(request, device, events)
+    if device.type == "cpu" and not options.low_memory:
+        keep_freed_memory()
+    total = sum(record.nbytes for record in checkpoint.tensors.values())
+    with events.stage("loading", total, "B") as advance:
+        model = from_checkpoint(file, checkpoint, device, dtype, options, advance)
+    announce_compiling(model, events)
+    for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}"):
+        events.note(line)
+    return model
+
+
+def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:
+    """What was read from a file, which of its weights are used, and what was left out."""
+    weights = f"{checkpoint.weights} weights"
+    if checkpoint.other_weights:
+        weights += f" (--weights {checkpoint.other_weights} takes the others)"
+    own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
+    yield f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {how}"
+    yield from checkpoint.notes
+    if checkpoint.unknown:
+        number = counted(len(checkpoint.unknown), "tensor")
+        yield f"ignored {number} outside the model: {shown_list(checkpoint.unknown)}"
+
+
+def announce_compiling(model: "StableDiffusion", events: Events) -> None:
+    """Have the model say so before it compiles anything, which takes a while."""
+
+    def on_compile(shape: "torch.Size") -> None:
+        height, width = (side * model.config.vae.factor for side in shape[-2:])
+        events.note(
+            f"compiling for {width}x{height}, {counted(shape[0], 'prediction')} at a time; once per batch size, image "
+            "size and prompt length; takes minutes the first time on this machine"
+        )
+
+    model.execution.on_compile = on_compile
+    model.execution.on_build = lambda: events.note("compiling faster code for this processor: once, a few seconds")

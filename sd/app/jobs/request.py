@@ -1,0 +1,77 @@
+"""What a run of pictures is asked to do, and what it reports: the same for a command line, a page and a worker.
+
+Requests hold plain values and paths, so they can be pickled and sent to another process.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sd.pipeline.image.input_settings import InputSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """Which weights, and how to run them. Names of devices and precisions as in `sd.load`."""
+
+    file: Path
+    weights: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    low_memory: bool = False
+    tiled_vae: bool = False
+    compile: bool = False
+    like: str = ""  # name of the picture whose settings are used again
+    made_with: Mapping[str, object] = field(default_factory=dict)  # what that picture notes of its model and device
+
+
+@dataclass(frozen=True)
+class Line:
+    """One prompt, with the settings that are only its own."""
+
+    settings: Mapping[str, object]  # fields of `Settings`; at least the prompt
+    where: str = ""  # before error messages: "jobs.txt, line 3: ", or empty
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """Everything that a run of pictures needs."""
+
+    task: str  # "text to picture", "image to image" or "inpainting"
+    model: ModelRequest
+
+    lines: tuple[Line, ...]
+    settings: Mapping[str, object] = field(default_factory=dict)  # of every line; no size: the model's; no seed: drawn
+    count: int = 1  # pictures of each line
+    batch_size: int = 1
+    is_batch_file: bool = False  # the lines are a file's: a run with a drawn seed resumes the one that was stopped
+
+    init: Path | None = None  # the picture to begin with
+    mask: Path | None = None
+    inputs: InputSettings = field(default_factory=InputSettings)
+
+    out: str  # a .png file, a folder or a template such as "cat-{seed}.png"
+    force: bool = False  # replace files that exist
+    grid: bool = False  # also write one sheet with all pictures
+    grid_columns: int | None = None
+    save_steps: str | None = None  # also write the picture at each step: "fast" or "vae"
+    save_steps_as: str | None = None  # "files", "webp" or "apng"
+
+
+class Events:
+    """What a run reports while it works. Silent; a face overrides what it shows."""
+
+    def note(self, text: str) -> None:
+        """Something worth knowing: the seed, the precision, how many pictures exist already."""
+
+    def warn(self, text: str) -> None:
+        """Something that goes otherwise than asked."""
+
+    @contextmanager
+    def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[..., object]]:
+        """A stage of work, such as "loading"; yields a function to call with each amount that is done (default: 1)."""
+        yield lambda amount=1: None
+
+    def written(self, event: str, path: Path, **facts: object) -> None:
+        """A file is complete: event "picture", with its seed and milliseconds, or "grid"."""

@@ -1,0 +1,109 @@
+"""Runs of pictures without a command line: what a page, a server or a worker does."""
+
+import ast
+import json
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from conftest import settings_of
+from PIL import Image
+
+from sd.app.errors import UsageError
+from sd.app.jobs.plan import plan, with_seeds
+from sd.app.jobs.request import Events, JobRequest, Line, ModelRequest
+from sd.app.jobs.run import make_pictures
+from sd.pipeline.image.input_settings import Expansion, InputSettings
+from sd.pipeline.settings import SettingError
+
+JOBS = sorted((Path(__file__).parents[2] / "sd" / "app" / "jobs").glob("*.py"))
+SETTINGS = {"width": 64, "height": 64, "steps": 2, "seed": 7}
+
+
+def request_for(model, out, *prompts, settings=SETTINGS, **options):
+    lines = tuple(Line({"prompt": prompt}) for prompt in prompts)
+    model = ModelRequest(file=model, precision="fp32")
+    return JobRequest(task="text to picture", model=model, lines=lines, settings=settings, out=str(out), **options)
+
+
+class Noted(Events):
+    """Keeps what a run reports."""
+
+    def __init__(self):
+        self.notes, self.files = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def written(self, event, path, **facts):
+        self.files.append((event, path.name, facts.get("seed")))
+
+
+def test_a_request_from_another_process_makes_the_pictures_of_the_command(run, tiny_ckpt, tmp_path, capsys):
+    request = request_for(tiny_ckpt, tmp_path / "a", "a horse", "a cat", batch_size=2, grid=True)
+    events = Noted()
+    make_pictures(pickle.loads(pickle.dumps(request)), events)
+    assert capsys.readouterr() == ("", "")
+    pictures = [("picture", "00001-7.png", 7), ("picture", "00002-8.png", 8)]
+    assert events.files == [*pictures, ("grid", "grid-00001-7.png", None)]
+    assert events.notes == ["tiny.ckpt: sd-v1, model weights (--weights ema takes the others), fp32 on cpu"]
+    small = ["-W", 64, "-H", 64, "--steps", 2, "--precision", "fp32", "-m", tiny_ckpt]
+    _, (path,), _ = run("txt2img", "a horse", *small, "-s", 7)
+    assert settings_of(path) == settings_of(tmp_path / "a" / "00001-7.png")
+    alone, batched = (Image.open(each).tobytes() for each in (path, tmp_path / "a" / "00001-7.png"))
+    assert max(abs(a - b) for a, b in zip(alone, batched, strict=True)) <= 1
+
+
+def test_a_request_is_plain_values_and_paths(tmp_path):
+    inputs = InputSettings(expand=Expansion(left=8))
+    request = request_for("x.ckpt", "out/", "a", init=tmp_path / "i.png", inputs=inputs, save_steps="vae")
+    data = json.loads(json.dumps(asdict(request), default=str))
+    assert data["inputs"]["expand"]["left"] == 8
+    assert data["lines"] == [{"settings": {"prompt": "a"}, "where": ""}]
+
+
+def test_a_run_is_silent_unless_a_face_shows_its_events(tiny_ckpt, tmp_path, capsys):
+    make_pictures(request_for(tiny_ckpt, tmp_path / "x.png", "a", save_steps="fast"), Events())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-step001.png", "x-step002.png", "x.png"]
+    assert Image.open(tmp_path / "x.png").size == (64, 64)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"count": 0}, SettingError, "count 0 is out of range"),
+        ({"grid_columns": 0}, SettingError, "grid_columns 0 is out of range"),
+        ({"count": 99_999_999}, UsageError, "asks for 99999999 pictures"),
+        ({"save_steps_as": "webp"}, UsageError, "does nothing without"),
+        ({"settings": {**SETTINGS, "vary_seed": 1}}, UsageError, "does nothing without --vary"),
+        ({"settings": {**SETTINGS, "strength": 0.5}}, UsageError, "without a picture to begin with"),
+        ({"settings": {**SETTINGS, "steps": 0}}, SettingError, "steps 0 is out of range"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_weights_are_read(tiny_ckpt, tmp_path, monkeypatch, options, error, message):
+    monkeypatch.setattr("sd.runtime.loading.from_checkpoint", lambda *_: pytest.fail("weights are read"))
+    with pytest.raises(error, match=message):
+        make_pictures(request_for(tiny_ckpt, tmp_path / "x.png", "a", **options), Events())
+    assert not list(tmp_path.iterdir())
+
+
+def test_seeds_count_on_and_are_drawn_once():
+    lines = (Line({"prompt": "a"}), Line({"prompt": "b", "seed": 40}), Line({"prompt": "c", "vary": 0.1}))
+    request = JobRequest(task="text to picture", model=ModelRequest(file=Path("x")), lines=lines, count=2, out="x/")
+    seeded = with_seeds(request)
+    assert with_seeds(seeded) == seeded
+    seed, vary_seed = seeded.settings["seed"], seeded.settings["vary_seed"]
+    jobs = plan(seeded, native=64)
+    assert [job.seed for job in jobs] == [seed, seed + 1, 40, 41, seed + 4, seed + 4]
+    assert [job.vary_seed for job in jobs] == [None] * 4 + [vary_seed + 4, vary_seed + 5]
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_jobs_know_no_command_line(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    assert not [name for name in modules if name in ("argparse", "sys", "tqdm") or name.startswith("sd.app.cli")]
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("print", "input")]
