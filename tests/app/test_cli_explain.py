@@ -59,7 +59,7 @@ def test_comparisons_differ_in_what_was_asked_for(explain):
     ("arguments", "parts"),
     [
         (["--compare", "guidence=1,2"], ["--compare 'guidence' does not exist. Did you mean guidance?"]),
-        (["--compare", "guidance"], ["names no values", "guidance=1,3,7.5"]),
+        (["--compare", "guidance"], ["has no values", "guidance=1,3,7.5"]),
         (["--compare", "guidance=1,x"], ["takes numbers"]),
         (["--compare", "sampler=ddim,oiler"], ["--compare sampler=oiler", "Did you mean euler?"]),
         (["--compare", "seed=" + ",".join(map(str, range(12)))], ["13 runs; a page has room for 12"]),

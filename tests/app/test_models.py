@@ -22,6 +22,7 @@ from sd.app.cli.models import token_for
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HASH = re.compile("[0-9a-f]{64}")
+KEPT = ["model.ckpt.partial", "model.ckpt.partial.json"]
 
 
 @dataclass
@@ -128,6 +129,13 @@ def refused(tmp_path, get, *parts, left=()):
     assert set(os.listdir(tmp_path)) == set(left)
 
 
+def stop(tmp_path, get, server):
+    """A download that gets no further than 1 MB."""
+    server.do.cut_after = [1_000_000] + [0] * RETRIES
+    refused(tmp_path, get, "times in a row", "1 MB are kept", left=KEPT)
+    server.do.cut_after = []
+
+
 # Downloads
 
 
@@ -157,17 +165,14 @@ def test_dropped_connections_are_gone_on_with(get, server):
 
 
 def test_a_later_run_goes_on_where_the_first_stopped(get, server, tmp_path):
-    server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, "times in a row", "1 MB is kept", left=["model.ckpt.partial", "model.ckpt.partial.json"])
-    server.do.cut_after = []
+    stop(tmp_path, get, server)
     done, _ = get()
     assert done.resumed_from == 1_000_000
     assert server.do.requests[-1]["range"] == "bytes=1000000-"
 
 
 def test_a_complete_beginning_is_only_checked(get, server, tmp_path):
-    server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
+    stop(tmp_path, get, server)
     (tmp_path / "model.ckpt.partial").write_bytes(CONTENT)
     before = len(server.do.requests)
     done, _ = get()  # the length is not known: the server says that there is no more
@@ -176,9 +181,8 @@ def test_a_complete_beginning_is_only_checked(get, server, tmp_path):
 
 
 def test_another_version_is_fetched_from_the_start(get, server, tmp_path):
-    server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
-    server.do.content, server.do.etag, server.do.cut_after = CONTENT[::-1], '"two"', []
+    stop(tmp_path, get, server)
+    server.do.content, server.do.etag = CONTENT[::-1], '"two"'
     arrived = []
     get(sha256=hashlib.sha256(CONTENT[::-1]).hexdigest(), on_bytes=arrived.append)
     assert arrived[0] == -1_000_000
@@ -202,9 +206,7 @@ def test_what_has_no_version_is_not_put_together_of_two(get, server, tmp_path, e
 
 
 def test_a_beginning_from_another_address_is_not_gone_on_with(get, server, tmp_path):
-    server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, left=["model.ckpt.partial", "model.ckpt.partial.json"])
-    server.do.cut_after = []
+    stop(tmp_path, get, server)
     done, _ = get(address=server.address + "?mirror")
     assert done.resumed_from == 0
 
@@ -216,16 +218,25 @@ def test_damaged_notes_make_it_start_again(get, server, tmp_path, notes):
     assert get()[0].resumed_from == 0
 
 
-def test_a_server_that_sends_less_than_it_announces_is_given_up(get, server, tmp_path):
-    server.do.announced = len(CONTENT) + 5
-    server.do.ranges = False
-    refused(
-        tmp_path,
-        get,
-        f"failed {RETRIES + 1} times in a row",
-        "run the same command again to resume",
-        left=["model.ckpt.partial", "model.ckpt.partial.json"],
-    )
+@pytest.mark.parametrize(
+    ("behaviour", "parts", "left"),
+    [
+        ({"announced": len(CONTENT) + 5, "ranges": False},
+         [f"failed {RETRIES + 1} times in a row", "the same command goes on"], KEPT),
+        ({"content": CONTENT[:-1] + b"x"}, ["sha256", SHA256, "removed"], []),
+        ({"statuses": [404]}, ["is not there (HTTP 404)"], []),
+        ({"statuses": [403]}, ["HF_TOKEN"], []),
+        ({"statuses": [401]}, ["HF_TOKEN"], []),
+        ({"statuses": [400]}, ["HTTP 400"], []),
+        ({"content_type": "text/html; charset=utf-8"}, ["web page", "HF_TOKEN"], []),
+        ({"cut_after": [1_000_000], "range_from": 7}, ["another part"], KEPT),
+        ({"redirect": "file:///etc/hostname"}, ["HTTP 302"], []),
+    ],
+)  # fmt: skip
+def test_an_answer_that_cannot_be_used_is_refused(get, server, tmp_path, behaviour, parts, left):
+    vars(server.do).update(behaviour)
+    refused(tmp_path, get, *parts, left=left)
+    assert "statuses" not in behaviour or len(server.do.requests) == 1  # a refusal is final
 
 
 def test_a_server_that_announces_another_length_is_refused_at_once(get, server, tmp_path):
@@ -243,31 +254,12 @@ def test_without_a_length_no_more_is_taken_than_the_file_has(get, server, tmp_pa
     refused(tmp_path, lambda: get(size=1000), "sends more than", left=[])
 
 
-def test_another_content_is_removed(get, server, tmp_path):
-    server.do.content = CONTENT[:-1] + b"x"
-    refused(tmp_path, get, "sha256", SHA256, "removed")
-
-
-@pytest.mark.parametrize(
-    ("status", "text"), [(404, "does not exist (HTTP 404)"), (403, "HF_TOKEN"), (401, "HF_TOKEN"), (400, "HTTP 400")]
-)
-def test_a_refusal_is_told_at_once(get, server, tmp_path, status, text):
-    server.do.statuses = [status]
-    refused(tmp_path, get, text)
-    assert len(server.do.requests) == 1
-
-
 def test_an_overloaded_server_is_asked_again(get, server):
     server.do.statuses = [503, 429, 500]
     problems = []
     _, waits = get(on_wait=lambda problem, seconds: problems.append(problem))
     assert waits == [2, 4, 8]
     assert problems == ["HTTP 503", "HTTP 429", "HTTP 500"]
-
-
-def test_a_web_page_is_no_model(get, server, tmp_path):
-    server.do.content_type = "text/html; charset=utf-8"
-    refused(tmp_path, get, "web page", "HF_TOKEN")
 
 
 def test_nobody_there(tmp_path):
@@ -281,12 +273,6 @@ def test_what_is_no_web_address_is_not_opened(tmp_path, address):
     with pytest.raises(DownloadError, match="not an http or https address"):
         download(address, tmp_path / "x")
     assert os.listdir(tmp_path) == []
-
-
-def test_another_part_than_asked_for_is_not_used(get, server, tmp_path):
-    server.do.cut_after = [1_000_000]
-    server.do.range_from = 7
-    refused(tmp_path, get, "another part", left=["model.ckpt.partial", "model.ckpt.partial.json"])
 
 
 def test_the_token_goes_to_its_own_host_only(get, server):
@@ -313,11 +299,6 @@ def test_a_range_survives_a_redirect(get, server):
     get()
     assert server.do.requests[-1]["range"] == "bytes=1000000-"
     assert server.do.requests[-1]["if-range"] == '"one"'
-
-
-def test_a_redirect_to_a_file_on_this_machine_is_not_followed(get, server, tmp_path):
-    server.do.redirect = "file:///etc/hostname"
-    refused(tmp_path, get, "HTTP 302")
 
 
 def test_a_full_disk_is_noticed_before(get, server, tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{flag} needs a value."
         elif names.startswith("ignored explicit argument"):
             message = f"{flag} takes no value, got {names.rpartition('argument ')[2]}."
-        raise UsageError(f"{message.rstrip('.')}. See {self.prog} --help.")
+        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See {self.prog} --help.")
 
     def _unknown(self, given: str) -> str:
         if not given.startswith("-"):
