@@ -124,8 +124,8 @@ def announce_compiling(model: "StableDiffusion", events: Events) -> None:
     def on_compile(shape: "torch.Size") -> None:
         height, width = (side * model.config.vae.factor for side in shape[-2:])
         events.note(
-            f"compiling for {width}x{height}, {counted(shape[0], 'prediction')} at a time; once per batch size, image "
-            "size and prompt length; takes minutes the first time on this machine"
+            f"compiling for {width}x{height}, {counted(shape[0], 'prediction')} at a time: once for each batch size, "
+            "image size and prompt length; takes minutes the first time on this machine"
         )
 
     model.execution.on_compile = on_compile
