@@ -1,6 +1,7 @@
 """The picture that a run begins with, and its mask: read, brought to the working size, noted in what is made."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
 from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
-from sd.pipeline.image.input_settings import RESIZE_NAMES
+from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
 from sd.pipeline.image.masks import read_mask
 from sd.pipeline.image.reading import read_picture
 
@@ -22,17 +23,20 @@ class Inputs:
     picture: Image.Image
     mask: Image.Image | None
 
+    @property
+    def settings(self) -> InputSettings:
+        return self.request.inputs or InputSettings()
+
     def canvas(self, native: int) -> Canvas:
         """Both at the working size: the size asked for, else the picture's own or near the model's native size."""
-        settings = self.request.inputs
         size = working_size(self.request.settings)
         if self.request.task == "inpainting":
-            return inpainting(self.picture, self.mask, size, native, settings)
-        return image_to_image(self.picture, size, native, settings)
+            return inpainting(self.picture, self.mask, size, native, self.settings)
+        return image_to_image(self.picture, size, native, self.settings)
 
     def labels(self) -> dict[str, object]:
         """What a made picture says of them, by the names that other tools have for it."""
-        settings = self.request.inputs
+        settings = self.settings
         found: dict[str, object] = {}
         if working_size(self.request.settings):
             found["Resize mode"] = RESIZE_NAMES[settings.resize_mode]
@@ -51,7 +55,7 @@ class Inputs:
 
     def exact(self) -> dict[str, object]:
         """The same exactly, with the files' names and hashes."""
-        request, settings = self.request, self.request.inputs
+        request, settings = self.request, self.settings
         names = ["resize_mode"]
         if request.task == "inpainting":
             names += ["only_masked", "mask_padding"]
@@ -71,7 +75,7 @@ def read_inputs(request: JobRequest) -> Inputs:
     return Inputs(request, picture, None if request.mask is None else read_mask(request.mask))
 
 
-def working_size(settings: dict) -> tuple[int, int] | None:
+def working_size(settings: Mapping[str, object]) -> tuple[int, int] | None:
     """The size that is asked for, None where there is none."""
     width, height = settings.get("width"), settings.get("height")
     if (width is None) != (height is None):

@@ -49,7 +49,7 @@ class JobRequest:
 
     init: Path | None = None  # the picture to begin with
     mask: Path | None = None
-    inputs: InputSettings = field(default_factory=InputSettings)
+    inputs: InputSettings | None = None  # how both are prepared; None: the defaults
 
     out: str  # a .png file, a folder or a template such as "cat-{seed}.png"
     force: bool = False  # replace files that exist
