@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_command import parser_of
 
 import sd
-import sd.pipeline.latent_diffusion
+import sd.runtime.execution
 from sd.config import SD_V1
 from sd.networks.build import build_networks
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -53,7 +53,7 @@ def without_inner_blocks(unet: nn.Module, x_t: Tensor, outer: int) -> int:
     """Operations of a prediction that reuses the inner blocks' features of the one before."""
     counts, reused = [], ReusedFeatures(2, outer)
     for _ in range(2):
-        reused.begin(x_t)
+        reused.begin(x_t, context)
         counts.append(operations(unet, x_t, reused.applied(unet)))
     return counts[1]
 
@@ -98,7 +98,7 @@ def compared(
         for options in shortcuts:
             for depth in outer if "reuse_features" in options else [None]:
                 class_of_it = partial(ReusedFeatures, outer=depth)
-                with mock.patch.object(sd.pipeline.latent_diffusion, "ReusedFeatures", class_of_it):
+                with mock.patch.object(sd.runtime.execution, "ReusedFeatures", class_of_it):
                     pictures, seconds = timed(model, requests, {"steps": count, **options})
                 near = [psnr(*pair) for pair in zip(whole, pictures, strict=True)]
                 values = [f"{value:.1f} dB" for value in (statistics.mean(near), min(near))]

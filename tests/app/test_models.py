@@ -222,9 +222,9 @@ def test_damaged_notes_make_it_start_again(get, server, tmp_path, notes):
     ("behaviour", "parts", "left"),
     [
         ({"announced": len(CONTENT) + 5, "ranges": False},
-         [f"failed {RETRIES + 1} times in a row", "the same command goes on"], KEPT),
+         [f"failed {RETRIES + 1} times in a row", "run the same command again to resume"], KEPT),
         ({"content": CONTENT[:-1] + b"x"}, ["sha256", SHA256, "removed"], []),
-        ({"statuses": [404]}, ["is not there (HTTP 404)"], []),
+        ({"statuses": [404]}, ["does not exist (HTTP 404)"], []),
         ({"statuses": [403]}, ["HF_TOKEN"], []),
         ({"statuses": [401]}, ["HF_TOKEN"], []),
         ({"statuses": [400]}, ["HTTP 400"], []),

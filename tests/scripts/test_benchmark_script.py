@@ -269,7 +269,7 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     benchmark_parts.main(["--tiny", "--size", "64", "--rounds", "1"])
     lines = capsys.readouterr().out.splitlines()
     rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in lines) if len(cells) > 5}
-    names = ["plain", "halves shared", "packed convolutions", "before upsampling", "Winograd's algorithm"]
+    names = ["plain", "halves shared", "packed convolutions", "Winograd's algorithm"]
     names += ["attention of ours", "joined gates", "joined norms", "all, as pictures are made"]
     assert list(rows)[-len(names) :] == names
     assert "".join(rows["plain"]).split()[2:] == ["1.00", "0.0e+00"]
@@ -315,7 +315,7 @@ def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path, ca
     with pytest.raises(SystemExit) as ended:  # x and y are two machines
         draw_growth.main([str(files[0]), str(tmp_path / "y.json"), str(tmp_path / "z.png")])
     assert ended.value.code == 2
-    assert "several models or machines" in capsys.readouterr().err
+    assert "different models or machines" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(

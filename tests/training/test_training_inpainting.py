@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from sd.pipeline.image.masks import latent_mask
-from sd.sampling.init_image import shown
+from sd.sampling.init_image import with_channels
 from sd.sampling.schedule import alphas_cumprod
 from sd.training.inpainting import (
     AROUND,
@@ -110,7 +110,8 @@ def test_training_shows_what_inpainting_shows():
         assert np.array_equal(beside[i, 0].numpy(), cells)
         with torch.no_grad():
             kept = scale * vae.encode(torch.where(mask > 0, torch.zeros(()), images[i])[None])[0]
-        seen = shown(lambda x, *_: x, torch.tensor(cells)[None, None], kept)(torch.zeros(1, 4, 8, 8), None, None)
+        channels = torch.cat([torch.tensor(cells)[None, None], kept], dim=1)
+        seen = with_channels(lambda x, *_: x, channels)(torch.zeros(1, 4, 8, 8), None, None)
         assert torch.allclose(beside[i], seen[0, 4:], atol=1e-5)
 
 

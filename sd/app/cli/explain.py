@@ -72,7 +72,7 @@ class Asked:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
+    from convert.files.reader import checksums_ahead, open_checkpoint
     from sd.app.jobs.model import check_family, load_model, pick_device_and_precision
     from sd.app.jobs.plan import check_jobs, with_seeds
     from sd.app.jobs.run import warn_of_unused
@@ -93,8 +93,9 @@ def run(args: argparse.Namespace) -> int:
         jobs = [settings for _, settings in planned]
         check_jobs(request, jobs, checkpoint.config)
         path = page_path(args.out, seed, force=args.force)
-        device, dtype = pick_device_and_precision(request.model, checkpoint)
-        model = load_model(request.model, file, checkpoint, device, dtype, events)
+        with checksums_ahead(file, checkpoint.tensors.values()):
+            device, dtype = pick_device_and_precision(request.model, checkpoint)
+            model = load_model(request.model, file, checkpoint, device, dtype, events)
     if args.seed is None:
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)

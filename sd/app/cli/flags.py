@@ -10,7 +10,7 @@ from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
 from sd.app.jobs.step_files import FORMS
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import DEFAULT_STEPS, TILES, nearest
-from sd.sampling.names import SAMPLERS, SCHEDULES
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 
 DEVICES = "auto, cuda, mps or cpu"
 NUMBERS = {int: "a whole number", float: "a number"}
@@ -99,7 +99,7 @@ def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
     add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
-        help=f"{', '.join(SAMPLERS)}, or the name in another program, such as \"DPM++ 2M Karras\" "
+        help=f"{', '.join(SAMPLER_INFO)}, or the name in another program, such as \"DPM++ 2M Karras\" "
         "(default: dpmpp_2m)")  # fmt: skip
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
     add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",

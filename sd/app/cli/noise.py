@@ -55,7 +55,7 @@ def timesteps(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
+    from convert.files.reader import checksums_ahead, open_checkpoint
     from sd.app.jobs.inputs import file_facts, working_size
     from sd.app.jobs.model import load_model, pick_device_and_precision
     from sd.pipeline.image.canvas import image_to_image
@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     with open_checkpoint(request.file) as file:
         checkpoint = read_checkpoint(file, weights=request.weights)
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        device, dtype = pick_device_and_precision(request, checkpoint)
-        model = load_model(request, file, checkpoint, device, dtype, Terminal(quiet=args.quiet))
+        with checksums_ahead(file, checkpoint.tensors.values()):
+            device, dtype = pick_device_and_precision(request, checkpoint)
+            model = load_model(request, file, checkpoint, device, dtype, Terminal(quiet=args.quiet))
     from sd.pipeline.image.tensors import save_png
     from sd.study.forward_process import forward_process, round_trip
     from sd.study.noise_sheet import arithmetic, sheet

@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 def check_family(checkpoint: "Checkpoint", task: str) -> None:
     """Raise UsageError where the checkpoint is for another task."""
-    config = checkpoint.config
-    channels = config.unet.in_channels
-    allowed = {config.vae.latent_channels} | ({9} if task == "inpainting" else set())
-    if channels not in allowed:
-        hint = "sd inpaint uses it. " if channels == 9 else ""
-        raise UsageError(
-            f"this is an {config.family} checkpoint: its UNet takes {channels} channels, including an input picture. "
-            f"{hint}{task[0].upper()}{task[1:]} needs an ordinary checkpoint, whose UNet takes 4."
-        )
+    from convert.families.table import task_refusal
+
+    refusal = task_refusal(checkpoint.config, task)
+    if refusal:
+        raise UsageError(refusal)
 
 
 def pick_device_and_precision(request: ModelRequest, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
@@ -58,7 +54,7 @@ def run_options(request: ModelRequest, device: "torch.device", events: Events) -
     Raises SettingError for a combination that is impossible, and where --compile cannot work.
     """
     from sd.runtime.device import RunOptions
-    from sd.runtime.gpu.compiler_check import problem_of, require_compiler
+    from sd.runtime.gpu.compile import problem_of, require_compiler
 
     given = {name for name in RunOptions.names() if getattr(request, name)}
     before = made_with(request, "run")
@@ -128,5 +124,5 @@ def announce_compiling(model: "StableDiffusion", events: Events) -> None:
             "image size and prompt length; takes minutes the first time on this machine"
         )
 
-    model.execution.on_compile = on_compile
-    model.execution.on_build = lambda: events.note("compiling faster code for this processor: once, a few seconds")
+    model.runner.on_compile = on_compile
+    model.runner.on_build = lambda: events.note("compiling faster code for this processor: once, a few seconds")

@@ -58,7 +58,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
     pictures could not be made.
     """
     from convert.checkpoint import read_checkpoint
-    from convert.files.reader import open_checkpoint
+    from convert.files.reader import checksums_ahead, open_checkpoint
 
     check_request(request)
     seeded = with_seeds(request)
@@ -79,11 +79,12 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
-        device, dtype = pick_device_and_precision(request.model, checkpoint)
         outputs = find_outputs(request, jobs, checkpoint, inputs, events)
         if outputs.complete:
             return
-        model = load_model(request.model, file, checkpoint, device, dtype, events)
+        with checksums_ahead(file, checkpoint.tensors.values()):  # while PyTorch is imported
+            device, dtype = pick_device_and_precision(request.model, checkpoint)
+            model = load_model(request.model, file, checkpoint, device, dtype, events)
     if "seed" not in request.settings:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
     if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
@@ -137,7 +138,7 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
     inside = {"--reuse-features": any(job.reuse_features > 1 for job in jobs)}
     inside["--merge-tokens"] = any(job.merge_tokens for job in jobs)
     for flag, used in inside.items():
-        if model.execution.options.compile and used:
+        if model.runner.options.compile and used:
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
@@ -164,7 +165,7 @@ def run_batches(
     if canvas is not None:
         from sd.pipeline.image.tensors import init_image_from
 
-        start = start_from(canvas.working_picture, canvas.working_mask)
+        start = init_image_from(canvas.working_picture, canvas.working_mask)
         labels, exact = inputs.labels(), inputs.exact()
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             events.note(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})")
