@@ -1,8 +1,12 @@
 # Two commands do everything on a fresh machine: `make picture` and `make test`.
 # PYTHON chooses the interpreter (3.10 or later), VENV the folder of the virtual environment.
+# TORCH is what pip installs as PyTorch: the version in constraints.txt, which on Linux comes with gigabytes of GPU
+# libraries. TORCH=cpu takes PyTorch's CPU build instead.
 
 PYTHON ?= python3
 VENV ?= .venv
+TORCH ?= torch
+CPU_BUILD := --index-url https://download.pytorch.org/whl/cpu torch
 RUN := $(VENV)/bin/python
 PROMPT ?= a red circle on a blue background
 SEED ?= 1
@@ -11,6 +15,7 @@ SEED ?= 1
 
 # A picture from the embedded model; its path is printed last.
 picture: $(VENV)/installed
+	@echo "Drawing with the embedded model, which takes seconds on two CPU cores."
 	$(RUN) -m sd txt2img "$(PROMPT)" --seed $(SEED)
 
 # Narrow networks, no downloads. An idle process takes over half of what another still has to do.
@@ -29,16 +34,31 @@ lint: $(VENV)/installed-for-tests
 check-data: $(VENV)/installed
 	$(RUN) scripts/checks/build_merges.py --check
 
-# Draw every figure of the docs again.
+# Draw the figures again that need nothing but the embedded model.
 docs: $(VENV)/installed-for-plots
 	$(RUN) scripts/figures/draw_architecture.py docs/architecture.svg
+	$(RUN) scripts/figures/draw_denoising.py docs/denoising.png
 	$(RUN) scripts/figures/draw_course.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Setting up $(VENV): a virtual environment, PyTorch and six small packages."
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt torch
+	@$(announce_torch)
+	$(RUN) -m pip install --quiet --constraint constraints.txt $(if $(filter cpu,$(TORCH)),$(CPU_BUILD),$(TORCH))
+	@echo "Installing the other packages and this one."
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
+
+has_torch = $(RUN) -c 'import sys; from importlib.util import find_spec; sys.exit(find_spec("torch") is None)'
+has_gpu = command -v nvidia-smi > /dev/null || test -e /proc/driver/nvidia || test -e /dev/dxg
+define announce_torch
+if $(has_torch); then echo "PyTorch is already installed."; \
+elif test "$(TORCH)" != torch; then echo "Installing PyTorch ($(TORCH))$(if $(filter cpu,$(TORCH)),: about 200 MB)."; \
+elif test "$$(uname -s)" = Linux && ! { $(has_gpu); }; then \
+	echo "Installing PyTorch with GPU libraries, several gigabytes, though this machine seems to have no NVIDIA GPU."; \
+	echo "To get the CPU build of about 200 MB, stop (Ctrl+C) and run: make $(or $(MAKECMDGOALS),picture) TORCH=cpu"; \
+else echo "Installing PyTorch, the largest download: several gigabytes with GPU libraries on Linux."; fi
+endef
 
 $(VENV)/installed-for-plots: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[plots]'
