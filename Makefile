@@ -34,7 +34,7 @@ lint: $(VENV)/installed-for-tests
 check-data: $(VENV)/installed
 	$(RUN) scripts/checks/build_merges.py --check
 
-# Draw the figures again that need nothing but the embedded model.
+# Redraw the figures that need only the embedded model and the log of its training.
 docs: $(VENV)/installed-for-plots
 	$(RUN) scripts/figures/draw_architecture.py docs/architecture.svg
 	$(RUN) scripts/figures/draw_denoising.py docs/denoising.png
