@@ -41,17 +41,20 @@ from sd.training.shapes.scoring import Request, one_thing, shares, verdicts
 DEPTHS = (1, 2, 3, 4)
 
 
+def context_for(x_t: Tensor) -> Tensor:
+    return torch.empty(len(x_t), 77, SD_V1.unet.context_width, device=x_t.device)
+
+
 def operations(unet: nn.Module, x_t: Tensor, changed: AbstractContextManager | None = None) -> int:
     """Operations of one prediction for x_t (B, 4, H, W) on the meta device, counted by PyTorch."""
-    context = torch.empty(len(x_t), 77, SD_V1.unet.context_width, device="meta")
     with FlopCounterMode(display=False) as counter, changed or nullcontext(), torch.no_grad():
-        unet(x_t, torch.tensor(500.0, device="meta"), context)
+        unet(x_t, torch.tensor(500.0, device="meta"), context_for(x_t))
     return counter.get_total_flops()
 
 
 def without_inner_blocks(unet: nn.Module, x_t: Tensor, outer: int) -> int:
     """Operations of a prediction that reuses the inner blocks' features of the one before."""
-    counts, reused = [], ReusedFeatures(2, outer)
+    counts, reused, context = [], ReusedFeatures(2, outer), context_for(x_t)
     for _ in range(2):
         reused.begin(x_t, context)
         counts.append(operations(unet, x_t, reused.applied(unet)))

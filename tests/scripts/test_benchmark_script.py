@@ -270,7 +270,7 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     lines = capsys.readouterr().out.splitlines()
     rows = {cells[1].strip(): cells[2:-1] for cells in (line.split("|") for line in lines) if len(cells) > 5}
     names = ["plain", "halves shared", "packed convolutions", "Winograd's algorithm"]
-    names += ["attention of ours", "joined gates", "joined norms", "all, as pictures are made"]
+    names += ["attention of ours", "joined gates", "all, as pictures are made"]
     assert list(rows)[-len(names) :] == names
     assert "".join(rows["plain"]).split()[2:] == ["1.00", "0.0e+00"]
     assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())

@@ -179,6 +179,7 @@ def as_data(
 ) -> dict:
     """Everything that was measured, and on what: seconds, bytes, operations."""
     from sd.runtime.device import precision_name
+    from sd.study.benchmark.hardware import hardware
 
     model = {"name": request.file.name, "family": checkpoint.config.family, "precision": precision_name(dtype)}
     return {"event": "benchmark", "model": model, "run": options, "machine": hardware(device), **asdict(found)}
