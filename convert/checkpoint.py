@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
-from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, recognise
 from convert.families.stated_config import is_native_size, stated_config
-from convert.files.diffusers_folder import CLASSES, INDEX
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import PREFIXES, Original, ema_name, original_names
@@ -83,6 +81,8 @@ def read_checkpoint(file: CheckpointFile, *, weights: str = "auto", vae: Checkpo
 def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Checkpoint:
     """A model in the original layout or in diffusers'; the names of the second become the first's."""
     if file.component:
+        from convert.files.diffusers_folder import CLASSES, INDEX
+
         raise UnsupportedFileError(
             f"is the folder of one component ({CLASSES[file.component]}), not of a whole model. Give the folder above "
             f"it, which has a {INDEX}"
@@ -106,6 +106,8 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
         shapes |= {name: record.shape for name, record in averaged.items()}
     config = recognise(shapes)
     if file.configs:
+        from convert.families.diffusers_config import with_settings
+
         config = with_settings(config, _without_sizes_of_vae(file.configs) if vae else file.configs)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])

@@ -1,4 +1,4 @@
-"""Files that are either complete or absent.
+"""Files that are either complete or absent, and where the project's own are.
 
 An unfinished file lies next to its destination as `.NAME.0123abcd.tmp`, locked by its writer. A killed writer leaves
 the file behind unlocked, so `remove_leftovers` can tell the two apart.
@@ -18,6 +18,7 @@ try:
 except ImportError:  # Windows: no locks, and leftovers stay
     fcntl = None
 
+EMBEDDED = "sd-shapes.ckpt"  # the small model that comes with the package, trained on drawn shapes
 LONGEST = 100  # characters of the name kept in the name of its temporary file
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 
@@ -25,6 +26,13 @@ LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
 def cache_folder() -> Path:
     """The folder for what can be rebuilt, kept between runs. Raises RuntimeError if the home folder is unknown."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sd-zoo"
+
+
+def embedded_model() -> Path:
+    """The model used where no other is asked for: in the installed package, or in the checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "weights" / EMBEDDED
+    return installed if installed.exists() else package.parent / "weights" / EMBEDDED
 
 
 @contextmanager

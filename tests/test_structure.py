@@ -21,9 +21,17 @@ ROW = [
 SHARED_BY_CONVERT = {"sd.config", "sd.files", "sd.networks.block_plan", "sd.text.tokenizer"}
 SPEED = ("sd.runtime.cpu", "sd.runtime.gpu", "sd.runtime.low_memory", "sd.runtime.shortcuts")
 TORCH = ("sd.networks", "sd.sampling", "sd.pipeline", "sd.runtime", "sd.training", "sd.study")
-TORCH += ("sd.text.conditioning", "convert.files.tensors", "convert.actions.original_writer", "convert.__", "sd.__")
-NO_TORCH = ["networks.block_plan", "sampling.names", "sampling.strength", "pipeline.settings", "pipeline.second_pass"]
-NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings", "runtime.embedded"]
+TORCH += ("sd.text.conditioning", "sd.app.jobs.inputs", "convert.files.tensors")
+TORCH += ("convert.actions.original_writer", "convert.__", "sd.__")
+    "sd.app.jobs.inputs",
+    "sd.text.conditioning",
+    "convert.files.tensors",
+    "convert.actions.original_writer",
+    "convert.__",
+    "sd.__",
+)
+NO_TORCH = ["networks.block_plan", "sampling.names", "pipeline.settings", "pipeline.second_pass"]
+NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings"]
 NO_TORCH += ["study.benchmark.memory", "study.explain.page", "study.explain.text"]
 IMAGES = ["reading", "resizing", "masks", "outpainting"]  # Pillow and NumPy are enough for them
 
@@ -33,11 +41,16 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path):
-    """Modules of ours that a file imports, inside functions and for type checkers only included."""
+def imports_of(path, *, types=True):
+    """Modules of the project that a file imports, also inside functions.
+
+    types  whether imports for type checkers count
+    """
     names = {module_name(file) for file in FILES}
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
+    if not types:
+        tree.body = [node for node in tree.body if ast.unparse(getattr(node, "test", node)) != "TYPE_CHECKING"]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -48,6 +61,7 @@ def imports_of(path):
 
 
 GRAPH = {module_name(path): imports_of(path) for path in FILES}
+AT_RUN = {module_name(path): imports_of(path, types=False) for path in FILES}
 
 
 def room(module):
@@ -87,7 +101,7 @@ def test_no_module_imports_itself_by_way_of_others():
     for start in set(GRAPH) - {"sd"}:
         seen, todo = set(), [start]
         while todo:
-            for name in GRAPH.get(todo.pop(), ()):
+            for name in AT_RUN.get(todo.pop(), ()):
                 if name not in seen and name != "sd":
                     seen.add(name)
                     todo.append(name)
@@ -157,3 +171,34 @@ def test_empty_networks_are_built_without_what_fills_them():
     code += "assert not {'sympy', 'torch._inductor'} & sys.modules.keys()"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+TRACED = """
+import sys, sd
+from dataclasses import replace
+from sd.pipeline.runner import Runner
+model, entered = sd.load(), set()
+def profile(frame, event, argument):
+    if event == "call" and frame.f_code.co_name != "<module>":
+        entered.add(frame.f_code.co_filename)
+def files(runner, prompt):
+    entered.clear()
+    source = replace(model.source, sha256=str)  # the hash is not part of the picture
+    traced = replace(model, runner=runner, source=source)
+    sys.setprofile(profile)
+    traced.txt2img(prompt, width=64, height=64, steps=1, seed=1)
+    sys.setprofile(None)
+    return len([name for name in entered if "/sd/" in name or "/convert/" in name])
+modules = [name for name in sys.modules if name.split(".")[0] in ("sd", "convert")]
+with_code = [name for name in modules if (file := sys.modules[name].__file__) and open(file).read()]
+print(len(with_code), files(Runner(), "a red circle"), files(model.runner, "a blue star"))
+"""
+
+
+def test_a_model_and_a_picture_take_few_files():
+    """Modules with code that `sd.load` imports, and files that `txt2img` enters: plainly, and as `sd.load` runs it."""
+    result = subprocess.run([sys.executable, "-c", TRACED], capture_output=True, text=True, cwd=ROOT, check=True)
+    modules, plain, fast = map(int, result.stdout.split())
+    assert modules <= 60
+    assert plain <= 24  # the five rooms, and the norms that loading made precise
+    assert fast <= 30

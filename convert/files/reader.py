@@ -19,17 +19,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
-from convert.files.contents import Contents
-from convert.files.diffusers_folder import FolderContents, read_folder
 from convert.files.kinds import HEAD_BYTES, other_kind
-from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
+from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 from convert.files.safetensors_reader import is_safetensors, read_safetensors
 from convert.files.torch_stream_reader import is_torch_stream, read_torch_stream
 from convert.files.torch_zip_reader import is_zip, read_torch_zip
 from convert.files.zip_reader import inflate
+
+if TYPE_CHECKING:
+    from convert.files.diffusers_folder import FolderContents
 
 READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Contents]], ...] = (
     # whether the first bytes (and the size) are of this kind, how to read it
@@ -230,7 +231,7 @@ class CheckpointFiles(CheckpointFile):
 class CheckpointFolder(CheckpointFiles):
     """An open folder of diffusers' layout."""
 
-    def __init__(self, path: Path, contents: FolderContents):
+    def __init__(self, path: Path, contents: "FolderContents"):
         self.path = path
         self.called = path.resolve().name or str(path)
         self.files: list[CheckpointFile] = contents.files
@@ -270,6 +271,8 @@ def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
     path = Path(path)
     if not path.is_dir():
         return open_file(path, path.name or str(path))
+    from convert.files.diffusers_folder import read_folder
+
     try:
         return CheckpointFolder(path, read_folder(path, open_file))
     except CheckpointError as error:

@@ -108,3 +108,13 @@ def trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:
     while shape and shape[-1] == 1:
         shape = shape[:-1]
     return shape
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The result of reading a container."""
+
+    container: str
+    root: object  # plain data with the leaves described above
+    metadata: dict[str, str] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()

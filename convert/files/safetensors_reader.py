@@ -10,9 +10,8 @@ import re
 from math import prod
 
 from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
-from convert.files.contents import Contents
 from convert.files.limits import LIMITS, check_limit
-from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
+from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 
 DTYPES = {
     "F64": "float64",

@@ -16,10 +16,9 @@ torch/serialization.py, `_legacy_save`; torch/csrc/serialization.cpp writes the 
 import re
 
 from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
-from convert.files.contents import Contents
 from convert.files.limits import LIMITS, check_limit
 from convert.files.pickle_reader import PickleContents, read_pickle
-from convert.files.records import StorageRecord
+from convert.files.records import Contents, StorageRecord
 
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # a whole number of ten bytes
 MAGIC_PICKLE = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(MAGIC) + rb"\x94?\.", re.DOTALL)

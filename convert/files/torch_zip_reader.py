@@ -7,10 +7,9 @@ import re
 import zlib
 
 from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown
-from convert.files.contents import Contents
 from convert.files.limits import LIMITS, check_limit
 from convert.files.pickle_reader import read_pickle
-from convert.files.records import StorageRecord
+from convert.files.records import Contents, StorageRecord
 from convert.files.zip_reader import ZipRecord, inflate, read_zip
 
 SMALL_RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}

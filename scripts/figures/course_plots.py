@@ -12,7 +12,7 @@ from sd.config import SD_V1
 from sd.networks.attention import Attention
 from sd.networks.unet import timestep_embedding
 from sd.pipeline.stable_diffusion import StableDiffusion
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import (
     add_noise,
     alpha_bar_of,
@@ -171,7 +171,7 @@ def sampler_errors() -> bytes:
     def error(name: str, steps: int) -> float:
         sigmas = torch.linspace(10, 0.1, 2, dtype=torch.float64).log()
         alpha_bars = alpha_bar_of(torch.linspace(sigmas[0], sigmas[1], steps + 1, dtype=torch.float64).exp())
-        *_, end = SAMPLERS[name](predict_eps, x, steps_through(table, alpha_bars))
+        *_, end = find_sampler(name)(predict_eps, x, steps_through(table, alpha_bars))
         first, last = alpha_bars[0], alpha_bars[-1]
         true = last.sqrt() * mean + (x - first.sqrt() * mean) / spread(first) * spread(last)
         return (end - true).square().mean().sqrt().item()

@@ -20,15 +20,14 @@ from sd.networks.vae import VAE
 from sd.pipeline.conditions import conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
 from sd.pipeline.runner import Predict, Runner
+from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import SettingError, Settings
-from sd.pipeline.upscaling import upscale_latents, upscale_picture
 from sd.sampling.denoiser import Denoiser
 from sd.sampling.init_image import InitImage, PredictEps
 from sd.sampling.names import final_alpha
 from sd.sampling.noise import PictureNoise
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import Step, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
-from sd.sampling.strength import steps_run
 from sd.text.chunks import chunks_of, empty_chunk
 from sd.text.conditioning import ContextByStep, encode_chunks
 from sd.text.tokenizer import Tokenizer
@@ -162,7 +161,7 @@ class LatentDiffusion:
             x_t = conditions.initial(noise().to(self.device), steps, skipped)
             options = {"draw_noise": lambda: self.runner.send(noise(), self.device)}
             options |= {} if common.eta is None else {"eta": common.eta}
-            sampler = SAMPLERS[common.sampler](predict_eps, x_t, steps[skipped:], **options)
+            sampler = find_sampler(common.sampler)(predict_eps, x_t, steps[skipped:], **options)
             for step, latents in enumerate(sampler, skipped + 1):
                 yield latents, predict_eps.x_0
                 if step < len(steps) and any(context.changes(step) for context in contexts):
@@ -204,6 +203,8 @@ class LatentDiffusion:
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:
         """What the second of two passes begins with: latents of the first -> latents of the size that is asked for."""
+        from sd.pipeline.upscaling import upscale_latents, upscale_picture
+
         if settings.hires_upscale == "latent":
             factor = self.config.vae.factor
             width, height = settings.hires

@@ -1,15 +1,36 @@
 """Two passes: a small picture first, whose layout the model is good at, then the same one larger, with details.
 
-The sizes and steps of the second pass, which is image to image. Nothing here needs torch.
+The sizes and steps of the second pass, which is image to image, and what strength means for both. No torch needed.
 """
 
 import math
 import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sd.config import LARGEST_SIDE
+from sd.pipeline.errors import SettingError, nearest
+
+if TYPE_CHECKING:
+    from sd.pipeline.settings import Settings
 
 UPSCALES = {"latent": "Latent", "image": "Lanczos"}  # ours -> as other tools write it
 MOST_DIFFERENT = 1.05  # ratio of the shapes of the two passes
 
 Size = tuple[int, int]  # width, height
+
+
+def steps_run(steps: int, strength: float) -> int:
+    """How many of the steps run at this strength, rounded down as in the original. They are the last ones."""
+    return int(steps * strength + 1e-9)  # 0.29 * 100 is 28.999...
+
+
+def steps_for(run: int, strength: float) -> int:
+    """The smallest number of steps of which at least `run` run at this strength, which is above 0."""
+    steps = max(run, int(run / strength) - 1)
+    while steps_run(steps, strength) < run:
+        steps += 1
+    return steps
 
 
 def parse(value: float | str | list | tuple) -> float | Size:
@@ -62,3 +83,40 @@ def first_size(value: float | str | list | tuple | None, native: int) -> Size:
         return native, native
     scale = math.sqrt(native**2 / (wanted[0] * wanted[1]))
     return tuple(max(64, 8 * round(side * scale / 8)) for side in wanted)
+
+
+def second_pass_of(settings: "Settings") -> dict[str, object]:
+    """The settings of the second pass by name, with numbers in place of None. Raises SettingError for invalid ones."""
+    if settings.hires_upscale not in UPSCALES:
+        raise SettingError("hires_upscale", f"{settings.hires_upscale} {nearest(settings.hires_upscale, UPSCALES)}")
+    strength, steps = settings.hires_strength, settings.hires_steps
+    if not 0 < strength <= 1:
+        raise SettingError("hires_strength", f"{strength} is out of range: above 0, up to 1 (everything is new).")
+    if settings.hires is None:
+        if steps is not None:
+            raise SettingError("hires_steps", f"{steps} does nothing without a second pass (hires).")
+        return {"hires_upscale": "latent", "hires_strength": 0.7}
+    if settings.strength < 1:
+        raise SettingError("hires", "works only without an input image.")
+    try:
+        size = second_size(settings.hires, settings.width, settings.height)
+    except ValueError as error:
+        raise SettingError("hires", str(error)) from None
+    if max(size) > LARGEST_SIDE:
+        raise SettingError("hires", f"would be {size[0]}x{size[1]}; the largest side is {LARGEST_SIDE}.")
+    usual = max(1, steps_run(settings.steps, strength))
+    if settings.sigmas and steps not in (None, usual):
+        raise SettingError("hires_steps", f"{steps} does nothing with sigmas, which say every step.")
+    steps = usual if steps is None else steps
+    if not 1 <= steps <= 1000 or steps_for(steps, strength) > 1000:
+        most = steps_run(1000, strength)
+        raise SettingError("hires_steps", f"{steps} is out of range: at least 1, and at this strength up to {most}.")
+    return {"hires": size, "hires_steps": steps}
+
+
+def passes_of(settings: "Settings") -> list["Settings"]:
+    """The settings of both passes; the second one is image to image."""
+    first, (width, height) = replace(settings, hires=None, hires_steps=None), settings.hires
+    steps = settings.steps if settings.sigmas else steps_for(settings.hires_steps, settings.hires_strength)
+    strength = max(settings.hires_strength, 1 / steps)  # of given sigmas, one at least
+    return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]

@@ -1,22 +1,19 @@
 """What a picture is made from: checked before any weight is read, stored in the picture, shown to other tools."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from types import UnionType
+from typing import get_args, get_origin
 
-from sd import __version__
-from sd.config import SEED_LIMIT
-from sd.pipeline.second_pass import UPSCALES, second_size
-from sd.pipeline.setting_checks import SettingError, check_prompt, is_of_type, nearest, type_name
+from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE
+from sd.pipeline.errors import SettingError, nearest
+from sd.pipeline.second_pass import passes_of, second_pass_of
 from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, plain, sampler_name, schedule_name
-from sd.sampling.strength import steps_for, steps_run
-from sd.text.prompt_syntax import timeline
+from sd.text.prompt_syntax import PromptError, read_weights, timeline
 
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
-LARGEST_SIDE = 4096
-SMALLEST_SIDE = 64
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
 
 
@@ -129,44 +126,15 @@ class Settings:
 
         if self.tile not in TILES:
             raise SettingError("tile", f"{self.tile} {nearest(self.tile, TILES[1:])}")
-        self._resolve_second_pass()
-
-    def _resolve_second_pass(self) -> None:
-        """Its size, and the number of its steps."""
-        if self.hires_upscale not in UPSCALES:
-            raise SettingError("hires_upscale", f"{self.hires_upscale} {nearest(self.hires_upscale, UPSCALES)}")
-        if not 0 < self.hires_strength <= 1:
-            raise SettingError("hires_strength", f"{self.hires_strength} is out of range: above 0, up to 1 (all anew).")
-        if self.hires is None:
-            if self.hires_steps is not None:
-                raise SettingError("hires_steps", f"{self.hires_steps} does nothing without a second pass (hires).")
-            self._set("hires_upscale", "latent")
-            self._set("hires_strength", 0.7)
-            return
-        if self.strength < 1:
-            raise SettingError("hires", "is for pictures from text alone; here, one is given to begin with.")
-        try:
-            self._set("hires", second_size(self.hires, self.width, self.height))
-        except ValueError as error:
-            raise SettingError("hires", str(error)) from None
-        if max(self.hires) > LARGEST_SIDE:
-            raise SettingError(
-                "hires", f"would be {self.hires[0]}x{self.hires[1]}; sides of up to {LARGEST_SIDE} can be had."
-            )
-        usual = max(1, steps_run(self.steps, self.hires_strength))
-        if self.sigmas and self.hires_steps not in (None, usual):
-            raise SettingError("hires_steps", f"{self.hires_steps} does nothing with sigmas, which say every step.")
-        self._set("hires_steps", usual if self.hires_steps is None else self.hires_steps)
-        if not 1 <= self.hires_steps <= 1000 or steps_for(self.hires_steps, self.hires_strength) > 1000:
-            raise SettingError(
-                "hires_steps",
-                f"{self.hires_steps} is out of range: at least 1, and at this strength up to "
-                f"{steps_run(1000, self.hires_strength)}.",
-            )
-        try:
-            self.passes()
-        except SettingError as error:
-            raise SettingError("hires_steps", f"{self.hires_steps}: the second pass cannot be: {error}") from None
+        if (self.hires, self.hires_upscale, self.hires_strength, self.hires_steps) != (None, "latent", 0.7, None):
+            for name, value in second_pass_of(self).items():
+                self._set(name, value)
+        if self.hires is not None:
+            try:
+                self.passes()
+            except SettingError as error:
+                problem = f"{self.hires_steps}: the second pass is impossible: {error}"
+                raise SettingError("hires_steps", problem) from None
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # the only way in a frozen dataclass
@@ -255,14 +223,8 @@ class Settings:
         ]
 
     def passes(self) -> list["Settings"]:
-        """Those of each pass; the second one is image to image."""
-        first = replace(self, hires=None, hires_steps=None)
-        if self.hires is None:
-            return [first]
-        width, height = self.hires
-        steps = self.steps if self.sigmas else steps_for(self.hires_steps, self.hires_strength)
-        strength = max(self.hires_strength, 1 / steps)  # of given sigmas, one at least
-        return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]
+        """The settings of each pass; the second one is image to image."""
+        return [self] if self.hires is None else passes_of(self)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -288,63 +250,40 @@ class Settings:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def parameters(self, model_name: str, model_hash: str | None, labels: dict[str, object] | None = None) -> str:
-        """The settings as one text, in the form that other tools read and write.
-
-        labels  what else to say, by the names that other tools have for it
-        """
-        row = SAMPLER_INFO[self.sampler]
-        schedule = "Custom" if self.sigmas else SCHEDULES[self.schedule][0]
-        values = {
-            "Steps": self.steps,
-            "Sampler": row.label,
-            "Schedule type": None if self.schedule == row.schedule == "leading" else schedule,
-            "Sigmas": ", ".join(f"{sigma:g}" for sigma in self.sigmas) or None,
-            "CFG scale": f"{self.guidance_scale:g}",
-            "Seed": self.seed,
-            "Size": f"{self.width}x{self.height}",
-            "Tiling": {"": None, "xy": True}.get(self.tile, self.tile),
-            "Variation seed": self.vary_seed,
-            "Variation seed strength": f"{self.vary:g}" if self.vary else None,
-            "Model hash": model_hash,
-            "Model": model_name,
-            **self._hires_labels(),
-            "Eta": f"{self.eta:g}" if self.eta != row.eta else None,
-            "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
-            "Emphasis": "None" if self.plain_prompts else None,
-            "Guidance rescale": f"{self.guidance_rescale:g}" if self.guidance_rescale else None,
-            "Guidance interval": ", ".join(f"{sigma:g}" for sigma in self.guidance_interval) or None,
-            "Reuse features": self.reuse_features if self.reuse_features > 1 else None,
-            "Token merging ratio": f"{self.merge_tokens:g}" if self.merge_tokens else None,
-            "Noise Schedule": "Zero Terminal SNR" if self.zero_terminal_snr else None,
-            **(labels or {}),
-            "Version": f"sd-zoo {__version__}",
-        }
-        line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)
-        negative = [f"Negative prompt: {self.negative_prompt}"] if self.negative_prompt else []
-        return "\n".join([self.prompt, *negative, line])
-
-    def _hires_labels(self) -> dict[str, object]:
-        if self.hires is None:
-            return {"Denoising strength": f"{self.strength:g}" if self.strength < 1 else None}
-        (width, height), even = self.hires, self.hires[0] * self.height == self.hires[1] * self.width
-        return {
-            "Denoising strength": f"{self.hires_strength:g}",
-            "Hires upscale": f"{width / self.width:g}" if even else None,
-            "Hires resize": None if even else f"{width}x{height}",
-            "Hires steps": self.hires_steps,
-            "Hires upscaler": UPSCALES[self.hires_upscale],
-        }
-
 
 def changes_of(texts: Sequence[str]) -> list[int]:
     """The steps, counted from 0, at which there is another text than at the step before."""
     return [step for step, (before, now) in enumerate(pairwise(texts), 1) if before != now]
 
 
-def _quoted(value: object) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+def is_of_type(value: object, kind: type) -> bool:
+    """A whole number will do where a float is asked for; true and false are no numbers; a list will do for a tuple."""
+    if isinstance(kind, UnionType):
+        return any(is_of_type(value, one) for one in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, list | tuple) and all(is_of_type(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def type_name(kind: type) -> str:
+    return kind.__name__ if type(kind) is type else str(kind)
+
+
+def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
+    """Raises SettingError for a prompt that is no text, or has a weight out of range at one of its steps."""
+    if any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise SettingError(name, "holds bytes that are no UTF-8 text.")
+    if "\0" in prompt:
+        raise SettingError(name, "holds a NUL character.")
+    if plain:
+        return
+    try:
+        for text in dict.fromkeys(timeline(prompt, steps)):
+            read_weights(text)
+    except PromptError as error:
+        raise SettingError(name, str(error)) from None
 
 
 FIELDS = {field.name: field.type for field in fields(Settings)}

@@ -7,22 +7,24 @@ import json
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sd import __version__
-from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
-from sd.pipeline.image.input_settings import InputSettings
-from sd.pipeline.image.reading import opened_picture
+from sd.pipeline.image.parameters import parameters_of
 from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.latent_diffusion import LatentDiffusion
 from sd.pipeline.runner import NonFiniteError, precision_name
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import Settings
 from sd.sampling.init_image import InitImage
+
+if TYPE_CHECKING:
+    from sd.pipeline.image.canvas import Canvas
+    from sd.pipeline.image.input_settings import InputSettings
 
 T = TypeVar("T")
 
@@ -113,7 +115,7 @@ class StableDiffusion(LatentDiffusion):
         }
         exact |= self.runner.notes(settings)
         return {
-            "parameters": settings.parameters(self.source.name, sha256 and sha256[:10], labels),
+            "parameters": parameters_of(settings, self.source.name, sha256 and sha256[:10], labels),
             "sd": json.dumps(exact, ensure_ascii=False),
         }
 
@@ -126,8 +128,8 @@ class StableDiffusion(LatentDiffusion):
         options        as in `pictures`
         """
         native = self.config.native_size, self.config.native_size
-        if width is None and height is None:
-            native = first_size(options.get("hires"), self.config.native_size)
+        if options.get("hires") is not None and width is None and height is None:
+            native = first_size(options["hires"], self.config.native_size)
         size = (native[0] if width is None else width, native[1] if height is None else height)
         return self.pictures(prompt, size, **options)
 
@@ -148,6 +150,10 @@ class StableDiffusion(LatentDiffusion):
         resize_mode  "crop", "pad" or "stretch", where the size is of another shape
         options      as in `pictures`
         """
+        from sd.pipeline.image.canvas import image_to_image
+        from sd.pipeline.image.input_settings import InputSettings
+        from sd.pipeline.image.reading import opened_picture
+
         canvas = image_to_image(
             opened_picture(picture), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
         )
@@ -161,7 +167,7 @@ class StableDiffusion(LatentDiffusion):
         *,
         strength: float = 1.0,
         size: tuple[int, int] | None = None,
-        inputs: InputSettings | None = None,
+        inputs: "InputSettings | None" = None,
         **options: object,
     ) -> list[Image.Image]:
         """Repaint what is white in the mask; where it is black, the picture stays as it is, to the bit.
@@ -171,6 +177,10 @@ class StableDiffusion(LatentDiffusion):
         inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
         options   as in `pictures`
         """
+        from sd.pipeline.image.canvas import inpainting
+        from sd.pipeline.image.input_settings import InputSettings
+        from sd.pipeline.image.reading import opened_picture
+
         mask = None if mask is None else opened_picture(mask, background="black").convert("L")
         canvas = inpainting(opened_picture(picture), mask, size, self.config.native_size, inputs or InputSettings())
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
@@ -179,7 +189,7 @@ class StableDiffusion(LatentDiffusion):
         self,
         prompt: str,
         size: tuple[int, int],
-        canvas: Canvas | None = None,
+        canvas: "Canvas | None" = None,
         *,
         count: int = 1,
         batch_size: int = 1,

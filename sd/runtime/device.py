@@ -1,14 +1,12 @@
 """Device, precision and memory. The networks themselves know nothing of this."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
 
+from sd.pipeline.errors import SettingError
 from sd.pipeline.runner import PRECISIONS, precision_name  # noqa: F401 - for who asks here
-from sd.pipeline.setting_checks import SettingError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +50,7 @@ def has_fast_bf16() -> bool:
 
 
 WIDE = 256  # channels of a UNet
+LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures, C++ kernels would hardly be noticed
 
 
 def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) -> torch.dtype:
@@ -109,20 +108,3 @@ def is_set(flag: torch.Tensor) -> Callable[[], bool]:
         return bool(known)
 
     return answer
-
-
-@contextmanager
-def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """As long as it lasts, the network's weights are on that device. They stay at home, too: going back is free."""
-    homes = [
-        (module, name, parameter)
-        for module in network.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    ]
-    try:
-        for module, name, parameter in homes:
-            module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
-        yield
-    finally:
-        for module, name, parameter in homes:
-            module._parameters[name] = parameter

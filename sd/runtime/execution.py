@@ -1,13 +1,16 @@
 """How the networks of a model are run: where their weights are, and which forwards are patched while they run.
 
+Each way to be faster, or to need less memory, is a file of its own in a folder beside this one, and is imported here
+when a run first needs it.
+
 B pictures; C channels, H W height and width of the latents.
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +20,17 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.runner import NonFiniteError, Predict, Runner, T, finite
 from sd.pipeline.settings import Settings
-from sd.runtime.cpu.attention import attention_applied
-from sd.runtime.cpu.gates import gates_joined
 from sd.runtime.cpu.packing import PackedConvolutions
-from sd.runtime.cpu.winograd import WinogradConvolutions
-from sd.runtime.device import RunOptions, is_set, one_by_one, send, visiting
-from sd.runtime.gpu.compile import CompiledUNet, Forward, compiler_for
-from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
-from sd.runtime.low_memory.tiled_vae import decode_tiled, encode_tiled
+from sd.runtime.device import LATENTS, RunOptions, is_set, one_by_one, send
 from sd.runtime.patching import patched
-from sd.runtime.seamless import seamless
-from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 from sd.runtime.shortcuts.shared_halves import computed_once
-from sd.runtime.shortcuts.token_merging import tokens_merged
+
+if TYPE_CHECKING:
+    from sd.runtime.cpu.winograd import WinogradConvolutions
+    from sd.runtime.gpu.compile import CompiledUNet, Forward
+    from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
+    from sd.runtime.low_memory.visits import Visits
+    from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 
 
 class Execution(Runner):
@@ -49,8 +50,8 @@ class Execution(Runner):
         self,
         options: RunOptions | None = None,
         visited: torch.device | None = None,
-        compiler: Callable[[Forward], Forward] | None = None,
-        recorder: Recorder | None = None,
+        compiler: "Callable[[Forward], Forward] | None" = None,
+        recorder: "Recorder | None" = None,
         watched: bool = False,
     ):
         self.options, self.visited = options or RunOptions(), visited
@@ -61,9 +62,14 @@ class Execution(Runner):
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
         self.on_build: Callable[[], object] | None = None
-        self._users: Counter[nn.Module] = Counter()  # how many need a network where it computes
-        self._visits: dict[nn.Module, ExitStack] = {}
+        self._visits = None if visited is None else self._new_visits(visited)
         self._one_thread = threading.RLock()
+
+    @staticmethod
+    def _new_visits(device: torch.device) -> "Visits":
+        from sd.runtime.low_memory.visits import Visits
+
+        return Visits(device)
 
     def for_watching(self) -> "Execution":
         """The same with the UNet as it is, so that everything in it can be seen, step by step."""
@@ -90,7 +96,11 @@ class Execution(Runner):
             return finite(context, "text_encoder", text_encoder)
 
     def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
-        reused = ReusedFeatures(settings.reuse_features) if settings.reuse_features > 1 else None  # of this run alone
+        reused = None
+        if settings.reuse_features > 1:
+            from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
+
+            reused = ReusedFeatures(settings.reuse_features)  # of this run alone
 
         def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
@@ -113,32 +123,29 @@ class Execution(Runner):
     def encode(self, vae: VAE, image: Tensor, tile: str = "") -> Tensor:
         latents = image.shape[-2:].numel() // 64
         with self._one_thread, self.at_work(vae), self._patched_vae(vae, image, latents, tile):
-            mean, _ = encode_tiled(vae, image, axes=tile) if self.options.tiled_vae else vae.encode(image)
+            if self.options.tiled_vae:
+                from sd.runtime.low_memory.tiled_vae import encode_tiled
+
+                mean, _ = encode_tiled(vae, image, axes=tile)
+            else:
+                mean, _ = vae.encode(image)
             return finite(mean, "vae", vae)
 
     def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
         with self._one_thread, self.at_work(vae), self._patched_vae(vae, latents, latents.shape[-2:].numel(), tile):
-            image = decode_tiled(vae, latents, axes=tile) if self.options.tiled_vae else vae.decode(latents)
+            if self.options.tiled_vae:
+                from sd.runtime.low_memory.tiled_vae import decode_tiled
+
+                image = decode_tiled(vae, latents, axes=tile)
+            else:
+                image = vae.decode(latents)
             return finite(image, "vae", vae)
 
     # How it is done
 
-    @contextmanager
-    def at_work(self, network: nn.Module) -> Iterator[None]:
+    def at_work(self, network: nn.Module) -> AbstractContextManager[None]:
         """Within this context, also in another thread's, the weights of a network are where it computes."""
-        if self.visited is None:
-            yield
-            return
-        if not self._users[network]:
-            self._visits[network] = ExitStack()
-            self._visits[network].enter_context(visiting(network, self.visited))
-        self._users[network] += 1
-        try:
-            yield
-        finally:
-            self._users[network] -= 1
-            if not self._users[network]:
-                self._visits.pop(network).close()
+        return self._visits.of(network) if self._visits else nullcontext()
 
     def predict(
         self,
@@ -149,7 +156,7 @@ class Execution(Runner):
         *,
         guided: bool = False,
         tile: str = "",
-        reused: ReusedFeatures | None = None,
+        reused: "ReusedFeatures | None" = None,
         merge: float = 0.0,
     ) -> Tensor:
         """What the UNet, which is at work, predicts for x (B, C, H, W).
@@ -191,7 +198,7 @@ class Execution(Runner):
         *,
         guided: bool = False,
         tile: str,
-        reused: ReusedFeatures | None,
+        reused: "ReusedFeatures | None",
         merge: float,
         part: int = 0,
     ) -> Tensor:
@@ -205,15 +212,14 @@ class Execution(Runner):
 
         def plain(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             with ExitStack() as changes:
-                changes.enter_context(patched(self.convolutions(unet, x, x.shape[-2:].numel(), tile)))
-                changes.enter_context(attention_applied(unet, x, self._about_to_build))
-                changes.enter_context(gates_joined(unet, x))
-                changes.enter_context(seamless(unet, tile))
+                self._patch(changes, unet, x, x.shape[-2:].numel(), tile)
                 if guided:
                     changes.enter_context(patched(computed_once(unet)))
                 if reused:
                     changes.enter_context(reused.applied(unet, part))
                 if merge:
+                    from sd.runtime.shortcuts.token_merging import tokens_merged
+
                     changes.enter_context(tokens_merged(unet, merge, x))
                 return unet(x, timestep, context)
 
@@ -233,13 +239,29 @@ class Execution(Runner):
 
     @contextmanager
     def _patched_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
-        """Within this context, the VAE's forwards are those for inputs like x; `latents` as in `convolutions`."""
         with ExitStack() as changes:
             if not self.options.tiled_vae:
-                changes.enter_context(attention_applied(vae, x, self._about_to_build, latents))
-                changes.enter_context(patched(self.convolutions(vae, x, latents, tile)))
-            changes.enter_context(seamless(vae, tile))
+                self._patch(changes, vae, x, latents, tile)
+            elif tile:
+                self._patch_edges(changes, vae, tile)
             yield
+
+    def _patch(self, changes: ExitStack, network: UNet | VAE, x: Tensor, latents: int, tile: str) -> None:
+        """Patch a network's forwards for inputs like x, until the stack is closed; `latents` as in `convolutions`."""
+        changes.enter_context(patched(self.convolutions(network, x, latents, tile)))
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            from sd.runtime.cpu.attention import attention_applied
+            from sd.runtime.cpu.gates import gates_joined
+
+            changes.enter_context(attention_applied(network, x, self._about_to_build, latents))
+            changes.enter_context(gates_joined(network, x))
+        if tile:
+            self._patch_edges(changes, network, tile)
+
+    def _patch_edges(self, changes: ExitStack, network: UNet | VAE, tile: str) -> None:
+        from sd.runtime.seamless import seamless
+
+        changes.enter_context(seamless(network, tile))
 
     def convolutions(
         self, network: UNet | VAE, x: Tensor, latents: int, tile: str = ""
@@ -252,7 +274,11 @@ class Execution(Runner):
         if tile or (is_unet and self.options.low_memory):
             return {}
         packed = self._packed(network).forwards() if is_unet else {}
+        if x.device.type != "cpu" or latents < LATENTS:
+            return packed
         if part not in self.winograd or self.winograd[part].network is not network:
+            from sd.runtime.cpu.winograd import WinogradConvolutions
+
             self.winograd[part] = WinogradConvolutions(network, keep=is_unet)
         return packed | self.winograd[part].forwards(x, latents, packed, self._about_to_build)
 
@@ -261,14 +287,18 @@ class Execution(Runner):
             self.packed = PackedConvolutions(unet)
         return self.packed
 
-    def _compiled(self, unet: UNet) -> CompiledUNet:
+    def _compiled(self, unet: UNet) -> "CompiledUNet":
         if self.compiled is None or self.compiled.network is not unet:
+            from sd.runtime.gpu.compile import CompiledUNet, compiler_for
+
             compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
             self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
         return self.compiled
 
-    def _captured(self, unet: UNet) -> CapturedUNet:
+    def _captured(self, unet: UNet) -> "CapturedUNet":
         if self.captured is None or self.captured.network is not unet:
+            from sd.runtime.gpu.cuda_graphs import CapturedUNet
+
             self.captured = CapturedUNet(unet, self.recorder)
         return self.captured
 

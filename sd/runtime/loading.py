@@ -13,14 +13,13 @@ import torch
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.files.hashing import FileHash
 from convert.files.reader import CheckpointFile, open_checkpoint
+from sd.files import embedded_model
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
 from sd.runtime.cpu.packing import can_pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
-from sd.runtime.embedded import embedded_model
 from sd.runtime.execution import Execution
-from sd.runtime.gpu.compile import require_compiler
 from sd.runtime.weights import read_parameters
 from sd.text.tokenizer import Tokenizer
 
@@ -73,6 +72,8 @@ def from_checkpoint(
 ) -> StableDiffusion:
     """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
     if options.compile:
+        from sd.runtime.gpu.compile import require_compiler
+
         require_compiler(device)  # before anything is read
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))

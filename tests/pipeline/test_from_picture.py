@@ -16,11 +16,11 @@ from reference import Gaussian
 from sd.config import SD_V1_INPAINTING
 from sd.pipeline.image.input_settings import Expansion, InputSettings
 from sd.pipeline.image.tensors import init_image_from, to_tensor
+from sd.pipeline.second_pass import steps_for, steps_run
 from sd.sampling.init_image import InitImage, keep_unmasked, with_channels
 from sd.sampling.noise import PictureNoise
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import SAMPLERS, find_sampler
 from sd.sampling.schedule import alphas_cumprod, sampling_steps
-from sd.sampling.strength import steps_for, steps_run
 
 TABLE = alphas_cumprod(TINY.schedule)
 
@@ -131,7 +131,7 @@ def test_what_is_kept_ends_where_it_was_with_every_sampler(sampler):
     predict = keep_unmasked(lambda x, bar: data.eps(x, bar), x_0, mask)
     fresh = PictureNoise([5], (4, 4, 4))
     steps = sampling_steps(TABLE, 12, schedule="trailing", final_alpha="one")
-    *_, made = SAMPLERS[sampler](predict, fresh().double(), steps, draw_noise=lambda: fresh().double())
+    *_, made = find_sampler(sampler)(predict, fresh().double(), steps, draw_noise=lambda: fresh().double())
     assert torch.allclose(made[..., :2], x_0[..., :2], atol=1e-6)
     assert not torch.allclose(made[..., 2:], x_0[..., 2:], atol=0.1)
 
@@ -142,7 +142,7 @@ def test_on_the_way_what_is_kept_is_as_noisy_as_the_rest():
     steps = sampling_steps(TABLE, 9)
     predict = keep_unmasked(lambda x, bar: torch.zeros_like(x), x_0, torch.zeros(1, 1, 4, 4, dtype=torch.float64))
     x = steps[0].alpha_bar.sqrt() * x_0 + (1 - steps[0].alpha_bar).sqrt() * noise
-    for step, made in zip(steps, SAMPLERS["ddim"](predict, x, steps), strict=True):
+    for step, made in zip(steps, find_sampler("ddim")(predict, x, steps), strict=True):
         expected = step.alpha_bar_prev.sqrt() * x_0 + (1 - step.alpha_bar_prev).sqrt() * noise
         assert torch.allclose(made, expected, atol=1e-9)
 

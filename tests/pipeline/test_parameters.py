@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
 from sd.pipeline.image.metadata import read_foreign_texts, user_comment
-from sd.pipeline.image.parameters import settings_in, split_text, values_of
+from sd.pipeline.image.parameters import parameters_of, settings_in, split_text, values_of
 from sd.pipeline.settings import Settings
 
 OLD = """a photograph of a (red:1.2) horse, 35mm: sharp
@@ -105,7 +105,7 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
 )
 def test_our_own_text_is_read_back(options):
     job = Settings(prompt="a horse", width=512, height=512, seed=42, **options)
-    found = settings_in(job.parameters('my, "best": model', "6ce0161689"))
+    found = settings_in(parameters_of(job, 'my, "best": model', "6ce0161689"))
     assert found.unused == []
     assert Settings(**found.settings) == job
 

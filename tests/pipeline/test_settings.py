@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from sd.pipeline.settings import LARGEST_SIDE, SettingError, Settings
+from sd.config import LARGEST_SIDE
+from sd.pipeline.image.parameters import parameters_of
+from sd.pipeline.settings import SettingError, Settings
 from sd.sampling.names import SAMPLER_INFO
 
 GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
@@ -128,7 +130,7 @@ def test_usual_numbers_of_steps_are_allowed(steps):
 
 def test_parameters_are_the_text_of_other_tools():
     settings = Settings(**GOOD, negative_prompt="blurry", sampler="ddim", schedule="trailing", eta=0.5)
-    assert settings.parameters("v1-5-pruned-emaonly", "6ce0161689") == (
+    assert parameters_of(settings, "v1-5-pruned-emaonly", "6ce0161689") == (
         "a horse\n"
         "Negative prompt: blurry\n"
         "Steps: 30, Sampler: DDIM, Schedule type: Trailing, CFG scale: 7.5, Seed: 42, Size: 512x512, "
@@ -137,7 +139,7 @@ def test_parameters_are_the_text_of_other_tools():
 
 
 def test_the_layer_and_plain_prompts_are_named_as_other_tools_do():
-    line = Settings(**GOOD, clip_skip=2, plain_prompts=True).parameters("model", None).split("\n")[1]
+    line = parameters_of(Settings(**GOOD, clip_skip=2, plain_prompts=True), "model", None).split("\n")[1]
     assert line.endswith("Model: model, Clip skip: 2, Emphasis: None, Version: sd-zoo 0.1.0")
 
 
@@ -145,7 +147,7 @@ def test_the_prompt_is_kept_as_it_was_typed():
     prompt = r" a (red:1.3) [cat:dog:0.5] \(x\)  BREAK  b "
     settings = Settings(**{**GOOD, "prompt": prompt})
     assert settings.to_dict()["prompt"] == prompt
-    assert settings.parameters("model", None).startswith(prompt + "\n")
+    assert parameters_of(settings, "model", None).startswith(prompt + "\n")
 
 
 def test_brackets_of_plain_prompts_have_no_weights():
@@ -161,7 +163,7 @@ def test_texts_by_step_are_those_that_the_network_sees():
 
 
 def test_absent_values_are_left_out_of_the_parameters():
-    lines = Settings(**GOOD, sampler="ddim").parameters("model", None).split("\n")
+    lines = parameters_of(Settings(**GOOD, sampler="ddim"), "model", None).split("\n")
     assert lines[0] == "a horse"
     assert lines[1].startswith(
         "Steps: 30, Sampler: DDIM, CFG scale: 7.5, Seed: 42, Size: 512x512, Model: model, Version"
@@ -186,7 +188,7 @@ def test_absent_values_are_left_out_of_the_parameters():
     ],
 )
 def test_sampler_and_schedule_are_written_as_other_tools_do(options, text):
-    line = Settings(**GOOD, **options).parameters("model", None).split("\n")[1]
+    line = parameters_of(Settings(**GOOD, **options), "model", None).split("\n")[1]
     assert text in line
     assert ("Eta" in line) == ("eta" in options)
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import sd
 from sd.app.cli.bench import lines_about
-from sd.pipeline.setting_checks import SettingError
+from sd.pipeline.errors import SettingError
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.gpu import compile as compiling

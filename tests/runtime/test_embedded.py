@@ -15,10 +15,10 @@ import sd
 from convert.files.reader import open_checkpoint
 from convert.layouts.names import original_names
 from sd.app.cli import main
+from sd.files import embedded_model
 from sd.pipeline.settings import Settings
 from sd.runtime.cpu import attention as fast_attention
 from sd.runtime.cpu import winograd
-from sd.runtime.embedded import embedded_model
 from sd.training.shapes.analysis import analyse
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.scoring import one_thing, other_things, shares, shuffle_words, two_things, verdicts

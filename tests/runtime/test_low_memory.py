@@ -10,8 +10,9 @@ from PIL import Image
 from torch import nn
 
 import sd
-from sd.runtime.device import RunOptions, visiting
+from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
+from sd.runtime.low_memory.visits import visiting
 
 
 def test_weights_visit_a_device_and_stay_at_home():

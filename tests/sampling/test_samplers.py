@@ -10,11 +10,14 @@ from sampling import DATA, TABLE, best_eps, even_steps, last, moment_error, mome
 
 from sd.sampling.names import SAMPLER_INFO
 from sd.sampling.noise import PictureNoise
-from sd.sampling.samplers import SAMPLERS, ddim, ddpm, dpmpp_sde, euler, lcm, lms, unipc
-from sd.sampling.samplers.ddim import ddim_noise_scale, ddim_step
-from sd.sampling.samplers.ddpm import ddpm_posterior
-from sd.sampling.samplers.dpmpp_2s import whole_step_noise
-from sd.sampling.samplers.lms import adams_bashforth
+from sd.sampling.samplers import SAMPLERS, find_sampler
+from sd.sampling.samplers.ddim import ddim, ddim_noise_scale, ddim_step
+from sd.sampling.samplers.ddpm import ddpm, ddpm_posterior
+from sd.sampling.samplers.dpmpp_2s import dpmpp_sde, whole_step_noise
+from sd.sampling.samplers.euler import euler
+from sd.sampling.samplers.lcm import lcm
+from sd.sampling.samplers.lms import adams_bashforth, lms
+from sd.sampling.samplers.unipc import unipc
 from sd.sampling.schedule import alpha_bar_of, sampling_steps, zero_terminal_snr
 
 POINT = Gaussian(mean=0.7, deviation=0.0)
@@ -40,7 +43,7 @@ def test_the_two_lists_are_all_samplers():
 def test_the_flow_is_followed_exactly_where_the_data_is_a_single_point(sampler):
     x = noise()().double()
     steps = sampling_steps(TABLE, 7)
-    for step, x_t in zip(steps, SAMPLERS[sampler](best_eps(POINT), x, steps), strict=True):
+    for step, x_t in zip(steps, find_sampler(sampler)(best_eps(POINT), x, steps), strict=True):
         assert torch.allclose(x_t, POINT.flow(x, steps[0].alpha_bar, step.alpha_bar_prev), atol=1e-12)
 
 
@@ -49,7 +52,7 @@ def test_the_flow_is_followed_exactly_where_the_data_is_a_single_point(sampler):
     [("ddim", 1), ("euler", 1), ("heun", 2), ("dpm2", 2), ("plms", 2), ("dpmpp_2m", 2)],
 )
 def test_the_error_shrinks_at_the_methods_order(sampler, order):
-    measured = orders(flow_errors(SAMPLERS[sampler], (32, 64, 128)))
+    measured = orders(flow_errors(find_sampler(sampler), (32, 64, 128)))
     assert measured == pytest.approx([order, order], abs=0.15)
 
 
@@ -78,7 +81,7 @@ def test_unipc_is_one_order_better_than_its_predictor_on_the_way(order, expected
     [("ddpm", 1), ("euler_a", 1), ("dpm2_a", 2), ("dpmpp_2s_a", 2), ("dpmpp_2m_sde", 2)],
 )
 def test_mean_and_deviation_approach_those_of_the_data_at_the_methods_order(sampler, order):
-    measured = orders([moment_error(SAMPLERS[sampler], even_steps(count)) for count in (32, 64)])
+    measured = orders([moment_error(find_sampler(sampler), even_steps(count)) for count in (32, 64)])
     assert measured == pytest.approx([order], abs=0.25)
 
 
@@ -105,14 +108,14 @@ def test_without_fresh_noise_the_flow_is_followed(sampler):
     without = {"euler_a": "euler", "dpm2_a": "dpm2", "dpmpp_2m_sde": "dpmpp_2m"}.get(sampler, "dpmpp_2s_a")
     options = {"draw_noise": None, "eta": 0.0} if without == "dpmpp_2s_a" else {}
     steps = sampling_steps(TABLE, 9, schedule="karras", final_alpha="one")
-    ours = list(SAMPLERS[sampler](some_network, noise()(), steps, draw_noise=None, eta=0.0))
-    theirs = list(SAMPLERS[without](some_network, noise()(), steps, **options))
+    ours = list(find_sampler(sampler)(some_network, noise()(), steps, draw_noise=None, eta=0.0))
+    theirs = list(find_sampler(without)(some_network, noise()(), steps, **options))
     assert all(relative_error(a, b) < 1e-6 for a, b in zip(ours, theirs, strict=True))
 
 
 def test_some_fresh_noise_keeps_the_moments():
     for sampler in ("euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"):
-        assert moment_error(SAMPLERS[sampler], even_steps(32), eta=0.5) < 0.02, sampler
+        assert moment_error(find_sampler(sampler), even_steps(32), eta=0.5) < 0.02, sampler
 
 
 @pytest.mark.parametrize("schedule", ["leading", "karras"])
@@ -193,7 +196,7 @@ def test_predictions_cost_what_the_table_of_samplers_says(sampler):
         return some_network(x, alpha_bar)
 
     steps = sampling_steps(TABLE, 6, schedule="karras", final_alpha="one")
-    assert len(list(SAMPLERS[sampler](network, noise()(), steps, draw_noise=noise(1)))) == 6
+    assert len(list(find_sampler(sampler)(network, noise()(), steps, draw_noise=noise(1)))) == 6
     # two-stage methods save one prediction at the end, PLMS needs one more at its start
     assert len(calls) == {1: 6, 2: 11}[SAMPLER_INFO[sampler].predictions] + (sampler == "plms")
     assert all(0 < alpha_bar < 1 for alpha_bar in calls)
@@ -205,7 +208,7 @@ def test_a_picture_gets_the_same_noise_in_any_batch(sampler):
 
     def final(seeds):
         draw = PictureNoise(seeds, (4, 8, 8))
-        return last(SAMPLERS[sampler](some_network, draw(), steps, draw_noise=draw))
+        return last(find_sampler(sampler)(some_network, draw(), steps, draw_noise=draw))
 
     together = final([10, 11, 12])
     for i, seed in enumerate([10, 11, 12]):
@@ -218,7 +221,7 @@ def test_invalid_eta_and_order_are_refused():
     for sampler in ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"):
         for eta in (-0.1, 1.1):
             with pytest.raises(ValueError, match="eta must be 0 to 1"):
-                last(SAMPLERS[sampler](some_network, noise()(), steps, eta=eta, draw_noise=noise()))
+                last(find_sampler(sampler)(some_network, noise()(), steps, eta=eta, draw_noise=noise()))
     with pytest.raises(ValueError, match="give draw_noise"):
         last(ddim(some_network, noise()(), steps, eta=0.5))
     with pytest.raises(ValueError, match="order must be 1 to 4, got 5"):
@@ -230,7 +233,7 @@ def test_invalid_eta_and_order_are_refused():
 @pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"lcm"}))
 def test_from_pure_noise_the_data_is_reached(sampler):
     steps = sampling_steps(zero_terminal_snr(TABLE), 30, schedule="trailing", final_alpha="one")
-    out = last(SAMPLERS[sampler](best_eps(DATA), noise()(), steps, draw_noise=noise(5)))
+    out = last(find_sampler(sampler)(best_eps(DATA), noise()(), steps, draw_noise=noise(5)))
     assert steps[0].alpha_bar < 1e-7
     # 30 steps of order 1, with the last one from sigma 0.17 on, leave a tenth
     assert out.mean().item() == pytest.approx(DATA.mean, abs=0.1)
@@ -244,7 +247,7 @@ def test_few_steps_stay_finite_and_leave_their_input_unchanged(sampler):
     for count in (1, 2, 3):
         for final_alpha in ("first", "one"):
             steps = sampling_steps(TABLE, count, schedule="trailing", final_alpha=final_alpha)
-            out = list(SAMPLERS[sampler](some_network, x, steps, draw_noise=noise(1)))
+            out = list(find_sampler(sampler)(some_network, x, steps, draw_noise=noise(1)))
             assert len(out) == count
             assert all(x_t.isfinite().all() and x_t.dtype == torch.float32 for x_t in out)
     assert torch.equal(x, kept)
@@ -255,5 +258,5 @@ def test_samplers_never_read_from_the_device(sampler):
     """On the meta device there are no numbers: reading one, or mixing in a tensor from the CPU, is an error."""
     steps = sampling_steps(TABLE, 4, schedule="karras", final_alpha="one")
     x = torch.empty(1, 4, 8, 8, device="meta")
-    out = last(SAMPLERS[sampler](some_network, x, steps, draw_noise=lambda: torch.empty_like(x)))
+    out = last(find_sampler(sampler)(some_network, x, steps, draw_noise=lambda: torch.empty_like(x)))
     assert (out.device.type, out.dtype) == ("meta", torch.float32)

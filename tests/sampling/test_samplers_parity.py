@@ -20,7 +20,7 @@ from diffusers import (
 from oracles import relative_error
 from sampling import TABLE, last, noise, some_network
 
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import alpha_bar_of, sampling_steps, steps_through, timestep_at
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -87,7 +87,7 @@ def assert_equal_steps(
     scheduler, sampler, *, unscaled, steps=None, step_options=lambda i: {}, told_within=0.01, **options
 ):
     """told_within  largest difference in timesteps: theirs come from float32, and in places are rounded"""
-    ours, asked, counts = run_ours(SAMPLERS[sampler], steps or levels(scheduler), **options)
+    ours, asked, counts = run_ours(find_sampler(sampler), steps or levels(scheduler), **options)
     theirs = run_theirs(scheduler, asked, unscaled=unscaled, step_options=step_options)
     assert counts[-1] == len(scheduler.timesteps)
     told = timestep_at(TABLE, torch.stack(asked))
@@ -192,7 +192,7 @@ def test_every_step_of_plms_equals_diffusers(count):
     theirs = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
     theirs.set_timesteps(count)
     steps = sampling_steps(TABLE, count, schedule="leading", final_alpha="first")
-    ours, asked, counts = run_ours(SAMPLERS["plms"], steps)
+    ours, asked, counts = run_ours(find_sampler("plms"), steps)
     assert timestep_at(TABLE, torch.stack(asked)).tolist() == theirs.timesteps.tolist()
     expected = run_theirs(theirs, asked, unscaled=False)
     errors = [relative_error(x, expected[count - 1]) for x, count in zip(ours, counts, strict=True)]
@@ -204,7 +204,7 @@ def test_every_step_of_lcm_equals_diffusers(count):
     theirs = LCMScheduler(**BETAS)
     theirs.set_timesteps(count)
     alpha_bars = torch.cat([TABLE[theirs.timesteps], torch.ones(1)])
-    ours, asked, _ = run_ours(SAMPLERS["lcm"], steps_through(TABLE, alpha_bars))
+    ours, asked, _ = run_ours(find_sampler("lcm"), steps_through(TABLE, alpha_bars))
     expected = run_theirs(theirs, asked, unscaled=False, step_options=lambda i: {"generator": seeded(i)})
     assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
 
@@ -216,7 +216,7 @@ def test_every_ddim_step_equals_diffusers(spacing, eta):
     theirs = DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1, timestep_spacing=spacing)
     theirs.set_timesteps(20)
     steps = sampling_steps(TABLE, 20, schedule=spacing, final_alpha="first")
-    ours, asked, _ = run_ours(SAMPLERS["ddim"], steps, eta=eta)
+    ours, asked, _ = run_ours(find_sampler("ddim"), steps, eta=eta)
     noises = (lambda i: {"eta": eta, "variance_noise": drawn(i)}) if eta else lambda i: {}
     expected = run_theirs(theirs, asked, unscaled=False, step_options=noises)
     assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
@@ -231,7 +231,7 @@ def test_every_ddpm_step_equals_diffusers(count):
     theirs = noise()()
     for i, step in enumerate(steps):
         # each step starts from the same latents: over 1000 of them, float32 roundings would add up
-        ours = last(SAMPLERS["ddpm"](some_network, theirs, [step], draw_noise=lambda i=i: drawn(i)))
+        ours = last(find_sampler("ddpm")(some_network, theirs, [step], draw_noise=lambda i=i: drawn(i)))
         eps = some_network(theirs, step.alpha_bar)
         theirs = scheduler.step(eps, int(step.timestep), theirs, generator=seeded(i)).prev_sample
         assert relative_error(ours, theirs) < 1e-5

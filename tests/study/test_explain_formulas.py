@@ -11,7 +11,7 @@ from sd.config import SD_V1
 from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.settings import Settings
 from sd.sampling.names import SAMPLER_INFO
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import SAMPLERS, find_sampler
 from sd.study.explain.formulas import RULES, formulas, step_terms
 
 STEPS = 6
@@ -45,7 +45,7 @@ class Watched:
         x = torch.randn(1, 4, 3, 3, generator=generator, dtype=torch.float64)
         self.latents = [x]
         eta = {} if self.settings.eta is None else {"eta": self.settings.eta}
-        for after in SAMPLERS[self.settings.sampler](predict, x, self.steps, draw_noise=draw_noise, **eta):
+        for after in find_sampler(self.settings.sampler)(predict, x, self.steps, draw_noise=draw_noise, **eta):
             self.latents.append(after)
             self.now += 1
 

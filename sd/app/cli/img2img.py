@@ -7,8 +7,8 @@ from sd.app.cli import make_pictures
 from sd.app.cli.flags import Parser, add_making_flags
 from sd.app.errors import UsageError
 from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
+from sd.pipeline.second_pass import steps_for
 from sd.pipeline.settings import DEFAULT_STEPS
-from sd.sampling.strength import steps_for
 
 STRENGTH = 0.75  # the original's
 

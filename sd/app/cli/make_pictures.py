@@ -7,8 +7,8 @@ from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
+from sd.files import embedded_model
 from sd.pipeline.settings import FIELDS
-from sd.runtime.embedded import embedded_model
 
 if TYPE_CHECKING:
     from sd.pipeline.image.input_settings import InputSettings

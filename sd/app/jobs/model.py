@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from convert.errors import counted, shown, shown_list
 from sd.app.errors import UsageError
 from sd.app.jobs.request import Events, ModelRequest
-from sd.runtime.embedded import embedded_model
+from sd.files import embedded_model
 
 if TYPE_CHECKING:
     import torch

@@ -22,8 +22,8 @@ from sd.app.jobs.plan import (
     with_settings,
 )
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
+from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
-from sd.sampling.strength import steps_run
 
 if TYPE_CHECKING:
     from PIL import Image

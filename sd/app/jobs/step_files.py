@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.errors import UsageError
+from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
-from sd.sampling.strength import steps_run
 
 if TYPE_CHECKING:
     from PIL import Image

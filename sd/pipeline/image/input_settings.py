@@ -5,7 +5,9 @@ Checked before any picture or weight is read; the work is done in resizing, mask
 
 from dataclasses import dataclass, fields
 
-from sd.pipeline.settings import LARGEST_SIDE, SettingError, is_of_type, nearest
+from sd.config import LARGEST_SIDE
+from sd.pipeline.errors import SettingError, nearest
+from sd.pipeline.settings import is_of_type
 
 RESIZE_NAMES = {"crop": "Crop and resize", "pad": "Resize and fill", "stretch": "Just resize"}  # as other tools say it
 SIDES = ("left", "right", "top", "bottom")

@@ -6,8 +6,9 @@ What follows is inpainting: the canvas is the picture, `resizing` and `masks` br
 import numpy as np
 from PIL import Image, ImageFilter
 
+from sd.config import LARGEST_SIDE
+from sd.pipeline.errors import SettingError
 from sd.pipeline.image.input_settings import Expansion
-from sd.pipeline.settings import LARGEST_SIDE, SettingError
 
 FILL_BLUR = 16  # pixels, standard deviation of what the streaks of repeated edges fade into
 

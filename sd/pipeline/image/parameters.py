@@ -4,17 +4,18 @@
     Negative prompt: blurry
     Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.7
 
-`Settings.parameters` writes it. What is read was written by strangers.
+`parameters_of` writes it; `settings_in` reads it, whoever wrote it.
 """
 
 import json
 import re
 from dataclasses import dataclass, field
 
+from sd import __version__
+from sd.pipeline.errors import SettingError
 from sd.pipeline.second_pass import UPSCALES
-from sd.pipeline.setting_checks import SettingError
 from sd.pipeline.settings import Settings
-from sd.sampling.names import SAMPLER_INFO, sampler_name, schedule_name
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES, sampler_name, schedule_name
 
 NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
     "Steps": ("steps", int),
@@ -40,6 +41,63 @@ class Found:
 
     settings: dict = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+
+
+def parameters_of(
+    settings: Settings, model_name: str, model_hash: str | None, labels: dict[str, object] | None = None
+) -> str:
+    """The settings as one text, in the form that other tools read and write.
+
+    labels  what else to say, by the names that other tools have for it
+    """
+    row = SAMPLER_INFO[settings.sampler]
+    schedule = "Custom" if settings.sigmas else SCHEDULES[settings.schedule][0]
+    values = {
+        "Steps": settings.steps,
+        "Sampler": row.label,
+        "Schedule type": None if settings.schedule == row.schedule == "leading" else schedule,
+        "Sigmas": ", ".join(f"{sigma:g}" for sigma in settings.sigmas) or None,
+        "CFG scale": f"{settings.guidance_scale:g}",
+        "Seed": settings.seed,
+        "Size": f"{settings.width}x{settings.height}",
+        "Tiling": {"": None, "xy": True}.get(settings.tile, settings.tile),
+        "Variation seed": settings.vary_seed,
+        "Variation seed strength": f"{settings.vary:g}" if settings.vary else None,
+        "Model hash": model_hash,
+        "Model": model_name,
+        **_hires_labels(settings),
+        "Eta": f"{settings.eta:g}" if settings.eta != row.eta else None,
+        "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
+        "Emphasis": "None" if settings.plain_prompts else None,
+        "Guidance rescale": f"{settings.guidance_rescale:g}" if settings.guidance_rescale else None,
+        "Guidance interval": ", ".join(f"{sigma:g}" for sigma in settings.guidance_interval) or None,
+        "Reuse features": settings.reuse_features if settings.reuse_features > 1 else None,
+        "Token merging ratio": f"{settings.merge_tokens:g}" if settings.merge_tokens else None,
+        "Noise Schedule": "Zero Terminal SNR" if settings.zero_terminal_snr else None,
+        **(labels or {}),
+        "Version": f"sd-zoo {__version__}",
+    }
+    line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)
+    negative = [f"Negative prompt: {settings.negative_prompt}"] if settings.negative_prompt else []
+    return "\n".join([settings.prompt, *negative, line])
+
+
+def _hires_labels(settings: Settings) -> dict[str, object]:
+    if settings.hires is None:
+        return {"Denoising strength": f"{settings.strength:g}" if settings.strength < 1 else None}
+    (width, height), even = settings.hires, settings.hires[0] * settings.height == settings.hires[1] * settings.width
+    return {
+        "Denoising strength": f"{settings.hires_strength:g}",
+        "Hires upscale": f"{width / settings.width:g}" if even else None,
+        "Hires resize": None if even else f"{width}x{height}",
+        "Hires steps": settings.hires_steps,
+        "Hires upscaler": UPSCALES[settings.hires_upscale],
+    }
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
 def split_text(text: str) -> tuple[str, str, dict[str, str]]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from sd.config import LARGEST_SIDE, SMALLEST_SIDE
 from sd.pipeline.image.reading import PictureError
-from sd.pipeline.settings import LARGEST_SIDE, SMALLEST_SIDE
 
 Size = tuple[int, int]  # width, height
 Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are just outside

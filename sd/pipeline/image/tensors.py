@@ -12,7 +12,6 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from sd.files import written_whole
-from sd.pipeline.image.masks import latent_mask
 from sd.sampling.init_image import InitImage
 
 
@@ -32,6 +31,8 @@ def init_image_from(picture: Image.Image, mask: Image.Image | None) -> InitImage
     """What a run begins with, from a picture and its mask at the working size."""
     if mask is None:
         return InitImage(image=to_tensor(picture))
+    from sd.pipeline.image.masks import latent_mask
+
     of_latents = torch.from_numpy(latent_mask(mask))[None, None]
     return InitImage(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
 

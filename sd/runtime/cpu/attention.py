@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.networks.attention import Attention
-from sd.runtime.cpu.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
+from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.runtime.cpu.operators import Operator
+from sd.runtime.device import LATENTS
 from sd.runtime.patching import patched
 
 WIDEST = 512  # head, that of the VAE; the kernel needs memory for whole rows

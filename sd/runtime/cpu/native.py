@@ -18,7 +18,6 @@ from sd.files import cache_folder
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
 SECONDS = 120  # that a compiler may take
 CPU_INFO = Path("/proc/cpuinfo")
-LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures, kernels of ours would hardly be noticed
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 PAIRS = "avx512_bf16"  # products of vectors of bf16
 TILES = {"amx_tile", "amx_bf16"}  # of small matrices, which are faster still

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from sd.networks import unet, vae
-from sd.runtime.cpu.native import ADDRESS, AVX512, LATENTS, NUMBER, PAIRS, TILES, Kernel, cpu_flags
+from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, TILES, Kernel, cpu_flags
 from sd.runtime.cpu.operators import Operator
 from sd.runtime.cpu.packing import is_made_from, origin
+from sd.runtime.device import LATENTS
 
 POSITIONS = 1024  # of a result; for fewer, weights take more memory than multiplications are saved
 INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # channels come in such numbers

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from sd.files import cache_folder
 from sd.networks.unet import UNet
-from sd.pipeline.setting_checks import SettingError
+from sd.pipeline.errors import SettingError
 from sd.runtime.patching import patched
 from sd.runtime.seamless import circular
 from sd.runtime.shortcuts.shared_halves import computed_once

@@ -8,35 +8,32 @@ steps        the noise levels to visit, from `sd.sampling.schedule.sampling_step
 draw_noise   () -> (B, 4, H, W)  standard normal noise; only samplers that add noise call it
 """
 
-from sd.sampling.samplers.ancestral import euler_a
-from sd.sampling.samplers.ddim import ddim
-from sd.sampling.samplers.ddpm import ddpm
-from sd.sampling.samplers.dpm2 import dpm2, dpm2_a
-from sd.sampling.samplers.dpmpp_2m import dpmpp_2m, dpmpp_2m_sde
-from sd.sampling.samplers.dpmpp_2s import dpmpp_2s_a, dpmpp_sde
-from sd.sampling.samplers.euler import euler
-from sd.sampling.samplers.heun import heun
-from sd.sampling.samplers.lcm import lcm
-from sd.sampling.samplers.lms import lms
-from sd.sampling.samplers.plms import plms
-from sd.sampling.samplers.unipc import unipc
+from collections.abc import Callable, Iterator
+from importlib import import_module
 
-SAMPLERS = {
-    "ddim": ddim,
-    "ddpm": ddpm,
-    "plms": plms,
-    "euler": euler,
-    "euler_a": euler_a,
-    "heun": heun,
-    "lms": lms,
-    "dpm2": dpm2,
-    "dpm2_a": dpm2_a,
-    "dpmpp_2s_a": dpmpp_2s_a,
-    "dpmpp_2m": dpmpp_2m,
-    "dpmpp_sde": dpmpp_sde,
-    "dpmpp_2m_sde": dpmpp_2m_sde,
-    "unipc": unipc,
-    "lcm": lcm,
+from torch import Tensor
+
+Sampler = Callable[..., Iterator[Tensor]]
+
+SAMPLERS = {  # each sampler -> the file here that holds it
+    "ddim": "ddim",
+    "ddpm": "ddpm",
+    "plms": "plms",
+    "euler": "euler",
+    "euler_a": "ancestral",
+    "heun": "heun",
+    "lms": "lms",
+    "dpm2": "dpm2",
+    "dpm2_a": "dpm2",
+    "dpmpp_2s_a": "dpmpp_2s",
+    "dpmpp_2m": "dpmpp_2m",
+    "dpmpp_sde": "dpmpp_2s",
+    "dpmpp_2m_sde": "dpmpp_2m",
+    "unipc": "unipc",
+    "lcm": "lcm",
 }
 
-__all__ = ["SAMPLERS", *SAMPLERS]
+
+def find_sampler(name: str) -> Sampler:
+    """The sampler of that name; its file is imported when it is first asked for."""
+    return getattr(import_module(f"{__name__}.{SAMPLERS[name]}"), name)

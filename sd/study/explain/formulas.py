@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sd.pipeline.settings import Settings
-from sd.sampling.samplers import SAMPLERS
+from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import Step
 
 NEGLIGIBLE = 1e-10  # factors below it are rounding
@@ -238,7 +238,7 @@ def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ..
     x = torch.zeros(1 + 4 * len(steps), dtype=torch.float64)
     x[0] = 1
     options = {} if settings.eta is None else {"eta": settings.eta}
-    sampler = SAMPLERS[settings.sampler](predict_eps, x, steps, draw_noise=lambda: symbol("z"), **options)
+    sampler = find_sampler(settings.sampler)(predict_eps, x, steps, draw_noise=lambda: symbol("z"), **options)
     found = []
     for after in sampler:
         kept = after[0] / x[0]
