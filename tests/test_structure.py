@@ -23,13 +23,6 @@ SPEED = ("sd.runtime.cpu", "sd.runtime.gpu", "sd.runtime.low_memory", "sd.runtim
 TORCH = ("sd.networks", "sd.sampling", "sd.pipeline", "sd.runtime", "sd.training", "sd.study")
 TORCH += ("sd.text.conditioning", "sd.app.jobs.inputs", "convert.files.tensors")
 TORCH += ("convert.actions.original_writer", "convert.__", "sd.__")
-    "sd.app.jobs.inputs",
-    "sd.text.conditioning",
-    "convert.files.tensors",
-    "convert.actions.original_writer",
-    "convert.__",
-    "sd.__",
-)
 NO_TORCH = ["networks.block_plan", "sampling.names", "pipeline.settings", "pipeline.second_pass"]
 NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings"]
 NO_TORCH += ["study.benchmark.memory", "study.explain.page", "study.explain.text"]
