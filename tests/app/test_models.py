@@ -132,7 +132,7 @@ def refused(tmp_path, get, *parts, left=()):
 def stop(tmp_path, get, server):
     """A download that gets no further than 1 MB."""
     server.do.cut_after = [1_000_000] + [0] * RETRIES
-    refused(tmp_path, get, "times in a row", "1 MB are kept", left=KEPT)
+    refused(tmp_path, get, "times in a row", "1 MB is kept", left=KEPT)
     server.do.cut_after = []
 
 

@@ -62,7 +62,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
             file.write(b"ours")
             path.write_bytes(b"theirs")
 
-    with pytest.raises(FileExistsError, match="written by somebody else"):
+    with pytest.raises(FileExistsError, match="was just written by another process"):
         overtaken()
     assert path.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["x.bin"]

@@ -194,5 +194,5 @@ def test_sampler_and_schedule_are_written_as_other_tools_do(options, text):
 
 
 def test_values_with_separators_are_json_strings():
-    line = Settings(**GOOD).parameters('my, "best": model', None).split("\n")[1]
+    line = parameters_of(Settings(**GOOD), 'my, "best": model', None).split("\n")[1]
     assert r'Model: "my, \"best\": model", Version' in line

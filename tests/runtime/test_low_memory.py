@@ -113,7 +113,7 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
 
 
 def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatch):
-    import sd.runtime.execution as used
+    import sd.runtime.low_memory.tiled_vae as used
 
     calls = []
     for name in ("decode_tiled", "encode_tiled"):

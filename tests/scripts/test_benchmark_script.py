@@ -232,13 +232,13 @@ def test_invalid_flags_are_refused_with_a_sentence(tmp_path, monkeypatch, capsys
         ("--contenders", "sd-zoo,sd-zoo", "--contenders names one twice"),
         ("--sizes", "500", "--sizes 500x500: width 500 is not a multiple of 8"),
         ("--batch-sizes", "0", "--batch-sizes '0' is out of range"),
-        ("--together", "501", "--together 501 is out of range: 1 to 500"),
+        ("--together", "501", "--together: 501 is out of range: 1 to 500"),
         ("--device", "tpu", "device 'tpu' is not available here"),
-        ("--folder", "nowhere", "--folder nowhere is no folder. Make it first."),
+        ("--folder", "nowhere", "--folder nowhere is not a folder. Create it first."),
         ("--json", "x.txt", "--json x.txt cannot be written: give a .json file in a folder that exists."),
         ("--plot", "there.png", "--plot there.png exists already"),
         *(
-            (f"--{flag}", "0", f"--{flag} 0 is out of range")
+            (f"--{flag}", "0", f"--{flag}: 0 is out of range")
             for flag in ["repeat", "steps", "threads", "whole", "starts"]
         ),
     ]:

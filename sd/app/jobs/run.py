@@ -79,11 +79,11 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
-        outputs = find_outputs(request, jobs, checkpoint, inputs, events)
-        if outputs.complete:
-            return
         with checksums_ahead(file, checkpoint.tensors.values()):  # while PyTorch is imported
             device, dtype = pick_device_and_precision(request.model, checkpoint)
+            outputs = find_outputs(request, jobs, checkpoint, inputs, events)
+            if outputs.complete:
+                return
             model = load_model(request.model, file, checkpoint, device, dtype, events)
     if "seed" not in request.settings:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
