@@ -17,7 +17,7 @@ def test_decibels_by_hand():
 
 
 def test_on_the_cpu_all_pictures_are_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(check_device.COMMON, "steps", 2)
+    monkeypatch.setitem(check_device.COMMON, "steps", 1)
     monkeypatch.setattr(check_device, "SAMPLERS", ("dpmpp_2m", "euler_a"))
     out = tmp_path / "found.json"
     assert check_device.main(["--device", "cpu", "--ways", "fp32", "--json", str(out)]) == 0

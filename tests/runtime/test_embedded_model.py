@@ -49,20 +49,42 @@ def test_the_command_without_a_model_makes_the_right_picture_and_says_which_mode
     assert [(thing.colour, thing.shape) for thing in seen.things] == [("red", "circle")]
 
 
-def test_held_out_prompts_are_followed(model):
-    requests = one_thing(1)[::2]
-    found = shares(list(verdicts(make(model, requests, steps=20), requests)))
-    assert found["background"] >= 0.97
-    assert found["colour"] >= 0.95
-    assert found["all"] >= 0.8  # 0.9 over many prompts
+def judged(model, requests, steps):
+    return shares(list(verdicts(make(model, requests, steps=steps), requests)))
+
+
+FEW = one_thing(1)[::7]  # 8 of 56
+
+
+def test_held_out_prompts_are_followed_for_their_words(model):
+    """In 10 steps, after which some pictures still have specks; with other words for all, they are right by chance."""
+    found = judged(model, FEW, 10)
+    assert found["background"] == 1
+    assert min(found["colour"], found["shape"]) >= 0.85
+    other = sd.load()
+    shuffle_words(other.text_encoder, seed=0)
+    found = judged(other, FEW, 10)
+    assert max(found["background"], found["shape"]) < 0.4
+    assert found["all"] < 0.15
 
 
 def test_two_things_are_where_the_prompt_says(model):
-    requests = two_things(2)
-    found = shares(list(verdicts(make(model, requests, steps=20), requests)))
+    found = judged(model, two_things(1), 10)
+    assert found["background"] == 1
+    assert found["colour"] >= 0.6  # by chance, less than 0.1
+    assert found["relation"] >= 0.8  # by chance, a third
+
+
+@pytest.mark.slow
+def test_pictures_in_20_steps_are_right_in_everything(model):
+    found = judged(model, one_thing(1)[::2], 20)
+    assert found["background"] >= 0.97
+    assert found["colour"] >= 0.95
+    assert found["all"] >= 0.8  # 0.9 over many prompts
+    found = judged(model, two_things(2), 20)
     assert found["background"] >= 0.9
-    assert found["colour"] >= 0.8  # 0.99 over many prompts; by chance, less than 0.1
-    assert found["relation"] >= 0.9  # 1.0; by chance, a third
+    assert found["colour"] >= 0.8  # 0.99 over many prompts
+    assert found["relation"] >= 0.9  # 1.0
     assert found["all"] >= 0.6  # 0.78
 
 
@@ -87,50 +109,34 @@ def test_kernels_for_large_pictures_make_the_same_picture(model, monkeypatch, pr
     assert psnr(found, expected) > least
 
 
-def test_without_the_words_pictures_are_right_by_chance():
-    requests = one_thing(1)[::2]
-    model = sd.load()
-    shuffle_words(model.text_encoder, seed=0)
-    found = shares(list(verdicts(make(model, requests, steps=10), requests)))
-    assert found["colour"] < 0.4
-    assert found["all"] < 0.15
-
-
 @pytest.mark.parametrize(
     ("options", "most"),
     [({"precision": "fp32"}, 1), ({"precision": "bf16"}, 0), ({"precision": "bf16", "low_memory": True}, 0)],
 )
 def test_a_picture_is_the_same_alone_and_in_a_batch(options, most):
     model = sd.load(device="cpu", **options)
-    requests = one_thing(1)[:3]
-    together = make(model, requests, steps=5)
-    for picture, request in zip(together, requests, strict=True):
-        (alone,) = make(model, [request], steps=5)
+    together = make(model, FEW[:3], steps=3)
+    for picture, request in zip(together, FEW, strict=False):
+        (alone,) = make(model, [request], steps=3)
         difference = np.asarray(alone).astype(int) - np.asarray(picture)
         assert np.abs(difference).max() <= most
 
 
 def test_what_is_repainted_follows_the_prompt_and_all_else_keeps_every_bit(model):
     """An ordinary network, with blending: pictures of one thing under the mask, and a prompt for another one there."""
-    wanted = other_things(6, model.config.native_size)
-    made = [
-        model.inpaint(each.request.prompt, each.picture, each.mask, seed=each.request.seed, steps=20)[0]
-        for each in wanted
-    ]
-    for each, picture in zip(wanted, made, strict=True):
+    for each in other_things(3, model.config.native_size):
+        request = each.request
+        (picture,) = model.inpaint(request.prompt, each.picture, each.mask, seed=request.seed, steps=10)
         kept = np.asarray(each.mask.filter(ImageFilter.MaxFilter(2 * 12 + 1))) == 0  # the blur reaches 12 pixels
         assert kept.mean() > 0.05
         assert np.array_equal(np.asarray(picture)[kept], np.asarray(each.picture)[kept])
-    found = shares(list(verdicts(made, [each.request for each in wanted])))
-    assert found["background"] == 1
-    assert found["colour"] >= 0.8
-    assert found["all"] >= 0.5  # by chance, 0
+        assert shares(list(verdicts([picture], [request])))["all"] == 1  # by chance, 0
 
 
 def test_the_stronger_image_to_image_is_the_farther_it_goes_from_the_picture(model):
     """Strength 0 gives what the VAE makes of it; 1 is text to picture, to the bit."""
     picture = other_things(1, model.config.native_size)[0].picture
-    options = {"seed": 4, "steps": 20}
+    options = {"seed": 4, "steps": 10}
     prompt = "a green star on a white background"
     made = [model.img2img(prompt, picture, strength=strength, **options)[0] for strength in (0, 0.2, 0.4, 0.6, 1)]
     distances = [np.abs(np.asarray(each).astype(int) - np.asarray(picture)).mean() for each in made]
@@ -142,14 +148,13 @@ def test_the_stronger_image_to_image_is_the_farther_it_goes_from_the_picture(mod
 
 def test_fresh_pictures_come_back_from_their_latents():
     model = sd.load(precision="fp32")
-    images, _ = ShapesDataset(99, model.config.native_size).batch(0, 64)
-    with torch.no_grad():
-        mean, _ = model.vae.encode(images)
-        decoded = model.vae.decode(mean).clamp(-1, 1)
-    errors = (decoded - images).square().mean(dim=(1, 2, 3))
-    assert (10 * torch.log10(4 / errors)).mean() >= 31  # 32.9
+    images, _ = ShapesDataset(99, model.config.native_size).batch(0, 32)
+    mean, _ = model.vae.encode(images)
+    decoded = model.vae.decode(mean[:8]).clamp(-1, 1)
+    errors = (decoded - images[:8]).square().mean(dim=(1, 2, 3))
+    assert (10 * torch.log10(4 / errors)).mean() >= 31  # 32.9 over 64
     latents = model.config.vae.latent_scale * mean
-    error = 1 / 64**0.5  # of a mean over pictures, whose places are much alike
+    error = 1 / 32**0.5  # of a mean over pictures, in which neighbouring latents are much alike
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 3 * error
     assert latents.std(dim=(0, 2, 3)).sub(1).abs().max() < 1.5 * error
 

@@ -73,9 +73,9 @@ def test_a_model_that_is_loaded_has_them_on_the_cpu():
 
 @torch.no_grad()
 def test_large_pictures_come_back_as_in_float64():
-    """Without precise norms, the picture is 39 dB from that in float64."""
+    """Without precise norms, the picture is 64 dB from that in float64; at 512x512, 39 dB."""
     vae = sd.load(device="cpu", precision="fp32").vae
-    images, _ = ShapesDataset(3, 512).batch(0, 1)
+    images, _ = ShapesDataset(3, 256).batch(0, 1)
     latents = vae.encode(images)[0]
     image = vae.decode(latents)
     exact = vae.double().decode(latents.double())
