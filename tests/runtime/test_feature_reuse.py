@@ -1,46 +1,26 @@
 """Inner blocks that run at every N-th prediction only, against predictions with the blocks called one by one."""
 
 from dataclasses import replace
-from functools import cache
 
 import pytest
 import torch
-from conftest import TINY, assemble, fill, final, refused, settings, settings_of
-from PIL import Image
+from conftest import TINY, assemble, fill, final, settings
+from predictions import guided_inputs, is_patched, relative_error, unet_with_attention_at
 from torch.utils.flop_counter import FlopCounterMode
 
 from sd.app.jobs.plan import group
 from sd.config import SD_V1
 from sd.networks.build import build_networks
 from sd.networks.unet import timestep_embedding
-from sd.pipeline.image.tensors import to_tensor
-from sd.pipeline.settings import Settings
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.seamless import seamless
 from sd.runtime.shortcuts.feature_reuse import OUTER, ReusedFeatures
 from sd.sampling.init_image import InitImage
-from sd.sampling.samplers import SAMPLERS
 from sd.study.architecture.calls import Watcher
 
 ROUNDING = 1e-5  # of float32 sums in another order; features of another prediction are off by more than 1e-3
 OFTEN = 1000  # more predictions than any run here has
-
-
-def relative_error(found, expected):
-    return (found - expected).norm() / expected.norm()
-
-
-@cache
-def words(rows, context_width):
-    return torch.randn(rows, 77, context_width, generator=torch.Generator().manual_seed(0))
-
-
-def inputs(number, rows=2, height=8, width=9, context_width=TINY.unet.context_width):
-    """Those of the number-th prediction: the same words, other latents and another timestep."""
-    context, generator = words(rows, context_width), torch.Generator().manual_seed(1 + number)
-    x_t = torch.randn(rows // 2, 4, height, width, generator=generator)
-    return torch.cat([x_t, x_t]), torch.tensor(800.0 - 100 * number), context
 
 
 def by_hand(unet, x_t, timestep, context, features=None, outer=OUTER):
@@ -90,15 +70,15 @@ def seen(model):
 def test_with_its_own_features_the_prediction_by_hand_is_the_networks(tiny_networks):
     """So that what follows is compared with something right."""
     for outer in (1, 2, 3, 4, 7, 11):
-        predicted, _ = by_hand(tiny_networks["unet"], *inputs(0), outer=outer)
-        assert relative_error(predicted, tiny_networks["unet"](*inputs(0))) < ROUNDING
+        predicted, _ = by_hand(tiny_networks["unet"], *guided_inputs(0), outer=outer)
+        assert relative_error(predicted, tiny_networks["unet"](*guided_inputs(0))) < ROUNDING
 
 
 @pytest.mark.parametrize("outer", [1, 3, 4])
 def test_every_third_prediction_is_whole_and_the_others_take_its_features(tiny_networks, outer):
     unet, reused = tiny_networks["unet"], ReusedFeatures(3, outer)
     for number in range(7):
-        x_t, timestep, context = inputs(number)
+        x_t, timestep, context = guided_inputs(number)
         reused.begin(x_t, context)
         with reused.applied(unet):
             found = unet(x_t, timestep, context)
@@ -108,7 +88,7 @@ def test_every_third_prediction_is_whole_and_the_others_take_its_features(tiny_n
             expected, _ = by_hand(unet, x_t, timestep, context, features, outer)
             assert relative_error(expected, unet(x_t, timestep, context)) > 1e-3
         assert relative_error(found, expected) < ROUNDING, number
-    assert not any("forward" in vars(module) for module in unet.modules())
+    assert not is_patched(unet)
 
 
 def test_an_independent_network_with_the_same_features_predicts_the_same(tiny_networks):
@@ -126,7 +106,7 @@ def test_an_independent_network_with_the_same_features_predicts_the_same(tiny_ne
     theirs.up_blocks[-1].resnets[-1].register_forward_pre_hook(put_in)
     reused = ReusedFeatures(2)
     for number in range(2):
-        x_t, timestep, context = inputs(number, height=8, width=16)
+        x_t, timestep, context = guided_inputs(number, height=8, width=16)
         reused.begin(x_t, context)
         with reused.applied(unet):
             found = unet(x_t, timestep, context)
@@ -142,32 +122,19 @@ def test_it_goes_with_shared_halves_packed_convolutions_low_memory_and_seamless_
     unet, execution = tiny_networks["unet"], Execution(RunOptions(low_memory=low_memory))
     reused, features = ReusedFeatures(2), None
     for number in range(3):
-        given = inputs(number, rows=4)
+        given = guided_inputs(number, rows=4)
         found = execution.predict(unet, *given, guided=guided, tile=tile, reused=reused)
         with seamless(unet, tile):
             expected, features = by_hand(unet, *given, features if number == 1 else None)
         assert relative_error(found, expected) < ROUNDING, number
 
 
-def test_where_the_first_look_at_the_words_is_at_an_inner_block_halves_are_shared_up_to_there():
-    config = replace(TINY, unet=replace(TINY.unet, depths=(0, 2, 1, 0)))
-    unet = build_networks(config)["unet"].to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(1)
-    for weight in unet.parameters():
-        weight.normal_(0, 0.05, generator=generator)
-    reused = ReusedFeatures(2)
-    _, features = by_hand(unet, *inputs(0))
-    Execution().predict(unet, *inputs(0), guided=True, reused=reused)
-    found = Execution().predict(unet, *inputs(1), guided=True, reused=reused)
-    assert relative_error(found, by_hand(unet, *inputs(1), features)[0]) < ROUNDING
-
-
-def test_every_prediction_is_whole_and_the_same_to_the_bit_where_n_is_1(tiny_networks):
-    execution, reused = Execution(), ReusedFeatures(1)
-    for number in range(3):
-        expected = execution.predict(tiny_networks["unet"], *inputs(number), guided=True)
-        found = execution.predict(tiny_networks["unet"], *inputs(number), guided=True, reused=reused)
-        assert torch.equal(found, expected)
+def test_where_attention_begins_in_the_inner_blocks_halves_are_shared_up_to_there():
+    unet, reused = unet_with_attention_at(0, 2, 1, 0), ReusedFeatures(2)
+    _, features = by_hand(unet, *guided_inputs(0))
+    for number in range(2):
+        found = Execution().predict(unet, *guided_inputs(number), guided=True, reused=reused)
+    assert relative_error(found, by_hand(unet, *guided_inputs(1), features)[0]) < ROUNDING
 
 
 @pytest.mark.parametrize("change", [{"rows": 4}, {"width": 8}])
@@ -175,8 +142,8 @@ def test_after_another_number_of_rows_or_size_nothing_is_taken_over(tiny_network
     """Neither by the prediction that differs, nor by the next one that does not."""
     unet, execution, reused = tiny_networks["unet"], Execution(), ReusedFeatures(OFTEN)
     for number, options in enumerate(({}, change, {})):
-        found = execution.predict(unet, *inputs(number, **options), reused=reused)
-        assert torch.equal(found, execution.predict(unet, *inputs(number, **options)))
+        found = execution.predict(unet, *guided_inputs(number, **options), reused=reused)
+        assert torch.equal(found, execution.predict(unet, *guided_inputs(number, **options)))
 
 
 def test_a_prediction_that_failed_leaves_nothing_behind(tiny_networks):
@@ -187,11 +154,11 @@ def test_a_prediction_that_failed_leaves_nothing_behind(tiny_networks):
 
     handle = unet.output_blocks[5].register_forward_pre_hook(fail)
     with pytest.raises(KeyError):
-        Execution().predict(unet, *inputs(0), reused=reused)
+        Execution().predict(unet, *guided_inputs(0), reused=reused)
     handle.remove()
-    assert not any("forward" in vars(module) for module in unet.modules())
-    found = Execution().predict(unet, *inputs(1), reused=reused)
-    assert relative_error(found, unet(*inputs(1))) < ROUNDING
+    assert not is_patched(unet)
+    found = Execution().predict(unet, *guided_inputs(1), reused=reused)
+    assert relative_error(found, unet(*guided_inputs(1))) < ROUNDING
 
 
 # ---------- operations ----------
@@ -200,7 +167,7 @@ def test_a_prediction_that_failed_leaves_nothing_behind(tiny_networks):
 def test_operations_that_are_left_are_those_that_docs_tell():
     """Of a prediction of the full-size network at 512x512; PyTorch's own counter sees the blocks called by hand."""
     unet = build_networks(SD_V1)["unet"]
-    given = [values.to("meta") for values in inputs(0, height=64, width=64, context_width=768)]
+    given = [values.to("meta") for values in guided_inputs(0, height=64, width=64, context_width=768)]
     features = torch.empty(2, 640, 64, 64, device="meta")
     whole = 2 * 803_273_441_280  # tests/study/test_architecture.py
     for outer, share in ((1, 7.9), (2, 22.4), (3, 38.0)):
@@ -220,12 +187,11 @@ def test_operations_that_are_left_are_those_that_docs_tell():
 # ---------- pictures ----------
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "dpmpp_sde"])
+@pytest.mark.parametrize(("sampler", "predictions"), [("dpmpp_2m", 4), ("heun", 7)])
 @pytest.mark.parametrize("every", [1, 2, 3, OFTEN])
-def test_the_first_of_every_n_predictions_is_whole(model, seen, sampler, every):
-    assert sampler in SAMPLERS
+def test_the_first_of_every_n_predictions_is_whole(model, seen, sampler, predictions, every):
     final(model, [settings(sampler=sampler, reuse_features=every)])
-    assert len(seen) == {"dpmpp_2m": 4, "heun": 7, "dpmpp_sde": 7}[sampler]
+    assert len(seen) == predictions
     assert [whole for _, whole in seen] == [number % every == 0 for number in range(len(seen))]
 
 
@@ -303,23 +269,17 @@ def test_a_run_that_was_left_in_the_middle_changes_nothing_for_the_next(model):
     next(run), next(run)
     run.close()
     assert torch.equal(final(model, asked), expected)
-    assert not any("forward" in vars(module) for module in model.unet.modules())
+    assert not is_patched(model.unet)
 
 
-def test_each_of_two_passes_begins_with_the_whole_network(model, seen):
+def test_each_pass_and_a_run_from_an_init_image_begin_with_the_whole_network(model, seen):
     model.make([settings(hires=1.5, hires_steps=3, reuse_features=OFTEN)])
     assert [whole for _, whole in seen] == [True, False, False, False, True, False, False]
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_pictures_from_pictures_begin_with_the_whole_network(model, seen, masked):
-    image = to_tensor(Image.effect_noise((64, 64), 60).convert("RGB"))
-    mask, latent_mask = torch.ones(1, 1, 64, 64), torch.ones(1, 1, 8, 8)
-    start = InitImage(image=image, mask=mask, latent_mask=latent_mask) if masked else InitImage(image=image)
+    seen.clear()
     asked = settings(strength=0.75, reuse_features=2)
-    *_, latents = model.sample([asked], start)
+    final_latents = [*model.sample([asked], InitImage(latents=torch.zeros(1, 4, 8, 8)))][-1]
     assert [whole for _, whole in seen] == [True, False, True]
-    assert latents.isfinite().all()
+    assert final_latents.isfinite().all()
 
 
 def test_a_run_that_is_done_again_in_float32_takes_nothing_from_the_one_that_failed():
@@ -331,34 +291,3 @@ def test_a_run_that_is_done_again_in_float32_takes_nothing_from_the_one_that_fai
     (made,) = half.make(asked, on_retry=messages.append)
     assert "the UNet gave NaN or infinite values in fp16" in messages[0]
     assert made.tobytes() == half.make(asked)[0].tobytes()
-
-
-# ---------- commands ----------
-
-
-@pytest.mark.parametrize("number", [0, -1, 1001])
-def test_numbers_out_of_range_are_refused(run, tiny_ckpt, number):
-    code_out_err = run("txt2img", "a", "-m", tiny_ckpt, f"--reuse-features={number}")
-    refused(code_out_err, f"--reuse-features {number} is out of range: 1 (off", "to 1000.")
-
-
-def test_the_number_is_stored_read_back_and_may_stand_in_a_line(run, tiny_ckpt, tmp_path):
-    common = ["-m", tiny_ckpt, "-W", 64, "-H", 64, "--steps", 2, "--seed", 5]
-    _, (first,), _ = run("txt2img", "a cat", *common, "--reuse-features", 2)
-    assert settings_of(first)["reuse_features"] == 2
-    assert ", Reuse features: 2, " in Image.open(first).text["parameters"]
-    _, (again,), err = run("txt2img", "--like", first, "-m", tiny_ckpt)
-    assert "could not use" not in err
-    assert Image.open(again).tobytes() == Image.open(first).tobytes()
-    lines = ['{"prompt": "a cat", "seed": 6, "reuse-features": 2}', '{"prompt": "a cat", "seed": 6}']
-    (tmp_path / "lines.txt").write_text("\n".join(lines))
-    _, (with_it, without), _ = run("txt2img", "--from-file", "lines.txt", *common)
-    assert [settings_of(path)["reuse_features"] for path in (with_it, without)] == [2, 1]
-    assert Image.open(with_it).tobytes() != Image.open(without).tobytes()
-    assert "Reuse" not in Image.open(without).text["parameters"]
-
-
-def test_pictures_without_the_number_were_made_without_it():
-    stored = settings().to_dict()
-    del stored["reuse_features"]
-    assert Settings(**stored) == settings()
