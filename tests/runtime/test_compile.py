@@ -69,30 +69,35 @@ def distance(found, expected):
 
 def test_a_size_is_compiled_once_and_its_pictures_are_the_same(models):
     plain, compiled, traces = models
-    told = []
-    compiled.runner.on_compile = told.append
+    shapes = []
+    compiled.runner.on_compile = shapes.append
     common = {"steps": 2, "sampler": "plms"}  # keeps earlier predictions
     for seed in (1, 2):
         batch = [settings(seed=seed, **common)]
         assert distance(final(compiled, batch), final(plain, batch)) < 1e-5
-    assert told == [(2, 4, 8, 8)]
+    assert shapes == [(2, 4, 8, 8)]
     assert len(traces.programs) == 1
 
     wide = [settings(width=128, **common)]
     assert distance(final(compiled, wide), final(plain, wide)) < 1e-5
-    assert told[1:] == [(2, 4, 8, 16)]
+    assert shapes[1:] == [(2, 4, 8, 16)]
     again = [settings(seed=3, **common)]
     assert distance(final(compiled, again), final(plain, again)) < 1e-5
     assert len(traces.programs) == 2
     assert not any("forward" in vars(module) for module in compiled.unet.modules())
 
 
-def test_a_prediction_without_guidance_and_without_a_seam_is_the_same(models):
-    plain, compiled, traces = models
-    for seed in (1, 2):
-        batch = [settings(steps=1, seed=seed, guidance_scale=1.0, tile="x")]
-        assert distance(final(compiled, batch), final(plain, batch)) < 1e-5
-    assert len(traces.programs) == 1
+def test_each_kind_of_prediction_has_a_program_of_its_own(models):
+    plain, compiled, _ = models
+    programs = []
+    compiled.runner = Execution(COMPILED, compiler=lambda function: programs.append(function) or function)
+    kinds = {"guided": {}, "plain": {"guidance_scale": 1.0}, "tile": {"tile": "x"}, "other tile": {"tile": "y"}}
+    for _ in range(2):
+        for options in kinds.values():
+            batch = [settings(steps=1, **options)]
+            assert distance(final(compiled, batch), final(plain, batch)) < 1e-5
+        final(compiled, [settings(steps=1, seed=seed) for seed in (1, 2)])
+        assert len(programs) == len(kinds) + 1
 
 
 def test_with_reused_features_the_network_runs_as_it_is(models):
@@ -100,18 +105,6 @@ def test_with_reused_features_the_network_runs_as_it_is(models):
     batch = [settings(steps=3, reuse_features=2)]
     assert torch.equal(final(compiled, batch), final(plain, batch))
     assert not traces.programs
-
-
-def test_each_kind_of_prediction_has_a_program_of_its_own(networks):
-    programs = []
-    model = assemble(SMALL, networks)
-    model.runner = Execution(COMPILED, compiler=lambda function: programs.append(function) or function)
-    kinds = {"guided": {}, "plain": {"guidance_scale": 1.0}, "tile": {"tile": "x"}, "other tile": {"tile": "y"}}
-    for _ in range(2):
-        for options in kinds.values():
-            final(model, [settings(steps=1, **options)])
-        final(model, [settings(steps=1, seed=seed) for seed in (1, 2)])
-        assert len(programs) == len(kinds) + 1
 
 
 def test_changed_weights_are_seen_without_compiling():
@@ -149,40 +142,38 @@ def test_programs_of_one_function_do_not_share_a_place():
     assert one.__code__ is not other.__code__
 
 
-def test_what_cannot_be_compiled_is_told_in_a_sentence_and_tried_anew(networks):
-    def failing(function):
-        def backend(program, inputs):
-            raise RuntimeError("in line 1:\nx.cpp:3: fatal error: omp.h: No such file\n")
+def failing_backend(function):
+    def backend(program, inputs):
+        raise RuntimeError("in line 1:\nx.cpp:3: fatal error: omp.h: No such file\n")
 
-        return torch.compile(lambda x, *others: x + 1, backend=backend)
+    return torch.compile(lambda x, *others: x + 1, backend=backend)
 
-    model = replace(assemble(SMALL, networks), runner=Execution(COMPILED, compiler=failing))
-    sentence = "compile does not work here: RuntimeError: x.cpp:3: fatal error: omp.h: No such file. Leave it out."
-    for _ in range(2):
-        with pytest.raises(SettingError) as raised:
+
+def unknown_python(function):
+    raise RuntimeError("torch.compile is not supported on Python 4.0")
+
+
+def program_out_of_memory(function):
+    def fail(*_):
+        raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("compiler", "kind", "message"),
+    [
+        (failing_backend, SettingError, "^compile does not work here: RuntimeError: x.cpp:3: fatal error: omp.h: No "
+         r"such file\. Leave it out\.$"),
+        (unknown_python, SettingError, "compile does not work here: RuntimeError: .* Python 4.0. Leave it out."),
+        (program_out_of_memory, RuntimeError, "^not enough memory: you tried"),
+    ],
+)  # fmt: skip
+def test_errors_of_the_compiler_become_a_sentence_and_those_of_a_program_stay(networks, compiler, kind, message):
+    model = replace(assemble(SMALL, networks), runner=Execution(COMPILED, compiler=compiler))
+    for _ in range(2):  # nothing of the first is kept
+        with pytest.raises(kind, match=message):
             final(model, [settings(steps=1)])
-        assert str(raised.value) == sentence
-
-
-def test_errors_of_a_program_stay_what_they_are(networks):
-    def out_of_memory(function):
-        def fail(*_):
-            raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
-
-        return fail
-
-    model = replace(assemble(SMALL, networks), runner=Execution(COMPILED, compiler=out_of_memory))
-    with pytest.raises(RuntimeError, match="not enough memory: you tried"):
-        final(model, [settings(steps=1)])
-
-
-def test_python_that_the_compiler_does_not_know_is_told_in_a_sentence(networks):
-    def unknown(function):
-        raise RuntimeError("torch.compile is not supported on Python 4.0")
-
-    model = replace(assemble(SMALL, networks), runner=Execution(COMPILED, compiler=unknown))
-    with pytest.raises(SettingError, match=r"compile does not work here: RuntimeError: .* Python 4.0. Leave it out."):
-        final(model, [settings(steps=1)])
     assert reason_of(ValueError()) == "ValueError"
 
 
@@ -266,8 +257,8 @@ def test_on_a_cpu_it_is_refused_before_anything_is_read(run, tiny_ckpt, monkeypa
 
 
 def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp_path, monkeypatch):
-    """With the network's functions as they are in place of programs: what the flag leads to is looked at elsewhere."""
-    monkeypatch.setattr("sd.runtime.execution.compiler_for", lambda device: lambda function: function)
+    """With the network's own functions in place of programs; what these compute is checked above."""
+    monkeypatch.setattr("sd.runtime.gpu.compile.compiler_for", lambda device: lambda function: function)
     monkeypatch.setattr("sd.runtime.gpu.compile.problem_of", lambda device: None)
     out, again, last = tmp_path / "x.png", tmp_path / "again.png", tmp_path / "last.png"
     common = ("-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "1", "-s", "1", "--device", "cpu")
@@ -281,14 +272,11 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     assert settings_of(again)["run"] == settings_of(out)["run"]
     assert (pixels(Image.open(again)) == pixels(Image.open(out))).all()
 
-    code, _, messages = call("txt2img", "a", *common, "--compile", "--reuse-features", "2", "--force", "-o", last)
-    assert code == 0
-    assert "--compile does nothing for pictures with --reuse-features" in messages
-    assert "--merge-tokens" not in messages
-    code, _, messages = call("txt2img", "a", *common, "--compile", "--merge-tokens", "0.5", "--force", "-o", last)
-    assert code == 0
-    assert "--compile does nothing for pictures with --merge-tokens" in messages
-    assert "run" not in settings_of(last)
+    for flag, value in (("--reuse-features", 2), ("--merge-tokens", 0.5)):
+        code, _, messages = call("txt2img", "a", *common, "--compile", flag, value, "--force", "-o", last)
+        assert code == 0
+        assert f"--compile does nothing for pictures with {flag}, which" in messages
+        assert "run" not in settings_of(last)
 
     monkeypatch.undo()
     code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "--force", "-o", last)
@@ -301,7 +289,7 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     assert settings_of(last)["run"]["low_memory"]
 
 
-def test_the_step_that_is_watched_is_one_of_the_network_as_it_is(networks):
+def test_a_profiled_step_is_not_compiled(networks):
     programs = []
     model = assemble(SMALL, networks)
     model.runner = Execution(COMPILED, compiler=lambda function: programs.append(function) or function)
