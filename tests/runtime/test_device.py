@@ -26,13 +26,11 @@ def test_devices_that_are_not_there_are_refused_with_those_that_are(monkeypatch,
     assert pick_device("cuda:0") == torch.device("cuda:0")
 
 
-def test_a_precision_that_is_asked_for_is_taken():
+def test_a_precision_that_is_asked_for_is_taken_and_named():
     cpu = torch.device("cpu")
-    assert [pick_precision(cpu, name) for name in ("fp32", "fp16", "bf16")] == [
-        torch.float32,
-        torch.float16,
-        torch.bfloat16,
-    ]
+    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
+        assert pick_precision(cpu, name) == dtype
+        assert precision_name(dtype) == name
     with pytest.raises(ValueError, match="precision must be auto, fp32, fp16, bf16, got 'fp8'"):
         pick_precision(cpu, "fp8")
 
@@ -44,11 +42,6 @@ def test_auto_is_bf16_only_on_cpus_that_multiply_it(monkeypatch):
         assert pick_precision(torch.device("cpu"), width=64) == torch.float32  # a narrow network is no faster in bf16
     assert pick_precision(torch.device("cuda")) == torch.float16
     assert has_fast_bf16() in (True, False)
-
-
-def test_names_of_precisions_are_found_again():
-    for name in ("fp32", "fp16", "bf16"):
-        assert precision_name(pick_precision(torch.device("cpu"), name)) == name
 
 
 def test_convolutions_are_channels_last_and_nothing_else():

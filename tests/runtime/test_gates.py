@@ -1,4 +1,4 @@
-"""Feed-forwards with joined gates are those of the formula, nearer to it than PyTorch's own functions in bf16."""
+"""Feed-forwards with joined gates follow the formula, more closely than PyTorch's own functions in bf16."""
 
 import math
 
@@ -38,37 +38,22 @@ def formula(layer, x):
 
 
 @needs_onednn
-@pytest.mark.parametrize("shape", [(1, 1), (2, 77), (3, 130)])
-def test_the_error_is_less_than_without(shape):
+@pytest.mark.parametrize("tokens", [1, 130])
+def test_the_error_is_less_than_without_and_rows_do_not_depend_on_the_batch(tokens):
     layer = feed_forward()
-    x = torch.randn(*shape, 48, generator=torch.Generator().manual_seed(1)).to(BF16)
-    exact, plain = formula(layer, x), layer(x)
-    with gates_joined(layer, x):
-        joined = layer(x)
-    errors = [((each.double() - exact).norm() / exact.norm()).item() for each in (joined, plain)]
-    assert errors[0] < 4e-3  # bf16 rounds by 1.7e-3 in the mean, here twice
-    assert errors[0] < 1.05 * errors[1]
+    x = torch.randn(3, tokens, 48, generator=torch.Generator().manual_seed(1)).to(BF16)
+    plain = layer(x)
+    for factor in (1, 2):  # weights that change are seen
+        layer.proj_in.weight.mul_(factor)
+        exact = formula(layer, x)
+        with gates_joined(layer, x):
+            joined = layer(x)
+            assert all(torch.equal(layer(x[row : row + 1])[0], joined[row]) for row in range(3))
+        errors = [((each.double() - exact).norm() / exact.norm()).item() for each in (joined, layer(x))]
+        assert errors[0] < 4e-3  # bf16 rounds by 1.7e-3 in the mean, here twice
+        assert errors[0] < 1.05 * errors[1]
+    layer.proj_in.weight.div_(2)
     assert torch.equal(layer(x), plain)
-
-
-@needs_onednn
-def test_rows_do_not_depend_on_the_batch():
-    layer, x = feed_forward(), torch.randn(3, 40, 48, generator=torch.Generator().manual_seed(1)).to(BF16)
-    with gates_joined(layer, x):
-        whole = layer(x)
-        for row in range(3):
-            assert torch.equal(layer(x[row : row + 1]), whole[row : row + 1])
-
-
-@needs_onednn
-def test_weights_that_change_are_seen():
-    layer, x = feed_forward(), torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(1)).to(BF16)
-    with gates_joined(layer, x):
-        before = layer(x)
-        layer.proj_in.weight.mul_(2)
-        after = layer(x)
-    assert (after - before).norm() / before.norm() > 0.1
-    assert (after.double() - formula(layer, x)).norm() / after.norm() < 4e-3
 
 
 class Operations(TorchFunctionMode):
@@ -89,7 +74,7 @@ class Operations(TorchFunctionMode):
 
 
 @needs_onednn
-def test_predictions_use_them_and_their_operations_are_counted_as_ever():
+def test_predictions_use_them_and_their_operations_are_counted_the_same():
     unet = fill(TINY)["unet"].to(BF16)
     generator = torch.Generator().manual_seed(0)
     x_t = torch.randn(1, 4, 8, 9, generator=generator).to(BF16)

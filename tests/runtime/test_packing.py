@@ -1,10 +1,11 @@
-"""Packed convolutions give the same predictions, and the network knows nothing of them."""
+"""Packed convolutions give the same predictions, and leave the network unchanged."""
 
 import pytest
 import torch
 from conftest import TINY, fill, settings
 from torch import nn
 
+from sd.runtime.cpu import packing
 from sd.runtime.cpu.packing import PackedConvolutions, can_pack
 from sd.runtime.patching import patched
 
@@ -24,29 +25,34 @@ def unet():
     return fill(TINY)["unet"]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_the_prediction_is_the_same(unet, dtype, error):
+def test_the_prediction_is_the_same_and_so_are_the_weights_and_their_names(unet, dtype, error):
     """Where bf16 cannot be packed, the plain weights run."""
     unet.to(dtype)
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
     plain = unet(*inputs(dtype)).float()
     with patched(PackedConvolutions(unet).forwards()):
         packed = unet(*inputs(dtype)).float()
+        assert list(unet.state_dict()) == list(before)
     assert (packed - plain).norm() / plain.norm() < error
     assert torch.equal(unet(*inputs(dtype)).float(), plain)
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
 
 
-@torch.no_grad()
-def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
-    import sd.runtime.cpu.packing
+@pytest.fixture
+def counted(monkeypatch):
+    """Calls of a function in the module, by its name: the convolution that each was for."""
 
-    made = []
-    monkeypatch.setattr(
-        sd.runtime.cpu.packing,
-        "pack",
-        lambda *given, own=sd.runtime.cpu.packing.pack: made.append(given[0]) or own(*given),
-    )
-    packed = PackedConvolutions(unet)
+    def counted(name):
+        calls, own = [], getattr(packing, name)
+        monkeypatch.setattr(packing, name, lambda conv, *given: calls.append(conv) or own(conv, *given))
+        return calls
+
+    return counted
+
+
+def test_every_convolution_is_packed_and_packed_once(unet, counted):
+    made, packed = counted("pack"), PackedConvolutions(unet)
     for _ in range(2):
         with patched(packed.forwards()):
             unet(*inputs())
@@ -54,7 +60,12 @@ def test_every_convolution_is_packed_and_packed_once(unet, monkeypatch):
     assert len(made) == len(set(made))
 
 
-@torch.no_grad()
+def test_pictures_are_made_with_packed_convolutions(model, counted):
+    seen = counted("convolve")
+    model.make([settings(steps=2)])
+    assert len(seen) == 2 * len(model.runner.packed.convolutions)
+
+
 def test_changed_weights_are_packed_anew(unet):
     packed = PackedConvolutions(unet)
 
@@ -84,38 +95,11 @@ def test_changed_weights_are_packed_anew(unet):
     unet.requires_grad_(False)
     before = predicted()
     unet.to(torch.float64)  # is not packed: the plain ones run
-    assert (packed_in_double(packed, unet) - before).norm() / before.norm() < 1e-5
-
-
-def packed_in_double(packed, unet):
     with patched(packed.forwards()):
-        return unet(*inputs(torch.float64)).float()
+        assert (unet(*inputs(torch.float64)).float() - before).norm() / before.norm() < 1e-5
 
 
-@torch.no_grad()
-def test_activations_lie_in_channels_last_order_whatever_comes_in():
+def test_outputs_are_channels_last_whatever_comes_in():
     conv = nn.Conv2d(4, 16, 3, padding=1).requires_grad_(False)
     with patched(PackedConvolutions(nn.Sequential(conv)).forwards()):
         assert conv(torch.randn(2, 4, 8, 8)).is_contiguous(memory_format=torch.channels_last)
-
-
-def test_weights_and_their_names_stay_what_they_are(unet):
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    packed = PackedConvolutions(unet)
-    with patched(packed.forwards()):
-        assert list(unet.state_dict()) == list(before)
-    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
-    assert not any("forward" in vars(module) for module in unet.modules())
-
-
-def test_pictures_are_made_with_packed_convolutions(model, monkeypatch):
-    import sd.runtime.cpu.packing
-
-    seen = []
-    monkeypatch.setattr(
-        sd.runtime.cpu.packing,
-        "convolve",
-        lambda *given, own=sd.runtime.cpu.packing.convolve: seen.append(1) or own(*given),
-    )
-    model.make([settings(steps=2)])
-    assert len(seen) == 2 * len(model.runner.packed.convolutions)
