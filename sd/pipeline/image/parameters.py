@@ -1,10 +1,10 @@
-"""The text that other tools write into pictures, read as settings of ours.
+"""The text that image generators write into pictures, written from our settings and read as them.
 
     a photograph of a horse
     Negative prompt: blurry
     Steps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, Denoising strength: 0.7
 
-`parameters_of` writes it; `settings_in` reads it, whoever wrote it.
+`parameters_of` writes it; `settings_in` reads ours and that of other tools.
 """
 
 import json
@@ -17,27 +17,42 @@ from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import Settings
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES, sampler_name, schedule_name
 
-NUMBERS = {  # as other tools say it -> ours, and what kind of number it is
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+VALUES = {  # as other tools write it -> our name, and its type
     "Steps": ("steps", int),
     "CFG scale": ("guidance_scale", float),
     "Seed": ("seed", int),
+    "Sigmas": ("sigmas", _floats),
     "Clip skip": ("clip_skip", int),
     "Eta": ("eta", float),
     "Guidance rescale": ("guidance_rescale", float),
+    "Guidance interval": ("guidance_interval", _floats),
     "Reuse features": ("reuse_features", int),
     "Token merging ratio": ("merge_tokens", float),
     "Variation seed": ("vary_seed", int),
     "Variation seed strength": ("vary", float),
+    "Denoising strength": ("strength", float),
+    "Hires upscale": ("hires", str),
+    "Hires resize": ("hires", str),
     "Hires steps": ("hires_steps", int),
 }
-# Says nothing about how the picture was made that is not said elsewhere.
+CHOICES = {  # as other tools write it -> our name, and our value for each of theirs; None is the default
+    "Tiling": ("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
+    "Emphasis": ("plain_prompts", {"None": True, "Original": None}),
+    "Noise Schedule": ("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
+}
+# Not settings: these do not change the picture.
 NO_SETTINGS = ("Version", "Model", "Model hash", "Batch size", "Batch pos")
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")
 
 
 @dataclass
 class Found:
-    """Settings by our names, and what could not be used of a text: each in a few words."""
+    """Settings by our names, and each part of a text that could not be used, in a few words."""
 
     settings: dict = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
@@ -48,7 +63,7 @@ def parameters_of(
 ) -> str:
     """The settings as one text, in the form that other tools read and write.
 
-    labels  what else to say, by the names that other tools have for it
+    labels  further values, by the names that other tools use
     """
     row = SAMPLER_INFO[settings.sampler]
     schedule = "Custom" if settings.sigmas else SCHEDULES[settings.schedule][0]
@@ -101,7 +116,7 @@ def _quoted(value: object) -> str:
 
 
 def split_text(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt, and the values of the last line that has some; no values where there is no such line."""
+    """Prompt, negative prompt, and the values in the last line that has values; none if no line has."""
     lines = text.replace("\r\n", "\n").strip("\n").split("\n")
     values: dict[str, str] = {}
     for i in reversed(range(len(lines))):
@@ -115,7 +130,7 @@ def split_text(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def values_of(line: str) -> dict[str, str]:
-    """`Steps: 20, Model: "a, b", Hashes: {"vae": "1"}` -> the values; those in quotes or braces are JSON."""
+    """`Steps: 20, Model: "a, b", Hashes: {"vae": "1"}` -> the values; quotes and braces enclose JSON."""
     found: dict[str, str] = {}
     name = re.compile(r"\s*([^:,\"{}]{1,60}):\s*")
     i = 0
@@ -138,126 +153,87 @@ def values_of(line: str) -> dict[str, str]:
 
 
 def settings_in(text: str) -> Found:
-    """What such a text says, by our names; every setting by itself is one that can be."""
+    """The settings in such a text, by our names; each is valid by itself."""
     prompt, negative, values = split_text(text)
     found = Found({"prompt": prompt, "negative_prompt": negative})
     found.unused += EXTRA_NETWORK.findall(prompt)
     ours = values.get("Version", "").startswith("sd-zoo")
     for name, value in values.items():
-        if name in NO_SETTINGS or (name in READERS and READERS[name](found, value)):
-            continue
-        if name in NUMBERS:
-            mine, kind = NUMBERS[name]
-            try:
-                found.settings[mine] = kind(value)
-                continue
-            except ValueError:
-                pass  # no number: it is named below
-        found.unused.append(f"{name}: {value[:60]}")
+        if name not in NO_SETTINGS and not _read(found.settings, name, value):
+            found.unused.append(f"{name}: {value[:60]}")
     if not ours:
-        _as_they_mean_it(found, values)
+        _apply_their_defaults(found, values)
     if "hires" in found.settings and "strength" in found.settings:
         found.settings["hires_strength"] = found.settings.pop("strength")
-    _keep_what_can_be(found)
+    _leave_out_invalid(found)
     return found
 
 
-def _sampler(found: Found, value: str) -> bool:
-    name = sampler_name(value)
-    if name is None:
-        return False
-    found.settings["sampler"] = name[0]
-    if name[1]:
-        found.settings.setdefault("schedule", name[1])
-    return True
-
-
-def _schedule(found: Found, value: str) -> bool:
-    if value == "Automatic":
-        return True
-    if value == "Custom":
-        return True  # the sigmas say it
-    name = schedule_name(value)
-    if name:
-        found.settings["schedule"] = name
-    return name is not None
-
-
-def _size(found: Found, value: str) -> bool:
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
-    if match:
-        found.settings |= {"width": int(match[1]), "height": int(match[2])}
-    return match is not None
-
-
-def _numbers(name: str):
-    def read(found: Found, value: str) -> bool:
+def _read(settings: dict, name: str, value: str) -> bool:
+    """Take one value into the settings, by our name; whether it could be used."""
+    if name in VALUES:
+        ours, read = VALUES[name]
         try:
-            found.settings[name] = tuple(float(part) for part in value.split(","))
+            settings[ours] = read(value)
         except ValueError:
             return False
         return True
+    if name in CHOICES:
+        ours, meanings = CHOICES[name]
+        if meanings.get(value) is not None:
+            settings[ours] = meanings[value]
+        return value in meanings
+    return name in READERS and READERS[name](settings, value)
 
-    return read
 
-
-def _strength(found: Found, value: str) -> bool:
-    try:
-        found.settings["strength"] = float(value)
-    except ValueError:
+def _sampler(settings: dict, value: str) -> bool:
+    found = sampler_name(value)
+    if found is None:
         return False
+    settings["sampler"], schedule = found
+    if schedule:
+        settings.setdefault("schedule", schedule)
     return True
 
 
-def _hires(found: Found, value: str) -> bool:
-    found.settings["hires"] = value
-    return True
+def _schedule(settings: dict, value: str) -> bool:
+    if value in ("Automatic", "Custom"):  # the sampler's own; the one that the sigmas give
+        return True
+    name = schedule_name(value)
+    if name:
+        settings["schedule"] = name
+    return name is not None
 
 
-def _upscaler(found: Found, value: str) -> bool:
+def _size(settings: dict, value: str) -> bool:
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", value)
+    if match:
+        settings |= {"width": int(match[1]), "height": int(match[2])}
+    return match is not None
+
+
+def _upscaler(settings: dict, value: str) -> bool:
     names = {theirs: ours for ours, theirs in UPSCALES.items()}
-    found.settings["hires_upscale"] = names.get(value, "latent" if value.startswith("Latent") else "image")
+    settings["hires_upscale"] = names.get(value, "latent" if value.startswith("Latent") else "image")
     return value in names
 
 
-def _choice(name: str, meanings: dict[str, object]):
-    def read(found: Found, value: str) -> bool:
-        if meanings.get(value) is not None:
-            found.settings[name] = meanings[value]
-        return value in meanings
-
-    return read
+READERS = {"Sampler": _sampler, "Schedule type": _schedule, "Size": _size, "Hires upscaler": _upscaler}
 
 
-READERS = {
-    "Sampler": _sampler,
-    "Schedule type": _schedule,
-    "Size": _size,
-    "Sigmas": _numbers("sigmas"),
-    "Guidance interval": _numbers("guidance_interval"),
-    "Denoising strength": _strength,
-    "Hires upscale": _hires,
-    "Hires resize": _hires,
-    "Hires upscaler": _upscaler,
-    "Tiling": _choice("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
-    "Emphasis": _choice("plain_prompts", {"None": True, "Original": None}),
-    "Noise Schedule": _choice("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
-}
-
-
-def _as_they_mean_it(found: Found, values: dict[str, str]) -> None:
-    """What it means in other tools that something is not said."""
+def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
+    """Add what other tools mean by leaving a setting out."""
     settings = found.settings
     sampler = settings.get("sampler")
     unsaid = "schedule" not in settings and "Schedule type" not in values
     if sampler and unsaid and SAMPLER_INFO[sampler].schedule in ("karras", "exponential"):
         settings["schedule"] = "linspace"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
     if "hires" in settings and "steps" in settings and not settings.get("hires_steps"):
-        settings["hires_steps"] = settings["steps"]  # as many steps are run in the second pass as in the first
+        settings["hires_steps"] = settings["steps"]  # the second pass runs as many steps as the first
 
 
-def _keep_what_can_be(found: Found) -> None:
-    """Take out, and name, what `Settings` would refuse."""
+def _leave_out_invalid(found: Found) -> None:
+    """Remove what `Settings` would refuse, and name it."""
     needed = {"width": 512, "height": 512, "seed": 0}
     while True:
         try:
