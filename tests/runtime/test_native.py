@@ -45,13 +45,6 @@ def test_each_source_is_compiled_once(source, folder):
     assert len(built) == 2
 
 
-def test_without_building_it_is_there_only_if_it_was_built_before(source, folder):
-    assert library(source, FLAGS, build=False) is None
-    assert not folder.exists()
-    library(source, FLAGS)
-    assert library(source, FLAGS, build=False).seven() == 7
-
-
 @pytest.mark.parametrize("command", ["no-such-compiler", "false", "'not closed"])
 def test_without_a_compiler_that_works_there_is_nothing(source, folder, monkeypatch, command):
     monkeypatch.setenv("CXX", command)

@@ -1,4 +1,6 @@
-"""C++ of ours, compiled once on a machine and kept in the user's cache folder; nothing where that cannot be done."""
+"""The project's C++, compiled once per machine and kept in the user's cache folder. It is optional: without a compiler,
+PyTorch's own functions are used.
+"""
 
 import ctypes
 import functools
@@ -16,7 +18,7 @@ from pathlib import Path
 from sd.files import cache_folder
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
-SECONDS = 120  # that a compiler may take
+SECONDS = 120  # limit for the compiler
 CPU_INFO = Path("/proc/cpuinfo")
 AVX512 = {"avx512f", "avx512bw", "avx512vl", "avx512dq"}
 PAIRS = "avx512_bf16"  # products of vectors of bf16
@@ -25,7 +27,7 @@ ADDRESS, NUMBER = ctypes.c_void_p, ctypes.c_long
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, as Linux calls it; empty on other systems."""
+    """The processor's features, by Linux's names; empty on other systems."""
     return _flags_in(CPU_INFO)
 
 
@@ -39,7 +41,7 @@ def _flags_in(path: Path) -> frozenset[str]:
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler, `g++` or what CXX names, as the first words of a command; None where there is none."""
+    """The command of the C++ compiler, `g++` or the one in CXX; None if there is none."""
     try:
         words = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     except ValueError:
@@ -48,9 +50,9 @@ def compiler() -> list[str] | None:
 
 
 class Kernel:
-    """One source of ours in this folder. What is found when it is first needed stays for this process.
+    """One C++ file in this folder. The result of the first search for it is kept for the life of the process.
 
-    features   what the processor must have, named as in `cpu_flags`, when it is looked for
+    features   the processor features it needs, by the names in `cpu_flags`
     functions  by name: the types of their arguments, and of the result
     usable     asks the library whether it may be used
     """
@@ -67,18 +69,14 @@ class Kernel:
         self._found: list[ctypes.CDLL | None] = []
         self._lock = threading.Lock()
 
-    def library(self, on_build: Callable[[], object] = lambda: None, *, build: bool = True) -> ctypes.CDLL | None:
-        """The compiled kernel, or None; also when several threads ask at a time.
+    def library(self, on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+        """The compiled kernel, or None. May be called by several threads at once.
 
-        on_build  called before it is compiled, which is done once on a machine
-        build     False: only if it was compiled before
+        on_build  called before it is compiled, once per machine
         """
         with self._lock:
             if not self._found:
-                code = library(self.source, flags_for(self.features()), on_build, build=build)
-                if code is None and not build:
-                    return None
-                self._found.append(self._checked(code))
+                self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
             return self._found[0]
 
     def _checked(self, code: ctypes.CDLL | None) -> ctypes.CDLL | None:
@@ -94,19 +92,16 @@ class Kernel:
 
 
 def flags_for(features: Iterable[str]) -> list[str]:
-    """The compiler's, for a processor that has these features."""
+    """Compiler flags for a processor with these features."""
     names = (name.replace("_", "-").replace("avx512-", "avx512") for name in sorted(features))
     return [*FLAGS, *(f"-m{name}" for name in names)]
 
 
-def library(
-    source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None, *, build: bool = True
-) -> ctypes.CDLL | None:
-    """The compiled source. Another source, other flags, headers beside it or compiler make another file.
+def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] = lambda: None) -> ctypes.CDLL | None:
+    """The compiled source. The file's name depends on the source, the headers beside it, the flags and the compiler.
 
     on_build  called before it is compiled, which takes a few seconds
-    build     False: only if it was compiled before
-    returns   None where there is no compiler or it fails, where nothing can be kept, and on systems that are not Linux
+    returns   None without a working compiler or a folder to keep the result in, and on systems other than Linux
     """
     command = compiler()
     if command is None or sys.platform != "linux":
@@ -115,12 +110,12 @@ def library(
         parts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
         key = hashlib.sha256(repr([parts, shutil.which(command[0]), command, flags]).encode())
         folder, stem = cache_folder() / "native", f"{source.stem}-{key.hexdigest()[:16]}"
-        if build:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_own(folder):
-            return None
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = folder.stat()
+        if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+            return None  # another user could have put a file there
         path = whole_file(folder, stem)
-        if path is None and build and os.access(folder, os.W_OK):
+        if path is None and os.access(folder, os.W_OK):
             on_build()
             path = compiled([*command, *flags], source, folder, stem)
         return None if path is None else ctypes.CDLL(os.fspath(path))
@@ -128,14 +123,8 @@ def library(
         return None
 
 
-def is_own(folder: Path) -> bool:
-    """Whether nobody but this user can write to a folder, so that what is in it may be run."""
-    state = folder.stat()
-    return state.st_uid == os.geteuid() and not state.st_mode & 0o022
-
-
 def whole_file(folder: Path, stem: str) -> Path | None:
-    """The compiled file of that name, which ends with its digest. Damaged ones, which could end the process, go."""
+    """The compiled file of that name, which ends with its digest. Damaged ones could end the process, so they go."""
     for path in folder.glob(f"{stem}-*.so"):
         if path.name == file_name(stem, path.read_bytes()):
             return path
@@ -148,9 +137,9 @@ def file_name(stem: str, content: bytes) -> str:
 
 
 def compiled(command: Sequence[str], source: Path, folder: Path, stem: str) -> Path:
-    """The file, once it is complete: processes may compile the same at the same time.
+    """Compile, then move the complete file into place, as other processes may compile the same source meanwhile.
 
-    OpenMP is not linked: its functions are found in the library that PyTorch has loaded, whose threads wait already.
+    OpenMP is not linked: its functions are found in the library that PyTorch has loaded, whose threads already exist.
     """
     quiet = {"check": True, "capture_output": True, "stdin": subprocess.DEVNULL, "timeout": SECONDS}
     with tempfile.TemporaryDirectory(prefix=f".{stem}-", dir=folder) as mine:
