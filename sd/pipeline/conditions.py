@@ -1,4 +1,4 @@
-"""What a run is given beside its prompts: an init image, a mask, and the channels that the UNet reads beside x_t.
+"""What a run gets in addition to its prompts: an init image, a mask, and further channels for the UNet.
 
 Shape letters: B pictures, H W latent height and width.
 """
@@ -16,11 +16,11 @@ from sd.sampling.schedule import Step, add_noise
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """All of them absent: text to image.
+    """Text to image has none of them.
 
     x_0       (1 or B, 4, H, W)  latents of the init image, scaled, float32
-    mask      (1, 1, H, W)       1 is repainted, 0 is kept, by a UNet that does not know of masks
-    channels  (1, C, H, W)       what the UNet reads beside x_t
+    mask      (1, 1, H, W)       1 is repainted, 0 is kept; for a UNet that was not trained for inpainting
+    channels  (1, C, H, W)       for a UNet that was: it reads them after x_t
     """
 
     x_0: Tensor | None = None
@@ -28,15 +28,15 @@ class Conditions:
     channels: Tensor | None = None
 
     def initial(self, noise: Tensor, steps: list[Step], skipped: int) -> Tensor:
-        """Where a run begins that skips the first steps: noise alone if it skips none, else the noisy init image."""
+        """x_t at the first step that is run: pure noise, or the noisy init image if steps are skipped."""
         return noise if not skipped else add_noise(self.x_0, noise, steps[skipped].alpha_bar)
 
     def unet(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The UNet, given its other channels."""
+        """The UNet with its further channels, if it has any."""
         return predict if self.channels is None else with_channels(predict, self.channels)
 
     def denoiser(self, predict_eps: PredictEps) -> PredictEps:
-        """The denoiser, which keeps what the mask keeps."""
+        """The denoiser, which leaves the unmasked part unchanged."""
         return predict_eps if self.mask is None else keep_unmasked(predict_eps, self.x_0, self.mask)
 
 
@@ -45,28 +45,9 @@ def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: Ca
 
     encode_image  image (1, 3, 8H, 8W) in [-1, 1] -> scaled latents (1, 4, H, W)
 
-    Raises ValueError where the model's UNet reads other channels than the task has.
+    Raises ValueError if the model's UNet reads other channels than the task provides.
     """
     task = "text to picture" if init is None else "image to image" if init.mask is None else "inpainting"
-    require_channels(config, task)
-    if init is None:
-        return Conditions()
-    x_0 = init.latents if init.image is None else encode_image(init.image)
-    if init.mask is None:
-        return Conditions(x_0=x_0)
-    mask = init.latent_mask.to(x_0.device)
-    if config.unet.in_channels == config.vae.latent_channels:
-        return Conditions(x_0=x_0, mask=mask)
-    # The order of the channels is that of the published inpainting checkpoints: mask, then masked latents.
-    masked_latents = encode_image(init.image * (init.mask < 0.5))
-    return Conditions(x_0=x_0, channels=torch.cat([(mask >= 0.5).float(), masked_latents], dim=1))
-
-
-def require_channels(config: ModelConfig, task: str) -> None:
-    """Raises ValueError where the model's UNet reads other channels than the task has.
-
-    task  "text to picture", "image to image" or "inpainting"
-    """
     latents, given = config.vae.latent_channels, config.unet.in_channels
     with_mask = 2 * latents + 1  # noisy latents, the mask, and the masked latents
     allowed = (latents, with_mask) if task == "inpainting" else (latents,)
@@ -75,3 +56,14 @@ def require_channels(config: ModelConfig, task: str) -> None:
             f"{task} needs a model whose UNet takes {' or '.join(map(str, allowed))} channels, "
             f"this one ({config.family}) takes {given}"
         )
+    if init is None:
+        return Conditions()
+    x_0 = init.latents if init.image is None else encode_image(init.image)
+    if init.mask is None:
+        return Conditions(x_0=x_0)
+    mask = init.latent_mask.to(x_0.device)
+    if given == latents:
+        return Conditions(x_0=x_0, mask=mask)
+    # The order of the channels is that of the published inpainting checkpoints: mask, then masked latents.
+    masked_latents = encode_image(init.image * (init.mask < 0.5))
+    return Conditions(x_0=x_0, channels=torch.cat([(mask >= 0.5).float(), masked_latents], dim=1))
