@@ -117,7 +117,7 @@ class SdZooAutotuned(SdZooCompiled):
     def load(self) -> None:
         from sd.runtime.gpu import compile as compiling
 
-        compiling.CUDA_OPTIONS = compiling.AUTOTUNED
+        compiling.OPTIONS = compiling.AUTOTUNED
         super().load()
 
 
