@@ -13,8 +13,8 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import make_checkpoint
@@ -27,7 +27,7 @@ from sd.networks.build import build_networks
 from sd.networks.unet import UNet
 from sd.runtime.cpu.attention import attention_applied
 from sd.runtime.cpu.gates import gates_joined
-from sd.runtime.cpu.packing import PackedConvolutions
+from sd.runtime.cpu.packing import PackedConv2d, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.cpu.winograd import WinogradConvolutions
 from sd.runtime.device import PRECISIONS, pick_device
@@ -63,6 +63,21 @@ def attention_by(backend: str) -> AbstractContextManager:
     return sdpa_kernel([getattr(SDPBackend, backend), *others], set_priority=True)
 
 
+@contextmanager
+def packed_convolutions(unet: UNet) -> Iterator[None]:
+    """Within this context, convolutions have packed weights."""
+    convolutions = convolutions_of(unet).values()
+    if any(vars(conv).get("_packed") is None for conv in convolutions):
+        make_packed({conv: pack(conv, conv.weight.detach()) for conv in convolutions}, unet.out.conv.bias.dtype)
+    for conv in convolutions:
+        conv.__class__ = PackedConv2d
+    try:
+        yield
+    finally:
+        for conv in convolutions:
+            conv.__class__ = torch.nn.Conv2d
+
+
 def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change], bool]]:
     """By name: what acts on the network when it predicts for x_t (B, C, H, W), and whether it is captured."""
 
@@ -71,7 +86,8 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
 
     if x_t.device.type != "cuda":
         latents, execution = x_t.shape[-2:].numel(), Execution()
-        packed, winograd = PackedConvolutions(unet), WinogradConvolutions(unet, keep=True)
+        winograd = WinogradConvolutions(unet, keep=True)
+        packed = partial(packed_convolutions, unet)
         attending, gates = partial(attention_applied, unet, x_t), partial(gates_joined, unet, x_t)
 
         def convolutions() -> AbstractContextManager:
@@ -80,11 +96,11 @@ def variants_for(unet: UNet, x_t: torch.Tensor) -> dict[str, tuple[list[Change],
         return {
             "plain": ([], False),
             "halves shared": ([halves], False),
-            "packed convolutions": ([lambda: patched(packed.forwards())], False),
-            "Winograd's algorithm": ([lambda: patched(winograd.forwards(x_t, latents, {}))], False),
+            "packed convolutions": ([packed], False),
+            "Winograd's algorithm": ([lambda: patched(winograd.forwards(x_t, latents))], False),
             "attention of ours": ([attending], False),
             "joined gates": ([gates], False),
-            "all, as pictures are made": ([convolutions, attending, gates, halves], False),
+            "all, as pictures are made": ([packed, convolutions, attending, gates, halves], False),
         }
     return {
         "plain": ([], False),

@@ -81,15 +81,6 @@ def one_by_one(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype != torch.float32
 
 
-def memory_format(tensor: torch.Tensor, *, packed: bool = False) -> torch.memory_format:
-    """How a weight should lie in memory: convolutions run fastest where the channels of a position lie side by side.
-
-    packed  it will be packed (`sd.runtime.cpu.packing`): then as in the file, which in the file's precision takes no
-            memory
-    """
-    return torch.channels_last if tensor.dim() == 4 and not packed else torch.contiguous_format
-
-
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Values from the CPU, on that device; on CUDA, without waiting for what it has to do before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

@@ -20,7 +20,6 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.runner import NonFiniteError, Predict, Runner, T, finite
 from sd.pipeline.settings import Settings
-from sd.runtime.cpu.packing import PackedConvolutions
 from sd.runtime.device import LATENTS, RunOptions, is_set, one_by_one, send
 from sd.runtime.patching import patched
 from sd.runtime.shortcuts.shared_halves import computed_once
@@ -55,7 +54,6 @@ class Execution(Runner):
         watched: bool = False,
     ):
         self.options, self.visited = options or RunOptions(), visited
-        self.packed: PackedConvolutions | None = None
         self.winograd: dict[type[nn.Module], WinogradConvolutions] = {}  # of the UNet and of the VAE
         self.compiler, self.compiled = compiler, None
         self.recorder, self.captured = recorder, None
@@ -74,7 +72,7 @@ class Execution(Runner):
     def for_watching(self) -> "Execution":
         """The same with the UNet as it is, so that everything in it can be seen, step by step."""
         execution = Execution(replace(self.options, compile=False), self.visited, watched=True)
-        execution.packed, execution.winograd, execution.on_build = self.packed, self.winograd, self.on_build
+        execution.winograd, execution.on_build = self.winograd, self.on_build
         return execution
 
     # What the pipeline calls
@@ -271,21 +269,13 @@ class Execution(Runner):
         latents  the number of positions in the latents that belong to x
         """
         part, is_unet = type(network), isinstance(network, UNet)
-        if tile or (is_unet and self.options.low_memory):
+        if tile or (is_unet and self.options.low_memory) or x.device.type != "cpu" or latents < LATENTS:
             return {}
-        packed = self._packed(network).forwards() if is_unet else {}
-        if x.device.type != "cpu" or latents < LATENTS:
-            return packed
         if part not in self.winograd or self.winograd[part].network is not network:
             from sd.runtime.cpu.winograd import WinogradConvolutions
 
             self.winograd[part] = WinogradConvolutions(network, keep=is_unet)
-        return packed | self.winograd[part].forwards(x, latents, packed, self._about_to_build)
-
-    def _packed(self, unet: UNet) -> PackedConvolutions:
-        if self.packed is None or self.packed.network is not unet:
-            self.packed = PackedConvolutions(unet)
-        return self.packed
+        return self.winograd[part].forwards(x, latents, self._about_to_build)
 
     def _compiled(self, unet: UNet) -> "CompiledUNet":
         if self.compiled is None or self.compiled.network is not unet:

@@ -6,6 +6,7 @@ weights are never held twice.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from convert.files.reader import CheckpointFile, open_checkpoint
 from sd.files import embedded_model
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
-from sd.runtime.cpu.packing import can_pack
+from sd.runtime.cpu.packing import can_pack, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
 from sd.runtime.execution import Execution
@@ -49,8 +50,8 @@ def load(
     with the file, also if there is none; ValueError for another device, precision or weights, and where networks cannot
     be compiled here.
 
-    In float32 on the CPU the model goes on reading from the mapped file: replace the file if you must, but don't
-    overwrite it in place while the model is in use.
+    On a CPU the model goes on reading from the mapped file: replace the file if you must, but don't overwrite it in
+    place while the model is in use. There, weights of the UNet's convolutions stay in the file's precision.
     """
     target = pick_device(device)
     pick_precision(target, precision)  # a wrong name is told before the file is opened
@@ -78,14 +79,17 @@ def from_checkpoint(
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
     home = torch.device("cpu") if options.low_memory else device
-    packed = can_pack(home, dtype) and not options.low_memory
-    parameters = read_parameters(file, checkpoint, home, dtype, on_tensor, packed=packed)
+    packs = can_pack(home, dtype) and not options.low_memory
+    convolutions = {f"unet.{name}.weight": conv for name, conv in convolutions_of(networks["unet"]).items()}
+    packers = {name: partial(pack, conv) for name, conv in convolutions.items()} if packs else {}
+    parameters, packed = read_parameters(file, checkpoint, home, dtype, on_tensor, packers)
     for component, network in networks.items():
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
         network.load_state_dict(mine, assign=True)
         if home.type == "cpu":
             make_precise(network)
+    make_packed({convolutions[name]: weight for name, weight in packed.items()}, dtype)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
     return StableDiffusion(

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from convert.checkpoint import Checkpoint
 from convert.files.reader import CheckpointFile, release_after_last
 from convert.files.tensors import as_tensor, in_range, out_of_range
-from sd.pipeline.runner import precision_name
-from sd.runtime.device import memory_format
+from sd.pipeline.runner import PRECISIONS, precision_name
 
 
 def read_parameters(
@@ -22,25 +21,29 @@ def read_parameters(
     device: torch.device,
     dtype: torch.dtype,
     on_tensor: Callable[[int], None] | None = None,
-    *,
-    packed: bool = False,
-) -> dict[str, Tensor]:
+    packers: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
     A tensor is a view of the mapped file, or a copy where the precision or the memory format is another one.
 
-    packed  the UNet's convolutions will be packed (`sd.runtime.cpu.packing`), so their weights can lie as in the file
+    packers  for weights that stay as they are in the file: what packs one in `dtype`, see `sd.runtime.cpu.packing`
+    returns  the tensors, and the packed ones
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
     """
-    records, parameters, unusable = checkpoint.tensors, {}, []
+    records, parameters, packed, unusable = checkpoint.tensors, {}, {}, []
     release = release_after_last(file, records.values())
 
     def read(name: str) -> tuple[Tensor, bool]:
         file.verify(records[name])
         stored = as_tensor(file, records[name])
         fits = in_range(stored, dtype)
-        layout = memory_format(stored, packed=packed and name.startswith("unet."))
+        if packers and name in packers and stored.dtype in PRECISIONS.values():
+            packed[name] = packers[name](stored.to(dtype))
+            release(records[name])
+            return stored, fits
+        layout = torch.channels_last if stored.dim() == 4 else torch.contiguous_format  # as convolutions read fastest
         used = stored.to(device, dtype, memory_format=layout).contiguous(memory_format=layout)
         if used.data_ptr() != stored.data_ptr():
             release(records[name])
@@ -58,7 +61,7 @@ def read_parameters(
                 on_tensor(records[name].nbytes)
     if unusable:
         raise out_of_range(sorted(unusable), precision_name(dtype))
-    return parameters
+    return parameters, packed
 
 
 ONE_LOAD = threading.Lock()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sd.runtime.cpu.process_memory import keep_freed_memory
-from sd.runtime.device import has_fast_bf16, memory_format, pick_device, pick_precision, precision_name
+from sd.runtime.device import has_fast_bf16, pick_device, pick_precision, precision_name
 
 
 def test_auto_takes_the_first_device_that_is_there(monkeypatch):
@@ -42,11 +42,6 @@ def test_auto_is_bf16_only_on_cpus_that_multiply_it(monkeypatch):
         assert pick_precision(torch.device("cpu"), width=64) == torch.float32  # a narrow network is no faster in bf16
     assert pick_precision(torch.device("cuda")) == torch.float16
     assert has_fast_bf16() in (True, False)
-
-
-def test_convolutions_are_channels_last_and_nothing_else():
-    assert memory_format(torch.zeros(1, 1, 1, 1)) == torch.channels_last
-    assert memory_format(torch.zeros(1, 1)) == torch.contiguous_format
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")

@@ -1,17 +1,18 @@
-"""Packed convolutions give the same predictions, and leave the network unchanged."""
+"""Packed convolutions give the same predictions, and everything else about the network stays as it is."""
+
+import copy
 
 import pytest
 import torch
-from conftest import TINY, fill, settings
+from conftest import TINY, fill, pixels, settings
 from torch import nn
 
+import sd
 from sd.runtime.cpu import packing
-from sd.runtime.cpu.packing import PackedConvolutions, can_pack
-from sd.runtime.patching import patched
+from sd.runtime.cpu.packing import PackedConv2d, can_pack, convolutions_of, make_packed, pack
 
-pytestmark = pytest.mark.skipif(
-    not can_pack(torch.device("cpu"), torch.float32), reason="this build of PyTorch has no oneDNN"
-)
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this build of PyTorch has no oneDNN")
 
 
 def inputs(dtype=torch.float32):
@@ -20,86 +21,79 @@ def inputs(dtype=torch.float32):
     return x_t.to(dtype), torch.tensor(321.5), context[..., : TINY.unet.context_width].to(dtype)
 
 
-@pytest.fixture
-def unet():
-    return fill(TINY)["unet"]
+def distance(found, expected):
+    return ((found.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_the_prediction_is_the_same_and_so_are_the_weights_and_their_names(unet, dtype, error):
-    """Where bf16 cannot be packed, the plain weights run."""
-    unet.to(dtype)
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    plain = unet(*inputs(dtype)).float()
-    with patched(PackedConvolutions(unet).forwards()):
-        packed = unet(*inputs(dtype)).float()
-        assert list(unet.state_dict()) == list(before)
-    assert (packed - plain).norm() / plain.norm() < error
-    assert torch.equal(unet(*inputs(dtype)).float(), plain)
-    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
+def packed_unet():
+    unet = fill(TINY)["unet"]
+    make_packed({conv: pack(conv, conv.weight) for conv in convolutions_of(unet).values()}, torch.float32)
+    return unet
 
 
-@pytest.fixture
-def counted(monkeypatch):
-    """Calls of a function in the module, by its name: the convolution that each was for."""
-
-    def counted(name):
-        calls, own = [], getattr(packing, name)
-        monkeypatch.setattr(packing, name, lambda conv, *given: calls.append(conv) or own(conv, *given))
-        return calls
-
-    return counted
-
-
-def test_every_convolution_is_packed_and_packed_once(unet, counted):
-    made, packed = counted("pack"), PackedConvolutions(unet)
-    for _ in range(2):
-        with patched(packed.forwards()):
-            unet(*inputs())
-    assert set(made) == {module for module in unet.modules() if isinstance(module, nn.Conv2d)}
-    assert len(made) == len(set(made))
+@torch.no_grad()
+@pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 3e-2)])
+def test_a_loaded_model_predicts_with_packed_weights_and_keeps_the_files(tiny_ckpt, monkeypatch, precision, error):
+    plain, packed = fill(TINY)["unet"], sd.load(tiny_ckpt, device="cpu", precision=precision).unet
+    if not can_pack(CPU, packed.out.conv.bias.dtype):
+        pytest.skip("this processor does not pack bf16")
+    plain.load_state_dict(packed.float().state_dict() if precision == "fp32" else packed.state_dict())
+    assert all(type(conv) is PackedConv2d for conv in convolutions_of(packed).values())
+    assert {conv.weight.dtype for conv in convolutions_of(packed).values()} == {torch.float32}  # as in the file
+    made = []
+    monkeypatch.setattr(packing, "pack", lambda *given, own=pack: made.append(given[0]) or own(*given))
+    dtype = packed.out.conv.bias.dtype
+    assert distance(packed(*inputs(dtype)), plain.to(dtype)(*inputs(dtype))) < error
+    assert not made  # the copies that were made while the file was read are used
 
 
-def test_pictures_are_made_with_packed_convolutions(model, counted):
-    seen = counted("convolve")
-    model.make([settings(steps=2)])
-    assert len(seen) == 2 * len(model.runner.packed.convolutions)
+@torch.no_grad()
+def test_pictures_are_made_with_packed_convolutions(tiny_ckpt, monkeypatch):
+    model, seen = sd.load(tiny_ckpt, device="cpu", precision="fp32"), []
+    own = packing.CONVOLUTION
+    monkeypatch.setattr(packing, "CONVOLUTION", lambda *given: seen.append(1) or own(*given))
+    picture = pixels(model.make([settings(steps=2)])[0])
+    assert len(seen) == 2 * len(convolutions_of(model.unet))
+    monkeypatch.setattr(packing, "CONVOLUTION", None)  # where oneDNN is missing, the weights themselves are used
+    assert abs(pixels(model.make([settings(steps=2)])[0]) - picture).max() <= 1
 
 
-def test_changed_weights_are_packed_anew(unet):
-    packed = PackedConvolutions(unet)
+@torch.no_grad()
+def test_changed_weights_are_packed_again():
+    packed, plain = packed_unet(), fill(TINY)["unet"]
 
-    def predicted():
-        with patched(packed.forwards()):
-            return unet(*inputs())
+    def expect_plain(change):
+        before = packed(*inputs())
+        for unet in (packed, plain):
+            change(unet)
+        expected = plain(*inputs())
+        assert distance(packed(*inputs()), expected) < 1e-5
+        assert distance(before, expected) > 1e-3
 
-    def expect_plain(before):
-        plain = unet(*inputs())
-        assert (predicted() - plain).norm() / plain.norm() < 1e-5
-        assert (before - plain).norm() / plain.norm() > 1e-3
+    def train(unet):  # some optimisers change weights without a trace
+        unet.requires_grad_(True)
+        optimiser = torch.optim.AdamW(unet.parameters(), lr=0.01, fused=True)
+        for weight in unet.parameters():
+            weight.grad = torch.ones_like(weight)
+        optimiser.step()
 
-    before = predicted()
-    unet.out.conv.weight.mul_(2)
-    expect_plain(before)
-    before = predicted()
-    unet.out.conv.weight = nn.Parameter(-unet.out.conv.weight)
-    expect_plain(before)
-    before = predicted()
-    unet.requires_grad_(True)  # in training: some optimisers change weights without a trace
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=0.01, fused=True)
-    for weight in unet.parameters():
-        weight.grad = torch.ones_like(weight)
-    optimiser.step()
-    expect_plain(before)
-    assert not packed.forwards()
-    unet.requires_grad_(False)
-    before = predicted()
-    unet.to(torch.float64)  # is not packed: the plain ones run
-    with patched(packed.forwards()):
-        assert (unet(*inputs(torch.float64)).float() - before).norm() / before.norm() < 1e-5
+    expect_plain(lambda unet: unet.out.conv.weight.mul_(2))
+    expect_plain(lambda unet: setattr(unet.out.conv, "weight", nn.Parameter(-unet.out.conv.weight, False)))
+    expect_plain(train)
 
 
-def test_outputs_are_channels_last_whatever_comes_in():
-    conv = nn.Conv2d(4, 16, 3, padding=1).requires_grad_(False)
-    with patched(PackedConvolutions(nn.Sequential(conv)).forwards()):
-        assert conv(torch.randn(2, 4, 8, 8)).is_contiguous(memory_format=torch.channels_last)
+@torch.no_grad()
+def test_other_precisions_and_copies_have_weights_of_their_own():
+    unet = packed_unet()
+    expected = unet(*inputs())
+    assert distance(copy.deepcopy(unet)(*inputs()), expected) == 0
+    assert distance(unet.to(torch.float64)(*inputs(torch.float64)), expected) < 1e-5  # not packed
+    if can_pack(CPU, torch.bfloat16):
+        assert distance(unet.to(torch.bfloat16)(*inputs(torch.bfloat16)), expected) < 3e-2
+
+
+def test_gradients_reach_the_weights():
+    unet = packed_unet().requires_grad_(True)
+    with torch.enable_grad():
+        unet(*inputs()).square().sum().backward()
+    assert unet.input_blocks[0].conv.weight.grad.norm() > 0

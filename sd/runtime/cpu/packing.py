@@ -1,12 +1,14 @@
-"""Convolution weights laid out once as the CPU wants them, instead of anew in every call.
+"""Convolution weights laid out once as the CPU wants them, instead of in every call.
 
 oneDNN, which computes PyTorch's convolutions on CPUs, reads weights in blocks of channels. A network keeps them as they
-are in the file, so each call re-lays them first. Where feature maps are small, that takes longer than the convolution:
-docs/performance.md has the figures. The network itself is not changed: its forwards are patched while it runs.
+are in the file, so each call lays them out first. Where feature maps are small, that takes longer than the convolution:
+docs/performance.md has the figures.
+
+A packed convolution keeps its weight where the file is mapped, in the file's precision, which takes no memory, and has
+a copy in its input's precision and oneDNN's layout beside it. The rest of the network sees an `nn.Conv2d`.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +18,6 @@ TYPICAL = 32, 32  # feature map; told nothing, oneDNN takes a layout that makes 
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether packed weights pay on this device and in this precision.
-
-    In float32 the plain weights stay in the mapped file, so packed ones take the memory that others would. In bf16 they
-    come on top, for the convolutions that Winograd's algorithm does not compute.
-    """
     if CONVOLUTION is None or device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
     if dtype == torch.bfloat16:
@@ -28,33 +25,39 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-class PackedConvolutions:
-    """The packed weights of a network's convolutions.
+class PackedConv2d(nn.Conv2d):
+    """A convolution that computes with a packed copy of its weight, without gradients.
 
-    Each is made when its convolution first runs, and again when the network's weight has changed; changes through
-    `.data` are not seen. A network in training uses its own weights.
+    The copy is made again when the weight has changed; changes through `.data` are not seen. In training, and where
+    packed weights cannot be used, the weight itself is.
     """
 
-    def __init__(self, network: nn.Module):
-        self.network = network
-        self.convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
-        self._packed: dict[nn.Conv2d, tuple[Tensor, int, Tensor]] = {}  # made from what, in which version; the result
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out channels, H', W')"""
+        if self.weight.requires_grad or not can_pack(x.device, x.dtype):
+            return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
+        options = self.bias, self.padding, self.stride, self.dilation, self.groups
+        return CONVOLUTION(x, self._packed_weight(x.dtype), *options, "none", [], "")  # no other function joined to it
 
-    def forwards(self) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-        """Forward functions, without gradients, for the convolutions that can use them now."""
-        forwards = {}
-        for conv in self.convolutions:
-            if can_pack(conv.weight.device, conv.weight.dtype) and not conv.weight.requires_grad:
-                forwards[conv] = partial(self._forward, conv)
-            else:
-                self._packed.pop(conv, None)  # an optimiser may change weights without a trace
-        return forwards
+    def _packed_weight(self, dtype: torch.dtype) -> Tensor:
+        made = vars(self).get("_packed")
+        if not is_made_from(made, self, dtype):
+            self._packed = *origin(self), dtype, pack(self, self.weight.detach().to(dtype))
+        return self._packed[-1]
 
-    def _forward(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
-        if not is_made_from(self._packed.get(conv), conv):
-            weight, version = origin(conv)
-            self._packed[conv] = weight, version, pack(conv, weight)
-        return convolve(conv, self._packed[conv][2], x)
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_packed"}  # copies make their own
+
+
+def make_packed(packed: Mapping[nn.Conv2d, Tensor], dtype: torch.dtype) -> None:
+    """Have convolutions compute with these packed weights, which are in that precision, from now on."""
+    for conv, weight in packed.items():
+        conv.__class__ = PackedConv2d
+        conv._packed = *origin(conv), dtype, weight
+
+
+def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: module for name, module in network.named_modules() if isinstance(module, nn.Conv2d)}
 
 
 def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
@@ -63,20 +66,14 @@ def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
     return weight, 0 if weight.is_inference() else weight._version
 
 
-def is_made_from(made: tuple | None, conv: nn.Conv2d) -> bool:
-    """Whether something that begins with the weight and the number of `origin` was made from what these are now."""
+def is_made_from(made: tuple | None, conv: nn.Conv2d, dtype: torch.dtype) -> bool:
+    """Whether something, which begins with the weight, its version and a dtype, was made from what these are now."""
     weight, version = origin(conv)
-    return made is not None and (made[0].data_ptr(), made[1]) == (weight.data_ptr(), version)
+    return made is not None and (made[0].data_ptr(), *made[1:3]) == (weight.data_ptr(), version, dtype)
 
 
 @torch.no_grad()
 def pack(conv: nn.Conv2d, weight: Tensor) -> Tensor:
-    """A weight in oneDNN's own layout for this convolution, which only `convolve` can read."""
+    """A weight in oneDNN's own layout for this convolution, which only oneDNN can read."""
     options = conv.padding, conv.stride, conv.dilation, conv.groups
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *options, [2, conv.in_channels, *TYPICAL])
-
-
-def convolve(conv: nn.Conv2d, packed: Tensor, x: Tensor) -> Tensor:
-    """What the convolution makes of x (B, C, H, W), up to rounding."""
-    options = conv.bias, conv.padding, conv.stride, conv.dilation, conv.groups
-    return CONVOLUTION(x, packed, *options, "none", [], "")  # no other function joined to it

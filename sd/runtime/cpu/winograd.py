@@ -12,7 +12,7 @@ B batch, C channels, H W height and width.
 """
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -63,26 +63,25 @@ class WinogradConvolutions:
         plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in behind]
         self.layers = {layer: layer for layer in plain if fits(layer)}  # and the convolution in each of them
         self.layers |= {layer: layer.conv for layer in upsampling if fits(layer.conv)}
-        self._made: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}  # from what, in which version; the weights
+        # made from what, in which version and precision; the weights
+        self._made: dict[nn.Module, tuple[Tensor, int, torch.dtype, Tensor]] = {}
 
     def forwards(
         self,
         x: Tensor,
         latents: int,
-        others: Mapping[nn.Module, Callable[..., Tensor]],
         on_build: Callable[[], object] = lambda: None,
     ) -> dict[nn.Module, Callable[..., Tensor]]:
         """Forward functions for inputs like x, without gradients; none where the algorithm is not to be had.
 
         latents   the number of positions in the latents that belong to x
-        others    forward functions for small feature maps, where they are not the layers' own
         on_build  called before the algorithm is compiled, which is done once on a machine
         """
         if latents < LATENTS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
             return {}
         if not self.layers or KERNEL.library(on_build) is None:
             return {}
-        return {layer: self._forward(layer, others.get(layer, layer.forward)) for layer in self.layers}
+        return {layer: self._forward(layer, layer.forward) for layer in self.layers}
 
     def _forward(self, layer: nn.Module, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         conv, operator, upsampled = self.layers[layer], OPERATOR.call, not is_convolution(layer)
@@ -97,11 +96,12 @@ class WinogradConvolutions:
 
     def _weights(self, layer: nn.Module) -> Tensor:
         conv, made = self.layers[layer], self._made.get(layer)
-        if not is_made_from(made, conv):
-            made = *origin(conv), lay_out(conv.weight.detach(), upsampled=not is_convolution(layer))
+        dtype = conv.bias.dtype  # the weight may be in the file's
+        if not is_made_from(made, conv, dtype):
+            made = *origin(conv), dtype, lay_out(conv.weight.detach().to(dtype), upsampled=not is_convolution(layer))
             if self.keep:
                 self._made[layer] = made
-        return made[2]
+        return made[3]
 
 
 def upsampling_layers(network: nn.Module) -> list[nn.Module]:
