@@ -24,7 +24,7 @@ from convert.actions.writing import (
 from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
 from convert.families.family import PARTS
 from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
-from convert.layouts.shapes import parameter_shapes
+from convert.layouts.names import parameter_shapes
 from convert.other_vae import read_with_vae
 from convert.single_part import only, read_part
 from sd.files import folder_written_whole, remove_leftovers, written_whole

@@ -15,8 +15,7 @@ from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha2
 from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
-from convert.layouts.diffusers_names import diffusers_names
-from convert.layouts.names import PREFIXES, ema_name
+from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_schedule import PREDICTS_V
 from convert.single_part import DROPPED
 

@@ -1,192 +1,253 @@
-"""Where the original files keep each parameter of ours: tables of plain strings, relative to one block.
+"""Every parameter of a model: our name, the one in the original files, the one in diffusers' folders, and its shape.
 
-An entry names a module and covers its weight and its bias; an entry that ends in `.weight` covers the weight alone.
-Nothing here needs torch.
+The tables are plain strings, relative to one block. Shapes come from the config alone: the networks in `sd/` have the
+same ones, but they are made of torch, which takes longer to import than it takes to copy a gigabyte. Tests compare the
+two.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from sd.networks.block_plan import BlockRow, block_plan
 
-# ours -> original, relative to one block of the UNet
-RESIDUAL_BLOCK = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "skip": "skip_connection",  # only where the number of channels changes
-}
-SPATIAL_TRANSFORMER = {
-    "norm": "norm",
-    "proj_in": "proj_in",
-    "proj_out": "proj_out",
-}
-TRANSFORMER_BLOCK = {
-    "norm1": "norm1",
-    "self_attention.q.weight": "attn1.to_q.weight",
-    "self_attention.k.weight": "attn1.to_k.weight",
-    "self_attention.v.weight": "attn1.to_v.weight",
-    "self_attention.out": "attn1.to_out.0",
-    "norm2": "norm2",
-    "cross_attention.q.weight": "attn2.to_q.weight",
-    "cross_attention.k.weight": "attn2.to_k.weight",
-    "cross_attention.v.weight": "attn2.to_v.weight",
-    "cross_attention.out": "attn2.to_out.0",
-    "norm3": "norm3",
-    "feed_forward.proj_in": "ff.net.0.proj",
-    "feed_forward.proj_out": "ff.net.2",
-}
-UNET_ENDS = {
-    "time_embed.linear1": "time_embed.0",
-    "time_embed.linear2": "time_embed.2",
-    "out.norm": "out.0",
-    "out.conv": "out.2",
-}
+Row = tuple[str, str, str, tuple[str | int, ...]]
+Table = tuple[Row, ...]
 
-# ours -> original, relative to one block of the VAE
-VAE_RESIDUAL_BLOCK = {
-    "norm1": "norm1",
-    "conv1": "conv1",
-    "norm2": "norm2",
-    "conv2": "conv2",
-    "skip": "nin_shortcut",  # only where the number of channels changes
-}
-VAE_ATTENTION = {
-    "norm": "norm",
-    "attention.q": "q",
-    "attention.k": "k",
-    "attention.v": "v",
-    "attention.out": "proj_out",
-}
-VAE_ENDS = {  # in the encoder and in the decoder
-    "conv_in": "conv_in",
-    "norm_out": "norm_out",
-    "conv_out": "conv_out",
-}
+# A row is a module: ours, the original's, diffusers', the shape of its weight. A bias has the first axis of the weight;
+# a name that ends in .weight has none. Where a block changes the number of channels, it is from `channels` to `width`.
+UNET_ENDS: Table = (
+    ("time_embed.linear1", "time_embed.0", "time_embedding.linear_1", ("time", "width")),
+    ("time_embed.linear2", "time_embed.2", "time_embedding.linear_2", ("time", "time")),
+    ("out.norm", "out.0", "conv_norm_out", ("last",)),
+    ("out.conv", "out.2", "conv_out", ("out", "last", 3, 3)),
+)
+CONV: Table = (("", "", "", ("width", "channels", 3, 3)),)
+DOWNSAMPLE: Table = (("conv", "op", "conv", ("width", "width", 3, 3)),)
+UPSAMPLE: Table = (("conv", "conv", "conv", ("width", "width", 3, 3)),)
+RESIDUAL_BLOCK: Table = (
+    ("norm1", "in_layers.0", "norm1", ("channels",)),
+    ("conv1", "in_layers.2", "conv1", ("width", "channels", 3, 3)),
+    ("time_proj", "emb_layers.1", "time_emb_proj", ("width", "time")),
+    ("norm2", "out_layers.0", "norm2", ("width",)),
+    ("conv2", "out_layers.3", "conv2", ("width", "width", 3, 3)),
+    ("skip", "skip_connection", "conv_shortcut", ("width", "channels", 1, 1)),  # only where they differ
+)
+SPATIAL_TRANSFORMER: Table = (
+    ("norm", "norm", "norm", ("width",)),
+    ("proj_in", "proj_in", "proj_in", ("width", "width")),
+    ("proj_out", "proj_out", "proj_out", ("width", "width")),
+)
+TRANSFORMER_BLOCK: Table = (
+    ("norm1", "norm1", "norm1", ("width",)),
+    ("self_attention.q.weight", "attn1.to_q.weight", "attn1.to_q.weight", ("width", "width")),
+    ("self_attention.k.weight", "attn1.to_k.weight", "attn1.to_k.weight", ("width", "width")),
+    ("self_attention.v.weight", "attn1.to_v.weight", "attn1.to_v.weight", ("width", "width")),
+    ("self_attention.out", "attn1.to_out.0", "attn1.to_out.0", ("width", "width")),
+    ("norm2", "norm2", "norm2", ("width",)),
+    ("cross_attention.q.weight", "attn2.to_q.weight", "attn2.to_q.weight", ("width", "width")),
+    ("cross_attention.k.weight", "attn2.to_k.weight", "attn2.to_k.weight", ("width", "context")),
+    ("cross_attention.v.weight", "attn2.to_v.weight", "attn2.to_v.weight", ("width", "context")),
+    ("cross_attention.out", "attn2.to_out.0", "attn2.to_out.0", ("width", "width")),
+    ("norm3", "norm3", "norm3", ("width",)),
+    ("feed_forward.proj_in", "ff.net.0.proj", "ff.net.0.proj", ("gated", "width")),
+    ("feed_forward.proj_out", "ff.net.2", "ff.net.2", ("width", "hidden")),
+)
 
-# ours -> original, relative to one layer of the CLIP text transformer
-ENCODER_LAYER = {
-    "norm1": "layer_norm1",
-    "attention.q": "self_attn.q_proj",
-    "attention.k": "self_attn.k_proj",
-    "attention.v": "self_attn.v_proj",
-    "attention.out": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "feed_forward.proj_in": "mlp.fc1",
-    "feed_forward.proj_out": "mlp.fc2",
-}
-TEXT_ENCODER_ENDS = {
-    "token_embedding.weight": "embeddings.token_embedding.weight",
-    "position_embedding.weight": "embeddings.position_embedding.weight",
-    "final_norm": "final_layer_norm",
-}
+VAE_LATENTS: Table = (
+    ("quant_conv", "quant_conv", "quant_conv", ("moments", "moments", 1, 1)),
+    ("post_quant_conv", "post_quant_conv", "post_quant_conv", ("latents", "latents", 1, 1)),
+)
+VAE_ENDS: Table = (  # in the encoder and in the decoder
+    ("conv_in", "conv_in", "conv_in", ("first", "channels", 3, 3)),
+    ("norm_out", "norm_out", "conv_norm_out", ("last",)),
+    ("conv_out", "conv_out", "conv_out", ("out", "last", 3, 3)),
+)
+VAE_RESIDUAL_BLOCK: Table = (
+    ("norm1", "norm1", "norm1", ("channels",)),
+    ("conv1", "conv1", "conv1", ("width", "channels", 3, 3)),
+    ("norm2", "norm2", "norm2", ("width",)),
+    ("conv2", "conv2", "conv2", ("width", "width", 3, 3)),
+    ("skip", "nin_shortcut", "conv_shortcut", ("width", "channels", 1, 1)),  # only where they differ
+)
+VAE_ATTENTION: Table = (
+    ("norm", "norm", "group_norm", ("width",)),
+    ("attention.q", "q", "to_q", ("width", "width")),
+    ("attention.k", "k", "to_k", ("width", "width")),
+    ("attention.v", "v", "to_v", ("width", "width")),
+    ("attention.out", "proj_out", "to_out.0", ("width", "width")),
+)
 
-# component -> where the whole file keeps it
+TEXT_ENCODER_ENDS: Table = (
+    ("token_embedding.weight", *2 * ("embeddings.token_embedding.weight",), ("vocabulary", "width")),
+    ("position_embedding.weight", *2 * ("embeddings.position_embedding.weight",), ("length", "width")),
+    ("final_norm", "final_layer_norm", "final_layer_norm", ("width",)),
+)
+ENCODER_LAYER: Table = (
+    ("norm1", "layer_norm1", "layer_norm1", ("width",)),
+    ("attention.q", "self_attn.q_proj", "self_attn.q_proj", ("width", "width")),
+    ("attention.k", "self_attn.k_proj", "self_attn.k_proj", ("width", "width")),
+    ("attention.v", "self_attn.v_proj", "self_attn.v_proj", ("width", "width")),
+    ("attention.out", "self_attn.out_proj", "self_attn.out_proj", ("width", "width")),
+    ("norm2", "layer_norm2", "layer_norm2", ("width",)),
+    ("feed_forward.proj_in", "mlp.fc1", "mlp.fc1", ("hidden", "width")),
+    ("feed_forward.proj_out", "mlp.fc2", "mlp.fc2", ("width", "hidden")),
+)
+
+# component -> where the whole original file keeps it
 PREFIXES = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.text_model.",
 }
+TEXT_PREFIX = "text_model."  # of diffusers' names of the text encoder; transformers 5 leaves it out
 
 # Linear layers of ours that v1 files store as 1x1 convolutions: their weights have two more axes there, of length 1.
-POINTWISE = ("attention.proj_in.weight", "attention.proj_out.weight")
-VAE_POINTWISE = tuple(f"mid.attention.{name}.weight" for name in VAE_ATTENTION if name != "norm")
+# Diffusers does so in the UNet only.
+POINTWISE = {
+    "unet": ("attention.proj_in.weight", "attention.proj_out.weight"),
+    "vae": tuple(f"mid.attention.{name}.weight" for name, *_ in VAE_ATTENTION if name != "norm"),
+    "text_encoder": (),
+}
+
+
+class Parameter(NamedTuple):
+    """A parameter of one network: its names, relative to the network, and its shape."""
+
+    ours: str
+    original: str
+    diffusers: str
+    shape: tuple[int, ...]
 
 
 class Original(NamedTuple):
-    """A parameter in the original file."""
+    """A parameter in a foreign file."""
 
     name: str
     unit_axes: int  # axes of length 1 behind those of our parameter
 
 
-def expand(
-    table: Mapping[str, str], ours: str, original: str, *, without: str | None = None
-) -> Iterator[tuple[str, str]]:
-    """The parameters of a table under two prefixes: (ours, original); except those of the module `without`."""
-    for our_name, original_name in table.items():
-        if our_name == without:
+def expand(table: Table, paths: tuple[str, str, str], **sizes: int) -> Iterator[Parameter]:
+    """The parameters of a table under a path in each layout; `sizes` are those that its shapes name."""
+    for *names, axes in table:
+        if names[0] == "skip" and sizes["channels"] == sizes["width"]:
             continue
-        leaves = [""] if our_name.endswith(".weight") else [".weight", ".bias"]
-        for leaf in leaves:
-            yield ours + our_name + leaf, original + original_name + leaf
+        weight = tuple(sizes.get(axis, axis) for axis in axes)
+        leaves = {"": weight} if names[0].endswith(".weight") else {"weight": weight, "bias": weight[:1]}
+        for leaf, shape in leaves.items():
+            parts = ((path, name, leaf) for path, name in zip(paths, names, strict=True))
+            yield Parameter(*(".".join(filter(None, part)) for part in parts), shape)
 
 
-def residual_names(table: Mapping[str, str], ours: str, original: str, same_width: bool) -> Iterator[tuple[str, str]]:
-    return expand(table, ours, original, without="skip" if same_width else None)
-
-
-def block_names(row: BlockRow) -> Iterator[tuple[str, str]]:
-    """One row of the plan. The original numbers the layers of a block, ours have names."""
-    channels = row.in_channels
-    for slot, layer in enumerate(row.layers):
-        ours, original = f"{row.name}.{layer}", f"{row.name}.{slot}"
-        if layer == "conv":
-            yield from expand({"": ""}, ours, original)
-        elif layer == "downsample":
-            yield from expand({"conv": "op"}, f"{ours}.", f"{original}.")
-        elif layer == "upsample":
-            yield from expand({"conv": "conv"}, f"{ours}.", f"{original}.")
-        elif layer == "attention":
-            yield from expand(SPATIAL_TRANSFORMER, f"{ours}.", f"{original}.")
-            for depth in range(row.depth):
-                inner = f"{ours}.blocks.{depth}.", f"{original}.transformer_blocks.{depth}."
-                yield from expand(TRANSFORMER_BLOCK, *inner)
-        else:
-            yield from residual_names(RESIDUAL_BLOCK, f"{ours}.", f"{original}.", channels == row.out_channels)
-            channels = row.out_channels
-
-
-def unet_names(config: UNetConfig) -> Iterator[tuple[str, str]]:
-    yield from expand(UNET_ENDS, "", "")
+def unet_parameters(config: UNetConfig) -> Iterator[Parameter]:
+    sizes = {"time": 4 * config.width, "last": config.width * config.multipliers[0], "out": config.out_channels}
+    yield from expand(UNET_ENDS, ("", "", ""), width=config.width, **sizes)
     for row in block_plan(config):
-        yield from block_names(row)
+        yield from block_parameters(row, config)
 
 
-def vae_names(config: VAEConfig) -> Iterator[tuple[str, str]]:
-    levels = len(config.multipliers)
-    yield from expand({"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}, "", "")
-    for half in ("encoder", "decoder"):
-        yield from expand(VAE_ENDS, f"{half}.", f"{half}.")
-        yield from residual_names(VAE_RESIDUAL_BLOCK, f"{half}.mid.residual1.", f"{half}.mid.block_1.", True)
-        yield from expand(VAE_ATTENTION, f"{half}.mid.attention.", f"{half}.mid.attn_1.")
-        yield from residual_names(VAE_RESIDUAL_BLOCK, f"{half}.mid.residual2.", f"{half}.mid.block_2.", True)
-    multipliers = config.multipliers
-    down = list(zip((1, *multipliers), multipliers, strict=False))  # channels before and after each level
-    up = [(multipliers[min(level + 1, levels - 1)], multipliers[level]) for level in range(levels)]
-    for path, changes, residuals, resample, last in (
-        ("encoder.down", down, config.residuals_per_level, "downsample", levels - 1),
-        ("decoder.up", up, config.residuals_per_level + 1, "upsample", 0),
+def block_parameters(row: BlockRow, config: UNetConfig) -> Iterator[Parameter]:
+    """One row of the plan. Our layers have names, the original numbers them; diffusers counts level by level."""
+    stage, _, number = row.name.partition(".")
+    level, slot = divmod(int(number or 0) - (stage == "input_blocks"), config.residuals_per_level + 1)
+    block = {"input_blocks": f"down_blocks.{level}", "output_blocks": f"up_blocks.{level}"}.get(stage, "mid_block")
+    channels, width = row.in_channels, row.out_channels
+    for index, layer in enumerate(row.layers):
+        ours, original = f"{row.name}.{layer}", f"{row.name}.{index}"
+        if layer == "conv":
+            yield from expand(CONV, (ours, original, "conv_in"), channels=channels, width=width)
+        elif layer in ("downsample", "upsample"):
+            table = DOWNSAMPLE if layer == "downsample" else UPSAMPLE
+            yield from expand(table, (ours, original, f"{block}.{layer}rs.0"), width=width)
+        elif layer == "attention":
+            theirs = f"{block}.attentions.{slot}"
+            yield from expand(SPATIAL_TRANSFORMER, (ours, original, theirs), width=width)
+            sizes = {"width": width, "context": config.context_width, "hidden": 4 * width, "gated": 2 * 4 * width}
+            for depth in range(row.depth):
+                inner = f"transformer_blocks.{depth}"
+                paths = f"{ours}.blocks.{depth}", f"{original}.{inner}", f"{theirs}.{inner}"
+                yield from expand(TRANSFORMER_BLOCK, paths, **sizes)
+        else:
+            paths = ours, original, f"{block}.resnets.{1 if layer == 'residual2' else slot}"
+            yield from expand(RESIDUAL_BLOCK, paths, channels=channels, width=width, time=4 * config.width)
+            channels = width
+
+
+def vae_parameters(config: VAEConfig) -> Iterator[Parameter]:
+    widths = [config.width * multiplier for multiplier in config.multipliers]
+    latents, deepest, levels = config.latent_channels, widths[-1], len(widths)
+    yield from expand(VAE_LATENTS, ("", "", ""), latents=latents, moments=2 * latents)
+    for half, ends in (
+        ("encoder", {"channels": config.image_channels, "first": widths[0], "last": deepest, "out": 2 * latents}),
+        ("decoder", {"channels": latents, "first": deepest, "last": widths[0], "out": config.image_channels}),
     ):
-        for level, (before, after) in enumerate(changes):
-            for index in range(residuals):
-                ours, original = f"{path}.{level}.residuals.{index}.", f"{path}.{level}.block.{index}."
-                yield from residual_names(VAE_RESIDUAL_BLOCK, ours, original, index > 0 or before == after)
-            if level != last:
-                yield from expand({"conv": "conv"}, f"{path}.{level}.resample.", f"{path}.{level}.{resample}.")
+        middle, block = f"{half}.mid", f"{half}.mid_block"
+        sizes = {"channels": deepest, "width": deepest}
+        yield from expand(VAE_ENDS, (half, half, half), **ends)
+        yield from expand(
+            VAE_RESIDUAL_BLOCK, (f"{middle}.residual1", f"{middle}.block_1", f"{block}.resnets.0"), **sizes
+        )
+        yield from expand(VAE_ATTENTION, (f"{middle}.attention", f"{middle}.attn_1", f"{block}.attentions.0"), **sizes)
+        yield from expand(
+            VAE_RESIDUAL_BLOCK, (f"{middle}.residual2", f"{middle}.block_2", f"{block}.resnets.1"), **sizes
+        )
+    for path, block, resample, counts in (
+        ("encoder.down", "encoder.down_blocks", "downsample", range(levels)),
+        ("decoder.up", "decoder.up_blocks", "upsample", range(levels - 1, -1, -1)),  # diffusers counts as it runs
+    ):
+        down = resample == "downsample"
+        for level, width in enumerate(widths):
+            ours, theirs = f"{path}.{level}", f"{block}.{counts[level]}"
+            channels = widths[max(level - 1, 0)] if down else widths[min(level + 1, levels - 1)]
+            for index in range(config.residuals_per_level + (not down)):
+                paths = f"{ours}.residuals.{index}", f"{ours}.block.{index}", f"{theirs}.resnets.{index}"
+                yield from expand(VAE_RESIDUAL_BLOCK, paths, channels=width if index else channels, width=width)
+            if level != (levels - 1 if down else 0):
+                paths = f"{ours}.resample", f"{ours}.{resample}", f"{theirs}.{resample}rs.0"
+                yield from expand(UPSAMPLE, paths, width=width)
 
 
-def text_encoder_names(config: TextEncoderConfig) -> Iterator[tuple[str, str]]:
-    yield from expand(TEXT_ENCODER_ENDS, "", "")
+def text_encoder_parameters(config: TextEncoderConfig) -> Iterator[Parameter]:
+    sizes = {"vocabulary": config.vocabulary, "length": config.context_length}
+    sizes |= {"width": config.width, "hidden": config.hidden_width}
+    yield from expand(TEXT_ENCODER_ENDS, ("", "", ""), **sizes)
     for layer in range(config.layers):
-        yield from expand(ENCODER_LAYER, f"layers.{layer}.", f"encoder.layers.{layer}.")
+        path = f"encoder.layers.{layer}"
+        yield from expand(ENCODER_LAYER, (f"layers.{layer}", path, path), **sizes)
+
+
+def parameters(config: ModelConfig) -> Iterator[tuple[str, Parameter]]:
+    """Every parameter of a v1 model with its component, in the order in which files of ours keep them."""
+    for component, found in (
+        ("unet", unet_parameters(config.unet)),
+        ("vae", vae_parameters(config.vae)),
+        ("text_encoder", text_encoder_parameters(config.text_encoder)),
+    ):
+        for parameter in found:
+            yield component, parameter
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter, `unet.… vae.… text_encoder.…`."""
+    return {f"{component}.{ours}": shape for component, (ours, _, _, shape) in parameters(config)}
 
 
 def original_names(config: ModelConfig) -> dict[str, Original]:
     """Every parameter of a v1 model, `unet.… vae.… text_encoder.…`, with where an original file keeps it."""
-    components = {
-        "unet": unet_names(config.unet),
-        "vae": vae_names(config.vae),
-        "text_encoder": text_encoder_names(config.text_encoder),
-    }
-    pointwise = {"unet": POINTWISE, "vae": VAE_POINTWISE, "text_encoder": ()}
     return {
-        f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(pointwise[component]))
-        for component, names in components.items()
-        for ours, original in names
+        f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(POINTWISE[component]))
+        for component, (ours, original, _, _) in parameters(config)
+    }
+
+
+def diffusers_names(config: ModelConfig) -> dict[str, Original]:
+    """The same with where a diffusers folder keeps it: `<component>.<name in its file>`."""
+    prefixes = {"unet": "unet.", "vae": "vae.", "text_encoder": f"text_encoder.{TEXT_PREFIX}"}
+    return {
+        f"{component}.{ours}": Original(
+            prefixes[component] + theirs, 2 * (component == "unet" and ours.endswith(POINTWISE["unet"]))
+        )
+        for component, (ours, _, theirs, _) in parameters(config)
     }
 
 

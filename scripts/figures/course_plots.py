@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convert.layouts.shapes import parameter_shapes
+from convert.layouts.names import parameter_shapes
 from sd.config import SD_V1
 from sd.networks.attention import Attention
 from sd.networks.unet import timestep_embedding
@@ -264,7 +264,7 @@ def loss_by_timestep(model: StableDiffusion) -> bytes:
 def checkpoint_bytes() -> bytes:
     """Chapter 9: the size of a v1 file by component."""
     sizes: dict[str, int] = {}
-    for name, shape in parameter_shapes(SD_V1).items():
+    for name, shape in sorted(parameter_shapes(SD_V1).items()):
         component = name.partition(".")[0]
         sizes[component] = sizes.get(component, 0) + torch.Size(shape).numel()
     files = {  # bytes per number, and whether the file also has the averaged weights of the UNet

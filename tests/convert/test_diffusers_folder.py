@@ -30,8 +30,7 @@ from convert.errors import (
 )
 from convert.families.diffusers_config import with_settings
 from convert.files.reader import open_checkpoint
-from convert.layouts.diffusers_names import diffusers_names
-from convert.layouts.names import original_names
+from convert.layouts.names import diffusers_names, original_names
 from sd.app.cli import main
 from sd.config import SD_V1
 

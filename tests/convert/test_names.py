@@ -1,14 +1,27 @@
-"""The name tables against the list of tensors of the original file."""
+"""The tables of names and shapes against the list of tensors of the original file and against the networks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import TINY
 
 from convert.actions.original_writer import schedule_buffers
-from convert.layouts.names import PREFIXES, ema_name, original_names
+from convert.layouts.names import PREFIXES, ema_name, original_names, parameter_shapes
 from sd.config import SD_V1
-from sd.networks.build import build_networks, parameter_shapes
+from sd.networks.build import build_networks
+from sd.networks.build import parameter_shapes as built_shapes
+
+CONFIGS = {
+    "v1": SD_V1,
+    "narrow": TINY,
+    "inpainting": replace(SD_V1, unet=replace(SD_V1.unet, in_channels=9)),
+    "other multipliers": replace(
+        TINY,
+        unet=replace(TINY.unet, multipliers=(1, 1, 2, 2), residuals_per_level=3, middle_depth=2),
+        vae=replace(TINY.vae, multipliers=(2, 1, 3), latent_channels=8, residuals_per_level=1),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +47,14 @@ def test_every_original_weight_is_named_exactly_once(manifest):
     assert set(names) == set(weights(manifest))
 
 
-def test_every_parameter_of_ours_has_an_original_and_the_other_way_round():
-    assert set(original_names(SD_V1)) == set(parameter_shapes(build_networks(SD_V1)))
-    assert set(original_names(TINY)) == set(parameter_shapes(build_networks(TINY)))
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_names_and_shapes_of_ours_are_those_of_the_networks(config):
+    assert parameter_shapes(config) == built_shapes(build_networks(config))
+    assert parameter_shapes(config).keys() == original_names(config).keys()
 
 
 def test_shapes_are_the_original_ones_up_to_unit_axes(manifest):
-    shapes = parameter_shapes(build_networks(SD_V1))
+    shapes = parameter_shapes(SD_V1)
     for ours, original in original_names(SD_V1).items():
         assert shapes[ours] + (1,) * original.unit_axes == manifest[original.name], ours
 

@@ -103,7 +103,7 @@ def config_of(model: Path | None) -> "ModelConfig":
         return SD_V1
     from convert.checkpoint import match_shapes, read_checkpoint
     from convert.files.reader import open_checkpoint
-    from convert.layouts.shapes import parameter_shapes
+    from convert.layouts.names import parameter_shapes
 
     with open_checkpoint(model) as file:
         checkpoint = read_checkpoint(file)
