@@ -80,60 +80,13 @@ VALUES = (  # what stands in a pickle
 )
 EDGES = (0, 1, 2, 3, 4, 7, 8, 16, 63, 64, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1)
 EDGES += (2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**80, -1, -2, -128, -(2**31), -(2**63))
-NAMES = ("os", "system", "builtins", "eval", "torch", "FloatStorage", "HalfStorage", "UntypedStorage", "torch._utils")
-NAMES += (
-    "_rebuild_tensor_v2",
-    "_rebuild_tensor_v3",
-    "_rebuild_parameter",
-    "collections",
-    "OrderedDict",
-    "numpy",
-    "dtype",
-)
-NAMES += (
-    "scalar",
-    "numpy._core.multiarray",
-    "_codecs",
-    "encode",
-    "latin1",
-    "cpu",
-    "cuda:0",
-    "storage",
-    "module",
-    "0",
-    "1",
-    "7",
-)
-NAMES += (
-    "00",
-    "data.pkl",
-    "state_dict",
-    "w",
-    "weight",
-    "",
-    "a" * 300,
-    "\x1b[31m",
-    "\u202e",
-    "\ud800",
-    "٣",
-    "../x",
-    "f8",
-    "<",
-    "i8",
-)
-NAMES += (
-    "pkg",
-    "Thing",
-    "__main__",
-    "Net",
-    "argparse",
-    "Namespace",
-    "torch.nn.modules.linear",
-    "Linear",
-    "b1",
-    "V8",
-    "|",
-)
+WORDS = """
+    os system builtins eval argparse Namespace pkg Thing __main__ Net torch FloatStorage HalfStorage UntypedStorage
+    torch._utils _rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter torch.nn.modules.linear Linear collections
+    OrderedDict numpy dtype scalar numpy._core.multiarray _codecs encode latin1 cpu cuda:0 storage module 0 1 7 00
+    data.pkl state_dict w weight ../x f8 i8 b1 V8 < |
+"""
+NAMES = (*WORDS.split(), "", "a" * 300, "\x1b[31m", "\u202e", "\ud800", "٣")
 PIECES = [
     *sorted(OPCODES), *sorted(FORBIDDEN), *VALUES, HOOKS, SCALAR, V3, UNTYPED, CALLBACK, tensor(), storage(),
     stream_storage(), text("w"), text("0"), number(1), put(0), get(0), put(1), get(1), tuple_of(number(2), number(2)),

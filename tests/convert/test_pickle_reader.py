@@ -19,6 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hostile import (
     HOOKS,
     PROTO2,
@@ -44,15 +45,13 @@ from hostile import (
     touch_command,
     tuple_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import convert.files.limits
 import convert.files.pickle_objects
 import convert.files.pickle_reader
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError
 from convert.files.pickle_reader import FORBIDDEN, OPCODES, read_pickle
-from convert.files.records import GlobalName, Inert, StorageRecord, TensorRecord
+from convert.files.records import GlobalName, Inert, StorageRecord
 
 
 def find_storage(key: str, count: int, width: int) -> StorageRecord:
@@ -211,12 +210,12 @@ def test_a_name_with_control_characters_is_escaped(tmp_path):
     assert r"evil\x1b[31m\u202egnp\x9b\ud800" in str(error)
 
 
-def test_a_whole_pickled_network_is_called_a_program(tmp_path):
-    torch = pytest.importorskip("torch")
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_a_whole_pickled_network_is_called_a_program(tmp_path, is_zip):
     path = tmp_path / "model.ckpt"
-    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path)
+    torch.save(torch.nn.Sequential(torch.nn.Linear(2, 2)), path, _use_new_zipfile_serialization=is_zip)
     error = refused_bytes(tmp_path, path.read_bytes(), UnsafeFileError, "program", "state_dict")
-    assert "torch.nn.modules.linear.Linear" in error.names
+    assert "torch.nn.modules.linear.Linear" in error.names or not is_zip  # a stream says so before it names one
 
 
 # Opcodes
@@ -498,72 +497,42 @@ def seconds(function) -> float:
     return time.process_time() - start
 
 
+def long_text(length: int) -> bytes:
+    return b"X" + length.to_bytes(4, "little") + b"a" * length
+
+
+def with_axes(count: int) -> bytes:
+    return pickled(tensor(size=count * (1,), stride=count * (1,)))
+
+
+NAMES = [name("pkg", f"A{index}") for index in range(4)]
+TOO_MUCH = [  # lowered limits, what is still read, what is not, what is said of it
+    ({}, None, PROTO2 + b"N" * 100_001 + b".", "pickle stack: found 100001, allowed 100000"),
+    ({}, pickled(b"(" * 64 + b"t" * 64), PROTO2 + b"(" * 65 + b".", "open pickle marks: found 65, allowed 64"),
+    ({}, pickled(long_text(2**24)), pickled(long_text(2**24 + 1)), "one text in the pickle: found 16777217, allowed"),
+    ({}, None, PROTO2 + b"\x8d" + b"\xff" * 7 + b"\x7f.", "bytes of one text"),  # before anything is allocated
+    ({"memo": 10}, pickled(b"N" + b"\x94" * 10), pickled(b"N" + b"\x94" * 11), "memo entries: found 11, allowed 10"),
+    ({}, None, bytes(2**26 + 1), "bytes of the pickle: found 67108865, allowed 67108864"),
+    ({}, pickled(stack_name("pkg", "A" * 256)), pickled(stack_name("pkg", "A" * 257)), "code: found 257, allowed 256"),
+    ({"names": 3}, pickled(list_of(*2 * NAMES[:3])), pickled(list_of(*NAMES)), "different names of code: found 4,"),
+    ({"tensors": 3}, pickled(list_of(*3 * [tensor()])), pickled(list_of(*4 * [tensor()])), "tensors: found 4,"),
+    ({}, with_axes(8), with_axes(9), "dimensions of a tensor: found 9, allowed 8"),
+    ({}, pickled(b"}(" + b"N" * 8 + b"tNs"), pickled(b"}(" + b"N" * 9 + b"tNs"), "dict key: found 9, allowed 8"),
+]
+
+
+@pytest.mark.parametrize(("limits", "within", "beyond", "words"), TOO_MUCH, ids=[row[3][:20] for row in TOO_MUCH])
+def test_a_limit_is_named_with_what_was_found(monkeypatch, limits, within, beyond, words):
+    limited(monkeypatch, **limits)
+    if within:
+        read(within)
+    fails(beyond, UnsafeFileError, words)
+
+
 def test_the_limit_of_opcodes_is_reached_within_seconds():
     data = PROTO2 + b"]" + b"Na" * 1_100_000 + b"."
     spent = seconds(lambda: fails(data, UnsafeFileError, "pickle opcodes: found 2000001, allowed 2000000"))
     assert spent < 20
-
-
-def test_the_limit_of_the_stack():
-    fails(PROTO2 + b"N" * 100_001 + b".", UnsafeFileError, "pickle stack: found 100001, allowed 100000")
-
-
-def test_the_limit_of_open_marks():
-    assert read(pickled(b"(" * 64 + b"t" * 64)).root
-    fails(PROTO2 + b"(" * 65 + b".", UnsafeFileError, "open pickle marks: found 65, allowed 64")
-
-
-def test_the_limit_of_one_text():
-    huge = struct_text(2**24 + 1)
-    fails(pickled(huge), UnsafeFileError, "bytes of one text in the pickle: found 16777217, allowed 16777216")
-    assert len(read(pickled(struct_text(2**24))).root) == 2**24
-
-
-def struct_text(length: int) -> bytes:
-    return b"X" + length.to_bytes(4, "little") + b"a" * length
-
-
-def test_an_announced_text_of_exabytes_is_refused_before_anything_is_allocated():
-    fails(PROTO2 + b"\x8d" + b"\xff" * 7 + b"\x7f.", UnsafeFileError, "bytes of one text")
-
-
-def test_the_limit_of_memo_entries(monkeypatch):
-    limited(monkeypatch, memo=10)
-    assert read(pickled(b"N" + b"\x94" * 10)).root is None
-    fails(pickled(b"N" + b"\x94" * 11), UnsafeFileError, "memo entries: found 11, allowed 10")
-
-
-def test_the_limit_of_the_pickle(monkeypatch, tmp_path):
-    fails(bytes(2**26 + 1), UnsafeFileError, "bytes of the pickle: found 67108865, allowed 67108864")
-
-
-def test_the_limit_of_names():
-    assert read(pickled(stack_name("pkg", "A" * 256))).foreign
-    fails(pickled(stack_name("pkg", "A" * 257)), UnsafeFileError, "name of code: found 257, allowed 256")
-
-
-def test_the_limit_of_different_names(monkeypatch):
-    limited(monkeypatch, names=3)
-    names = [name("pkg", f"A{index}") for index in range(4)]
-    assert len(read(pickled(list_of(*names[:3], *names[:3]))).foreign) == 3
-    fails(pickled(list_of(*names)), UnsafeFileError, "different names of code: found 4, allowed 3")
-
-
-def test_the_limit_of_tensors(monkeypatch):
-    limited(monkeypatch, tensors=3)
-    assert len(read(pickled(list_of(*3 * [tensor()]))).root) == 3
-    fails(pickled(list_of(*4 * [tensor()])), UnsafeFileError, "tensors: found 4, allowed 3")
-
-
-def test_the_limit_of_dimensions():
-    assert read(pickled(tensor(size=8 * (1,), stride=8 * (1,)))).root.shape == 8 * (1,)
-    fails(
-        pickled(tensor(size=9 * (1,), stride=9 * (1,))), UnsafeFileError, "dimensions of a tensor: found 9, allowed 8"
-    )
-
-
-def test_the_limit_of_key_tuples():
-    fails(pickled(b"}(" + b"N" * 9 + b"tNs"), UnsafeFileError, "dict key: found 9, allowed 8")
 
 
 def test_the_limit_of_keys_that_can_be_made_to_collide():
@@ -594,7 +563,7 @@ def test_work_that_a_few_opcodes_repeat_is_counted():
 
 
 def test_long_encoded_text_is_not_copied():
-    data = PROTO2 + b"(" + struct_text(2**20) + put(0)
+    data = PROTO2 + b"(" + long_text(2**20) + put(0)
     data += (name("_codecs", "encode") + get(0) + text("latin1") + b"\x86R") * 2000 + b"t."
     tracemalloc.start()
     root = read(data).root
@@ -792,49 +761,6 @@ def test_placeholders_are_hashable_and_keep_what_they_were_made_from():
 def test_bytes_made_from_bytes_are_placeholders():
     assert type(read(pickled(call("builtins", "bytearray", b"C\x01x"))).root) is Inert
     assert type(read(pickled(call("__builtin__", "bytes"))).root) is Inert
-
-
-# Random damage
-
-REAL = [
-    pickle.dumps(
-        {"a": [1.5, "x", {"b": (1, 2, None)}], "c": np.float64(2), "d": collections.OrderedDict(e=1)}, protocol
-    )
-    for protocol in (2, 3, 4, 5)
-]
-REAL.append(pickled(dict_of(weight=tensor(), other=call("pkg", "Thing", number(1)) + dict_of(a=number(2)) + b"b")))
-PIECES = [*sorted(OPCODES), text("a"), number(1), HOOKS, storage(), tensor(), call("pkg", "Thing")]
-DATA = (dict, list, tuple, str, bytes, int, float, type(None), TensorRecord, StorageRecord, Inert, GlobalName)
-
-
-def outcome(data: bytes) -> object:
-    """What was read, or our own error; any other error goes through."""
-    try:
-        return read(data).root
-    except CheckpointError as error:
-        return error
-
-
-@settings(max_examples=300, deadline=2000)
-@given(st.binary(max_size=200))
-def test_random_bytes_raise_nothing_but_our_error(data):
-    assert isinstance(outcome(b"\x80\x04" + data), (CheckpointError, *DATA))
-
-
-@settings(max_examples=300, deadline=2000)
-@given(st.lists(st.sampled_from(PIECES), max_size=60))
-def test_random_opcodes_raise_nothing_but_our_error(pieces):
-    assert isinstance(outcome(PROTO2 + b"".join(pieces) + b"."), (CheckpointError, *DATA))
-
-
-@settings(max_examples=400, deadline=2000)
-@given(st.sampled_from(REAL), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=3)), min_size=1, max_size=4))
-def test_mutated_pickles_raise_nothing_but_our_error(data, changes):
-    mutated = bytearray(data)
-    for position, replacement in changes:
-        start = position % len(mutated)
-        mutated[start : start + len(replacement)] = replacement
-    assert isinstance(outcome(bytes(mutated)), (CheckpointError, *DATA))
 
 
 def test_the_reader_imports_nothing_that_can_load_a_pickle_and_no_torch():

@@ -26,19 +26,15 @@ from hostile import (
     checkpoint,
     checkpoint_records,
     dict_of,
-    leaves,
     pickled,
     pretended,
     read_all,
     refused,
-    refused_bytes,
     storage,
     tensor,
     touch,
     write_zip,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import convert.files.reader
 from convert.errors import (
@@ -116,25 +112,20 @@ def odd_tensors() -> dict[str, torch.Tensor]:
 DTYPES = [name for name in DTYPE_WIDTHS if hasattr(torch, name)]
 
 
+CONTAINERS = {"torch zip": {}, "torch stream": {"_use_new_zipfile_serialization": False}}  # options of torch.save
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_odd_but_genuine_tensors_are_read_bit_for_bit(tmp_path, protocol):
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_odd_but_genuine_tensors_are_read_bit_for_bit(tmp_path, container, protocol):
     tensors = odd_tensors()
-    with open_checkpoint(saved(tmp_path, tensors, pickle_protocol=protocol)) as file:
-        assert file.container == "torch zip"
+    with open_checkpoint(saved(tmp_path, tensors, pickle_protocol=protocol, **CONTAINERS[container])) as file:
+        assert file.container == container
         assert (file.metadata, file.foreign) == ({}, ())
         assert file.root.keys() == tensors.keys()
         assert file.root["base"].storage == file.root["transposed"].storage == file.root["row"].storage
         for name, expected in tensors.items():
             assert_same(file, file.root[name], expected)
-
-
-@pytest.mark.parametrize("name", DTYPES)
-def test_every_dtype_is_read_bit_for_bit(tmp_path, name):
-    raw = torch.arange(48, dtype=torch.uint8) % 2 if name == "bool" else torch.arange(100, 148, dtype=torch.uint8)
-    tensors = {"flat": raw.view(getattr(torch, name)), "window": raw.view(getattr(torch, name))[1:2]}
-    with open_checkpoint(saved(tmp_path, tensors)) as file:
-        for key, expected in tensors.items():
-            assert_same(file, file.root[key], expected)
 
 
 def test_two_dtypes_may_look_at_one_untyped_storage(tmp_path):
@@ -146,7 +137,8 @@ def test_two_dtypes_may_look_at_one_untyped_storage(tmp_path):
             assert_same(file, file.root[key], expected)
 
 
-def test_a_training_checkpoint_is_read_whole(tmp_path):
+@pytest.mark.parametrize("options", CONTAINERS.values(), ids=CONTAINERS)
+def test_a_training_checkpoint_is_read_whole(tmp_path, options):
     class ModelCheckpoint:
         pass
 
@@ -172,7 +164,7 @@ def test_a_training_checkpoint_is_read_whole(tmp_path):
             "hyper_parameters": Config(),
             "scores": np.arange(3),
         }
-        path = saved(tmp_path, value)
+        path = saved(tmp_path, value, **options)
     with open_checkpoint(path) as file:
         assert file.root["global_step"] == 470000
         assert type(file.root["state_dict"]) is dict
@@ -223,19 +215,22 @@ def test_files_without_checksums_are_read(tmp_path):
     finally:
         torch.serialization.set_crc32_options(True)
     with open_checkpoint(path) as file:
+        assert file.root["base"].storage.crc is None
         for name, expected in odd_tensors().items():
             assert_same(file, file.root[name], expected)
 
 
-def repacked(path: Path, method: int, drop: tuple[str, ...] = (), **replaced: bytes) -> None:
-    """Write the records of a torch zip again with another program, without some of them, some with other content."""
+def repacked(path: Path, method: int, drop: tuple[str, ...] = ()) -> None:
+    """Write the records of a torch zip again with another program, without some of them; it adds folders."""
     with zipfile.ZipFile(path) as archive:
         records = [(info.filename, archive.read(info)) for info in archive.infolist()]
     with zipfile.ZipFile(path, "w", method) as archive:
+        folder = records[0][0].partition("/")[0]
+        for name in (f"{folder}/", f"{folder}/data/"):
+            archive.writestr(zipfile.ZipInfo(name), b"")
         for name, data in records:
-            short = name.partition("/")[2]
-            if short not in drop:
-                archive.writestr(name, replaced.get(short, data))
+            if name.partition("/")[2] not in drop:
+                archive.writestr(name, data)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -244,18 +239,9 @@ def test_files_of_the_oldest_zip_writer_and_repacked_ones_are_read(tmp_path, met
     newer = ("byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
     repacked(path, method, drop=newer)
     with open_checkpoint(path) as file:
+        assert (file.root["base"].storage.deflated is None) == (method == zipfile.ZIP_STORED)
         for name, expected in odd_tensors().items():
             assert_same(file, file.root[name], expected)
-
-
-def test_big_endian_files_are_marked_on_every_storage(tmp_path):
-    values = [1.5, -2.0, 3.25, 1e-3]
-    records = checkpoint_records(pickled(dict_of(weight=tensor())), {"0": struct.pack(">4f", *values)})
-    records[1] = Record("archive/byteorder", b"big")
-    (tmp_path / "model.ckpt").write_bytes(write_zip(records))
-    with open_checkpoint(tmp_path / "model.ckpt") as file:
-        assert file.root["weight"].storage.byteorder == "big"
-        assert_same(file, file.root["weight"], torch.tensor(values).reshape(2, 2))
 
 
 def test_a_file_in_the_layout_of_sd_v1_opens_within_150_ms(tmp_path):
@@ -285,13 +271,10 @@ def test_bytes_can_be_changed_without_changing_the_file(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_stored_bytes_are_the_mapping_itself(tmp_path):
-    with open_checkpoint(saved(tmp_path, {"weight": torch.ones(1 << 20)})) as file:
-        start = time.process_time()
-        views = [file.storage_bytes(file.root["weight"]) for _ in range(1000)]
-        assert time.process_time() - start < 0.5
-        assert len({id(view.obj) for view in views}) == 1
-        del views
+@pytest.mark.parametrize("options", CONTAINERS.values(), ids=CONTAINERS)
+def test_stored_bytes_are_the_mapping_itself(tmp_path, options):
+    with open_checkpoint(saved(tmp_path, {"weight": torch.ones(1000)}, **options)) as file:
+        assert file.storage_bytes(file.root["weight"]).obj is file._mapping
 
 
 def test_a_storage_is_verified_once_even_from_several_threads(tmp_path, monkeypatch):
@@ -588,17 +571,13 @@ def test_a_hostile_file_name_is_escaped(tmp_path):
 # Code in other containers
 
 
-def old_pickle(marker: Path, protocol: int) -> bytes:
-    return pickle.dumps(touch(marker), protocol)
-
-
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
     "container", ["bare", "zip", "deflated zip", "legacy stream", "TorchScript", "safetensors", "tail"]
 )
 def test_code_never_runs_in_any_container_or_protocol(tmp_path, container, protocol):
     marker = tmp_path / "marker"
-    bomb = old_pickle(marker, protocol)
+    bomb = pickle.dumps(touch(marker), protocol)
     path = tmp_path / ("model.safetensors" if container == "safetensors" else "model.ckpt")
     records = checkpoint_records(bomb, {})
     content = {
@@ -611,17 +590,13 @@ def test_code_never_runs_in_any_container_or_protocol(tmp_path, container, proto
         "tail": checkpoint(pickled(dict_of(weight=tensor()))) + bomb,
     }[container]
     path.write_bytes(content)
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
     assert not marker.exists()
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_code_in_a_bare_pickle_is_named(tmp_path, protocol):
-    marker = tmp_path / "marker"
-    content = old_pickle(marker, protocol)
-    refused_bytes(tmp_path, content, UnsafeFileError, f"{os.system.__module__}.system", "Nothing in it was run")
-    assert not marker.exists()
+    if container == "bare":
+        assert isinstance(caught.value, UnsafeFileError)
+        assert f"{os.system.__module__}.system" in str(caught.value)
+        assert "Nothing in it was run" in str(caught.value)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -764,19 +739,6 @@ def test_zeroed_ranges_are_refused_or_change_nothing(tmp_path, length):
     assert refusals > len(whole) // length // 4
 
 
-def test_cuts_around_every_boundary_of_a_real_file_are_refused(tmp_path):
-    path, _ = small_checkpoint(tmp_path)
-    whole = path.read_bytes()
-    with zipfile.ZipFile(path) as archive:
-        headers = [info.header_offset for info in archive.infolist()]
-    markers = [whole.index(mark) for mark in (b"PK\1\2", b"PK\6\6", b"PK\6\7", b"PK\5\6")]
-    for boundary in [*headers, *markers, len(whole)]:
-        for length in range(max(0, boundary - 3), min(len(whole) - 1, boundary + 3) + 1):
-            path.write_bytes(whole[:length])
-            with pytest.raises(CheckpointError):
-                open_checkpoint(path)
-
-
 def test_bytes_added_anywhere_are_refused(tmp_path):
     path, _ = small_checkpoint(tmp_path)
     whole = path.read_bytes()
@@ -784,31 +746,6 @@ def test_bytes_added_anywhere_are_refused(tmp_path):
         path.write_bytes(whole[:position] + b"\0" + whole[position:])
         with pytest.raises(CheckpointError):
             open_checkpoint(path)
-
-
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=4)), min_size=1, max_size=5))
-def test_mutated_files_raise_nothing_but_our_error(tmp_path, changes):
-    mutated = bytearray(MODEL)
-    for position, replacement in changes:
-        mutated[position % len(mutated) : position % len(mutated) + len(replacement)] = replacement
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(mutated)
-    try:
-        file = read_all(path)
-    except CheckpointError as error:
-        file = error
-    if not isinstance(file, CheckpointError):
-        assert [bytes(file.storage_bytes(record)) for record in leaves(file.root, TensorRecord)] == [FOUR_FLOATS]
-
-
-@settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from([b"", b"PK\3\4", b"\x80\2", b"\x10" + bytes(7) + b"{", b"<"]), st.binary(max_size=80))
-def test_random_files_raise_nothing_but_our_error(tmp_path, head, data):
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(head + data)
-    with pytest.raises(CheckpointError):
-        open_checkpoint(path)
 
 
 def test_payloads_in_the_extra_field_or_name_of_a_record_stay_there(tmp_path):

@@ -54,11 +54,11 @@ def assert_read_exactly(path, tensors):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("order", ["little", "big"])
-def test_each_dtype_of_each_byte_order_is_read_exactly(tmp_path, dtype, order):
+@pytest.mark.parametrize("order", ["little", "big", "stream"])
+def test_each_dtype_of_each_byte_order_and_container_is_read_exactly(tmp_path, dtype, order):
     tensors = views(dtype)
     out = io.BytesIO()
-    torch.save(tensors, out)
+    torch.save(tensors, out, _use_new_zipfile_serialization=order != "stream")
     content = out.getvalue()
     if order == "big":
         parts = 2 if dtype.startswith("complex") else 1
