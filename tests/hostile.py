@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, UnsafeFileError
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import TensorRecord
@@ -249,16 +250,26 @@ def touch(marker: Path) -> Payload:
 # Assertions
 
 
-def refused(path: Path, kind: type[CheckpointError], *parts: str) -> CheckpointError:
-    """Opening (or verifying) the file fails with exactly this class, with all the parts in a text fit to be shown."""
+def refused(path: Path, kind: type[CheckpointError], *parts: str, read: Callable | None = None) -> CheckpointError:
+    """Opening (or verifying, or `read`) fails with exactly this class, with all the parts in a text fit to be shown."""
     with pytest.raises(CheckpointError) as caught:
-        read_all(path)
+        (read or read_all)(path)
     message = str(caught.value)
     assert type(caught.value) is kind, message
     for part in parts:
         assert part in message
     assert_showable(message)
     return caught.value
+
+
+def look(path: Path) -> Checkpoint:
+    """The model in a file or folder."""
+    with open_checkpoint(path) as file:
+        return read_checkpoint(file)
+
+
+def refused_model(path: Path, kind: type[CheckpointError], *parts: str) -> None:
+    refused(path, kind, path.name, *parts, read=look)
 
 
 def assert_showable(message: str) -> None:

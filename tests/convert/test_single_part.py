@@ -85,12 +85,13 @@ def test_diffusers_and_transformers_load_each_part_from_its_folder(alone):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_part_alone_is_found_again_with_the_same_bits(alone, tmp_path, tiny_state, part, layout):
     back = tmp_path / "back.safetensors"
-    convert(alone[part, layout], back, layout="original", part=part)
-    prefix = BARE[part][0]
-    expected = {prefix + name.removeprefix(PREFIXES[part]): t for name, t in wanted(tiny_state, part).items()}
-    same_bits(safetensors.torch.load_file(back), expected)
-    with open_checkpoint(alone[part, layout]) as file:
-        assert getattr(read_part(file, part).config, part) == getattr(TINY, part)
+    expected = {BARE[part][0] + name.removeprefix(PREFIXES[part]): t for name, t in wanted(tiny_state, part).items()}
+    path = alone[part, layout]
+    for source in [path, *path.glob("*.safetensors")]:  # the file of a folder is read without it, too
+        convert(source, back, layout="original", part=part, force=True)
+        same_bits(safetensors.torch.load_file(back), expected)
+        with open_checkpoint(source) as file:
+            assert getattr(read_part(file, part).config, part) == getattr(TINY, part)
 
 
 def test_inspect_names_each_part_and_gives_it_one_hash_in_every_layout(alone, tiny_ckpt):
@@ -136,6 +137,11 @@ def test_a_part_of_another_family_or_with_surplus_weights_is_refused(tmp_path, t
         vae | {"decoder.mid.more.weight": torch.ones(1)}, "vae"
     )
     assert "has no text encoder" in message(vae, "text_encoder")
+    decoder = {name: value for name, value in vae.items() if name.startswith(("decoder", "post"))}
+    assert "lacks the tensor encoder.conv_in.weight" in message(decoder, "vae")
+    most = {name: value for name, value in vae.items() if "norm_out.bias" not in name}
+    assert "lacks 2 of the 248 weights" in message(most, "vae")
+    assert "has no VAE" in message({"x": torch.ones(1)}, "vae")
     assert "it is a LoRA" in message({"lora_unet_x.lora_down.weight": torch.ones(1)}, "vae")
     unet = wanted(tiny_state, "unet")
     wide = {
