@@ -3,19 +3,14 @@
     python scripts/checks/prove_conversion.py                # makes the file: SD v1 with averaged weights, fp32, 7.7 GB
     python scripts/checks/prove_conversion.py v1-5-pruned.ckpt --folder /mnt/disk --json
 
-Every command is a process of its own, as a user would start it. The file is in the page cache from before, for all of
-them. `convert` and `cp` take turns, `cp` copying what `convert` has just written, so that both write the same bytes;
-a slow disk or a busy machine slows both. `convert` returns when its file is on the disk, so the time of `cp` ends with
-an fsync, too; the time of `cp` alone stands beside it. No conversion finds a sha256 from before. To read all of a file
-of 7.7 GB for that takes longer than to copy the 4.3 GB of it that are the model, so the goal is for `--no-hash`.
+Every command is a process of its own; the file is in the page cache before. `convert` and `cp` take turns, `cp` copying
+what `convert` has just written and bringing it to the disk, as `convert` does. No conversion finds a sha256 of before:
+reading all 7.7 GB for it takes longer than copying the 4.3 GB that are the model, so the goal is for `--no-hash`.
 
-Memory is the largest RssAnon + RssShmem in /proc/PID/status, looked up every 10 ms: what a process holds for itself.
-The largest resident set (VmHWM) would be no measure: it counts the pages of the mapped file, which the kernel lends
-while it has no other use for them, and would come to the size of the file on a machine with memory to spare. The kernel
-keeps no record of the largest RssAnon, hence the looking up; what comes and goes within 10 ms is not seen.
+Memory is the largest RssAnon + RssShmem in /proc/PID/status, looked up every 10 ms. The largest resident set (VmHWM)
+would count the pages of the mapped file, too, which the kernel lends while it has no other use for them.
 
-Needs Linux, 9 GB of memory to make the file, and 24 GB of disk for the file and new ones. The exit code is 1 if a
-goal is missed.
+Needs Linux, 9 GB of memory to make the file, and 24 GB of disk. The exit code is 1 if a goal is missed.
 """
 
 import argparse
@@ -82,10 +77,6 @@ def watched(command: list[str], cache: Path) -> Finished:
     return Finished(seconds=seconds, peak=peak)
 
 
-def sd(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "sd", *map(str, arguments)]
-
-
 def copied(source: Path, target: Path) -> tuple[float, float]:
     """Seconds that `cp` takes, and until the copy is on the disk."""
     started = time.monotonic()
@@ -101,54 +92,52 @@ def copied(source: Path, target: Path) -> tuple[float, float]:
 def measure(source: Path, folder: Path, runs: int) -> list[Row]:
     """Inspect and convert a file a few times, beside `cp`; what is written is removed again."""
     ours, copy = folder / "converted.safetensors", folder / "copied.safetensors"
-    inspections, hashing, bare, plain, synced = [], [], [], [], []
+    found: dict[str, list[Finished]] = {"inspect": [], "convert": [], "convert --no-hash": [], "convert to fp16": []}
+    copies = []
     read_once(source)
     cache = folder / "cache"
+
+    def run(name: str, *command: str | Path) -> None:
+        remembered = cache / str(len(copies))  # nothing in it yet
+        found[name].append(watched([sys.executable, "-m", "sd", *map(str, command)], remembered))
+
     try:
         for _ in range(runs):
-            inspections.append(watched(sd("inspect", source), cache / "none"))
-        for index in range(runs):
-            for results, flags in ((bare, ["--no-hash"]), (hashing, [])):
-                remembered = cache / f"{index}{len(flags)}"
-                results.append(watched(sd("convert", source, ours, "--to", "sd-zoo", "-q", *flags), remembered))
+            run("inspect", "inspect", source)
+        for _ in range(runs):
+            for name, flags in (("convert --no-hash", ["--no-hash"]), ("convert", [])):
+                run(name, "convert", source, ours, "--to", "sd-zoo", "-q", *flags)
                 size = ours.stat().st_size
-                seconds = copied(ours, copy)
-                plain.append(seconds[0])
-                synced.append(seconds[1])
+                copies.append(copied(ours, copy))
                 ours.unlink()  # so that its pages do not push the source's out of the page cache
-        half = watched(sd("convert", source, ours, "--to", "sd-zoo", "--precision", "fp16", "-q"), cache / "half")
+        run("convert to fp16", "convert", source, ours, "--to", "sd-zoo", "--precision", "fp16", "-q")
     finally:
         for path in (ours, copy):
             path.unlink(missing_ok=True)
-    return table(source.stat().st_size, size, inspections, bare, hashing, plain, synced, half)
+    return table(source.stat().st_size, size, found, copies)
 
 
 def table(
-    source_size: int,
-    size: int,
-    inspections: list[Finished],
-    bare: list[Finished],
-    hashing: list[Finished],
-    plain: list[float],
-    synced: list[float],
-    half: Finished,
+    source_size: int, size: int, found: dict[str, list[Finished]], copies: list[tuple[float, float]]
 ) -> list[Row]:
     """Medians, ratios and goals. `cp` and `convert` write the same bytes, so their times compare as their speeds."""
-    without, converting = (statistics.median(run.seconds for run in runs) for runs in (bare, hashing))
-    copying = statistics.median(synced)
+    seconds = {name: statistics.median(run.seconds for run in runs) for name, runs in found.items()}
+    peaks = {name: max(run.peak for run in runs) / 1e6 for name, runs in found.items()}
+    plain, synced = (statistics.median(times) for times in zip(*copies, strict=True))
+    converting, without, speed = seconds["convert"], seconds["convert --no-hash"], "of cp's speed"
     return [
         Row(what="file", value=source_size / 1e6, unit="MB"),
         Row(what="written by convert, and by cp", value=size / 1e6, unit="MB"),
-        Row(what="inspect", value=statistics.median(run.seconds for run in inspections), unit="s", at_most=0.5),
-        Row(what="cp", value=statistics.median(plain), unit="s"),
-        Row(what="cp and fsync", value=copying, unit="s"),
+        Row(what="inspect", value=seconds["inspect"], unit="s", at_most=0.5),
+        Row(what="cp", value=plain, unit="s"),
+        Row(what="cp and fsync", value=synced, unit="s"),
         Row(what="convert", value=converting, unit="s"),
         Row(what="convert --no-hash", value=without, unit="s"),
-        Row(what="convert beside cp and fsync", value=copying / converting, unit="of cp's speed"),
-        Row(what="convert --no-hash beside cp and fsync", value=copying / without, unit="of cp's speed", at_least=0.8),
-        Row(what="convert beside cp alone", value=statistics.median(plain) / converting, unit="of cp's speed"),
-        Row(what="memory of convert", value=max(run.peak for run in bare + hashing) / 1e6, unit="MB", at_most=300),
-        Row(what="memory of convert to fp16", value=half.peak / 1e6, unit="MB", at_most=1000),
+        Row(what="convert beside cp and fsync", value=synced / converting, unit=speed),
+        Row(what="convert --no-hash beside cp and fsync", value=synced / without, unit=speed, at_least=0.8),
+        Row(what="convert beside cp alone", value=plain / converting, unit=speed),
+        Row(what="memory of convert", value=max(peaks["convert"], peaks["convert --no-hash"]), unit="MB", at_most=300),
+        Row(what="memory of convert to fp16", value=peaks["convert to fp16"], unit="MB", at_most=1000),
     ]
 
 
