@@ -24,7 +24,7 @@ from hostile import MAGIC, assert_showable
 
 from convert.actions.tensor_set import tensors_of
 from convert.errors import CheckpointError, named
-from convert.files.pickle_reader import PickleContents, read_pickle
+from convert.files.pickle_reader import read_pickle
 from convert.files.reader import CheckpointFile, read_contents
 from convert.files.records import DTYPE_WIDTHS, GlobalName, Inert, StorageRecord, TensorRecord
 
@@ -80,7 +80,7 @@ def examine_pickle(data: bytes) -> str:
             return "refused"
     for record in tensors_in(contents.root):
         assert_inside(record, sys.maxsize)
-    assert_unpickler_agrees(contents, data)
+    assert_same_pickle(contents.root, data[: contents.end])
     return "pickle"
 
 
@@ -183,10 +183,6 @@ def assert_library_agrees(file: CheckpointFile, data: bytes) -> None:
     for name, record in file.root.items():
         assert tuple(theirs[name]["shape"]) == record.shape
         assert bytes(theirs[name]["data"]) == bytes(file.storage_bytes(record))
-
-
-def assert_unpickler_agrees(contents: PickleContents, data: bytes) -> None:
-    assert_same_pickle(contents.root, data[: contents.end])
 
 
 def assert_same_pickle(ours: object, data: bytes, before: int = 0) -> None:

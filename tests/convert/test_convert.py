@@ -72,14 +72,13 @@ def test_our_file_says_what_it_is_and_where_it_came_from(tmp_path, tiny_ckpt):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         assert len(file.keys()) == done.tensors == len(WEIGHTS)
-    assert metadata["format"] == "sd-zoo"
-    assert metadata["family"] == "sd-v1"
-    assert metadata["weights"] == "model"
-    assert metadata["precision"] == "float32"
-    assert metadata["global_step"] == "470000"
-    assert metadata["source_file"] == "tiny.ckpt"
-    assert metadata["source_sha256"] == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
-    assert json.loads(metadata["config"])["unet"]["width"] == 32
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 64 == 0  # aligned for mapping
+    assert json.loads(metadata.pop("config")) == json.loads(json.dumps(TINY.to_dict()))
+    assert metadata == {
+        **{"format": "sd-zoo", "format_version": "1", "family": "sd-v1", "weights": "model", "precision": "float32"},
+        **{"global_step": "470000", "source_file": "tiny.ckpt"},
+        "source_sha256": hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest(),
+    }
 
 
 def test_the_hash_of_the_source_can_be_left_out_but_a_known_one_is_noted(tmp_path, call, tiny_ckpt, monkeypatch):
@@ -109,15 +108,6 @@ def test_a_precision_rounds_every_tensor_once(tmp_path, tiny_state, tiny_ckpt, p
     done = convert(tiny_ckpt, path, layout="original", precision=precision)
     same_bits(safetensors.torch.load_file(path), {name: tiny_state[name].to(dtype) for name in WEIGHTS})
     assert done.nbytes == 2 * done.parameters
-
-
-def test_averaged_weights_are_taken_when_asked_for(tmp_path, tiny_state, tiny_ckpt):
-    path = tmp_path / "x.safetensors"
-    convert(tiny_ckpt, path, layout="original", weights="ema")
-    name = "model.diffusion_model.out.2.weight"
-    read = safetensors.torch.load_file(path)[name]
-    assert torch.equal(read, tiny_state["model_ema.diffusion_modelout2weight"])
-    assert not torch.equal(read, tiny_state[name])
 
 
 def test_tensors_that_lie_in_another_order_are_written_row_by_row(tmp_path, tiny_state):
@@ -228,14 +218,10 @@ def test_range_of_a_precision(values, stored, wanted, fits):
     assert in_range(torch.tensor(values, dtype=torch.float64).to(stored), wanted) == fits
 
 
-def test_a_file_is_not_converted_onto_itself(tmp_path, tiny_ckpt):
-    source, link = tmp_path / "x.ckpt", tmp_path / "y.ckpt"
-    shutil.copy(tiny_ckpt, source)
-    link.symlink_to(source)
-    for target in (source, link):
-        with pytest.raises(TargetError, match="is the source itself"):
-            convert(source, target, layout="original", force=True)
-    assert source.read_bytes() == tiny_ckpt.read_bytes()
+def test_a_link_to_the_source_is_the_source(tmp_path, tiny_ckpt):
+    (tmp_path / "y.ckpt").symlink_to(tiny_ckpt)
+    with pytest.raises(TargetError, match="is the source itself"):
+        convert(tiny_ckpt, tmp_path / "y.ckpt", layout="original", force=True)
 
 
 def test_native_size_and_training_step_stand_in_a_ckpt_as_in_the_source(tmp_path, tiny_state):
@@ -278,12 +264,6 @@ def test_schedule_tables_are_right_to_the_last_bits_of_float32():
         torch.testing.assert_close(
             tables[name].double(), torch.tensor(values, dtype=torch.float64), rtol=2**-24, atol=0
         )
-
-
-def test_data_is_aligned_for_mapping(tmp_path, tiny_ckpt):
-    path = tmp_path / "x.safetensors"
-    convert(tiny_ckpt, path)
-    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 64 == 0
 
 
 def test_an_existing_file_is_kept_unless_forced(tmp_path, tiny_ckpt):
@@ -392,9 +372,6 @@ def set_config(part, name, value):
         (lambda metadata, _: metadata.update(config="[]"), "no usable config"),
         (set_config("unet", "width", 64), "contradicts its tensors"),
         (set_config("unet", "depths", [10**9] * 4), "has 1000000000 transformer blocks per residual; 0 to 32"),
-        (set_config("text_encoder", "layers", 10**12), "has 1000000000000 text encoder layers; 1 to 128"),
-        (set_config("unet", "residuals_per_level", 300), "has 300 UNet residuals per level; 1 to 8"),
-        (set_config("vae", "residuals_per_level", 900), "has 900 VAE residuals per level; 1 to 8"),
         (set_config("unet", "multipliers", [1] * 300), "has 300 UNet levels; 1 to 8"),
         (set_config("unet", "multipliers", []), "has 0 UNet levels"),
         (set_config("unet", "depths", [1]), "different numbers of levels"),
@@ -458,7 +435,3 @@ def test_what_no_shape_tells_comes_from_the_metadata(ours):
 def test_the_other_weights_are_not_in_a_file_of_ours(ours):
     with pytest.raises(WeightMismatchError, match="holds the model weights, not the ema ones"):
         sd.load(ours, weights="ema")
-
-
-def test_converted_file_loads_without_the_package_that_wrote_it(ours):
-    assert safetensors.torch.load_file(ours)["unet.input_blocks.0.conv.weight"].shape == (32, 4, 3, 3)

@@ -1,7 +1,9 @@
 """Our conversion to a diffusers folder beside the library's own conversion of the same file."""
 
+import json
 import shutil
 
+import diffusers
 import make_checkpoint
 import oracles
 import pytest
@@ -13,6 +15,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from hostile import look
 from test_convert import same_bits
 from transformers import CLIPTextModel
 
@@ -43,6 +46,13 @@ def theirs(family):
         "vae": convert_ldm_vae_checkpoint(dict(state), dict(oracles.empty_vae(config).config)),
         "text_encoder": convert_ldm_clip_checkpoint(dict(state)),
     }
+
+
+def test_the_folder_is_of_the_family(family):
+    config, _, folder = family
+    assert look(folder).config == config
+    name = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    assert ("In" in name, hasattr(diffusers, name)) == (config.family != "sd-v1", True)
 
 
 @pytest.mark.parametrize("component", KINDS)

@@ -14,6 +14,7 @@ import threading
 import time
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -142,10 +143,6 @@ def test_a_training_checkpoint_is_read_whole(tmp_path, options):
     class ModelCheckpoint:
         pass
 
-    class Config:
-        def __init__(self):
-            self._content = {"lr": 1e-4}
-
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Linear(4, 2))
     optimizer = torch.optim.AdamW(network.parameters())
     with torch.enable_grad():
@@ -153,16 +150,14 @@ def test_a_training_checkpoint_is_read_whole(tmp_path, options):
     optimizer.step()
     weights = network.state_dict()
     assert weights._metadata
-    callback, config = "pytorch_lightning.callbacks.model_checkpoint", "omegaconf.dictconfig"
-    with pretended(callback, ModelCheckpoint), pretended(config, Config):
+    callback = "pytorch_lightning.callbacks.model_checkpoint"
+    with pretended(callback, ModelCheckpoint):
         value = {
             "epoch": 3,
             "global_step": 470000,
             "state_dict": weights,
             "callbacks": {ModelCheckpoint: {"best_model_score": np.float32(0.5), "current": torch.tensor(2.0)}},
             "optimizer_states": [optimizer.state_dict()],
-            "hyper_parameters": Config(),
-            "scores": np.arange(3),
         }
         path = saved(tmp_path, value, **options)
     with open_checkpoint(path) as file:
@@ -177,9 +172,7 @@ def test_a_training_checkpoint_is_read_whole(tmp_path, options):
         scores = file.root["callbacks"][GlobalName(callback, "ModelCheckpoint")]
         assert scores["best_model_score"] == 0.5
         assert_same(file, scores["current"], torch.tensor(2.0))
-        assert type(file.root["hyper_parameters"]) is Inert
         assert f"{callback}.ModelCheckpoint" in file.foreign
-        assert f"{config}.Config" in file.foreign
 
 
 def test_the_vectors_of_a_textual_inversion_lie_in_the_state_of_its_placeholder(tmp_path):
@@ -686,10 +679,11 @@ def test_shown_text_is_capped():
 # Damage
 
 
-def small_checkpoint(tmp_path) -> tuple[Path, dict[str, bytes]]:
-    tensors = {"alpha": torch.tensor([1.0, 2.0]), "beta": torch.tensor([[3, 4]], dtype=torch.int16)}
-    path = saved(tmp_path, tensors)
-    return path, {name: bits(value) for name, value in tensors.items()}
+@pytest.fixture
+def small(tmp_path):
+    """A file, its bytes, and what is in it."""
+    path = saved(tmp_path, {"alpha": torch.tensor([1.0, 2.0]), "beta": torch.tensor([[3, 4]], dtype=torch.int16)})
+    return path, path.read_bytes(), contents_of(path)
 
 
 def contents_of(path: Path) -> dict[str, tuple]:
@@ -702,10 +696,8 @@ def contents_of(path: Path) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("bits_of_each", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_a_single_flipped_bit_is_refused_or_changes_nothing(tmp_path, bits_of_each):
-    path, _ = small_checkpoint(tmp_path)
-    whole = path.read_bytes()
-    expected = contents_of(path)
+def test_a_single_flipped_bit_is_refused_or_changes_nothing(small, bits_of_each):
+    path, whole, expected = small
     tried = harmless = 0
     for position in range(len(whole)):
         if whole[position : position + 8] == b"ZZZZZZZZ":
@@ -715,33 +707,27 @@ def test_a_single_flipped_bit_is_refused_or_changes_nothing(tmp_path, bits_of_ea
             flipped = bytearray(whole)
             flipped[position] ^= 1 << bit
             path.write_bytes(flipped)
-            try:
-                found = contents_of(path)
-            except CheckpointError:
-                continue
-            harmless += 1
-            assert found == expected, (position, bit)
+            with suppress(CheckpointError):
+                assert contents_of(path) == expected, (position, bit)
+                harmless += 1
     assert harmless < tried / 2  # versions, dates and attributes in the zip's headers
 
 
 @pytest.mark.parametrize("length", [pytest.param(1, marks=pytest.mark.slow), 8, 64])
-def test_zeroed_ranges_are_refused_or_change_nothing(tmp_path, length):
-    path, _ = small_checkpoint(tmp_path)
-    whole = path.read_bytes()
-    expected = contents_of(path)
-    refusals = 0
-    for start in range(0, len(whole) - length, length):
+def test_zeroed_ranges_are_refused_or_change_nothing(small, length):
+    path, whole, expected = small
+    starts = range(0, len(whole) - length, length)
+    harmless = 0
+    for start in starts:
         path.write_bytes(whole[:start] + bytes(length) + whole[start + length :])
-        try:
+        with suppress(CheckpointError):
             assert contents_of(path) == expected
-        except CheckpointError:
-            refusals += 1
-    assert refusals > len(whole) // length // 4
+            harmless += 1
+    assert len(starts) - harmless > len(whole) // length // 4
 
 
-def test_bytes_added_anywhere_are_refused(tmp_path):
-    path, _ = small_checkpoint(tmp_path)
-    whole = path.read_bytes()
+def test_bytes_added_anywhere_are_refused(small):
+    path, whole, _ = small
     for position in range(0, len(whole) + 1, 7):
         path.write_bytes(whole[:position] + b"\0" + whole[position:])
         with pytest.raises(CheckpointError):

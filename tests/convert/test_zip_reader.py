@@ -289,20 +289,16 @@ def test_faults_are_refused_by_name(tmp_path, content, kind, words):
 def test_end_records_with_wrong_numbers_are_refused(tmp_path, field, zip64):
     sound = {"count": 4, "disk": 0}
     content = write_zip(checkpoint_records(PICKLE), zip64=zip64, end={field: sound.get(field, 100) + 1})
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(content)
     with pytest.raises((CorruptFileError, UnsafeFileError)):
-        read_all(path)
+        opened(tmp_path, content)
 
 
 @pytest.mark.parametrize("extra", [b"\1", b"\1\0\x08\0" + bytes(7), struct.pack("<2H", 1, 3) + b"abc",
                                    2 * struct.pack("<2HQ", 1, 8, 0)])  # fmt: skip
 @pytest.mark.parametrize("where", ["local_extra", "central_extra"])
 def test_damaged_extra_fields_are_refused(tmp_path, extra, where):
-    path = tmp_path / "model.ckpt"
-    path.write_bytes(changed(2, **{where: extra}))
     with pytest.raises((CorruptFileError, UnsafeFileError), match=r"extra field|zip64 fields"):
-        read_all(path)
+        opened(tmp_path, changed(2, **{where: extra}))
 
 
 # Bounded inflation
