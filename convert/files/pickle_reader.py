@@ -39,6 +39,12 @@ FORBIDDEN = {  # the rest of the list, to call them by name
     **{b"\x82": "EXT1", b"\x83": "EXT2", b"\x84": "EXT4"},
 }
 OPCODE_NAMES = {opcode[0]: name for opcode, name in (FORBIDDEN | OPCODES).items()}
+WIDTHS = {  # bytes of an opcode's number, or of the length in front of its text
+    **{"BINPUT": 1, "LONG_BINPUT": 4, "BINGET": 1, "LONG_BINGET": 4, "BININT1": 1, "BININT2": 2},
+    **{"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8, "SHORT_BINBYTES": 1, "BINBYTES": 4},
+}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 SET, FROZEN_SET = GlobalName("builtins", "set"), GlobalName("builtins", "frozenset")
 
 
@@ -111,43 +117,27 @@ class Machine:
     def step(self, opcode: str) -> None:
         """What each opcode does. The frequent ones come first."""
         match opcode:
-            case "BINPUT":
-                self.put(self.number(1))
-            case "BINGET":
-                self.get(self.number(1))
-            case "LONG_BINPUT":
-                self.put(self.number(4))
-            case "LONG_BINGET":
-                self.get(self.number(4))
+            case "BINPUT" | "LONG_BINPUT":
+                self.put(self.number(WIDTHS[opcode]))
+            case "BINGET" | "LONG_BINGET":
+                self.get(self.number(WIDTHS[opcode]))
             case "MEMOIZE":
                 self.put(len(self.memo))
 
-            case "BININT1":
-                self.stack.append(self.number(1))
-            case "BININT2":
-                self.stack.append(self.number(2))
+            case "BININT1" | "BININT2":
+                self.stack.append(self.number(WIDTHS[opcode]))
             case "BININT":
                 self.stack.append(int.from_bytes(self.take(4), "little", signed=True))
             case "LONG1":
                 self.stack.append(int.from_bytes(self.take(self.number(1)), "little", signed=True))
             case "BINFLOAT":
                 self.stack.append(struct.unpack(">d", self.take(8))[0])
-            case "NONE":
-                self.stack.append(None)
-            case "NEWTRUE":
-                self.stack.append(True)
-            case "NEWFALSE":
-                self.stack.append(False)
-            case "BINUNICODE":
-                self.stack.append(self.text(self.counted(4)))
-            case "SHORT_BINUNICODE":
-                self.stack.append(self.text(self.counted(1)))
-            case "BINUNICODE8":
-                self.stack.append(self.text(self.counted(8)))
-            case "BINBYTES":
-                self.stack.append(self.counted(4))
-            case "SHORT_BINBYTES":
-                self.stack.append(self.counted(1))
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.stack.append(CONSTANTS[opcode])
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
+                self.stack.append(self.text(self.counted(WIDTHS[opcode])))
+            case "BINBYTES" | "SHORT_BINBYTES":
+                self.stack.append(self.counted(WIDTHS[opcode]))
 
             case "MARK":
                 self.marks.append(len(self.stack))
@@ -156,12 +146,8 @@ class Machine:
                 self.stack.append(())
             case "TUPLE":
                 self.stack.append(tuple(self.pop_to_mark()))
-            case "TUPLE1":
-                self.stack.append(tuple(self.pop(1)))
-            case "TUPLE2":
-                self.stack.append(tuple(self.pop(2)))
-            case "TUPLE3":
-                self.stack.append(tuple(self.pop(3)))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                self.stack.append(tuple(self.pop(TUPLES[opcode])))
 
             case "GLOBAL":
                 self.push_name(self.line(), self.line())
