@@ -74,7 +74,7 @@ def read_checkpoint(file: CheckpointFile, *, weights: str = "auto", vae: Checkpo
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
     if file.metadata.get("format") == FORMAT:
-        return _read_ours(file, weights, vae)
+        return read_ours(file, weights, vae=vae)
     return _read_foreign(file, weights, vae)
 
 
@@ -108,7 +108,10 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
     if file.configs:
         from convert.families.diffusers_config import with_settings
 
-        config = with_settings(config, _without_sizes_of_vae(file.configs) if vae else file.configs)
+        settings = dict(file.configs)
+        if vae:  # of the settings of the VAE that is replaced, only the latent scale counts
+            settings["vae"] = {n: value for n, value in settings.get("vae", {}).items() if n == "scaling_factor"}
+        config = with_settings(config, settings)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])
     config, notes = with_schedule(config, file, tensors)
@@ -153,12 +156,6 @@ def _with_vae(found: Found, vae: Checkpoint) -> Found:
     )
 
 
-def _without_sizes_of_vae(configs: Mapping[str, dict]) -> dict[str, dict]:
-    """The settings of a folder whose VAE is replaced: of the VAE's, only the latent scale counts."""
-    kept = {name: value for name, value in configs.get("vae", {}).items() if name == "scaling_factor"}
-    return {**configs, "vae": kept}
-
-
 def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, family: str) -> tuple[str, ...]:
     """The stored names of tensors that are neither weights of the model nor the usual extras.
 
@@ -181,8 +178,13 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
     return tuple(found.stored_names[name] for name in others)
 
 
-def stated_weights(file: CheckpointFile) -> str:
-    """Which weights a file of ours holds. Raises CheckpointError for an unknown version or kind."""
+def read_ours(
+    file: CheckpointFile, weights: str, *, vae: Checkpoint | None = None, part: str | None = None
+) -> Checkpoint:
+    """The model in a file of our layout, or the part that it holds alone.
+
+    Raises UnsupportedFileError for an unknown version, WeightMismatchError for metadata that contradict the tensors.
+    """
     version = file.metadata.get("format_version")
     if version != FORMAT_VERSION:
         raise UnsupportedFileError(
@@ -192,29 +194,31 @@ def stated_weights(file: CheckpointFile) -> str:
     stored = file.metadata.get("weights", "model")
     if stored not in ("model", "ema"):
         raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they must be model or ema.")
-    return stored
-
-
-def _read_ours(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Checkpoint:
-    stored = stated_weights(file)
-    if alone := file.metadata.get("part"):
-        raise WeightMismatchError(f"holds a {PARTS.get(alone, 'part')} alone. Use a complete checkpoint.")
-    config = stated_config(file.metadata.get("config", ""), file.root)
+    alone = file.metadata.get("part") or None
+    if alone != part:
+        what = f"holds a {PARTS.get(alone or '', shown(str(alone), 40))} alone"
+        raise WeightMismatchError(f"{what} and no {PARTS[part]}." if part else f"{what}. Use a complete checkpoint.")
+    config = stated_config(file.metadata.get("config", ""), file.root, part)
     if weights not in ("auto", stored):
         raise WeightMismatchError(
             f"holds the {stored} weights, not the {weights} ones. Leave out --weights, or use the original file."
         )
-    names = original_names(config)
-    check_ours(file, names)
+    names = original_names(config, part)
+    if surplus := [name for name in file.root if name not in names and not name.startswith(EXTRA)]:
+        raise WeightMismatchError(
+            f"holds {counted(len(surplus), 'weight')} that its own config has no place for: {shown_list(surplus)}."
+        )
     tensors = {ours: file.root[ours] for ours in names}
-    extras = {name.removeprefix(EXTRA): file.root[name] for name in file.root if name.startswith(EXTRA)}
+    extras = {name.removeprefix(EXTRA): file.root[name] for name in file.root if name.startswith(EXTRA) and not part}
     if vae:
         config = replace(config, vae=replace(vae.config.vae, latent_scale=config.vae.latent_scale))
         names = original_names(config)
         tensors = {ours: (vae.tensors if ours in vae.tensors else tensors)[ours] for ours in names}
         extras = {name: record for name, record in extras.items() if not name.startswith(PREFIXES["vae"])}
+    step = file.metadata.get("global_step", "")
     return Checkpoint(
         config=config,
+        part=part,
         layout=FORMAT,
         names=names,
         stored_names={ours: vae.stored_names[ours] if vae and ours in vae.tensors else ours for ours in names},
@@ -222,24 +226,9 @@ def _read_ours(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Ch
         weights=stored,
         other_weights=None,
         unknown=(),
-        global_step=stated_step(file),
+        global_step=int(step) if WHOLE.fullmatch(step) else None,
         extras=extras,
     )
-
-
-def check_ours(file: CheckpointFile, names: Mapping[str, Original]) -> None:
-    """Raises WeightMismatchError if a file of ours holds other tensors than these and extras."""
-    surplus = [name for name in file.root if name not in names and not name.startswith(EXTRA)]
-    if surplus:
-        raise WeightMismatchError(
-            f"holds {counted(len(surplus), 'weight')} that its own config has no place for: {shown_list(surplus)}."
-        )
-
-
-def stated_step(file: CheckpointFile) -> int | None:
-    """The step of the training in the metadata of a file of ours."""
-    text = file.metadata.get("global_step", "")
-    return int(text) if WHOLE.fullmatch(text) else None
 
 
 def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]) -> Checkpoint:
@@ -281,4 +270,4 @@ def _possible_unet_names() -> list[str]:
     """Every name that a UNet of the v1 layout may have, at any width."""
     # Growing at every level, it has a shortcut wherever some width has one.
     widest = replace(SD_V1, unet=replace(SD_V1.unet, multipliers=(1, 2, 4, 8)))
-    return [original.name for ours, original in original_names(widest).items() if ours.startswith("unet.")]
+    return [original.name for original in original_names(widest, "unet").values()]

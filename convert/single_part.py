@@ -3,25 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convert.checkpoint import (
-    FORMAT,
-    LEFTOVERS,
-    POSITION_IDS,
-    Checkpoint,
-    check_ours,
-    read_checkpoint,
-    stated_step,
-    stated_weights,
-)
-from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.checkpoint import FORMAT, LEFTOVERS, POSITION_IDS, Checkpoint, read_checkpoint, read_ours
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown_list
 from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
-from convert.families.stated_config import stated_config
 from convert.files.reader import CheckpointFile
-from convert.layouts.names import PREFIXES, Original, original_names
+from convert.layouts.names import PREFIXES, original_names
 from convert.layouts.original_layout import TEXT_ROOT, Found, find_tensors
-from sd.config import ModelConfig
 
 # The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
 # encoder has the names of the transformers library, and a UNet is found by its prefix only.
@@ -39,7 +28,7 @@ def read_part(file: CheckpointFile, part: str, *, weights: str = "auto") -> Chec
     if file.metadata.get("format") == FORMAT:
         if "part" not in file.metadata:
             return only(read_checkpoint(file, weights=weights), part)
-        return _part_of_ours(file, part, weights)
+        return read_ours(file, weights, part=part)
     found = find_tensors(file)
     if all(any(name.startswith(prefix) for name in found.tensors) for prefix in PREFIXES.values()):
         return only(read_checkpoint(file, weights=weights), part)
@@ -81,7 +70,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         raise UnsupportedFileError(refusal)
     if file.configs:
         config = with_settings(config, file.configs)
-    names = _names(config, part)
+    names = original_names(config, part)
     expected = {original.name for original in names.values()}
     check_complete([name for name in sorted(expected) if name not in mine], len(names))
     others = [name for name in mine if name not in expected and name != POSITION_IDS]
@@ -103,34 +92,6 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         unknown=(),
         global_step=found.beside.get("global_step"),
     )
-
-
-def _part_of_ours(file: CheckpointFile, part: str, weights: str) -> Checkpoint:
-    """From a file of ours that holds one part alone."""
-    stored, there = stated_weights(file), file.metadata["part"]
-    if there != part:
-        raise WeightMismatchError(f"holds a {PARTS.get(there, shown(there, 40))} alone and no {PARTS[part]}.")
-    if weights not in ("auto", stored):
-        raise WeightMismatchError(f"holds the {stored} weights, not the {weights} ones. Leave out --weights.")
-    config = stated_config(file.metadata.get("config", ""), file.root, part)
-    names = _names(config, part)
-    check_ours(file, names)
-    return Checkpoint(
-        config=config,
-        part=part,
-        layout=FORMAT,
-        names=names,
-        stored_names={ours: ours for ours in names},
-        tensors={ours: file.root[ours] for ours in names},
-        weights=stored,
-        other_weights=None,
-        unknown=(),
-        global_step=stated_step(file),
-    )
-
-
-def _names(config: ModelConfig, part: str) -> dict[str, Original]:
-    return {ours: name for ours, name in original_names(config).items() if ours.startswith(f"{part}.")}
 
 
 def _with_text_root(found: Found) -> Found:

@@ -107,7 +107,7 @@ def convert(
             left_out, checkpoint = len(checkpoint.extras), replace(checkpoint, extras={})
         else:
             left_out, checkpoint = 0, replace(checkpoint, unknown=())
-        shapes = _shapes(checkpoint)
+        shapes = parameter_shapes(checkpoint.config, checkpoint.part)
         if other:
             with errors_named(other):
                 match_shapes(only(checkpoint, "vae"), shapes)
@@ -148,11 +148,6 @@ def convert(
         left_out=left_out,
         verified=verified,
     )
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    start = f"{checkpoint.part}." if checkpoint.part else ""
-    return {name: shape for name, shape in parameter_shapes(checkpoint.config).items() if name.startswith(start)}
 
 
 def _check_disk(target: Path, needed: int) -> None:

@@ -35,7 +35,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         raise WeightMismatchError("has no usable config in its metadata: its fields or their types are not a config's.")
     stated = ModelConfig.from_dict(data)
     check_counts(stated)
-    names = {ours: name for ours, name in original_names(stated).items() if not part or ours.startswith(f"{part}.")}
+    names = original_names(stated, part)
     check_complete([ours for ours in names if ours not in tensors], len(names))
     shapes = {name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()}
     if part:

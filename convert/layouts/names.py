@@ -216,27 +216,28 @@ def text_encoder_parameters(config: TextEncoderConfig) -> Iterator[Parameter]:
         yield from expand(ENCODER_LAYER, (f"layers.{layer}", path, path), **sizes)
 
 
-def parameters(config: ModelConfig) -> Iterator[tuple[str, Parameter]]:
-    """Every parameter of a v1 model with its component, in the order in which files of ours keep them."""
+def parameters(config: ModelConfig, part: str | None = None) -> Iterator[tuple[str, Parameter]]:
+    """Every parameter of a v1 model, or of one part, with its component, in the order in which our files keep them."""
     for component, found in (
         ("unet", unet_parameters(config.unet)),
         ("vae", vae_parameters(config.vae)),
         ("text_encoder", text_encoder_parameters(config.text_encoder)),
     ):
-        for parameter in found:
-            yield component, parameter
+        if part in (None, component):
+            for parameter in found:
+                yield component, parameter
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig, part: str | None = None) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter, `unet.… vae.… text_encoder.…`."""
-    return {f"{component}.{ours}": shape for component, (ours, _, _, shape) in parameters(config)}
+    return {f"{component}.{ours}": shape for component, (ours, _, _, shape) in parameters(config, part)}
 
 
-def original_names(config: ModelConfig) -> dict[str, Original]:
+def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Original]:
     """Every parameter of a v1 model, `unet.… vae.… text_encoder.…`, with where an original file keeps it."""
     return {
         f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(POINTWISE[component]))
-        for component, (ours, original, _, _) in parameters(config)
+        for component, (ours, original, _, _) in parameters(config, part)
     }
 
 
