@@ -47,6 +47,11 @@ class Family:
     parts: Mapping[str, str] = field(default_factory=lambda: V1_PARTS)  # in words -> what their names start with
 
 
+def like(row: Family, name: str, title: str, **changes: object) -> Family:
+    """Another row, with what it does not share with its relative."""
+    return replace(row, name=name, title=title, **changes)
+
+
 V1 = Family(
     name="sd-v1",
     title="Stable Diffusion 1",
@@ -66,9 +71,9 @@ V2 = Family(
     tasks=ANY_TASK,
     prediction="",
 )
-UNCLIP = replace(
-    V2, starts=("embedder.model.",), tasks=(), prediction="v", parts=V1_PARTS | {"image encoder": "embedder."}
-)
+UNCLIP_PARTS = V1_PARTS | {"image encoder": "embedder."}
+UNCLIP = {"starts": ("embedder.model.",), "tasks": (), "prediction": "v", "parts": UNCLIP_PARTS}
+DEPTH = {"starts": ("depth_model.",), "channels": 5, "parts": V1_PARTS | {"depth network": "depth_model."}}
 XL = Family(
     name="sdxl",
     title="Stable Diffusion XL base",
@@ -80,74 +85,38 @@ XL = Family(
     tasks=ANY_TASK,
     parts={"UNet": UNET, "VAE": VAE, "text encoder 1": XL_TEXT + "0.", "text encoder 2": XL_TEXT + "1."},
 )
+XL_BUILD = replace(XL, context=None, pipeline="")  # built like XL and recognised by names alone
+REFINER = {"starts": (XL_TEXT + "0.model.",), "lacks": XL_TEXT + "1.", "context": 1280, "label": 2560, "pipeline": ""}
+REFINER |= {"tasks": ("image to image",), "parts": {"UNet": UNET, "VAE": VAE, "text encoder": XL_TEXT + "0."}}
 INPAINTING = {"channels": 9, "tasks": ("inpainting",)}
 EDIT = {"channels": 8, "tasks": ()}
-XL_BUILD = replace(XL, context=None, pipeline="")  # built like XL and recognised by names alone
+V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
+V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
+UPSCALER = {"channels": 7, "pipeline": "StableDiffusionUpscale", "tasks": (), "prediction": "v"}
 MODELS = (
     V1,
-    replace(
-        V1,
-        name="sd-v1-inpainting",
-        title="Stable Diffusion 1 inpainting",
-        pipeline="StableDiffusionInpaintPipeline",
-        config=SD_V1_INPAINTING,
-        **INPAINTING,
-    ),
-    replace(
-        V1,
-        name="sd-v1-edit",
-        title="Stable Diffusion 1 edit (InstructPix2Pix)",
-        pipeline="StableDiffusionInstructPix2PixPipeline",
-        config=SD_V1_EDIT,
-        **EDIT,
-    ),
-    replace(
-        V2,
-        name="sd-v2-depth",
-        title="Stable Diffusion 2 depth",
-        starts=("depth_model.",),
-        channels=5,
-        pipeline="StableDiffusionDepth",
-        prediction="eps",
-        parts=V1_PARTS | {"depth network": "depth_model."},
-    ),
-    replace(UNCLIP, name="sd-v2-unclip-l", title="Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP"),
-    replace(UNCLIP, name="sd-v2-unclip-h", title="Stable Diffusion 2.1 unCLIP-H", label=2048),
+    like(V1, "sd-v1-inpainting", "Stable Diffusion 1 inpainting", **V1_INPAINTING),
+    like(V1, "sd-v1-edit", "Stable Diffusion 1 edit (InstructPix2Pix)", **V1_EDIT),
+    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth", pipeline="StableDiffusionDepth", prediction="eps", **DEPTH),
+    like(V2, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP", **UNCLIP),
+    like(V2, "sd-v2-unclip-h", "Stable Diffusion 2.1 unCLIP-H", label=2048, **UNCLIP),
     V2,
-    replace(V2, name="sd-v2-inpainting", title="Stable Diffusion 2 inpainting", prediction="eps", **INPAINTING),
-    replace(V2, name="sd-v2-depth", title="Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
-    replace(V2, name="sd-v2-edit", title="Stable Diffusion 2 edit", **EDIT),
-    replace(
-        V2,
-        name="sd-x4-upscaler",
-        title="Stable Diffusion x4 upscaler",
-        channels=7,
-        pipeline="StableDiffusionUpscale",
-        tasks=(),
-        prediction="v",
-    ),
-    replace(XL_BUILD, name="playground-v2.5", title="Playground 2.5, built like SDXL", starts=("edm_mean", "edm_std")),
-    replace(
+    like(V2, "sd-v2-inpainting", "Stable Diffusion 2 inpainting", prediction="eps", **INPAINTING),
+    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
+    like(V2, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
+    like(V2, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
+    like(XL_BUILD, "playground-v2.5", "Playground 2.5, built like SDXL", starts=("edm_mean", "edm_std")),
+    like(
         XL_BUILD,
-        name="sdxl-distilled",
-        title="distilled Stable Diffusion XL (SSD-1B or Vega)",
+        "sdxl-distilled",
+        "distilled Stable Diffusion XL (SSD-1B or Vega)",
         starts=(XL_TEXT + "1.",),
         lacks=UNET + "middle_block.1.",
     ),
-    Family(
-        name="sdxl-refiner",
-        title="Stable Diffusion XL refiner",
-        starts=(XL_TEXT + "0.model.",),
-        lacks=XL_TEXT + "1.",
-        context=1280,
-        channels=4,
-        label=2560,
-        tasks=("image to image",),
-        parts={"UNet": UNET, "VAE": VAE, "text encoder": XL_TEXT + "0."},
-    ),
+    like(XL, "sdxl-refiner", "Stable Diffusion XL refiner", **REFINER),
     XL,
-    replace(XL, name="sdxl-inpainting", title="Stable Diffusion XL inpainting", **INPAINTING),
-    replace(XL, name="sdxl-edit", title="Stable Diffusion XL edit", **EDIT),
+    like(XL, "sdxl-inpainting", "Stable Diffusion XL inpainting", **INPAINTING),
+    like(XL, "sdxl-edit", "Stable Diffusion XL edit", **EDIT),
     Family(name="alt-diffusion", title="AltDiffusion", starts=("cond_stage_model.roberta.",), pipeline="AltDiffusion"),
     Family(name="ldm", title="latent diffusion (before CLIP)", starts=("cond_stage_model.transformer.layers.",)),
     Family(
@@ -162,6 +131,8 @@ MODELS = (
 )
 
 ONE_PART = "Use a complete checkpoint"
+MOVES = "It adds movement to a checkpoint and is not one itself"
+SHOWS = "It adds pictures to a prompt and is not a checkpoint"
 CONTROLNET = Family(
     name="controlnet",
     title="ControlNet",
@@ -192,43 +163,20 @@ TEXT_ENCODER = Family(
     why_not=ONE_PART,
     parts={"text encoder": ""},
 )
+T2I_ADAPTER = ("body.0.block1.", "body.0.in_conv.", "adapter.body.")
+TAESD = ("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_")
 ADDITIONS = (  # files that are not a model of their own
-    replace(LORA, name="loha", title="LoHa adapter", inside=("hada_w",)),
-    replace(LORA, name="lokr", title="LoKr adapter", inside=("lokr_w",)),
+    like(LORA, "loha", "LoHa adapter", inside=("hada_w",)),
+    like(LORA, "lokr", "LoKr adapter", inside=("lokr_w",)),
     LORA,
-    replace(EMBEDDING, name="sdxl-embedding", title="textual inversion for Stable Diffusion XL", starts=("clip_g",)),
+    like(EMBEDDING, "sdxl-embedding", "textual inversion for Stable Diffusion XL", starts=("clip_g",)),
     EMBEDDING,
-    replace(
-        EMBEDDING,
-        name="motion-module",
-        title="motion module",
-        starts=(),
-        inside=("motion_modules.",),
-        why_not="It adds movement to a checkpoint and is not one itself",
-    ),
-    replace(
-        EMBEDDING,
-        name="ip-adapter",
-        title="IP-Adapter",
-        starts=("ip_adapter.",),
-        why_not="It adds pictures to a prompt and is not a checkpoint",
-    ),
-    replace(
-        EMBEDDING,
-        name="t2i-adapter",
-        title="T2I-Adapter",
-        starts=("body.0.block1.", "body.0.in_conv.", "adapter.body."),
-        why_not=CONTROLNET.why_not,
-    ),
-    replace(
-        EMBEDDING,
-        name="taesd",
-        title="TAESD, a tiny VAE",
-        starts=("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_"),
-        why_not=ONE_PART,
-    ),
+    like(EMBEDDING, "motion-module", "motion module", starts=(), inside=("motion_modules.",), why_not=MOVES),
+    like(EMBEDDING, "ip-adapter", "IP-Adapter", starts=("ip_adapter.",), why_not=SHOWS),
+    like(EMBEDDING, "t2i-adapter", "T2I-Adapter", starts=T2I_ADAPTER, why_not=CONTROLNET.why_not),
+    like(EMBEDDING, "taesd", "TAESD, a tiny VAE", starts=TAESD, why_not=ONE_PART),
     TEXT_ENCODER,
-    replace(TEXT_ENCODER, name="open-clip", title="OpenCLIP model alone", inside=("transformer.resblocks.",)),
+    like(TEXT_ENCODER, "open-clip", "OpenCLIP model alone", inside=("transformer.resblocks.",)),
 )
 
 
