@@ -61,7 +61,9 @@ def shown(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     """
     escaped = ""
     for character in text:
-        piece = _shown_character(character)
+        piece = character
+        if unicodedata.category(character)[0] in "CZ" and character != " ":
+            piece = character.encode("unicode_escape", "surrogatepass").decode("ascii")
         if len(escaped) + len(piece) > limit:
             return f"{escaped}... ({len(text)} characters)"
         escaped += piece
@@ -88,9 +90,3 @@ def size_text(size: int) -> str:
         if size < 1000 * scale:
             return f"{size / scale:.3g} {unit}"
     return f"{size} bytes"
-
-
-def _shown_character(character: str) -> str:
-    if unicodedata.category(character)[0] in "CZ" and character != " ":
-        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-    return character

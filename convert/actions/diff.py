@@ -217,18 +217,14 @@ def _averages(files: list[CheckpointFile], models: list[Checkpoint | None]) -> t
             averaged = read_checkpoint(files[side], weights="ema").tensors
         except WeightMismatchError:
             continue
-        names = [ours for ours in averaged if ours.startswith("unet.") and ours in other.tensors]
-        if names and all(
-            trimmed(averaged[ours].shape) == trimmed(other.tensors[ours].shape)
-            and _is_close(compare(files[side], averaged[ours], files[1 - side], other.tensors[ours]))
-            for ours in names
-        ):
+        pairs = [(averaged[n], other.tensors[n]) for n in averaged if n.startswith("unet.") and n in other.tensors]
+        changes = (
+            compare(files[side], a, files[1 - side], b) if trimmed(a.shape) == trimmed(b.shape) else None
+            for a, b in pairs
+        )
+        if pairs and all(change and (change.same or change.rounding) for change in changes):
             found.append(name)
     return tuple(found)
-
-
-def _is_close(change: Change) -> bool:
-    return change.same or change.rounding
 
 
 def _blocks(names: list[str], changes: Mapping[str, Change]) -> tuple[Block, ...]:

@@ -36,13 +36,13 @@ class Report:
 
     path: str
     bytes: int
-    container: str | None  # "torch zip", "safetensors"; None where the file was refused
+    container: str | None = None  # "torch zip", "safetensors"; None where the file was refused
     safe: bool  # it names no code and has no structure that only a hostile file has
-    foreign: tuple[str, ...]  # classes that the pickle names and that are not needed; kept as inert data
-    dangerous: tuple[str, ...]  # names of code that has no place in a checkpoint
+    foreign: tuple[str, ...] = ()  # classes that the pickle names and that are not needed; kept as inert data
+    dangerous: tuple[str, ...] = ()  # names of code that has no place in a checkpoint
     problem: str | None  # why it is not usable as a model
     part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
-    kind: str | None
+    kind: str | None = None
     evidence: tuple[str, ...] = ()
     family: str | None = None  # of a complete model: as `convert.families.family` names it
     layout: str | None = None
@@ -58,7 +58,7 @@ class Report:
     metadata: dict[str, str] | None = None
     old_hash: str | None  # the short hash of older tools, over 64 KiB of the file
     sha256: str | None
-    known: str | None  # the original checkpoint that has this sha256
+    known: str | None = None  # the original checkpoint that has this sha256
     tensors_sha256: str | None = None  # over the weights of the model or part; without one, over all tensors
     everything_sha256: str | None = None  # including the tensors beside the model
     values: "Values | None" = None
@@ -78,7 +78,15 @@ def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, d
     try:
         file = open_checkpoint(path)
     except UnsafeFileError as error:
-        return _refused(path, error, sha256)
+        return Report(
+            path=str(path),
+            bytes=path.stat().st_size,
+            safe=False,
+            dangerous=error.names,
+            problem=str(error),
+            old_hash=old_hash(path) if path.is_file() else None,
+            sha256=sha256 or remembered_sha256(path),
+        )
     with file:
         report = _describe(path, file, sha256 or remembered_sha256(path))
         if deep or tensors_hashed:
@@ -103,23 +111,6 @@ def old_hash(path: Path) -> str:
         return hashlib.sha256(file.read(OLD_HASH_BYTES)).hexdigest()[:8]
 
 
-def _refused(path: Path, error: UnsafeFileError, sha256: str | None) -> Report:
-    sha256 = sha256 or remembered_sha256(path)
-    return Report(
-        path=str(path),
-        bytes=path.stat().st_size,
-        container=None,
-        safe=False,
-        foreign=(),
-        dangerous=error.names,
-        problem=str(error),
-        kind=None,
-        old_hash=old_hash(path) if path.is_file() else None,
-        sha256=sha256,
-        known=None,
-    )
-
-
 def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
     tensors = {without_framework(name): record for name, record in tensors_of(file.root).items()}
     kind = describe({name: record.shape for name, record in tensors.items()})
@@ -134,7 +125,6 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         container=file.container,
         safe=True,
         foreign=file.foreign,
-        dangerous=(),
         problem=problem,
         kind=kind.name,
         evidence=(*kind.evidence, *kind.details),

@@ -76,27 +76,22 @@ def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
 
 
 def tensor_digests(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> list[tuple[str, TensorRecord, str]]:
-    """Name, description and hash of each tensor. Reads all of them, one storage after the other.
+    """Name, description and sha256 of each tensor: row by row, little-endian, whatever its order in the file.
 
-    Raises CorruptFileError for a wrong checksum.
+    Reads all of them, one storage after the other. Raises CorruptFileError for a wrong checksum.
     """
+    from convert.files.arrays import raw_pieces  # numpy takes a tenth of a second to import: not before it is needed
+
     entries = []
     for group in by_storage(tensors):
         for name, record in group:
             file.verify(record)
-            entries.append((name, record, tensor_sha256(file, record)))
+            digest = hashlib.sha256()
+            for piece in raw_pieces(file, record):
+                digest.update(piece)
+            entries.append((name, record, digest.hexdigest()))
         file.release(record)
     return entries
-
-
-def tensor_sha256(file: CheckpointFile, record: TensorRecord) -> str:
-    """The sha256 of a tensor's bytes: row by row, little-endian, whatever its order in the file."""
-    from convert.files.arrays import raw_pieces  # numpy takes a tenth of a second to import: not before it is needed
-
-    digest = hashlib.sha256()
-    for piece in raw_pieces(file, record):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def set_sha256(entries: Iterable[tuple[str, TensorRecord, str]]) -> str:

@@ -73,7 +73,11 @@ def _compare(
     weights = original_weights(written).keys()
     release = [release_after_last(side, table.values()) for side, table in ((file, wanted), (back, found))]
     entries, same = [], 0
-    for name in sorted(wanted.keys() & found.keys(), key=lambda name: _place(found[name])):
+
+    def place(name: str) -> tuple[int, int, int]:
+        return found[name].storage.file, found[name].storage.offset, found[name].offset
+
+    for name in sorted(wanted.keys() & found.keys(), key=place):
         a, b = wanted[name], found[name]
         digest = hashlib.sha256()
         right = b.dtype in (a.dtype, dtype) and (b.dtype == (dtype or a.dtype) or name not in weights)
@@ -116,10 +120,6 @@ def as_written(numbers: np.ndarray, dtype: str) -> np.ndarray:
     if dtype != "float64":
         numbers = numbers.astype("f4").astype("f8")  # torch rounds to float32 first
     return rounded(numbers, dtype)
-
-
-def _place(record: TensorRecord) -> tuple[int, int, int]:
-    return record.storage.file, record.storage.offset, record.offset
 
 
 def _forget_pages(path: Path) -> None:

@@ -174,9 +174,14 @@ def _pieces(
 ) -> Iterator[memoryview | Span]:
     """The bytes of each tensor in order: a place in the source, or converted bytes."""
     others = {name: planned for name, planned in plan.items() if name not in spans}
-    made = _bytes_of(converted(file, others, precision)) if others else iter(())
+    if not others:  # and no torch is needed
+        yield from spans.values()
+        return
+    from convert.files.tensors import raw_bytes
+
+    made = converted(file, others, precision)
     for name in plan:
-        yield spans[name] if name in spans else next(made)
+        yield spans[name] if name in spans else raw_bytes(next(made)[1])
     next(made, None)  # raises for values out of range
 
 
@@ -200,13 +205,6 @@ def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str)
         release(record)
     if unusable:
         raise out_of_range(unusable, precision)
-
-
-def _bytes_of(weights: "Iterable[tuple[str, Tensor]]") -> Iterator[memoryview]:
-    from convert.files.tensors import raw_bytes
-
-    for _, tensor in weights:
-        yield raw_bytes(tensor)
 
 
 def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside: Mapping[str, int]) -> None:

@@ -31,8 +31,13 @@ def recognise(shapes: Shapes) -> ModelConfig:
     if found.refusal:
         raise UnsupportedFileError(found.refusal)
     present = [part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in shapes)]
+    if not shapes:
+        raise UnsupportedFileError("holds no tensors, so it is not a checkpoint.")
     if not present:
-        raise UnsupportedFileError(_unknown_contents(shapes))
+        raise UnsupportedFileError(
+            f"holds {len(shapes)} tensors, none with the name of a Stable Diffusion 1 weight. "
+            f"Their names: {shown_list(sorted(shapes))}."
+        )
     if missing := [words for part, words in PARTS.items() if part not in present]:
         there = " and a ".join(PARTS[part] for part in present)
         advice = ", or put a VAE into it with sd convert --vae FILE" if missing == [PARTS["vae"]] else ""
@@ -40,7 +45,7 @@ def recognise(shapes: Shapes) -> ModelConfig:
             f"has no {' and no '.join(missing)}: its {len(shapes)} tensors are only those of a {there}. Use a complete "
             f"checkpoint{advice}."
         )
-    sizes = {part: _sizes(part, _strip(shapes, prefix)) for part, prefix in PREFIXES.items()}
+    sizes = {part: READ_SIZES[part](_strip(shapes, prefix)) for part, prefix in PREFIXES.items()}
     unet, text_encoder = sizes["unet"], sizes["text_encoder"]
     if unet.context_width != text_encoder.width:
         raise WeightMismatchError(
@@ -63,13 +68,9 @@ def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelC
 
     Raises WeightMismatchError for shapes that no v1 model has.
     """
-    config = replace(model, **{part: _sizes(part, shapes)})
+    config = replace(model, **{part: READ_SIZES[part](shapes)})
     check_counts(config)
     return config
-
-
-def _sizes(part: str, shapes: Shapes) -> UNetConfig | VAEConfig | TextEncoderConfig:
-    return {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}[part](shapes)
 
 
 def check_counts(config: ModelConfig) -> None:
@@ -176,6 +177,9 @@ def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
     )
 
 
+READ_SIZES = {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}
+
+
 def _strip(shapes: Shapes, prefix: str) -> Shapes:
     return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
 
@@ -212,12 +216,3 @@ def _multipliers(part: str, width: int, widths: list[int]) -> tuple[int, ...]:
             f"and of {SD_V1.unet.groups}, the groups of a norm."
         )
     return tuple(level // width for level in widths)
-
-
-def _unknown_contents(shapes: Shapes) -> str:
-    if not shapes:
-        return "holds no tensors, so it is not a checkpoint."
-    return (
-        f"holds {len(shapes)} tensors, none with the name of a Stable Diffusion 1 weight. "
-        f"Their names: {shown_list(sorted(shapes))}."
-    )

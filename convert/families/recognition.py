@@ -45,7 +45,8 @@ class Recognised:
             return None
         kind = f"{self.family.title} checkpoint" if self.family in MODELS else self.family.title
         owner = "the UNet of " if self.parts == ("UNet",) else ""
-        return f"is {owner}{_article(kind)} {kind}: {'; '.join(self.evidence)}. {self.family.why_not}."
+        article = "an" if kind[0] in "AEIOU" else "a"
+        return f"is {owner}{article} {kind}: {'; '.join(self.evidence)}. {self.family.why_not}."
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,3 @@ def _first(shapes: Shapes, starts: tuple[str, ...]) -> str | None:
         if place < len(names) and names[place].startswith(start):
             return names[place]
     return None
-
-
-def _article(text: str) -> str:
-    return "an" if text[0] in "AEIOU" else "a"

@@ -14,13 +14,16 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
 from convert.families.table import family_of_pipeline
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
 from convert.layouts.diffusers_names import COMPONENTS
+
+if TYPE_CHECKING:
+    from convert.files.reader import CheckpointFile
 
 INDEX = "model_index.json"
 STEMS = {  # of the files of weights
@@ -33,23 +36,15 @@ SUFFIXES = ("safetensors", "bin")
 VARIANTS = ("", ".fp16")  # the first that is there is read
 
 
-class OpenFile(Protocol):
-    root: object
-    size: int
-    foreign: tuple[str, ...]
-
-    def close(self) -> None: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class FolderContents:
-    files: list  # the open files of weights; `StorageRecord.file` counts them
+    files: "list[CheckpointFile]"  # the open files of weights; `StorageRecord.file` counts them
     root: dict[str, TensorRecord]  # `<component>.<name in its file>`
     configs: dict[str, dict]  # by component, "scheduler" included where there is one
     component: str | None = None  # the one that stands alone, if it does
 
 
-def read_folder(folder: Path, open_file: Callable[[Path, str], OpenFile]) -> FolderContents:
+def read_folder(folder: Path, open_file: "Callable[[Path, str], CheckpointFile]") -> FolderContents:
     """Read and check the JSON, open the files of weights.
 
     open_file  opens one file of weights, given what to call it in errors
@@ -87,7 +82,13 @@ def _read_configs(folder: Path) -> dict[str, dict]:
     index = _read_index(folder)
     configs = {}
     for component in COMPONENTS:
-        _check_class(index, component)
+        entry = index.get(component)
+        if type(entry) is not list or len(entry) != 2:
+            raise UnsupportedFileError(f"has no {component} in its {INDEX}. Use the folder of a complete model")
+        if entry[1] != CLASSES[component]:
+            raise UnsupportedFileError(
+                f"has a {component} of the class {shown(str(entry[1]), 60)}; only {CLASSES[component]} is supported"
+            )
         configs[component] = read_json(folder / component / "config.json", f"{component}/config.json")
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
@@ -119,18 +120,8 @@ def _read_index(folder: Path) -> dict:
     return index
 
 
-def _check_class(index: dict, component: str) -> None:
-    entry = index.get(component)
-    if type(entry) is not list or len(entry) != 2:
-        raise UnsupportedFileError(f"has no {component} in its {INDEX}. Use the folder of a complete model")
-    if entry[1] != CLASSES[component]:
-        raise UnsupportedFileError(
-            f"has a {component} of the class {shown(str(entry[1]), 60)}; only {CLASSES[component]} is supported"
-        )
-
-
 def _component(
-    folder: Path, place: str, component: str, files: list, open_file: Callable[[Path, str], OpenFile]
+    folder: Path, place: str, component: str, files: list, open_file: "Callable[[Path, str], CheckpointFile]"
 ) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
     """The files of weights of a component, opened: what to call each, and its tensors.
 

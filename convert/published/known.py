@@ -65,20 +65,15 @@ def verify(path: Path) -> Verdict:
     """
     expected = find_by_name(path.name)
     size = path.stat().st_size
-    sizes = {known.bytes for known in known_checkpoints()}
-    if expected and expected.bytes not in (None, size) and size not in sizes:
-        return _mismatch(expected, size, None)
-    sha256 = file_sha256(path)
-    found = find_by_sha256(sha256)
-    if found:
-        return Verdict(matches=True, known=found, problem=None, sha256=sha256)
-    return _mismatch(expected, size, sha256)
-
-
-def _mismatch(expected: Known | None, size: int, sha256: str | None) -> Verdict:
+    other_size = expected is not None and expected.bytes not in (None, size)
+    sha256 = None
+    if not other_size or size in {known.bytes for known in known_checkpoints()}:
+        sha256 = file_sha256(path)
+        if found := find_by_sha256(sha256):
+            return Verdict(matches=True, known=found, problem=None, sha256=sha256)
     if expected is None:
         problem = "is not one of the known checkpoints"
-    elif expected.bytes is not None and size != expected.bytes:
+    elif other_size:
         problem = f"has {size} bytes; {expected.file} has {expected.bytes}"
     else:
         problem = f"has the sha256 {sha256}; that of {expected.file} is {expected.sha256}"
