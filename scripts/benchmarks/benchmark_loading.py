@@ -32,7 +32,7 @@ def arrived(width):
 
 CHILD = f"""{ARRIVED}
 from sd.app.cli import main
-from sd.app.jobs import run as making
+from sd.app.jobs import model as making
 
 load_model = making.load_model
 

@@ -1,5 +1,8 @@
 """Errors that are the user's to mend; the face that the user sees (`sd.app.cli`) turns them into messages."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UsageError(Exception):
     """Something about a request: what was given, what is allowed, what to do."""
@@ -16,3 +19,15 @@ def failure_of(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or ("memory" in str(error).lower() and isinstance(error, RuntimeError)):
         return "there is not enough memory. Try a smaller size, a smaller batch, --low-memory or --tiled-vae."
     return None
+
+
+@contextmanager
+def failures_as(kind: type[Exception], before: str = "") -> Iterator[None]:
+    """Inside, a failure that is no bug of ours is raised as this kind of error, with these words before it."""
+    try:
+        yield
+    except Exception as error:
+        problem = failure_of(error)
+        if problem is None:
+            raise
+        raise kind(before + problem) from None

@@ -223,7 +223,7 @@ def test_without_json_it_is_a_table(run, tiny_ckpt):
         (["--steps", "1"], ["--steps 1 is out of range: 2 to 1000; the first one is a warm-up."]),
         (["--repeat", "0"], ["--repeat 0 is out of range"]),
         (["-o", "there.json"], ["there.json exists already", "--force"]),
-        (["-o", "x.txt"], ["results are written as .json"]),
+        (["-o", "x.txt"], ["x.txt is not a .json file"]),
         (["-o", "missing/x.json"], ["there is no folder missing"]),
         (["--device", "tpu"], ["--device: device 'tpu' is not available here"]),
         (["-m", "missing.ckpt"], ["missing.ckpt does not exist"]),

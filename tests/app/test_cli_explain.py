@@ -64,7 +64,7 @@ def test_comparisons_differ_in_what_was_asked_for(explain):
         (["--compare", "sampler=ddim,oiler"], ["--compare sampler=oiler", "Did you mean euler?"]),
         (["--compare", "seed=" + ",".join(map(str, range(12)))], ["13 runs; a page has room for 12"]),
         (["--compare", "steps=2,101"], ["a page has room for 100 steps"]),
-        (["-o", "page.png"], ["--out page.png: the page is an .html file"]),
+        (["-o", "page.png"], ["--out page.png is not a .html file"]),
         (["--width", "65"], ["--width 65 is not a multiple of 8"]),
         (["--from-file", "x"], ["--from-file is not a flag of sd explain"]),
     ],

@@ -109,6 +109,6 @@ def test_command_refuses_what_cannot_be(run, tiny_ckpt, picture, tmp_path):
     picture.save(tmp_path / "ramp.png")
     refused(run("noise", "none.png", "-m", tiny_ckpt), "none.png does not exist")
     refused(run("noise", "ramp.png", "-m", tiny_ckpt, "--timesteps", "5,1000"), "out of range: at most 12")
-    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-o", "x.jpg"), "--out x.jpg: the sheet is a .png file")
+    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-o", "x.jpg"), "--out x.jpg is not a .png file")
     refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-W", 64), "--width and --height go together")
     refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-W", 60, "-H", 64), "--width 60")

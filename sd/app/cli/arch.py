@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from sd.app.cli.flags import Parser, add_output_flags
 from sd.app.cli.terminal import Terminal
-from sd.app.errors import UsageError, failure_of
+from sd.app.errors import UsageError, failures_as
+from sd.app.jobs.outputs import require_free
+from sd.app.jobs.request import ModelRequest
 from sd.config import SD_V1
 from sd.pipeline.settings import SettingError, Settings
 
@@ -26,23 +28,20 @@ def parser() -> Parser:
         "are read, and nothing is computed unless --measure is given.",
         epilog="examples:\n  sd arch\n  sd arch -m v1-5-pruned-emaonly.ckpt --size 768x512 --html architecture.html",
     )
-    parser.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-                        help="a checkpoint whose model to show (default: Stable Diffusion v1)")  # fmt: skip
-    parser.add_argument("--size", metavar="WxH",
-                        help="of the picture in pixels, multiples of 8 (default: the model's native size)")  # fmt: skip
-    parser.add_argument("--measure", action="store_true",
-                        help="also time each module; builds the networks with random "
-                        "weights and runs each three times")  # fmt: skip
-    parser.add_argument("--device", default="auto", help="for --measure: auto, cuda, mps or cpu (default: auto)")
-    parser.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                        help="for --measure (default: auto, as for pictures)")  # fmt: skip
-    output = add_output_flags(parser)
-    output.add_argument("--html", type=Path, metavar="FILE",
-                        help="write a page to explore, one file that works offline, and print its path instead of "
-                        "the table")  # fmt: skip
-    output.add_argument("--source-url", metavar="PREFIX",
-                        help="link source lines in the page: PREFIX/sd/networks/unet.py#L58")  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print everything as one JSON object instead of the table")
+    add = parser.add_argument
+    add("-m", "--model", "--ckpt", type=Path, metavar="FILE",
+        help="a checkpoint whose model to show (default: Stable Diffusion v1)")  # fmt: skip
+    add("--size", metavar="WxH", help="of the picture in pixels, multiples of 8 (default: the model's native size)")
+    add("--measure", action="store_true",
+        help="also time each module; builds the networks with random weights and runs each three times")  # fmt: skip
+    add("--device", default="auto", help="for --measure: auto, cuda, mps or cpu (default: auto)")
+    add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+        help="for --measure (default: auto, as for pictures)")  # fmt: skip
+    add = add_output_flags(parser)
+    add("--html", type=Path, metavar="FILE",
+        help="write a page to explore, one file that works offline; prints its path, not the table")  # fmt: skip
+    add("--source-url", metavar="PREFIX", help="link source lines in the page: PREFIX/sd/networks/unet.py#L58")
+    add("--json", action="store_true", help="print everything as one JSON object instead of the table")
     return parser
 
 
@@ -52,21 +51,19 @@ def run(args: argparse.Namespace) -> int:
     if not args.measure and (args.device, args.precision) != ("auto", "auto"):
         raise UsageError("--device and --precision need measured times. Give --measure as well.")
     size = parse_size(args.size) if args.size is not None else None
-    if args.html is not None:
-        require_free(args.html, force=args.force)
+    require_free(args.html, flag="--html", force=args.force)
     config = config_of(args.model)
-    width, height = size or (config.native_size, config.native_size)
-    architecture = look_at(config, width, height, args)
-    if args.html is not None:
+    architecture = look_at(config, *(size or (config.native_size, config.native_size)), args)
+    written = {"page": str(args.html)} if args.html is not None else {}
+    if written:
         from sd.files import written_whole
         from sd.study.architecture.page import page
 
         with written_whole(args.html, force=args.force) as file:
             file.write(page(architecture, source_url=args.source_url).encode())
     if args.json:
-        written = {"page": str(args.html)} if args.html is not None else {}
         print(json.dumps({"event": "architecture", **written, **asdict(architecture)}))
-    elif args.html is not None:
+    elif written:
         print(args.html)
     else:
         from sd.study.architecture.table import table
@@ -88,15 +85,6 @@ def parse_size(text: str, flag: str = "--size") -> tuple[int, int]:
     return width, height
 
 
-def require_free(path: Path, *, force: bool) -> None:
-    """Before any work: raise UsageError if the page cannot be written."""
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
-        raise UsageError(f"--html {path} {problem}. Give the name of a file in a folder that exists.")
-    if path.exists() and not force:
-        raise UsageError(f"--html {path} exists already. Give another name, or --force to replace it.")
-
-
 def config_of(model: Path | None) -> "ModelConfig":
     """The config of the model in a file, whose weights are not read; without a file, that of Stable Diffusion v1."""
     if model is None:
@@ -115,24 +103,16 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
     from convert.layouts.names import original_names
     from sd.study.architecture.description import describe
 
-    originals = original_names(config)
-    if not args.measure:
-        return describe(config, originals, width=width, height=height)
-    from sd.runtime.device import pick_device, pick_precision, precision_name
-    from sd.study.architecture.timing import ROUNDS, measure
+    times, on = None, ""
+    if args.measure:
+        from sd.app.jobs.model import pick_device_and_precision
+        from sd.runtime.device import precision_name
+        from sd.study.architecture.timing import ROUNDS, measure
 
-    try:
-        device = pick_device(args.device)
-    except ValueError as error:
-        raise UsageError(f"--device: {error}") from None
-    dtype = pick_precision(device, args.precision, config.unet.width)
-    with Terminal(quiet=args.quiet).stage("measuring", 3 * ROUNDS, "round") as advance:
-        try:
+        request = ModelRequest(file=Path(), device=args.device, precision=args.precision)
+        device, dtype = pick_device_and_precision(request, config)
+        stage = Terminal(quiet=args.quiet).stage("measuring", 3 * ROUNDS, "round")
+        with stage as advance, failures_as(UsageError, "--measure: "):
             times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=advance)
-        except (MemoryError, RuntimeError) as error:
-            problem = failure_of(error)
-            if problem is None:
-                raise
-            raise UsageError(f"--measure: {problem}") from None
-    on = f"{device.type}, {precision_name(dtype)}"
-    return describe(config, originals, width=width, height=height, milliseconds=times, measured_on=on)
+        on = f"{device.type}, {precision_name(dtype)}"
+    return describe(config, original_names(config), width=width, height=height, milliseconds=times, measured_on=on)

@@ -5,14 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.cli import flags, say
 from sd.app.cli.make_pictures import model_of, read_lines, settings_of
 from sd.app.cli.terminal import Terminal
-from sd.app.errors import JobError, UsageError, failure_of
-from sd.app.jobs.outputs import free_path
+from sd.app.errors import JobError, UsageError, failures_as
+from sd.app.jobs.outputs import file_in
 from sd.app.jobs.request import Events, JobRequest, Line
 from sd.pipeline.settings import SettingError, Settings, nearest
 
@@ -49,15 +48,14 @@ def parser() -> flags.Parser:
     flags.add_model_flags(parser)
     flags.add_picture_flags(parser, size_default="the model's native size")
     flags.add_sampling_flags(parser)
-    page = parser.add_argument_group("page")
-    page.add_argument("--compare", action="append", default=[], metavar="NAME=A,B,...",
-                      help=f"also show runs that differ in one setting: {', '.join(COMPARED)}; prompts are "
-                      "separated by |; can be given several times")  # fmt: skip
-    page.add_argument("--no-attention", action="store_true", help="leave out the heat maps of the words, to save time")
-    output = flags.add_output_flags(parser)
-    output.add_argument("-o", "--out", default=DEFAULT_OUT, metavar="FILE",
-                        help=f"an .html file, or a folder (default: {DEFAULT_OUT})")  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print one JSON object instead of the path")
+    add = parser.group("page")
+    add("--compare", action="append", default=[], metavar="NAME=A,B,...",
+        help=f"also show runs that differ in one setting: {', '.join(COMPARED)}; prompts are separated by |; can be "
+        "given several times")  # fmt: skip
+    add("--no-attention", action="store_true", help="leave out the heat maps of the words, to save time")
+    add = flags.add_output_flags(parser)
+    add("-o", "--out", default=DEFAULT_OUT, metavar="FILE", help=f"an .html file or a folder (default: {DEFAULT_OUT})")
+    add("--json", action="store_true", help="print one JSON object instead of the path")
     return parser
 
 
@@ -71,9 +69,7 @@ class Asked:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convert.checkpoint import read_checkpoint
-    from convert.files.reader import checksums_ahead, open_checkpoint
-    from sd.app.jobs.model import check_family, load_model, pick_device_and_precision
+    from sd.app.jobs.model import opened
     from sd.app.jobs.plan import check_jobs, with_seeds
     from sd.app.jobs.run import warn_of_unused
     from sd.files import written_whole
@@ -86,16 +82,13 @@ def run(args: argparse.Namespace) -> int:
         JobRequest(task="text to picture", model=model_of(args), lines=lines, settings=settings, out=args.out)
     )
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
-    with open_checkpoint(request.model.file) as file:
-        checkpoint = read_checkpoint(file, weights=request.model.weights)
-        check_family(checkpoint, request.task)
+    with opened(request.model, request.task) as (checkpoint, load):
         planned = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [settings for _, settings in planned]
         check_jobs(request, jobs, checkpoint.config)
-        path = page_path(args.out, seed, force=args.force)
-        with checksums_ahead(file, checkpoint.tensors.values()):
-            device, dtype = pick_device_and_precision(request.model, checkpoint)
-            model = load_model(request.model, file, checkpoint, device, dtype, events)
+        out = args.out.replace("{seed}", str(seed))
+        path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
+        model = load(events)
     if args.seed is None:
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)
@@ -156,16 +149,6 @@ def all_settings(request: JobRequest, asked: Sequence[Asked], native: int) -> li
     return found
 
 
-def page_path(out: str, seed: int, *, force: bool) -> Path:
-    """Where the page goes; its folder exists afterwards. Raises UsageError."""
-    path = Path(out.replace("{seed}", str(seed)))
-    if path.is_dir() or out.endswith("/"):
-        path = path / f"explain-{seed}.html"
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out {out}: the page is an .html file. Give such a name, or a folder that exists.")
-    return free_path(path, force=force)
-
-
 def make_page(
     model: "StableDiffusion",
     planned: Sequence[tuple[Asked | None, Settings]],
@@ -183,18 +166,12 @@ def make_page(
     different = list(dict.fromkeys(settings for _, settings in others if settings != own))
     previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for _, settings in others])
     total = own.steps + sum(settings.steps for settings in different) + previews
-    with events.stage("explaining", total, "step") as advance:
-        try:
-            runs = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
-            for settings in different:
-                runs[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
-            comparisons = list(compared(others, asked, runs))
-            whole = page(report(model, runs[own], comparisons, on_preview=advance))
-        except Exception as error:
-            problem = failure_of(error)
-            if problem is None:
-                raise
-            raise JobError(problem) from None
+    with events.stage("explaining", total, "step") as advance, failures_as(JobError):
+        runs = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
+        for settings in different:
+            runs[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
+        comparisons = list(compared(others, asked, runs))
+        whole = page(report(model, runs[own], comparisons, on_preview=advance))
     return runs[own].milliseconds, whole.encode()
 
 

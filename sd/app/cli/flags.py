@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +13,7 @@ from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import DEFAULT_STEPS, TILES, nearest
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 
-DEVICES = "auto, cuda, mps or cpu"
+Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
 NUMBERS = {int: "a whole number", float: "a number"}
 ELSEWHERE = {  # flags of other programs -> ours that does it, and what to say where a command has that one
     "--size": ("--width", "Give --width and --height."),
@@ -28,6 +29,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
         self.add_argument("--debug", action="store_true", help="show a traceback where something fails")
+
+    def group(self, title: str) -> Add:
+        """A new group of flags: the function that adds one to it."""
+        return self.add_argument_group(title).add_argument
 
     def error(self, message: str) -> NoReturn:
         """argparse's message, in our words."""
@@ -85,75 +90,77 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 14.6,7,3") from None
 
 
-def at_least_1(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is out of range: at least 1")
-    return int(text)
+def whole_number(lowest: int, highest: int | None = None, why: str = "") -> Callable[[str], int]:
+    """The type of a flag that takes whole numbers of a range."""
+
+    def read(text: str) -> int:
+        if not lowest <= int(text) <= (int(text) if highest is None else highest):
+            limits = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: {limits}{why}")
+        return int(text)
+
+    NUMBERS[read] = NUMBERS[int]
+    return read
 
 
-NUMBERS[at_least_1] = "a whole number"
+# The help of a flag stands below its spellings:
+# fmt: off
 
 
-def add_schedule_flags(group: argparse._ArgumentGroup) -> None:
+def add_schedule_flags(add: Add) -> None:
     """Which noise levels to visit."""
-    add = group.add_argument
     add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
     add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
         help=f"{', '.join(SAMPLER_INFO)}, or the name in another program, such as \"DPM++ 2M Karras\" "
-        "(default: dpmpp_2m)")  # fmt: skip
+        "(default: dpmpp_2m)")
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
     add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",
-        help="your own noise levels instead of steps and schedule, falling; a step to 0 is added")  # fmt: skip
+        help="your own noise levels instead of steps and schedule, falling; a step to 0 is added")
     add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v-prediction models trained for it")
 
 
-def add_output_flags(parser: Parser) -> argparse._ArgumentGroup:
-    group = parser.add_argument_group("output")
-    group.add_argument("--force", action="store_true", help="replace files that exist already")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
-    return group
+def add_output_flags(parser: Parser) -> Add:
+    add = parser.group("output")
+    add("--force", action="store_true", help="replace files that exist already")
+    add("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
+    return add
 
 
 def add_making_flags(parser: Parser, *, size_default: str) -> None:
     """The flags of every command that makes picture files."""
-    add = parser.add_argument
     add_prompt_flags(parser)
-    add("--from-file", "--from_file", metavar="FILE", help="prompts from a file, each line a prompt or a JSON object "
-        '({"prompt": "...", "seed": 7}); - is standard input. The same command again resumes a '
-        "stopped run")  # fmt: skip
-    add("--like", type=Path, metavar="PICTURE", help="prompt and settings from a picture, made here or elsewhere; "
-        "explicit flags take precedence")  # fmt: skip
+    parser.add_argument("--from-file", "--from_file", metavar="FILE",
+        help="prompts from a file, each line a prompt or a JSON object "
+        '({"prompt": "...", "seed": 7}); - is standard input. The same command again resumes a stopped run')
+    parser.add_argument("--like", type=Path, metavar="PICTURE",
+        help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
     add_compile_flag(add_model_flags(parser))
-    picture = add_picture_flags(parser, size_default=size_default)
-    picture.add_argument("--vary", "--variation-strength", type=float, metavar="X",
-                         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 "
-                         "changes details; all pictures then have the same seed (default: 0)")  # fmt: skip
-    picture.add_argument("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
-                         help="variation seed of the first picture; the next ones count on from it (default: drawn, "
-                         "printed and stored)")  # fmt: skip
-    picture.add_argument("--count", "--n_iter", type=at_least_1, default=1, metavar="N",
-                         help="batches: N x batch size pictures; with --from-file, pictures per line "
-                         "(default: 1)")  # fmt: skip
-    picture.add_argument("-b", "--batch-size", "--n_samples", type=at_least_1, default=1, metavar="N",
-                         help="pictures made at the same time; lines of --from-file with the same size and settings "
-                         "are batched, wherever they are in the file (default: 1)")  # fmt: skip
-    picture.add_argument("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
-                         help="make the picture tile seamlessly along x or y, or both if no axis is named (then put "
-                         "it after the prompt)")  # fmt: skip
+    add = add_picture_flags(parser, size_default=size_default)
+    add("--vary", "--variation-strength", type=float, metavar="X",
+        help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 changes details; "
+        "all pictures then have the same seed (default: 0)")
+    add("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
+        help="variation seed of the first picture; the next ones count on from it (default: drawn, printed and stored)")
+    add("--count", "--n_iter", type=whole_number(1), default=1, metavar="N",
+        help="batches: N x batch size pictures; with --from-file, pictures per line (default: 1)")
+    add("-b", "--batch-size", "--n_samples", type=whole_number(1), default=1, metavar="N",
+        help="pictures made at the same time; lines of --from-file with the same size and settings are batched, "
+        "wherever they are in the file (default: 1)")
+    add("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
+        help="make the picture tile seamlessly along x, y or xy (the default; then put it after the prompt)")
     add_sampling_flags(parser)
-    output = add_output_flags(parser)
-    output.add_argument("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
-                        help="a .png file, a folder, or a template for names with "
-                        f"{', '.join(PLACEHOLDERS)} in braces (default: {DEFAULT_OUT})")  # fmt: skip
-    output.add_argument("--grid", action="store_true", help="also write one sheet with all pictures")
-    output.add_argument("--grid-columns", type=at_least_1, metavar="N", help="pictures per row; implies --grid")
-    output.add_argument("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
-                        help="also write what each step predicts: fast, from the colours of the latents (the default), "
-                        "or vae, decoded; put it after the prompt")  # fmt: skip
-    output.add_argument("--save-steps-as", choices=FORMS,
-                        help="files NAME-step001.png and so on, or an animation NAME-steps.webp or NAME-steps.png "
-                        "(default: files)")  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print one JSON object per picture instead of its path")
+    add = add_output_flags(parser)
+    add("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
+        help=f"a .png file, a folder, or a template for names with {', '.join(PLACEHOLDERS)} in braces "
+        f"(default: {DEFAULT_OUT})")
+    add("--grid", action="store_true", help="also write one sheet with all pictures")
+    add("--grid-columns", type=whole_number(1), metavar="N", help="pictures per row; implies --grid")
+    add("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
+        help="also write what each step predicts: fast, from the colours of the latents (the default), or decoded "
+        "by the vae; put it after the prompt")
+    add("--save-steps-as", choices=FORMS,
+        help="files NAME-step001.png and so on, or one animation, NAME-steps.webp or .png (default: files)")
+    add("--json", action="store_true", help="print one JSON object per picture instead of its path")
 
 
 def add_prompt_flags(parser: Parser) -> None:
@@ -163,88 +170,80 @@ def add_prompt_flags(parser: Parser) -> None:
     add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt: a file's whole text; - is standard input")
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what not to show")
-    add("--plain-prompts", "--plain_prompts", action="store_true", help="take brackets and BREAK in prompts literally; "
-        "sd tokens shows how a prompt is read")  # fmt: skip
+    add("--plain-prompts", "--plain_prompts", action="store_true",
+        help="take brackets and BREAK in prompts literally; sd tokens shows how a prompt is read")
 
 
-def add_model_flags(parser: Parser) -> argparse._ArgumentGroup:
+def add_model_flags(parser: Parser) -> Add:
     """Which weights to use, and how to run them."""
-    model = parser.add_argument_group("model")
-    model.add_argument("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-                       help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd "
-                       "convert wrote")  # fmt: skip
-    model.add_argument("--weights", choices=["auto", "model", "ema"], default="auto",
-                       help="which UNet weights, if the file has both (default: auto, the model's own)")  # fmt: skip
-    model.add_argument("--device", default="auto", help=f"{DEVICES} (default: auto)")
-    model.add_argument("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-                       help="of the networks (default: auto, the fastest that keeps the picture)")  # fmt: skip
-    model.add_argument("--low-memory", action="store_true",
-                       help="use less memory, but more time: one network on the GPU at a time, and the predictions "
-                       "with and without the prompt one after the other")  # fmt: skip
-    model.add_argument("--tiled-vae", action="store_true",
-                       help="run the VAE on tiles of large pictures, using the memory of one tile")  # fmt: skip
-    return model
+    add = parser.group("model")
+    add("-m", "--model", "--ckpt", type=Path, metavar="FILE",
+        help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd convert wrote "
+        "(default: the small model of the package)")
+    add("--weights", choices=["auto", "model", "ema"], default="auto",
+        help="which UNet weights, if the file has both (default: auto, the model's own)")
+    add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
+    add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
+        help="of the networks (default: auto, the fastest that keeps the picture)")
+    add("--low-memory", action="store_true",
+        help="use less memory, but more time: one network on the GPU at a time, and the predictions with and without "
+        "the prompt one after the other")
+    add("--tiled-vae", action="store_true", help="run the VAE on tiles of large pictures, using the memory of one tile")
+    return add
 
 
-def add_compile_flag(model: argparse._ArgumentGroup) -> None:
+def add_compile_flag(add: Add) -> None:
     """Only for commands that run the UNet often and do not look inside it."""
-    model.add_argument("--compile", action="store_true",
-                       help="for many pictures of one size: compile the UNet, once per size and batch size, which "
-                       "takes minutes")  # fmt: skip
+    add("--compile", action="store_true",
+        help="compile the UNet, for many pictures of one size: takes minutes for each size and batch size. Needs an "
+        "NVIDIA GPU, Triton and a C compiler; refused on a CPU")
 
 
-def add_picture_flags(parser: Parser, *, size_default: str) -> argparse._ArgumentGroup:
+def add_picture_flags(parser: Parser, *, size_default: str) -> Add:
     """Size, seed and layer of the text encoder."""
-    picture = parser.add_argument_group("picture")
-    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS",
-                         help=f"multiple of 8 (default: {size_default})")  # fmt: skip
-    picture.add_argument("-s", "--seed", type=int, help="seed of the first picture; the next ones count on from it "
-                         "(default: drawn, printed and stored)")  # fmt: skip
-    picture.add_argument("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
-                         help="which layer of the text encoder to use: 1 the last, 2 the one before it, as some "
-                         "fine-tuned models expect (default: 1)")  # fmt: skip
-    return picture
+    add = parser.group("picture")
+    add("-W", "--width", "--W", type=int, metavar="PIXELS", help=f"multiple of 8 (default: {size_default})")
+    add("-H", "--height", "--H", type=int, metavar="PIXELS", help=f"multiple of 8 (default: {size_default})")
+    add("-s", "--seed", type=int,
+        help="seed of the first picture; the next ones count on from it (default: drawn, printed and stored)")
+    add("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
+        help="which layer of the text encoder to use: 1 the last, 2 the one before it, as some fine-tuned models "
+        "expect (default: 1)")
+    return add
 
 
 def add_sampling_flags(parser: Parser) -> None:
     """Noise levels, sampler and guidance."""
-    sampling = parser.add_argument_group("sampling")
-    add_schedule_flags(sampling)
-    sampling.add_argument(
-        "--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms"
-    )
-    sampling.add_argument("--eta", "--ddim_eta", type=float, metavar="X",
-                          help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm "
-                          "(default: 0 for ddim, 1 for others)")  # fmt: skip
-    sampling.add_argument("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
-                          help="how much to follow the prompt; 1 turns guidance off and halves the work "
-                          "(default: 7.5)")  # fmt: skip
-    sampling.add_argument("--guidance-rescale", type=float, default=0.0, metavar="X",
-                          help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")  # fmt: skip
-    sampling.add_argument("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",
-                          help="guide only at noise levels (sigma) from LOW to HIGH, and halve the work at others "
-                          "(default: every noise level)")  # fmt: skip
-    sampling.add_argument("--reuse-features", type=int, default=1, metavar="N",
-                          help="faster, with a slightly different picture: run the inner blocks of the UNet only at "
-                          "every N-th prediction, and reuse their output (default: 1, every prediction)")  # fmt: skip
-    sampling.add_argument("--merge-tokens", type=float, default=0.0, metavar="SHARE",
-                          help="faster, with a slightly different picture: merge this share of tokens with similar "
-                          "ones before self-attention at the largest resolution, such as 0.5, at most 0.75 "
-                          "(default: 0, none)")  # fmt: skip
+    add = parser.group("sampling")
+    add_schedule_flags(add)
+    add("--plms", dest="sampler", action="store_const", const="plms", help="the same as --sampler plms")
+    add("--eta", "--ddim_eta", type=float, metavar="X",
+        help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm (default: 0 for ddim, "
+        "1 for others)")
+    add("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
+        help="how much to follow the prompt; 1 turns guidance off and halves the work (default: 7.5)")
+    add("--guidance-rescale", type=float, default=0.0, metavar="X",
+        help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")
+    add("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",
+        help="guide only at noise levels (sigma) from LOW to HIGH, and halve the work at others "
+        "(default: every noise level)")
+    add("--reuse-features", type=int, default=1, metavar="N",
+        help="faster, with a slightly different picture: run the inner blocks of the UNet only at every N-th "
+        "prediction, and reuse their output (default: 1, every prediction)")
+    add("--merge-tokens", type=float, default=0.0, metavar="SHARE",
+        help="faster, with a slightly different picture: merge this share of similar tokens before self-attention at "
+        "the largest resolution, such as 0.5, at most 0.75 (default: 0, none)")
 
 
 def add_second_pass_flags(parser: Parser) -> None:
     """A second pass at a larger size."""
-    group = parser.add_argument_group("a second pass, for large pictures")
-    group.add_argument("--hires", metavar="X",
-                       help="make the picture, then enlarge it and add detail: a factor such as 2, or a size such as "
-                       "1024x768")  # fmt: skip
-    group.add_argument("--hires-upscale", choices=sorted(UPSCALES), default="latent",
-                       help="what to enlarge between the passes: the latents, which leaves more to the second pass, "
-                       "or the image (default: latent)")  # fmt: skip
-    group.add_argument("--hires-strength", type=float, default=0.7, metavar="X",
-                       help="how much the second pass changes, above 0, up to 1 (default: 0.7)")  # fmt: skip
-    group.add_argument("--hires-steps", type=int, metavar="N",
-                       help="steps that the second pass runs (default: --steps times the strength)")  # fmt: skip
+    add = parser.group("a second pass, for large pictures")
+    add("--hires", metavar="X",
+        help="make the picture, then enlarge it and add detail: a factor such as 2, or a size such as 1024x768")
+    add("--hires-upscale", choices=sorted(UPSCALES), default="latent",
+        help="what to enlarge between the passes: the latents, which leaves more to the second pass, or the image "
+        "(default: latent)")
+    add("--hires-strength", type=float, default=0.7, metavar="X",
+        help="how much the second pass changes, above 0, up to 1 (default: 0.7)")
+    add("--hires-steps", type=int, metavar="N",
+        help="steps that the second pass runs (default: --steps times the strength)")

@@ -6,7 +6,7 @@ from pathlib import Path
 from sd.app.cli import make_pictures
 from sd.app.cli.flags import Parser, add_making_flags
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
+from sd.pipeline.image.input_settings import RESIZE_NAMES
 from sd.pipeline.second_pass import steps_for
 from sd.pipeline.settings import DEFAULT_STEPS
 
@@ -27,18 +27,16 @@ def parser() -> Parser:
     return parser
 
 
-def add_input_flags(parser: Parser, strength: float) -> argparse._ArgumentGroup:
+def add_input_flags(parser: Parser, strength: float) -> None:
     """The flags of every command that begins with a picture."""
-    group = parser.add_argument_group("the picture to begin with")
-    group.add_argument("-i", "--init", "--init-img", "--init_img", required=True, type=Path, metavar="IMAGE",
-                       help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file with one picture")  # fmt: skip
-    group.add_argument("--strength", type=float, default=strength, metavar="X",
-                       help="how much of it changes, 0 to 1: the share of the steps that are run "
-                       f"(default: {strength:g})")  # fmt: skip
-    group.add_argument("--exact-steps", action="store_true", help="run all of --steps, with a longer schedule")
-    group.add_argument("--resize-mode", "--resize_mode", choices=sorted(RESIZE_NAMES), default="crop",
-                       help="if --width and --height have another shape (default: crop)")  # fmt: skip
-    return group
+    add = parser.group("the picture to begin with")
+    add("-i", "--init", "--init-img", "--init_img", required=True, type=Path, metavar="IMAGE",
+        help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file with one picture")  # fmt: skip
+    add("--strength", type=float, default=strength, metavar="X",
+        help=f"how much of it changes, 0 to 1: the share of the steps to run (default: {strength:g})")  # fmt: skip
+    add("--exact-steps", action="store_true", help="run all of --steps, with a longer schedule")
+    add("--resize-mode", "--resize_mode", choices=sorted(RESIZE_NAMES), default="crop",
+        help="if --width and --height have another shape (default: crop)")  # fmt: skip
 
 
 def prepare_steps(args: argparse.Namespace) -> None:
@@ -60,4 +58,4 @@ def prepare_steps(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prepare_steps(args)
-    return make_pictures.run(args, "image to image", InputSettings(resize_mode=args.resize_mode))
+    return make_pictures.run(args, "image to image")

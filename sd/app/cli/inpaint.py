@@ -7,7 +7,7 @@ from sd.app.cli import make_pictures
 from sd.app.cli.flags import Parser, add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import Expansion, InputSettings
+from sd.pipeline.image.input_settings import Expansion
 
 
 def parser() -> Parser:
@@ -23,23 +23,23 @@ def parser() -> Parser:
     )
     add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, 1.0)
-    group = parser.add_argument_group("what is repainted")
-    group.add_argument("--mask", type=Path, metavar="IMAGE", help="white is repainted, black is kept, grey is mixed; "
-                       "same size as the picture, or at least the same shape")  # fmt: skip
-    group.add_argument("--invert-mask", "--invert_mask", action="store_true", help="repaint the black part instead")
-    group.add_argument("--mask-threshold", "--mask_threshold", type=int, default=0, metavar="N",
-                       help="make the mask black and white: white from this level on, 1 to 255 (default: 0, "
-                       "keep greys)")  # fmt: skip
-    group.add_argument("--mask-blur", "--mask_blur", type=float, default=4.0, metavar="PIXELS",
-                       help="soften the mask's edge (default: 4)")  # fmt: skip
-    group.add_argument("--only-masked", "--only_masked", action="store_true",
-                       help="work only on the area around the mask, enlarged to the full size")  # fmt: skip
-    group.add_argument("--mask-padding", "--mask_padding", type=int, default=32, metavar="PIXELS",
-                       help="how much around the mask --only-masked includes (default: 32)")  # fmt: skip
-    group.add_argument("--expand", metavar="SIDES", help="instead of a mask: new area around the picture, "
-                       "left=128,right=64,top=0,bottom=0")  # fmt: skip
-    group.add_argument("--overlap", type=int, default=32, metavar="PIXELS",
-                       help="how far the new area fades into the old picture (default: 32)")  # fmt: skip
+    add = parser.group("what is repainted")
+    add("--mask", type=Path, metavar="IMAGE",
+        help="white is repainted, black is kept, grey is mixed; same size as the picture, or at least the same "
+        "shape")  # fmt: skip
+    add("--invert-mask", "--invert_mask", action="store_true", help="repaint the black part instead")
+    add("--mask-threshold", "--mask_threshold", type=int, default=0, metavar="N",
+        help="make the mask black and white: white from this level on, 1 to 255 (default: 0, keep greys)")  # fmt: skip
+    add("--mask-blur", "--mask_blur", type=float, default=4.0, metavar="PIXELS",
+        help="soften the mask's edge (default: 4)")  # fmt: skip
+    add("--only-masked", "--only_masked", action="store_true",
+        help="work only on the area around the mask, enlarged to the full size")  # fmt: skip
+    add("--mask-padding", "--mask_padding", type=int, default=32, metavar="PIXELS",
+        help="how much around the mask --only-masked includes (default: 32)")  # fmt: skip
+    add("--expand", metavar="SIDES",
+        help="instead of a mask: new area around the picture, left=128,right=64,top=0,bottom=0")  # fmt: skip
+    add("--overlap", type=int, default=32, metavar="PIXELS",
+        help="how far the new area fades into the old picture (default: 32)")  # fmt: skip
     return parser
 
 
@@ -47,14 +47,6 @@ def run(args: argparse.Namespace) -> int:
     if (args.mask is None) == (args.expand is None):
         raise UsageError("give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like.")
     prepare_steps(args)
-    settings = InputSettings(
-        resize_mode=args.resize_mode,
-        invert_mask=args.invert_mask,
-        mask_threshold=args.mask_threshold,
-        mask_blur=args.mask_blur,
-        only_masked=args.only_masked,
-        mask_padding=args.mask_padding,
-        expand=None if args.expand is None else Expansion.parse(args.expand),
-        overlap=args.overlap,
-    )
-    return make_pictures.run(args, "inpainting", settings)
+    if args.expand is not None:
+        args.expand = Expansion.parse(args.expand)
+    return make_pictures.run(args, "inpainting")

@@ -1,51 +1,46 @@
 """From the flags of a command that makes pictures to a request, and from there to files."""
 
 import argparse
-from typing import TYPE_CHECKING
+from dataclasses import fields
 
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
 from sd.files import embedded_model
-from sd.pipeline.settings import FIELDS
-
-if TYPE_CHECKING:
-    from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.settings import Settings
 
 
-def run(args: argparse.Namespace, task: str, inputs: "InputSettings | None" = None) -> int:
+def run(args: argparse.Namespace, task: str) -> int:
     """Make the pictures that the flags ask for.
 
-    task    "text to picture", "image to image" or "inpainting"
-    inputs  how --init and --mask are prepared
+    task  "text to picture", "image to image" or "inpainting"
     """
     from sd.app.jobs.run import make_pictures
 
-    make_pictures(request_of(args, task, inputs), Terminal(quiet=args.quiet, as_json=args.json))
+    make_pictures(request_of(args, task), Terminal(quiet=args.quiet, as_json=args.json))
     return 0
 
 
-def request_of(args: argparse.Namespace, task: str, inputs: "InputSettings | None" = None) -> JobRequest:
+def request_of(args: argparse.Namespace, task: str) -> JobRequest:
     """The request that the flags of a command mean. Raises UsageError where there is no model, or not one prompt."""
     is_batch_file = args.from_file is not None
-    pictures = {"init": args.init, "mask": getattr(args, "mask", None), "inputs": inputs} if inputs else {}
-    return JobRequest(
-        task=task,
-        model=model_of(args),
-        lines=read_lines(args),
-        settings=settings_of(args),
-        count=args.count if is_batch_file else args.count * args.batch_size,
-        batch_size=args.batch_size,
-        is_batch_file=is_batch_file,
-        out=args.out,
-        force=args.force,
-        grid=args.grid,
-        grid_columns=args.grid_columns,
-        save_steps=args.save_steps,
-        save_steps_as=args.save_steps_as,
-        **pictures,
-    )
+    others = {
+        "model": model_of(args),
+        "lines": read_lines(args),
+        "settings": settings_of(args),
+        "count": args.count if is_batch_file else args.count * args.batch_size,
+        "is_batch_file": is_batch_file,
+        "inputs": None if task == "text to picture" else InputSettings(**given(args, InputSettings)),
+    }
+    return JobRequest(task=task, **{**given(args, JobRequest), **others})
+
+
+def given(args: argparse.Namespace, kind: type) -> dict[str, object]:
+    """The fields of this dataclass that have flags of the same name, where they are not left to the default."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(kind)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def read_lines(args: argparse.Namespace) -> tuple[Line, ...]:
@@ -66,20 +61,12 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
     file = embedded_model() if args.model is None else args.model
     if args.model is None and not file.exists():
         raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
-    return ModelRequest(
-        file=file,
-        weights=args.weights,
-        device=args.device,
-        precision=args.precision,
-        low_memory=args.low_memory,
-        tiled_vae=args.tiled_vae,
-        compile=getattr(args, "compile", False),
-        like=args.like.name if getattr(args, "like", None) else "",
-        made_with=getattr(args, "made_with", {}),
-    )
+    like = args.like.name if getattr(args, "like", None) else ""
+    return ModelRequest(**{**given(args, ModelRequest), "file": file, "like": like})
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
     """The settings that flags give to every picture; a flag that is absent leaves the default to `Settings`."""
-    given = {name: getattr(args, name, None) for name in FIELDS if name != "prompt"}
-    return {name: value for name, value in given.items() if value is not None}
+    values = given(args, Settings)
+    values.pop("prompt", None)
+    return values

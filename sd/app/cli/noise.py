@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sd.app.cli.flags import Parser, add_model_flags, add_output_flags
 from sd.app.cli.make_pictures import model_of
 from sd.app.cli.terminal import Terminal
-from sd.app.errors import JobError, UsageError, failure_of
-from sd.app.jobs.outputs import free_path
+from sd.app.errors import JobError, failures_as
+from sd.app.jobs.outputs import file_in
 from sd.pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,17 +29,16 @@ def parser() -> Parser:
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file")
     add_model_flags(parser)
-    picture = parser.add_argument_group("picture")
-    picture.add_argument("-W", "--width", "--W", type=int, metavar="PIXELS",
-                         help="multiple of 8 (default: the picture's, or near it)")  # fmt: skip
-    picture.add_argument("-H", "--height", "--H", type=int, metavar="PIXELS", help="the same, together with --width")
-    picture.add_argument("-s", "--seed", type=int, default=0, help="of the noise (default: 0)")
-    picture.add_argument("--timesteps", type=timesteps, default=timesteps(TIMESTEPS), metavar="T,T,...",
-                         help=f"which timesteps to show, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
-    output = add_output_flags(parser)
-    output.add_argument("-o", "--out", default="outputs/", metavar="OUT",
-                        help="a .png file or a folder (default: outputs/)")  # fmt: skip
-    output.add_argument("--json", action="store_true", help="print one JSON object instead")
+    add = parser.group("picture")
+    add("-W", "--width", "--W", type=int, metavar="PIXELS",
+        help="multiple of 8 (default: the picture's, or near it)")  # fmt: skip
+    add("-H", "--height", "--H", type=int, metavar="PIXELS", help="the same, together with --width")
+    add("-s", "--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("--timesteps", type=timesteps, default=timesteps(TIMESTEPS), metavar="T,T,...",
+        help=f"which timesteps to show, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
+    add = add_output_flags(parser)
+    add("-o", "--out", default="outputs/", metavar="OUT", help="a .png file or a folder (default: outputs/)")
+    add("--json", action="store_true", help="print one JSON object instead")
     return parser
 
 
@@ -54,10 +53,8 @@ def timesteps(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from convert.checkpoint import read_checkpoint
-    from convert.files.reader import checksums_ahead, open_checkpoint
     from sd.app.jobs.inputs import file_facts, working_size
-    from sd.app.jobs.model import load_model, pick_device_and_precision
+    from sd.app.jobs.model import opened
     from sd.pipeline.image.canvas import image_to_image
     from sd.pipeline.image.input_settings import InputSettings
     from sd.pipeline.image.reading import read_picture
@@ -67,25 +64,17 @@ def run(args: argparse.Namespace) -> int:
     width, height = size or (512, 512)
     Settings(prompt="", width=width, height=height, seed=args.seed)  # raises SettingError for a wrong size or seed
     picture, _ = read_picture(args.image)
-    path = sheet_path(args.out, args.image, force=args.force)
-    with open_checkpoint(request.file) as file:
-        checkpoint = read_checkpoint(file, weights=request.weights)
+    path = file_in(args.out, f"{args.image.stem}-noise.png", [".png"], force=args.force)
+    with opened(request, task=None) as (checkpoint, load):
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        with checksums_ahead(file, checkpoint.tensors.values()):
-            device, dtype = pick_device_and_precision(request, checkpoint)
-            model = load_model(request, file, checkpoint, device, dtype, Terminal(quiet=args.quiet))
+        model = load(Terminal(quiet=args.quiet))
     from sd.pipeline.image.tensors import save_png
     from sd.study.forward_process import forward_process, round_trip
     from sd.study.noise_sheet import arithmetic, sheet
 
-    try:
+    with failures_as(JobError):
         trip = round_trip(model, canvas.working_picture)
         levels = forward_process(model, trip.latents, args.timesteps, seed=args.seed)
-    except Exception as error:
-        problem = failure_of(error)
-        if problem is None:
-            raise
-        raise JobError(problem) from None
     save_png(sheet(levels, trip), path, {}, force=args.force)
     if args.json:
         facts = {"init": file_facts(args.image), **as_data(levels, trip)}
@@ -122,13 +111,3 @@ def table(levels: "list[NoiseLevel]") -> list[str]:
         name = "x_0" if level.timestep is None else str(level.timestep)
         rows.append(f"{name:>8} {level.alpha_bar:>10.6f} {level.signal_to_noise:>16.6g}")
     return rows
-
-
-def sheet_path(out: str, image: Path, *, force: bool) -> Path:
-    """Where the sheet goes; its folder exists afterwards. Raises UsageError."""
-    path = Path(out)
-    if path.is_dir() or out.endswith("/") or not path.suffix:
-        path = path / f"{image.stem}-noise.png"
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"--out {out}: the sheet is a .png file. Give such a name, or a folder.")
-    return free_path(path, force=force)

@@ -1,6 +1,7 @@
 """Which model a job runs, on what and how: decided from the request and the checkpoint's header, then loaded."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,20 +15,37 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from convert.files.reader import CheckpointFile
+    from sd.config import ModelConfig
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.device import RunOptions
 
 
-def check_family(checkpoint: "Checkpoint", task: str) -> None:
-    """Raise UsageError where the checkpoint is for another task."""
+@contextmanager
+def opened(
+    request: ModelRequest, task: str | None
+) -> "Iterator[tuple[Checkpoint, Callable[[Events], StableDiffusion]]]":
+    """What a file says of its model, to check a run against; and a function that loads it, while the file is open.
+
+    Raises UsageError where the model is for another task; None is any.
+    """
+    from convert.checkpoint import read_checkpoint
     from convert.families.table import task_refusal
+    from convert.files.reader import checksums_ahead, open_checkpoint
 
-    refusal = task_refusal(checkpoint.config, task)
-    if refusal:
-        raise UsageError(refusal)
+    with open_checkpoint(request.file) as file:
+        checkpoint = read_checkpoint(file, weights=request.weights)
+        if task and (refusal := task_refusal(checkpoint.config, task)):
+            raise UsageError(refusal)
+
+        def load(events: Events) -> "StableDiffusion":
+            with checksums_ahead(file, checkpoint.tensors.values()):  # while PyTorch is imported
+                device, dtype = pick_device_and_precision(request, checkpoint.config)
+                return load_model(request, file, checkpoint, device, dtype, events)
+
+        yield checkpoint, load
 
 
-def pick_device_and_precision(request: ModelRequest, checkpoint: "Checkpoint") -> "tuple[torch.device, torch.dtype]":
+def pick_device_and_precision(request: ModelRequest, config: "ModelConfig") -> "tuple[torch.device, torch.dtype]":
     """Those asked for, or those of the picture whose settings are used again. Imports PyTorch, a second or two."""
     from sd.runtime.device import pick_device, pick_precision
 
@@ -39,7 +57,7 @@ def pick_device_and_precision(request: ModelRequest, checkpoint: "Checkpoint") -
     if precision == "auto" and request.made_with.get("device") == device.type:
         before = {name for name in made_with(request, "precision").values() if name in ("fp32", "fp16", "bf16")}
         precision = before.pop() if len(before) == 1 else precision
-    return device, pick_precision(device, precision, checkpoint.config.unet.width)
+    return device, pick_precision(device, precision, config.unet.width)
 
 
 def made_with(request: ModelRequest, name: str) -> dict:

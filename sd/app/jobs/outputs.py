@@ -129,17 +129,37 @@ def _require_free(path: Path, force: bool, problem: str = "exists already") -> N
         raise UsageError(f"{path} {problem}. Give another --out, or --force to replace it.")
 
 
-def free_path(path: Path, *, force: bool) -> Path:
-    """The same path, for a single file such as a page; its folder exists afterwards.
+def file_in(out: str, name: str, kinds: Sequence[str], *, force: bool) -> Path:
+    """Where a single file such as a page goes: `out`, or this name in a folder. Its folder exists afterwards.
+
+    kinds  the endings that it may have, such as ".html"
 
     Raises UsageError where nothing can be written there.
     """
+    path = Path(out)
+    if path.is_dir() or out.endswith("/") or not path.suffix:
+        path = path / name
+    if path.suffix.lower() not in kinds:
+        raise UsageError(f"--out {out} is not a {kinds[0]} file. Give such a name, or a folder.")
     _require_free(path, force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
     return path
+
+
+def require_free(path: Path | None, kind: str = "", *, flag: str = "--out", force: bool) -> None:
+    """Before any work: raise UsageError if a file that a flag names cannot be written. None is no file."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+        raise UsageError(f"{flag} {path} {problem}. Give the name of a file in a folder that exists.")
+    if not path.name.lower().endswith(kind):
+        raise UsageError(f"{flag} {path} is not a {kind} file. Give such a name.")
+    if path.exists() and not force:
+        raise UsageError(f"{flag} {path} exists already. Give another name, or --force to replace it.")
 
 
 def _fields(template: str) -> set[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from convert.errors import counted
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
-from sd.app.jobs.model import check_family, load_model, made_with, pick_device_and_precision
+from sd.app.jobs.model import made_with, opened
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
 from sd.app.jobs.plan import (
     check_jobs,
@@ -57,9 +57,6 @@ def make_pictures(request: JobRequest, events: Events) -> None:
     Raises UsageError and the errors of settings, pictures and checkpoints before work begins; JobError where some
     pictures could not be made.
     """
-    from convert.checkpoint import read_checkpoint
-    from convert.files.reader import checksums_ahead, open_checkpoint
-
     check_request(request)
     seeded = with_seeds(request)
     inputs = canvas = None
@@ -67,9 +64,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         from sd.app.jobs.inputs import read_inputs
 
         inputs = read_inputs(request)
-    with open_checkpoint(request.model.file) as file:
-        checkpoint = read_checkpoint(file, weights=request.model.weights)
-        check_family(checkpoint, request.task)
+    with opened(request.model, request.task) as (checkpoint, load):
         native = checkpoint.config.native_size
         if inputs:
             canvas = inputs.canvas(native)
@@ -79,12 +74,10 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
-        with checksums_ahead(file, checkpoint.tensors.values()):  # while PyTorch is imported
-            device, dtype = pick_device_and_precision(request.model, checkpoint)
-            outputs = find_outputs(request, jobs, checkpoint, inputs, events)
-            if outputs.complete:
-                return
-            model = load_model(request.model, file, checkpoint, device, dtype, events)
+        outputs = find_outputs(request, jobs, checkpoint, inputs, events)
+        if outputs.complete:
+            return
+        model = load(events)
     if "seed" not in request.settings:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
     if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
