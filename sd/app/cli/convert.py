@@ -11,7 +11,7 @@ from convert.errors import counted
 from convert.families.family import PARTS
 from sd.app.cli import say
 from sd.app.cli.flags import Parser, add_output_flags
-from sd.app.cli.terminal import bar_hidden
+from sd.app.cli.terminal import progress_bar
 from sd.app.jobs.model import describe
 
 if TYPE_CHECKING:
@@ -35,65 +35,39 @@ def parser() -> Parser:
         "exit codes: 0 written; 1 --verify found a difference, and removed the file;\n"
         "2 the source cannot be read, or the target cannot be written",
     )
-    parser.add_argument(
-        "source", type=Path, metavar="IN", help="an original .ckpt or .safetensors, one of ours, or a diffusers folder"
-    )
-    parser.add_argument(
-        "target",
-        type=Path,
-        metavar="OUT",
-        help=".safetensors; .ckpt, a pickle in the original layout; or, with --to diffusers, a folder",
-    )
-    parser.add_argument(
-        "--to",
-        choices=LAYOUTS,
+    # fmt: off
+    add = parser.add_argument
+    add("source", type=Path, metavar="IN",
+        help="an original .ckpt or .safetensors, one of ours, or a diffusers folder")
+    add("target", type=Path, metavar="OUT",
+        help=".safetensors; .ckpt, a pickle in the original layout; or, with --to diffusers, a folder")
+    add("--to", choices=LAYOUTS,
         help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
-        "(default: original for a .ckpt; otherwise ours, or original if IN is ours)",
-    )
-    parser.add_argument(
-        "--precision", choices=["keep", *PRECISIONS], default="keep", help="convert all tensors to it (default: keep)"
-    )
-    parser.add_argument(
-        "--weights",
-        choices=["auto", "model", "ema"],
-        default="auto",
-        help="which UNet weights, if there are both: the model's own, or their average over the training (default: "
-        "auto, the model's own unless there are only averaged ones)",
-    )
-    parser.add_argument("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
-    parser.add_argument(
-        "--vae",
-        type=Path,
-        metavar="FILE",
-        help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none",
-    )
-    parser.add_argument(
-        "--keep-all",
-        action="store_true",
+        "(default: original for a .ckpt; otherwise ours, or original if IN is ours)")
+    add("--precision", choices=["keep", *PRECISIONS], default="keep", help="convert all tensors to it (default: keep)")
+    add("--weights", choices=["auto", "model", "ema"], default="auto",
+        help="which UNet weights, if there are both: the model's own, or their average over the training "
+        "(default: auto, the model's own unless there are only averaged ones)")
+    add("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
+    add("--vae", type=Path, metavar="FILE",
+        help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none")
+    add("--keep-all", action="store_true",
         help="also keep what is not part of the model: the other kind of UNet weights, schedule tables, counters, "
         "leftovers of the training (only tensors, no optimiser). Our layout stores them under extra.*; the original "
-        "layout restores them",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
+        "layout restores them")
+    add("--verify", action="store_true",
         help="read OUT back and compare every number with IN; then print the hash of its tensors, the same in every "
-        "layout, as sd inspect --tensors-hash does",
-    )
-    parser.add_argument(
-        "--no-hash",
-        action="store_true",
+        "layout, as sd inspect --tensors-hash does")
+    add("--no-hash", action="store_true",
         help="do not read all of IN for its sha256, which our layout stores; the first conversion of a file is then "
-        "twice as fast. A sha256 that is known already is stored anyway",
-    )
+        "twice as fast. A sha256 that is known already is stored anyway")
+    # fmt: on
     add_output_flags(parser)
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    with tqdm(desc="writing", unit="B", unit_scale=True, disable=bar_hidden(args.quiet), leave=False) as bar:
+    with progress_bar("writing", args.quiet) as bar:
         try:
             done = convert(
                 args.source,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown, shown_list
 from sd.app.cli.flags import Parser
-from sd.app.cli.terminal import bar_hidden
+from sd.app.cli.terminal import progress_bar
 
 if TYPE_CHECKING:
     from convert.actions.diff import Block, Change, Diff
@@ -21,13 +21,8 @@ SAME, DIFFERENT = 0, 1
 BAR = 30  # characters of the longest bar
 MOST_ROWS = 40  # of one network
 MOST_GROUPS = 6  # of names
-TITLES = {
-    "unet": "UNet",
-    "vae": "VAE",
-    "text_encoder": "text encoder",
-    "ema": "EMA average of the UNet",
-    "other": "others",
-}
+TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "ema": "EMA average of the UNet"}
+TITLES["other"] = "others"
 
 
 def parser() -> Parser:
@@ -50,11 +45,9 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from convert.actions.diff import diff
 
-    with tqdm(desc="comparing", unit="B", unit_scale=True, disable=bar_hidden(args.quiet), leave=False) as bar:
+    with progress_bar("comparing", args.quiet) as bar:
         found = diff(args.first, args.second, on_start=bar.reset, on_bytes=bar.update)
     if args.json:
         print(json.dumps(as_data(found, args.first, args.second)))
@@ -94,17 +87,18 @@ def page(found: "Diff", first: Path, second: Path, *, keys: bool = False) -> Ite
 def verdict(found: "Diff") -> Iterator[str]:
     """The result of the comparison, in sentences."""
     total = found.same + len(found.changed)
+    rounding = ", ".join(f"{number} {dtypes}" for dtypes, number in found.dtypes.items())
     if found.is_same:
         yield f"The same: {counted(found.same, 'tensor')}, bit for bit."
     elif found.is_rounding:
-        yield f"Only the precision differs: {rounding(found)}. Every number equals the other one, rounded to nearest."
+        yield f"Only the precision differs: {rounding}. Every number equals the other one, rounded to nearest."
         largest = max(found.changed.values(), key=lambda change: change.relative)
         yield f"The largest |a - b| / |a| of a tensor is {largest.relative:.2e}."
     else:
         yield f"{len(found.changed)} of {counted(total, 'tensor')} in both differ, {found.same} are the same."
         rounded = sum(change.rounding for change in found.changed.values())
         if rounded:
-            yield f"{rounded} of them differ only by rounding ({rounding(found)})."
+            yield f"{rounded} of them differ only by rounding ({rounding})."
     for side, other in (("first", "A"), ("second", "B")):
         if side in found.averages:
             whose = "B" if other == "A" else "A"
@@ -135,10 +129,6 @@ def grouped(names: tuple[str, ...]) -> str:
     return ", ".join(words[:MOST_GROUPS]) + (f" and {more} more" if more > 0 else "")
 
 
-def rounding(found: "Diff") -> str:
-    return ", ".join(f"{number} {dtypes}" for dtypes, number in found.dtypes.items())
-
-
 def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
     """One bar per block: its difference, relative to the largest of the network."""
     if not blocks:
@@ -149,10 +139,13 @@ def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
         rows = [block for block in blocks if block in largest]
     yield ""
     yield f"{title}: |a - b| / |a| by block"
-    finite = [block.change.relative for block in rows if math.isfinite(block.change.relative)]
-    longest = max(finite, default=0.0)
+    longest = max((block.change.relative for block in rows if math.isfinite(block.change.relative)), default=0.0)
     width = max(len(shown(block.name, 40)) for block in rows)
-    mark = "█" if can_show("█") else "#"
+    try:
+        mark = "█"
+        mark.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        mark = "#"
     for block in rows:
         relative = block.change.relative
         length = BAR if not math.isfinite(relative) else round(BAR * relative / longest) if longest else 0
@@ -164,19 +157,7 @@ def chart(title: str, blocks: "list[Block]") -> Iterator[str]:
 
 def names(found: "Diff") -> Iterator[str]:
     yield ""
-    for name in found.removed:
-        yield f"- {shown(name)}"
-    for name in found.added:
-        yield f"+ {shown(name)}"
-    for name in found.shapes:
-        yield f"s {shown(name)}"
+    for mark, names in (("-", found.removed), ("+", found.added), ("s", found.shapes)):
+        yield from (f"{mark} {shown(name)}" for name in names)
     for name, change in found.changed.items():
         yield f"{'r' if change.rounding else '~'} {shown(name)}  {change.relative:.2e}"
-
-
-def can_show(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True

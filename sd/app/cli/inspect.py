@@ -12,9 +12,9 @@ from convert.actions.tensor_set import tensors_of
 from convert.errors import UnsafeFileError, counted, shown, shown_list, size_text
 from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
-from convert.files.records import TensorRecord
 from sd.app.cli import say
 from sd.app.cli.flags import Parser
+from sd.app.cli.terminal import aligned
 
 CLEAN, DANGEROUS = 0, 1
 MOST_METADATA = 12  # lines
@@ -39,16 +39,11 @@ def parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
     parser.add_argument("--keys", action="store_true", help="list every tensor: name, shape, precision")
     parser.add_argument("--scan", action="store_true", help="only say whether the file is safe")
-    reading = parser.add_argument_group("reading all of the file")
-    reading.add_argument("--hash", action="store_true", help="its sha256, which is cached")
-    reading.add_argument(
-        "--tensors-hash", action="store_true", help="the hash of its weights, the same in every container and layout"
-    )
-    reading.add_argument(
-        "--deep",
-        action="store_true",
-        help="both, and check every number: NaN, infinity, tensors of zeros, damaged position ids",
-    )
+    add = parser.group("reading all of the file")
+    add("--hash", action="store_true", help="its sha256, which is cached")
+    add("--tensors-hash", action="store_true", help="the hash of its weights, the same in every container and layout")
+    add("--deep", action="store_true",
+        help="both, and check every number: NaN, infinity, tensors of zeros, damaged position ids")  # fmt: skip
     return parser
 
 
@@ -58,17 +53,18 @@ def run(args: argparse.Namespace) -> int:
     if (args.hash or args.deep or args.tensors_hash) and args.file.is_file():
         say(f"reading {size_text(args.file.stat().st_size)}")
     report = inspect(args.file, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep)
-    tensors = list_tensors(args.file) if args.keys and report.safe else {}
+    tensors = {}
+    if args.keys and report.safe:
+        with open_checkpoint(args.file) as file:
+            tensors = tensors_of(file.root)
     if args.json:
         keys = {name: {"dtype": r.dtype, "shape": list(r.shape)} for name, r in tensors.items()}
         print(json.dumps(asdict(report) | ({"tensors": keys} if args.keys else {})))
         return CLEAN
     print("\n".join(page(report)))
     if tensors:
-        print()
-        widths = max(len(shown(name)) for name in tensors)
-        for name, record in tensors.items():
-            print(f"{shown(name):<{widths}}  {record.dtype:<10}  {'x'.join(map(str, record.shape)) or 'one number'}")
+        rows = [(shown(n), f"{r.dtype:<10}", "x".join(map(str, r.shape)) or "one number") for n, r in tensors.items()]
+        print("", *aligned(rows, "<<<"), sep="\n")
     return CLEAN
 
 
@@ -81,11 +77,6 @@ def scan(path: Path, *, as_json: bool = False) -> int:
         safe, names, text = False, error.names, str(error)
     print(json.dumps({"path": str(path), "safe": safe, "names": names}) if as_json else text)
     return CLEAN if safe else DANGEROUS
-
-
-def list_tensors(path: Path) -> dict[str, TensorRecord]:
-    with open_checkpoint(path) as file:
-        return tensors_of(file.root)
 
 
 def safety(foreign: tuple[str, ...]) -> str:
@@ -138,19 +129,14 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
-    lines = [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in list(entries.items())[:MOST_METADATA]]
-    if len(entries) > MOST_METADATA:
-        lines.append(f"and {len(entries) - MOST_METADATA} more; --json shows all")
-    yield from labelled("metadata", lines)
+    lines = [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in entries.items()]
+    yield from labelled("metadata", lines, MOST_METADATA)
 
 
 def unsafe(report: Report) -> Iterator[tuple[str, str]]:
     yield "safety", "DANGEROUS: nothing in it was executed, and it will not be loaded"
     yield from labelled("because", report.problem.split("\n"))
-    names = [shown(name) for name in report.dangerous[:MOST_NAMES]]
-    if len(report.dangerous) > MOST_NAMES:
-        names.append(f"and {len(report.dangerous) - MOST_NAMES} more; --json shows all")
-    yield from labelled("it names", names)
+    yield from labelled("it names", [shown(name) for name in report.dangerous], MOST_NAMES)
 
 
 def training(report: Report) -> Iterator[tuple[str, str]]:
@@ -182,32 +168,24 @@ def values(report: Report) -> Iterator[tuple[str, str]]:
         yield "positions", f"{number} of the position ids in {shown(name)} are damaged; loading does not use them"
 
 
-def labelled(label: str, lines: list[str]) -> Iterator[tuple[str, str]]:
-    for index, line in enumerate(lines):
+def labelled(label: str, lines: list[str], most: int = 1000) -> Iterator[tuple[str, str]]:
+    more = [f"and {len(lines) - most} more; --json shows all"] if len(lines) > most else []
+    for index, line in enumerate(lines[:most] + more):
         yield label if index == 0 else "", line
 
 
 def table(components: tuple[Part, ...], leftovers: tuple[Part, ...]) -> Iterator[str]:
     """Networks and leftovers in aligned columns."""
-    rows = [("networks", "tensors", "parameters", "size", "precision")]
-    rows += [columns(part) for part in components]
+    rows = [("networks", "tensors", "parameters", "size", "precision"), *map(columns, components)]
     if components:
-        rows.append(
-            (
-                "together",
-                *(f"{sum(n):,}" for n in zip(*((p.tensors, p.parameters) for p in components), strict=True)),
-                size_text(sum(part.bytes for part in components)),
-                "",
-            )
-        )
+        tensors, parameters = sum(part.tensors for part in components), sum(part.parameters for part in components)
+        size = size_text(sum(part.bytes for part in components))
+        rows.append(("together", f"{tensors:,}", f"{parameters:,}", size, ""))
     if leftovers:
-        rows += [("", "", "", "", ""), ("other tensors", "", "", "", ""), *map(columns, leftovers[:MOST_LEFTOVERS])]
+        rows += [[""] * 5, ["other tensors", *[""] * 4], *map(columns, leftovers[:MOST_LEFTOVERS])]
         if len(leftovers) > MOST_LEFTOVERS:
-            rows.append((f"and {len(leftovers) - MOST_LEFTOVERS} more; --json shows all", "", "", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    for name, *numbers, dtypes in rows:
-        cells = [f"{text:>{width}}" for text, width in zip(numbers, widths[1:4], strict=True)]
-        yield "  ".join([f"  {name:<{widths[0]}}", *cells, dtypes]).rstrip()
+            rows.append([f"and {len(leftovers) - MOST_LEFTOVERS} more; --json shows all", *[""] * 4])
+    yield from (f"  {line}".rstrip() for line in aligned(rows, "<>>><"))
 
 
 def columns(part: Part) -> tuple[str, str, str, str, str]:

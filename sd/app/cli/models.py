@@ -14,7 +14,7 @@ from convert.published.download import download
 from convert.published.known import Known, find_by_name, known_checkpoints, verify
 from sd.app.cli import say
 from sd.app.cli.flags import Parser
-from sd.app.cli.terminal import bar_hidden
+from sd.app.cli.terminal import aligned, progress_bar
 from sd.app.errors import UsageError
 
 RIGHT, WRONG = 0, 1
@@ -45,9 +45,7 @@ def parser() -> Parser:
     )
     getting.add_argument("name", metavar="NAME", help="file name, as listed")
     getting.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
-    getting.add_argument(
-        "--from", dest="source", metavar="ADDRESS", help="download it from there; its sha256 is checked"
-    )
+    getting.add_argument("--from", dest="source", metavar="URL", help="download it from there; its sha256 is checked")
     getting.add_argument("--force", action="store_true", help="replace a different file of that name")
     getting.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
     verifying = commands.add_parser(
@@ -61,8 +59,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    commands = {"list": list_models, "get": get_model, "verify": verify_files, None: list_models}
-    return commands[args.command](args)
+    return {"get": get_model, "verify": verify_files}.get(args.command, list_models)(args)
 
 
 def list_models(args: argparse.Namespace) -> int:
@@ -78,20 +75,15 @@ def table(models: tuple[Known, ...]) -> Iterator[str]:
     rows = [("file", "size", "sha256", "licence", "")]
     for known in models:
         size = "unknown" if known.bytes is None else size_text(known.bytes)
-        licence = known.licence.removeprefix("CreativeML ")
-        rows.append((known.file, size, (known.sha256 or "unknown")[:10], licence, known.about))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        cells = [f"{text:<{width}}" for text, width in zip(row, widths, strict=False)]
-        yield "  ".join([*cells, row[4]]).rstrip()
+        sha256, licence = (known.sha256 or "unknown")[:10], known.licence.removeprefix("CreativeML ")
+        rows.append((known.file, size, sha256, licence, known.about))
+    yield from aligned(rows, "<<<<<")
     yield ""
     yield "licences: CreativeML Open RAIL-M and RAIL++-M; they name uses that are not allowed"
     yield "a size is unknown if no page states it to the byte; --json shows sources and addresses"
 
 
 def get_model(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     known = find_by_name(args.name)
     if known is None:
         names = [known.file for known in known_checkpoints()]
@@ -115,9 +107,7 @@ def get_model(args: argparse.Namespace) -> int:
     say(f"{known.about}, under the {known.licence} licence, from {address}", quiet=args.quiet)
     if known.sha256 is None:
         say("its sha256 is unknown, so the file cannot be checked")
-    with tqdm(
-        desc=known.file, unit="B", unit_scale=True, unit_divisor=1000, disable=bar_hidden(args.quiet), leave=False
-    ) as bar:
+    with progress_bar(known.file, args.quiet) as bar:
 
         def start(total: int | None, there: int) -> None:
             bar.total = total
@@ -161,17 +151,8 @@ def verify_files(args: argparse.Namespace) -> int:
             code = WRONG
         if args.json:
             file = verdict.known.file if verdict.known else None
-            print(
-                json.dumps(
-                    {
-                        "path": str(path),
-                        "matches": verdict.matches,
-                        "file": file,
-                        "sha256": verdict.sha256,
-                        "problem": verdict.problem,
-                    }
-                )
-            )
+            facts = {"path": str(path), "matches": verdict.matches, "file": file}
+            print(json.dumps(facts | {"sha256": verdict.sha256, "problem": verdict.problem}))
         elif verdict.matches:
             print(f"right  {shown(str(path))}: {verdict.known.file}, {verdict.known.about}")
         else:

@@ -3,12 +3,16 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.app.cli import say
 from sd.app.jobs.request import Events
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Terminal(Events):
@@ -25,10 +29,7 @@ class Terminal(Events):
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[..., object]]:
-        from tqdm import tqdm
-
-        hidden, scaled = bar_hidden(self.quiet), unit == "B"
-        with tqdm(desc=name, total=total, unit=unit, unit_scale=scaled, disable=hidden, leave=False) as self.bar:
+        with progress_bar(name, self.quiet, unit=unit, total=total) as self.bar:
             yield self.bar.update
 
     def written(self, event: str, path: Path, **facts: object) -> None:
@@ -41,6 +42,17 @@ class Terminal(Events):
             print(path, flush=True)
 
 
-def bar_hidden(quiet: bool) -> bool:
-    """Whether progress bars are off: on request, and where stderr is not a terminal."""
-    return quiet or not sys.stderr.isatty()
+def progress_bar(name: str, quiet: bool, *, unit: str = "B", **options: object) -> "tqdm":
+    """A progress bar, hidden on request and where stderr is not a terminal."""
+    from tqdm import tqdm
+
+    hidden = quiet or not sys.stderr.isatty()
+    return tqdm(desc=name, unit=unit, unit_scale=unit == "B", disable=hidden, leave=False, **options)
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> Iterator[str]:
+    """Rows of cells as lines with columns. sides: for each column, < for the left side or > for the right one."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{text:{side}{width}}" for text, side, width in zip(row, sides, widths, strict=True)]
+        yield "  ".join(cells).rstrip()
