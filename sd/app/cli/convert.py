@@ -23,10 +23,9 @@ WRITTEN, MISMATCH = 0, 1
 def parser() -> Parser:
     parser = Parser(
         prog="sd convert",
-        description="Write the model of a checkpoint in another layout. Values are copied bit for\n"
-        "bit unless --precision is given. Nothing in the file is executed. Without --keep-all,\n"
-        "only the weights are copied: schedule tables, counters and position ids follow from\n"
-        "the model.",
+        description="Write the model of a checkpoint in another layout. Weights are copied bit for bit unless\n"
+        "--precision is given; other tensors are left out without --keep-all. Nothing in the file\n"
+        "is executed.",
         epilog="examples:\n"
         "  sd convert v1-5-pruned-emaonly.ckpt v1-5.safetensors --precision fp16\n"
         "  sd convert model.ckpt folder --to diffusers --verify\n"

@@ -3,8 +3,8 @@
 import argparse
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sd.app.cli import flags, say
@@ -17,8 +17,6 @@ from sd.pipeline.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
     from sd.pipeline.stable_diffusion import StableDiffusion
-    from sd.study.explain.recording import Run
-    from sd.study.explain.report import Comparison
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
 MOST_STEPS, MOST_RUNS = 100, 12
@@ -59,15 +57,6 @@ def parser() -> flags.Parser:
     return parser
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One --compare."""
-
-    name: str
-    field: str
-    values: tuple
-
-
 def run(args: argparse.Namespace) -> int:
     from sd.app.jobs.model import opened
     from sd.app.jobs.plan import check_jobs, with_seeds
@@ -83,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
     )
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
     with opened(request.model, request.task) as (checkpoint, load):
-        planned = all_settings(request, asked, checkpoint.config.native_size)
-        jobs = [settings for _, settings in planned]
+        own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
+        jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)
         out = args.out.replace("{seed}", str(seed))
         path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
@@ -92,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed is None:
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)
-    milliseconds, page = make_page(model, planned, asked, events, attention=not args.no_attention)
+    milliseconds, page = make_page(model, own, comparisons, events, attention=not args.no_attention)
     with written_whole(path, force=args.force) as file:
         file.write(page)
     if args.json:
@@ -104,55 +93,53 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parse_comparison(text: str) -> Asked:
-    """The comparison that --compare guidance=1,3,7.5 asks for. Raises UsageError."""
+def parse_comparison(text: str) -> tuple[str, tuple]:
+    """The name and the values that --compare guidance=1,3,7.5 asks for. Raises UsageError."""
     name, equals, given = text.partition("=")
     name = name.strip()
     if name not in COMPARED:
         raise UsageError(f"--compare {name!r} {nearest(name, COMPARED)}")
-    field, read, between = COMPARED[name]
+    _, read, between = COMPARED[name]
     if not equals or (read is not str and not given.strip()):
         raise UsageError(f"--compare {text} has no values. Example: --compare guidance=1,3,7.5.")
     try:
-        values = tuple(read(part.strip()) for part in given.split(between))
+        return name, tuple(dict.fromkeys(read(part.strip()) for part in given.split(between)))
     except ValueError:
         raise UsageError(f"--compare {text}: {name} takes numbers, such as {name}=1,2.") from None
-    return Asked(name, field, tuple(dict.fromkeys(values)))
 
 
-def all_settings(request: JobRequest, asked: Sequence[Asked], native: int) -> list[tuple[Asked | None, Settings]]:
-    """The settings of the run itself, then of every comparison. A comparison with one value includes the run, too.
+def all_settings(
+    request: JobRequest, asked: Sequence[tuple[str, tuple]], native: int
+) -> tuple[Settings, list[tuple[str, list[Settings]]]]:
+    """The settings of the run itself, and of every comparison. A comparison with one value includes the run, too.
 
     Raises UsageError or SettingError for settings that are not allowed.
     """
-    from sd.app.jobs.plan import plan, with_settings
+    from sd.app.jobs.plan import plan
 
     (own,) = plan(request, native)
-    found: list[tuple[Asked | None, Settings]] = [(None, own)]
-    for one in asked:
-        if len(one.values) == 1:
-            found.append((one, own))
-        for value in one.values:
-            if one.field == "prompt":
-                changed = replace(request, lines=(Line({"prompt": value}),))
-            else:
-                changed = with_settings(request, **{one.field: value})
+    comparisons = []
+    for name, values in asked:
+        runs = [own] if len(values) == 1 else []
+        for value in values:
+            line = Line({**request.lines[0].settings, COMPARED[name][0]: value})
             try:
-                (settings,) = plan(changed, native)
+                runs += plan(replace(request, lines=(line,)), native)
             except SettingError as error:
-                raise UsageError(f"--compare {one.name}={value}: {error}") from None
-            found.append((one, settings))
-    if max(settings.steps for _, settings in found) > MOST_STEPS:
+                raise UsageError(f"--compare {name}={value}: {error}") from None
+        comparisons.append((name, runs))
+    runs = [own, *(settings for _, some in comparisons for settings in some)]
+    if max(settings.steps for settings in runs) > MOST_STEPS:
         raise UsageError(f"a page has room for {MOST_STEPS} steps. Use --steps {MOST_STEPS} or fewer.")
-    if len(found) > MOST_RUNS:
-        raise UsageError(f"--compare asks for {len(found)} runs; a page has room for {MOST_RUNS}. Give fewer values.")
-    return found
+    if len(runs) > MOST_RUNS:
+        raise UsageError(f"--compare asks for {len(runs)} runs; a page has room for {MOST_RUNS}. Give fewer values.")
+    return own, comparisons
 
 
 def make_page(
     model: "StableDiffusion",
-    planned: Sequence[tuple[Asked | None, Settings]],
-    asked: Sequence[Asked],
+    own: Settings,
+    comparisons: Sequence[tuple[str, list[Settings]]],
     events: Events,
     *,
     attention: bool,
@@ -160,30 +147,23 @@ def make_page(
     """The milliseconds that the run took, and the page."""
     from sd.study.explain.page import page
     from sd.study.explain.recording import explain
-    from sd.study.explain.report import preview_count, report
+    from sd.study.explain.report import Comparison, preview_count, report
 
-    (_, own), *others = planned
-    different = list(dict.fromkeys(settings for _, settings in others if settings != own))
-    previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for _, settings in others])
+    others = [settings for _, runs in comparisons for settings in runs]
+    different = [settings for settings in dict.fromkeys(others) if settings != own]
+    previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for settings in others])
     total = own.steps + sum(settings.steps for settings in different) + previews
     with events.stage("explaining", total, "step") as advance, failures_as(JobError):
-        runs = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
+        made = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
         for settings in different:
-            runs[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
-        comparisons = list(compared(others, asked, runs))
-        whole = page(report(model, runs[own], comparisons, on_preview=advance))
-    return runs[own].milliseconds, whole.encode()
-
-
-def compared(
-    others: Sequence[tuple[Asked | None, Settings]], asked: Sequence[Asked], runs: "dict[Settings, Run]"
-) -> "Iterator[Comparison]":
-    from sd.study.explain.report import Comparison
-
-    for one in asked:
-        mine = list(dict.fromkeys(settings for which, settings in others if which is one))
-        labels = tuple(label(getattr(settings, one.field)) for settings in mine)
-        yield Comparison(name=one.name, labels=labels, runs=tuple(runs[settings] for settings in mine))
+            made[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
+        compared = []
+        for name, runs in comparisons:
+            mine = list(dict.fromkeys(runs))
+            labels = tuple(label(getattr(settings, COMPARED[name][0])) for settings in mine)
+            compared.append(Comparison(name=name, labels=labels, runs=tuple(made[settings] for settings in mine)))
+        whole = page(report(model, made[own], compared, on_preview=advance))
+    return made[own].milliseconds, whole.encode()
 
 
 def label(value: object) -> str:

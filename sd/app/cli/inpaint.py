@@ -14,9 +14,8 @@ def parser() -> Parser:
     parser = Parser(
         prog="sd inpaint",
         description="Repaint the white part of a mask, or extend the picture beyond its edges. Where the mask\n"
-        "is black, no bit changes. Inpainting checkpoints (9 channels) see the kept part; with\n"
-        "ordinary ones it is restored at every step. Prints the paths of the new pictures, one a\n"
-        "line.",
+        "is black, no bit changes. Works with inpainting checkpoints (9 channels) and with ordinary\n"
+        "ones. Prints the paths of the new pictures, one a line.",
         epilog="examples:\n"
         '  sd inpaint "a blue star on a white background" --init picture.png --mask mask.png\n'
         '  sd inpaint "a beach" --init photo.jpg --expand left=128,right=128 -m model.ckpt',

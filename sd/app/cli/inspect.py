@@ -17,8 +17,6 @@ from sd.app.cli.flags import Parser
 from sd.app.cli.terminal import aligned
 
 CLEAN, DANGEROUS = 0, 1
-MOST_METADATA = 12  # lines
-MOST_NAMES = 20  # lines
 MOST_LEFTOVERS = 20  # groups, the largest ones
 
 
@@ -101,7 +99,9 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     size = size_text(report.bytes)
     yield "file", (size if size.endswith("bytes") else f"{size} ({report.bytes:,} bytes)") + container
     if not report.safe:
-        yield from unsafe(report)
+        yield "safety", "DANGEROUS: nothing in it was executed, and it will not be loaded"
+        yield from labelled("because", report.problem.split("\n"))
+        yield from labelled("it names", [shown(name) for name in report.dangerous], 20)
     else:
         family = f" ({report.family}, {report.layout} layout)" if report.family else ""
         yield "holds", f"{shown(report.kind)}{family}"
@@ -114,7 +114,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
             yield "precision", report.precision
         yield from training(report)
         yield "safety", f"nothing dangerous: {safety(report.foreign)}"
-        yield from metadata(report.metadata or {})
+        entries = (report.metadata or {}).items()
+        yield from labelled("metadata", [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in entries], 12)
     yield "sha256", report.sha256 or "not known yet; --hash computes it"
     short = [report.sha256[:10]] if report.sha256 else []
     old = [f"{report.old_hash} in older tools"] if report.old_hash else []
@@ -126,17 +127,6 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     if report.everything_sha256:
         yield "all tensors", report.everything_sha256
     yield from values(report)
-
-
-def metadata(entries: dict[str, str]) -> Iterator[tuple[str, str]]:
-    lines = [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in entries.items()]
-    yield from labelled("metadata", lines, MOST_METADATA)
-
-
-def unsafe(report: Report) -> Iterator[tuple[str, str]]:
-    yield "safety", "DANGEROUS: nothing in it was executed, and it will not be loaded"
-    yield from labelled("because", report.problem.split("\n"))
-    yield from labelled("it names", [shown(name) for name in report.dangerous], MOST_NAMES)
 
 
 def training(report: Report) -> Iterator[tuple[str, str]]:
@@ -169,6 +159,7 @@ def values(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def labelled(label: str, lines: list[str], most: int = 1000) -> Iterator[tuple[str, str]]:
+    """A label beside the first of several lines, of which this many are shown."""
     more = [f"and {len(lines) - most} more; --json shows all"] if len(lines) > most else []
     for index, line in enumerate(lines[:most] + more):
         yield label if index == 0 else "", line

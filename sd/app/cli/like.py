@@ -1,14 +1,14 @@
 """`--like picture.png`: the settings of a picture, ours or another tool's, in place of the flags' defaults."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import SIDES
-from sd.pipeline.settings import FIELDS, OF_THE_RUN, Settings
+from sd.pipeline.image.input_settings import SIDES, InputSettings
+from sd.pipeline.settings import FIELDS, OF_THE_RUN
 
-MASK_FIELDS = ("resize_mode", "invert_mask", "mask_threshold", "mask_blur", "only_masked", "mask_padding", "expand",
-               "overlap")  # fmt: skip
+MASK_FIELDS = [field.name for field in fields(InputSettings)]
 NO_EFFECT = {"strength": 1.0, "hires": None, "hires_steps": None, "hires_upscale": "latent", "hires_strength": 0.7}
 PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
@@ -67,33 +67,30 @@ def given_flags(args: argparse.Namespace) -> set[str]:
 
 
 def read(path: Path) -> tuple[dict, list[str], dict]:
-    """Settings by our names; what could not be used; and what the picture says of its model and device."""
+    """Settings by our names; what could not be used; and what the picture says of its model and device.
+
+    Of a picture of ours, these include the settings of its mask; its init image must be given again.
+    """
     from sd.pipeline.image.metadata import exact_in, read_foreign_texts, settings_from
     from sd.pipeline.image.parameters import settings_in
 
     texts = read_foreign_texts(path)
-    exact = exact_in(texts)
+    text, exact = texts.get("parameters", ""), exact_in(texts)
     settings = settings_from(exact)
-    if settings is not None:
-        if "init" in exact and "Resize mode: " not in texts.get("parameters", ""):
-            # no size was asked for: it followed from the input picture, and does so again
-            exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
-        return *from_exact(settings, exact), {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
-    text = texts.get("parameters", "")
-    if not text.strip() or text.lstrip().startswith("{"):
-        raise UsageError(
-            f"--like {path} has no settings that can be read: neither ours nor a text as the common web UI writes it. "
-            "Pictures lose such texts when they are edited or sent."
-        )
-    found = settings_in(text)
-    return found.settings, found.unused, {}
-
-
-def from_exact(settings: Settings, exact: dict) -> tuple[dict, list[str]]:
-    """The settings of a picture of ours and of its mask, and what else it says; the init image must be given again."""
+    if settings is None:
+        if not text.strip() or text.lstrip().startswith("{"):
+            raise UsageError(
+                f"--like {path} has no settings that can be read: neither ours nor a text as the common web UI writes "
+                "it. Pictures lose such texts when they are edited or sent."
+            )
+        foreign = settings_in(text)
+        return foreign.settings, foreign.unused, {}
+    if "init" in exact and "Resize mode: " not in text:
+        # no size was asked for: it followed from the input picture, and does so again
+        exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
     found = {name: value for name, value in settings.to_dict().items() if name in exact}
     found |= {name: exact[name] for name in MASK_FIELDS if isinstance(exact.get(name), str | int | float)}
     if found.get("expand") and not any(side in found["expand"] for side in SIDES):
         del found["expand"]
-    others = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask"}]
-    return found, others
+    unused = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask"}]
+    return found, unused, {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}

@@ -43,11 +43,12 @@ def parser() -> Parser:
         epilog="Some files require accepting a licence first: set HF_TOKEN to an access token. It is\n"
         f"sent only to {TOKEN_HOST}.",
     )
-    getting.add_argument("name", metavar="NAME", help="file name, as listed")
-    getting.add_argument("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
-    getting.add_argument("--from", dest="source", metavar="URL", help="download it from there; its sha256 is checked")
-    getting.add_argument("--force", action="store_true", help="replace a different file of that name")
-    getting.add_argument("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
+    add = getting.add_argument
+    add("name", metavar="NAME", help="file name, as listed")
+    add("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
+    add("--from", dest="source", metavar="ADDRESS", help="download it from there; its sha256 is checked")
+    add("--force", action="store_true", help="replace a different file of that name")
+    add("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
     verifying = commands.add_parser(
         "verify",
         help="check that files are what their authors published",

@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from convert.errors import counted, shown
-from sd.app.cli.flags import Parser
+from sd.app.cli.flags import Parser, whole_number
 from sd.app.errors import UsageError
-from sd.pipeline.settings import SettingError, check_prompt
+from sd.pipeline.settings import check_prompt
 
 WIDEST = 24  # columns for one token
 
@@ -25,7 +25,7 @@ def parser() -> Parser:
     add("prompt", nargs="?", metavar="PROMPT", help="as for sd txt2img")
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK are text")
-    add("--steps", "--ddim_steps", type=int, default=30, metavar="N",
+    add("--steps", "--ddim_steps", type=whole_number(1, 1000), default=30, metavar="N",
         help="for prompts that change during the steps (default: 30)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead")
     return parser
@@ -37,8 +37,6 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise UsageError('give one of PROMPT and --prompt-file. Example: sd tokens "a (red:1.3) horse".')
-    if not 1 <= args.steps <= 1000:
-        raise SettingError("steps", f"{args.steps} is out of range: 1 to 1000.")
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     check_prompt("prompt", prompt, args.steps, plain=args.plain_prompts)
     by_step = timeline(prompt, args.steps, plain=args.plain_prompts)
@@ -98,10 +96,9 @@ def strip_lines(chunks: Sequence[dict], columns: int) -> Iterator[str]:
             if number:
                 yield ""
             widths = [max(map(width, column)) for column in cells]
-            for row in zip(*cells, strict=True):
+            for row in filter(any, zip(*cells, strict=True)):
                 padded = [text + " " * (wide - width(text)) for text, wide in zip(row, widths, strict=True)]
-                if any(row):
-                    yield ("  " + "  ".join(padded)).rstrip()
+                yield ("  " + "  ".join(padded)).rstrip()
 
 
 def cell(token: dict) -> tuple[str, str, str]:
@@ -120,15 +117,12 @@ def rows_of(cells: Sequence[tuple[str, str, str]], columns: int) -> Iterator[lis
         if row and used + wide > columns:
             yield row
             row, used = [], 0
-        row.append(one)
-        used += wide
+        row, used = [*row, one], used + wide
     if row:
         yield row
 
 
 def width(text: str) -> int:
     """Columns on a terminal: two for wide characters, none for combining ones."""
-    return sum(
-        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
-        for character in text
-    )
+    visible = [character for character in text if not unicodedata.combining(character)]
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in visible)

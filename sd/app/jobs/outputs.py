@@ -93,11 +93,10 @@ def picture_paths(
     Raises UsageError where two pictures would get the same name, or the name of an existing file.
     """
     problem = "exists already" + (", made with other settings" if finished is not None else "")
-    finished = finished or {}
-    missing = [i for i in range(len(jobs)) if i not in finished]
-    paths = dict(finished)
+    paths = dict(finished or {})
+    missing = [i for i in range(len(jobs)) if i not in paths]
     if names.numbered:
-        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in finished.items())
+        shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in paths.items())
         first = shifts.most_common(1)[0][0] if shifts else 0
         paths |= {i: names.path(jobs[i], first + i) for i in missing}
         if first < 1 or any(paths[i].exists() for i in missing):
@@ -165,17 +164,15 @@ def require_free(path: Path | None, kind: str = "", *, flag: str = "--out", forc
 def _fields(template: str) -> set[str]:
     """The names in braces. Numbers may be padded, as in {index:05}; no other format of Python's is allowed."""
     try:
-        parts = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(template)]
+        fields = [parts for _, *parts in string.Formatter().parse(template) if parts[0] is not None]
     except ValueError as error:
         raise UsageError(f"--out {template} is not a usable template: {error}.") from None
-    fields = [(name, spec, conversion) for name, spec, conversion in parts if name is not None]
     for name, spec, conversion in fields:
         if name not in PLACEHOLDERS:
             raise UsageError(f"--out {template}: {{{name}}} is not a field. There are: {', '.join(PLACEHOLDERS)}.")
         if conversion or (spec and (name == "sampler" or not re.fullmatch(r"0?\d{1,2}", spec))):
-            raise UsageError(
-                f"--out {template}: {{{name}:{spec}}} cannot be used. A number may be padded: {{index:05}}."
-            )
+            given = f"{{{name}:{spec}}}"
+            raise UsageError(f"--out {template}: {given} cannot be used. A number may be padded: {{index:05}}.")
     return {name for name, _, _ in fields}
 
 

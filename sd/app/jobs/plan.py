@@ -21,9 +21,7 @@ def check_request(request: JobRequest) -> None:
             raise SettingError(name, f"{number} is out of range: at least 1.")
     number = len(request.lines) * request.count
     if number > MOST_PICTURES:
-        raise UsageError(
-            f"--count x --batch-size asks for {number} pictures; at most {MOST_PICTURES} are made in a run."
-        )
+        raise UsageError(f"--count x --batch-size asks for {number} pictures; a run makes at most {MOST_PICTURES}.")
     if request.save_steps_as and not request.save_steps:
         raise UsageError("--save-steps-as does nothing without --save-steps.")
     if "vary_seed" in request.settings and "vary" not in request.settings and not varies(request):
@@ -74,11 +72,6 @@ def size_of(settings: Mapping[str, object], native: int) -> dict[str, int]:
     given = {name: settings[name] for name in ("width", "height") if name in settings}
     width, height = (native, native) if given else first_size(settings.get("hires"), native)
     return {"width": width, "height": height, **given}
-
-
-def counts_on(request: JobRequest) -> list[bool]:
-    """For each job: whether its seed counts on from the run's, and is not its line's own."""
-    return ["seed" not in line.settings for line in request.lines for _ in range(request.count)]
 
 
 def with_seed_moved(jobs: Sequence[Settings], counting: Sequence[bool], by: int) -> list[Settings]:

@@ -11,16 +11,7 @@ from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
 from sd.app.jobs.model import made_with, opened
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
-from sd.app.jobs.plan import (
-    check_jobs,
-    check_request,
-    counts_on,
-    group,
-    plan,
-    with_seed_moved,
-    with_seeds,
-    with_settings,
-)
+from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_moved, with_seeds, with_settings
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
@@ -103,7 +94,7 @@ def find_outputs(
 
         same = same_facts(request.model.file, checkpoint, inputs.exact() if inputs else {})
         if request.is_batch_file and "seed" not in request.settings:
-            counting = counts_on(request)
+            counting = ["seed" not in line.settings for line in request.lines for _ in range(request.count)]
             moved = stopped_seed(names, jobs, counting, same) or 0
             jobs = with_seed_moved(jobs, counting, moved)
         finished = finished_pictures(names, jobs, same)
@@ -128,9 +119,8 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
     before = made_with(request, "model")
     if before.get("sha256") and before["sha256"] != model.source.sha256():
         events.warn(f"{request.like} was made with another model: {before.get('name')}, {before['sha256']}")
-    inside = {"--reuse-features": any(job.reuse_features > 1 for job in jobs)}
-    inside["--merge-tokens"] = any(job.merge_tokens for job in jobs)
-    for flag, used in inside.items():
+    reuses, merges = any(job.reuse_features > 1 for job in jobs), any(job.merge_tokens for job in jobs)
+    for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
