@@ -17,8 +17,6 @@ from sd.files import written_whole
 if TYPE_CHECKING:
     from sd.pipeline.stable_diffusion import StableDiffusion
 
-NOT_SEEN = "The profiled step runs the UNet uncompiled: the layers of a compiled one cannot be timed."
-
 
 def parser() -> Parser:
     parser = Parser(
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(table(found, *lines_about(data)))
     if args.compile:
-        print(NOT_SEEN)
+        print("The profiled step runs the UNet uncompiled: the layers of a compiled one cannot be timed.")
     if args.out is not None:
         print(args.out)
     return 0

@@ -86,9 +86,8 @@ def run(args: argparse.Namespace) -> int:
         except MismatchError as error:
             say(f"{args.target}: {error}")
             return MISMATCH
-    written = (
-        f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB, {done.layout} layout"
-    )
+    numbers = f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB"
+    written = f"{numbers}, {done.layout} layout"
     for line in describe(args.source, done.checkpoint, written):
         say(line, quiet=args.quiet)
     if done.left_out:

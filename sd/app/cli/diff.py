@@ -21,8 +21,7 @@ SAME, DIFFERENT = 0, 1
 BAR = 30  # characters of the longest bar
 MOST_ROWS = 40  # of one network
 MOST_GROUPS = 6  # of names
-TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "ema": "EMA average of the UNet"}
-TITLES["other"] = "others"
+TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "ema": "EMA of the UNet", "other": "others"}
 
 
 def parser() -> Parser:
@@ -74,9 +73,7 @@ def as_data(found: "Diff", first: Path, second: Path) -> dict:
 
 
 def page(found: "Diff", first: Path, second: Path, *, keys: bool = False) -> Iterator[str]:
-    yield f"A  {shown(str(first))}"
-    yield f"B  {shown(str(second))}"
-    yield ""
+    yield from (f"A  {shown(str(first))}", f"B  {shown(str(second))}", "")
     yield from verdict(found)
     for part in () if found.is_rounding else TITLES:
         yield from chart(TITLES[part], [block for block in found.blocks if block.part == part])

@@ -160,11 +160,8 @@ def make_page(
         compared = []
         for name, runs in comparisons:
             mine = list(dict.fromkeys(runs))
-            labels = tuple(label(getattr(settings, COMPARED[name][0])) for settings in mine)
+            values = [getattr(settings, COMPARED[name][0]) for settings in mine]
+            labels = tuple(f"{v:g}" if isinstance(v, float) else str(v) or "(empty)" for v in values)
             compared.append(Comparison(name=name, labels=labels, runs=tuple(made[settings] for settings in mine)))
         whole = page(report(model, made[own], compared, on_preview=advance))
     return made[own].milliseconds, whole.encode()
-
-
-def label(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value) or "(empty)"

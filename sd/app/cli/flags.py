@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -90,12 +91,12 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 14.6,7,3") from None
 
 
-def whole_number(lowest: int, highest: int | None = None, why: str = "") -> Callable[[str], int]:
+def whole_number(lowest: int, highest: float = math.inf, why: str = "") -> Callable[[str], int]:
     """The type of a flag that takes whole numbers of a range."""
 
     def read(text: str) -> int:
-        if not lowest <= int(text) <= (int(text) if highest is None else highest):
-            limits = f"at least {lowest}" if highest is None else f"{lowest} to {highest}"
+        if not lowest <= int(text) <= highest:
+            limits = f"at least {lowest}" if highest == math.inf else f"{lowest} to {highest}"
             raise argparse.ArgumentTypeError(f"{text} is out of range: {limits}{why}")
         return int(text)
 

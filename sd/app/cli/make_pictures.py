@@ -67,6 +67,4 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:
     """The settings that flags give to every picture; a flag that is absent leaves the default to `Settings`."""
-    values = given(args, Settings)
-    values.pop("prompt", None)
-    return values
+    return {name: value for name, value in given(args, Settings).items() if name != "prompt"}

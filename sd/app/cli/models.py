@@ -60,15 +60,11 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"get": get_model, "verify": verify_files}.get(args.command, list_models)(args)
-
-
-def list_models(args: argparse.Namespace) -> int:
-    if getattr(args, "json", False):
-        for known in known_checkpoints():
-            print(json.dumps(asdict(known)))
-    else:
-        print("\n".join(table(known_checkpoints())))
+    if args.command is not None and args.command != "list":
+        return {"get": get_model, "verify": verify_files}[args.command](args)
+    models = known_checkpoints()
+    as_json = getattr(args, "json", False)
+    print("\n".join((json.dumps(asdict(known)) for known in models) if as_json else table(models)))
     return RIGHT
 
 
@@ -148,12 +144,11 @@ def verify_files(args: argparse.Namespace) -> int:
     code = RIGHT
     for path in args.files:
         verdict = verify(path)
-        if not verdict.matches:
-            code = WRONG
+        code = code if verdict.matches else WRONG
         if args.json:
-            file = verdict.known.file if verdict.known else None
-            facts = {"path": str(path), "matches": verdict.matches, "file": file}
-            print(json.dumps(facts | {"sha256": verdict.sha256, "problem": verdict.problem}))
+            known = {"matches": verdict.matches, "file": verdict.known.file if verdict.known else None}
+            found = {"sha256": verdict.sha256, "problem": verdict.problem}
+            print(json.dumps({"path": str(path), **known, **found}))
         elif verdict.matches:
             print(f"right  {shown(str(path))}: {verdict.known.file}, {verdict.known.about}")
         else:

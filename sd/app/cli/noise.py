@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,16 +89,13 @@ def run(args: argparse.Namespace) -> int:
 
 def as_data(levels: "list[NoiseLevel]", trip: "RoundTrip") -> dict:
     """The numbers, for JSON; infinity becomes null."""
-
-    def finite(value: float) -> float | None:
-        return value if value != float("inf") else None
-
+    ratios = [None if level.signal_to_noise == math.inf else level.signal_to_noise for level in levels]
     return {
         "levels": [
-            {"timestep": level.timestep, "alpha_bar": level.alpha_bar, "signal_to_noise": finite(level.signal_to_noise)}
-            for level in levels
+            {"timestep": level.timestep, "alpha_bar": level.alpha_bar, "signal_to_noise": ratio}
+            for level, ratio in zip(levels, ratios, strict=True)
         ],
-        "psnr": finite(trip.psnr),
+        "psnr": None if trip.psnr == math.inf else trip.psnr,
         "size": list(trip.picture.size),
         "latents": list(trip.latents.shape[1:]),
         "numbers": list(trip.numbers),

@@ -141,10 +141,7 @@ def file_in(out: str, name: str, kinds: Sequence[str], *, force: bool) -> Path:
     if path.suffix.lower() not in kinds:
         raise UsageError(f"--out {out} is not a {kinds[0]} file. Give such a name, or a folder.")
     _require_free(path, force)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"nothing can be written to {path.parent}: {error.strerror}. Give another --out.") from None
+    _try_folder(path.parent)
     return path
 
 
@@ -176,7 +173,7 @@ def _fields(template: str) -> set[str]:
     return {name for name, _, _ in fields}
 
 
-def _try_folder(folder: Path, nbytes: int) -> None:
+def _try_folder(folder: Path, nbytes: int = 0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -22,7 +22,7 @@ def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[di
     sha256 = FileHash(model)
 
     def same(stored: dict) -> bool:
-        others = {name: value for name, value in stored.items() if name not in FIELDS and name not in OF_THE_RUN}
+        others = {name: value for name, value in stored.items() if name not in {*FIELDS, *OF_THE_RUN}}
         made_with = stored.get("model")
         if others != exact or not isinstance(made_with, dict) or made_with.get("weights") != checkpoint.weights:
             return False

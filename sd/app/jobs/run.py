@@ -37,13 +37,9 @@ class Outputs:
     finished: Mapping[int, Path]  # by the number of the job
     sheet: Path | None  # with all pictures; None if it is not asked for, or complete
 
-    @property
-    def complete(self) -> bool:
-        return len(self.finished) == len(self.jobs) and self.sheet is None
-
 
 def make_pictures(request: JobRequest, events: Events) -> None:
-    """Make what a request asks for; files, sizes, names and settings are checked before any weights are read.
+    """Make what a request asks for; everything is checked before any weights are read.
 
     Raises UsageError and the errors of settings, pictures and checkpoints before work begins; JobError where some
     pictures could not be made.
@@ -66,7 +62,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
         outputs = find_outputs(request, jobs, checkpoint, inputs, events)
-        if outputs.complete:
+        if len(outputs.finished) == len(jobs) and outputs.sheet is None:
             return
         model = load(events)
     if "seed" not in request.settings:
@@ -106,12 +102,12 @@ def find_outputs(
         remove_leftovers(path for i, path in enumerate(paths) if i not in finished)
     elif request.save_steps and not request.force:
         step_files.require_free(request.save_steps_as, jobs, paths)
-    sheet = None
+    finished, sheet = finished or {}, None
     if request.grid or request.grid_columns:
-        complete = finished is not None and len(finished) == len(jobs)
+        complete = len(finished) == len(jobs)
         sheet = grid_path(paths, force=request.force or complete)
         sheet = None if complete and sheet.exists() else sheet
-    return Outputs(jobs=jobs, seed_moved=moved, paths=paths, finished=finished or {}, sheet=sheet)
+    return Outputs(jobs=jobs, seed_moved=moved, paths=paths, finished=finished, sheet=sheet)
 
 
 def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
