@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, refused
+from conftest import TINY
 from torch import nn
 
 from convert.layouts.names import original_names
@@ -210,28 +210,3 @@ def test_without_json_it_is_a_table(run, tiny_ckpt):
     assert lines[0] == "tiny.ckpt: sd-v1, fp32 on cpu"
     assert f"torch {torch.__version__}" in lines[1]
     assert "64x128, one picture at a time" in lines
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["--sizes", "500"], ["--sizes 500x500: width 500 is not a multiple of 8. Nearest: 496 or 504."]),
-        (["--sizes", "512,big"], ["--sizes big", "is not a size"]),
-        (["--sizes", "512,512"], ["--sizes names '512' twice"]),
-        (["--batch-sizes", "0"], ["--batch-sizes '0' is out of range", "such as 1,2,4"]),
-        (["--batch-sizes", "1,"], ["--batch-sizes '' is out of range"]),
-        (["--steps", "1"], ["--steps 1 is out of range: 2 to 1000; the first one is a warm-up."]),
-        (["--repeat", "0"], ["--repeat 0 is out of range"]),
-        (["-o", "there.json"], ["there.json exists already", "--force"]),
-        (["-o", "x.txt"], ["x.txt is not a .json file"]),
-        (["-o", "missing/x.json"], ["there is no folder missing"]),
-        (["--device", "tpu"], ["--device: device 'tpu' is not available here"]),
-        (["-m", "missing.ckpt"], ["missing.ckpt does not exist"]),
-        (["--size", "64"], ["--size is not a flag of sd bench. Did you mean --sizes?"]),
-    ],
-)
-def test_bad_use_gets_a_sentence_and_exit_code_2(run, tmp_path, arguments, parts):
-    (tmp_path / "there.json").write_text("kept")
-    refused(run("bench", *arguments), *parts)
-    assert (tmp_path / "there.json").read_text() == "kept"
-    assert [path.name for path in tmp_path.iterdir()] == ["there.json"]

@@ -5,7 +5,7 @@ import zipfile
 
 import make_checkpoint
 import pytest
-from conftest import TINY, refused
+from conftest import TINY
 
 import sd
 from convert.errors import CorruptFileError
@@ -91,27 +91,3 @@ def test_page_is_written_and_its_path_printed(arch, tiny_ckpt, tmp_path):
     code, (line,), _ = arch("-m", tiny_ckpt, "--size", "64x64", "--html", "x.html", "--force", "--json")
     assert (code, json.loads(line)["page"]) == (0, "x.html")
     assert 'href="../../sd/networks/unet.py#L' not in (tmp_path / "x.html").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "parts"),
-    [
-        (["--size", "500x512"], ["--size 500x512: width 500 is not a multiple of 8. Nearest: 496 or 504."]),
-        (["--size", "512x32"], ["--size 512x32: height 32 is out of range: 64 to 4096."]),
-        (["--size", "big"], ["--size big is not a size", "such as 768x512"]),
-        (["--html", "there.html"], ["--html there.html exists already", "--force"]),
-        (["--html", "missing/x.html"], ["there is no folder missing", "Give the name of a file"]),
-        (["--html", "."], ["--html . is a folder"]),
-        (["--source-url", "https://example.org"], ["--source-url needs a page. Give --html FILE as well."]),
-        (["--device", "cpu"], ["--device and --precision need measured times. Give --measure as well."]),
-        (["--measure", "--device", "tpu"], ["--device: device 'tpu' is not available here. There are: auto, cpu"]),
-        (["-m", "missing.ckpt"], ["missing.ckpt does not exist"]),
-        (["-m", "there.html"], ["there.html"]),
-        (["--sise", "64x64"], ["--sise is not a flag of sd arch. Did you mean --size?"]),
-    ],
-)
-def test_bad_use_gets_a_sentence_and_exit_code_2(arch, tmp_path, arguments, parts):
-    (tmp_path / "there.html").write_text("kept")
-    refused(arch(*arguments), *parts)
-    assert (tmp_path / "there.html").read_text() == "kept"
-    assert [path.name for path in tmp_path.iterdir()] == ["there.html"]

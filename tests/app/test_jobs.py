@@ -3,7 +3,7 @@
 import ast
 import json
 import pickle
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +98,14 @@ def test_seeds_count_on_and_are_drawn_once():
     jobs = plan(seeded, native=64)
     assert [job.seed for job in jobs] == [seed, seed + 1, 40, 41, seed + 4, seed + 4]
     assert [job.vary_seed for job in jobs] == [None] * 4 + [vary_seed + 4, vary_seed + 5]
+
+
+def test_a_second_pass_begins_near_the_native_size_whether_a_flag_or_a_line_asks():
+    """Not near 512 pixels: 192x192 in two passes would then be refused for the embedded model."""
+    for common, own in (({"hires": "192x192"}, {}), ({}, {"hires": "192x192"})):
+        request = request_for("x", "x/", settings={"seed": 1, **common})
+        (job,) = plan(replace(request, lines=(Line({"prompt": "a", **own}),)), native=128)
+        assert (job.size, [each.size for each in job.passes()]) == ((192, 192), [(128, 128), (192, 192)])
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)

@@ -454,14 +454,6 @@ def test_get_from_elsewhere_is_checked_all_the_same(run, server, published):
     assert run("get", "small.ckpt", "--from", server.address)[:2] == (0, "small.ckpt\n")
 
 
-def test_a_name_that_is_not_known_gets_the_nearest(run):
-    code, _, err = run("get", "sd-v1-5.ckpt")
-    assert code == 2
-    assert "Did you mean sd-v1-" in err
-    assert run("fetch")[0] == 2
-    assert run("get")[0] == 2
-
-
 def test_verify_says_right_and_wrong(run, published):
     Path("small.ckpt").write_bytes(b"weights")
     Path("bad.ckpt").write_bytes(b"x")

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import refused
 from PIL import Image
 
 from sd.study.forward_process import channel_pictures, forward_process, psnr, round_trip
@@ -102,13 +101,3 @@ def test_command_writes_a_sheet_and_tells_its_numbers(run, tiny_ckpt, picture, t
     assert (told["numbers"], told["positions"]) == ([13_824, 288], [4_608, 72])
     assert told["levels"][0] == {"timestep": None, "alpha_bar": 1.0, "signal_to_noise": None}
     assert told["levels"][2]["signal_to_noise"] == pytest.approx(0.004682, rel=1e-3)
-    refused(run("noise", "ramp.png", *options), "ramp-noise.png exists already", "--force")
-
-
-def test_command_refuses_what_cannot_be(run, tiny_ckpt, picture, tmp_path):
-    picture.save(tmp_path / "ramp.png")
-    refused(run("noise", "none.png", "-m", tiny_ckpt), "none.png does not exist")
-    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "--timesteps", "5,1000"), "out of range: at most 12")
-    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-o", "x.jpg"), "--out x.jpg is not a .png file")
-    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-W", 64), "--width and --height go together")
-    refused(run("noise", "ramp.png", "-m", tiny_ckpt, "-W", 60, "-H", 64), "--width 60")

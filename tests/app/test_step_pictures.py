@@ -67,11 +67,3 @@ def test_steps_are_an_animation_that_ends_with_the_picture(run, tiny_ckpt, form,
         assert moving.n_frames == 4 if form == "apng" else 1 < moving.n_frames <= 4
         assert (moving.size, moving.info["loop"]) == ((64, 64), 0)
     assert sorted(os.listdir()) == ["a-steps.png" if form == "apng" else "a-steps.webp", "a.png"]
-
-
-def test_a_form_without_steps_is_refused(run, tiny_ckpt):
-    refused(run("txt2img", "a", "-m", tiny_ckpt, "--save-steps-as", "webp"), "--save-steps-as does nothing without")
-    refused(
-        run("txt2img", "a", "-m", tiny_ckpt, "--save-steps", "all"),
-        "--save-steps all does not exist. There are: fast, vae.",
-    )

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import refused
 
 from sd.app.cli.tokens import step_ranges, width
 from sd.text.tokenizer import Tokenizer
@@ -114,22 +113,6 @@ def test_a_letter_may_be_cut_by_the_end_of_a_chunk(tokens):
 def test_the_prompt_may_be_in_a_file(tokens, tmp_path):
     (tmp_path / "prompt.txt").write_text(" a \n")
     assert tokens("--prompt-file", tmp_path / "prompt.txt") == tokens("a")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "give one of PROMPT and --prompt-file."),
-        (["a", "--prompt-file", "x"], "give one of PROMPT and --prompt-file."),
-        (["--prompt-file", "missing.txt"], "missing.txt: No such file or directory."),
-        (["(a:11)"], "--prompt gives 'a' the weight 11; weights are -10 to 10."),
-        (["a\udcff"], "--prompt holds bytes that are no UTF-8 text."),
-        (["a", "--steps", "0"], "--steps 0 is out of range: 1 to 1000."),
-        (["a", "b"], "unexpected word 'b'."),
-    ],
-)
-def test_bad_use_gets_a_sentence_and_exit_code_2(tokens, arguments, said):
-    refused(tokens(*arguments), said)
 
 
 def test_torch_is_not_needed():

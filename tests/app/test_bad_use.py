@@ -1,0 +1,173 @@
+"""What commands refuse: one sentence, exit code 2, and nothing is written."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from conftest import refused
+from PIL import Image
+
+ALWAYS = {"txt2img": "-m tiny.ckpt", "explain": "a -m tiny.ckpt", "noise": "-m tiny.ckpt"}
+REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anything
+    "txt2img": {
+        "a -W 500": "--width 500 is not a multiple of 8. Nearest: 496 or 504.",
+        "a --height 0": "--height 0 is out of range: 64 to 4096.",
+        "a --sampler dimm": "--sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm, ",
+        "a --schedule karas": "--schedule karas does not exist. Did you mean karras? There are: beta, ",
+        "a --sampler 'DPM++ 2M Karras' --schedule beta": "--schedule beta does not go with the sampler",
+        "a --sigmas 3,x": "--sigmas '3,x' is not a list of numbers such as 14.6,7,3.…sd txt2img --help",
+        "a --sigmas 3,7": "--sigmas 3, 7 do not fall from step to step.",
+        "a --sigmas 7,3 --steps 5": "--steps 5 is not the number of sigmas, 2. Leave it out.",
+        "a --eta 1 --sampler euler": "--eta 1.0 does nothing: euler has no such setting.",
+        "a --zero-terminal-snr": "--zero-terminal-snr needs a model that predicts v; this one predicts eps.",
+        "a --guidance-rescale 2": "--guidance-rescale 2.0 is out of range: 0 to 1.",
+        "a --clip-skip 3": "--clip-skip 3 is out of range: this checkpoint's text encoder has 2 layers.",
+        "a --clip-skip 0": "--clip-skip 0 is out of range: 1 is the last layer",
+        "a --steps 0": "--steps 0 is out of range: 1 to 1000.",
+        "a --steps 501 --sampler ddim": "--steps 501 would begin at timestep 501",
+        "a --steps many": "--steps 'many' is not a whole number. See sd txt2img --help.",
+        "a --stepps 3": "--stepps is not a flag of sd txt2img. Did you mean --steps?",
+        "a --step 3": "--step is not a flag…Did you mean --steps?",
+        "a --precision fp61": "--precision fp61 does not exist. Did you mean fp16? There are: auto, bf16, ",
+        "a --lora x": "--lora is not a flag of sd txt2img. LoRAs are not supported yet.",
+        "a --size=512": "--size=512 is not a flag of sd txt2img. Give --width and --height.",
+        "a --upscale 2": "Use --hires 2.",
+        "a --seed": "--seed needs a value. See sd txt2img --help.",
+        "a --grid=3": "--grid takes no value, got '3'.",
+        "a --grid --grid-columns 0": "--grid-columns 0 is out of range",
+        "a -g x": "--guidance-scale 'x' is not a number.",
+        "a --guidance-scale nan": "--guidance-scale nan is out of range: -1000 to 1000.",
+        "a --count 0": "--count 0 is out of range: at least 1.",
+        "a --count 99999999": "asks for 99999999 pictures; a run makes at most 100000",
+        "a --save-steps-as webp": "--save-steps-as does nothing without",
+        "a --save-steps all": "--save-steps all does not exist. There are: fast, vae.",
+        "a -o x.png -b 2": "--out x.png names one file, but 2 pictures…x-{seed}.png",
+        "a -o x.jpg": "--out x.jpg: only .png pictures are written",
+        "a -o picture.pngx": "is neither a .png nor an existing folder…write picture.pngx/",
+        "a -o {seed:2000}.png": "{seed:2000} cannot be used. A number may be padded: {index:05}.",
+        "a -o {sampler:05d}.png": "{sampler:05d} cannot be used",
+        "a -o {sead}.png": "{sead} is not a field. There are: index, seed",
+        "a -o {seed.png": "is not a usable template",
+        "a -o {steps}.png -b 2": "gives the same name to several pictures",
+        "a -o /dev/null/x.png": "nothing can be written to /dev/null…Give another --out.",
+        "a\udcff": "--prompt holds bytes that are no UTF-8 text.",
+        "'a (horse:99)'": "--prompt gives 'horse' the weight 99",
+        "a -n (b:99)": "--negative-prompt gives 'b' the weight 99",
+        "a photo": "unexpected word 'photo'. Put text that has spaces in quotes.",
+        "a -p b": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
+        "a --prompt-file there.txt": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
+        "": "no prompt given",
+        "--prompt-file there.txt": "--prompt-file there.txt has no prompt.",
+        "--from-file missing.txt": "missing.txt: No such file or directory.",
+    },
+    "img2img": {"a": "--init must be given. See sd img2img --help."},
+    "explain": {
+        "--compare guidence=1,2": "--compare 'guidence' does not exist. Did you mean guidance?",
+        "--compare guidance": "has no values…guidance=1,3,7.5",
+        "--compare guidance=1,x": "takes numbers",
+        "--compare sampler=ddim,oiler": "--compare sampler=oiler…Did you mean euler?",
+        f"--compare seed={','.join(map(str, range(12)))}": "13 runs; a page has room for 12",
+        "--compare steps=2,101": "a page has room for 100 steps",
+        "-o page.png": "--out page.png is not a .html file",
+        "-o there.html": "there.html exists already…--force",
+        "--width 65": "--width 65 is not a multiple of 8",
+        "--from-file x": "--from-file is not a flag of sd explain",
+    },
+    "noise": {
+        "none.png": "none.png does not exist",
+        "there.png --timesteps 5,1000": "out of range: at most 12",
+        "there.png -o x.jpg": "--out x.jpg is not a .png file",
+        "there.png -o there.png": "there.png exists already…--force",
+        "there.png -W 64": "--width and --height go together",
+        "there.png -W 60 -H 64": "--width 60",
+    },
+    "tokens": {
+        "": "give one of PROMPT and --prompt-file.",
+        "a --prompt-file x": "give one of PROMPT and --prompt-file.",
+        "--prompt-file missing.txt": "missing.txt: No such file or directory.",
+        "(a:11)": "--prompt gives 'a' the weight 11; weights are -10 to 10.",
+        "a\udcff": "--prompt holds bytes that are no UTF-8 text.",
+        "a --steps 0": "--steps 0 is out of range: 1 to 1000.",
+        "a b": "unexpected word 'b'.",
+    },
+    "schedule": {
+        "--steps 0": "--steps 0 is out of range: 1 to 1000.",
+        "--sampler dimm": "--sampler dimm does not exist. Did you mean ddim?",
+        "--compare karas": "--compare 'karas' does not exist. Did you mean karras?",
+        "--compare karras --schedule beta": "--compare names the schedules; leave out --schedule",
+        "-o x.jpg": "--out x.jpg is not a .png file.",
+        "-o none/x.png": "--out none/x.png cannot be written: there is no folder none.",
+        "-o there.png": "there.png exists already. Give another name, or --force",
+        "--sigmas ''": "--sigmas '' is not a list of numbers such as 14.6,7,3.",
+    },
+    "convert": {
+        "tiny.ckpt there.safetensors": "there.safetensors exists already…--force",
+        "tiny.ckpt x.bin": "x.bin must end in .safetensors, .ckpt or .pt; for a folder",
+        "x.ckpt y.safetensors": "x.ckpt does not exist",
+    },
+    "bench": {
+        "--sizes 500": "--sizes 500x500: width 500 is not a multiple of 8. Nearest: 496 or 504.",
+        "--sizes 512,big": "--sizes big…is not a size",
+        "--sizes 512,512": "--sizes names '512' twice",
+        "--batch-sizes 0": "--batch-sizes '0' is out of range…such as 1,2,4",
+        "--batch-sizes 1,": "--batch-sizes '' is out of range",
+        "--steps 1": "--steps 1 is out of range: 2 to 1000; the first one is a warm-up.",
+        "--repeat 0": "--repeat 0 is out of range",
+        "-o there.json": "there.json exists already…--force",
+        "-o x.txt": "--out x.txt is not a .json file",
+        "-o missing/x.json": "there is no folder missing",
+        "--device tpu": "--device: device 'tpu' is not available here",
+        "-m missing.ckpt": "missing.ckpt does not exist",
+        "--size 64": "--size is not a flag of sd bench. Did you mean --sizes?",
+    },
+    "arch": {
+        "--size 500x512": "--size 500x512: width 500 is not a multiple of 8. Nearest: 496 or 504.",
+        "--size 512x32": "--size 512x32: height 32 is out of range: 64 to 4096.",
+        "--size big": "--size big is not a size…such as 768x512",
+        "--html there.html": "--html there.html exists already…--force",
+        "--html missing/x.html": "there is no folder missing…Give the name of a file",
+        "--html .": "--html . is a folder",
+        "--source-url https://example.org": "--source-url needs a page. Give --html FILE as well.",
+        "--device cpu": "--device and --precision need measured times. Give --measure as well.",
+        "--measure --device tpu": "--device: device 'tpu' is not available here. There are: auto, cpu",
+        "-m missing.ckpt": "missing.ckpt does not exist",
+        "-m there.html": "there.html",
+        "--sise 64x64": "--sise is not a flag of sd arch. Did you mean --size?",
+    },
+    "models": {
+        "get sd-v1-5.ckpt": "Did you mean sd-v1-",
+        "fetch": "fetch does not exist. There are: get, list, verify.",
+        "get": "NAME must be given.",
+    },
+    "": {
+        "": "no command given. There are: txt2img, ",
+        "txt2imgg a": "command 'txt2imgg' does not exist. Did you mean txt2img?",
+        "'a red circle'": "'a red circle' is not a command. Did you mean sd txt2img \"a red circle\"?",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [(command, arguments, said) for command, rows in REFUSED.items() for arguments, said in rows.items()],
+)
+def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, tmp_path, monkeypatch, command, arguments, said):
+    monkeypatch.setattr("sd.runtime.loading.from_checkpoint", lambda *_: pytest.fail("weights are read"))
+    for name in ("there.json", "there.html", "there.txt", "there.safetensors"):
+        (tmp_path / name).write_text(" \n")
+    Image.new("RGB", (64, 64)).save(tmp_path / "there.png")
+    (tmp_path / "tiny.ckpt").symlink_to(tiny_ckpt)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    words = shlex.split(f"{command} {arguments} {ALWAYS.get(command, '')}")
+    refused(run(*words), *said.split("…"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_without_the_model_of_the_package_one_must_be_given(run, monkeypatch):
+    monkeypatch.setattr("sd.app.cli.make_pictures.embedded_model", lambda: Path("absent.ckpt"))
+    refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
+
+
+def test_force_is_never_suggested(run):
+    for flag in ("--forse", "--forced", "--froce"):
+        assert "--force?" not in refused(run("txt2img", "a", flag), f"{flag} is not a flag")
