@@ -54,10 +54,6 @@ def profile_of(*shares):
     return Profile(seconds=sum(each.seconds for each in shares), kinds=dict(zip(KINDS, shares, strict=True)))
 
 
-def test_spread_of_an_even_number_of_measurements():
-    assert Spread.of([4, 1, 3, 8]) == Spread(median=3.5, shortest=1, longest=8, count=4)
-
-
 def test_figures_of_a_case_by_hand():
     runs = [Run(steps=(1, 3), decode=0.5, total=6), Run(steps=(2, 8), decode=0.7, total=9)]
     found = case((768, 512), 2, 3, runs, profile_of(), own_memory=5, device_memory=None)
@@ -96,11 +92,6 @@ def test_calls_are_sorted_timed_and_counted_by_hand():
     assert kinds[NORM].least_seconds == pytest.approx(2 * 4 * (48 + 48) / 100)
     assert kinds[REST].least_seconds == pytest.approx(4 * 3 * 112 / 100)  # what only looks at h anew moves nothing
     assert kinds[REST].calls == 3
-
-
-def test_the_least_time_is_the_longer_of_computing_and_moving():
-    rates = Rates(operations=100, bytes=10)
-    assert (rates.least(300, 10), rates.least(300, 50)) == (3, 5)
 
 
 def test_a_step_s_operations_are_those_of_sd_arch_and_its_kinds_add_up(model):

@@ -50,7 +50,7 @@ def test_schedules_beside_each_other_by_name_or_by_their_sampler(schedule):
 
 
 def test_sigmas_and_pure_noise(schedule):
-    _, (line,), _ = schedule("--sigmas", "9,2.5", "--json")
+    _, (line,), _ = schedule("--sigmas", "9,2.5,", "--json")
     assert json.loads(line)["sigmas"] == pytest.approx([9, 2.5, 0])
     _, (line,), _ = schedule("--zero-terminal-snr", "--schedule", "trailing", "--json", "--steps", 4)
     assert json.loads(line)["timesteps"][0] == 999

@@ -136,9 +136,6 @@ def stop(tmp_path, get, server):
     server.do.cut_after = []
 
 
-# Downloads
-
-
 def test_a_file_arrives_whole_and_checked(get, server):
     started, arrived = [], []
     done, waits = get(size=len(CONTENT), on_start=lambda *a: started.append(a), on_bytes=arrived.append)
@@ -188,27 +185,19 @@ def test_another_version_is_fetched_from_the_start(get, server, tmp_path):
     assert arrived[0] == -1_000_000
 
 
-def test_a_server_that_knows_no_ranges_is_asked_for_everything(get, server):
-    server.do.ranges = False
-    server.do.cut_after = [3_000_000]
-    arrived = []
-    get(on_bytes=arrived.append)
-    assert sum(arrived) == len(CONTENT)
-    assert len(server.do.requests) == 2
-
-
-@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-def test_what_has_no_version_is_not_put_together_of_two(get, server, tmp_path, etag):
-    server.do.etag = etag
-    server.do.cut_after = [3_000_000]
-    get()
-    assert "range" not in server.do.requests[-1]
-
-
 def test_a_beginning_from_another_address_is_not_gone_on_with(get, server, tmp_path):
     stop(tmp_path, get, server)
     done, _ = get(address=server.address + "?mirror")
     assert done.resumed_from == 0
+
+
+@pytest.mark.parametrize("server_is", [{"ranges": False}, {"etag": None}, {"etag": 'W/"weak"'}])
+def test_without_ranges_or_a_version_everything_is_fetched_again(get, server, server_is):
+    vars(server.do).update(server_is, cut_after=[3_000_000])
+    arrived = []
+    get(on_bytes=arrived.append)
+    assert (sum(arrived), len(server.do.requests)) == (len(CONTENT), 2)
+    assert "range" not in server.do.requests[-1] or not server.do.ranges
 
 
 @pytest.mark.parametrize("notes", ["", "{", "[]", '{"address": 1}', "null"])
@@ -244,14 +233,10 @@ def test_a_server_that_announces_another_length_is_refused_at_once(get, server, 
     assert len(server.do.requests) == 1
 
 
-def test_a_file_without_a_length_is_checked_all_the_same(get, server, tmp_path):
-    server.do.length = False
-    get(size=len(CONTENT))
-
-
-def test_without_a_length_no_more_is_taken_than_the_file_has(get, server, tmp_path):
+def test_without_a_length_the_file_is_checked_and_no_more_is_taken(get, server, tmp_path):
     server.do.length = False
     refused(tmp_path, lambda: get(size=1000), "sends more than", left=[])
+    get(size=len(CONTENT))
 
 
 def test_an_overloaded_server_is_asked_again(get, server):
@@ -262,20 +247,14 @@ def test_an_overloaded_server_is_asked_again(get, server):
     assert problems == ["HTTP 503", "HTTP 429", "HTTP 500"]
 
 
-def test_nobody_there(tmp_path):
-    with pytest.raises(DownloadError, match="refused"):
-        download("http://127.0.0.1:9/file", tmp_path / "x", wait=lambda seconds: None)
-    assert os.listdir(tmp_path) == []
+def test_a_redirect_within_the_host_keeps_the_token_and_the_range(get, server):
+    vars(server.do).update(redirect="/elsewhere", wants_token="secret", cut_after=[1_000_000])
+    get(token="secret")
+    assert server.do.requests[-1]["range"] == "bytes=1000000-"
+    assert server.do.requests[-1]["if-range"] == '"one"'
 
 
-@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://x/y", "model", "http://", "http://[", "http://x:y/z"])
-def test_what_is_no_web_address_is_not_opened(tmp_path, address):
-    with pytest.raises(DownloadError, match="not an http or https address"):
-        download(address, tmp_path / "x")
-    assert os.listdir(tmp_path) == []
-
-
-def test_the_token_goes_to_its_own_host_only(get, server):
+def test_a_redirect_to_another_host_gets_no_token(get, server):
     other = serve(Behaviour())
     server.do.redirect = f"http://localhost:{other.server_port}/elsewhere"
     try:
@@ -287,18 +266,13 @@ def test_the_token_goes_to_its_own_host_only(get, server):
     assert "authorization" not in other.behaviour.requests[0]
 
 
-def test_the_token_stays_within_a_redirect_of_its_host(get, server):
-    server.do.redirect = "/elsewhere"
-    server.do.wants_token = "secret"
-    get(token="secret")
-
-
-def test_a_range_survives_a_redirect(get, server):
-    server.do.redirect = "/elsewhere"
-    server.do.cut_after = [1_000_000]
-    get()
-    assert server.do.requests[-1]["range"] == "bytes=1000000-"
-    assert server.do.requests[-1]["if-range"] == '"one"'
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "ftp://x/y", "model", "http://", "http://[", "http://x:y/z"])
+def test_what_is_no_web_address_is_not_opened(tmp_path, address):
+    with pytest.raises(DownloadError, match="not an http or https address"):
+        download(address, tmp_path / "x")
+    with pytest.raises(DownloadError, match="refused"):  # nobody is there
+        download("http://127.0.0.1:9/file", tmp_path / "x", wait=lambda seconds: None)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_is_noticed_before(get, server, tmp_path, monkeypatch):
@@ -319,9 +293,6 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path):
     pytest.importorskip("fcntl")
     with PartialFile(tmp_path / "x", "http://a/x"), pytest.raises(BusyError, match="another download"):
         PartialFile(tmp_path / "x", "http://a/x")
-
-
-# The table
 
 
 def test_the_table_is_complete_and_says_where_it_is_from():
@@ -376,36 +347,6 @@ def hash_of(data):
     return hashlib.sha256(data).hexdigest()
 
 
-def test_a_file_is_what_its_hash_says(published):
-    Path("small.ckpt").write_bytes(b"weights")
-    Path("renamed.bin").write_bytes(b"weights")
-    for name in ("small.ckpt", "renamed.bin"):
-        verdict = verify(Path(name))
-        assert verdict.matches
-        assert verdict.known.file == "small.ckpt"
-
-
-def test_a_cut_file_is_told_by_its_size_alone(published, monkeypatch):
-    Path("small.ckpt").write_bytes(b"weigh")
-    monkeypatch.setattr(known_module, "file_sha256", lambda path: pytest.fail("read for nothing"))
-    published.pop()  # of the other one, the size is not known
-    verdict = verify(Path("small.ckpt"))
-    assert not verdict.matches
-    assert verdict.problem == "has 5 bytes; small.ckpt has 7"
-
-
-def test_a_changed_file_of_the_right_size_does_not_match(published):
-    Path("small.ckpt").write_bytes(b"weighTs")
-    verdict = verify(Path("small.ckpt"))
-    assert not verdict.matches
-    assert hash_of(b"weighTs") in verdict.problem
-    Path("other.ckpt").write_bytes(b"weighTs")
-    assert verify(Path("other.ckpt")).problem == "is not one of the known checkpoints"
-
-
-# The commands
-
-
 @pytest.fixture
 def run(call):
     return lambda *arguments: call("models", *arguments)
@@ -454,20 +395,31 @@ def test_get_from_elsewhere_is_checked_all_the_same(run, server, published):
     assert run("get", "small.ckpt", "--from", server.address)[:2] == (0, "small.ckpt\n")
 
 
-def test_verify_says_right_and_wrong(run, published):
-    Path("small.ckpt").write_bytes(b"weights")
-    Path("bad.ckpt").write_bytes(b"x")
+def test_verify_says_right_and_wrong(run, published, monkeypatch):
+    """By the hash, whatever the name; a cut file of a known name by its size alone."""
+    files = {"small.ckpt": b"weights", "renamed.bin": b"weights", "other.bin": b"weighTs", "cut/small.ckpt": b"weigh"}
+    for name, content in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_bytes(content)
     assert run("verify", "small.ckpt")[0] == 0
-    code, out, _ = run("verify", "small.ckpt", "bad.ckpt")
+    code, out, _ = run("verify", *files)
     assert code == 1
-    assert out.splitlines()[0].startswith("right  small.ckpt: small.ckpt")
-    assert out.splitlines()[1] == "WRONG  bad.ckpt is not one of the known checkpoints"
-    code, out, _ = run("verify", "--json", "small.ckpt", "bad.ckpt")
-    assert [json.loads(line)["matches"] for line in out.splitlines()] == [True, False]
-    assert code == 1
+    assert [line.partition(", ")[0] for line in out.splitlines()] == [
+        "right  small.ckpt: small.ckpt",
+        "right  renamed.bin: small.ckpt",
+        "WRONG  other.bin is not one of the known checkpoints",
+        "WRONG  cut/small.ckpt has 5 bytes; small.ckpt has 7",
+    ]
+    code, out, _ = run("verify", "--json", *files)
+    assert (code, [json.loads(line)["matches"] for line in out.splitlines()]) == (1, [True, True, False, False])
+    Path("small.ckpt").write_bytes(b"weighTs")
+    assert hash_of(b"weighTs") in verify(Path("small.ckpt")).problem
     code, out, err = run("verify", "small.ckpt", "missing.ckpt")
     assert (code, out) == (2, "")
     assert "missing.ckpt" in err
+    published.pop()  # of the other one, the size is not known
+    monkeypatch.setattr(known_module, "file_sha256", lambda path: pytest.fail("read for nothing"))
+    assert run("verify", "cut/small.ckpt")[0] == 1
 
 
 def test_the_token_of_the_environment_is_for_one_host(monkeypatch):
