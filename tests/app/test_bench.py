@@ -42,15 +42,9 @@ def share(seconds, operations=0, least=1.0, calls=1):
     return Share(seconds=seconds, least_seconds=least, operations=operations, calls=calls)
 
 
-def profile_of(*shares):
-    """A step of 20 seconds and 100 G operations, unless other shares are given."""
-    shares = shares or (
-        share(10, 60_000_000_000),
-        share(5, 30_000_000_000),
-        share(2, 10_000_000_000),
-        share(1),
-        share(2),
-    )
+def profile_of():
+    """A step of 20 seconds and 100 G operations."""
+    shares = share(10, 60 * 10**9), share(5, 30 * 10**9), share(2, 10 * 10**9), share(1), share(2)
     return Profile(seconds=sum(each.seconds for each in shares), kinds=dict(zip(KINDS, shares, strict=True)))
 
 

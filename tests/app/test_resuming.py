@@ -62,30 +62,17 @@ def test_what_is_there_keeps_its_name_and_the_rest_gets_those_of_the_first_run(t
     assert picture_paths(names, jobs, there) == fresh
 
 
-def test_numbers_that_were_taken_meanwhile_are_passed_over(tmp_path):
-    jobs = jobs_of("abc")
-    names = name_pictures(f"{tmp_path}/{{index}}.png", jobs)
-    leave(tmp_path / "1.png", jobs[0])
-    leave(tmp_path / "2.png", jobs_of("x")[0])
-    there = finished_pictures(names, jobs, always)
-    assert there == {0: tmp_path / "1.png"}
-    assert [path.name for path in picture_paths(names, jobs, there)] == ["1.png", "3.png", "4.png"]
-
-
-def test_jobs_that_are_the_same_need_as_many_pictures(tmp_path):
-    jobs = jobs_of("a") * 3
+def test_pictures_count_for_equal_jobs_only_and_taken_numbers_are_passed_over(tmp_path):
+    jobs = jobs_of("a") * 3 + jobs_of("b")
     names = name_pictures(f"{tmp_path}/{{index}}.png", jobs)
     leave(tmp_path / "1.png", jobs[0])
     leave(tmp_path / "2.png", jobs[0])
-    assert sorted(finished_pictures(names, jobs, always)) == [0, 1]
-
-
-def test_pictures_of_another_model_or_without_settings_are_not_taken(tmp_path):
-    jobs = jobs_of("ab")
-    names = name_pictures(f"{tmp_path}/{{seed}}.png", jobs)
-    leave(tmp_path / "5.png", jobs[0])
-    (tmp_path / "6.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
-    assert finished_pictures(names, jobs, always) == {0: tmp_path / "5.png"}
+    leave(tmp_path / "3.png", jobs_of("x")[0])
+    (tmp_path / "4.png").write_bytes(b"\x89PNG\r\n\x1a\n, and then nothing")
+    there = finished_pictures(names, jobs, always)
+    assert there == {0: tmp_path / "1.png", 1: tmp_path / "2.png"}
+    paths = picture_paths(names, jobs, there)
+    assert [path.name for path in paths] == ["1.png", "2.png", "5.png", "6.png"]
     assert finished_pictures(names, jobs, lambda stored: False) == {}
 
 

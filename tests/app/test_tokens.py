@@ -53,17 +53,9 @@ def test_lines_fit_80_columns_and_cannot_write_to_the_terminal(tokens, prompt):
 
 
 def test_every_form_of_a_changing_prompt_is_shown_with_its_steps(tokens):
-    assert tokens("[a:b:0.5] c", "--steps", 4)[1] == [
-        "steps 1-2 of 4: a c",
-        "chunk 1 of 1: 2 tokens of 75",
-        "  a    c",
-        "  320  322",
-        "",
-        "steps 3-4 of 4: b c",
-        "chunk 1 of 1: 2 tokens of 75",
-        "  b    c",
-        "  321  322",
-    ]
+    first = ["steps 1-2 of 4: a c", "chunk 1 of 1: 2 tokens of 75", "  a    c", "  320  322"]
+    second = ["steps 3-4 of 4: b c", "chunk 1 of 1: 2 tokens of 75", "  b    c", "  321  322"]
+    assert tokens("[a:b:0.5] c", "--steps", 4)[1] == [*first, "", *second]
 
 
 def test_steps_are_told_as_ranges():
@@ -76,21 +68,13 @@ def test_json_has_everything(tokens):
     code, (line,), _ = tokens("a [(red:1.5)|b] 🏯", "--steps", 3, "--json")
     told = json.loads(line)
     assert code == 0
-    assert {name: told[name] for name in ("event", "prompt", "steps")} == {
-        "event": "tokens",
-        "prompt": "a [(red:1.5)|b] 🏯",
-        "steps": 3,
-    }
+    assert (told["event"], told["prompt"], told["steps"]) == ("tokens", "a [(red:1.5)|b] 🏯", 3)
     first, second = told["texts"]
     assert (first["text"], first["steps"]) == ("a (red:1.5) 🏯", [1, 3])
     assert (second["text"], second["steps"]) == ("a b 🏯", [2])
     (chunk,) = first["chunks"]
-    assert chunk["tokens"] == [
-        {"id": 320, "text": "a ", "weight": 1.0},
-        {"id": 736, "text": "red ", "weight": 1.5},
-        {"id": 1109, "text": "", "weight": 1.0},
-        {"id": 363, "text": "🏯 ", "weight": 1.0},
-    ]
+    expected = [(320, "a ", 1.0), (736, "red ", 1.5), (1109, "", 1.0), (363, "🏯 ", 1.0)]
+    assert [(token["id"], token["text"], token["weight"]) for token in chunk["tokens"]] == expected
     assert chunk["ids"] == list(Tokenizer().tokenize("a red 🏯").ids)
 
 
