@@ -1,7 +1,8 @@
 """Which model a job runs, on what and how: decided from the request and the checkpoint's header, then loaded."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 @contextmanager
 def opened(
     request: ModelRequest, task: str | None
-) -> "Iterator[tuple[Checkpoint, Callable[[Events], StableDiffusion]]]":
-    """What a file says of its model, to check a run against; and a function that loads it, while the file is open.
+) -> "Iterator[tuple[Checkpoint, Callable[[], Callable[[Events], StableDiffusion]]]]":
+    """What a file says of its model, to check a run against, and how to load it while the file is open.
+
+    The function that is yielded picks the device, which imports PyTorch, and returns one that loads the model.
 
     Raises UsageError where the model is for another task; None is any.
     """
@@ -37,12 +40,14 @@ def opened(
         if task and (refusal := task_refusal(checkpoint.config, task)):
             raise UsageError(refusal)
 
-        def load(events: Events) -> "StableDiffusion":
-            with checksums_ahead(file, checkpoint.tensors.values()):  # while PyTorch is imported
-                device, dtype = pick_device_and_precision(request, checkpoint.config)
-                return load_model(request, file, checkpoint, device, dtype, events)
+        with ExitStack() as stack:
 
-        yield checkpoint, load
+            def prepare() -> "Callable[[Events], StableDiffusion]":
+                stack.enter_context(checksums_ahead(file, checkpoint.tensors.values()))  # while PyTorch is imported
+                device, dtype = pick_device_and_precision(request, checkpoint.config)
+                return partial(load_model, request, file, checkpoint, device, dtype)
+
+            yield checkpoint, prepare
 
 
 def pick_device_and_precision(request: ModelRequest, config: "ModelConfig") -> "tuple[torch.device, torch.dtype]":
