@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import benchmark
-import benchmark_convolutions
 import benchmark_parts
 import benchmark_workers
 import draw_growth
@@ -21,8 +20,6 @@ from benchmark_process import ROOT, ContenderFailed, Process, environment
 from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, text
 from PIL import Image
 
-from sd.runtime.cpu import winograd
-from sd.runtime.cpu.native import compiler
 from sd.study.benchmark.memory import memory_is_known
 
 CASE = "512x512, batch 1"
@@ -316,15 +313,3 @@ def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path, ca
         draw_growth.main([str(files[0]), str(tmp_path / "y.json"), str(tmp_path / "z.png")])
     assert ended.value.code == 2
     assert "different models or machines" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(
-    not winograd.is_supported(torch.device("cpu"), torch.float32) or compiler() is None,
-    reason="this processor has no AVX-512, or there is no compiler",
-)
-def test_convolutions_are_measured_beside_each_other_and_agree(capsys):
-    assert benchmark_convolutions.main(["--tiny", "--rounds", "1", "--precision", "fp32"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line.split("|") for line in lines if line.startswith("| VAE")]
-    assert len(rows) == 2
-    assert all(float(error) < 1e-6 for cells in rows for error in cells[-3:-1])
