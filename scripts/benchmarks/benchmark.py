@@ -1,7 +1,7 @@
 """Compare the speed and memory of sd-zoo with other programs: same weights, same steps, same precision.
 
     python scripts/benchmarks/benchmark.py --folder files              # 512x512, one picture; full-size made-up weights
-    python scripts/benchmarks/benchmark.py --folder files --sizes 256,512,768,1024 --json x.json --plot x.png
+    python scripts/benchmarks/benchmark.py --folder files --sizes 256,512,768,1024 --json x.json
     python scripts/benchmarks/benchmark.py --contenders sd-zoo,diffusers,diffusers-tuned,diffusers-compiled,openvino
     python scripts/benchmarks/benchmark.py --device cuda --contenders sd-zoo-compiled,diffusers-compiled --start-at-once
 
@@ -13,7 +13,6 @@ there is no report and the exit code is 1.
     sd-zoo              this project
     sd-zoo-uncaptured   the same, without CUDA graphs
     sd-zoo-compiled     the same, with the UNet compiled by torch.compile, as --compile does
-    sd-zoo-autotuned    the same; on CUDA the compiler also tries its own kernels, which takes minutes
     diffusers           with its defaults: float32
     diffusers-plain     in the precision of the others, otherwise with its defaults
     diffusers-tuned     in the precision of the others, channels_last; on CUDA with fused projections
@@ -47,7 +46,7 @@ from sd.study.benchmark.memory import read_once
 
 DIFFUSERS = (("diffusers", "transformers"), "pip install diffusers transformers accelerate")
 NEEDS = {  # contender -> modules, and what installs them
-    **dict.fromkeys(("sd-zoo", "sd-zoo-uncaptured", "sd-zoo-compiled", "sd-zoo-autotuned"), ((), "")),
+    **dict.fromkeys(("sd-zoo", "sd-zoo-uncaptured", "sd-zoo-compiled"), ((), "")),
     **dict.fromkeys(("diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"), DIFFUSERS),
     "openvino": (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers"),
 }
@@ -130,9 +129,8 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--file-precision", choices=PRECISIONS, default="fp32", help="of the weights there (default: %(default)s)")
     add("--tiny", action="store_true", help="a narrow model, 64x64: to try the script")
     add("--json", type=Path, metavar="FILE", help="also write everything as JSON")
-    add("--plot", type=Path, metavar="FILE", help="also draw a plot into a .png file")
     add("--logs", type=Path, metavar="FOLDER", help="also keep the contenders' standard error")
-    add("--force", action="store_true", help="replace files that exist")
+    add("--force", action="store_true", help="replace FILE if it exists")
     args = parser.parse_args(arguments)
     try:
         check(args)
@@ -156,13 +154,10 @@ def check(args: argparse.Namespace) -> None:
     if args.together is None:
         args.together = 1 if args.device == "cpu" else 20
     args.precision = precision_name(pick_precision(pick_device(args.device), args.precision))
-    for flag, path, suffix in (("--json", args.json, ".json"), ("--plot", args.plot, ".png")):
-        if path is not None and (path.suffix != suffix or not path.parent.is_dir()):
-            raise UsageError(f"{flag} {path} cannot be written: give a {suffix} file in a folder that exists.")
-        if path is not None and path.exists() and not args.force:
-            raise UsageError(f"{flag} {path} exists already. Give another name, or --force to replace it.")
-    if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("--plot needs matplotlib to draw. Install it: pip install matplotlib.")
+    if args.json is not None and (args.json.suffix != ".json" or not args.json.parent.is_dir()):
+        raise UsageError(f"--json {args.json} cannot be written: give a .json file in a folder that exists.")
+    if args.json is not None and args.json.exists() and not args.force:
+        raise UsageError(f"--json {args.json} exists already. Give another name, or --force to replace it.")
     for flag, folder in (("--folder", args.folder), ("--logs", args.logs)):
         if folder is not None and not folder.is_dir():
             raise UsageError(f"{flag} {folder} is not a folder. Create it first.")
@@ -215,9 +210,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.left_out = {**absent, **report.left_out}
     print(reports.text(report))
     write_json(report, args)
-    if args.plot:
-        with written_whole(args.plot, force=args.force) as file:
-            reports.plot(report).savefig(file, format="png", dpi=120)
     return 0
 
 

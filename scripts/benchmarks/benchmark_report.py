@@ -1,15 +1,10 @@
-"""The results of `benchmark.py`, as text, as plain data and as a plot."""
+"""The results of `benchmark.py`, as text and as plain data."""
 
 import textwrap
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
 
 from sd.study.architecture.table import aligned
 from sd.study.benchmark.measuring import Spread
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLD, LOAD = "cold start", "load"
 TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
@@ -116,35 +111,3 @@ def case_rows(report: Report, case: str) -> list[list[str]]:
 
 def gigabytes(nbytes: int | None) -> str:
     return "unknown" if nbytes is None else f"{nbytes / 1e9:.2f}"
-
-
-def plot(report: Report) -> "Figure":
-    """A panel for each unit: bars with the medians, lines from the shortest to the longest."""
-    from matplotlib.figure import Figure
-
-    panels = [(COLD, [ONCE]), (LOAD, [ONCE])]
-    sizes = [case for case in report.cases() if any(row.what == STEP for row in report.rows if row.case == case)]
-    panels += [(unit, sizes) for unit in (STEP, DECODE, PICTURES) if sizes]
-    figure = Figure(figsize=(10, 2.2 * len(panels)), layout="constrained")
-    names = report.contenders(ONCE)
-    for axes, (unit, cases) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
-        for index, name in enumerate(names):
-            draw_bars(axes, report, name, unit, cases, index, len(names))
-        axes.set_xticks(range(len(cases)), cases)
-        axes.set(ylabel=f"{unit}, s")
-        axes.grid(axis="y", alpha=0.3)
-    figure.axes[0].legend(ncols=len(names), fontsize=8)
-    return figure
-
-
-def draw_bars(axes, report: Report, name: str, unit: str, cases: Sequence[str], index: int, count: int) -> None:
-    """The bars of one contender, beside those of the others."""
-    width = 0.8 / count
-    found = [(i, row.spread) for i, case in enumerate(cases) if (row := report.row(name, case, unit))]
-    if not found:  # left out during the comparison
-        return
-    places = [i + (index - (count - 1) / 2) * width for i, _ in found]
-    medians = [spread.median for _, spread in found]
-    below = [spread.median - spread.shortest for _, spread in found]
-    above = [spread.longest - spread.median for _, spread in found]
-    axes.bar(places, medians, width, yerr=[below, above], capsize=3, color=f"C{index}", label=name)

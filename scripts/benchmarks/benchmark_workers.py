@@ -111,21 +111,10 @@ class SdZooCompiled(SdZoo):
     compiled = True
 
 
-class SdZooAutotuned(SdZooCompiled):
-    """On CUDA, the compiler also tries its own kernels for everything, which takes minutes."""
-
-    def load(self) -> None:
-        from sd.runtime.gpu import compile as compiling
-
-        compiling.OPTIONS = compiling.AUTOTUNED
-        super().load()
-
-
 CONTENDERS: dict[str, type[Contender]] = {
     "sd-zoo": SdZoo,
     "sd-zoo-uncaptured": SdZooUncaptured,
     "sd-zoo-compiled": SdZooCompiled,
-    "sd-zoo-autotuned": SdZooAutotuned,
     "diffusers": Diffusers,
     "diffusers-plain": DiffusersPlain,
     "diffusers-tuned": DiffusersTuned,

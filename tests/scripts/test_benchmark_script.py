@@ -10,7 +10,6 @@ from dataclasses import asdict
 import benchmark
 import benchmark_parts
 import benchmark_workers
-import draw_growth
 import numpy as np
 import pytest
 import torch
@@ -18,7 +17,6 @@ from benchmark_contender import Options
 from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
 from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, text
-from PIL import Image
 
 from sd.study.benchmark.memory import memory_is_known
 
@@ -198,7 +196,7 @@ def compare(tmp_path, *flags):
 def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     flags = ["--contenders", "sd-zoo,diffusers", "--threads", "1", "--together", "2", "--whole", "3"]
-    told = compare(tmp_path, *flags, "--logs", str(tmp_path), "--plot", str(tmp_path / "x.png"))
+    told = compare(tmp_path, *flags, "--logs", str(tmp_path))
     assert told["machine"]["threads"] == 1
     (difference,) = told["differences"]["64x64, batch 1"].values()
     assert 0 < difference < 1e-4  # two programs, float32
@@ -216,14 +214,12 @@ def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     assert set(told["versions"]["diffusers"]) == {"diffusers", "transformers", "accelerate", "torch", "threads"}
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("sd-zoo") for line in lines) == 4  # its versions, and a line in each table
-    with Image.open(tmp_path / "x.png") as drawn:
-        assert drawn.size[0] > 500
     assert (tmp_path / "sd-zoo.log").exists()
 
 
 def test_invalid_flags_are_refused_with_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "there.png").write_text("kept")
+    (tmp_path / "there.json").write_text("kept")
     for flag, value, words in [
         ("--contenders", "sd-zoo,rust", "--contenders 'rust' is not known. There are: sd-zoo, sd-zoo-uncaptured,"),
         ("--contenders", "sd-zoo,sd-zoo", "--contenders names one twice"),
@@ -233,7 +229,7 @@ def test_invalid_flags_are_refused_with_a_sentence(tmp_path, monkeypatch, capsys
         ("--device", "tpu", "device 'tpu' is not available here"),
         ("--folder", "nowhere", "--folder nowhere is not a folder. Create it first."),
         ("--json", "x.txt", "--json x.txt cannot be written: give a .json file in a folder that exists."),
-        ("--plot", "there.png", "--plot there.png exists already"),
+        ("--json", "there.json", "--json there.json exists already"),
         *(
             (f"--{flag}", "0", f"--{flag}: 0 is out of range")
             for flag in ["repeat", "steps", "threads", "whole", "starts"]
@@ -271,45 +267,3 @@ def test_parts_are_measured_beside_the_plain_network_and_agree_with_it(capsys):
     assert list(rows)[-len(names) :] == names
     assert "".join(rows["plain"]).split()[2:] == ["1.00", "0.0e+00"]
     assert all(float(cells[-1]) < 1e-5 for cells in rows.values() if cells[0].strip()[0].isdigit())
-
-
-def growth_file(path, rate, cases):
-    """What the benchmark writes; a case is (side, batch size, seconds), and 1e9 operations for 1000 pixels of side."""
-    told = {
-        "model": {"family": "sd-v1", "precision": "bf16"},
-        "machine": {"device_name": path.stem, "threads": 2},
-        "rates": {"operations": rate},
-        "cases": [
-            {
-                **{"width": side, "height": side, "batch_size": batch, "step": {"median": seconds}},
-                "operations": 1e9 * side / 1000 * batch,
-            }
-            for side, batch, seconds in cases
-        ],
-    }
-    path.write_text(json.dumps(told))
-    return told
-
-
-def test_growth_is_drawn_for_each_picture_with_the_operations_below(tmp_path, capsys):
-    files = [tmp_path / "a" / "x.json", tmp_path / "b" / "x.json"]
-    for path, rate, cases in zip(
-        files, (1e9, 2e9), ([(1000, 1, 1.0), (2000, 1, 6.0)], [(1000, 2, 1.6), (3000, 2, 10.0)]), strict=True
-    ):
-        path.parent.mkdir()
-        growth_file(path, rate, cases)
-    draw_growth.main([*map(str, files), str(tmp_path / "growth.png")])
-    with Image.open(tmp_path / "growth.png") as picture:
-        assert picture.width > 500
-    together = growth_file(tmp_path / "y.json", 2e9, [(1000, 1, 1.0), (2000, 1, 6.0), (1000, 2, 1.6)])
-    by_pixels, by_batch = draw_growth.growth(together).axes
-    drawn = {line.get_label(): line.get_xydata() for line in by_pixels.get_lines() + by_batch.get_lines()}
-    assert {name for name in drawn if not name.startswith("_")} == {"1 at a time", "1000x1000"}
-    assert np.allclose(drawn["1 at a time"], [[1, 1], [4, 6]])
-    assert np.allclose(drawn["1000x1000"], [[1, 1], [2, 0.8]])
-    (dotted,) = (line.get_xydata() for line in by_pixels.get_lines() if line.get_linestyle() == ":")
-    assert np.allclose(dotted, [[1, 0.5], [4, 1]])
-    with pytest.raises(SystemExit) as ended:  # x and y are two machines
-        draw_growth.main([str(files[0]), str(tmp_path / "y.json"), str(tmp_path / "z.png")])
-    assert ended.value.code == 2
-    assert "different models or machines" in capsys.readouterr().err
