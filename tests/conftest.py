@@ -121,9 +121,9 @@ def model(tiny_networks):
 @pytest.fixture(scope="session")
 def theirs(tiny_networks, tmp_path_factory):
     """The same networks in diffusers' pipeline, with its DDIM."""
-    import benchmark_tokenizer
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from oracles import diffusers_unet, diffusers_vae, transformers_text_encoder
+    from tokenizer_oracles import load_transformers
 
     scheduler = DDIMScheduler(
         beta_start=0.00085,
@@ -133,7 +133,7 @@ def theirs(tiny_networks, tmp_path_factory):
         set_alpha_to_one=False,
         steps_offset=1,
     )
-    tokenizer = benchmark_tokenizer.load_transformers(tmp_path_factory.mktemp("vocabulary"))
+    tokenizer = load_transformers(tmp_path_factory.mktemp("vocabulary"))
     tokenizer.model_max_length = 77
     pipeline = StableDiffusionPipeline(
         vae=diffusers_vae(TINY, tiny_networks),

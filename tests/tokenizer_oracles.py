@@ -4,7 +4,9 @@ The `clip` package's is the original and right by definition. transformers' spli
 and does not clean the text first; the cases in which that matters are listed here with the original's ids.
 """
 
+import gzip
 import importlib.util
+import json
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -13,18 +15,29 @@ import regex
 from tokenizers import Regex, normalizers
 
 ROOT = Path(__file__).parents[1]
+# `import clip` would import torch and torchvision: pip install openai-clip==1.0.1 --no-deps
+CLIP = Path(importlib.util.find_spec("clip").submodule_search_locations[0])
+VOCABULARY_FILE = CLIP / "bpe_simple_vocab_16e6.txt.gz"
 
 
-def load_script(name: str):
-    (path,) = (ROOT / "scripts").rglob(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(name, path)
+def load_module(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-benchmark = load_script("benchmark_tokenizer")
-original_module = benchmark.load_original()
+def load_transformers(folder: Path):
+    """transformers' tokenizer, from files written out of the original's vocabulary."""
+    from transformers import CLIPTokenizer
+
+    merges = gzip.decompress(VOCABULARY_FILE.read_bytes()).decode("utf-8").split("\n")[1 : 1 + 48894]
+    (folder / "vocab.json").write_text(json.dumps(original.encoder))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    return CLIPTokenizer.from_pretrained(str(folder))
+
+
+original_module = load_module(CLIP / "simple_tokenizer.py")
 original = original_module.SimpleTokenizer()
 original_ids = cache(original.encode)
 
