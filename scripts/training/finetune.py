@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 scripts/training/finetune.py model.ckpt photos/ runs/photos
 
 Each picture's caption is in a .txt file of the same name, or all captions in metadata.jsonl. The output folder holds
-the state, the losses (`loss.csv`, `loss.png`) and sample pictures; the same command resumes training. The result is
+the state, the losses (`loss.csv`) and sample pictures; the same command resumes training. The result is
 `model.ckpt` there, with both the plain and the averaged (EMA) weights.
 
 A full-size model in float32 needs about 17 GB of memory for weights, average, gradients and optimiser, and as much disk

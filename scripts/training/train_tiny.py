@@ -7,7 +7,7 @@
 
 First the autoencoder learns to reconstruct pictures. Then the text encoder learns from captions alone to say what is
 where; next, it and the UNet learn to predict the noise in the autoencoder's latents. Finally the decoder learns to draw
-sharper pictures from the same latents. Each part has a folder with its state, its losses (`loss.csv`, `loss.png`) and
+sharper pictures from the same latents. Each part has a folder with its state, its losses (`loss.csv`) and
 its samples; the same command resumes training. The result is `model.ckpt` in the output folder.
 """
 

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from sd.files import written_whole
 from sd.training.ema import AveragedWeights
-from sd.training.plots import draw_curve
 
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
 
@@ -35,31 +34,20 @@ class TrainingOptions:
     save_every: int  # steps between saved states
 
 
-class Progress:
-    """One row per step, in `loss.csv` and as a curve in `loss.png`."""
+def save_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write `loss.csv`, one row per step."""
+    with written_whole(path, force=True) as file:
+        lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
+        file.write("".join(",".join(map(str, line)) + "\n" for line in lines).encode())
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.rows: list[dict[str, float]] = []
 
-    def add(self, **row: float) -> None:
-        self.rows.append(row)
-
-    def save(self) -> None:
-        with written_whole(self.folder / "loss.csv", force=True) as file:
-            lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in self.rows)]
-            text = "\n".join(",".join(map(str, line)) for line in lines) + "\n"
-            file.write(text.encode())
-        with written_whole(self.folder / "loss.png", force=True) as file:
-            draw_curve([(row["step"], row["loss"]) for row in self.rows]).save(file, "PNG")
-
-    def load(self, steps: int) -> None:
-        """Read the rows up to a step; steps after it will be repeated."""
-        path = self.folder / "loss.csv"
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= steps]
+def load_rows(path: Path, steps: int) -> list[dict[str, float]]:
+    """The rows up to a step; steps after it will be repeated."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= steps]
 
 
 class Numbered(Dataset):
@@ -104,7 +92,7 @@ class TrainingRun:
             fused=True,  # four times faster than one tensor at a time, which matters for small models
         )
         self.ema = AveragedWeights(module, options.ema_decay)
-        self.progress = Progress(folder)
+        self.rows: list[dict[str, float]] = []
         self.step = 0
         self.is_first = not dist.is_initialized() or dist.get_rank() == 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +134,7 @@ class TrainingRun:
                 "gradient_norm": norm.item(),
                 "seconds": round(time.perf_counter() - started, 4),
             }
-            self.progress.add(**row)
+            self.rows.append(row)
             if self.step % self.options.save_every == 0 or self.step == self.options.steps:
                 self.save()
             yield row
@@ -182,7 +170,7 @@ class TrainingRun:
                 file.name,
                 {"training": json.dumps(numbers)},
             )
-        self.progress.save()
+        save_rows(self.folder / "loss.csv", self.rows)
 
     @torch.no_grad()
     def load(self) -> None:
@@ -210,7 +198,7 @@ class TrainingRun:
             for name, value in state.items():
                 value.copy_(file.get_tensor(name))
         self.step, self.ema.updates = numbers["step"], numbers["ema_updates"]
-        self.progress.load(self.step)
+        self.rows = load_rows(self.folder / "loss.csv", self.step)
 
 
 def average(value: Tensor) -> float:

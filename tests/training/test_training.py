@@ -32,7 +32,6 @@ from sd.training.losses import (
     snr_weights,
     standardise_latents,
 )
-from sd.training.plots import draw_curve, ticks
 
 TABLE = alphas_cumprod(SD_V1.schedule)
 
@@ -188,7 +187,7 @@ def assert_same_training(first: Path, second: Path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_training_lowers_the_loss_and_writes_the_curve(tmp_path):
+def test_training_lowers_the_loss_and_writes_it_down(tmp_path):
     module = AutoencodingLoss(fresh_networks(training_example.CONFIG, 0)["vae"])
     image = training_example.RandomPictures().batch(0, 4, slice(0, 4))[0]
     options = training_example.options(30)
@@ -197,7 +196,6 @@ def test_training_lowers_the_loss_and_writes_the_curve(tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 31))
     assert [row["loss"] for row in rows(tmp_path)] == pytest.approx(losses)
-    assert (tmp_path / "loss.png").stat().st_size > 1000
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -301,11 +299,3 @@ def test_a_trained_model_is_saved_in_the_original_layout(tmp_path, merge):
     assert torch.equal(loaded.unet.out.conv.weight, shifted if merge else plain)
     if not merge:
         assert torch.equal(sd.load(path, precision="fp32", weights="ema").unet.out.conv.weight, shifted)
-
-
-def test_curve_has_a_line_and_round_marks():
-    picture = draw_curve([(step, 1 / step) for step in range(1, 1000)])
-    colours = {colour for _, colour in picture.getcolors(10_000)}
-    assert (31, 111, 178) in colours
-    assert ticks(-2.02, 0.02) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1])
-    assert draw_curve([]).size == picture.size
