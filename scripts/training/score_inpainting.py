@@ -14,11 +14,9 @@ from pathlib import Path
 from PIL import Image
 from score_tiny import framed, table
 from tqdm import tqdm
-from training_command import parser_of
+from training_command import parser_of, save_sheet
 
 import sd
-from sd.files import written_whole
-from sd.pipeline.image.tensors import contact_sheet
 from sd.training.shapes.scoring import Repaint, other_things, shares, verdicts
 
 SHOWN = 12  # columns of the sheet
@@ -56,8 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             sheet += [framed(each.picture, True) for each in repaints[:SHOWN]]
             sheet += [framed(masked(each), True) for each in repaints[:SHOWN]]
         sheet += [framed(one, verdict.all) for one, verdict in zip(pictures[:SHOWN], judged[:SHOWN], strict=True)]
-    with written_whole(args.folder / "inpainting.png", force=True) as file:
-        contact_sheet(sheet, min(SHOWN, args.count)).save(file, "PNG", optimize=True)
+    save_sheet(args.folder / "inpainting.png", sheet, min(SHOWN, args.count), optimize=True)
     (args.folder / "inpainting.md").write_text(table(rows))
     print(table(rows), end="")
 

@@ -13,11 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
-from training_command import parser_of
+from training_command import parser_of, save_sheet
 
 import sd
-from sd.files import written_whole
-from sd.pipeline.image.tensors import contact_sheet
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.study.benchmark.table import markdown
@@ -37,10 +35,6 @@ def make(model: StableDiffusion, requests: list[Request], common: dict) -> list[
 
 def framed(picture: Image.Image, right: bool) -> Image.Image:
     return ImageOps.expand(picture, 2, "white" if right else "#d00000")
-
-
-def sheet(pictures: list[Image.Image], right: list[bool], columns: int) -> Image.Image:
-    return contact_sheet([framed(*each) for each in zip(pictures, right, strict=True)], columns)
 
 
 def table(rows: list[dict]) -> str:
@@ -88,8 +82,8 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append({"prompts": name, "settings": settings, "pictures": len(judged), "right": shares(judged)})
             if settings == "default":
                 right = [verdict.all for verdict in judged]
-                with written_whole(args.folder / f"{name.replace(' ', '-')}.png", force=True) as file:
-                    sheet(pictures, right, columns=16).save(file, "PNG", optimize=True)
+                sheet = [framed(*each) for each in zip(pictures, right, strict=True)]
+                save_sheet(args.folder / f"{name.replace(' ', '-')}.png", sheet, 16, optimize=True)
                 wrong = [each.prompt for each, good in zip(requests, right, strict=True) if not good]
                 (args.folder / f"{name.replace(' ', '-')}-wrong.txt").write_text("".join(f"{each}\n" for each in wrong))
     (args.folder / "scores.json").write_text(json.dumps(rows, indent=1) + "\n")

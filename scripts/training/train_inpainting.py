@@ -12,37 +12,28 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from training_command import parser_of, run, use_fast_products
+from training_command import options, prepare, run, train, training_parser
 
 import sd
-from sd.runtime.cpu.process_memory import keep_freed_memory
-from sd.runtime.device import pick_device
 from sd.runtime.saving import save_model
 from sd.training.inpainting import inpainting_config, show_holes, widened
-from sd.training.jobs import denoiser_run, each_step
+from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedOnce, encode_all
-from sd.training.loop import TrainingOptions
 from sd.training.shapes.drawing import ShapesDataset
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+    parser = training_parser(__doc__, batch_size=32, seed=2, save_every=250)
     add = parser.add_argument
     add("folder", type=Path, help="output folder")
     add("--model", type=Path, help="a model with four channels (default: the embedded model)")
     add("--pictures", type=int, default=6_400, help="each with one hole (default: %(default)s)")
     add("--steps", type=int, default=1_500, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
-    add("--batch-size", type=int, default=32, help="(default: %(default)s)")
-    add("--seed", type=int, default=2, help="(default: %(default)s)")
-    add("--device", default="auto", help="(default: %(default)s)")
     add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
-    add("--save-every", type=int, default=250, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
-    device = pick_device(args.device).type
-    keep_freed_memory()
-    use_fast_products(pick_device(args.device))
-    model = sd.load(args.model, device=device, precision="fp32")
+    device = prepare(args)
+    model = sd.load(args.model, device=str(device), precision="fp32")
     config = inpainting_config(model.config)
     networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
     networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
@@ -61,22 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
                 made_of=pictures.name,
                 look_beside=show_holes(model.vae, config.vae.latent_scale, pictures),
             )
-    options = TrainingOptions(
-        steps=args.steps,
-        learning_rate=args.learning_rate,
-        warmup=min(100, args.steps // 4),
-        final_learning_rate=args.learning_rate / 20,
-        weight_decay=0.01,
-        gradient_clip=1.0,
-        ema_decay=0.998,
-        autocast=False,
-        save_every=args.save_every,
-    )
+    rate, warmup = args.learning_rate, min(100, args.steps // 4)
     run = denoiser_run(
         config,
         networks,
         EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
-        options,
+        options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 20, ema_decay=0.998),
         args.folder / "denoiser",
         batch_size=args.batch_size,
         seed=args.seed,
@@ -86,8 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_text_encoder=False,
         workers=args.workers,
     )
-    with tqdm(desc="denoiser", total=args.steps, initial=run.step) as bar:
-        each_step(run, args.steps, lambda step: None, bar.update)
+    train(run, "denoiser")
     target = args.folder / "model.ckpt"
     with run.ema.applied(run.module):
         save_model(target, config, networks, {}, step=run.step, dtype=torch.float16, merge=True)

@@ -12,7 +12,6 @@ its samples; the same command resumes training. The result is `model.ckpt` in th
 """
 
 import argparse
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,21 +22,19 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
-from training_command import parser_of, run, use_fast_products
+from training_command import options, prepare, run, save_sheet, train, training_parser
 
 import sd
 from sd.config import SD_V1, ModelConfig
 from sd.files import written_whole
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.vae import VAE
-from sd.pipeline.image.tensors import contact_sheet, to_images
+from sd.pipeline.image.tensors import to_images
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
-from sd.runtime.cpu.process_memory import keep_freed_memory
-from sd.runtime.device import pick_device
 from sd.runtime.saving import save_model
 from sd.text.tokenizer import Tokenizer
-from sd.training.jobs import autoencoder_run, denoiser_run, each_step, fresh_networks, standardise
+from sd.training.jobs import autoencoder_run, denoiser_run, fresh_networks, standardise
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.loop import TrainingOptions, TrainingRun
 from sd.training.shapes.captions import plain_caption
@@ -64,18 +61,10 @@ def tiny(size: int) -> ModelConfig:
     )
 
 
-def options(args: argparse.Namespace, steps: int, learning_rate: float) -> TrainingOptions:
-    return TrainingOptions(
-        steps=steps,
-        learning_rate=learning_rate,
-        warmup=min(240, steps // 4),
-        final_learning_rate=learning_rate / 20,
-        weight_decay=0.01,
-        gradient_clip=1.0,
-        ema_decay=0.999,
-        autocast=args.autocast,
-        save_every=args.save_every,
-    )
+def falling(args: argparse.Namespace, steps: int, learning_rate: float) -> TrainingOptions:
+    """A learning rate that falls to a twentieth."""
+    warmup, last = min(240, steps // 4), learning_rate / 20
+    return options(args, steps, learning_rate, warmup=warmup, final_learning_rate=last, ema_decay=0.999)
 
 
 def train_autoencoder(
@@ -86,8 +75,7 @@ def train_autoencoder(
     steps: int,
     learning_rate: float,
     batch_size: int,
-    finish: Callable[[], None],
-    first: bool,
+    finish: Callable[[], object] = lambda: None,
 ) -> None:
     """Train the part of the VAE that is not frozen, and keep the averaged weights."""
     done = args.folder / f"{part}.safetensors"
@@ -95,7 +83,7 @@ def train_autoencoder(
         run = autoencoder_run(
             vae,
             pictures,
-            options(args, steps, learning_rate),
+            falling(args, steps, learning_rate),
             args.folder / part,
             batch_size=batch_size,
             seed=args.seed,
@@ -105,23 +93,19 @@ def train_autoencoder(
 
         @torch.no_grad()
         def show(step: int) -> None:
-            if first:
-                decoded = vae.decode(vae.encode(images)[0])
-                rows = [picture for pair in zip(images, decoded, strict=True) for picture in pair]
-                with written_whole(run.folder / f"samples-{step:06}.png", force=True) as file:
-                    contact_sheet(to_images(torch.stack(rows))).save(file, "PNG")
+            pairs = torch.stack([images, vae.decode(vae.encode(images)[0])], dim=1)
+            save_sheet(run.folder / f"samples-{step:06}.png", to_images(pairs.flatten(0, 1)))
 
-        with tqdm(desc=part, total=steps, initial=run.step, disable=not first) as bar:
-            each_step(run, args.sample_every, show, bar.update)
-        keep_averaged(run, vae, done, first, finish)
+        train(run, part, args.sample_every, show)
+        keep_averaged(run, vae, done, finish)
     vae.load_state_dict(load_file(done))
 
 
 def keep_averaged(
-    run: TrainingRun, network: nn.Module, path: Path, first: bool, finish: Callable[[], object] = lambda: None
+    run: TrainingRun, network: nn.Module, path: Path, finish: Callable[[], object] = lambda: None
 ) -> None:
     """Write a network's averaged weights once, for all processes; `finish` may change them before."""
-    if first:
+    if run.is_first:
         with run.ema.applied(run.module), written_whole(path, force=True) as file:
             finish()
             save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, file.name)
@@ -129,7 +113,7 @@ def keep_averaged(
         dist.barrier()
 
 
-def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, first: bool) -> None:
+def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer) -> None:
     """Teach the text encoder to read; with --init, its output stays close to what the UNet already knows."""
     done = args.folder / "reading.safetensors"
     if not done.exists():
@@ -137,16 +121,14 @@ def train_text_encoder(args, text_encoder: TextEncoder, tokenizer: Tokenizer, fi
             text_encoder,
             tokenizer,
             ShapesDataset(args.seed, args.size).describe,
-            options(args, args.text_steps, 1e-3),
+            falling(args, args.text_steps, 1e-3),
             args.folder / "reading",
             batch_size=args.text_batch_size,
             seed=args.seed,
             nearness=0.3 if args.init else 0.0,
         )
-        with tqdm(desc="reading", total=args.text_steps, initial=run.step, disable=not first) as bar:
-            for _ in run.run():
-                bar.update()
-        keep_averaged(run, text_encoder, done, first)
+        train(run, "reading")
+        keep_averaged(run, text_encoder, done)
     text_encoder.load_state_dict(load_file(done))
 
 
@@ -174,7 +156,7 @@ def train_denoiser(
         config,
         networks,
         EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
-        options(args, args.steps, args.learning_rate),
+        falling(args, args.steps, args.learning_rate),
         args.folder / "denoiser",
         batch_size=args.batch_size,
         seed=args.seed,
@@ -192,21 +174,14 @@ def train_denoiser(
     prompts = [plain_caption(shown.describe(number)[0]) for number in range(16)]
 
     def show(step: int) -> None:
-        if not first:
-            return
-        batch = [
-            Settings(prompt=prompt, seed=number, width=args.size, height=args.size)
-            for number, prompt in enumerate(prompts)
-        ]
+        batch = [Settings(prompt=text, seed=i, width=args.size, height=args.size) for i, text in enumerate(prompts)]
         with run.ema.applied(run.module):
-            with written_whole(run.folder / f"samples-{step:06}.png", force=True) as file:
-                contact_sheet(model.make(batch)).save(file, "PNG")
+            save_sheet(run.folder / f"samples-{step:06}.png", model.make(batch))
             save(args, config, networks, step)
 
     if first:
         (run.folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
-    with tqdm(desc="denoiser", total=args.steps, initial=run.step, disable=not first) as bar:
-        each_step(run, args.sample_every, show, bar.update)
+    train(run, "denoiser", args.sample_every, show)
     return run
 
 
@@ -215,7 +190,7 @@ def save(args, config: ModelConfig, networks: dict, step: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = parser_of(__doc__)
+    parser = training_parser(__doc__, batch_size=32, save_every=500)
     add = parser.add_argument
     add("folder", type=Path, help="output folder")
     add("--init", type=Path, metavar="MODEL", help="begin with a model of this kind instead of random weights")
@@ -237,23 +212,12 @@ def main(arguments: list[str] | None = None) -> None:
     add("--learning-rate", type=float, default=1e-3, help="of both (default: %(default)s)")
     add("--snr-floor", type=float, default=0.2,
         help="timesteps below this signal-to-noise ratio count as if at it (default: %(default)s)")  # fmt: skip
-    add("--batch-size", type=int, default=32, help="over all processes (default: %(default)s)")
-    add("--seed", type=int, default=0, help="(default: %(default)s)")
-    add("--device", default="auto", help="(default: %(default)s)")
-    add("--autocast", action="store_true", help="bfloat16 in the forward pass, for devices that are fast at it")
     add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
-    add("--save-every", type=int, default=500, help="steps (default: %(default)s)")
     add("--sample-every", type=int, default=1000, help="steps (default: %(default)s)")
     args = parser.parse_args(arguments)
     if not 0 <= args.snr_floor <= GAMMA:
         parser.error(f"--snr-floor {args.snr_floor} is out of range: 0 to {GAMMA:g}")
-    device = pick_device(args.device)
-    keep_freed_memory()
-    use_fast_products(device)
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        if device.type == "cuda":
-            device = torch.device("cuda", dist.get_rank())
+    device = prepare(args)
     first = not dist.is_initialized() or dist.get_rank() == 0
     config = tiny(args.size)
     networks = {
@@ -274,17 +238,15 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.init:
         small = ShapesDataset(args.seed, args.vae_small_size, device=drawn_on)
         steps, batch = args.vae_small_steps, args.vae_small_batch_size
-        train_autoencoder(args, vae, small, "vae-small", steps, 1e-3, batch, standard, first)
-        steps, batch = args.vae_steps, args.vae_batch_size
-        train_autoencoder(args, vae, pictures, "vae", steps, 3e-4, batch, standard, first)
+        train_autoencoder(args, vae, small, "vae-small", steps, 1e-3, batch, standard)
+        train_autoencoder(args, vae, pictures, "vae", args.vae_steps, 3e-4, args.vae_batch_size, standard)
     tokenizer = Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
-    train_text_encoder(args, networks["text_encoder"], tokenizer, first)
+    train_text_encoder(args, networks["text_encoder"], tokenizer)
     vae.requires_grad_(False)
     run = train_denoiser(args, config, networks, tokenizer, pictures, first) if args.steps else None
     for trained in (vae.post_quant_conv, vae.decoder):
         trained.requires_grad_(True)
-    steps, batch = args.decoder_steps, args.decoder_batch_size
-    train_autoencoder(args, vae, pictures, "decoder", steps, 3e-4, batch, lambda: None, first)
+    train_autoencoder(args, vae, pictures, "decoder", args.decoder_steps, 3e-4, args.decoder_batch_size)
     if first:
         with run.ema.applied(run.module) if run else nullcontext():
             save(args, config, networks, args.steps)

@@ -3,7 +3,6 @@
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.1 and 3.2.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -145,11 +144,3 @@ def denoiser_run(
         snr_floor=snr_floor,
         noise_offset=noise_offset,
     )
-
-
-def each_step(run: TrainingRun, every: int, action: Callable[[int], None], on_step: Callable[[], object]) -> None:
-    """Train to the end; call `action` every so many steps and after the last, and `on_step` after every step."""
-    for row in run.run():
-        on_step()
-        if row["step"] % every == 0 or row["step"] == run.options.steps:
-            action(row["step"])
