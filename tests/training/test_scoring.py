@@ -8,9 +8,9 @@ import torch
 from conftest import TINY, fill
 from PIL import Image
 
-from sd.training.shapes.analysis import RELATIONS, Verdict
 from sd.training.shapes.captions import plain_caption
 from sd.training.shapes.drawing import render
+from sd.training.shapes.judging import RELATIONS, Verdict
 from sd.training.shapes.scenes import HELD_OUT, Scene, sample_background, sample_thing
 from sd.training.shapes.scoring import one_thing, shares, shuffle_words, two_things, verdicts
 

@@ -6,9 +6,9 @@ drawing of the training pictures. In this order:
     colours     the picture in OKLab; the border shows the background, dense clusters elsewhere are the things' colours
     regions     each pixel goes to the nearest of these colours; connected pixels form a thing
     shapes      a thing's outline, centred and scaled, is compared with 500 outlines from plain geometry
-    follows     compares the picture with the prompt
 
 All of it works at 128 pixels a side, whatever the picture's size. H W: picture, h w: the same at 128, N: outlines.
+`judging.py` compares the result with the prompt.
 """
 
 import math
@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from sd.training.shapes.outlines import SHAPES, SOFTENING, fit_shapes
+from sd.training.shapes.outlines import SOFTENING, fit_shapes
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
-RELATIONS = ("left of", "right of", "above", "below", "inside")
 
 SIDE = 128  # the longer side, in pixels, at which everything is measured
 LEAST_AREA = 0.005  # of the picture; a small star covers 0.015, anything below this is a blemish
@@ -33,55 +32,18 @@ LEAST_FIT = 0.85  # below it, a thing is none of the eight shapes; these reach 0
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One object. Lengths are fractions of the picture's sides, from left and top; areas are fractions of its area."""
+    """One object. Places are fractions of the picture's sides, from left and top."""
 
     shape: str | None  # one of SHAPES, or None if nothing fits
     colour: str  # one of COLOURS, or grey
     centre: tuple[float, float]  # x, y of the centroid
-    box: tuple[float, float, float, float]  # left, top, right, bottom
-    area: float  # with the things inside it, without a ring's hole
-    scores: dict[str, float]  # how well each shape fits; 1 is perfect
     inside: frozenset[int] = frozenset()  # indices, in Picture.things, of the things around it
-
-    @property
-    def margin(self) -> float:
-        """How much better the best shape fits than the second best."""
-        best, second = sorted(self.scores.values())[:-3:-1]
-        return best - second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
     background: str  # one of COLOURS, or grey
     things: tuple[Thing, ...]  # the largest first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the prompt asks for: "a red circle left of a blue square on white" has things[0] left of things[1]."""
-
-    background: str
-    things: tuple[tuple[str, str], ...]  # (shape, colour) of each
-    relation: str | None = None  # one of RELATIONS, from the first thing to the second
-
-    def __post_init__(self) -> None:
-        unknown = {self.background, *(colour for _, colour in self.things)} - set(COLOURS)
-        unknown |= {shape for shape, _ in self.things} - set(SHAPES)
-        unknown |= {self.relation} - {None, *RELATIONS}
-        if unknown:
-            raise ValueError(f"cannot measure {unknown}; the words are {SHAPES}, {COLOURS} and {RELATIONS}")
-        if self.relation and len(self.things) != 2:
-            raise ValueError(f"{self.relation!r} relates two things, got {len(self.things)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    background: bool
-    count: bool  # exactly as many things as wanted
-    colour: bool  # of every thing
-    shape: bool  # of every thing
-    relation: bool | None  # None if none is wanted
-    all: bool
 
 
 def oklab(rgb: NDArray) -> NDArray[np.float32]:
@@ -275,9 +237,6 @@ def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray
         shape=best if fits[best] >= LEAST_FIT else None,
         colour=colour,
         centre=(float(x.mean() + 0.5) / width, float(y.mean() + 0.5) / height),
-        box=(float(x.min()) / width, float(y.min()) / height, float(x.max() + 1) / width, float(y.max() + 1) / height),
-        area=float(mask.mean()),
-        scores=fits,
         inside=frozenset(np.flatnonzero(around).tolist()),
     )
 
@@ -316,47 +275,3 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
     found.sort(key=lambda thing: -thing[0].sum())
     around = enclosures([whole for whole, _, _ in found]).T
     return Picture(background=names[0], things=tuple(describe(*found[i], around[i]) for i in range(len(found))))
-
-
-def related(relation: str, things: tuple[Thing, ...], first: int, second: int) -> bool:
-    """Whether the relation holds from the first to the second of a picture's things."""
-    if relation == "inside":
-        return second in things[first].inside
-    if second in things[first].inside or first in things[second].inside:
-        return False
-    right = things[first].centre[0] - things[second].centre[0]
-    down = things[first].centre[1] - things[second].centre[1]
-    along, aside = {
-        "left of": (-right, down),
-        "right of": (right, down),
-        "above": (-down, right),
-        "below": (down, right),
-    }[relation]
-    return along > abs(aside)
-
-
-def follows(picture: Picture, wanted: Wanted) -> Verdict:
-    """Compare a picture with what was wanted. If it has too many things, the largest are judged and the count is wrong.
-
-    Words and things are matched in the picture's favour.
-    """
-    things, number = picture.things, len(wanted.things)
-    verdicts = []
-    for order in permutations(range(min(number, len(things)))):
-        pairs = [(things[i], words) for i, words in zip(order, wanted.things, strict=False)]
-        complete = len(pairs) == number
-        background, count = picture.background == wanted.background, len(things) == number
-        colour = complete and all(thing.colour == colour for thing, (_, colour) in pairs)
-        shape = complete and all(thing.shape == shape for thing, (shape, _) in pairs)
-        relation = None if wanted.relation is None else complete and related(wanted.relation, things, *order)
-        verdicts.append(
-            Verdict(
-                background=background,
-                count=count,
-                colour=colour,
-                shape=shape,
-                relation=relation,
-                all=background and count and colour and shape and relation is not False,
-            )
-        )
-    return max(verdicts, key=lambda verdict: (verdict.all, verdict.colour + verdict.shape, verdict.relation or False))

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 
 from sd.pipeline.image.tensors import to_images
-from sd.training.shapes.analysis import RELATIONS, Verdict, Wanted, analyse, follows
+from sd.training.shapes.analysis import analyse
 from sd.training.shapes.captions import plain_caption, with_article
 from sd.training.shapes.drawing import ShapesDataset, render
+from sd.training.shapes.judging import RELATIONS, Verdict, Wanted, follows
 from sd.training.shapes.scenes import COMBINATIONS, HELD_OUT
 
 MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, colour, shape, relation, all
