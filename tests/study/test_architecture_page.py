@@ -44,6 +44,35 @@ class Reader(HTMLParser):
         return [attrs[name] for kind, attrs in self.elements if name in attrs and tag in (None, kind)]
 
 
+def check_page(text):
+    """Elements are closed in order, ids are unique, and nothing is fetched from anywhere."""
+    read = Reader(text)
+    assert read.wrong == []
+    assert len(read.values("id")) == len(set(read.values("id")))
+    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+    assert all(source.startswith("data:") for source in read.values("src"))
+    assert read.values("href", "link") == ["data:,"]
+    assert all(href.startswith("#") for href in read.values("href", "a"))
+    (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
+    assert policy.startswith("default-src 'none'")
+
+
+LOOKS = pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
+
+
+def check_window(browser, path, width, scheme, use):
+    """Opened and used, the page fits the window, and there are no warnings and no requests."""
+    browser.requests.clear()
+    browser.problems.clear()
+    browser.open(path, width=width, height=844, scheme=scheme)
+    use()
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    dark = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+    assert dark == (scheme == "dark")
+    assert browser.problems == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
+
+
 @pytest.fixture(scope="module")
 def full():
     return describe(SD_V1, original_names(SD_V1), width=512, height=512)
@@ -55,10 +84,9 @@ def read(full):
 
 
 def test_every_module_is_one_element_that_opens_and_links_lead_somewhere(full, read):
-    assert read.wrong == []  # elements are closed in order
+    check_page(page(full))
     paths = [node.path for network in full.networks for node in network.walk() if node is not network]
     assert [attrs["id"] for tag, attrs in read.elements if tag == "details"] == paths
-    assert len(read.values("id")) == len(set(read.values("id")))
     inside = [href for href in read.values("href", "a") if href.startswith("#")]
     assert len(inside) > 60
     assert {href[1:] for href in inside} <= set(read.values("id"))
@@ -71,16 +99,6 @@ def test_every_weight_stands_once_by_our_name_and_once_by_its_original_key(read)
     there = dict(zip(ours, read.cells[2::3], strict=True))
     assert there["unet.out.conv.weight"] == "4 × 320 × 3 × 3"
     assert there["unet.input_blocks.1.attention.proj_in.weight"] == "320 × 320original: 320 × 320 × 1 × 1"
-
-
-def test_nothing_is_fetched_from_anywhere(full, read):
-    text = page(full)
-    assert read.values("src") == []
-    assert read.values("href", "link") == ["data:,"]
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest", text)
-    assert all(href.startswith("#") for href in read.values("href", "a"))
-    (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
-    assert policy.startswith("default-src 'none'")
 
 
 def test_source_lines_are_links_where_a_prefix_is_given(full):
@@ -193,22 +211,16 @@ def test_weight_is_found_by_its_original_key_and_the_link_opens_all_around_it(br
     assert browser.run(closed) == number
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
+@LOOKS
 def test_page_fits_the_window_without_warnings_or_requests(browser, path, width, scheme):
-    browser.requests.clear()
-    browser.problems.clear()
-    browser.open(path, width=width, height=844, scheme=scheme)
-    browser.run("location.hash = '#unet.output_blocks.5.attention.blocks.0.cross_attention.k'")
-    browser.run(
-        "document.querySelectorAll('[id^=\"unet.output_blocks.5\"], [id^=vae]').forEach(node => { node.open = true })"
-    )
-    browser.run("document.getElementById('find').focus(); document.execCommand('insertText', false, 'attention')")
-    assert browser.run("document.querySelectorAll('details[open]').length") > 200
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    dark = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-    assert dark == (scheme == "dark")
-    assert browser.problems == []
-    assert browser.requests == [path.resolve().as_uri()]
+    def open_and_search():
+        browser.run("location.hash = '#unet.output_blocks.5.attention.blocks.0.cross_attention.k'")
+        parts = '[id^="unet.output_blocks.5"], [id^=vae]'
+        browser.run(f"document.querySelectorAll('{parts}').forEach(node => {{ node.open = true }})")
+        browser.run("document.getElementById('find').focus(); document.execCommand('insertText', false, 'attention')")
+        assert browser.run("document.querySelectorAll('details[open]').length") > 200
+
+    check_window(browser, path, width, scheme, open_and_search)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from sampling import TABLE, some_network
+from sampling import some_network
 
 from sd.config import SD_V1
 from sd.pipeline.latent_diffusion import table_and_steps
@@ -131,23 +131,3 @@ def test_lines_read_as_arithmetic_give_the_next_latents(name, options, kind):
         # six digits are printed; where alpha_bar is near 1, 1 - alpha_bar has fewer
         tolerance = 1e-8 if kind == "symbols" else 5e-3
         assert torch.allclose(made, run.latents[i + 1], rtol=tolerance, atol=tolerance), formula
-
-
-def test_a_step_of_ddim_by_hand():
-    settings = Settings(prompt="", width=64, height=64, seed=0, sampler="ddim", steps=10)
-    table, steps = table_and_steps(SD_V1.schedule, settings)
-    assert torch.equal(table, TABLE)
-    first = formulas(settings, steps)[0]
-    alpha_bar, alpha_bar_prev = TABLE[901].item(), TABLE[801].item()
-    factor = math.sqrt(alpha_bar_prev / alpha_bar)
-    rest = math.sqrt(1 - alpha_bar_prev) - factor * math.sqrt(1 - alpha_bar)
-    assert [(term.name, pytest.approx(term.factor)) for term in first.terms] == [("x", factor), ("ε", rest)]
-    assert first.numbers[2].startswith(f"x′ = √{alpha_bar_prev:.6g} · x̂₀ + √(1 − {alpha_bar_prev:.6g} − c²) · ε")
-
-
-def test_terms_of_other_steps_say_which():
-    settings = Settings(prompt="", width=64, height=64, seed=0, sampler="plms", steps=10)
-    _, steps = table_and_steps(SD_V1.schedule, settings)
-    terms = step_terms(settings, steps)
-    assert [term.name for term in terms[0]] == ["x", "ε", "ε₂"]
-    assert [term.name for term in terms[4]] == ["x", "ε (step 2)", "ε (step 3)", "ε (step 4)", "ε"]

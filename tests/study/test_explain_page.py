@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from browser import data_of
-from test_architecture_page import Reader
+from test_architecture_page import LOOKS, Reader, check_page, check_window
 from test_explain import settings
 
 from sd.study.explain.page import embedded, page, schedule_drawing
@@ -29,22 +29,12 @@ def read(told):
     return Reader(page(told))
 
 
-def test_elements_are_closed_in_order_and_controls_have_labels(read):
-    assert read.wrong == []
-    assert len(read.values("id")) == len(set(read.values("id")))
+def test_elements_are_closed_in_order_and_controls_have_labels(told, read):
+    check_page(page(told))
     labelled = [attrs for tag, attrs in read.elements if tag in ("input", "svg", "canvas")]
     assert len(labelled) == 3
     assert all(attrs.get("aria-label") for attrs in labelled)
     assert all(attrs.get("alt") for tag, attrs in read.elements if tag == "img")
-
-
-def test_nothing_is_fetched_from_anywhere(told, read):
-    text = page(told)
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
-    assert all(source.startswith("data:") for source in read.values("src"))
-    assert read.values("href") == ["data:,"]
-    (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
-    assert policy.startswith("default-src 'none'")
 
 
 def test_a_prompt_is_text_whatever_it_says(told):
@@ -161,14 +151,6 @@ def test_screen_readers_learn_what_the_controls_are(browser, path):
     assert any(role == "image" and name.startswith("Heat map of “a”") for role, name in said)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(320, "dark"), (390, "light"), (1280, "dark")])
+@LOOKS
 def test_page_fits_the_window_without_warnings_or_requests(browser, path, width, scheme):
-    browser.requests.clear()
-    browser.problems.clear()
-    browser.open(path, width=width, height=844, scheme=scheme)
-    browser.press("ArrowLeft")
-    assert browser.run("document.documentElement.scrollWidth") <= width
-    dark = browser.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
-    assert dark == (scheme == "dark")
-    assert browser.problems == []
-    assert [url for url in browser.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
+    check_window(browser, path, width, scheme, lambda: browser.press("ArrowLeft"))
