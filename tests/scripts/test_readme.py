@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from test_course import FENCE, LINK, ROOT, anchors_of, blocks_of, commands_in, prose_of, run_python
+from test_course import PAGES as COURSE_PAGES
 
 from sd.app.cli import COMMANDS, main
 
@@ -60,7 +61,7 @@ def test_commands_parse_and_scripts_exist(page):
             assert words[0] in OTHER_TOOLS or "=" in words[0], words
 
 
-@pytest.mark.parametrize("page", PAGES, ids=IDS)
+@pytest.mark.parametrize("page", [*PAGES, *COURSE_PAGES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in LINK.findall(prose_of(page)):
         path, _, anchor = link.partition("#")
