@@ -189,19 +189,6 @@ def test_an_empty_picture_has_a_background_and_no_things():
         assert (verdict.background, verdict.count, verdict.colour, verdict.shape, verdict.all) == (True, *(False,) * 4)
 
 
-@pytest.mark.parametrize("grain", [64, 16, 8, 4])
-def test_noise_follows_no_prompt(grain):
-    """Noise from pixels to patches of 16 pixels: the first has no things, the others many."""
-    noise, verdicts = np.random.default_rng(grain), []
-    for _ in range(4):
-        pixels = Image.fromarray(noise.integers(0, 256, (grain, grain, 3), dtype=np.uint8)).resize((64, 64))
-        picture = analyse(np.asarray(pixels))
-        verdicts += [follows(picture, wanted) for _, wanted in singles_and_pairs(64)[0][:25]]
-    right = share_right(verdicts)
-    assert right["all"] == 0
-    assert max(right["shape"], right["colour"]) <= 0.25, right
-
-
 def test_pictures_judged_by_the_prompts_of_others_are_right_by_chance_only():
     pictures = [(analyse(pixels), wanted) for pixels, wanted in singles_and_pairs(64)[0]]
     pairs = [(picture, own, other) for picture, own in pictures for _, other in pictures if other != own]
