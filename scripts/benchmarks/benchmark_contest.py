@@ -12,7 +12,7 @@ import benchmark_report as reports
 import numpy as np
 from benchmark_contender import Options
 from benchmark_process import ContenderFailed, Process
-from benchmark_report import ONCE, Peak, Report, Row
+from benchmark_report import ONCE, Peak, Report
 from benchmark_workers import CONTENDERS
 
 from sd.runtime.device import pick_device
@@ -60,7 +60,8 @@ class Contest:
                 process.ask("steps", count=1)
                 found[name][0].append(process.age)
                 found[name][1].append(load)
-                self.report.versions[name] = without_seconds(process.ask("versions"))
+                self.report.versions[name] = process.ask("versions")
+                del self.report.versions[name]["seconds"]
             except ContenderFailed as failure:
                 return failure
             return None
@@ -77,7 +78,7 @@ class Contest:
                         self.note_peak(name, ONCE)
         for name in self.names:
             for what, seconds in zip((reports.COLD, reports.LOAD), found[name], strict=True):
-                self.report.rows.append(Row(contender=name, case=ONCE, what=what, seconds=tuple(seconds)))
+                self.report.add(name, ONCE, what, seconds)
 
     def measure(self, case: Case, steps: int, repeat: int, together: int) -> None:
         """Compare the contenders' results; then time the units of work, in turn. The first round warms up.
@@ -102,7 +103,7 @@ class Contest:
                         found.setdefault((name, what), []).append(seconds)
         for (name, what), seconds in found.items():
             if name in self.names:
-                self.report.rows.append(Row(contender=name, case=str(case), what=what, seconds=tuple(seconds)))
+                self.report.add(name, str(case), what, seconds)
         for name in self.names:
             self.note_peak(name, str(case))
 
@@ -123,9 +124,7 @@ class Contest:
                     self.note_peak(name, name_of_case)
                 self.processes.pop(name).close()
         for name in self.names:
-            self.report.rows.append(
-                Row(contender=name, case=name_of_case, what=reports.WHOLE, seconds=tuple(found[name]))
-            )
+            self.report.add(name, name_of_case, reports.WHOLE, found[name])
 
     def ask_all(self, unit: str, **options: object) -> dict[str, dict]:
         """Ask all in turn; returns their answers by name."""
@@ -179,10 +178,6 @@ def check_latents(latents: dict[str, np.ndarray], precisions: dict[str, str], ca
         raise Wrong(f"{case}: the contenders compute different results, so there is no comparison. Latents after the"
                     f" same two steps differ from those of {first} by\n{listed}")  # fmt: skip
     return differences
-
-
-def without_seconds(answer: dict) -> dict:
-    return {key: value for key, value in answer.items() if key != "seconds"}
 
 
 def measure(

@@ -1,6 +1,7 @@
 """The results of `benchmark.py`, as text and as plain data."""
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
 from sd.study.architecture.table import aligned
@@ -52,6 +53,9 @@ class Report:
     differences: dict[str, dict[str, float]] = field(default_factory=dict)  # by case, by contender
     left_out: dict[str, str] = field(default_factory=dict)  # contender -> why
     written: bool = False  # whether the JSON file is ours and may be replaced
+
+    def add(self, contender: str, case: str, what: str, seconds: Iterable[float]) -> None:
+        self.rows.append(Row(contender=contender, case=case, what=what, seconds=tuple(seconds)))
 
     def contenders(self, case: str) -> list[str]:
         """The contenders measured in a case, in the order of their turns."""
