@@ -71,13 +71,13 @@ def run(args: argparse.Namespace) -> int:
         JobRequest(task="text to picture", model=model_of(args), lines=lines, settings=settings, out=args.out)
     )
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
-    with opened(request.model, request.task) as (checkpoint, load):
+    with opened(request.model, request.task) as (checkpoint, prepare):
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)
         out = args.out.replace("{seed}", str(seed))
         path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
-        model = load(events)
+        model = prepare()(events)
     if args.seed is None:
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)

@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
     Settings(prompt="", width=width, height=height, seed=args.seed)  # raises SettingError for a wrong size or seed
     picture, _ = read_picture(args.image)
     path = file_in(args.out, f"{args.image.stem}-noise.png", [".png"], force=args.force)
-    with opened(request, task=None) as (checkpoint, load):
+    with opened(request, task=None) as (checkpoint, prepare):
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())
-        model = load(Terminal(quiet=args.quiet))
+        model = prepare()(Terminal(quiet=args.quiet))
     from sd.pipeline.image.tensors import save_png
     from sd.study.forward_process import forward_process, round_trip
     from sd.study.noise_sheet import arithmetic, sheet

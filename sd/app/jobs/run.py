@@ -51,7 +51,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         from sd.app.jobs.inputs import read_inputs
 
         inputs = read_inputs(request)
-    with opened(request.model, request.task) as (checkpoint, load):
+    with opened(request.model, request.task) as (checkpoint, prepare):
         native = checkpoint.config.native_size
         if inputs:
             canvas = inputs.canvas(native)
@@ -61,6 +61,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
+        load = prepare()
         outputs = find_outputs(request, jobs, checkpoint, inputs, events)
         if len(outputs.finished) == len(jobs) and outputs.sheet is None:
             return

@@ -6,8 +6,7 @@ gates, sums and joined skips become loops that go through memory once, where eac
 - The whole network is one program. Programs for single blocks would be smaller, and equal blocks would share one; but
   the blocks of v1 have some twenty shapes for each size of pictures, and each call of a block would look for its own.
 - Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
-- Of cuDNN's convolutions, the fastest is found by trying when a size is first met. PyTorch's compiler can try kernels
-  of its own, too ("max-autotune"), for minutes; `AUTOTUNED` has these options, which only the benchmark uses.
+- Of cuDNN's convolutions, the fastest is found by trying when a size is first met.
 - PyTorch's own CUDA graphs are off. Such a graph leaves its result where its next run leaves it again, while samplers
   with a memory keep predictions; so `sd.runtime.gpu.cuda_graphs` makes them.
 - The VAE is not compiled: it runs once a picture, which a program for each size would hardly pay for.
@@ -41,13 +40,6 @@ Forward = Callable[..., Tensor]
 
 OLDEST_GPU = (7, 0)  # compute capability, below which Triton writes no kernels
 OPTIONS = {"conv_1x1_as_mm": True}  # the shortcuts of residual blocks are matrix products
-# the mode "max-autotune-no-cudagraphs", without its tables of everything that was tried
-AUTOTUNED = {
-    **OPTIONS,
-    "max_autotune": True,
-    "coordinate_descent_tuning": True,
-    "autotune_num_choices_displayed": 0,
-}
 
 
 def require_compiler(device: torch.device) -> None:
