@@ -1,6 +1,6 @@
-"""How the pipeline calls the three networks: as they are.
+"""How the pipeline calls the three networks: directly.
 
-`sd.load` hands in `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also offers the
+`sd.load` passes `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also supports the
 settings that change how the networks compute: seamless tiling, reused features and merged tokens.
 """
 
@@ -26,7 +26,7 @@ def precision_name(dtype: torch.dtype) -> str:
 
 
 class NonFiniteError(ArithmeticError):
-    """A network gave NaN or infinite values, which no picture can be made from.
+    """A network returned NaN or infinite values, from which no picture can be made.
 
     part  the attribute of `LatentDiffusion` that holds the network
     """
@@ -46,10 +46,10 @@ def finite(values: Tensor, part: str, network: nn.Module) -> Tensor:
 
 
 class Runner:
-    """Calls the networks. Each call raises NonFiniteError rather than return NaN or infinite values."""
+    """Calls the networks. Each call raises NonFiniteError instead of returning NaN or infinite values."""
 
     def device(self, network: nn.Module) -> torch.device:
-        """Where a network computes."""
+        """The device on which a network computes."""
         return next(network.parameters()).device
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
@@ -57,7 +57,7 @@ class Runner:
         return finite(text_encoder(tokens, skip_layers=skip_layers), "text_encoder", text_encoder)
 
     def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
-        """The UNet for one run of a sampler with these settings, on a batch of so many pictures."""
+        """The UNet as one run of a sampler calls it, with these settings and this number of pictures in the batch."""
         for name in ("tile", "merge_tokens"):
             if getattr(settings, name):
                 raise SettingError(name, "needs the runner that sd.load hands in; this one calls networks as they are.")
@@ -66,9 +66,9 @@ class Runner:
         return unet
 
     def run(self, unet: UNet, steps: Iterable[tuple[Tensor, T]]) -> Iterator[tuple[Tensor, T]]:
-        """Hand on what a sampler yields after each step: latents (B, 4, H, W), and anything beside them."""
-        for latents, beside in steps:
-            yield finite(latents, "unet", unet), beside
+        """The results of a sampler's steps, checked: latents (B, 4, H, W), and one further value."""
+        for latents, value in steps:
+            yield finite(latents, "unet", unet), value
 
     def encode(self, vae: VAE, image: Tensor, tile: str = "") -> Tensor:
         """image (B, 3, 8H, 8W) in [-1, 1] -> the mean of the unscaled latents (B, 4, H, W)"""
@@ -79,9 +79,9 @@ class Runner:
         return finite(vae.decode(latents), "vae", vae)
 
     def send(self, values: Tensor, device: torch.device) -> Tensor:
-        """Values from the CPU, on that device."""
+        """Copy values from the CPU to that device."""
         return values.to(device)
 
     def notes(self, settings: Settings) -> dict[str, object]:
-        """What a picture's settings say of the way it was run."""
+        """What is stored in a picture about how it was run."""
         return {}

@@ -1,4 +1,4 @@
-"""Device, precision and memory. The networks themselves know nothing of this."""
+"""Device, precision and memory format, all chosen outside the networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -6,19 +6,19 @@ from dataclasses import dataclass, fields
 import torch
 
 from sd.pipeline.errors import SettingError
-from sd.pipeline.runner import PRECISIONS, precision_name  # noqa: F401 - for who asks here
+from sd.pipeline.runner import PRECISIONS, precision_name  # noqa: F401 - also imported from here
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What to do for less memory, which takes time, or in less time. The picture stays the same up to rounding.
+    """Options that trade time for memory, or start-up for speed. The picture stays the same up to rounding.
 
-    Raises SettingError for `compile` with `low_memory`: compiling takes memory itself, and packed weights.
+    Raises SettingError for `compile` with `low_memory`: compiling takes memory itself.
     """
 
     low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
     tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
-    compile: bool = False  # the UNet is compiled, for each size when it is first met: `sd.runtime.gpu.compile`
+    compile: bool = False  # the UNet is compiled, once for each size: `sd.runtime.gpu.compile`
 
     def __post_init__(self):
         if self.compile and self.low_memory:
@@ -32,7 +32,7 @@ class RunOptions:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto" is the first of CUDA, Apple's MPS and the CPU that is there. Raises ValueError for one that is not."""
+    """ "auto" is the first available of CUDA, Apple's MPS and the CPU. Raises ValueError for an unavailable one."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -45,19 +45,19 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 numbers itself; others convert to float32 and back, which is slower."""
+    """Whether this CPU has instructions for bf16; others convert to float32 and back, which is slower."""
     return any(getattr(torch.cpu, test, bool)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
 WIDE = 256  # channels of a UNet
-LATENTS = 1024  # positions, 256x256 pixels: for smaller pictures, C++ kernels would hardly be noticed
+LATENTS = 1024  # positions, 256x256 pixels: smaller pictures gain little from C++ kernels
 
 
 def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) -> torch.dtype:
-    """The dtype for the networks. "auto" is the fastest on the device that keeps the picture.
+    """The dtype for the networks. "auto" is the fastest on the device that gives the same picture.
 
-    width  channels of the model's UNet. The time of a narrow one, such as the embedded model's, goes into calls and
-           not into products: on a CPU it is no faster in bf16, and several pictures are slower (see `one_by_one`)
+    width  channels of the model's UNet. A narrow one, such as the embedded model's, is no faster in bf16 on a CPU, and
+           several pictures at a time are slower (see `one_by_one`)
 
     Raises ValueError for a name that does not exist.
     """
@@ -67,35 +67,35 @@ def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) 
         raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
     if device.type == "cpu":
         return torch.bfloat16 if width >= WIDE and has_fast_bf16() else torch.float32
-    # as fast as bf16 on GPUs, and 8 times as precise; where it overflows, the pipeline goes higher
+    # as fast as bf16 on GPUs, and 8 times as precise; a network that overflows is run again in fp32
     return torch.float16
 
 
 def one_by_one(tensor: torch.Tensor) -> bool:
-    """Whether networks that compute with tensors like this one are given one picture, or one text, at a time.
+    """Whether networks with weights like this tensor get one picture, or one text, at a time.
 
-    The number of rows decides how the work is divided, and so how sums are rounded. In float32 that is invisible. In
-    the 8 bits of bf16 it is not: pictures of the embedded model differed by up to 38 of 255 alone and in a batch of
-    four. On a CPU, which one picture keeps busy, they are computed one by one and do not depend on their neighbours.
+    The number of rows decides how work is divided, and so how sums are rounded. In float32 that is invisible; in the 8
+    bits of bf16, pictures of the embedded model differed by up to 38 of 255 alone and in a batch of four. A CPU is busy
+    with one picture anyway, so there they are computed one by one and do not depend on the rest of the batch.
     """
     return tensor.device.type == "cpu" and tensor.dtype != torch.float32
 
 
 def send(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Values from the CPU, on that device; on CUDA, without waiting for what it has to do before."""
+    """Copy values from the CPU to that device; on CUDA, without waiting for work queued before."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def is_set(flag: torch.Tensor) -> Callable[[], bool]:
-    """A function that tells whether a flag () is set. On CUDA it waits for what was asked for so far, and no longer."""
+    """A function that returns whether a flag () is set. On CUDA it waits only for work queued before this call."""
     if flag.device.type != "cuda":
         return lambda: bool(flag)
     known = flag.to("cpu", non_blocking=True)
-    there = torch.cuda.Event()
-    there.record(torch.cuda.current_stream(flag.device))
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(flag.device))
 
     def answer() -> bool:
-        there.synchronize()
+        copied.synchronize()
         return bool(known)
 
     return answer

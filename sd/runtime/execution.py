@@ -1,7 +1,6 @@
-"""How the networks of a model are run: where their weights are, and which forwards are patched while they run.
+"""Runs the networks of a model: moves weights to the device, and patches forwards while a network runs.
 
-Each way to be faster, or to need less memory, is a file of its own in a folder beside this one, and is imported here
-when a run first needs it.
+Each way to save time or memory is a file of its own in a folder beside this one, imported when a run first needs it.
 
 B pictures; C channels, H W height and width of the latents.
 """
@@ -28,21 +27,20 @@ if TYPE_CHECKING:
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
     from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
-    from sd.runtime.low_memory.visits import Visits
     from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 
 
 class Execution(Runner):
-    """Runs networks as the options say.
+    """The calls of `Runner`, with the options applied.
 
-    visited   where each network computes, if its weights stay elsewhere and go there only while it is used
-    compiler  in place of PyTorch's, see `sd.runtime.gpu.compile.CompiledUNet`
-    recorder  in place of CUDA's, see `sd.runtime.gpu.cuda_graphs.CapturedUNet`
-    watched   somebody looks into the UNet, or between two steps: it is neither compiled nor captured
+    visited   where each network computes, if its weights stay in main memory and are copied there while it runs
+    compiler  used instead of PyTorch's, see `sd.runtime.gpu.compile.CompiledUNet`
+    recorder  used instead of CUDA's, see `sd.runtime.gpu.cuda_graphs.CapturedUNet`
+    watched   the UNet is neither compiled nor captured, so that hooks see every layer and step
 
-    on_compile  may be set, to be called with the shape of the latents (B, C, H, W) before the UNet is compiled for
-                them; with guidance, B is twice the number of pictures
-    on_build    may be set, to be called before the project's C++ kernels are compiled, once on a machine
+    on_compile  may be set: called with the shape of the latents (B, C, H, W) before the UNet is compiled for them; with
+                guidance, B is twice the number of pictures
+    on_build    may be set: called before the project's C++ kernels are compiled, once per machine
     """
 
     def __init__(
@@ -60,17 +58,15 @@ class Execution(Runner):
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
         self.on_build: Callable[[], object] | None = None
-        self._visits = None if visited is None else self._new_visits(visited)
+        self._visits = None
+        if visited is not None:
+            from sd.runtime.low_memory.visits import Visits
+
+            self._visits = Visits(visited)
         self._one_thread = threading.RLock()
 
-    @staticmethod
-    def _new_visits(device: torch.device) -> "Visits":
-        from sd.runtime.low_memory.visits import Visits
-
-        return Visits(device)
-
     def for_watching(self) -> "Execution":
-        """The same with the UNet as it is, so that everything in it can be seen, step by step."""
+        """A copy that neither compiles nor captures the UNet, so that hooks see every layer and step."""
         execution = Execution(replace(self.options, compile=False), self.visited, watched=True)
         execution.winograd, execution.on_build = self.winograd, self.on_build
         return execution
@@ -98,7 +94,7 @@ class Execution(Runner):
         if settings.reuse_features > 1:
             from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
 
-            reused = ReusedFeatures(settings.reuse_features)  # of this run alone
+            reused = ReusedFeatures(settings.reuse_features)  # each run has its own
 
         def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
@@ -142,7 +138,7 @@ class Execution(Runner):
     # How it is done
 
     def at_work(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Within this context, also in another thread's, the weights of a network are where it computes."""
+        """Within this context, in all threads, the weights of a network are on the device where it computes."""
         return self._visits.of(network) if self._visits else nullcontext()
 
     def predict(
@@ -157,29 +153,28 @@ class Execution(Runner):
         reused: "ReusedFeatures | None" = None,
         merge: float = 0.0,
     ) -> Tensor:
-        """What the UNet, which is at work, predicts for x (B, C, H, W).
+        """The UNet's prediction for x (B, C, H, W), called within `at_work`.
 
         guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
         tile    the axes, "x" and "y", along which the picture continues at its opposite edge
-        reused  what the run keeps from prediction to prediction, if it does; then the UNet is not a compiled one
-        merge   the share of tokens that is merged before self-attention with the most of them; if any, the same
+        reused  the features that the run keeps from prediction to prediction; the UNet is then not compiled
+        merge   the share of tokens merged before self-attention in the blocks with the most; above 0, not compiled
         """
         if reused:
             reused.begin(x, context)
-        options = {"tile": tile, "reused": reused, "merge": merge}
         parts = self._parts(x, guided)
         if len(parts) == 1:
-            return self._predict(unet, x, timestep, context, guided=guided, **options)
+            return self._predict(unet, x, timestep, context, guided, tile, reused, merge)
         guided = guided and not self.options.low_memory
         predictions = [
-            self._predict(unet, x[rows], timestep, context[rows], guided=guided, part=part, **options)
+            self._predict(unet, x[rows], timestep, context[rows], guided, tile, reused, merge, part)
             for part, rows in enumerate(parts)
         ]
         order = torch.tensor([row for rows in parts for row in rows], device=x.device)
         return torch.cat(predictions)[order.argsort()]
 
     def _parts(self, x: Tensor, guided: bool) -> list[list[int]]:
-        """The numbers of the rows that are predicted together: all, or those of one picture, or half of them."""
+        """The rows that are predicted together: all, or one picture's, or half of either."""
         pictures = len(x) // 2 if guided else len(x)
         halves = [0, pictures] if guided else [0]  # where they begin
         groups = [[picture] for picture in range(pictures)] if one_by_one(x) else [list(range(pictures))]
@@ -193,14 +188,13 @@ class Execution(Runner):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
-        *,
-        guided: bool = False,
+        guided: bool,
         tile: str,
         reused: "ReusedFeatures | None",
         merge: float,
         part: int = 0,
     ) -> Tensor:
-        """The same for one part of the rows; see `_parts`."""
+        """`predict` for one part of the rows; see `_parts`."""
         same_each_time = reused is None and not merge and not self.watched
 
         def compiled(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
@@ -228,9 +222,9 @@ class Execution(Runner):
             return predict(x, timestep, context)
 
     def captures(self, device: torch.device) -> bool:
-        """Whether predictions on that device are captured as CUDA graphs, as far as they are always alike.
+        """Whether predictions on that device are captured as CUDA graphs, if all of a run do the same operations.
 
-        Then a step is begun before the one before it is known to be done, see `run`.
+        The next step then begins before the previous one is known to be finite, see `run`.
         """
         on_gpu = device.type == "cuda" or self.recorder is not None
         return on_gpu and not self.options.low_memory and not self.watched
@@ -264,7 +258,7 @@ class Execution(Runner):
     def convolutions(
         self, network: UNet | VAE, x: Tensor, latents: int, tile: str = ""
     ) -> dict[nn.Module, Callable[..., Tensor]]:
-        """Forward functions for convolutions, and for upsampling before one, where that pays for inputs like x.
+        """Faster forward functions for inputs like x, of convolutions and of upsampling followed by one.
 
         latents  the number of positions in the latents that belong to x
         """
@@ -282,7 +276,7 @@ class Execution(Runner):
             from sd.runtime.gpu.compile import CompiledUNet, compiler_for
 
             compiler = self.compiler or compiler_for(unet.out.conv.weight.device)
-            self.compiled = CompiledUNet(unet, compiler, self._about_to_compile)
+            self.compiled = CompiledUNet(unet, compiler, lambda shape: self.on_compile and self.on_compile(shape))
         return self.compiled
 
     def _captured(self, unet: UNet) -> "CapturedUNet":
@@ -292,10 +286,6 @@ class Execution(Runner):
             self.captured = CapturedUNet(unet, self.recorder)
         return self.captured
 
-    def _about_to_compile(self, shape: torch.Size) -> None:
-        if self.on_compile:
-            self.on_compile(shape)
-
     def _about_to_build(self) -> None:
         callback, self.on_build = self.on_build, None  # once for all kernels
         if callback:
@@ -303,9 +293,9 @@ class Execution(Runner):
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each handed on when the next one is there.
+    """The same items, each yielded once the next one exists.
 
-    Where an item is work that a device was given, it has some left while somebody waits for the one before.
+    If an item is work queued on a device, the device stays busy while the caller waits for the previous one.
     """
     items = iter(items)
     for item in items:

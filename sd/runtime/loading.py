@@ -1,7 +1,7 @@
 """From a checkpoint file to a model that runs.
 
-The networks are built without memory, the file is mapped, and each parameter becomes one of `sd.runtime.weights`. The
-weights are never held twice.
+The networks are built on the meta device, the file is mapped, and `sd.runtime.weights` reads each parameter. No weight
+is held twice.
 """
 
 import os
@@ -46,15 +46,14 @@ def load(
                see `sd.runtime.device.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
 
-    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, which says what is wrong
-    with the file, also if there is none; ValueError for another device, precision or weights, and where networks cannot
-    be compiled here.
+    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, for a file that is missing or
+    damaged; ValueError for an unknown device, precision or weights, and if networks cannot be compiled here.
 
-    On a CPU the model goes on reading from the mapped file: replace the file if you must, but don't overwrite it in
-    place while the model is in use. There, weights of the UNet's convolutions stay in the file's precision.
+    On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not overwrite
+    it in place. There, the weights of the UNet's convolutions keep the file's precision.
     """
     target = pick_device(device)
-    pick_precision(target, precision)  # a wrong name is told before the file is opened
+    pick_precision(target, precision)  # refuse a wrong name before the file is opened
     path = embedded_model() if path is None else Path(path)
     with open_checkpoint(path) as file:
         options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
@@ -71,7 +70,7 @@ def from_checkpoint(
     options: RunOptions,
     on_tensor: Callable[[int], None] | None = None,
 ) -> StableDiffusion:
-    """The model in a file that was opened and looked at already. For arguments and errors see `load`."""
+    """The model in an open file, whose checkpoint was read. For arguments and errors see `load`."""
     if options.compile:
         from sd.runtime.gpu.compile import require_compiler
 

@@ -1,4 +1,4 @@
-"""Patch the forward functions of modules for a while: how everything in this room acts on the networks."""
+"""Temporarily patch the forward functions of modules: how everything in `sd.runtime` acts on the networks."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,4 +19,4 @@ def patched(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[Non
             if forward is not None:
                 module.forward = forward
             elif "forward" in vars(module):
-                del module.forward  # the one of its class comes to light again
+                del module.forward  # the class has its own

@@ -21,8 +21,8 @@ def save_model(
 ) -> None:
     """Write a model in the original layout.
 
-    averaged  the averaged weights by our names, as many as there are
-    merge     True: they take the place of the plain ones; False: both are written
+    averaged  the averaged weights that there are, by our names
+    merge     True: they replace the plain ones; False: both are written
     """
     weights = {
         f"{component}.{name}": value.detach()

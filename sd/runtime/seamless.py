@@ -1,7 +1,7 @@
-"""Pictures that go on at their other side, so that copies of them lie beside each other without a seam.
+"""Seamlessly tiling pictures, by circular padding.
 
-Every convolution looks beyond the edges of its input, where there are zeros. With the opposite edge there instead, the
-networks cannot tell where the picture ends: all else in them treats all positions alike. The networks do not know.
+Every convolution pads its input with zeros. With the opposite edge there instead, the networks cannot tell where the
+picture ends, as everything else in them treats all positions alike.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sd.runtime.patching import patched
 
 
 def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> Tensor:
-    """(B, C, H, W) -> (B, C, top + H + bottom, left + W + right): the other side along these axes, zeros along others.
+    """(B, C, H, W) -> (B, C, top + H + bottom, left + W + right): circular along these axes, zeros along others.
 
     axes  any of "x" (to the left and right) and "y" (above and below)
     """
@@ -24,12 +24,12 @@ def pad(x: Tensor, left: int, right: int, top: int, bottom: int, axes: str) -> T
 
 
 def seamless(network: nn.Module, axes: str) -> AbstractContextManager[None]:
-    """As long as it lasts, a network's convolutions go on at the other side along these axes, if any."""
+    """Within this context, a network's convolutions have circular padding along these axes, if any."""
     return patched(circular(network, axes))
 
 
 def circular(network: nn.Module, axes: str) -> dict[nn.Module, Callable[[Tensor], Tensor]]:
-    """The forward functions that do so, by the modules that they are for."""
+    """Forward functions with circular padding, for each module that pads."""
     forwards = {}
     for module in network.modules() if axes else ():
         if isinstance(module, Downsample):  # pads by itself: right and bottom only

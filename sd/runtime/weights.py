@@ -1,4 +1,4 @@
-"""The weights of a checkpoint: each is checked, cast and laid out as it is used, by several threads."""
+"""Read the weights of a checkpoint: several threads check, cast and reorder them."""
 
 import os
 import threading
@@ -25,7 +25,7 @@ def read_parameters(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
-    A tensor is a view of the mapped file, or a copy where the precision or the memory format is another one.
+    A tensor is a view of the mapped file, or a copy if its precision or memory format changes.
 
     packers  for weights that stay as they are in the file: what packs one in `dtype`, see `sd.runtime.cpu.packing`
     returns  the tensors, and the packed ones
@@ -49,7 +49,7 @@ def read_parameters(
             release(records[name])
         return used, fits
 
-    # Large tensors come first: what is held beside the finished ones is then smallest when most of them are finished.
+    # Large tensors first: temporary copies are then smallest when most of the weights are in memory.
     order = sorted(records, key=lambda name: -records[name].nbytes)
     # The work is memory traffic and checksums, both outside the interpreter's lock.
     with one_thread_each(min(8, os.cpu_count() or 1)) as pool:
@@ -69,9 +69,9 @@ ONE_LOAD = threading.Lock()
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which PyTorch starts none of its own: together these would be the square of what there is room for.
+    """Threads in which PyTorch starts no threads of its own, of which there would otherwise be workers squared.
 
-    One load at a time, since PyTorch has one number of threads for all that begin to use it meanwhile.
+    One load at a time, since PyTorch's number of threads is global for threads that start to use it meanwhile.
     """
     with ONE_LOAD:
         threads = torch.get_num_threads()
@@ -80,7 +80,7 @@ def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
                 try:
                     yield pool
                 except BaseException:
-                    pool.shutdown(cancel_futures=True)  # what has not begun need not
+                    pool.shutdown(cancel_futures=True)  # what has not begun is dropped
                     raise
         finally:
             torch.set_num_threads(threads)  # the number for this thread, and for those that start later

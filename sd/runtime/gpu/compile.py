@@ -1,18 +1,17 @@
-"""The UNet as one compiled program for CUDA, which PyTorch writes for one size of pictures.
+"""The UNet as one program for CUDA, compiled by PyTorch for one size of pictures.
 
-Convolutions, linear layers and attention stay NVIDIA's own. What is gained lies between them: norms, activations and
-gates, sums and joined skips become loops that go through memory once, where each would go through it by itself.
+Convolutions, linear layers and attention remain NVIDIA's. The gain lies between them: norms, activations, gates, sums
+and skips are fused, so that each goes through memory once.
 
-- The whole network is one program. Programs for single blocks would be smaller, and equal blocks would share one; but
-  the blocks of v1 have some twenty shapes for each size of pictures, and each call of a block would look for its own.
-- Every size and kind of call has a program of its own, so that all lengths of loops are known when it is written.
-- Of cuDNN's convolutions, the fastest is found by trying when a size is first met.
-- PyTorch's own CUDA graphs are off. Such a graph leaves its result where its next run leaves it again, while samplers
-  with a memory keep predictions; so `sd.runtime.gpu.cuda_graphs` makes them.
-- The VAE is not compiled: it runs once a picture, which a program for each size would hardly pay for.
-- On a CPU, a compiled UNet of full size was no faster than this project's kernels, so there is none.
+- The whole network is one program. Blocks of v1 have some twenty shapes for each size of pictures, so that programs for
+  single blocks would have to be looked up at every call.
+- Every size and kind of call has its own program, in which all loop lengths are constants.
+- cuDNN tries its convolution algorithms when a size is first met.
+- PyTorch's own CUDA graphs are off: they overwrite their result at the next run, while multistep samplers keep
+  predictions. `sd.runtime.gpu.cuda_graphs` makes the graphs instead.
+- The VAE is not compiled, as it runs once per picture. Nor are networks on a CPU, where that gained nothing.
 
-PyTorch's compiler takes seconds to import, so nothing here does that before it is needed.
+PyTorch's compiler takes seconds to import, so it is imported only when needed.
 
 B rows, one or with guidance two for each picture; C channels, H W height and width of the latents.
 """
@@ -50,7 +49,7 @@ def require_compiler(device: torch.device) -> None:
 
 
 def problem_of(device: torch.device) -> str | None:
-    """What keeps networks on a device from being compiled, to be read behind "compile"; None if nothing is known to."""
+    """Why networks on a device cannot be compiled, as a sentence after "compile"; None if they can, as far as known."""
     if device.type != "cuda":
         return f"is for NVIDIA GPUs; on {device.type}, pictures are made as fast without it. Leave it out."
     if find_spec("triton") is None:
@@ -69,10 +68,10 @@ def problem_of(device: torch.device) -> str | None:
 
 
 def keep_programs() -> None:
-    """Have PyTorch keep what it compiles in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
+    """Have PyTorch keep compiled programs in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
 
-    Its own choice is a folder in /tmp with a name that everybody can guess, and programs that are found there are run.
-    Where the user has no folder to write to, it stays with that.
+    By default it runs programs from a folder in /tmp with a predictable name, in which another user could put some.
+    That remains the folder for users without a writable cache folder.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
@@ -85,9 +84,9 @@ def keep_programs() -> None:
 
 
 def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
-    """PyTorch's compiler as it is used here. It has to make one program of all, or say why it cannot.
+    """PyTorch's compiler, set to make one program of the whole network or to fail.
 
-    Raises SettingError where something is missing that it needs.
+    Raises SettingError if something that it needs is missing.
     """
     require_compiler(device)
     keep_programs()
@@ -95,10 +94,10 @@ def compiler_for(device: torch.device) -> Callable[[Forward], Forward]:
 
 
 class CompiledUNet:
-    """A UNet's programs. Knows no gradients; weights that change are seen, since programs are given them at each call.
+    """A UNet's programs, without gradients. Weights are inputs of a program, so they may change.
 
-    compiler    from the forward function of the network to one that is compiled when it is first called
-    on_compile  called with the shape (B, C, H, W) of what is predicted for, before a new program is written
+    compiler    turns the network's forward function into one that is compiled when first called
+    on_compile  called with the shape (B, C, H, W) of the input before a new program is compiled
     """
 
     def __init__(
@@ -112,10 +111,10 @@ class CompiledUNet:
 
     @contextmanager
     def applied(self, x: Tensor, context: Tensor, *, guided: bool, tile: str) -> Iterator[None]:
-        """Within this context, the network predicts by the program for x (B, C, H, W), both of them contiguous.
+        """Within this context, the network runs the program for x (B, C, H, W) and context, both contiguous.
 
-        For guided and tile see `sd.runtime.execution.Execution.predict`. Raises SettingError where PyTorch cannot
-        compile the network.
+        For guided and tile see `sd.runtime.execution.Execution.predict`. Raises SettingError if PyTorch cannot compile
+        the network.
         """
         key = x.shape, x.dtype, x.device, context.shape, guided, tile
         new = key not in self._programs
@@ -137,13 +136,13 @@ class CompiledUNet:
                 del self._programs[key]
 
     def _program(self, guided: bool, tile: str) -> dict[nn.Module, Forward]:
-        """The forward functions of such predictions, the same in each, so that nothing is compiled twice."""
+        """The forward functions for one kind of prediction."""
         unet = self.network
         forwards = circular(unet, tile)
         with patched(forwards):
             forwards |= computed_once(unet) if guided else {}
         try:
-            forwards[unet] = self.compiler(own_code(_plain(unet)))
+            forwards[unet] = self.compiler(own_code(lambda *inputs: type(unet).forward(unet, *inputs)))
         except RuntimeError as error:  # a version of Python that PyTorch's compiler does not know, for example
             raise SettingError("compile", f"does not work here: {reason_of(error)}. Leave it out.") from error
         return forwards
@@ -160,15 +159,8 @@ def fastest_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _plain(unet: UNet) -> Forward:
-    return lambda x_t, timestep, context: type(unet).forward(unet, x_t, timestep, context)
-
-
 def own_code(function: Forward) -> Forward:
-    """The same function with a code object of its own.
-
-    PyTorch keeps programs by code object, eight at most for each, and looks through them at each call.
-    """
+    """The same function with its own code object: PyTorch keeps at most eight programs for each."""
     return FunctionType(
         function.__code__.replace(),
         function.__globals__,
@@ -179,14 +171,14 @@ def own_code(function: Forward) -> Forward:
 
 
 def is_of_the_compiler(error: Exception) -> bool:
-    """Whether an error says that something could not be compiled, not that a program failed."""
+    """Whether an error came from compiling, not from running a program."""
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
 
 
 def reason_of(error: Exception) -> str:
-    """One line of what PyTorch's compiler says, of its innermost error."""
+    """The most telling line of the innermost error of PyTorch's compiler."""
     while isinstance(getattr(error, "inner_exception", None), Exception):
         error = error.inner_exception
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]

@@ -1,12 +1,11 @@
 """A prediction of the UNet as one CUDA graph: more than a thousand kernels, launched by a single call.
 
-A modern GPU is done with a small kernel before the processor has launched the next one. A graph holds the kernels of a
-whole prediction with the addresses that they read and write, and the device goes through them by itself: Gray, "Getting
-Started with CUDA Graphs" (2019). So a graph belongs to one size of pictures and one set of weights: inputs are copied
-to where it reads, and what it leaves is copied away before the next run leaves its own there. The kernels are the same
-as without it, and so is the picture.
+A modern GPU finishes a small kernel before the processor has launched the next one. A graph holds all kernels of a
+prediction with the addresses that they read and write: Gray, "Getting Started with CUDA Graphs" (2019). So it belongs
+to one size of pictures and one set of weights: inputs are copied to where it reads, and its result is copied before the
+next run overwrites it. The kernels, and the picture, are the same as without it.
 
-The network does not know: whatever else in this folder acts on it is captured with it, a compiled program, too.
+Other patches of the network are captured with it, and so are compiled programs.
 """
 
 from collections import OrderedDict
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from sd.runtime.gpu.compile import reason_of
 
-KEPT = 4  # graphs; each of v1 at 512x512 holds some tens of megabytes of its own
-WARM_UPS = 2  # runs before a graph is captured, in which libraries set themselves up and choose their kernels
+KEPT = 4  # graphs; one of v1 at 512x512 takes some tens of megabytes
+WARM_UPS = 2  # runs before a graph is captured, in which libraries initialise and choose kernels
 
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the network predicts
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
@@ -37,15 +36,15 @@ class Captured:
         for place, given in zip(self.inputs, inputs, strict=True):
             place.copy_(given)
         self.replay()
-        return self.output.clone()  # samplers with a memory keep predictions
+        return self.output.clone()  # multistep samplers keep predictions
 
 
 class CapturedUNet:
-    """The last few kinds of predictions of a network, captured. Knows no gradients; one thread at a time.
+    """The most recent kinds of predictions of a network, captured, without gradients; one thread at a time.
 
-    record   (function without arguments) -> what runs it again, and where its result is then; by default
+    record   (function without arguments) -> a function that runs it again, and the tensor with the result; by default
              `CudaRecorder`
-    problem  why the last prediction that could not be captured could not: one line
+    problem  why the last capture that failed did so: one line
     """
 
     def __init__(self, unet: nn.Module, record: Recorder | None = None):
@@ -56,7 +55,7 @@ class CapturedUNet:
         self._addresses: tuple[int, ...] = ()
 
     def predict(self, predict: Predict, x: Tensor, timestep: Tensor, context: Tensor, *, kind: Hashable) -> Tensor:
-        """What `predict` gives, of which there is one for each kind; all inputs are on the device of the network."""
+        """The result of `predict`, which is the same function for each kind; all inputs are on the network's device."""
         inputs = x, timestep, context
         if (addresses := self.addresses()) != self._addresses:  # weights that were replaced, not changed in place
             self._captured.clear()
@@ -72,13 +71,13 @@ class CapturedUNet:
         return predict(*inputs) if captured is None else captured(*inputs)
 
     def addresses(self) -> tuple[int, ...]:
-        """Where each of the weights is."""
+        """The address of each weight."""
         return tuple(
             weight.data_ptr() for weights in self._parameters for weight in weights.values() if weight is not None
         )
 
     def _capture(self, predict: Predict, inputs: tuple[Tensor, ...]) -> Captured | None:
-        """None where it cannot be captured. What fails without capturing, too, fails here."""
+        """None if it cannot be captured. Errors that are not about capturing are raised."""
         places = tuple(given.clone(memory_format=torch.contiguous_format) for given in inputs)
         try:
             replay, output = self.record(lambda: predict(*places))
@@ -89,14 +88,14 @@ class CapturedUNet:
 
 
 class CannotCapture(Exception):
-    """A function that runs, but not while it is captured; the cause says why."""
+    """A function runs, but cannot be captured; the cause says why."""
 
 
 class CudaRecorder:
     """Captures functions into CUDA graphs, as PyTorch's "CUDA semantics" describes it.
 
-    All graphs have one pool of memory, in which each may overwrite what another has left: so what a graph gives has to
-    be copied before any other of them runs. Other threads may use the device meanwhile.
+    All graphs share one memory pool and may overwrite each other's results, so a result has to be copied before another
+    graph runs. Other threads may use the device meanwhile.
     """
 
     def __init__(self, device: torch.device):
@@ -117,7 +116,7 @@ class CudaRecorder:
                 with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
                     output = function()
             except RuntimeError as error:
-                torch.cuda.set_stream(own)  # PyTorch leaves the side stream where the capture ends with an error
-                self.pool = torch.cuda.graph_pool_handle()  # and takes the other one to be in use still
+                torch.cuda.set_stream(own)  # after a failed capture, PyTorch stays on the side stream
+                self.pool = torch.cuda.graph_pool_handle()  # and considers the old pool in use
                 raise CannotCapture from error
             return graph.replay, output

@@ -1,15 +1,11 @@
-"""Large pictures through the VAE in tiles, so that what it holds in memory does not grow with the picture.
+"""The VAE in tiles, so that its memory does not grow with the size of the picture.
 
-At the latents' own resolution the whole picture is at hand: its features take a 16th there, or less, of what they take
-at that of the pixels, and the attention in the middle sees all of it. In between, one layer is done after the other,
-each in tiles. The features of the whole picture wait in temporary files meanwhile; only a tile of them is in memory.
+At the resolution of the latents, the whole picture is processed at once: features there take a 16th, or less, of the
+memory they take at that of the pixels, and the attention in the middle needs all of them. Between the two, one layer
+runs at a time, tile by tile; the features of the whole picture wait in temporary files.
 
-Layer by layer, nothing needs to be estimated or blended. Convolutions read a tile with a little more around it. Group
-norms take mean and variance over the whole picture, since all of it is there. So the result is that of the whole
-picture, but for the order in which floating-point numbers are added up, and no layer is done twice.
-
-Statistics of a sample of the picture, the same for all tiles, would do without the files. In the embedded model they
-change pictures by 3 to 5 per cent of the range on average, and nothing tells how much it is in another one.
+So nothing is estimated or blended: convolutions read a tile with a margin, and group norms use the mean and variance of
+the whole picture. The result is the same up to the order of floating-point sums, and no layer runs twice.
 
 B batch, C channels, G groups of a group norm, H W height and width.
 """
@@ -31,15 +27,15 @@ from sd.runtime.patching import patched
 
 
 def decode_tiled(vae: VAE, latents: Tensor, *, tile: int = 64, axes: str = "") -> Tensor:
-    """`VAE.decode`, with the memory of one tile. Knows no gradients.
+    """`VAE.decode` in the memory of one tile, without gradients.
 
-    latents  (B, 4, H, W), unscaled; if one tile is enough for them, they are decoded as ever
+    latents  (B, 4, H, W), unscaled; decoded as usual if they fit one tile
     tile     side of the largest tile, in latents
-    axes     along which the VAE is seamless at present, by `sd.runtime.seamless.seamless`
+    axes     the axes along which the VAE is currently patched by `sd.runtime.seamless.seamless`
     returns  image (B, 3, 8H, 8W), about [-1, 1]
 
-    Raises ValueError for a tile without latents, and OSError where temporary files find no room: for SD v1 in float32,
-    they take 131 KB per latent, 2.1 GB for 1024x1024 pixels.
+    Raises ValueError for a tile without latents, and OSError without room for the temporary files: for SD v1 in
+    float32, 131 KB per latent, 2.1 GB for 1024x1024 pixels.
     """
     if tile < 1:
         raise ValueError(f"tile must be 1 latent or more, got {tile}")
@@ -50,15 +46,14 @@ def decode_tiled(vae: VAE, latents: Tensor, *, tile: int = 64, axes: str = "") -
 
 
 def encode_tiled(vae: VAE, image: Tensor, *, tile: int = 512, axes: str = "") -> tuple[Tensor, Tensor]:
-    """`VAE.encode`, with the memory of one tile. Knows no gradients.
+    """`VAE.encode` in the memory of one tile, without gradients.
 
-    image    (B, 3, 8H, 8W) in [-1, 1]; if one tile is enough for it, it is encoded as ever
-    tile     side of the largest tile, in pixels
-    axes     along which the VAE is seamless at present, by `sd.runtime.seamless.seamless`
-    returns  mean and log-variance of the latents, each (B, 4, H, W)
+    image       (B, 3, 8H, 8W) in [-1, 1]; encoded as usual if it fits one tile
+    tile, axes  as in `decode_tiled`; the tile in pixels
+    returns     mean and log-variance of the latents, each (B, 4, H, W)
 
-    Raises ValueError for a tile without pixels and for sides that are no multiples of 8, and OSError where temporary
-    files find no room: for SD v1 in float32, they take 66 KB per latent, 1.1 GB for 1024x1024 pixels.
+    Raises ValueError for a tile without latents and for sides that are not multiples of 8, and OSError without room for
+    the temporary files: for SD v1 in float32, 66 KB per latent, 1.1 GB for 1024x1024 pixels.
     """
     factor = 2 ** (len(vae.encoder.down) - 1)
     height, width = image.shape[-2:]
@@ -75,7 +70,7 @@ def encode_tiled(vae: VAE, image: Tensor, *, tile: int = 512, axes: str = "") ->
 
 @torch.no_grad()
 def _decode(decoder: Decoder, x: Tensor, tile: int, axes: str) -> Tensor:
-    """`Decoder.forward`, in tiles behind the first level's residual blocks. tile in latents."""
+    """`Decoder.forward`, in tiles after the first level's residual blocks. tile in latents."""
     tiles = Tiles(*(-(-side // tile) for side in x.shape[-2:]), axes, x.device)
     first, *levels = reversed(decoder.up)
     x = tiles.through(first.resample, first.residuals(decoder.mid(decoder.conv_in(x))))
@@ -117,10 +112,10 @@ def _normalised_convolution(
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a picture is divided, the same way at every resolution.
+    """How a picture is divided, in the same way at every resolution.
 
-    rows, columns  of tiles; their sides differ by one position at most
-    axes           any of "x" and "y": beyond these sides the other one goes on; beyond others there is nothing
+    rows, columns  numbers of tiles; the sides of tiles differ by at most one position
+    axes           any of "x" and "y": along these, the picture continues at its opposite edge
     device         where tiles are computed
     """
 
@@ -134,7 +129,7 @@ class Tiles:
         return product(split(height, self.rows), split(width, self.columns))
 
     def through(self, layer: nn.Module, x: Tensor, onto: Tensor | None = None) -> Tensor:
-        """A layer's result, in a file, from tiles of x (B, C, H, W); or onto another tensor, to which it is added."""
+        """Apply a layer to x (B, C, H, W) tile by tile. The result is in a temporary file, or is added to `onto`."""
         height, width = x.shape[-2:]
         result = onto
         for rows, columns in self.of(scaled(layer, height), scaled(layer, width)):
@@ -181,17 +176,17 @@ def split(side: int, count: int) -> list[range]:
 
 
 def reads(layer: nn.Module, positions: range) -> range:
-    """What a layer reads to tell these positions; every one has one 3x3 convolution, or one without a window."""
+    """The input positions that a layer needs for these outputs; each has one 3x3 or 1x1 convolution."""
     start, stop = positions.start, positions.stop
-    if isinstance(layer, Upsample):  # which doubles positions first
+    if isinstance(layer, Upsample):  # doubles positions before its convolution
         return range((start - 1) // 2, stop // 2 + 1)
-    if isinstance(layer, Downsample):  # with stride 2, each window from 2 * position on
+    if isinstance(layer, Downsample):  # stride 2, each window begins at 2 * position
         return range(2 * start, 2 * stop + 1)
     return range(start - 1, stop + 1)
 
 
 def scaled(layer: nn.Module, position: int) -> int:
-    """Where a position is behind a layer."""
+    """The output position of a layer for an input position."""
     if isinstance(layer, Upsample):
         return 2 * position
     return position // 2 if isinstance(layer, Downsample) else position
@@ -202,7 +197,7 @@ def inside(positions: range, side: int) -> range:
 
 
 def cut(x: Tensor, rows: range, columns: range) -> Tensor:
-    """These rows and columns of (B, C, H, W); those beyond a side are found at the other one."""
+    """These rows and columns of (B, C, H, W), wrapping around at the edges."""
     height, width = x.shape[-2:]
     if inside(rows, height) == rows and inside(columns, width) == columns:
         return x[..., rows.start : rows.stop, columns.start : columns.stop]
@@ -211,21 +206,18 @@ def cut(x: Tensor, rows: range, columns: range) -> Tensor:
 
 
 def folder_on_disk() -> str:
-    """Where temporary files go: where TMPDIR says, else to /var/tmp, since many systems have /tmp in memory."""
+    """The folder for temporary files: TMPDIR, or /var/tmp, since many systems keep /tmp in memory."""
     own = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
     return tempfile.gettempdir() if own or not os.access("/var/tmp", os.W_OK) else "/var/tmp"
 
 
 def in_file(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty tensor that lies in a temporary file, of which the system keeps in memory what it has room for.
-
-    The file has no name and is gone with the tensor.
-    """
+    """An uninitialised tensor in a memory-mapped temporary file, which has no name and is deleted with the tensor."""
     size = math.prod(shape) * dtype.itemsize
     folder = folder_on_disk()
     with tempfile.TemporaryFile(prefix="sd-", dir=folder) as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # a file with holes could fill the disk later on, which ends the process
+            if hasattr(os, "posix_fallocate"):  # a sparse file could fill the disk later, which ends the process
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)

@@ -1,4 +1,4 @@
-"""One network on the device at a time: the weights stay in main memory and go to the device while they are used."""
+"""One network on the device at a time: weights stay in main memory and are copied to the device while in use."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ class Visits:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._users: Counter[nn.Module] = Counter()  # how many need a network there
+        self._users: Counter[nn.Module] = Counter()  # number of users of each network
         self._ends: dict[nn.Module, ExitStack] = {}
 
     @contextmanager
     def of(self, network: nn.Module) -> Iterator[None]:
-        """Within this context, also in another thread's, the weights of a network are on the device."""
+        """Within this context, in all threads, the weights of a network are on the device."""
         if not self._users[network]:
             self._ends[network] = ExitStack()
             self._ends[network].enter_context(visiting(network, self.device))
@@ -33,7 +33,7 @@ class Visits:
 
 @contextmanager
 def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within this context, the network's weights are on that device, and in main memory, too: going back is free."""
+    """Within this context, the network uses copies of its weights on that device; afterwards, the originals again."""
     homes = [
         (module, name, parameter)
         for module in network.modules()

@@ -1,7 +1,6 @@
-"""Guidance asks the UNet twice about the same latents, in one batch. What comes before the first cross-attention is
-the same for both halves, so it is computed once.
+"""With guidance, both halves of a batch are equal up to the first cross-attention: that part is computed once.
 
-That is the first convolution, the first residual block, and the self-attention of the first transformer, at the full
+It is the first convolution, the first residual block, and the self-attention of the first transformer, at the full
 size of the latents. In docs/performance.md: 2 to 4 % of a step.
 """
 
@@ -15,7 +14,7 @@ from sd.networks.unet import UNet
 
 
 def computed_once(unet: UNet) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Patched forwards for a batch whose second half is the same as the first, until the context is read."""
+    """Forwards for a batch whose halves are equal, for the layers before the context is read."""
     layers = []
     for layer in (layer for block in unet.input_blocks for layer in block.values()):
         if isinstance(layer, SpatialTransformer):

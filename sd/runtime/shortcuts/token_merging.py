@@ -1,15 +1,13 @@
-"""Places that look alike need not all be asked: self-attention at the largest resolution with fewer tokens.
+"""Token merging: self-attention at the largest resolution with fewer tokens.
 
-Before it, tokens that are much like another one are merged with it; afterwards each of them gets what was found for all
-that were merged: Bolya & Hoffman, "Token Merging for Fast Stable Diffusion" (2023). In v1 there are 4,096 tokens at
-512x512, and attention takes their square. This changes the picture.
+Before it, similar tokens are merged; afterwards, each of them gets the result of its group: Bolya & Hoffman, "Token
+Merging for Fast Stable Diffusion" (2023). In v1 there are 4,096 tokens at 512x512, and attention takes their square.
+This changes the picture.
 
-Of the paper's variants, this is the plainest: the destinations are the upper left places of all cells of 2x2, the same
-for every block and prediction, so nothing is drawn; similarity is the cosine of what the block's first norm gives; and
-only self-attention, in the blocks with the most tokens, sees fewer. As in the paper, each block matches anew, and each
-row of a batch by itself, so that a picture does not depend on its neighbours in it.
-
-As elsewhere in this folder, the UNet does not know: forward functions of its attention are others for a while.
+This is the paper's simplest variant: the destinations are the upper left tokens of 2x2 cells, the same for every block
+and prediction, so nothing is random; similarity is the cosine between outputs of the block's first norm; and only
+self-attention in the blocks with the most tokens is changed. As in the paper, each block matches again. Each row of a
+batch is matched by itself, so a picture does not depend on the rest of its batch.
 
 B rows; H W height and width of the latents; T tokens, S of them sources and N destinations; M tokens that are left;
 D width.
@@ -28,13 +26,13 @@ from sd.networks.unet import Downsample, UNet, Upsample
 from sd.runtime.patching import patched
 
 CELL = 2  # tokens along each side of a cell, which has one destination
-ROOM = 2**24  # similarities that are held at a time: 67 MB
+ROOM = 2**24  # similarities held at a time: 67 MB
 
 
 def tokens_merged(unet: UNet, share: float, x: Tensor) -> AbstractContextManager[None]:
-    """As long as it lasts, self-attention with the most tokens sees fewer of them, in predictions for x (B, C, H, W).
+    """Within this context, self-attention with the most tokens sees fewer of them, in predictions for x (B, C, H, W).
 
-    share  0 to 1, of the tokens, how many are merged into others; never more than there are sources, about 3/4
+    share  0 to 1, the share of tokens merged into others; limited by the number of sources, about 3/4
     """
     scale, transformers = with_most_tokens(unet)
     height, width = (math.ceil(side / scale) for side in x.shape[-2:])
@@ -47,7 +45,7 @@ def tokens_merged(unet: UNet, share: float, x: Tensor) -> AbstractContextManager
 
 
 def with_most_tokens(unet: UNet) -> tuple[int, list[SpatialTransformer]]:
-    """The transformers at the largest resolution that has some, and how many times smaller it is than the latents."""
+    """The transformers at the largest resolution that has any, and its downsampling factor."""
     scale, found = 1, {}
     for block in [*unet.input_blocks, unet.middle_block, *unet.output_blocks]:
         for layer in block.values():
@@ -61,15 +59,15 @@ def with_most_tokens(unet: UNet) -> tuple[int, list[SpatialTransformer]]:
 
 
 def merged_count(share: float, height: int, width: int) -> int:
-    """How many of a grid's tokens are merged into others: that share of them, or all sources if these are fewer."""
+    """The number of a grid's tokens to merge: that share of them, or all sources if these are fewer."""
     destinations = math.ceil(height / CELL) * math.ceil(width / CELL)
     return min(round(share * height * width), height * width - destinations)
 
 
 def partition(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """The numbers of a grid's places, row by row, in two parts: sources (S,), and destinations (N,).
+    """The indices of a grid's tokens, row by row, in two parts: sources (S,), and destinations (N,).
 
-    Destinations are the upper left places of cells of 2x2; where a side is odd, the last cells are cut off.
+    Destinations are the upper left tokens of 2x2 cells; if a side is odd, the last cells are cut off.
     """
     numbers = torch.arange(height * width).unflatten(0, (height, width))
     is_destination = torch.zeros(height, width, dtype=torch.bool)
@@ -80,7 +78,7 @@ def partition(height: int, width: int) -> tuple[Tensor, Tensor]:
 def merging(
     attention: Callable[[Tensor], Tensor], sources: Tensor, destinations: Tensor, merged: int
 ) -> Callable[[Tensor], Tensor]:
-    """Self-attention of T tokens that asks for T - merged of them only."""
+    """Self-attention of T tokens, computed on T - merged of them."""
 
     def forward(x: Tensor) -> Tensor:
         """(B, T, D) -> (B, T, D)"""
@@ -91,9 +89,10 @@ def merging(
 
 
 def matching(x: Tensor, sources: Tensor, destinations: Tensor, merged: int) -> Tensor:
-    """Which tokens become one: x (B, T, D) -> (B, T), for each token the number of its group, from 0 to T - merged - 1.
+    """Group the tokens: x (B, T, D) -> (B, T), the group of each token, from 0 to T - merged - 1.
 
-    The `merged` sources that are most like a destination go to it, the rest stay alone. Of equal ones, the first go.
+    The `merged` sources most similar to a destination join its group, the first of equally similar ones; each of the
+    rest is a group of its own.
     """
     found = [most_similar(row, sources, destinations) for row in x]
     similarity, nearest = (torch.stack(values) for values in zip(*found, strict=True))  # (B, S) each
@@ -107,9 +106,9 @@ def matching(x: Tensor, sources: Tensor, destinations: Tensor, merged: int) -> T
 
 
 def most_similar(tokens: Tensor, sources: Tensor, destinations: Tensor) -> tuple[Tensor, Tensor]:
-    """tokens (T, D) -> (S,) twice: the cosine between each source and the destination most like it, and which that is.
+    """tokens (T, D) -> (S,) twice: the cosine between each source and its most similar destination, and which that is.
 
-    In float32, since half precision does not tell similar ones apart; row by row and in parts, so that neither memory
+    In float32, since half precision cannot distinguish similar tokens; row by row and in parts, so that neither memory
     nor the order of sums depends on the size of the batch.
     """
     directions = F.normalize(tokens.float(), dim=-1)
@@ -122,20 +121,20 @@ def most_similar(tokens: Tensor, sources: Tensor, destinations: Tensor) -> tuple
 def merge(x: Tensor, groups: Tensor, count: int) -> Tensor:
     """The mean of each group: x (B, T, D), groups (B, T) -> (B, M, D) for M = count groups, none of them empty.
 
-    A group is a bag of rows of a table. Unlike sums that are scattered, its sum always has the same order on a GPU.
+    Unlike scattered sums, those of an embedding bag always have the same order on a GPU.
     """
-    flat = numbered_through(groups, count)
+    flat = unique_groups(groups, count)
     members = flat.argsort(stable=True)
     firsts = torch.searchsorted(flat[members], torch.arange(len(x) * count, device=x.device))
     return F.embedding_bag(members, x.flatten(0, 1), firsts, mode="mean").unflatten(0, (len(x), count))
 
 
 def unmerge(merged: Tensor, groups: Tensor) -> Tensor:
-    """Each token gets what its group has: merged (B, M, D), groups (B, T) -> (B, T, D)"""
-    flat = numbered_through(groups, merged.shape[1])
+    """Each token gets its group's value: merged (B, M, D), groups (B, T) -> (B, T, D)"""
+    flat = unique_groups(groups, merged.shape[1])
     return merged.flatten(0, 1)[flat].unflatten(0, groups.shape)
 
 
-def numbered_through(groups: Tensor, count: int) -> Tensor:
-    """(B, T), each row with numbers below count -> (B * T,): those of each row go on where the row before ends."""
+def unique_groups(groups: Tensor, count: int) -> Tensor:
+    """Number groups across rows: (B, T), each row with numbers below count -> (B * T,)."""
     return (groups + count * torch.arange(len(groups), device=groups.device)[:, None]).flatten()
