@@ -46,7 +46,7 @@ def load(
                see `sd.runtime.device.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
 
-    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, for a file that is missing or
+    Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, if the file is missing or
     damaged; ValueError for an unknown device, precision or weights, and if networks cannot be compiled here.
 
     On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not overwrite
