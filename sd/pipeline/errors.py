@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class SettingError(ValueError):
-    """A setting that cannot be: its name, and what is wrong with it and what is allowed."""
+    """An invalid setting: its name, and a sentence on what is wrong and what is allowed."""
 
     def __init__(self, name: str, problem: str):
         super().__init__(f"{name} {problem}")
@@ -14,7 +14,7 @@ class SettingError(ValueError):
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence about a name that does not exist: the nearest one that does, and all of them."""
+    """The end of a sentence about an unknown name: the nearest existing one, and all of them."""
     names = sorted(allowed)
     near = difflib.get_close_matches(given.lower(), names, n=1)
     hint = f" Did you mean {near[0]}?" if near else ""

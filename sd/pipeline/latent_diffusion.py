@@ -1,7 +1,7 @@
-"""The networks put together: from settings to latents, and from latents to pictures.
+"""The networks combined: from settings to latents, and from latents to pictures.
 
-Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), figure 3. Every part can be used
-alone; see the attributes of `LatentDiffusion`.
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), figure 3. The parts are
+attributes of `LatentDiffusion`, and each can be used alone.
 """
 
 import math
@@ -34,7 +34,7 @@ from sd.text.tokenizer import Tokenizer
 
 
 def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
-    """alpha_bar by timestep, and the steps through the noise levels that the settings ask for."""
+    """alpha_bar by timestep, and the steps of the settings' schedule."""
     table = alphas_cumprod(config)
     if settings.zero_terminal_snr:
         table = zero_terminal_snr(table)
@@ -45,7 +45,7 @@ def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor,
 
 
 class LastPrediction:
-    """A denoiser that also keeps the clean latents, x_0, that its last prediction stands for."""
+    """A denoiser that also keeps x_0, the clean latents implied by its last prediction."""
 
     def __init__(self, predict_eps: PredictEps):
         self.predict_eps = predict_eps
@@ -84,7 +84,7 @@ class LatentDiffusion:
     ) -> Tensor:
         """B prompts -> context (B, 77 * N, D): N chunks for each, at least `chunks`, the last ones empty if need be.
 
-        prompts    as they stand at one step: weights and BREAK are read, unless they are plain;
+        prompts    the texts at one step: weights and BREAK are read, unless they are plain;
                    `sd.text.prompt_syntax.timeline` gives the texts of a prompt that changes
         clip_skip  1: the text encoder's last layer; 2: the one before it
         """
@@ -98,15 +98,15 @@ class LatentDiffusion:
         return encode_chunks(encoder, rows, skip_layers=clip_skip - 1)
 
     def chunk_count(self, settings: Settings) -> int:
-        """How many chunks a picture's prompts take: as many as the longest text that one of them is at any step.
+        """The number of chunks of a picture's prompts: that of the longest text at any step.
 
-        Only pictures of the same number go together in a batch, since one more empty chunk changes a picture.
+        It must be equal for all pictures of a batch, since one more empty chunk changes a picture.
         """
         texts = {text for line in settings.texts_by_step() for text in line}
         return max(len(chunks_of(text, self.tokenizer, plain=settings.plain_prompts)) for text in texts)
 
     def _contexts(self, batch: Sequence[Settings]) -> list[ContextByStep]:
-        """The context of the prompts and, with guidance, that of the negative prompts."""
+        """The contexts of the prompts and, with guidance, of the negative prompts."""
         common = batch[0]
         options = {"plain": common.plain_prompts, "clip_skip": common.clip_skip, "chunks": self.chunk_count(common)}
         contexts = []
@@ -118,9 +118,9 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode_image(self, image: Tensor, tile: str = "") -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the middle of the VAE's guess.
+        """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the mean of the VAE's posterior.
 
-        tile  the axes, "x" and "y", along which the picture goes on at its other side
+        tile  the axes, "x" and "y", along which the picture continues at its opposite edge
         """
         mean = self.runner.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
         return self.config.vae.latent_scale * mean.float()
@@ -135,14 +135,14 @@ class LatentDiffusion:
     ) -> Iterator[Tensor]:
         """Denoise a batch of pictures; yields their latents (B, 4, H/8, W/8), float32, after every step.
 
-        Where the settings have two passes, this is the first of them.
+        If the settings have two passes, this is the first.
 
         batch     settings that differ in prompts, seeds and variations only
-        init      a picture to begin with; the settings' strength says how many of the steps are run, the last ones. At
-                  strength 0 that is none, and its own latents are yielded; at strength 1 only what a mask keeps is left
-        on_clean  called after every step with the clean latents (B, 4, H/8, W/8) that the last prediction stands for
+        init      an init image; strength is the share of the steps that run, the last ones. At strength 0, its own
+                  latents are yielded; at strength 1, nothing of it is left but what a mask keeps
+        on_clean  called after every step with the clean latents (B, 4, H/8, W/8) implied by the last prediction
 
-        Raises ValueError where the settings do not fit each other or the model; NonFiniteError where a network fails.
+        Raises ValueError if the settings do not fit each other or the model; NonFiniteError if a network fails.
         """
         self._require_one_batch(batch)
         common, noise, contexts = batch[0], self._noise(batch), self._contexts(batch)
@@ -157,7 +157,7 @@ class LatentDiffusion:
         predict_eps = LastPrediction(conditions.denoiser(denoiser))
 
         def denoised() -> Iterator[tuple[Tensor, Tensor]]:
-            """Latents after each step, and the clean latents predicted in it; between steps, prompts may change."""
+            """Latents after each step, and the clean latents predicted in it. Prompts may change between steps."""
             x_t = conditions.initial(noise().to(self.device), steps, skipped)
             options = {"draw_noise": lambda: self.runner.send(noise(), self.device)}
             options |= {} if common.eta is None else {"eta": common.eta}
@@ -184,7 +184,7 @@ class LatentDiffusion:
         )
 
     def _require_one_batch(self, batch: Sequence[Settings]) -> None:
-        """Raises ValueError where the pictures cannot be made together, or not by this model."""
+        """Raises ValueError if the pictures cannot be made in one batch, or not by this model."""
         if not all(settings.goes_with(batch[0]) for settings in batch):
             raise ValueError(
                 "the pictures of a batch may differ in prompts and seeds only, and where features are reused, their "
@@ -202,7 +202,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:
-        """What the second of two passes begins with: latents of the first -> latents of the size that is asked for."""
+        """Latents of the first pass -> latents of the second pass's size, from which it begins."""
         from sd.pipeline.upscaling import upscale_latents, upscale_picture
 
         if settings.hires_upscale == "latent":
@@ -215,11 +215,11 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, tile: str = "") -> list[Image.Image]:
-        """latents (B, 4, H/8, W/8) as `sample` gives them -> B pictures, decoded one by one to save memory.
+        """latents (B, 4, H/8, W/8) from `sample` -> B pictures, decoded one by one to save memory.
 
         tile  as in `encode_image`
 
-        Raises NonFiniteError rather than give a black picture.
+        Raises NonFiniteError instead of returning a black picture.
         """
         pictures = []
         for latent in latents.split(1):

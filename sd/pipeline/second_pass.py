@@ -1,6 +1,6 @@
-"""Two passes: a small picture first, whose layout the model is good at, then the same one larger, with details.
+"""Two passes: first a picture at a size for which the model was trained, then image to image on it, enlarged.
 
-The sizes and steps of the second pass, which is image to image, and what strength means for both. No torch needed.
+The sizes and steps of the second pass, and the number of steps at a strength. No torch needed.
 """
 
 import math
@@ -21,7 +21,7 @@ Size = tuple[int, int]  # width, height
 
 
 def steps_run(steps: int, strength: float) -> int:
-    """How many of the steps run at this strength, rounded down as in the original. They are the last ones."""
+    """How many of the steps run at this strength, the last ones; rounded down as in the original."""
     return int(steps * strength + 1e-9)  # 0.29 * 100 is 28.999...
 
 
@@ -52,7 +52,7 @@ def parse(value: float | str | list | tuple) -> float | Size:
 
 
 def second_size(value: float | str | list | tuple, width: int, height: int) -> Size:
-    """The size of the second pass after a first one of this width and height. Raises ValueError where it cannot be."""
+    """The size of the second pass after a first one of this width and height. Raises ValueError for invalid ones."""
     wanted = parse(value)
     if isinstance(wanted, float):
         if not 1 < wanted <= 16:
@@ -74,7 +74,7 @@ def second_size(value: float | str | list | tuple, width: int, height: int) -> S
 
 
 def first_size(value: float | str | list | tuple | None, native: int) -> Size:
-    """The size of the first pass where none is asked for: as many pixels as the model was trained on, in that shape."""
+    """The default size of the first pass: the shape of the second, with as many pixels as the model was trained on."""
     try:
         wanted = 1.0 if value is None else parse(value)
     except ValueError:
@@ -118,5 +118,5 @@ def passes_of(settings: "Settings") -> list["Settings"]:
     """The settings of both passes; the second one is image to image."""
     first, (width, height) = replace(settings, hires=None, hires_steps=None), settings.hires
     steps = settings.steps if settings.sigmas else steps_for(settings.hires_steps, settings.hires_strength)
-    strength = max(settings.hires_strength, 1 / steps)  # of given sigmas, one at least
+    strength = max(settings.hires_strength, 1 / steps)  # with sigmas, at least one step
     return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]

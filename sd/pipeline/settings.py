@@ -1,4 +1,4 @@
-"""What a picture is made from: checked before any weight is read, stored in the picture, shown to other tools."""
+"""The settings of a picture: checked before any weight is read, stored in the picture, shown to other tools."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,39 +15,50 @@ from sd.text.prompt_syntax import PromptError, read_weights, timeline
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
+RANGES = {  # lowest, highest, and what is said of others; None counts as 0
+    "steps": (1, 1000, "is out of range: 1 to 1000."),
+    "eta": (0, 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM)."),
+    "guidance_scale": (-1000, 1000, "is out of range: -1000 to 1000."),
+    "guidance_rescale": (0, 1, "is out of range: 0 to 1."),
+    "reuse_features": (1, 1000, "is out of range: 1 (off: all is computed at every prediction) to 1000."),
+    "merge_tokens": (0, 0.75, "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left)."),
+    "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all anew)."),
+    "seed": (0, SEED_LIMIT - 1, f"is out of range: 0 to {SEED_LIMIT - 1}."),
+    "vary": (0, 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's)."),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that a text-to-picture run depends on beside the model. Raises SettingError for what cannot be.
+    """Everything that a text-to-image run depends on apart from the model. Raises SettingError for invalid values.
 
     prompt, negative_prompt  what to show, and what to move away from; both may be empty; syntax as in
                              `sd.text.prompt_syntax`
     plain_prompts            brackets and BREAK in the prompts are text
     clip_skip                1: the text encoder's last layer; 2: the one before it, and so on
     width, height            pixels, multiples of 8
-    steps                    1 to 1000; None for 30, or as many as there are sigmas
-    sampler                  any name of one that `sd.sampling.names` knows; its end may name a schedule
-    schedule                 any name of one; None for the sampler's own
-    sigmas                   instead of a schedule: the noise levels of the steps, falling; the step to 0 is added
-    eta                      0 to 1, the share of fresh noise; None for the sampler's own
+    steps                    1 to 1000; None for 30, or the number of sigmas
+    sampler                  any name that `sd.sampling.names` knows; it may end with the name of a schedule
+    schedule                 any name of one; None for the sampler's default
+    sigmas                   noise levels of the steps, falling, instead of a schedule; the step to 0 is added
+    eta                      0 to 1, the share of fresh noise; None for the sampler's default
     guidance_scale           1 turns guidance off
-    guidance_rescale         0 to 1, how much of the contrast that guidance adds is taken back
-    guidance_interval        the lowest and the highest sigma at which there is guidance; empty for all
-    reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is at all of them
-    merge_tokens             0 to 0.75, the share of tokens that is merged before self-attention with the most of them
+    guidance_rescale         0 to 1, how much of the contrast added by guidance is removed
+    guidance_interval        lowest and highest sigma with guidance; empty for all
+    reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is off
+    merge_tokens             0 to 0.75, the share of tokens merged before self-attention with the most of them
     zero_terminal_snr        begin at pure noise; for models trained so, which predict v
-    strength                 0 to 1, the share of the steps that are run where there is a picture to begin with
+    strength                 0 to 1, the share of the steps that run if there is an init image
     seed                     of this picture's noise
-    hires                    size (width, height) of a second pass after the first; a factor or "1024x768" will do, too
-    hires_upscale            what is enlarged between the passes: "latent", bilinearly, or "image", by Lanczos's filter
+    hires                    size (width, height) of a second pass; a factor or "1024x768" works, too
+    hires_upscale            what is enlarged between the passes: "latent", bilinearly, or "image", by a Lanczos filter
     hires_strength           above 0, up to 1: how much the second pass changes
-    hires_steps              how many steps the second pass runs; None for what its strength leaves of the first's
-    tile                     along which axes the picture goes on at its other side: "", "x", "y" or "xy"
-    vary                     0 to 1, how far its noise is turned from that of its seed to that of the variation seed
-    vary_seed                the variation seed; None where vary is 0
+    hires_steps              steps that the second pass runs; None for its strength times `steps`
+    tile                     axes along which the picture tiles seamlessly: "", "x", "y" or "xy"
+    vary                     0 to 1, how far the noise is rotated from the seed's to the variation seed's
+    vary_seed                the variation seed; None if vary is 0
 
-    Once made, it holds our own names and numbers in place of other spellings and of None.
+    After construction, other spellings and None are replaced by our names and by numbers.
     """
 
     prompt: str
@@ -92,7 +103,8 @@ class Settings:
             below = side - side % 8
             check(name, side % 8 == 0, f"is not a multiple of 8. Nearest: {below} or {below + 8}.")
         self._resolve_sampler()
-        check("steps", 1 <= self.steps <= 1000, "is out of range: 1 to 1000.")
+        for name, (low, high, problem) in RANGES.items():
+            check(name, low <= (getattr(self, name) or 0) <= high, problem)
         for name in ("prompt", "negative_prompt"):
             check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
         check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
@@ -104,25 +116,15 @@ class Settings:
             "Use a number that divides 1000, or the trailing schedule.",
         )
         usual_eta = SAMPLER_INFO[self.sampler].eta
-        check("eta", 0 <= (self.eta or 0) <= 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM).")
         check("eta", not self.eta or usual_eta is not None, f"does nothing: {self.sampler} has no such setting.")
         self._set("eta", usual_eta if self.eta is None or usual_eta is None else self.eta)
-        check("guidance_scale", abs(self.guidance_scale) <= 1000, "is out of range: -1000 to 1000.")
-        check("guidance_rescale", 0 <= self.guidance_rescale <= 1, "is out of range: 0 to 1.")
         check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
         self._resolve_interval()
-        check("reuse_features", 1 <= self.reuse_features <= 1000,
-              "is out of range: 1 (off: all is computed at every prediction) to 1000.")  # fmt: skip
-        check("merge_tokens", 0 <= self.merge_tokens <= 0.75,
-              "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left).")  # fmt: skip
-        check("strength", 0 <= self.strength <= 1, "is out of range: 0 (the picture as it is) to 1 (all anew).")
-        check("seed", 0 <= self.seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
-        check("vary", 0 <= self.vary <= 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's).")
         self._set("vary_seed", self.vary_seed if self.vary else None)
         if self.vary:
             check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
-            check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, f"is out of range: 0 to {SEED_LIMIT - 1}.")
+            check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, RANGES["seed"][2])
 
         if self.tile not in TILES:
             raise SettingError("tile", f"{self.tile} {nearest(self.tile, TILES[1:])}")
@@ -140,7 +142,7 @@ class Settings:
         object.__setattr__(self, name, value)  # the only way in a frozen dataclass
 
     def _resolve_sampler(self) -> None:
-        """Our names for the sampler and the schedule, and the number of steps."""
+        """Set our names for the sampler and the schedule, and the number of steps."""
         found = sampler_name(self.sampler)
         if found is None:
             raise SettingError("sampler", f"{self.sampler} {nearest(plain(self.sampler), SAMPLER_INFO)}")
@@ -191,7 +193,7 @@ class Settings:
             raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
 
     def require_prediction(self, prediction: str) -> None:
-        """Raise SettingError where a model with that prediction, "eps" or "v", cannot be run with these settings."""
+        """Raise SettingError if a model that predicts "eps" or "v" cannot run with these settings."""
         if self.zero_terminal_snr and prediction != "v":
             raise SettingError(
                 "zero_terminal_snr", f"needs a model that predicts v; this one predicts {prediction}. Leave it out."
@@ -199,14 +201,14 @@ class Settings:
 
     @property
     def acts_inside(self) -> bool:
-        """Whether parts of the UNet run in another way than its file says. Then a compiled one is of no use."""
+        """Whether parts of the UNet are patched or left out during the run, so that a compiled one cannot be used."""
         return self.reuse_features > 1 or self.merge_tokens > 0
 
     @property
     def shared(self) -> tuple:
-        """What must be the same in all pictures of a batch: everything but prompts, seeds and variations.
+        """What must be equal in all pictures of a batch: everything but prompts, seeds and variations.
 
-        Where features are reused, the words must also change at the same steps, since all of a batch is then computed.
+        With reused features, prompts must also change at the same steps, at which the whole network runs.
         """
         own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
         values = tuple(getattr(self, name) for name in FIELDS if name not in own)
@@ -217,7 +219,7 @@ class Settings:
         return self.shared == other.shared
 
     def _word_changes(self) -> list[frozenset[int]]:
-        """For each pass: the steps at which a prompt is another text than at the step before."""
+        """For each pass: the steps at which a prompt's text changes."""
         return [
             frozenset(step for texts in each.texts_by_step() for step in changes_of(texts)) for each in self.passes()
         ]
@@ -233,17 +235,17 @@ class Settings:
 
     @property
     def variation(self) -> tuple[int, float] | None:
-        """The variation seed, and how far the noise is turned to it."""
+        """The variation seed, and how far the noise is rotated towards it."""
         return (self.vary_seed, self.vary) if self.vary else None
 
     def counted_on(self, i: int) -> "Settings":
-        """Those of the picture that comes i later in a run: its seed counts on, or that of its variation."""
+        """The settings of the i-th picture after this one: i is added to its seed, or to its variation seed."""
         if self.vary:
             return replace(self, vary_seed=self.vary_seed + i)
         return replace(self, seed=self.seed + i)
 
     def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
-        """The prompt and, with guidance, the negative prompt: each as it stands at every step."""
+        """The prompt and, with guidance, the negative prompt: the text of each at every step."""
         prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 
@@ -252,12 +254,12 @@ class Settings:
 
 
 def changes_of(texts: Sequence[str]) -> list[int]:
-    """The steps, counted from 0, at which there is another text than at the step before."""
+    """The steps, counted from 0, at which the text differs from that of the previous step."""
     return [step for step, (before, now) in enumerate(pairwise(texts), 1) if before != now]
 
 
 def is_of_type(value: object, kind: type) -> bool:
-    """A whole number will do where a float is asked for; true and false are no numbers; a list will do for a tuple."""
+    """Whether a value has this type; an int counts as a float, a list as a tuple, but a bool not as a number."""
     if isinstance(kind, UnionType):
         return any(is_of_type(value, one) for one in get_args(kind))
     if get_origin(kind) is tuple:
@@ -272,7 +274,7 @@ def type_name(kind: type) -> str:
 
 
 def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
-    """Raises SettingError for a prompt that is no text, or has a weight out of range at one of its steps."""
+    """Raises SettingError for a prompt that is not text, or has a weight out of range at one of its steps."""
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise SettingError(name, "holds bytes that are no UTF-8 text.")
     if "\0" in prompt:
@@ -287,4 +289,4 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> 
 
 
 FIELDS = {field.name: field.type for field in fields(Settings)}
-OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")  # what a picture notes beside them
+OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")  # stored in a picture with them

@@ -1,6 +1,6 @@
-"""From a prompt to pictures that carry their settings: what most programs want of a model.
+"""From a prompt to pictures that carry their settings.
 
-How the networks work together stands in `sd.pipeline.latent_diffusion`.
+How the networks work together is in `sd.pipeline.latent_diffusion`.
 """
 
 import json
@@ -31,11 +31,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the weights came from."""
+    """The file that the weights came from."""
 
     name: str  # of the file, without its suffix
     weights: str  # "ema" or "model"
-    sha256: Callable[[], str | None]  # of the file, None if it is gone; takes seconds for a large one, the first time
+    sha256: Callable[[], str | None]  # None if the file is gone; takes seconds for a large one, the first time
 
 
 @dataclass(kw_only=True)
@@ -53,20 +53,19 @@ class StableDiffusion(LatentDiffusion):
         on_retry: Callable[[str], None] | None = None,
         clean: list[Tensor] | None = None,
     ) -> list[Image.Image]:
-        """Denoise and decode a batch, in two passes where the settings ask for them.
+        """Denoise and decode a batch, in two passes if the settings ask for them.
 
-        A network that fails is run again in float32, from the start of its stage.
+        If a network fails, its stage is run again in float32.
 
-        start     a picture to begin with, as in `sample`
+        start     an init image, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
-        on_retry  called with a sentence where a network is run again
-        clean     gets the clean latents (B, 4, H/8, W/8) that were predicted in every step of every pass
+        on_retry  called with a sentence when a stage is run again
+        clean     gets the clean latents (B, 4, H/8, W/8) predicted in every step of every pass
 
-        Raises NonFiniteError where a network fails in float32, too.
+        Raises NonFiniteError if a network fails in float32, too.
         """
-
         if start is not None and batch[0].hires:
-            raise ValueError("two passes are for pictures from text alone; here, one is given to begin with")
+            raise ValueError("hires works only without an input image")
 
         def denoise(batch: Sequence[Settings], start: InitImage | None) -> Tensor:
             latents, predicted = None, []
@@ -98,9 +97,9 @@ class StableDiffusion(LatentDiffusion):
     def texts(
         self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None
     ) -> dict[str, str]:
-        """What a picture carries: its settings in the form of other tools, and exactly, as JSON.
+        """The texts stored in a picture: its settings in the form of other tools, and exactly, as JSON.
 
-        labels, exact  what else to say in each of them: of the picture that the run began with
+        labels, exact  further entries of each, about an init image
         """
         sha256 = self.source.sha256()
         exact = {
@@ -145,9 +144,9 @@ class StableDiffusion(LatentDiffusion):
     ) -> list[Image.Image]:
         """Pictures from a picture and a prompt.
 
-        strength     how much of the picture is changed: 0 gives what the VAE makes of it, 1 forgets it
+        strength     how much of the picture is changed: 0 only encodes and decodes it, 1 ignores it
         size         width and height to work at, multiples of 8; by default the picture's, or near it
-        resize_mode  "crop", "pad" or "stretch", where the size is of another shape
+        resize_mode  "crop", "pad" or "stretch", if the size has another shape
         options      as in `pictures`
         """
         from sd.pipeline.image.canvas import image_to_image
@@ -170,10 +169,10 @@ class StableDiffusion(LatentDiffusion):
         inputs: "InputSettings | None" = None,
         **options: object,
     ) -> list[Image.Image]:
-        """Repaint what is white in the mask; where it is black, the picture stays as it is, to the bit.
+        """Repaint where the mask is white; where it is black, not a bit of the picture changes.
 
-        mask      a picture of the same size, or None where `inputs` says how far to paint beyond the edges
-        strength  how much of what is repainted may change
+        mask      a picture of the same size, or None if `inputs` says how far to paint beyond the edges
+        strength  how much the repainted part may change
         inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
         options   as in `pictures`
         """
@@ -202,12 +201,11 @@ class StableDiffusion(LatentDiffusion):
 
         With `vary`, all have the same seed, and picture i has the variation seed `vary_seed + i`.
 
-        canvas             the picture to begin with, if there is one
-        count, batch_size  how many batches, and how many pictures are made at a time in each
+        canvas             the init image, if there is one
+        count, batch_size  number of batches, and of pictures in each
         on_step, on_retry  as in `make`
-        settings           the other fields of `sd.pipeline.settings.Settings`: negative_prompt, steps, guidance_scale,
-                           …
-        returns            pictures, whose `info` has the texts that a PNG of them should carry
+        settings           other fields of `sd.pipeline.settings.Settings`: negative_prompt, steps, guidance_scale, …
+        returns            pictures, whose `info` has the texts to store in a PNG
         """
         for name, number in (("count", count), ("batch_size", batch_size)):
             if number < 1:

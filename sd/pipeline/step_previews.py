@@ -1,4 +1,4 @@
-"""What a run believed at each step: the clean picture that it predicted, decoded or by a quick look at the latents."""
+"""The clean picture predicted at each step of a run: decoded by the VAE, or by a linear map from the latents."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from sd.pipeline.latent_diffusion import LatentDiffusion
 
 
 def fit_colours(latents: Tensor, picture: Image.Image) -> Tensor:
-    """The linear map from latents to colours that comes nearest to what the VAE's decoder made of them.
+    """The linear map from latents to colours that is nearest to the VAE's decoder.
 
     latents  (4, H, W)
-    picture  what was decoded from them, RGB, 8W x 8H or of any other size
+    picture  decoded from them, RGB, of any size
     returns  (5, 3) float64: weights of the four channels and, last, a constant; colours are in [-1, 1]
 
     Least squares over the H * W positions: the colour of a position is the mean of the pixels that lie in it.
@@ -25,7 +25,7 @@ def fit_colours(latents: Tensor, picture: Image.Image) -> Tensor:
 
 
 def quick_image(latents: Tensor, colours: Tensor) -> Tensor:
-    """latents (4, H, W) and the map that `fit_colours` gives -> image (1, 3, H, W), about [-1, 1]"""
+    """latents (4, H, W) and the map from `fit_colours` -> image (1, 3, H, W), about [-1, 1]"""
     height, width = latents.shape[-2:]
     return (_with_constant(latents) @ colours).T.unflatten(1, (height, width))[None].float()
 
@@ -39,11 +39,11 @@ def _with_constant(latents: Tensor) -> Tensor:
 def step_pictures(
     model: LatentDiffusion, clean: Sequence[Tensor], picture: Image.Image, kind: str, tile: str = ""
 ) -> list[Image.Image]:
-    """One picture for each step of one picture's run, all of the size of the finished one.
+    """One picture for each step of a picture's run, all at the size of the finished one.
 
-    clean    the latents (4, H, W) predicted at each step; those of a first pass may be smaller
-    picture  what the run made in the end, before anything else was done with it
-    kind     "vae" decodes each; "fast" takes the linear map that fits this very picture best
+    clean    the latents (4, H, W) predicted at each step; smaller ones in a first pass
+    picture  the finished picture, before it is cut or pasted
+    kind     "vae" decodes each; "fast" uses the linear map that fits this picture
     """
     if kind == "vae":
         made = [model.decode(latents[None], tile)[0] for latents in clean]

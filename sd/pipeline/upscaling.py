@@ -4,14 +4,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-MARGIN = 8  # pixels that are looked at beyond an edge; Lanczos looks at 3
+MARGIN = 8  # pixels beyond an edge; a Lanczos filter reads 3
 
 
 def linear_weights(before: int, after: int, *, wraps: bool) -> Tensor:
-    """How much of each of `before` values there is in each of `after` values between them: (after, before).
+    """The matrix (after, before) of linear interpolation from `before` to `after` values.
 
-    The values stand in the middle of cells, of which there are `before` and then `after` on the same length. Beyond the
-    ends is the nearest value, or, where the row wraps, the other end.
+    Values lie at the centres of equal cells. Beyond the ends is the nearest value, or, if the row wraps, the other end.
     """
     places = (torch.arange(after, dtype=torch.float64) + 0.5) * before / after - 0.5
     low = places.floor()
@@ -25,7 +24,7 @@ def linear_weights(before: int, after: int, *, wraps: bool) -> Tensor:
 def upscale_latents(latents: Tensor, size: tuple[int, int], tile: str = "") -> Tensor:
     """Bilinear interpolation: latents (B, 4, h, w) -> (B, 4, *size).
 
-    tile  the axes, "x" and "y", along which the picture goes on at its other side
+    tile  the axes, "x" and "y", along which the picture continues at its opposite edge
     """
     rows, columns = (
         linear_weights(before, after, wraps=axis in tile).to(latents)
@@ -35,7 +34,7 @@ def upscale_latents(latents: Tensor, size: tuple[int, int], tile: str = "") -> T
 
 
 def upscale_picture(picture: Image.Image, size: tuple[int, int], tile: str = "") -> Image.Image:
-    """A picture of another size (width, height), by Lanczos's filter; `tile` as for latents."""
+    """The picture at another size (width, height), by a Lanczos filter; `tile` as for latents."""
     if not tile:
         return picture.resize(size, Image.Resampling.LANCZOS)
     width, height = picture.size

@@ -1,8 +1,8 @@
-"""What changes in the sampling loop where a run begins with a picture: image to image, and inpainting.
+"""Sampling that begins with an image: image to image, and inpainting.
 
-Image to image begins part of the way down, with the picture made as noisy as it is there: Meng et al., "SDEdit: Guided
-Image Synthesis and Editing with Stochastic Differential Equations" (2022), algorithm 1. Inpainting repaints a part of
-it: an ordinary network keeps the rest on its course, one trained for inpainting reads the rest as further channels.
+Image to image begins at a lower noise level, with the image made that noisy: Meng et al., "SDEdit: Guided Image
+Synthesis and Editing with Stochastic Differential Equations" (2022), algorithm 1. Inpainting repaints a part of it:
+with an ordinary network, the rest is set to the known latents; one trained for it reads the rest as further channels.
 
 Shape letters: B pictures, H W latent height and width.
 """
@@ -18,12 +18,12 @@ PredictEps = Callable[[Tensor, Tensor], Tensor]  # (x_t, alpha_bar) -> eps
 
 @dataclass(frozen=True, kw_only=True)
 class InitImage:
-    """The picture that a run begins with, at the size that the networks work at.
+    """The image that a run begins with, at the size that the networks work at.
 
     image        (1, 3, 8H, 8W) in [-1, 1]
-    latents      (B or 1, 4, H, W) scaled, float32, in place of an image
+    latents      (B or 1, 4, H, W) scaled, float32, instead of an image
     mask         (1, 1, 8H, 8W) in [0, 1]: 1 is repainted, 0 is kept; None: all of it is repainted
-    latent_mask  (1, 1, H, W), the same of the latents; None where the other is
+    latent_mask  (1, 1, H, W), the mask of the latents; None if there is no mask
     """
 
     image: Tensor | None = None
@@ -33,13 +33,13 @@ class InitImage:
 
 
 def keep_unmasked(predict_eps: PredictEps, x_0: Tensor, mask: Tensor) -> PredictEps:
-    """A denoiser that keeps the unmasked part: there, it predicts the very noise that leads back to x_0.
+    """A denoiser that keeps the unmasked part: there, it predicts the noise that leads back to x_0.
 
     x_0   (1, 4, H, W)  latents of the init image
     mask  (1, 1, H, W)  1 is repainted, 0 is kept
 
-    However a sampler goes through the noise levels, what is kept then stays on the way from its noise to x_0: the same
-    as putting the noisy x_0 back after every step (Lugmayr et al., "RePaint", 2022, eq. 8), with the same noise.
+    With every sampler, the kept part then stays on the line from its noise to x_0. This equals putting the noisy x_0
+    back after every step (Lugmayr et al., "RePaint", 2022, eq. 8), with the same noise each time.
     """
 
     def predict(x_t: Tensor, alpha_bar: Tensor) -> Tensor:

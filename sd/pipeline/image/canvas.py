@@ -1,4 +1,4 @@
-"""A picture made ready to be worked on, and the way back: what image to image and inpainting do before and after."""
+"""Bring an input picture to the working size, and the result back: before and after image to image and inpainting."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from sd.pipeline.image.resizing import Placement, Size, fit, natural
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """picture (RGB), mask (L, as large, 255 is repainted, or None), and how both come to the working size."""
+    """picture (RGB), mask (L, of the same size, 255 is repainted, or None), and their place at the working size."""
 
     picture: Image.Image
     mask: Image.Image | None
@@ -28,14 +28,14 @@ class Canvas:
         return None if self.mask is None else self.placement.place(self.mask)
 
     def finish(self, made: Image.Image) -> Image.Image:
-        """What the networks made -> the result: without padding, or put back into the whole picture."""
+        """The networks' picture -> the result: without padding, or pasted into the whole picture."""
         if self.mask is None:
             return self.placement.cut(made)
         return paste_back(self.picture, made, self.mask, self.placement)
 
 
 def image_to_image(picture: Image.Image, size: Size | None, native: int, settings: InputSettings) -> Canvas:
-    """All of a picture is made anew.
+    """The canvas for image to image, which changes all of a picture.
 
     size    the working size; None for one that fits the picture
     native  side of the squares that the model was trained on
@@ -47,9 +47,9 @@ def image_to_image(picture: Image.Image, size: Size | None, native: int, setting
 def inpainting(
     picture: Image.Image, mask: Image.Image | None, size: Size | None, native: int, settings: InputSettings
 ) -> Canvas:
-    """What is white in the mask is made anew, and what the settings add around the picture.
+    """The canvas for repainting where the mask is white, or for what the settings add around the picture.
 
-    Raises PictureError where that is nothing, or lies outside of the part that is worked on.
+    Raises PictureError if nothing would be repainted, or if a part of it would be cropped.
     """
     if (mask is None) == (settings.expand is None):
         raise PictureError("inpainting takes either a mask or sides to expand. Give one of the two.")

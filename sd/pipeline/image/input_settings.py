@@ -1,6 +1,6 @@
-"""What a run with a picture depends on beside what every run does: how picture and mask are prepared.
+"""How an input picture and its mask are prepared.
 
-Checked before any picture or weight is read; the work is done in resizing, masks and outpainting.
+Checked before any picture or weight is read; used in resizing, masks and outpainting.
 """
 
 from dataclasses import dataclass, fields
@@ -9,13 +9,17 @@ from sd.config import LARGEST_SIDE
 from sd.pipeline.errors import SettingError, nearest
 from sd.pipeline.settings import is_of_type
 
-RESIZE_NAMES = {"crop": "Crop and resize", "pad": "Resize and fill", "stretch": "Just resize"}  # as other tools say it
+RESIZE_NAMES = {
+    "crop": "Crop and resize",
+    "pad": "Resize and fill",
+    "stretch": "Just resize",
+}  # as other tools say it
 SIDES = ("left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expansion:
-    """How many pixels a picture grows by on each side: multiples of 8, not all 0. Raises SettingError for others."""
+    """How many pixels a picture grows by on each side: multiples of 8, not all 0. Raises SettingError."""
 
     left: int = 0
     right: int = 0
@@ -62,16 +66,16 @@ class Expansion:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """How a picture and its mask are prepared. Raises SettingError for what cannot be.
+    """How a picture and its mask are prepared. Raises SettingError for invalid values.
 
     resize_mode     what happens to a picture of another shape: crop, pad or stretch
     invert_mask     repaint the black part instead of the white one
     mask_threshold  0 keeps grey levels; 1 to 255: this level and brighter ones become white, all others black
     mask_blur       radius in pixels, the standard deviation of a Gaussian; 0 to 64
-    only_masked     work on the surroundings of the mask alone, enlarged to the whole working size
-    mask_padding    how much of the surroundings is shown then, in pixels of the picture; 0 to 1024
+    only_masked     work on the region around the mask only, enlarged to the whole working size
+    mask_padding    pixels of the picture around the mask in that region; 0 to 1024
     expand          new area around the picture, or None
-    overlap         over how many pixels of the old picture the new area fades out; 0 to 256
+    overlap         pixels of the old picture over which the new area fades out; 0 to 256
     """
 
     resize_mode: str = "crop"

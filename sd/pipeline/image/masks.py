@@ -17,11 +17,10 @@ from sd.pipeline.image.resizing import Placement, Size, fit, resized
 
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask (L) from a picture file: its grey levels, as numbers, without regard to colour profiles.
+    """A mask (L) from a picture file: its grey levels, ignoring colour profiles.
 
-    Where a file is transparent and all that is visible in it has one colour, as when strokes were painted on an empty
-    layer, the strokes are the white part, whatever their colour. Otherwise what is transparent counts as black.
-    Raises PictureError for what is no picture.
+    If a file is transparent and everything visible has one colour, such as strokes on an empty layer, the strokes are
+    white in the mask. Otherwise transparent pixels count as black. Raises PictureError for files that are not pictures.
     """
     picture = read_rgba(path, colour_managed=False)
     if picture.mode == "RGB":
@@ -40,7 +39,7 @@ def _has_one_colour(picture: Image.Image) -> bool:
 
 
 def match(mask: Image.Image, size: Size) -> Image.Image:
-    """The mask at the size of its picture. Raises PictureError where it has another shape."""
+    """The mask at the size of its picture. Raises PictureError if it has another shape."""
     (width, height), (wanted_width, wanted_height) = mask.size, size
     # sides that were rounded to whole pixels differ by half a pixel
     if abs(width * wanted_height - height * wanted_width) > (wanted_width + wanted_height) / 2:
@@ -52,12 +51,12 @@ def match(mask: Image.Image, size: Size) -> Image.Image:
 
 
 def prepare(mask: Image.Image, *, invert: bool = False, threshold: int = 0, blur: float = 0) -> Image.Image:
-    """A mask (L) as it is applied: inverted, then made black and white, then blurred.
+    """Invert a mask (L), make it black and white, then blur it, as far as asked for.
 
     threshold  0 keeps grey levels; 1 to 255: this level and brighter ones become white, all others black
-    blur       radius in pixels, the standard deviation of a Gaussian; what is farther than three of it stays as it is
+    blur       radius in pixels, the standard deviation of a Gaussian; no pixel farther than three of it changes
 
-    Raises PictureError where nothing is left to repaint.
+    Raises PictureError if nothing is left to repaint.
     """
     if invert:
         mask = ImageChops.invert(mask)
@@ -97,13 +96,13 @@ def latent_mask(mask: Image.Image, factor: int = 8) -> np.ndarray:
 
 
 def masked_region(mask: Image.Image, working: Size, padding: int) -> Placement:
-    """Only the surroundings of the mask, as large as possible at the working size.
+    """Place the region around the mask at the working size, as large as possible.
 
     mask     (L) as large as the picture, not black everywhere
     padding  pixels of the picture around the bounds of the mask
 
-    The region is grown to the shape of the working size, and moved so that it stays inside the picture. Where the
-    picture is too narrow for that shape, the rest of the working size is padding.
+    The region grows to the shape of the working size, and moves to stay inside the picture. If the picture is too
+    narrow for that shape, the rest of the working size is padding.
     """
     bounds = mask.getbbox()
     assert bounds is not None, "prepare refuses a mask that is black everywhere"
@@ -127,14 +126,14 @@ def _ceil(dividend: int, divisor: int) -> int:
 
 
 def _grown(low: int, high: int, length: int, limit: int) -> tuple[int, int]:
-    """The stretch from low to high, grown to both ends alike, but kept between 0 and the limit."""
+    """The interval from low to high, grown equally at both ends, but kept between 0 and the limit."""
     length = min(length, limit)
     start = min(max(0, low - (length - (high - low)) // 2), limit - length)
     return start, start + length
 
 
 def composite(picture: Image.Image, made: Image.Image, mask: Image.Image) -> Image.Image:
-    """The made picture where the mask is white, the old one where it is black: there not a bit is changed.
+    """The new picture where the mask is white, the old one, bit for bit, where it is black.
 
     picture, made  RGB, 8 bits, of one size
     mask           L, of that size; a level m gives (m * made + (255 - m) * picture) / 255, rounded
@@ -143,7 +142,7 @@ def composite(picture: Image.Image, made: Image.Image, mask: Image.Image) -> Ima
 
 
 def paste_back(picture: Image.Image, made: Image.Image, mask: Image.Image, placement: Placement) -> Image.Image:
-    """What was made at the working size, put into the whole picture; where the mask is 0, not a bit is changed.
+    """Paste a result of the working size into the whole picture; where the mask is 0, not a bit changes.
 
     picture, mask  RGB and L, as large as the placement's picture
     made           RGB, of the working size

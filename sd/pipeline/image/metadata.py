@@ -1,4 +1,4 @@
-"""The texts that a picture file carries: what it was made from. A file is data from a stranger."""
+"""The texts in a picture file that say how it was made. Files are untrusted."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The text chunks before the pixels of a PNG; none where it is no PNG, or damaged. The pixels are not read."""
+    """The text chunks before the pixels of a PNG; none if it is damaged or not a PNG. The pixels are not read."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return {key: str(text) for key, text in picture.info.items() if isinstance(text, str)}
@@ -21,9 +21,9 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def read_foreign_texts(path: Path) -> dict[str, str]:
-    """All texts of a PNG, behind the pixels, too; of other pictures, the user comment as "parameters".
+    """All texts of a PNG, also those after the pixels; of other pictures, the user comment as "parameters".
 
-    Raises PictureError where it is no picture.
+    Raises PictureError if it is not a picture.
     """
     with opened(path) as file, decoding(path):
         picture = Image.open(file, formats=readable(("PNG", "JPEG", "WEBP", "AVIF")))
@@ -43,12 +43,12 @@ def user_comment(value: bytes | str) -> str:
     code, text = value[:8], value[8:]
     if code != b"UNICODE\0":
         return (text if code in (b"ASCII\0\0\0", bytes(8)) else value).decode("utf-8", "replace").strip("\0")
-    big = text[0::2].count(0) >= text[1::2].count(0)  # no byte order is laid down; of most text, one half is zeros
+    big = text[0::2].count(0) >= text[1::2].count(0)  # the byte order is not specified; in most text, one half is zeros
     return text.decode("utf-16-be" if big else "utf-16-le", "replace").strip("\0")
 
 
 def read_exact(path: Path) -> dict:
-    """The exact settings, and what else was noted with them, in a picture of ours; empty for others."""
+    """The exact settings, and what is stored with them, in a picture of ours; empty for others."""
     return exact_in(read_texts(path))
 
 
@@ -62,7 +62,7 @@ def exact_in(texts: dict[str, str]) -> dict:
 
 
 def settings_from(exact: dict) -> Settings | None:
-    """The settings in what `read_exact` gives; None where they are none."""
+    """The settings in the result of `read_exact`; None if they are invalid."""
     try:
         return Settings(**{name: value for name, value in exact.items() if name in FIELDS})
     except (SettingError, TypeError):

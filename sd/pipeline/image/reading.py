@@ -1,7 +1,7 @@
-"""Reading the picture files that people give: upright, 8 bits a channel, sRGB, and what is transparent as a mask.
+"""Read input pictures: upright, 8 bits a channel, sRGB, with the transparent part as a mask.
 
-A file is data from a stranger. Only the common formats are tried (some of the others start other programs), its size
-is checked before memory is taken for it, and whatever is wrong with it ends in one sentence.
+Files are untrusted. Only common formats are tried (some others start other programs), the size is checked before memory
+is allocated, and every error is one sentence.
 """
 
 import io
@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-LARGEST_PIXELS = 2**27  # 134 million: the largest cameras of phones fit, a file made to fill the memory does not
+LARGEST_PIXELS = 2**27  # 134 million: enough for any phone's camera, but not for a file made to fill the memory
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annex B
-# What Pillow raises where the bytes of a file make no sense to it.
+# What Pillow raises for damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, RuntimeError)
 DAMAGE += (struct.error, zlib.error)
 
@@ -30,13 +30,13 @@ class PictureError(ValueError):
 
 
 def read_picture(path: Path, *, background: str = "white") -> tuple[Image.Image, Image.Image | None]:
-    """A picture to work on, and what is transparent in it.
+    """An input picture, and its transparent part.
 
-    background  the colour that transparent pixels are laid on
-    returns     an RGB picture, and None or, where some pixel is not opaque, a mask (L) of the same size: 255 where
-                there is nothing to be seen, 0 where the picture is opaque
+    background  the colour behind transparent pixels
+    returns     an RGB picture, and None or, if some pixel is not opaque, a mask (L) of the same size: 255 is
+                transparent, 0 is opaque
 
-    Raises PictureError for what is no picture or more than one.
+    Raises PictureError for files that are not exactly one picture.
     """
     picture = read_rgba(path)
     if picture.mode == "RGB":
@@ -46,16 +46,16 @@ def read_picture(path: Path, *, background: str = "white") -> tuple[Image.Image,
 
 
 def flatten(picture: Image.Image, background: str) -> Image.Image:
-    """RGBA -> RGB, laid on a colour."""
+    """RGBA -> RGB, on a background colour."""
     return Image.composite(picture.convert("RGB"), Image.new("RGB", picture.size, background), picture.getchannel("A"))
 
 
 def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
-    """A picture as its file has it: RGBA where some pixel is not opaque, otherwise RGB.
+    """A picture from a file: RGBA if some pixel is not opaque, otherwise RGB.
 
-    colour_managed  whether its colours are brought to sRGB; False takes the numbers as they are
+    colour_managed  whether colours are converted to sRGB
 
-    Raises PictureError for what is no picture or more than one.
+    Raises PictureError for files that are not exactly one picture.
     """
     path = Path(path)
     with opened(path) as file, decoding(path):
@@ -65,20 +65,17 @@ def read_rgba(path: Path, *, colour_managed: bool = True) -> Image.Image:
 
 
 def opened_picture(picture: Image.Image, *, background: str = "white") -> Image.Image:
-    """A picture that somebody opened with Pillow, as `read_picture` gives it (RGB); the given one stays as it is.
-
-    Raises PictureError for what cannot be used.
-    """
+    """A copy of a picture opened with Pillow, in RGB as from `read_picture`. Raises PictureError if unusable."""
     picture = _as_rgba("the picture", picture, colour_managed=True)
     return picture if picture.mode == "RGB" else flatten(picture, background)
 
 
 def _as_rgba(name: Path | str, picture: Image.Image, *, colour_managed: bool) -> Image.Image:
-    """Upright, 8 bits a channel: RGBA where some pixel is not opaque, otherwise RGB."""
+    """Upright, 8 bits a channel: RGBA if some pixel is not opaque, otherwise RGB."""
     picture.load()
-    with suppress(*DAMAGE):  # of the metadata alone: the picture is shown, as viewers do
+    with suppress(*DAMAGE):  # damaged metadata is ignored, as viewers do
         upright = ImageOps.exif_transpose(picture)
-        upright.format = picture.format  # which copies lose
+        upright.format = picture.format  # copies lose it
         picture = upright
     colours, opacity = _split(name, picture)
     profile = picture.info.get("icc_profile") if colour_managed else None
@@ -152,7 +149,7 @@ def _too_large(path: Path, given: str) -> PictureError:
 def _check_frames_and_size(path: Path, picture: Image.Image) -> None:
     if picture.width * picture.height > LARGEST_PIXELS:
         raise _too_large(path, f"{picture.width}x{picture.height}")
-    # A JPEG of format MPO is a photograph with previews or depth behind it; the photograph comes first.
+    # A JPEG of format MPO is a photograph followed by previews or depth; the photograph comes first.
     if picture.format != "MPO" and getattr(picture, "is_animated", False):
         raise PictureError(
             f"{path} holds more than one frame or page. Give a single one, saved as PNG: "
@@ -191,10 +188,7 @@ def _split_16_bits(picture: Image.Image) -> tuple[Image.Image, Image.Image | Non
 
 
 def in_srgb(colours: Image.Image, profile: bytes) -> Image.Image:
-    """L, RGB or CMYK, and the ICC profile that says what its numbers mean -> RGB, as a screen shows them.
-
-    A profile that is damaged, or meant for other channels, is left aside, as viewers do.
-    """
+    """L, RGB or CMYK, and its ICC profile -> RGB in sRGB. A damaged or unfitting profile is ignored, as viewers do."""
     plain = colours.convert("RGB")
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))

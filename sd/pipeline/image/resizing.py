@@ -1,8 +1,8 @@
-"""Bringing a picture to the size that the networks work at, and what they made back to where it belongs.
+"""Bring a picture to the networks' working size, and the result back to its place in the picture.
 
     placement = fit(picture.size, (512, 512), "crop")
     made = ... placement.place(picture) ...
-    placement.back(made)                                # as large as the part of the picture that was taken
+    placement.back(made)                                # at the size of the part of the picture that was used
 
 A mask goes the same way as its picture: `placement.place(mask)`.
 """
@@ -22,12 +22,12 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom; the last two are ju
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Which part of a picture is worked on, and where it lies at the working size.
+    """Which part of a picture is used, and where it lies at the working size.
 
     picture  size of the whole picture
-    taken    the part of it that is worked on, in its pixels
-    working  size that the networks see, multiples of 8
-    shown    where that part lies there; what is around it is padding, and no part of the picture
+    taken    the part of it that is used, in its pixels
+    working  size for the networks, multiples of 8
+    shown    where that part lies at the working size; the rest is padding
     """
 
     picture: Size
@@ -54,11 +54,11 @@ class Placement:
         return made.crop(self.shown)
 
     def back(self, made: Image.Image) -> Image.Image:
-        """A picture of the working size -> one as large as the part that was taken."""
+        """A picture of the working size -> one of the size of `taken`, without padding."""
         return resized(self.cut(made), size_of(self.taken))
 
     def covers(self, mask: Image.Image) -> bool:
-        """Whether all that a mask (L, as large as the picture) asks for lies in the part that is worked on."""
+        """Whether all nonzero pixels of a mask (L, as large as the picture) lie in the part that is used."""
         bounds = mask.getbbox()
         if bounds is None:
             return True
@@ -71,23 +71,23 @@ def size_of(box: Box) -> Size:
 
 
 def resized(picture: Image.Image, size: Size) -> Image.Image:
-    """A picture (RGB) or mask (L) of another size; unchanged where it has that size already."""
+    """A picture (RGB) or mask (L) at another size; unchanged if it already has it."""
     if picture.size == size:
         return picture
-    # Lanczos rings: around the white of a mask it would leave grey specks where there was black
+    # Lanczos rings: around the white part of a mask it would leave grey specks on black
     return picture.resize(size, Image.Resampling.BILINEAR if picture.mode == "L" else Image.Resampling.LANCZOS)
 
 
 def fit(picture: Size, working: Size, mode: str) -> Placement:
-    """How a picture comes to the working size.
+    """Place a picture at the working size.
 
-    crop     enlarged or shrunk until it covers everything, the middle is taken
-    pad      enlarged or shrunk until all of it is to be seen, in the middle; the rest repeats its edges, since bars of
-             one colour would be taken for a part of the picture
-    stretch  its shape is changed
+    crop     scale until it covers the working size, and use the middle
+    pad      scale until it fits inside, in the middle; the rest repeats its edges, as the model would treat bars of one
+             colour as a part of the picture
+    stretch  change its shape
 
-    A picture that crop or pad would change by less than 8 pixels a side is only cut or padded: not resampled.
-    Raises ValueError for another mode, and for a working size that cannot be.
+    If crop or pad would change a side by less than 8 pixels, it is only cut or padded, not resampled.
+    Raises ValueError for an unknown mode or an invalid working size.
     """
     width, height = picture
     if any(side % 8 or not SMALLEST_SIDE <= side <= LARGEST_SIDE for side in working):
@@ -112,20 +112,20 @@ def fit(picture: Size, working: Size, mode: str) -> Placement:
 
 
 def middle(inner: Size, outer: Size) -> Box:
-    """The box of the inner size in the middle of the outer one; what cannot be halved goes to the right and bottom."""
+    """The box of the inner size in the middle of the outer one; an odd pixel goes to the right or bottom."""
     left, top = (outer[0] - inner[0]) // 2, (outer[1] - inner[1]) // 2
     return left, top, left + inner[0], top + inner[1]
 
 
 def natural(picture: Size, native: int) -> Placement:
-    """How a picture comes to a working size when no size is asked for: all of it, in its own shape.
+    """Place a picture at the default working size: all of it, in its own shape.
 
     native  side of the squares that the model was trained on
 
-    A picture of between half and twice as many pixels as the model was trained on keeps its size; up to 7 pixels of
-    padding make its sides multiples of 8, and nothing is resampled. Any other is scaled to as many pixels as the model
-    was trained on, its sides rounded to multiples of 8: far more, and things appear twice; far fewer, and there is
-    nothing to see. Raises PictureError for a picture too long and thin for either.
+    A picture of half to twice as many pixels as the model was trained on keeps its size; up to 7 pixels of padding make
+    its sides multiples of 8. Any other is scaled to the model's number of pixels, its sides rounded to multiples of 8:
+    with far more, things appear twice; with far fewer, little is recognisable. Raises PictureError for a picture too
+    long and thin for either.
     """
     width, height = picture
     keeps = native**2 / 2 <= width * height <= native**2 * 2

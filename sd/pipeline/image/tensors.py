@@ -1,4 +1,4 @@
-"""Between the networks' tensors and picture files."""
+"""Convert between the networks' tensors and picture files."""
 
 import io
 import math
@@ -28,7 +28,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def init_image_from(picture: Image.Image, mask: Image.Image | None) -> InitImage:
-    """What a run begins with, from a picture and its mask at the working size."""
+    """The init image of a run, from a picture and its mask at the working size."""
     if mask is None:
         return InitImage(image=to_tensor(picture))
     from sd.pipeline.image.masks import latent_mask
@@ -40,7 +40,7 @@ def init_image_from(picture: Image.Image, mask: Image.Image | None) -> InitImage
 def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:
     """Write a PNG with text chunks: complete, or not at all.
 
-    Raises FileExistsError where there is such a file already, unless forced.
+    Raises FileExistsError if the file exists, unless forced.
     """
     with written_whole(path, force=force) as file:
         file.write(png_bytes(picture, texts))
@@ -57,7 +57,7 @@ def png_bytes(picture: Image.Image, texts: dict[str, str]) -> bytes:
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """All pictures on one sheet, row by row; about as many rows as columns unless those are given."""
+    """All pictures on one sheet, row by row; by default with about as many rows as columns."""
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(side) for side in zip(*(picture.size for picture in pictures), strict=True))
