@@ -23,7 +23,7 @@ constexpr long ROWS = 32;                                 // queries at a time, 
 constexpr long WIDTH = 64;                                // keys at a time
 constexpr long TOGETHER = 8;                              // of the queries, where products are of vectors
 constexpr long SCORES = WIDTH + 16, WEIGHTS = WIDTH + 32; // row strides that do not fall on the same lines of a cache
-constexpr float SLACK = 8;                                // weights may be 2^SLACK before they are scaled anew
+constexpr float SLACK = 8;                                // weights may be 2^SLACK before rows are rescaled
 
 // The compiler is not told that tile loads read memory.
 static inline void fence() { asm volatile("" ::: "memory"); }
@@ -150,7 +150,7 @@ struct Head {
     }
 #endif
 
-    // What is behind the last key gets no weight.
+    // Columns after the last key get no weight.
     void leave_out(long s, long width) {
         for (long n = S - s; n < width; n++)
             for (long r = 0; r < ROWS; r++) scores[r * SCORES + n] = -INFINITY;
@@ -173,7 +173,7 @@ struct Head {
     }
 
     // Softmax of WIDTH scores, with what is subtracted taken from the first ones: nothing else changes with it as long as
-    // no weight is too large. Where one is, the row is scaled anew, with the sums that it has so far.
+    // no weight is too large. If one is, the row and its sums so far are rescaled.
     template <bool COUNT, class Width> void find_weights(bool first, Width width, float scale) {
         for (long r = 0; first && r < ROWS; r++) {
             __m512 most = _mm512_load_ps(scores + r * SCORES);

@@ -1,8 +1,7 @@
-"""Attention in bf16 on processors with AMX or AVX512-BF16, by a kernel of ours where there is a compiler for it.
+"""Attention in bf16 on processors with AMX or AVX512-BF16, by `attention.cpp`, if there is a compiler.
 
-PyTorch's own kernel takes more than a third of a step of v1 at 512x512, nearly all of it where there are 4,096 tokens
-in heads 40 wide. `attention.cpp` takes less than half of that time; docs/performance.md has the figures. It is one
-operator to PyTorch. Elsewhere nothing changes.
+PyTorch's kernel takes more than a third of a step of v1 at 512x512, nearly all of it for the 4,096 tokens in heads 40
+wide. This one takes less than half of that time; docs/performance.md has the figures.
 
 B batch, T tokens, S tokens attended to, D width of all heads.
 """
@@ -22,7 +21,7 @@ from sd.runtime.cpu.operators import Operator
 from sd.runtime.device import LATENTS
 from sd.runtime.patching import patched
 
-WIDEST = 512  # head, that of the VAE; the kernel needs memory for whole rows
+WIDEST = 512  # head, in the VAE; the kernel needs memory for whole rows
 NEEDED = AVX512 | {PAIRS}
 FUNCTIONS = {
     "sd_attention_memory": ([NUMBER] * 2, NUMBER),
@@ -40,17 +39,17 @@ KERNEL = Kernel(
 
 
 def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel is for such networks on this machine, if there is a compiler."""
+    """Whether this machine can run the kernel for this device and precision, if there is a compiler."""
     return device.type == "cpu" and dtype == torch.bfloat16 and cpu_flags() >= NEEDED
 
 
 def attention_applied(
     network: nn.Module, x: Tensor, on_build: Callable[[], object] = lambda: None, latents: int | None = None
 ) -> AbstractContextManager[None]:
-    """Within this context, the network attends by the kernel, for inputs like x (B, C, H, W), without gradients.
+    """Within this context, the network uses the kernel, for inputs like x (B, C, H, W), without gradients.
 
-    on_build  called before the kernel is compiled, which is done once on a machine
-    latents   the number of positions in the latents that belong to x, if these are not x
+    on_build  called before the kernel is compiled, once per machine
+    latents   the number of positions in the latents that belong to x, if x is not latents
     """
     latents = x.shape[-2:].numel() if latents is None else latents
     if latents < LATENTS or not is_supported(x.device, x.dtype) or torch.is_grad_enabled():

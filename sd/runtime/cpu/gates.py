@@ -1,9 +1,8 @@
-"""Gated feed-forwards in bf16 whose GELU and gate are applied while a product is written.
+"""Gated feed-forwards in bf16 that apply GELU and gate within the matrix products.
 
-oneDNN, which multiplies matrices in bf16 for PyTorch on CPUs, can add a bias, take the GELU and multiply with another
-array before it rounds a product. PyTorch copies the bias to each row first, and reads and writes all hidden values
-again for the GELU and for the gate: in v1 at 512x512, 42 MB in each of the largest layers. As elsewhere in this folder,
-the network does not know.
+oneDNN, which multiplies matrices in bf16 for PyTorch on CPUs, can add a bias, apply GELU and multiply with another
+array before it rounds a product. PyTorch instead copies the bias to each row, and reads and writes all hidden values
+again for the GELU and for the gate: in v1 at 512x512, 42 MB in each of the largest layers.
 
 B batch, T tokens, D width.
 """
@@ -22,10 +21,7 @@ LINEAR = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # there are build
 
 
 def gates_joined(network: nn.Module, x: Tensor) -> AbstractContextManager[None]:
-    """Within this context, the network's gates are joined to its products, in predictions for x, without gradients.
-
-    Only in bf16 and where oneDNN has it; elsewhere nothing changes.
-    """
+    """Within this context, the network's gates are fused, for inputs like x in bf16, if oneDNN supports it."""
     if not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
         return patched({})
     return patched({module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)})

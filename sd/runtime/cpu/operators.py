@@ -1,6 +1,6 @@
-"""The project's functions as operators of PyTorch, so that whoever watches PyTorch's functions sees them.
+"""The project's functions as PyTorch operators, so that profilers and function modes see them.
 
-An operator is registered when it is first needed, as importing a module registers nothing.
+An operator is registered at its first use; importing a module registers nothing.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ class Operator:
 
     def __init__(self, schema: str, function: Callable[..., Tensor]):
         self.schema, self.function = schema, function
-        self._library: torch.library.Library | None = None  # the operator ends with it
+        self._library: torch.library.Library | None = None  # the operator lives as long as this
 
     @property
     def call(self) -> Callable[..., Tensor]:
@@ -29,5 +29,5 @@ class Operator:
         return getattr(torch.ops.sd_zoo, name).default
 
     def is_(self, function: Callable) -> bool:
-        """Whether a function that somebody saw called is this operator."""
+        """Whether a function is this operator."""
         return self._library is not None and function is self.call

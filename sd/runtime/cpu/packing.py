@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 CONVOLUTION = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)  # there are builds of PyTorch without oneDNN
-TYPICAL = 32, 32  # feature map; told nothing, oneDNN takes a layout that makes 1x1 convolutions up to 40 times as slow
+TYPICAL = 32, 32  # feature map; without it, oneDNN's layout makes 1x1 convolutions up to 40 times as slow
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -61,7 +61,7 @@ def convolutions_of(network: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def origin(conv: nn.Conv2d) -> tuple[Tensor, int]:
-    """The weight, and a number that changes when it is changed in place."""
+    """The weight, and its version, which changes with changes in place."""
     weight = conv.weight.detach()
     return weight, 0 if weight.is_inference() else weight._version
 

@@ -1,17 +1,16 @@
-"""Group norms whose sums keep their digits.
+"""Group norms without loss of precision.
 
 For float32 in channels_last order, PyTorch's CPU kernel adds up values and squares one after the other, and takes the
-variance as the mean of the squares less the square of the mean. Over 512x512 positions that is off by 1e-4 where mean
-and deviation are alike, and by 0.02 where the mean is 30 times as large; in contiguous order, by 1e-6 and 3e-6. Here,
-the mean comes first and the squares are those of what is left, in twice the time, which is a hundredth of a VAE's.
-As elsewhere, the networks do not know: their norms change their class.
+variance as the mean of the squares minus the square of the mean. Over 512x512 positions that is off by 1e-4 if mean and
+deviation are alike, and by 0.02 if the mean is 30 times as large; in contiguous order, by 1e-6 and 3e-6. Here the mean
+is subtracted before squaring, in twice the time, which is a hundredth of a VAE's. Norms change their class.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-POSITIONS = 1024  # below, few numbers are added up, and PyTorch's kernel is near enough
+POSITIONS = 1024  # for fewer, PyTorch's kernel is precise enough
 PART = 1 << 20  # numbers that are squared at a time
 
 
@@ -26,7 +25,7 @@ class PreciseGroupNorm(nn.GroupNorm):
 
 
 def precise_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm` for channels_last order. Who watches PyTorch's functions sees it as one of them."""
+    """`F.group_norm` for channels_last order, visible to function modes."""
     if has_torch_function_unary(x):
         return handle_torch_function(precise_group_norm, (x,), x, groups, weight, bias, eps)
     rows = x.permute(0, 2, 3, 1)  # (B, C, H, W) -> (B, H, W, C), as they lie in memory
@@ -40,12 +39,12 @@ def precise_group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps
 
 
 def by_group(means: Tensor, groups: int) -> Tensor:
-    """Means of channels (B, C) -> of their groups, for each of their channels, (B, 1, 1, C)."""
+    """Means of channels (B, C) -> means of their groups, repeated for each channel, (B, 1, 1, C)."""
     return means.unflatten(1, (groups, -1)).mean(2).repeat_interleave(means.shape[1] // groups, 1)[:, None, None]
 
 
 def is_coarse(x: Tensor) -> bool:
-    """Whether PyTorch's kernel for x loses digits."""
+    """Whether PyTorch's kernel is imprecise for x."""
     return (
         x.device.type == "cpu"
         and x.dtype == torch.float32
@@ -57,7 +56,7 @@ def is_coarse(x: Tensor) -> bool:
 
 
 def make_precise(network: nn.Module) -> None:
-    """Have the network's group norms computed precisely from now on."""
+    """Make the network's group norms precise."""
     for module in network.modules():
         if type(module) is nn.GroupNorm:
             module.__class__ = PreciseGroupNorm

@@ -1,4 +1,4 @@
-"""The memory of this process, as Linux and its C library have it; on other systems, nothing changes."""
+"""Memory settings of the GNU C library on Linux; on other systems, nothing changes."""
 
 import ctypes
 import sys
@@ -7,11 +7,10 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # as malloc.h of 
 
 
 def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees, to use it again; returns whether its C library can do that.
+    """Have this process keep freed memory for reuse; returns whether its C library can do that.
 
-    Large arrays otherwise go back to the system with every layer, and each new one is cleared by it, page by page. The
-    price is that the memory of a process never shrinks, and has some gaps. To be called before threads are started, as
-    all of them are to use what one of them has freed.
+    Otherwise every layer returns its large arrays to the system, which clears each new one page by page. In exchange,
+    the memory of the process never shrinks, and is fragmented. Call it before threads start: they then share one arena.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     # nothing is trimmed, nothing mapped by itself, and all threads share one arena

@@ -115,7 +115,7 @@ template <class Number> struct Convolution {
             for (long n = 0; n < 4; n++) _mm512_store_ps(m + r * PANEL + n * 16, sums[r][n]);
     }
 
-    // All products for PANEL outputs: m[point][tile][output]. Rows behind the last tile are multiplied and not looked at.
+    // All products for PANEL outputs: m[point][tile][output]. Rows after the last tile are multiplied and ignored.
     void multiply(const Number *u, long count, long panel, float *m) const {
         const Number *from = weights + panel * points(upsampled) * in * PANEL;
         for (long p = 0; p < POINTS; p++) {

@@ -2,11 +2,9 @@
 
 Four neighbouring results share their inputs: sums and differences of these, multiplied with sums and differences of the
 weights that are computed once, give all four with fewer products (Lavin & Gray, "Fast Algorithms for Convolutional
-Neural Networks", 2016, section 4.1). Behind nearest-neighbour upsampling some of the differences are zero, and 9
-products are left. `winograd.cpp` is for processors with AVX-512, in bf16 for those with AVX512-BF16 and without AMX,
-whose tiles are faster still; docs/performance.md has the figures. It is one operator to PyTorch. In float32 the results
-are the same up to rounding; in bf16, what is multiplied is rounded once more. Elsewhere everything is as ever, and the
-networks do not know.
+Neural Networks", 2016, section 4.1). After nearest-neighbour upsampling some of the differences are zero, and 9
+products are left. `winograd.cpp` is for processors with AVX-512; in bf16, for those with AVX512-BF16 and without AMX,
+whose tiles are faster. In float32 the results are the same up to rounding; in bf16, factors are rounded once more.
 
 B batch, C channels, H W height and width.
 """
@@ -23,12 +21,12 @@ from sd.runtime.cpu.operators import Operator
 from sd.runtime.cpu.packing import is_made_from, origin
 from sd.runtime.device import LATENTS
 
-POSITIONS = 1024  # of a result; for fewer, weights take more memory than multiplications are saved
-INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # channels come in such numbers
+POSITIONS = 1024  # of a result; for fewer, reading the larger weights costs more than is gained
+INPUTS, MOST_INPUTS, OUTPUTS = 16, 8192, 64  # numbers of channels: multiples of 16, at most, multiples of 64
 
 
 def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the algorithm is for such networks on this machine, if there is a compiler."""
+    """Whether this machine gains from the algorithm for this device and precision, if there is a compiler."""
     flags = cpu_flags()
     if device.type != "cpu" or not flags >= AVX512:
         return False
@@ -36,7 +34,7 @@ def is_supported(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def functions() -> dict[str, tuple[list, type | None]]:
-    """Of the kernel, and their types."""
+    """The kernel's functions and their types."""
     kinds = ["float", "bf16"] if PAIRS in cpu_flags() else ["float"]
     weights, convolution = [ADDRESS] * 2 + [NUMBER] * 6, [ADDRESS] * 4 + [ctypes.POINTER(NUMBER), ADDRESS, NUMBER]
     return {
@@ -50,17 +48,17 @@ KERNEL = Kernel("winograd", features=lambda: AVX512 | ({PAIRS} & cpu_flags()), f
 
 
 class WinogradConvolutions:
-    """A network's convolutions by the algorithm, and their weights for it, which are made when they are first needed.
+    """A network's convolutions by the algorithm, and their transformed weights, made when first needed.
 
-    keep  the weights are kept: in memory, 16/9 of the plain ones. They are made again when the network's have changed;
-          changes through `.data` are not seen. Else they are made in every call, in little time for large feature maps
+    keep  keep these weights, of 16/9 of the plain ones' size, and make them again after the network's changed; changes
+          through `.data` are not noticed. Otherwise they are made in every call, cheap for large feature maps
     """
 
     def __init__(self, network: nn.Module, *, keep: bool):
         self.network, self.keep = network, keep
         upsampling = upsampling_layers(network)
-        behind = {layer.conv for layer in upsampling}
-        plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in behind]
+        upsampled = {layer.conv for layer in upsampling}
+        plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in upsampled]
         self.layers = {layer: layer for layer in plain if fits(layer)}  # and the convolution in each of them
         self.layers |= {layer: layer.conv for layer in upsampling if fits(layer.conv)}
         # made from what, in which version and precision; the weights
@@ -72,7 +70,7 @@ class WinogradConvolutions:
         latents: int,
         on_build: Callable[[], object] = lambda: None,
     ) -> dict[nn.Module, Callable[..., Tensor]]:
-        """Forward functions for inputs like x, without gradients; none where the algorithm is not to be had.
+        """Forward functions for inputs like x, without gradients; none if the algorithm is not available.
 
         latents   the number of positions in the latents that belong to x
         on_build  called before the algorithm is compiled, which is done once on a machine
@@ -105,7 +103,7 @@ class WinogradConvolutions:
 
 
 def upsampling_layers(network: nn.Module) -> list[nn.Module]:
-    """Those that upsample before a convolution, `conv`."""
+    """The layers that upsample before a convolution, `conv`."""
     return [module for module in network.modules() if isinstance(module, unet.Upsample | vae.Upsample)]
 
 
@@ -119,7 +117,7 @@ def is_convolution(layer: nn.Module) -> bool:
 
 
 def fits(conv: nn.Conv2d) -> bool:
-    """Whether the algorithm is for such a convolution."""
+    """Whether the algorithm computes such a convolution."""
     sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     return (
         sizes == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
@@ -131,9 +129,9 @@ def fits(conv: nn.Conv2d) -> bool:
 
 
 def lay_out(weight: Tensor, *, upsampled: bool) -> Tensor:
-    """3x3 weights (C', C, 3, 3) -> those of the algorithm, (C'/64, 16, C, 64) numbers, upsampled (C'/64, 9, C, 64).
+    """3x3 weights (C', C, 3, 3) -> transformed, (C'/64, 16, C, 64) numbers, upsampled (C'/64, 9, C, 64).
 
-    In bf16, numbers of two input channels lie side by side. Raises RuntimeError where the algorithm is not to be had.
+    In bf16, numbers of two input channels are interleaved. Raises RuntimeError if the algorithm is not available.
     """
     outputs, inputs = weight.shape[:2]
     if not weight.is_contiguous(memory_format=torch.channels_last):
@@ -148,15 +146,15 @@ def lay_out(weight: Tensor, *, upsampled: bool) -> Tensor:
 def convolve(x: Tensor, weights: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
     """x (B, C, H, W) and weights of `lay_out` -> (B, C', H, W), upsampled (B, C', 2H, 2W), in channels_last order.
 
-    Raises RuntimeError where the algorithm is not to be had, and for weights of other sizes or precision.
+    Raises RuntimeError if the algorithm is not available, and for weights of other sizes or precision.
     """
     scale = 2 if upsampled else 1
     x = x.contiguous(memory_format=torch.channels_last)
     batch, inputs, height, width = x.shape
     expected = len(bias) // OUTPUTS, 9 if upsampled else 16, inputs, OUTPUTS
     if weights.shape != expected or not x.dtype == weights.dtype == bias.dtype:
-        told = f"{list(weights.shape)} in {weights.dtype}, biases in {bias.dtype}"
-        raise RuntimeError(f"inputs in {x.dtype} need weights {list(expected)} in the same precision, got {told}")
+        given = f"{list(weights.shape)} in {weights.dtype}, biases in {bias.dtype}"
+        raise RuntimeError(f"inputs in {x.dtype} need weights {list(expected)} in the same precision, got {given}")
     result = x.new_empty(batch, scale * height, scale * width, len(bias))
     threads = torch.get_num_threads()
     code = _function("sd_winograd", x.dtype)
