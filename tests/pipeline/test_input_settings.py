@@ -68,11 +68,6 @@ def test_settings_that_cannot_be_are_refused_with_what_is_allowed(given, message
     assert str(caught.value) == message
 
 
-def test_settings_that_can_be_are_kept():
-    settings = InputSettings(mask_blur=4, only_masked=True, expand=Expansion(left=8))
-    assert (settings.mask_blur, settings.only_masked, settings.expand.left) == (4, True, 8)
-
-
 def test_a_number_that_is_no_number_of_pixels_is_refused():
     with pytest.raises(SettingError, match=r"expand left=8.0 is not a whole number of pixels"):
         Expansion(left=8.0)

@@ -49,9 +49,11 @@ def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps,
     assert abs(pixels(model.decode(ours)[0]) - pixels(expected_picture)).max() <= 1
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLER_INFO)
-def test_every_sampler_runs_on_every_schedule_and_stays_finite(model, sampler, schedule):
+# every sampler on one schedule, every schedule with one sampler; all pairs are slow tests, in test_sampler_pictures.py
+@pytest.mark.parametrize(
+    ("sampler", "schedule"), [*((name, "karras") for name in SAMPLER_INFO), *(("euler", name) for name in SCHEDULES)]
+)
+def test_every_sampler_and_every_schedule_runs_and_stays_finite(model, sampler, schedule):
     *_, latents = model.sample([settings(sampler=sampler, schedule=schedule, steps=3)])
     assert latents.isfinite().all()  # a network that fails raises NonFiniteError before
     # made-up weights give no picture, but neither does anything grow without bound
@@ -61,16 +63,12 @@ def test_every_sampler_runs_on_every_schedule_and_stays_finite(model, sampler, s
 @pytest.mark.parametrize(
     "options",
     [
-        {"sampler": "ddim"},
         {"sampler": "ddim", "eta": 1.0},
-        *(
-            {"sampler": name}
-            for name in ("ddpm", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm")
-        ),
+        *({"sampler": name} for name in ("ddim", "ddpm", "euler_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm")),
     ],
 )
-def test_a_picture_is_the_same_alone_and_in_a_batch_of_four(model, options):
-    batch = [settings(seed=seed, **options) for seed in range(10, 14)]
+def test_a_picture_is_the_same_alone_and_in_a_batch(model, options):
+    batch = [settings(seed=seed, steps=3, **options) for seed in (10, 11)]
     together = model.decode(final(model, batch))
     for job, picture in zip(batch, together, strict=True):
         (alone,) = model.decode(final(model, [job]))
@@ -115,13 +113,8 @@ def test_txt2img_returns_pictures_with_their_settings(model):
 
 
 def test_a_seed_is_drawn_where_none_is_given(model):
-    seeds = {json.loads(model.txt2img("", steps=1, width=64, height=64)[0].info["sd"])["seed"] for _ in range(3)}
-    assert len(seeds) == 3
-
-
-def test_a_wrong_setting_is_refused(model):
-    with pytest.raises(SettingError, match="width 68 is not a multiple of 8"):
-        model.txt2img(PROMPT, width=68, height=64)
+    seeds = {json.loads(model.txt2img("", steps=1, width=64, height=64)[0].info["sd"])["seed"] for _ in range(2)}
+    assert len(seeds) == 2
 
 
 def test_channels_last_gives_the_same_picture(model, tiny_networks):
@@ -180,11 +173,6 @@ def test_no_pictures_are_refused(model, options):
         model.txt2img("", **options)
 
 
-def test_the_parts_can_be_used_alone(model):
-    tokens = model.tokenizer(["a horse"])
-    assert torch.equal(model.text_encoder(tokens), model.encode_prompts(["a horse"]))
-
-
 def test_prompts_without_syntax_give_the_bits_of_the_text_encoder(model):
     prompts = ["a horse", "", "a: b, 16:9 | c", "a " * 75]
     assert torch.equal(model.encode_prompts(prompts), model.text_encoder(model.tokenizer(prompts)))
@@ -230,12 +218,6 @@ def test_a_picture_has_the_chunks_of_its_longest_text(model):
 def test_a_word_beyond_the_75th_token_changes_the_picture(model):
     first, second = (final(model, [settings(prompt="a " * 76 + word)]) for word in ("horse", "house"))
     assert relative_error(first, second) > 1e-3
-
-
-def test_weights_change_the_picture_and_a_weight_of_one_does_not(model):
-    plain = final(model, [settings(prompt="a red horse")])
-    assert torch.equal(final(model, [settings(prompt="a (red:1.0) horse")]), plain)
-    assert relative_error(final(model, [settings(prompt="a (red:1.5) horse")]), plain) > 1e-3
 
 
 def test_a_prompt_is_edited_after_the_step_that_it_names(model):
@@ -288,11 +270,6 @@ def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():
     config = make_checkpoint.tiny(SD_V1_INPAINTING)
     with pytest.raises(ValueError, match=r"takes 4 channels, this one \(sd-v1-inpainting\) takes 9"):
         final(assemble(config, fill(config)), [settings()])
-
-
-def test_velocity_models_go_through_the_same_pipeline(tiny_networks):
-    model = assemble(replace(TINY, prediction="v"), tiny_networks)
-    assert final(model, [settings()]).isfinite().all()
 
 
 @pytest.mark.parametrize("sampler", SAMPLER_INFO)
