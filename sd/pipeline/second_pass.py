@@ -61,7 +61,7 @@ def second_size(value: float | str | list | tuple, width: int, height: int) -> S
     shown = f"{wanted[0]}x{wanted[1]}"
     if any(side % 8 for side in wanted):
         near = "x".join(str(max(8, 8 * round(side / 8))) for side in wanted)
-        raise ValueError(f"{shown} has a side that is no multiple of 8. Nearest: {near}.")
+        raise ValueError(f"{shown} has a side that is not a multiple of 8. Nearest: {near}.")
     if wanted[0] < width or wanted[1] < height or wanted == (width, height):
         raise ValueError(f"{shown} is not larger than the first pass, {width}x{height}.")
     shape = (wanted[0] / wanted[1]) / (width / height)

@@ -112,7 +112,7 @@ class Settings:
         check(
             "steps",
             self.schedule != "leading" or self.steps <= 10 or first >= 900,
-            f"would begin at timestep {first} of 999 with the leading schedule, where noise is no starting point. "
+            f"would begin at timestep {first} of 999 with the leading schedule, too far from pure noise. "
             "Use a number that divides 1000, or the trailing schedule.",
         )
         usual_eta = SAMPLER_INFO[self.sampler].eta
@@ -188,7 +188,7 @@ class Settings:
         if not self.guidance_interval:
             return
         if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
-            raise SettingError("guidance_interval", f"{shown} is none: give a lower sigma and a higher one, as 0.3,5.")
+            raise SettingError("guidance_interval", f"{shown} is not an interval: give LOW,HIGH, such as 0.3,5.")
         if self.guidance_scale == 1:
             raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
 

@@ -125,7 +125,7 @@ def test_blur_does_not_darken_the_border_of_a_picture():
 def test_a_mask_with_nothing_to_repaint_is_refused():
     black, white = Image.new("L", (8, 8)), Image.new("L", (8, 8), 255)
     with pytest.raises(
-        PictureError, match=r"^the mask is black everywhere, so .* or turn the mask .* --invert-mask\.$"
+        PictureError, match=r"^the mask is black everywhere, so .* or invert the mask .* --invert-mask\.$"
     ):
         prepare(black)
     with pytest.raises(

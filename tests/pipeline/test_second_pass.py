@@ -60,7 +60,7 @@ def test_steps_of_the_second_pass_are_those_that_are_run():
         ({"hires": 9}, "hires would be 4608x4608; the largest side is 4096."),
         ({"hires": "big"}, "hires big is neither a factor such as 2 nor a size such as 1024x768."),
         ({"hires": "1024x512"}, "hires 1024x512 has another shape than the first pass, 512x512."),
-        ({"hires": "1000x1001"}, "hires 1000x1001 has a side that is no multiple of 8. Nearest: 1000x1000."),
+        ({"hires": "1000x1001"}, "hires 1000x1001 has a side that is not a multiple of 8. Nearest: 1000x1000."),
         ({"hires": "256x256"}, "hires 256x256 is not larger than the first pass, 512x512."),
         ({"hires": 2, "strength": 0.5}, "hires works only without an input image"),
         ({"hires_steps": 4}, "hires_steps 4 does nothing without a second pass"),

@@ -54,9 +54,9 @@ GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
         ({"sigmas": ["a"]}, "sigmas cannot be ['a']; it is of type tuple[float, ...]."),
         ({"guidance_rescale": 1.5}, "guidance_rescale 1.5 is out of range: 0 to 1."),
         ({"guidance_rescale": 0.5, "guidance_scale": 1}, "guidance_rescale 0.5 does nothing: guidance scale 1"),
-        ({"guidance_interval": (5, 0.3)}, "guidance_interval 5, 0.3 is none: give a lower sigma and a higher one, as"),
-        ({"guidance_interval": (5,)}, "guidance_interval 5 is none"),
-        ({"guidance_interval": (1, float("nan"))}, "guidance_interval 1, nan is none"),
+        ({"guidance_interval": (5, 0.3)}, "guidance_interval 5, 0.3 is not an interval: give LOW,HIGH, such as"),
+        ({"guidance_interval": (5,)}, "guidance_interval 5 is not an interval"),
+        ({"guidance_interval": (1, float("nan"))}, "guidance_interval 1, nan is not an interval"),
         ({"guidance_interval": (0.3, 5), "guidance_scale": 1}, "guidance_interval 0.3, 5 does nothing: guidance scale"),
         (
             {"reuse_features": 0},

@@ -67,7 +67,7 @@ def prepare(mask: Image.Image, *, invert: bool = False, threshold: int = 0, blur
         below = f" at threshold {threshold}" if threshold else ""
         raise PictureError(
             f"{turned}the mask is black everywhere{below}, so nothing would be repainted. Paint white what is to "
-            f"change{'' if invert else ', or turn the mask round with --invert-mask'}."
+            f"change{'' if invert else ', or invert the mask with --invert-mask'}."
         )
     if not blur:
         return mask

@@ -95,9 +95,9 @@ def readable(formats: Iterable[str]) -> list[str]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that may be a picture. Raises PictureError where there is none."""
+    """A file that may be a picture. Raises PictureError if it cannot be opened."""
     if "\0" in str(path):
-        raise PictureError(f"{str(path)!r} is no name of a file: it holds a NUL character.")
+        raise PictureError(f"{str(path)!r} is not a file name: it holds a NUL character.")
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
@@ -137,7 +137,7 @@ def decoding(path: Path) -> Iterator[None]:
         ) from None
     except DAMAGE as error:
         reason = str(error).split("\n")[0][:100].rstrip(".") or type(error).__name__
-        raise PictureError(f"{path} is cut off or damaged: {reason}. Get it again, or save it anew.") from None
+        raise PictureError(f"{path} is cut off or damaged: {reason}. Get it again, or save it again.") from None
 
 
 def _too_large(path: Path, given: str) -> PictureError:
