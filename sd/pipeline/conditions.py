@@ -40,17 +40,37 @@ class Conditions:
         return predict_eps if self.mask is None else keep_unmasked(predict_eps, self.x_0, self.mask)
 
 
-def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: Callable[[Tensor], Tensor]) -> Conditions:
-    """The conditions of a run with this model.
+EncodeImage = Callable[[Tensor], Tensor]  # image (1, 3, 8H, 8W) in [-1, 1] -> scaled latents (1, 4, H, W)
 
-    encode_image  image (1, 3, 8H, 8W) in [-1, 1] -> scaled latents (1, 4, H, W)
+
+def mask_and_masked_latents(init: InitImage, encode_image: EncodeImage) -> Tensor:
+    """(1, 5, H, W), in the order of the published inpainting checkpoints."""
+    masked_latents = encode_image(init.image * (init.mask < 0.5))
+    return torch.cat([(init.latent_mask.to(masked_latents.device) >= 0.5).float(), masked_latents], dim=1)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What a UNet of a family reads after the latents."""
+
+    tasks: tuple[str, ...]  # that such a UNet can do
+    channels: Callable[[InitImage, EncodeImage], Tensor] | None = None
+
+
+EXTRA = {  # number of channels that a UNet reads after the latents -> what they are for; a family adds its own here
+    0: Extra(("text to picture", "image to image", "inpainting")),
+    5: Extra(("inpainting",), mask_and_masked_latents),
+}
+
+
+def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: EncodeImage) -> Conditions:
+    """The conditions of a run with this model.
 
     Raises ValueError if the model's UNet reads other channels than the task provides.
     """
     task = "text to picture" if init is None else "image to image" if init.mask is None else "inpainting"
     latents, given = config.vae.latent_channels, config.unet.in_channels
-    with_mask = 2 * latents + 1  # noisy latents, the mask, and the masked latents
-    allowed = (latents, with_mask) if task == "inpainting" else (latents,)
+    allowed = [latents + number for number, extra in EXTRA.items() if task in extra.tasks]
     if given not in allowed:
         raise ValueError(
             f"{task} needs a model whose UNet takes {' or '.join(map(str, allowed))} channels, "
@@ -59,11 +79,7 @@ def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: Ca
     if init is None:
         return Conditions()
     x_0 = init.latents if init.image is None else encode_image(init.image)
-    if init.mask is None:
-        return Conditions(x_0=x_0)
-    mask = init.latent_mask.to(x_0.device)
-    if given == latents:
-        return Conditions(x_0=x_0, mask=mask)
-    # The order of the channels is that of the published inpainting checkpoints: mask, then masked latents.
-    masked_latents = encode_image(init.image * (init.mask < 0.5))
-    return Conditions(x_0=x_0, channels=torch.cat([(mask >= 0.5).float(), masked_latents], dim=1))
+    make_channels = EXTRA[given - latents].channels
+    if make_channels is not None:
+        return Conditions(x_0=x_0, channels=make_channels(init, encode_image))
+    return Conditions(x_0=x_0, mask=None if init.mask is None else init.latent_mask.to(x_0.device))

@@ -21,6 +21,7 @@ from convert.families.table import (
     task_refusal,
 )
 from sd.config import SD_V1
+from sd.pipeline.conditions import EXTRA, Extra
 
 V2_INPAINTING, V2_DEPTH, V2_EDIT = (replace(V2_UNET, in_channels=channels) for channels in (9, 5, 8))
 INPAINTING, EDIT, SEVEN = (replace(SD_V1.unet, in_channels=channels) for channels in (9, 8, 7))
@@ -235,3 +236,11 @@ def test_tasks_are_those_that_the_channels_allow():
     text = task_refusal(configs[9], "image to image")
     assert "sd-v1-inpainting" in text
     assert "takes 9 channels (latents, a mask and masked latents). Use it with sd inpaint. Image to image" in text
+
+
+def test_a_familys_tasks_are_those_that_its_channels_allow():
+    """Two rooms say it, since neither may import the other."""
+    for row in MODELS:
+        if row.config is not None:
+            extra = EXTRA.get(row.config.unet.in_channels - row.config.vae.latent_channels, Extra(()))
+            assert extra.tasks == row.tasks, row.name
