@@ -28,10 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_command import parser_of
 
 import sd
-import sd.runtime.execution
 from sd.config import SD_V1
 from sd.networks.build import build_networks
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.runtime.shortcuts import feature_reuse
 from sd.runtime.shortcuts.feature_reuse import OUTER, ReusedFeatures
 from sd.runtime.shortcuts.token_merging import tokens_merged
 from sd.study.benchmark.table import markdown
@@ -101,7 +101,7 @@ def compared(
         for options in shortcuts:
             for depth in outer if "reuse_features" in options else [None]:
                 class_of_it = partial(ReusedFeatures, outer=depth)
-                with mock.patch.object(sd.runtime.execution, "ReusedFeatures", class_of_it):
+                with mock.patch.object(feature_reuse, "ReusedFeatures", class_of_it):
                     pictures, seconds = timed(model, requests, {"steps": count, **options})
                 near = [psnr(*pair) for pair in zip(whole, pictures, strict=True)]
                 values = [f"{value:.1f} dB" for value in (statistics.mean(near), min(near))]

@@ -49,8 +49,8 @@ def load(
     Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, if the file is missing or
     damaged; ValueError for an unknown device, precision or weights, and if networks cannot be compiled here.
 
-    On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not overwrite
-    it in place. There, the weights of the UNet's convolutions keep the file's precision.
+    On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not
+    overwrite it in place. There, the weights of the UNet's convolutions keep the file's precision.
     """
     target = pick_device(device)
     pick_precision(target, precision)  # refuse a wrong name before the file is opened
