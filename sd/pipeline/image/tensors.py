@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -37,16 +38,16 @@ def init_image_from(picture: Image.Image, mask: Image.Image | None) -> InitImage
     return InitImage(image=to_tensor(picture), mask=to_tensor(mask), latent_mask=of_latents)
 
 
-def save_png(picture: Image.Image, path: Path, texts: dict[str, str], *, force: bool = False) -> None:
-    """Write a PNG with text chunks: complete, or not at all.
+def save_png(picture: Image.Image, path: str | PathLike, texts: Mapping, *, force: bool = False) -> None:
+    """Write a PNG with text chunks, by their names: complete, or not at all.
 
     Raises FileExistsError if the file exists, unless forced.
     """
-    with written_whole(path, force=force) as file:
+    with written_whole(Path(path), force=force) as file:
         file.write(png_bytes(picture, texts))
 
 
-def png_bytes(picture: Image.Image, texts: dict[str, str]) -> bytes:
+def png_bytes(picture: Image.Image, texts: Mapping) -> bytes:
     """The PNG that `save_png` writes."""
     info = PngInfo()
     for key, text in texts.items():
