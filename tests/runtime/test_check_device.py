@@ -16,6 +16,7 @@ def test_decibels_by_hand():
     assert check_device.decibels([grey], [grey]) > 1000
 
 
+@pytest.mark.slow
 def test_on_the_cpu_all_pictures_are_the_same(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(check_device.COMMON, "steps", 1)
     monkeypatch.setattr(check_device, "SAMPLERS", ("dpmpp_2m", "euler_a"))

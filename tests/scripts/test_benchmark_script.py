@@ -193,6 +193,7 @@ def compare(tmp_path, *flags):
     return told
 
 
+@pytest.mark.slow
 def test_narrow_models_are_compared_from_end_to_end(tmp_path, capsys):
     """sd-zoo and diffusers as processes, with the same weights and noise, a round of each unit."""
     flags = ["--contenders", "sd-zoo,diffusers", "--threads", "1", "--together", "2", "--whole", "3"]
