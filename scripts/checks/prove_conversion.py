@@ -177,7 +177,7 @@ def main() -> None:
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is no folder. Make it first.")
     if args.model and not args.model.is_file():
-        parser.error(f"{args.model} is no file")
+        parser.error(f"{args.model} is not a file")
     size = args.model.stat().st_size if args.model else MAKING_SPACE if args.size == "full" else 2e8
     needed, free = 3 * size, shutil.disk_usage(args.folder).free
     if free < needed:

@@ -22,7 +22,7 @@ RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "guidance_rescale": (0, 1, "is out of range: 0 to 1."),
     "reuse_features": (1, 1000, "is out of range: 1 (off: all is computed at every prediction) to 1000."),
     "merge_tokens": (0, 0.75, "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left)."),
-    "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all anew)."),
+    "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all of it is new)."),
     "seed": (0, SEED_LIMIT - 1, f"is out of range: 0 to {SEED_LIMIT - 1}."),
     "vary": (0, 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's)."),
 }

@@ -99,7 +99,7 @@ def test_a_narrow_file_is_measured_from_end_to_end(tiny_ckpt, tmp_path, monkeypa
     [
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--folder", "nowhere"], "nowhere is no folder"),
-        (["nowhere.ckpt"], "nowhere.ckpt is no file"),
+        (["nowhere.ckpt"], "nowhere.ckpt is not a file"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_with_a_sentence(options, words, monkeypatch, capsys):
