@@ -15,6 +15,7 @@ from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_m
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
+from sd.sampling.names import objection
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,6 +123,9 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
+    for sampler, schedule in dict.fromkeys((job.sampler, job.schedule) for job in jobs):
+        if reason := objection(sampler, schedule):
+            events.note(f"sampler {sampler}, schedule {schedule}: the sampler {reason}")
 
 
 def run_batches(
