@@ -43,7 +43,7 @@ def _convolution(conv: nn.Conv2d, axes: str) -> Callable[[Tensor], Tensor]:
     height, width = conv.padding
 
     def forward(x: Tensor) -> Tensor:
-        return F.conv2d(pad(x, width, width, height, height, axes), conv.weight, conv.bias, conv.stride)
+        return F.conv2d(pad(x, width, width, height, height, axes), conv.weight.to(x.dtype), conv.bias, conv.stride)
 
     return forward
 

@@ -6,6 +6,7 @@ from conftest import TINY, refused, settings, settings_of
 from PIL import Image
 from predictions import relative_error
 
+import sd
 from sd.runtime.seamless import pad, seamless
 
 FLOAT_ERROR = 1e-4  # of float32 sums in another order; what is not seamless is off by more than 0.01
@@ -59,3 +60,11 @@ def test_the_axes_are_settings_of_the_picture(run, model, tiny_ckpt):
     refused(run(*common, "--tile", "z"), "--tile z does not exist. There are: x, xy, y.")
     (picture,) = model.make([settings(steps=1, tile="xy", hires=1.5)])
     assert picture.size == (96, 96)
+
+
+def test_a_file_in_another_precision_than_the_networks_tiles_too():
+    """The embedded model's is fp16, and weights of its UNet's convolutions stay so beside float32."""
+    model = sd.load(device="cpu", precision="fp32")
+    (picture,) = model.txt2img("a red circle", width=64, height=64, steps=1, seed=1, tile="x")
+    (plain,) = model.txt2img("a red circle", width=64, height=64, steps=1, seed=1)
+    assert picture.tobytes() != plain.tobytes()
