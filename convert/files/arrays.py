@@ -39,6 +39,9 @@ def raw_pieces(file: CheckpointFile, record: TensorRecord) -> Iterator[np.ndarra
         # the stride of an axis of length 1 does not matter
         strides=tuple(step * width if size > 1 else 0 for size, step in zip(shape, stride, strict=True)),
     )
+    if array.size == 1:  # NumPy before 2.3 gives back freed memory for a buffered single element
+        yield array.astype(f"<u{width}").reshape(1)
+        return
     yield from np.nditer(
         array,
         flags=["external_loop", "buffered"],
