@@ -41,7 +41,8 @@ from benchmark_process import ROOT, WORKERS, environment
 from sd.app.cli.bench import parse_batch_sizes, parse_sizes
 from sd.app.errors import UsageError
 from sd.files import folder_written_whole, written_whole
-from sd.runtime.device import PRECISIONS, pick_device, pick_precision, precision_name
+from sd.pipeline.runner import PRECISIONS, precision_name
+from sd.runtime.device import pick_device, pick_precision
 from sd.study.benchmark.memory import read_once
 
 DIFFUSERS = (("diffusers", "transformers"), "pip install diffusers transformers accelerate")

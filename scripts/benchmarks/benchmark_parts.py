@@ -25,12 +25,13 @@ from tqdm import tqdm
 from sd.config import SD_V1
 from sd.networks.build import build_networks
 from sd.networks.unet import UNet
+from sd.pipeline.runner import PRECISIONS
 from sd.runtime.cpu.attention import attention_applied
 from sd.runtime.cpu.gates import gates_joined
 from sd.runtime.cpu.packing import PackedConv2d, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.cpu.winograd import WinogradConvolutions
-from sd.runtime.device import PRECISIONS, pick_device
+from sd.runtime.device import pick_device
 from sd.runtime.execution import Execution
 from sd.runtime.gpu.compile import fastest_convolutions, reason_of
 from sd.runtime.gpu.cuda_graphs import CannotCapture, CudaRecorder

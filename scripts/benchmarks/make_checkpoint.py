@@ -22,7 +22,7 @@ from torch import Tensor
 from convert.actions.original_writer import original_state_dict, write_original
 from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
 from sd.networks.build import build_networks, parameter_shapes
-from sd.runtime.device import PRECISIONS
+from sd.pipeline.runner import PRECISIONS
 
 FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT)}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from sd.pipeline.errors import SettingError
-from sd.pipeline.runner import PRECISIONS, precision_name  # noqa: F401 - also imported from here
+from sd.pipeline.runner import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)

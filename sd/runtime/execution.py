@@ -232,28 +232,25 @@ class Execution(Runner):
     @contextmanager
     def _patched_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
         with ExitStack() as changes:
-            if not self.options.tiled_vae:
-                self._patch(changes, vae, x, latents, tile)
-            elif tile:
-                self._patch_edges(changes, vae, tile)
+            self._patch(changes, vae, x, latents, tile, fast=not self.options.tiled_vae)
             yield
 
-    def _patch(self, changes: ExitStack, network: UNet | VAE, x: Tensor, latents: int, tile: str) -> None:
+    def _patch(
+        self, changes: ExitStack, network: UNet | VAE, x: Tensor, latents: int, tile: str, *, fast: bool = True
+    ) -> None:
         """Patch a network's forwards for inputs like x, until the stack is closed; `latents` as in `convolutions`."""
-        changes.enter_context(patched(self.convolutions(network, x, latents, tile)))
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if fast:
+            changes.enter_context(patched(self.convolutions(network, x, latents, tile)))
+        if fast and x.device.type == "cpu" and x.dtype == torch.bfloat16:
             from sd.runtime.cpu.attention import attention_applied
             from sd.runtime.cpu.gates import gates_joined
 
             changes.enter_context(attention_applied(network, x, self._about_to_build, latents))
             changes.enter_context(gates_joined(network, x))
         if tile:
-            self._patch_edges(changes, network, tile)
+            from sd.runtime.seamless import seamless
 
-    def _patch_edges(self, changes: ExitStack, network: UNet | VAE, tile: str) -> None:
-        from sd.runtime.seamless import seamless
-
-        changes.enter_context(seamless(network, tile))
+            changes.enter_context(seamless(network, tile))
 
     def convolutions(
         self, network: UNet | VAE, x: Tensor, latents: int, tile: str = ""

@@ -1,7 +1,7 @@
 """From a checkpoint file to a model that runs.
 
 The networks are built on the meta device, the file is mapped, and `sd.runtime.weights` reads each parameter. No weight
-is held twice.
+takes memory twice.
 """
 
 import os

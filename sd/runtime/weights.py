@@ -14,6 +14,8 @@ from convert.files.reader import CheckpointFile, release_after_last
 from convert.files.tensors import as_tensor, in_range, out_of_range
 from sd.pipeline.runner import PRECISIONS, precision_name
 
+ONE_LOAD = threading.Lock()
+
 
 def read_parameters(
     file: CheckpointFile,
@@ -62,9 +64,6 @@ def read_parameters(
     if unusable:
         raise out_of_range(sorted(unusable), precision_name(dtype))
     return parameters, packed
-
-
-ONE_LOAD = threading.Lock()
 
 
 @contextmanager

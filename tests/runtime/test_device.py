@@ -6,8 +6,9 @@ import sys
 import pytest
 import torch
 
+from sd.pipeline.runner import precision_name
 from sd.runtime.cpu.process_memory import keep_freed_memory
-from sd.runtime.device import has_fast_bf16, pick_device, pick_precision, precision_name
+from sd.runtime.device import has_fast_bf16, pick_device, pick_precision
 
 
 def test_auto_takes_the_first_device_that_is_there(monkeypatch):

@@ -106,7 +106,7 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
     times, on = None, ""
     if args.measure:
         from sd.app.jobs.model import pick_device_and_precision
-        from sd.runtime.device import precision_name
+        from sd.pipeline.runner import precision_name
         from sd.study.architecture.timing import ROUNDS, measure
 
         request = ModelRequest(file=Path(), device=args.device, precision=args.precision)

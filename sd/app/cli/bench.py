@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     batch_sizes = parse_batch_sizes(args.batch_sizes)
     require_free(args.out, ".json", force=args.force)
     from sd.app.jobs.model import announce_compiling, opened, pick_device_and_precision, run_options
+    from sd.pipeline.runner import precision_name
     from sd.runtime.cpu.process_memory import keep_freed_memory
-    from sd.runtime.device import precision_name
     from sd.runtime.loading import load
     from sd.study.benchmark.hardware import hardware
     from sd.study.benchmark.measuring import benchmark, units

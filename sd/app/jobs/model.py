@@ -108,8 +108,8 @@ def load_model(
     events: Events,
 ) -> "StableDiffusion":
     """The model in a file that was opened and checked already."""
+    from sd.pipeline.runner import precision_name
     from sd.runtime.cpu.process_memory import keep_freed_memory
-    from sd.runtime.device import precision_name
     from sd.runtime.loading import from_checkpoint
 
     options = run_options(request, device, events)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sd.app.jobs.inputs import Inputs
     from sd.pipeline.image.canvas import Canvas
     from sd.pipeline.stable_diffusion import StableDiffusion
-    from sd.sampling.init_image import Start
+    from sd.sampling.init_image import InitImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def find_outputs(
 
 
 def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
-    """Nothing that was asked for is dropped in silence."""
+    """Say what is asked for and has no effect, or no point."""
     before = made_with(request, "model")
     if before.get("sha256") and before["sha256"] != model.source.sha256():
         events.warn(f"{request.like} was made with another model: {before.get('name')}, {before['sha256']}")
@@ -204,7 +204,7 @@ def make_batch(
     request: JobRequest,
     model: "StableDiffusion",
     batch: Sequence[Settings],
-    start: "Start | None",
+    start: "InitImage | None",
     canvas: "Canvas | None",
     on_step: "Callable[[Tensor], None]",
     on_retry: Callable[[str], None],
