@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sd.config import LARGEST_SIDE
-from sd.pipeline.errors import SettingError, nearest
+from sd.pipeline.errors import SettingError, nearest, shortened
 
 if TYPE_CHECKING:
     from sd.pipeline.settings import Settings
 
 UPSCALES = {"latent": "Latent", "image": "Lanczos"}  # ours -> as other tools write it
+MOST_PIXELS = 100_000  # of a side: below it, texts of sizes have at most five digits
 MOST_DIFFERENT = 1.05  # ratio of the shapes of the two passes
 
 Size = tuple[int, int]  # width, height
@@ -43,11 +44,11 @@ def parse(value: float | str | list | tuple) -> float | Size:
         if factor:
             return float(factor[1])
     elif isinstance(value, list | tuple):
-        if len(value) == 2:
+        if len(value) == 2 and all(isinstance(side, int) and abs(side) < MOST_PIXELS for side in value):
             return tuple(value)
-    else:
+    elif isinstance(value, int | float) and abs(value) < MOST_PIXELS:
         return float(value)
-    shown = f"{value:.40}" if isinstance(value, str) else value
+    shown = f"{value:.40}" if isinstance(value, str) else shortened(value)
     raise ValueError(f"{shown} is neither a factor such as 2 nor a size such as 1024x768.")
 
 
@@ -88,7 +89,7 @@ def first_size(value: float | str | list | tuple | None, native: int) -> Size:
 def second_pass_of(settings: "Settings") -> dict[str, object]:
     """The settings of the second pass by name, with numbers in place of None. Raises SettingError for invalid ones."""
     if settings.hires_upscale not in UPSCALES:
-        raise SettingError("hires_upscale", f"{settings.hires_upscale} {nearest(settings.hires_upscale, UPSCALES)}")
+        raise SettingError("hires_upscale", f"{settings.hires_upscale:.60} {nearest(settings.hires_upscale, UPSCALES)}")
     strength, steps = settings.hires_strength, settings.hires_steps
     if not 0 < strength <= 1:
         raise SettingError("hires_strength", f"{strength} is out of range: above 0, up to 1 (everything is new).")

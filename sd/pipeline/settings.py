@@ -1,5 +1,6 @@
 """The settings of a picture: checked before any weight is read, stored in the picture, shown to other tools."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
@@ -7,13 +8,16 @@ from types import UnionType
 from typing import get_args, get_origin
 
 from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE
-from sd.pipeline.errors import SettingError, nearest
+from sd.pipeline.errors import SettingError, nearest, shortened
 from sd.pipeline.second_pass import passes_of, second_pass_of
 from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, plain, sampler_name, schedule_name
 from sd.text.prompt_syntax import PromptError, read_weights, timeline
 
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
+MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 63
+LONGEST_PROMPT = 100_000  # characters
+MOST_CHANGING = 5_000_000  # characters of a prompt that changes during the steps, over all of them
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
 RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "steps": (1, 1000, "is out of range: 1 to 1000."),
@@ -94,9 +98,7 @@ class Settings:
                 raise SettingError(name, f"{getattr(self, name)} {problem}")
 
         for field in fields(self):
-            value = getattr(self, field.name)
-            if not is_of_type(value, field.type):
-                raise SettingError(field.name, f"cannot be {value!r}; it is of type {type_name(field.type)}.")
+            require_type(field.name, getattr(self, field.name), field.type, type_name(field.type))
         for name in ("width", "height"):
             side = getattr(self, name)
             check(name, SMALLEST_SIDE <= side <= LARGEST_SIDE, f"is out of range: {SMALLEST_SIDE} to {LARGEST_SIDE}.")
@@ -127,7 +129,7 @@ class Settings:
             check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, RANGES["seed"][2])
 
         if self.tile not in TILES:
-            raise SettingError("tile", f"{self.tile} {nearest(self.tile, TILES[1:])}")
+            raise SettingError("tile", f"{self.tile:.60} {nearest(self.tile, TILES[1:])}")
         if (self.hires, self.hires_upscale, self.hires_strength, self.hires_steps) != (None, "latent", 0.7, None):
             for name, value in second_pass_of(self).items():
                 self._set(name, value)
@@ -145,12 +147,12 @@ class Settings:
         """Set our names for the sampler and the schedule, and the number of steps."""
         found = sampler_name(self.sampler)
         if found is None:
-            raise SettingError("sampler", f"{self.sampler} {nearest(plain(self.sampler), SAMPLER_INFO)}")
+            raise SettingError("sampler", f"{self.sampler:.60} {nearest(plain(self.sampler), SAMPLER_INFO)}")
         sampler, schedule = found
         if self.schedule is not None and plain(self.schedule) not in ("auto", "automatic", CUSTOM):
             asked = schedule_name(self.schedule)
             if asked is None:
-                raise SettingError("schedule", f"{self.schedule} {nearest(plain(self.schedule), SCHEDULES)}")
+                raise SettingError("schedule", f"{self.schedule:.60} {nearest(plain(self.schedule), SCHEDULES)}")
             if schedule not in (None, asked):
                 raise SettingError("schedule", f"{self.schedule} does not go with the sampler {self.sampler!r}, which "
                                    f"names another one. Say {sampler} for the sampler alone.")  # fmt: skip
@@ -165,7 +167,7 @@ class Settings:
         self._set("steps", DEFAULT_STEPS if self.steps is None else self.steps)
 
     def _resolve_sigmas(self, schedule: str | None) -> str:
-        shown = ", ".join(f"{sigma:g}" for sigma in self.sigmas)
+        shown = shown_numbers(self.sigmas)
         if schedule is not None:
             raise SettingError("sigmas", f"{shown} leave nothing to the {schedule} schedule. Give one of the two.")
         levels = self.sigmas[:-1] if self.sigmas[-1] == 0 else self.sigmas
@@ -184,10 +186,13 @@ class Settings:
 
     def _resolve_interval(self) -> None:
         self._set("guidance_interval", tuple(float(sigma) for sigma in self.guidance_interval))
-        shown = ", ".join(f"{sigma:g}" for sigma in self.guidance_interval)
+        shown = shown_numbers(self.guidance_interval)
         if not self.guidance_interval:
             return
-        if len(self.guidance_interval) != 2 or not 0 <= self.guidance_interval[0] < self.guidance_interval[1]:
+        if (
+            len(self.guidance_interval) != 2
+            or not 0 <= self.guidance_interval[0] < self.guidance_interval[1] < math.inf
+        ):
             raise SettingError("guidance_interval", f"{shown} is not an interval: give LOW,HIGH, such as 0.3,5.")
         if self.guidance_scale == 1:
             raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
@@ -269,18 +274,40 @@ def is_of_type(value: object, kind: type) -> bool:
     return isinstance(value, (int, float) if kind is float else kind)
 
 
+def shown_numbers(numbers: Sequence[float]) -> str:
+    """The first numbers of a list, for a message."""
+    return ", ".join([f"{number:g}" for number in numbers[:12]] + ["..."] * (len(numbers) > 12))
+
+
+def require_type(name: str, value: object, kind: type, expected: str) -> None:
+    """Raise SettingError for a value of another type, or with a number that is too large to calculate with."""
+    for number in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(number, int) and number.bit_length() > MOST_BITS:
+            raise SettingError(name, f"cannot be {shortened(number)}.")
+    if not is_of_type(value, kind):
+        raise SettingError(name, f"cannot be {shortened(value)}; it is of type {expected}.")
+
+
 def type_name(kind: type) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
 
 
 def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
-    """Raises SettingError for a prompt that is not text, or has a weight out of range at one of its steps."""
+    """Raises SettingError for a prompt that is not text, is too long, or has a weight out of range at a step."""
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise SettingError(name, "holds bytes that are no UTF-8 text.")
     if "\0" in prompt:
         raise SettingError(name, "holds a NUL character.")
+    if len(prompt) > LONGEST_PROMPT:
+        raise SettingError(name, f"has {len(prompt):,} characters; at most {LONGEST_PROMPT:,} are read.")
     if plain:
         return
+    if "[" in prompt and len(prompt) * steps > MOST_CHANGING:
+        raise SettingError(
+            name,
+            f"has {len(prompt):,} characters and may change at each of {steps} steps; at most "
+            f"{MOST_CHANGING // steps:,} are read at so many steps.",
+        )
     try:
         for text in dict.fromkeys(timeline(prompt, steps)):
             read_weights(text)

@@ -94,7 +94,7 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
 def parse_batch_sizes(text: str) -> list[int]:
     parts = distinct(text, "--batch-sizes")
     for part in parts:
-        if not (part.isascii() and part.isdecimal() and 1 <= int(part) <= 1000):
+        if not (part.isascii() and part.isdecimal() and len(part) < 9 and 1 <= int(part) <= 1000):
             raise UsageError(f"--batch-sizes {part!r} is out of range: whole numbers from 1 to 1000, such as 1,2,4.")
     return [int(part) for part in parts]
 

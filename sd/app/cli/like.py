@@ -5,8 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import SIDES, InputSettings
-from sd.pipeline.settings import FIELDS, OF_THE_RUN
+from sd.pipeline.errors import shortened
+from sd.pipeline.image.input_settings import Expansion, InputSettings
+from sd.pipeline.settings import FIELDS, OF_THE_RUN, SettingError
 
 MASK_FIELDS = [field.name for field in fields(InputSettings)]
 NO_EFFECT = {"strength": 1.0, "hires": None, "hires_steps": None, "hires_upscale": "latent", "hires_strength": 0.7}
@@ -89,8 +90,19 @@ def read(path: Path) -> tuple[dict, list[str], dict]:
         # no size was asked for: it followed from the input picture, and does so again
         exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
     found = {name: value for name, value in settings.to_dict().items() if name in exact}
-    found |= {name: exact[name] for name in MASK_FIELDS if isinstance(exact.get(name), str | int | float)}
-    if found.get("expand") and not any(side in found["expand"] for side in SIDES):
-        del found["expand"]
     unused = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask"}]
+    for name in MASK_FIELDS:
+        if name in exact and is_input_setting(name, exact[name]):
+            found[name] = exact[name]
+        elif name in exact:
+            unused.append(f"{name.replace('_', ' ')} {shortened(exact[name])}")
     return found, unused, {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
+
+
+def is_input_setting(name: str, value: object) -> bool:
+    """Whether a picture's own text gives a valid value to this setting of an input picture or a mask."""
+    try:
+        InputSettings(**{name: Expansion.parse(value) if name == "expand" else value})
+    except SettingError:
+        return False
+    return True

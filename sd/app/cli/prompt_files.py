@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sd.app.errors import UsageError
 from sd.app.jobs.request import Line
+from sd.pipeline.errors import shortened
 from sd.pipeline.settings import FIELDS, is_of_type, nearest
 
 
@@ -58,10 +59,27 @@ def source_name(file: str) -> str:
     return "standard input" if file == "-" else file
 
 
+class Pairs(list):
+    """The names and values of a JSON object, in their order; a name may come twice."""
+
+
+def shown_json(value: object) -> str:
+    """A value of a JSON text, for a message."""
+    if isinstance(value, Pairs):
+        return "an object in braces"
+    return shortened(value) if isinstance(value, list) else json.dumps(value)[:100]
+
+
 def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict[str, object]:
     """The settings in a line such as {"prompt": "a horse", "seed": 7}."""
+
+    def whole_number(digits: str) -> int:
+        if len(digits) > 40:
+            raise UsageError(f"{where}no setting can be a number of {len(digits)} digits.")
+        return int(digits)
+
     try:
-        given = json.loads(line, object_pairs_hook=list)
+        given = json.loads(line, object_pairs_hook=Pairs, parse_int=whole_number)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}not a JSON object: {error}. Each line must be one whole object.") from None
     own = {}
@@ -70,9 +88,9 @@ def json_settings(where: str, line: str, spellings: dict[str, str]) -> dict[str,
         if name in own:
             raise UsageError(f"{where}{key!r} sets {name} for the second time.")
         if name not in FIELDS:
-            raise UsageError(f"{where}{key!r} {nearest(key, FIELDS)}")
-        if not is_of_type(value, FIELDS[name]):
-            raise UsageError(f"{where}{key} cannot be {json.dumps(value)}.")
+            raise UsageError(f"{where}{key[:60]!r} {nearest(key, FIELDS)}")
+        if isinstance(value, Pairs) or not is_of_type(value, FIELDS[name]):
+            raise UsageError(f"{where}{key} cannot be {shown_json(value)}.")
         own[name] = value
     if "prompt" not in own:
         raise UsageError(f'{where}no "prompt" given.')

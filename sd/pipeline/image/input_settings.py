@@ -6,8 +6,8 @@ Checked before any picture or weight is read; used in resizing, masks and outpai
 from dataclasses import dataclass, fields
 
 from sd.config import LARGEST_SIDE
-from sd.pipeline.errors import SettingError, nearest
-from sd.pipeline.settings import is_of_type
+from sd.pipeline.errors import SettingError, nearest, shortened
+from sd.pipeline.settings import is_of_type, require_type
 
 RESIZE_NAMES = {
     "crop": "Crop and resize",
@@ -30,7 +30,9 @@ class Expansion:
         for side in SIDES:
             pixels = getattr(self, side)
             if not is_of_type(pixels, int):
-                raise SettingError("expand", f"{side}={pixels!r} is not a whole number of pixels, such as {side}=128.")
+                shown = shortened(pixels)
+                raise SettingError("expand", f"{side}={shown} is not a whole number of pixels, such as {side}=128.")
+            require_type("expand", pixels, int, "int")
             if not 0 <= pixels < LARGEST_SIDE:
                 raise SettingError("expand", f"{side}={pixels} is out of range: 0 to {LARGEST_SIDE - 8}.")
             if pixels % 8:
@@ -44,13 +46,14 @@ class Expansion:
     @classmethod
     def parse(cls, text: str) -> "Expansion":
         """From "left=128,right=64": any of left, right, top and bottom, each once. Raises SettingError."""
+        require_type("expand", text, str, "str, such as left=128,right=64")
         given: dict[str, int] = {}
         for part in text.split(","):
             side, equals, number = (word.strip() for word in part.partition("="))
             if not equals:
-                raise SettingError("expand", f"{part.strip()!r} is not SIDE=PIXELS. Example: left=128,right=64.")
+                raise SettingError("expand", f"{part.strip()[:60]!r} is not SIDE=PIXELS. Example: left=128,right=64.")
             if side not in SIDES:
-                raise SettingError("expand", f"{side!r} {nearest(side, SIDES)}")
+                raise SettingError("expand", f"{side[:60]!r} {nearest(side, SIDES)}")
             if side in given:
                 raise SettingError("expand", f"{side} is given twice.")
             if not (number.isascii() and number.removeprefix("-").isdigit() and len(number) <= 6):
@@ -89,13 +92,10 @@ class InputSettings:
 
     def __post_init__(self):
         for field in fields(self):
-            value = getattr(self, field.name)
-            is_right = isinstance(value, bool) if field.type is bool else is_of_type(value, field.type)
-            if not is_right:
-                expected = getattr(field.type, "__name__", "Expansion or None")
-                raise SettingError(field.name, f"cannot be {value!r}; it is of type {expected}.")
+            expected = getattr(field.type, "__name__", "Expansion or None")
+            require_type(field.name, getattr(self, field.name), field.type, expected)
         if self.resize_mode not in RESIZE_NAMES:
-            raise SettingError("resize_mode", f"{self.resize_mode} {nearest(self.resize_mode, RESIZE_NAMES)}")
+            raise SettingError("resize_mode", f"{self.resize_mode:.60} {nearest(self.resize_mode, RESIZE_NAMES)}")
         largest = {"mask_threshold": 255, "mask_blur": 64, "mask_padding": 1024, "overlap": 256}
         for name, limit in largest.items():
             value = getattr(self, name)
