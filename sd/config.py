@@ -6,7 +6,7 @@ A variant of a family is `replace(...)` of its nearest relative, so only the dif
 
 from dataclasses import asdict, dataclass, replace
 
-SEED_LIMIT = 2**63  # seeds are below it; torch's generators take no larger ones
+SEED_LIMIT = 2**64  # seeds are below it, as those of torch's generators
 SMALLEST_SIDE, LARGEST_SIDE = 64, 4096  # of a picture, in pixels
 
 

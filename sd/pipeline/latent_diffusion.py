@@ -198,7 +198,8 @@ class LatentDiffusion:
         """Draws the noise of each picture, (B, 4, H/8, W/8)."""
         height, width = (side // self.config.vae.factor for side in (batch[0].height, batch[0].width))
         shape = (self.config.vae.latent_channels, height, width)
-        return PictureNoise([settings.seed for settings in batch], shape, [settings.variation for settings in batch])
+        seeds, variations = [each.seed for each in batch], [each.variation for each in batch]
+        return PictureNoise(seeds, shape, variations, rng=batch[0].rng, seed_delta=batch[0].seed_delta)
 
     @torch.no_grad()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:

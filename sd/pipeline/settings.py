@@ -15,7 +15,8 @@ from sd.text.prompt_syntax import PromptError, read_weights, timeline
 
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
-MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 63
+RNGS = ("cpu", "philox")
+MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 64
 LONGEST_PROMPT = 100_000  # characters
 MOST_CHANGING = 5_000_000  # characters of a prompt that changes during the steps, over all of them
 LOWEST_SIGMA, HIGHEST_SIGMA = 0.001, 10_000
@@ -29,6 +30,7 @@ RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all of it is new)."),
     "seed": (0, SEED_LIMIT - 1, f"is out of range: 0 to {SEED_LIMIT - 1}."),
     "vary": (0, 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's)."),
+    "seed_delta": (1 - SEED_LIMIT, SEED_LIMIT - 1, f"is out of range: {1 - SEED_LIMIT} to {SEED_LIMIT - 1}."),
 }
 
 
@@ -61,6 +63,8 @@ class Settings:
     tile                     axes along which the picture tiles seamlessly: "", "x", "y" or "xy"
     vary                     0 to 1, how far the noise is rotated from the seed's to the variation seed's
     vary_seed                the variation seed; None if vary is 0
+    rng                      how noise follows from a seed: "cpu", or "philox", as on an NVIDIA GPU and in the web UI
+    seed_delta               added to the seed for the noise that samplers add on the way, after the first
 
     After construction, other spellings and None are replaced by our names and by numbers.
     """
@@ -91,6 +95,8 @@ class Settings:
     tile: str = ""
     vary: float = 0.0
     vary_seed: int | None = None
+    rng: str = "cpu"
+    seed_delta: int = 0
 
     def __post_init__(self):
         def check(name: str, allowed: bool, problem: str):
@@ -128,8 +134,9 @@ class Settings:
             check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
             check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, RANGES["seed"][2])
 
-        if self.tile not in TILES:
-            raise SettingError("tile", f"{self.tile:.60} {nearest(self.tile, TILES[1:])}")
+        for name, allowed in (("tile", TILES), ("rng", RNGS)):
+            if (value := getattr(self, name)) not in allowed:
+                raise SettingError(name, f"{value:.60} {nearest(value, filter(None, allowed))}")
         if (self.hires, self.hires_upscale, self.hires_strength, self.hires_steps) != (None, "latent", 0.7, None):
             for name, value in second_pass_of(self).items():
                 self._set(name, value)

@@ -67,8 +67,28 @@ def test_a_text_of_today_and_what_cannot_be_used_of_it():
         "Hires upscaler: R-ESRGAN 4x+",
         "Lora hashes: oil: 0123, b: 45",
         'Hashes: {"model": "6ce0161689", "vae": "1"}',
-        "RNG: CPU",
     ]
+    assert found.settings["rng"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("ending", "rng", "noted"),
+    [
+        ("RNG: NV, Version: v1.6.0", "philox", False),
+        ("RNG: CPU, Version: v1.6.0", "cpu", False),
+        ("RNG: cuda, Version: stable-diffusion.cpp", "philox", False),
+        ("Version: v1.6.0-2-g4afaaf8a", "philox", True),
+        ("Version: 1.5.1", "philox", True),
+        ("Version: f2.0.1v1.10.1-previous-635-gf5330788", "philox", True),
+        ("Version: ComfyUI", None, False),
+        ("Version: sd-zoo 0.1", None, False),
+        ("Model: v1-5", None, False),
+    ],
+)
+def test_noise_is_drawn_as_the_text_says_or_as_the_web_ui_does_by_default(ending, rng, noted):
+    found = settings_in(f"a\nSteps: 5, Sampler: Euler a, Seed: 1, ENSD: 31337, {ending}")
+    assert (found.settings.get("rng"), found.settings["seed_delta"], found.unused) == (rng, 31337, [])
+    assert [note.split(",")[0] for note in found.notes] == ["noise drawn as on a GPU (--rng philox)"] * noted
 
 
 @pytest.mark.parametrize(
@@ -101,6 +121,7 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
         {"guidance_interval": (0.3, 5)},
         {"reuse_features": 3, "hires": 2},
         {"merge_tokens": 0.5},
+        {"rng": "philox", "seed_delta": -5},
     ],
 )
 def test_our_own_text_is_read_back(options):

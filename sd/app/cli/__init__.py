@@ -100,7 +100,9 @@ def dispatch(argv: list[str]) -> int:
     if getattr(args, "like", None) is not None:
         from sd.app.cli.like import apply_like
 
-        unused = apply_like(args)
+        unused, notes = apply_like(args)
+        for note in notes:
+            say(f"{args.like.name}: {note}", quiet=args.quiet)
         if unused:
             say(f"{args.like.name}: could not use {'; '.join(unused)}")
     return command.run(args)

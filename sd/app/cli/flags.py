@@ -142,6 +142,10 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
         "all pictures then have the same seed (default: 0)")
     add("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
         help="variation seed of the first picture; the next ones count on from it (default: drawn, printed and stored)")
+    add("--rng", default="cpu", metavar="NAME",
+        help="how noise follows from the seed: cpu, or philox, as on an NVIDIA GPU and so in the web UI (default: cpu)")
+    add("--seed-delta", "--ensd", type=int, default=0, metavar="N",
+        help="added to the seed for the noise that samplers add on the way, as ENSD in the web UI (default: 0)")
     add("--count", "--n_iter", type=whole_number(1), default=1, metavar="N",
         help="batches: N x batch size pictures; with --from-file, pictures per line (default: 1)")
     add("-b", "--batch-size", "--n_samples", type=whole_number(1), default=1, metavar="N",

@@ -23,13 +23,15 @@ REPLACES = {  # a flag on the command line -> settings of the picture that do no
 }
 
 
-def apply_like(args: argparse.Namespace) -> list[str]:
+def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Set the arguments to the settings of the picture; flags on the command line take precedence.
 
-    Returns the settings that could not be used. Raises UsageError or PictureError if the picture has none.
+    Returns the settings that could not be used, and what else is worth knowing. Raises UsageError or PictureError if
+    the picture has none.
     """
     found, unused, made_with = read(args.like)
     given = given_flags(args)
+    notes = [] if "rng" in given else made_with.pop("notes", [])
     if given & PROMPTS:
         found.pop("prompt", None)
     if found.get("sigmas"):
@@ -52,7 +54,7 @@ def apply_like(args: argparse.Namespace) -> list[str]:
     if isinstance(model, dict) and model.get("weights") == "ema" and "weights" not in given:
         args.weights = "ema"
     args.made_with = made_with
-    return unused
+    return unused, notes
 
 
 def given_flags(args: argparse.Namespace) -> set[str]:
@@ -85,7 +87,7 @@ def read(path: Path) -> tuple[dict, list[str], dict]:
                 "it. Pictures lose such texts when they are edited or sent."
             )
         foreign = settings_in(text)
-        return foreign.settings, foreign.unused, {}
+        return foreign.settings, foreign.unused, {"notes": foreign.notes}
     if "init" in exact and "Resize mode: " not in text:
         # no size was asked for: it followed from the input picture, and does so again
         exact = {name: value for name, value in exact.items() if name not in ("width", "height")}

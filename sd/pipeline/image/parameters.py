@@ -39,23 +39,27 @@ VALUES = {  # as other tools write it -> our name, and its type
     "Hires upscale": ("hires", str),
     "Hires resize": ("hires", str),
     "Hires steps": ("hires_steps", int),
+    "ENSD": ("seed_delta", int),
 }
 CHOICES = {  # as other tools write it -> our name, and our value for each of theirs; None is the default
     "Tiling": ("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
     "Emphasis": ("plain_prompts", {"None": True, "Original": None}),
     "Noise Schedule": ("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
+    "RNG": ("rng", {"CPU": "cpu", "NV": "philox", "GPU": "philox", "cpu": "cpu", "cuda": "philox"}),
 }
 # Not settings: these do not change the picture.
 NO_SETTINGS = ("Version", "Model", "Model hash", "Batch size", "Batch pos")
+WEB_UI = re.compile(r"[vf]?[0-9]+\.[0-9]")  # how its versions, and those of its fork Forge, begin
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")
 
 
 @dataclass
 class Found:
-    """Settings by our names, and each part of a text that could not be used, in a few words."""
+    """Settings by our names; each part of a text that could not be used, in a few words; what is worth knowing."""
 
     settings: dict = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was chosen where the text says nothing
 
 
 def parameters_of(
@@ -78,6 +82,8 @@ def parameters_of(
         "Tiling": {"": None, "xy": True}.get(settings.tile, settings.tile),
         "Variation seed": settings.vary_seed,
         "Variation seed strength": f"{settings.vary:g}" if settings.vary else None,
+        "ENSD": settings.seed_delta or None,
+        "RNG": "NV" if settings.rng == "philox" else None,
         "Model hash": model_hash,
         "Model": model_name,
         **_hires_labels(settings),
@@ -223,7 +229,10 @@ READERS = {"Sampler": _sampler, "Schedule type": _schedule, "Size": _size, "Hire
 
 def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
     """Add what other tools mean by leaving a setting out."""
-    settings = found.settings
+    settings, version = found.settings, values.get("Version", "")
+    if "RNG" not in values and WEB_UI.match(version):
+        settings["rng"] = "philox"
+        found.notes.append(f"noise drawn as on a GPU (--rng philox), as web UI {version[:40]} does by default")
     sampler = settings.get("sampler")
     unsaid = "schedule" not in settings and "Schedule type" not in values
     if sampler and unsaid and SAMPLER_INFO[sampler].schedule in ("karras", "exponential"):
