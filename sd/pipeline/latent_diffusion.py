@@ -145,7 +145,7 @@ class LatentDiffusion:
         Raises ValueError if the settings do not fit each other or the model; NonFiniteError if a network fails.
         """
         self._require_one_batch(batch)
-        common, noise, contexts = batch[0], self._noise(batch), self._contexts(batch)
+        common, noise, contexts = batch[0], self.noise_of(batch), self._contexts(batch)
         conditions = conditions_for(self.config, init, partial(self.encode_image, tile=common.tile))
         table, steps = table_and_steps(self.config.schedule, common)
         skipped = 0 if init is None else len(steps) - steps_run(len(steps), common.strength)
@@ -153,7 +153,7 @@ class LatentDiffusion:
             yield conditions.x_0.expand(len(batch), -1, -1, -1)
             return
         unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)))
-        denoiser = self._denoiser(unet, table, common, [context(skipped) for context in contexts])
+        denoiser = self._denoiser(unet, table, common, [context(0) for context in contexts])
         predict_eps = LastPrediction(conditions.denoiser(denoiser))
 
         def denoised() -> Iterator[tuple[Tensor, Tensor]]:
@@ -162,9 +162,9 @@ class LatentDiffusion:
             options = {"draw_noise": lambda: self.runner.send(noise(), self.device)}
             options |= {} if common.eta is None else {"eta": common.eta}
             sampler = find_sampler(common.sampler)(predict_eps, x_t, steps[skipped:], **options)
-            for step, latents in enumerate(sampler, skipped + 1):
+            for step, latents in enumerate(sampler, 1):  # as prompts count: those that run
                 yield latents, predict_eps.x_0
-                if step < len(steps) and any(context.changes(step) for context in contexts):
+                if step < len(steps) - skipped and any(context.changes(step) for context in contexts):
                     denoiser.set_context(*(context(step) for context in contexts))
 
         for latents, x_0 in self.runner.run(self.unet, denoised()):
@@ -194,7 +194,7 @@ class LatentDiffusion:
             raise ValueError("the prompts of a batch must have the same number of chunks")
         batch[0].require_prediction(self.config.prediction)
 
-    def _noise(self, batch: Sequence[Settings]) -> PictureNoise:
+    def noise_of(self, batch: Sequence[Settings]) -> PictureNoise:
         """Draws the noise of each picture, (B, 4, H/8, W/8)."""
         height, width = (side // self.config.vae.factor for side in (batch[0].height, batch[0].width))
         shape = (self.config.vae.latent_channels, height, width)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sd.config import LARGEST_SIDE
 from sd.pipeline.errors import SettingError, nearest, shortened
+from sd.text.prompt_syntax import second_pass_text
 
 if TYPE_CHECKING:
     from sd.pipeline.settings import Settings
@@ -116,8 +117,12 @@ def second_pass_of(settings: "Settings") -> dict[str, object]:
 
 
 def passes_of(settings: "Settings") -> list["Settings"]:
-    """The settings of both passes; the second one is image to image."""
+    """The settings of both passes; the second one is image to image, and its prompts go on from the first."""
     first, (width, height) = replace(settings, hires=None, hires_steps=None), settings.hires
+    texts = {"prompt": settings.prompt, "negative_prompt": settings.negative_prompt}
+    if not settings.plain_prompts:
+        run = settings.steps, settings.hires_steps
+        texts = {name: second_pass_text(text, *run) for name, text in texts.items()}
     steps = settings.steps if settings.sigmas else steps_for(settings.hires_steps, settings.hires_strength)
     strength = max(settings.hires_strength, 1 / steps)  # with sigmas, at least one step
-    return [first, replace(first, width=width, height=height, steps=steps, strength=strength)]
+    return [first, replace(first, width=width, height=height, steps=steps, strength=strength, **texts)]

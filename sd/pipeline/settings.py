@@ -257,7 +257,10 @@ class Settings:
         return replace(self, seed=self.seed + i)
 
     def texts_by_step(self) -> tuple[tuple[str, ...], ...]:
-        """The prompt and, with guidance, the negative prompt: the text of each at every step."""
+        """The prompt and, with guidance, the negative prompt: the text of each at every step.
+
+        Steps count from the first that runs. At a strength below 1, the texts of the last steps are not reached.
+        """
         prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 

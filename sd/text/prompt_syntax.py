@@ -12,7 +12,7 @@ prompts are written; docs/prompts.md lists all rules and the differences.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -70,18 +70,37 @@ class OpenBracket:
         """The text that the bracket stands for at a step, once closed."""
         if set(self.separators) == {"|"}:
             return self.parts[step % len(self.parts)]
-        number = STEP.fullmatch(self.parts[-1])
-        if self.separators in (":", "::") and number and self.last_is_plain:
-            before, after = ("", *self.parts[:-1])[-2:]
-            return before if step < first_steps(number[1], steps) else after
+        if edit := self.edit():
+            before, after, number = edit
+            return before if step < first_steps(number, steps) else after
         return self.as_text() + closing
 
+    def in_second_pass(self, steps: int, second: int, closing: str) -> str:
+        """What the bracket becomes after a first pass of `steps`, before a second one of `second` steps."""
+        if edit := self.edit():
+            before, after, number = edit
+            left = first_steps(number, second, passed=steps)
+            return f"[{before}:{after}:{left}]" if left else after
+        return self.as_text() + closing
 
-def first_steps(number: str, steps: int) -> int:
-    """The steps that a number means: a share of all steps if it has a point or is below 1, else a count."""
+    def edit(self) -> tuple[str, str, str] | None:
+        """The text before, the text after, and when it changes; None if the bracket is no edit."""
+        number = STEP.fullmatch(self.parts[-1])
+        if self.separators in (":", "::") and number and self.last_is_plain:
+            return *("", *self.parts[:-1])[-2:], number[1]
+        return None
+
+
+def first_steps(number: str, steps: int, *, passed: int = 0) -> int:
+    """The steps that a number means: a share of all steps if it has a point or is below 1, else a count.
+
+    passed  steps of a first pass, if this is the second: counts go on from there, and its shares are 1 to 2
+    """
     value = float(number)
     if "." in number or value < 1:
-        value *= steps
+        value = (value - (passed > 0)) * steps
+    else:
+        value -= passed
     return int(max(0.0, min(value, steps)))
 
 
@@ -91,6 +110,22 @@ def text_at(prompt: str, step: int, steps: int) -> str:
     >>> [text_at("a [cat:dog:0.5] [near|far]", step, 4) for step in range(4)]
     ['a cat near', 'a cat far', 'a dog near', 'a dog far']
     """
+    return resolved(prompt, lambda bracket, closing: bracket.at(step, steps, closing))
+
+
+def second_pass_text(prompt: str, steps: int, second: int) -> str:
+    """The prompt of a second pass: edits whose time has come are done, the others count its own steps.
+
+    steps, second  how many steps run in the first pass and in the second
+
+    >>> second_pass_text("a [cat:dog:0.5] [near:far:1.5] [red:blue:23]", 20, 10)
+    'a dog [near:far:5] [red:blue:3]'
+    """
+    return resolved(prompt, lambda bracket, closing: bracket.in_second_pass(steps, second, closing))
+
+
+def resolved(prompt: str, resolve: Callable[[OpenBracket, str], str]) -> str:
+    """The prompt with each pair of brackets replaced by what `resolve` makes of it and its closing bracket."""
     if "[" not in prompt:
         return prompt
     done = []
@@ -101,7 +136,7 @@ def text_at(prompt: str, step: int, steps: int) -> str:
             brackets.append(OpenBracket(mark))
         elif mark in OPENING and inner.opening == OPENING[mark]:
             brackets.pop()
-            brackets[-1].add(inner.at(step, steps, mark), plain=False)
+            brackets[-1].add(resolve(inner, mark), plain=False)
         elif mark in OPENING:  # a closing bracket without a partner: the open brackets around it have none either
             done += [*(bracket.as_text() for bracket in brackets), mark]
             brackets = [OpenBracket("")]

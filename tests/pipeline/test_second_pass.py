@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from conftest import final, refused, settings, settings_of
 from PIL import Image
 
-from sd.pipeline.second_pass import first_size, second_size
+from sd.pipeline.second_pass import first_size, second_size, steps_run
 from sd.pipeline.settings import SettingError, Settings
 from sd.pipeline.upscaling import linear_weights, upscale_latents, upscale_picture
 from sd.sampling.init_image import InitImage
@@ -77,6 +77,32 @@ def test_second_passes_that_cannot_be_are_refused(change, message):
     with pytest.raises(SettingError) as caught:
         Settings(**GOOD, **change)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "expected"),  # steps of each word in the first pass, and in the second
+    [
+        ("[cat:dog:0.5]", {"steps": 20}, [["cat"] * 10 + ["dog"] * 10, ["dog"] * 14]),
+        ("[cat:dog:1.5]", {"steps": 20}, [["cat"] * 20, ["cat"] * 7 + ["dog"] * 7]),
+        ("[cat:dog:12]", {"steps": 20}, [["cat"] * 12 + ["dog"] * 8, ["dog"] * 14]),
+        ("[cat:dog:25]", {"steps": 20}, [["cat"] * 20, ["cat"] * 5 + ["dog"] * 9]),
+        ("[cat|dog]", {"steps": 3}, [["cat", "dog", "cat"], ["cat", "dog"]]),
+        ("[cat:dog:1.5]", {"steps": 4, "hires_steps": 10}, [["cat"] * 4, ["cat"] * 5 + ["dog"] * 5]),
+        ("[cat:dog:7]", {"steps": 4, "hires_steps": 10}, [["cat"] * 4, ["cat"] * 3 + ["dog"] * 7]),
+        ("[cat:dog:1.5]", {"sigmas": [14, 7, 3, 1], "hires_strength": 0.5}, [["cat"] * 4, ["cat", "dog"]]),
+        ("[cat:dog:0.5]", {"steps": 2, "plain_prompts": True}, [["[cat:dog:0.5]"] * 2, ["[cat:dog:0.5]"]]),
+    ],
+)
+def test_words_that_change_go_on_in_the_second_pass(prompt, options, expected):
+    """A share of 0 to 1 is of the first pass, 1 to 2 of the second; counts go through both, as in the web UI."""
+    job = Settings(**{**GOOD, "prompt": prompt, "negative_prompt": prompt, "hires": 2, **options})
+    found = []
+    for each in job.passes():
+        run = steps_run(each.steps, each.strength)
+        texts, negative = each.texts_by_step()
+        assert texts == negative
+        found.append(list(texts[:run]))
+    assert found == expected
 
 
 def test_enlarging_the_image_is_image_to_image_on_the_enlarged_picture(model):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sd.text.prompt_syntax import PromptError, first_steps, read_weights, text_at, timeline
+from sd.text.prompt_syntax import PromptError, first_steps, read_weights, second_pass_text, text_at, timeline
 
 SYNTAX = "()[]:|\\"
 ANY_TEXT = st.text(st.one_of(st.sampled_from(SYNTAX + " .,019ab-+e\n"), st.characters(codec="utf-8")), max_size=60)
@@ -205,6 +205,29 @@ def test_a_number_with_a_point_or_below_one_is_a_share_of_the_steps():
         *(("1", 10, 1), ("3", 10, 3), ("30", 10, 10), ("-3", 10, 0)),  # no point: steps
     ]:
         assert first_steps(number, steps) == expected, number
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),  # after 20 steps, before 10; counts go on, and shares of the second pass are 1 to 2
+    [
+        ("a [b:.5] c", "a b c"),
+        ("a [b:1.5] c", "a [:b:5] c"),
+        ("[a:b:0.5] [c:d:1.0] [e:f:1.09] [g:h:1.9]", "b d f [g:h:9]"),
+        ("[a:b:12] [c:d:20] [e:f:21] [g:h:40]", "b d [e:f:1] [g:h:10]"),
+        ("[a:b:2.5] [c:d:1e999]", "[a:b:10] [c:d:10]"),
+        ("[a::0.5] [b::25]", " [b::5]"),
+        ("[[a:b:0.5]:[c:d:1.2]:1.5]", "[b:[c:d:2]:5]"),
+        ("([a:b:22]:1.3) [c] [d|e] [f:g]", "([a:b:2]:1.3) [c] [d|e] [f:g]"),
+        ("[a:b:0] [c:d:-1]", "b d"),
+    ],
+)
+def test_a_second_pass_goes_on_counting(prompt, expected):
+    assert second_pass_text(prompt, 20, 10) == expected
+
+
+@given(ANY_TEXT, st.integers(1, 12), st.integers(1, 12))
+def test_any_text_has_a_second_pass(text, steps, second):
+    assert len(timeline(second_pass_text(text, steps, second), second)) == second
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.denoiser import Denoiser
-from sd.sampling.noise import PictureNoise
 from sd.sampling.schedule import x_0_from_eps
 from sd.study.clock import synchronize
 from sd.study.explain.attention import AttentionWatch, Heat, map_side
@@ -139,7 +138,7 @@ class Recorder:
 
     def restart(self) -> None:
         self.steps: list[StepRecord] = []
-        self._x_t = PictureNoise([self.settings.seed], self.shape)()  # as `StableDiffusion.sample` begins
+        self._x_t = self.model.noise_of([self.settings])()  # as `StableDiffusion.sample` begins
         self._begin()
 
     def _begin(self) -> None:
