@@ -59,7 +59,7 @@ def translated(argv: list[str] | None = None) -> list[str]:
     if args.from_file:
         source = [f"--from-file={args.from_file}", "--count", str(args.n_iter)]
     else:
-        source = [f"--prompt={args.prompt}", "--count", str(args.n_iter), "--batch-size", str(args.n_samples)]
+        source = [f"--prompt={args.prompt}", "--n_iter", str(args.n_iter), "--batch-size", str(args.n_samples)]
     source.append("--plain-prompts")  # the original has no weights in prompts
     if args.plms and args.dpm_solver:
         commands.error("--plms and --dpm_solver are two samplers; give only one")

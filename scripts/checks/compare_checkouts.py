@@ -40,7 +40,7 @@ RUNS = {
     "prompts": "txt2img",
     "settings": "txt2img",
     "mixed-batches": "txt2img --batch-size 4",
-    "two-batches-of-four": f"txt2img {RED} --count 2 --batch-size 4 --grid",
+    "two-batches-of-four": f"txt2img {RED} --n_iter 2 --batch-size 4 --grid",
     "flags": f"txt2img {RED} --schedule karras --tile y --hires 1.5 --vary 0.1 --vary-seed 9 --guidance-interval 0.5,9",
     "bf16": f"txt2img {RED} --precision bf16 --width 256 --height 256",
     "low-memory": f"txt2img {RED} --low-memory --width 256 --height 256",

@@ -197,7 +197,7 @@ class StableDiffusion(LatentDiffusion):
         on_retry: Callable[[str], None] | None = None,
         **settings: object,
     ) -> list[Image.Image]:
-        """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, one is drawn.
+        """Pictures from a prompt. Picture i has the seed `seed + i`; without a seed, or with -1, one is drawn.
 
         With `vary`, all have the same seed, and picture i has the variation seed `vary_seed + i`.
 
@@ -211,8 +211,8 @@ class StableDiffusion(LatentDiffusion):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         width, height = size
-        seed = secrets.randbits(32) if seed is None else seed
-        if settings.get("vary") and settings.get("vary_seed") is None:
+        seed = secrets.randbits(32) if seed in (None, -1) else seed
+        if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
         jobs = [first.counted_on(i) for i in range(count * batch_size)]

@@ -1,11 +1,17 @@
 """What commands refuse: one sentence, exit code 2, and nothing is written."""
 
+import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import refused
 from PIL import Image
+
+from sd.app.cli import COMMANDS
+from sd.app.cli.elsewhere import USE_INSTEAD
+from sd.app.cli.parser import RARE
 
 ALWAYS = {"txt2img": "-m tiny.ckpt", "explain": "a -m tiny.ckpt", "noise": "-m tiny.ckpt"}
 REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anything
@@ -41,13 +47,37 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a -o {steps}.png -b 2": "gives the same name to several pictures",
         "a -o /dev/null/x.png": "nothing can be written to /dev/null…Give another --out.",
         "a -n (b:99)": "--negative-prompt gives 'b' the weight 99",
+        "--tile diagonal a": "--tile diagonal does not exist. There are: x, xy, y.",
+        "a --tile=diagonal": "--tile diagonal does not exist. There are: x, xy, y.",
+        "a --count 2 --n_iter 2": "--count is the number of pictures, --n_iter that of batches. Give only one",
+        "a -s -2": "--seed -2 is out of range: 0 to",
+        "a -n -blurry": "--negative-prompt needs a value. If -blurry is its value, write -n=-blurry.",
+        "a --negative-prompt '-(red)'": "If -(red) is its value, write '--negative-prompt=-(red)'.",
+        "a -o -x.png": "--out needs a value. If -x.png is its value, write -o=-x.png.",
+        "-p -cat": "--prompt needs a value. If -cat is its value, write -p=-cat.",
+        "a -steps 3": "-steps is not a flag of sd txt2img. Did you mean --steps?",
+        "a --Guidance_Scale 3": "--Guidance_Scale is not a flag of sd txt2img. Did you mean --guidance-scale?",
+        "a --cfg 7": "--cfg is not a flag of sd txt2img. Use --guidance-scale.",
+        "a --ckpt-path x.ckpt": "Use --model.",
+        "a --lora-model-dir x": "LoRAs are not supported yet.",
+        "a --num_inference_steps=20": "Use --steps.",
+        "a --scheduler karras": "Use --sampler; --schedule chooses its noise levels.",
+        "a --fp16": "Use --precision fp16.",
+        "a --medvram": "Use --low-memory.",
+        "a --xformers": "Leave it out: attention is computed the fast way.",
+        "a --threads 4": "Set the environment variable OMP_NUM_THREADS instead.",
+        "a --controlnet x": "ControlNet is not supported yet.",
+        "a --denoising_strength 0.5": "--denoising_strength is not a flag of sd txt2img.",
         "a photo": "unexpected word 'photo'. Put text that has spaces in quotes.",
         "a -p b": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
         "": "no prompt given",
         "--prompt-file there.txt": "--prompt-file there.txt has no prompt.",
         "--from-file missing.txt": "missing.txt: No such file or directory.",
     },
-    "img2img": {"a": "--init must be given. See sd img2img --help."},
+    "img2img": {
+        "a": "--init must be given. See sd img2img --help.",
+        "a -i x.png --denoise 0.5": "--denoise is not a flag of sd img2img. Use --strength.",
+    },
     "explain": {
         "--compare guidence=1,2": "--compare 'guidence' does not exist. Did you mean guidance?",
         "--compare guidance": "has no values…guidance=1,3,7.5",
@@ -76,6 +106,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "--compare karas": "--compare 'karas' does not exist. Did you mean karras?",
         "--compare karras --schedule beta": "--compare names the schedules; leave out --schedule",
         "-o there.png": "there.png exists already. Give another name, or --force",
+        "--cfg 7": "--cfg is not a flag of sd schedule. See",
         "--sigmas ''": "--sigmas '' is not a list of numbers such as 14.6,7,3.",
     },
     "convert": {
@@ -114,6 +145,9 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
     "": {
         "": "no command given. There are: txt2img, ",
         "txt2imgg a": "command 'txt2imgg' does not exist. Did you mean txt2img?",
+        "help txt2imgg": "command 'txt2imgg' does not exist. Did you mean txt2img?",
+        "dream a": "command 'dream' does not exist. Did you mean txt2img?",
+        "-p 'a cat' --steps 3": "flags follow a command. Did you mean sd txt2img -p 'a cat' --steps 3?",
         "'a red circle'": "'a red circle' is not a command. Did you mean sd txt2img \"a red circle\"?",
     },
 }
@@ -138,6 +172,51 @@ def test_bad_use_gets_a_sentence_and_exit_code_2(run, tiny_ckpt, tmp_path, monke
 def test_without_the_model_of_the_package_one_must_be_given(run, monkeypatch):
     monkeypatch.setattr("sd.app.cli.make_pictures.embedded_model", lambda: Path("absent.ckpt"))
     refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
+
+
+@pytest.mark.parametrize("page", ["txt2img", "img2img", "inpaint"])
+def test_the_help_of_pictures_is_short_and_help_all_has_the_rest(call, page):
+    _, short, _ = call(page, "--help")
+    usage, _, rest = short.partition("\n")
+    assert usage == f"usage: sd {page} [PROMPT] {'' if page == 'txt2img' else '--init IMAGE '}[FLAGS]"
+    assert rest.index("examples:") < rest.index("arguments:")
+    assert 20 <= len(re.findall(r"^  -", short, re.M)) <= 30
+    _, whole, _ = call(page, "--help-all")
+    every = {flag for action in import_module(f"sd.app.cli.{page}").parser()._actions for flag in action.option_strings}
+    assert all(re.search(rf"{re.escape(flag)}[ ,\n]", whole) for flag in every)
+    assert call("help", page)[1] == short
+
+
+def test_every_rare_flag_exists():
+    parsers = [import_module(f"sd.app.cli.{name}").parser() for name in COMMANDS]
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    assert set(RARE.split()) - known <= {"--prediction", "--variant"}
+
+
+def test_a_flag_of_another_program_leads_to_one_of_ours():
+    parsers = [import_module(f"sd.app.cli.{name}").parser() for name in ("inpaint", "txt2img")]
+    known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
+    assert {ours for ours, _ in USE_INSTEAD.values() if ours} <= known
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt", "tile", "save_steps"),
+    [
+        ("--tile cat", "cat", "xy", None),
+        ("--tile x cat", "cat", "x", None),
+        ("cat --tile", "cat", "xy", None),
+        ("--steps 3 --tiling 'a cat' -g 1", "a cat", "xy", None),
+        ("--save-steps cat", "cat", "", "fast"),
+        ("--save-steps vae cat --tile y", "cat", "y", "vae"),
+        ("--tile --save-steps cat", "cat", "xy", "fast"),
+        ("--save-steps --tile -- -cat", "-cat", "xy", "fast"),
+        ("--tile -p x", None, "xy", None),
+        ("-- --tile", "--tile", "", None),
+    ],
+)
+def test_a_word_that_is_no_choice_of_a_flag_is_the_prompt(words, prompt, tile, save_steps):
+    args = import_module("sd.app.cli.txt2img").parser().parse_args(shlex.split(words))
+    assert (args.prompt, args.tile, args.save_steps) == (prompt, tile, save_steps)
 
 
 def test_force_is_never_suggested(run):

@@ -21,7 +21,8 @@ from PIL import Image
 import sd
 from sd.app.cli import COMMANDS
 from sd.app.cli import txt2img as txt2img_command
-from sd.app.jobs.plan import group
+from sd.app.cli.make_pictures import request_of
+from sd.app.jobs.plan import group, plan, with_seeds
 from sd.config import SD_V1_INPAINTING
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -71,14 +72,51 @@ def test_numbering_goes_on_and_nothing_is_overwritten(txt2img):
     assert txt2img("a", "--seed", 7, "-o", "outputs/00002-{seed}.png", "--force")[0] == 0
 
 
-def test_count_times_batch_size_pictures_with_seeds_that_count_on(txt2img):
-    code, out, _ = txt2img("a", "--seed", 7, "--count", 2, "-b", 3, "-o", "x/{seed}.png", "--grid")
+def test_count_pictures_with_seeds_that_count_on_whatever_the_batch_size(txt2img):
+    code, out, _ = txt2img("a", "--seed", 7, "--count", 6, "-b", 4, "-o", "x/{seed}.png", "--grid")
     assert code == 0
     assert out == [*(f"x/{seed}.png" for seed in range(7, 13)), "x/grid-7.png"]
     assert Image.open("x/grid-7.png").size == (3 * 64, 2 * 64)
     alone = txt2img("a", "--seed", 10, "-o", "alone.png")[1][0]
     there, here = Image.open("x/10.png").tobytes(), Image.open(alone).tobytes()
     assert max(abs(a - b) for a, b in zip(there, here, strict=True)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", 1),
+        ("-b 3", 3),
+        ("--n_samples 3", 3),
+        ("--count 4 -b 3", 4),
+        ("--n_iter 2 -b 3", 6),
+        ("--n_iter 2 --n_samples 3", 6),
+        ("--n_iter 2", 2),
+        ("--from-file two.txt --count 3 -b 2", 6),
+        ("--from-file two.txt --n_iter 2 -b 3", 4),
+        ("--from-file two.txt -b 3", 2),
+    ],
+)
+def test_count_is_the_number_of_pictures_and_n_iter_that_of_batches(tmp_path, monkeypatch, flags, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    words = [*flags.split(), *([] if "--from-file" in flags else ["a"])]
+    args = txt2img_command.parser().parse_args(words)
+    args.parser, args.given = txt2img_command.parser(), words
+    request = request_of(args, "text to picture")
+    assert len(plan(with_seeds(request), native=64)) == expected
+
+
+@pytest.mark.parametrize("flags", [["--seed", "-1"], ["-s=-1"], ["--seed", -1, "--vary", "0.1", "--vary-seed", -1]])
+def test_a_seed_of_minus_one_is_drawn(txt2img, flags, tmp_path):
+    code, (path,), err = txt2img("a", *flags)
+    assert code == 0
+    assert settings_of(path)["seed"] >= 0
+    assert f"seed {settings_of(path)['seed']}" in err
+    (tmp_path / "jobs.txt").write_text('{"prompt": "a", "seed": -1}\n{"prompt": "b", "seed": -1}')
+    _, out, _ = txt2img("--from-file", "jobs.txt", *flags, "-o", "two/")
+    first, second = (settings_of(path) for path in out)
+    assert (first["seed"], first["vary_seed"]) != (second["seed"], second["vary_seed"])
 
 
 def test_json_has_path_seed_hash_and_time_and_a_drawn_seed_is_reported_and_stored(txt2img):

@@ -67,4 +67,6 @@ def test_a_plot(schedule, tmp_path):
 
 def test_without_matplotlib_there_is_a_sentence(schedule, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused(schedule("-o", "x.png"), "--out needs matplotlib to draw. Install it: pip install 'sd-zoo[plots]'.\n")
+    refused(
+        schedule("-o", "x.png"), "--out needs matplotlib to draw. Install it: pip install '.[plots]' in the checkout.\n"
+    )

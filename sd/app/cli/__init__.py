@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that `sd --help` answers
 
 import importlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -30,6 +31,13 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "bench": "how fast a model is on this machine, and where the time goes",
     "arch": "what a model consists of, as a table or a page to explore",
 }
+USED_ELSEWHERE = {  # what other programs call them
+    **dict.fromkeys(("generate", "dream", "imagine", "t2i", "text2img", "text2image", "texttoimage"), "txt2img"),
+    **dict.fromkeys(("i2i", "image2image", "imagetoimage"), "img2img"),
+    **dict.fromkeys(("outpaint", "outpainting", "inpainting"), "inpaint"),
+    **dict.fromkeys(("info", "scan", "identify"), "inspect"),
+    **dict.fromkeys(("download", "pull", "verify"), "models"),
+}
 DONE, BAD_INPUT, SOME_FAILED, INTERNAL_ERROR, INTERRUPTED = 0, 2, 3, 70, 130
 
 
@@ -39,7 +47,7 @@ def usage() -> str:
         "usage: sd COMMAND ...\n\n"
         "Stable Diffusion from scratch: an original checkpoint in, a picture out.\n\n"
         f"commands:\n{commands}\n\n"
-        "sd COMMAND --help describes a command; sd --version prints the version.\n\n"
+        "sd help COMMAND describes a command, as sd COMMAND --help does; sd --version prints the version.\n\n"
         'examples:\n  sd txt2img "a red circle on a blue background"      (uses the small model of the package)\n'
         '  sd txt2img "an astronaut riding a horse" -m v1-5-pruned-emaonly.ckpt'
     )
@@ -78,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    if argv and argv[0] in ("-h", "--help", "help"):
+    if argv[:1] == ["help"] and len(argv) > 1:
+        argv = [argv[1], "--help", *argv[2:]]
+    if argv and argv[0] in ("-h", "--help", "--help-all", "help"):
         print(usage())
         return DONE
     if argv in (["--version"], ["-V"]):
@@ -88,8 +98,12 @@ def dispatch(argv: list[str]) -> int:
         raise UsageError(f"no command given. There are: {', '.join(COMMANDS)}. See sd --help.")
     if " " in argv[0].strip():
         raise UsageError(f'{argv[0]!r} is not a command. Did you mean sd txt2img "{argv[0]}"?')
+    if argv[0].startswith("-"):
+        raise UsageError(f"flags follow a command. Did you mean sd txt2img {shlex.join(argv)}?")
     if argv[0] not in COMMANDS:
-        raise UsageError(f"command {argv[0]!r} {nearest(argv[0], COMMANDS)}")
+        known = USED_ELSEWHERE.get(argv[0].lower().replace("_", "").replace("-", ""))
+        meant = f"does not exist. Did you mean {known}?" if known else nearest(argv[0], COMMANDS)
+        raise UsageError(f"command {argv[0]!r} {meant}")
     command = importlib.import_module(f"sd.app.cli.{argv[0]}")
     parser = command.parser()
     try:

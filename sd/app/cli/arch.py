@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import Parser, add_output_flags
+from sd.app.cli.flags import add_output_flags
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError, failures_as
 from sd.app.jobs.outputs import require_free

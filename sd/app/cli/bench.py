@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.cli.arch import parse_size
-from sd.app.cli.flags import Parser, add_compile_flag, add_model_flags, add_output_flags, whole_number
+from sd.app.cli.flags import add_compile_flag, add_model_flags, add_output_flags, whole_number
 from sd.app.cli.make_pictures import model_of
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError, failures_as
 from sd.app.jobs.outputs import require_free

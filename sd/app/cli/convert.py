@@ -10,7 +10,8 @@ from convert.actions.writing import PRECISIONS
 from convert.errors import counted
 from convert.families.family import PARTS
 from sd.app.cli import say
-from sd.app.cli.flags import Parser, add_output_flags
+from sd.app.cli.flags import add_output_flags
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 from sd.app.jobs.model import describe
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown, shown_list
-from sd.app.cli.flags import Parser
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sd.app.cli import flags, say
 from sd.app.cli.make_pictures import model_of, read_lines, settings_of
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import JobError, UsageError, failures_as
 from sd.app.jobs.outputs import file_in
@@ -31,8 +32,8 @@ COMPARED = {  # what --compare can vary: the setting, the type of its values, an
 }
 
 
-def parser() -> flags.Parser:
-    parser = flags.Parser(
+def parser() -> Parser:
+    parser = Parser(
         prog="sd explain",
         description="Make a picture from text, and write a page that shows how: every step, what the\n"
         "network saw and predicted, and what each word attends to. The picture is the one\n"
@@ -44,7 +45,7 @@ def parser() -> flags.Parser:
     )
     flags.add_prompt_flags(parser)
     flags.add_model_flags(parser)
-    flags.add_picture_flags(parser, size_default="the model's native size")
+    flags.add_picture_flags(parser, size_default="the model's native size", seed="of the picture's noise")
     flags.add_sampling_flags(parser)
     add = parser.group("page")
     add("--compare", action="append", default=[], metavar="NAME=A,B,...",
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         out = args.out.replace("{seed}", str(seed))
         path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
         model = prepare()(events)
-    if args.seed is None:
+    if args.seed in (None, -1):
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)
     milliseconds, page = make_page(model, own, comparisons, events, attention=not args.no_attention)

@@ -1,86 +1,16 @@
-"""The flags of the commands: one table of spellings, and errors that help."""
+"""The flags of the commands: one table of spellings."""
 
 import argparse
-import difflib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-from sd.app.errors import UsageError
+from sd.app.cli.parser import NUMBERS, Add, Parser
 from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
 from sd.app.jobs.step_files import FORMS
 from sd.pipeline.second_pass import UPSCALES
-from sd.pipeline.settings import DEFAULT_STEPS, TILES, nearest
+from sd.pipeline.settings import DEFAULT_STEPS, TILES
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES
-
-Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
-NUMBERS = {int: "a whole number", float: "a number"}
-ELSEWHERE = {  # flags of other programs -> ours that does it, and what to say where a command has that one
-    "--size": ("--width", "Give --width and --height."),
-    "--upscale": ("--hires", "Use --hires 2."),
-    "--vae": ("--model", "To use another VAE, put it into the checkpoint: sd convert IN OUT --vae FILE."),
-    "--lora": ("--model", "LoRAs are not supported yet."),
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in a sentence, with the nearest flag for one that does not exist."""
-
-    def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
-        self.add_argument("--debug", action="store_true", help="show a traceback where something fails")
-
-    def group(self, title: str) -> Add:
-        """A new group of flags: the function that adds one to it."""
-        return self.add_argument_group(title).add_argument
-
-    def error(self, message: str) -> NoReturn:
-        """argparse's message, in our words."""
-        kind, _, names = message.partition(": ")
-        flag = _long_flag(kind.removeprefix("argument ").split("/"))
-        if kind == "unrecognized arguments":
-            message = self._unknown(names.split()[0])
-        elif kind == "the following arguments are required":
-            missing = [_long_flag(name.split("/")) for name in names.split(", ")]
-            message = f"{' and '.join(missing)} must be given."
-        elif names.startswith("expected"):
-            message = f"{flag} needs a value."
-        elif names.startswith("ignored explicit argument"):
-            message = f"{flag} takes no value, got {names.rpartition('argument ')[2]}."
-        raise UsageError(f"{message}{'' if message[-1] in '.?' else '.'} See {self.prog} --help.")
-
-    def _unknown(self, given: str) -> str:
-        if not given.startswith("-"):
-            return f"unexpected word {given!r}. Put text that has spaces in quotes."
-        flag = given.partition("=")[0]
-        ours, hint = ELSEWHERE.get(flag, ("", ""))
-        if ours not in self._option_string_actions:
-            near = difflib.get_close_matches(flag, {*self._option_string_actions} - {"--force"}, n=1)
-            hint = f"Did you mean {near[0]}?" if near else ""
-        return f"{given} is not a flag of {self.prog}. {hint}".rstrip()
-
-    def _get_value(self, action: argparse.Action, text: str) -> object:
-        """The value of a flag; what is wrong with it in our words."""
-        name = _long_flag(action.option_strings) or action.metavar
-        try:
-            return (action.type or str)(text)
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"{name} {error}. See {self.prog} --help.") from None
-        except ValueError:
-            kind = NUMBERS.get(action.type, "a value that it takes")
-            raise UsageError(f"{name} {text!r} is not {kind}. See {self.prog} --help.") from None
-
-    def _check_value(self, action: argparse.Action, value: str) -> None:
-        """What argparse does with the choices of a flag, in our words."""
-        if action.choices is not None and value not in action.choices:
-            name = _long_flag(action.option_strings) or action.metavar or action.dest
-            raise UsageError(f"{name} {value} {nearest(value, action.choices)} See {self.prog} --help.")
-
-
-def _long_flag(spellings: "list[str]") -> str:
-    """Our spelling of a flag: the first long one."""
-    return next((flag for flag in spellings if flag.startswith("--")), spellings[0] if spellings else "")
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -127,16 +57,17 @@ def add_output_flags(parser: Parser) -> Add:
     return add
 
 
-def add_making_flags(parser: Parser, *, size_default: str) -> None:
-    """The flags of every command that makes picture files."""
+def add_making_flags(parser: Parser, **size: str) -> None:
+    """The flags of every command that makes picture files. size: as in `add_picture_flags`."""
     add_prompt_flags(parser)
     parser.add_argument("--from-file", "--from_file", metavar="FILE",
-        help="prompts from a file, each line a prompt or a JSON object "
-        '({"prompt": "...", "seed": 7}); - is standard input. The same command again resumes a stopped run')
+        help="prompts from a file; - is standard input. Each line is a prompt; one that begins with {\" is JSON with "
+        'settings of its own, {"prompt": "...", "seed": 7}; one that begins with -- has flags, as in the common web '
+        "UI. The same command again resumes a stopped run")
     parser.add_argument("--like", type=Path, metavar="PICTURE",
         help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
     add_compile_flag(add_model_flags(parser))
-    add = add_picture_flags(parser, size_default=size_default)
+    add = add_picture_flags(parser, **size)
     add("--vary", "--variation-strength", type=float, metavar="X",
         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 changes details; "
         "all pictures then have the same seed (default: 0)")
@@ -146,26 +77,29 @@ def add_making_flags(parser: Parser, *, size_default: str) -> None:
         help="how noise follows from the seed: cpu, or philox, as on an NVIDIA GPU and so in the web UI (default: cpu)")
     add("--seed-delta", "--ensd", type=int, default=0, metavar="N",
         help="added to the seed for the noise that samplers add on the way, as ENSD in the web UI (default: 0)")
-    add("--count", "--n_iter", type=whole_number(1), default=1, metavar="N",
-        help="batches: N x batch size pictures; with --from-file, pictures per line (default: 1)")
+    add("--count", type=whole_number(1), metavar="N",
+        help="pictures in all; with --from-file, for each line (default: one batch; one for each line)")
+    add("--n_iter", type=whole_number(1), metavar="N",
+        help="the original script's way to say it: N batches; with --from-file, N pictures for each line")
     add("-b", "--batch-size", "--n_samples", type=whole_number(1), default=1, metavar="N",
-        help="pictures made at the same time; lines of --from-file with the same size and settings are batched, "
-        "wherever they are in the file (default: 1)")
+        help="how many of them are made at the same time; lines of --from-file with the same size and settings are "
+        "batched, wherever they are in the file (default: 1)")
     add("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
-        help="make the picture tile seamlessly along x, y or xy (the default; then put it after the prompt)")
+        help="make the picture tile seamlessly along x, y or xy (the default)")
     add_sampling_flags(parser)
     add = add_output_flags(parser)
     add("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
         help=f"a .png file, a folder, or a template for names with {', '.join(PLACEHOLDERS)} in braces "
         f"(default: {DEFAULT_OUT})")
-    add("--grid", action="store_true", help="also write one sheet with all pictures")
+    add("--grid", action="store_true", help="also write one sheet with all pictures, labelled")
     add("--grid-columns", type=whole_number(1), metavar="N", help="pictures per row; implies --grid")
     add("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
         help="also write what each step predicts: fast, from the colours of the latents (the default), or decoded "
-        "by the vae; put it after the prompt")
+        "by the vae")
     add("--save-steps-as", choices=FORMS,
         help="files NAME-step001.png and so on, or one animation, NAME-steps.webp or .png (default: files)")
-    add("--json", action="store_true", help="print one JSON object per picture instead of its path")
+    add("--json", action="store_true",
+        help="print one JSON object per picture instead of its path: with prompt, size, seed, steps, model and hash")
 
 
 def add_prompt_flags(parser: Parser) -> None:
@@ -174,7 +108,8 @@ def add_prompt_flags(parser: Parser) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" means no prompt')
     add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt: a file's whole text; - is standard input")
-    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT", help="what not to show")
+    add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT",
+        help="what not to show; -n=-TEXT for one that begins with a dash")
     add("--plain-prompts", "--plain_prompts", action="store_true",
         help="take brackets and BREAK in prompts literally; sd tokens shows how a prompt is read")
 
@@ -204,13 +139,15 @@ def add_compile_flag(add: Add) -> None:
         "NVIDIA GPU, Triton and a C compiler; refused on a CPU")
 
 
-def add_picture_flags(parser: Parser, *, size_default: str) -> Add:
-    """Size, seed and layer of the text encoder."""
+def add_picture_flags(
+    parser: Parser, *, size_default: str, size: str = "multiple of 8",
+    seed: str = "of the first picture; the next ones count on from it",
+) -> Add:
+    """Size, seed and layer of the text encoder, and what the help says of the first two."""
     add = parser.group("picture")
-    add("-W", "--width", "--W", type=int, metavar="PIXELS", help=f"multiple of 8 (default: {size_default})")
-    add("-H", "--height", "--H", type=int, metavar="PIXELS", help=f"multiple of 8 (default: {size_default})")
-    add("-s", "--seed", type=int,
-        help="seed of the first picture; the next ones count on from it (default: drawn, printed and stored)")
+    add("-W", "--width", "--W", type=int, metavar="PIXELS", help=f"{size} (default: {size_default})")
+    add("-H", "--height", "--H", type=int, metavar="PIXELS", help="likewise")
+    add("-s", "--seed", type=int, metavar="N", help=f"{seed}; -1 draws one (default: drawn, printed and stored)")
     add("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
         help="which layer of the text encoder to use: 1 the last, 2 the one before it, as some fine-tuned models "
         "expect (default: 1)")

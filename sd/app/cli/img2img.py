@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from sd.app.cli import make_pictures
-from sd.app.cli.flags import Parser, add_making_flags
+from sd.app.cli.flags import add_making_flags
+from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.pipeline.image.input_settings import RESIZE_NAMES
 from sd.pipeline.second_pass import steps_for
@@ -22,8 +23,8 @@ def parser() -> Parser:
         '  sd img2img "an oil painting of a harbour" --init photo.jpg -m model.ckpt\n'
         '  sd img2img "a green star on a white background" --init circle.png --strength 0.8',
     )
-    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, STRENGTH)
+    add_making_flags(parser, size_default="the picture's, or near it")
     return parser
 
 

@@ -4,8 +4,9 @@ import argparse
 from pathlib import Path
 
 from sd.app.cli import make_pictures
-from sd.app.cli.flags import Parser, add_making_flags
+from sd.app.cli.flags import add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
+from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.pipeline.image.input_settings import Expansion
 
@@ -20,7 +21,6 @@ def parser() -> Parser:
         '  sd inpaint "a blue star on a white background" --init picture.png --mask mask.png\n'
         '  sd inpaint "a beach" --init photo.jpg --expand left=128,right=128 -m model.ckpt',
     )
-    add_making_flags(parser, size_default="the picture's, or near it")
     add_input_flags(parser, 1.0)
     add = parser.group("what is repainted")
     add("--mask", type=Path, metavar="IMAGE",
@@ -39,6 +39,8 @@ def parser() -> Parser:
         help="instead of a mask: new area around the picture, left=128,right=64,top=0,bottom=0")  # fmt: skip
     add("--overlap", type=int, default=32, metavar="PIXELS",
         help="how far the new area fades into the old picture (default: 32)")  # fmt: skip
+    size = "size to work at, a multiple of 8; the result keeps the picture's"
+    add_making_flags(parser, size_default="the picture's, or near it", size=size)
     return parser
 
 

@@ -13,7 +13,7 @@ from convert.errors import UnsafeFileError, counted, shown, shown_list, size_tex
 from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
 from sd.app.cli import say
-from sd.app.cli.flags import Parser
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
 
 CLEAN, DANGEROUS = 0, 1

@@ -30,11 +30,18 @@ def request_of(args: argparse.Namespace, task: str) -> JobRequest:
         "model": model_of(args),
         "lines": read_lines(args),
         "settings": settings_of(args),
-        "count": args.count if is_batch_file else args.count * args.batch_size,
+        "count": count_of(args, 1 if is_batch_file else args.batch_size),
         "is_batch_file": is_batch_file,
         "inputs": None if task == "text to picture" else InputSettings(**given(args, InputSettings)),
     }
     return JobRequest(task=task, **{**given(args, JobRequest), **others})
+
+
+def count_of(args: argparse.Namespace, batch: int) -> int:
+    """How many pictures of each prompt. batch: how many a batch of --n_iter has. Raises UsageError."""
+    if args.count is not None and args.n_iter is not None:
+        raise UsageError("--count is the number of pictures, --n_iter that of batches. Give only one of them.")
+    return (args.n_iter or 1) * batch if args.count is None else args.count
 
 
 def given(args: argparse.Namespace, kind: type) -> dict[str, object]:

@@ -13,7 +13,7 @@ from convert.errors import shown, size_text
 from convert.published.download import download
 from convert.published.known import Known, find_by_name, known_checkpoints, verify
 from sd.app.cli import say
-from sd.app.cli.flags import Parser
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned, progress_bar
 from sd.app.errors import UsageError
 

@@ -3,11 +3,14 @@
 import argparse
 import json
 import math
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import Parser, add_model_flags, add_output_flags
+from sd.app.cli import say
+from sd.app.cli.flags import add_model_flags, add_output_flags
 from sd.app.cli.make_pictures import model_of
+from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import JobError, failures_as
 from sd.app.jobs.outputs import file_in
@@ -34,7 +37,7 @@ def parser() -> Parser:
     add("-W", "--width", "--W", type=int, metavar="PIXELS",
         help="multiple of 8 (default: the picture's, or near it)")  # fmt: skip
     add("-H", "--height", "--H", type=int, metavar="PIXELS", help="the same, together with --width")
-    add("-s", "--seed", type=int, default=0, help="of the noise (default: 0)")
+    add("-s", "--seed", type=int, default=0, help="of the noise; -1 draws one (default: 0)")
     add("--timesteps", type=timesteps, default=timesteps(TIMESTEPS), metavar="T,T,...",
         help=f"which timesteps to show, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
     add = add_output_flags(parser)
@@ -61,6 +64,9 @@ def run(args: argparse.Namespace) -> int:
     from sd.pipeline.image.reading import read_picture
 
     request = model_of(args)
+    if args.seed == -1:
+        args.seed = secrets.randbits(32)
+        say(f"seed {args.seed}", quiet=args.quiet)
     size = working_size({"width": args.width, "height": args.height})
     width, height = size or (512, 512)
     Settings(prompt="", width=width, height=height, seed=args.seed)  # raises SettingError for a wrong size or seed

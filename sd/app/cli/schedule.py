@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sd.app.cli.flags import Parser, add_output_flags, add_schedule_flags
+from sd.app.cli.flags import add_output_flags, add_schedule_flags
 from sd.app.cli.make_pictures import settings_of
+from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.app.jobs.outputs import require_free
 from sd.pipeline.settings import Settings, nearest
@@ -40,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             import matplotlib  # noqa: F401
         except ImportError:
-            raise UsageError("--out needs matplotlib to draw. Install it: pip install 'sd-zoo[plots]'.") from None
+            raise UsageError(
+                "--out needs matplotlib to draw. Install it: pip install '.[plots]' in the checkout."
+            ) from None
     from sd.config import SD_V1
     from sd.pipeline.latent_diffusion import table_and_steps
 

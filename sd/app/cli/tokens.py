@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 from convert.errors import counted, shown
-from sd.app.cli.flags import Parser, whole_number
+from sd.app.cli.flags import whole_number
+from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.pipeline.settings import check_prompt
 

@@ -21,7 +21,7 @@ def check_request(request: JobRequest) -> None:
             raise SettingError(name, f"{number} is out of range: at least 1.")
     number = len(request.lines) * request.count
     if number > MOST_PICTURES:
-        raise UsageError(f"--count x --batch-size asks for {number} pictures; a run makes at most {MOST_PICTURES}.")
+        raise UsageError(f"{number} pictures are asked for; a run makes at most {MOST_PICTURES}. Lower --count.")
     if request.save_steps_as and not request.save_steps:
         raise UsageError("--save-steps-as does nothing without --save-steps.")
     if "vary_seed" in request.settings and "vary" not in request.settings and not varies(request):

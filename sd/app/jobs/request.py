@@ -33,6 +33,9 @@ class Line:
     settings: Mapping[str, object]  # fields of `Settings`; at least the prompt
     where: str = ""  # before error messages: "jobs.txt, line 3: ", or empty
 
+    def __post_init__(self):
+        object.__setattr__(self, "settings", without_open_seeds(self.settings))
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobRequest:
@@ -57,6 +60,15 @@ class JobRequest:
     grid_columns: int | None = None
     save_steps: str | None = None  # also write the picture at each step: "fast" or "vae"
     save_steps_as: str | None = None  # "files", "webp" or "apng"
+
+    def __post_init__(self):
+        object.__setattr__(self, "settings", without_open_seeds(self.settings))
+
+
+def without_open_seeds(settings: Mapping[str, object]) -> dict[str, object]:
+    """The same settings; a seed of -1 or None is left out: it is drawn, or counts on from the run's."""
+    open_seeds = [name for name in ("seed", "vary_seed") if settings.get(name) in (-1, None)]
+    return {name: value for name, value in settings.items() if name not in open_seeds}
 
 
 class Events:

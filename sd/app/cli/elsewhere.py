@@ -1,0 +1,91 @@
+"""Flags of other programs: what to use here instead."""
+
+NOT_YET = "not supported yet"
+ELSEWHERE = {  # our flag, without which a command has no use for the row -> what it is called elsewhere
+    "--model": "--ckpt-path --ckpt-name --checkpoint --model-path --model-name --model-id --diffusion-model "
+    "--pretrained-model-name-or-path --pretrained-model --sd-model --weights-path",
+    "--prompt": "--text --positive --positive-prompt --caption --prompts",
+    "--negative-prompt": "--negative --neg --neg-prompt --uc --unconditional-prompt",
+    "--guidance-scale": "--cfg --cfg-scale --guidance --cfg-weight --unconditional-guidance-scale",
+    "--steps": "--num-inference-steps --ddim-steps --sample-steps --sampling-steps --num-steps --inference-steps",
+    "--sampler": "--sampler-name --sampler-index --sampling-method --sample-method",
+    "--schedule": "--noise-schedule --scheduler-type --schedule-type",
+    "--seed": "--random-seed --manual-seed --noise-seed --generator",
+    "--count": "--num-images --num-images-per-prompt --num-samples --number --images --iterations "
+    "--batch-count --repeats --amount",
+    "--batch-size": "--batch --bs",
+    "--init": "--init-image --image --input --input-image --source --init-img --picture",
+    "--mask": "--mask-image --init-mask --inpaint-mask --maskimg --mask-img",
+    "--strength": "--denoise --denoising --denoising-strength --image-strength --img-strength",
+    "--out": "--output --output-path --output-dir --output-file --outfile --outpath --save --save-dir --save-path",
+    "--from-file": "--prompts-file --prompts-from-file --input-file --batch-file",
+    "--tile": "--seamless --circular",
+    "--tiled-vae": "--vae-tiling --vae-slicing --enable-vae-tiling --tiled",
+    "--low-memory": "--lowvram --medvram --low-vram --novram --cpu-offload --offload --offload-to-cpu "
+    "--enable-model-cpu-offload --sequential-guidance --vae-on-cpu --clip-on-cpu --low-mem",
+    "--eta": "--ddim-eta",
+    "--vary": "--variation-amount --subseed-strength",
+    "--vary-seed": "--variations --with-variations",
+    "--hires-strength": "--hr-denoise --hires-denoise",
+    "--hires-steps": "--hr-second-pass-steps",
+    "--hires-upscale": "--hr-upscaler --hires-upscaler",
+    "--like": "--metadata --from-image --reproduce",
+    "--grid": "--contact-sheet --make-grid --save-grid",
+    "--quiet": "--silent --no-progress --disable-tqdm --disable-progress-bar",
+    "--json": "--output-format",
+    "--debug": "--verbose --traceback",
+}
+SAID = {  # flags -> our flag that it needs, and what to say
+    "--size --resolution --dimensions --image-size": ("--width", "Give --width and --height."),
+    "--upscale --hires-fix --enable-hr --hr --hr-scale --hires-scale --scale-factor": ("--hires", "Use --hires 2."),
+    "--scheduler": ("--sampler", "Use --sampler; --schedule chooses its noise levels."),
+    "--fp16 --half --half-precision --float16": ("--precision", "Use --precision fp16."),
+    "--bf16 --bfloat16 --force-bf16": ("--precision", "Use --precision bf16."),
+    "--fp32 --full --full-precision --no-half --no-half-vae --force-fp32 --float32": (
+        "--precision",
+        "Use --precision fp32.",
+    ),
+    "--dtype --torch-dtype --type": ("--precision", "Use --precision fp32, fp16 or bf16."),
+    "--cpu --use-cpu --no-cuda": ("--device", "Use --device cpu."),
+    "--gpu --cuda --use-gpu": ("--device", "Use --device cuda."),
+    "--threads --num-threads": ("", "Set the environment variable OMP_NUM_THREADS instead."),
+    "--xformers --opt-sdp-attention --diffusion-fa --flash-attn --opt-split-attention": (
+        "--model",
+        "Leave it out: attention is computed the fast way.",
+    ),
+    "--safetensors --unsafe --disable-safe-unpickle --trust-remote-code --pickle": (
+        "",
+        "Leave it out: files of any format are read as data, and nothing in them runs.",
+    ),
+    "--safety-checker --disable-safety-checker --no-safety-checker --nsfw": (
+        "--model",
+        "Leave it out: there is no safety checker.",
+    ),
+    "--config --original-config --yaml --inference-config": ("--model", "Leave it out: the file says what it holds."),
+    "--vae --vae-path --vae-name": (
+        "--model",
+        "To use another VAE, put it into the checkpoint: sd convert IN OUT --vae FILE.",
+    ),
+    "--lora --loras --lora-model-dir --lora-dir --lora-path --lora-weights --lora-apply-mode": (
+        "--model",
+        f"LoRAs are {NOT_YET}.",
+    ),
+    "--embeddings --embedding --embd-dir --embeddings-dir --textual-inversion --embedding-path": (
+        "--model",
+        f"Learned words (textual inversion) are {NOT_YET}.",
+    ),
+    "--controlnet --control-net --control-image --control-strength --controlnet-dir": (
+        "--model",
+        f"ControlNet is {NOT_YET}.",
+    ),
+    "--hypernetwork --hypernetwork-dir": ("--model", f"Hypernetworks are {NOT_YET}."),
+    "--ip-adapter --ip-adapter-image": ("--model", f"IP-Adapters are {NOT_YET}."),
+    "--tiny-vae --taesd --taesd-path": ("--model", f"Tiny autoencoders are {NOT_YET}."),
+    "--upscale-model --esrgan --gfpgan-strength --restore-faces --codeformer-fidelity": (
+        "--model",
+        f"Networks that enlarge or repair pictures are {NOT_YET}.",
+    ),
+    "--refiner --refiner-model --prompt-2 --negative-prompt-2": ("--model", f"Stable Diffusion XL is {NOT_YET}."),
+}
+USE_INSTEAD = {theirs: (ours, f"Use {ours}.") for ours, names in ELSEWHERE.items() for theirs in names.split()}
+USE_INSTEAD |= {theirs: row for names, row in SAID.items() for theirs in names.split()}
