@@ -39,6 +39,8 @@ class Report:
     container: str | None = None  # "torch zip", "safetensors"; None where the file was refused
     safe: bool  # it names no code and has no structure that only a hostile file has
     foreign: tuple[str, ...] = ()  # classes that the pickle names and that are not needed; kept as inert data
+    calls: tuple[str, ...] = ()  # what other programs would call on loading it; here nothing is called
+    passed_over: tuple[str, ...] = ()  # what changes no weight: stray records, bytes behind the end
     dangerous: tuple[str, ...] = ()  # names of code that has no place in a checkpoint
     problem: str | None  # why it is not usable as a model
     part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
@@ -125,6 +127,8 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         container=file.container,
         safe=True,
         foreign=file.foreign,
+        calls=file.calls,
+        passed_over=file.passed_over,
         problem=problem,
         kind=kind.name,
         evidence=(*kind.evidence, *kind.details),

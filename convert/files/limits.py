@@ -19,7 +19,7 @@ class Limits:
     name_bytes: int = 256  # a module or the name in it
     names: int = 10_000  # different ones
     number_keys: int = 20_000  # dict keys whose hash the file can choose: numbers and tuples
-    key_items: int = 8  # in a tuple used as a dict key
+    key_items: int = 64  # in a tuple used as a dict key, and in the tuples inside it
     encoded_characters: int = 1024  # of `_codecs.encode`; longer ones (old arrays) stay unread
     tensors: int = 100_000
     dimensions: int = 8

@@ -1,7 +1,8 @@
-"""Which names a pickle may mention.
+"""Which names a pickle may mention, and which it may call.
 
 Security does not rest on these tables: a name from the file is never imported or called, whatever it says. They decide
-which few names stand for something we build ourselves, and for which others the user is stopped.
+which few names stand for something we build ourselves, for which others the user is stopped, and which calls are worth
+a warning, because other programs would make them.
 """
 
 import re
@@ -9,16 +10,36 @@ import sys
 
 from convert.files.records import DTYPE_WIDTHS, GlobalName
 
+
+def _names(*rows: tuple[str, str]) -> frozenset[GlobalName]:
+    """Every name of each row's second text in every module of its first."""
+    return frozenset(GlobalName(m, name) for modules, names in rows for m in modules.split() for name in names.split())
+
+
+# What we build
+
 ORDERED_DICT = GlobalName("collections", "OrderedDict")
+TENSOR_V1 = GlobalName("torch._utils", "_rebuild_tensor")  # of torch before 0.4
 TENSOR_V2 = GlobalName("torch._utils", "_rebuild_tensor_v2")
 TENSOR_V3 = GlobalName("torch._utils", "_rebuild_tensor_v3")
+TENSORS = (TENSOR_V1, TENSOR_V2, TENSOR_V3)
+FROM_CPU = GlobalName("torch._utils", "_rebuild_device_tensor_from_cpu_tensor")  # of a TPU and its like
 PARAMETER = GlobalName("torch._utils", "_rebuild_parameter")
+PARAMETER_WITH_STATE = GlobalName("torch._utils", "_rebuild_parameter_with_state")
+OLD_PARAMETER = GlobalName("torch.nn.parameter", "Parameter")  # called by torch before 0.4, a type since
+FROM_TYPE = _names(("torch._tensor", "_rebuild_from_type _rebuild_from_type_v2"))
+TENSOR_TYPES = _names(
+    ("torch", "Tensor"), ("torch.nn.parameter", "Parameter Buffer UninitializedParameter UninitializedBuffer")
+)
 ENCODE = GlobalName("_codecs", "encode")
 NUMPY_DTYPE = GlobalName("numpy", "dtype")
-NUMPY_SCALARS = frozenset(
-    GlobalName(module, "scalar") for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-)
-CONSTRUCTORS = {ORDERED_DICT, TENSOR_V2, TENSOR_V3, PARAMETER, ENCODE, NUMPY_DTYPE, *NUMPY_SCALARS}
+NUMPY_SCALARS = _names(("numpy.core.multiarray numpy._core.multiarray", "scalar"))
+GETATTR = _names(("builtins __builtin__", "getattr"))  # how protocol 2 spells a class inside a class
+GETITEM = _names(("operator _operator", "getitem"))  # how `typing.Dict[str, int]` is pickled
+CONSTRUCTORS = {
+    *(ORDERED_DICT, *TENSORS, FROM_CPU, PARAMETER, PARAMETER_WITH_STATE, OLD_PARAMETER, *FROM_TYPE),
+    *(ENCODE, NUMPY_DTYPE, *NUMPY_SCALARS),
+}
 
 STORAGE_DTYPES = {  # None: bytes whose dtype stands beside each tensor
     GlobalName("torch", f"{name}Storage"): dtype
@@ -36,10 +57,77 @@ STORAGE_DTYPES = {  # None: bytes whose dtype stands beside each tensor
         "ComplexFloat": "complex64",
         "ComplexDouble": "complex128",
         "Untyped": None,
+        **{"QInt8": "qint8", "QUInt8": "quint8", "QInt32": "qint32", "QUInt4x2": "quint4x2", "QUInt2x4": "quint2x4"},
     }.items()
 } | {GlobalName("torch.storage", "UntypedStorage"): None}
+QUANTISED_WIDTHS = {"qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}  # never the dtype of a weight
 
 DTYPES = {GlobalName("torch", dtype): dtype for dtype in DTYPE_WIDTHS}
+OTHER_DTYPES = _names(  # that no weight has: tensors of them stay unread
+    ("torch", " ".join(QUANTISED_WIDTHS) + " float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2"),
+    ("torch", " ".join(f"int{bits} uint{bits}" for bits in range(1, 8))),
+)
+
+# What is a plain value in every program, whatever it is called with
+
+BUILTIN_TYPES = _names(  # as values only: a default factory, the type of a configuration node
+    ("builtins __builtin__", "int float str bool list dict tuple object unicode long Ellipsis NotImplemented")
+)
+BYTE_MAKERS = _names(("builtins __builtin__", "bytes bytearray"))  # with an integer they ask for that much memory
+TYPING = _names(("typing", "Any Callable Dict FrozenSet Iterable List Mapping Optional Sequence Set Tuple Type Union"))
+
+_HARMLESS = (
+    BUILTIN_TYPES
+    | BYTE_MAKERS
+    | OTHER_DTYPES
+    | TYPING
+    | TENSOR_TYPES
+    | _names(
+        ("builtins __builtin__", "set frozenset complex slice range xrange"),
+        ("argparse", "Namespace"),
+        ("types", "SimpleNamespace"),
+        ("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
+        ("datetime", "datetime date time timedelta timezone"),
+        ("collections", "Counter defaultdict deque"),
+        ("decimal", "Decimal"),
+        ("fractions", "Fraction"),
+        ("ipaddress", "IPv4Address IPv6Address IPv4Network IPv6Network"),
+        ("re", "_compile Pattern"),
+        ("random", "Random"),
+        ("torch", "Size device per_tensor_affine per_tensor_symmetric per_channel_affine per_channel_symmetric"),
+        ("torch", "per_channel_affine_float_qparams"),
+        ("torch._utils", "_rebuild_qtensor _rebuild_sparse_tensor _rebuild_meta_tensor_no_storage"),
+        ("torch._utils", "_rebuild_nested_tensor _rebuild_wrapper_subclass _rebuild_device_tensor_from_numpy"),
+        ("torch._utils", "_rebuild_sparse_csr_tensor _rebuild_xla_tensor"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.storage", "TypedStorage _TypedStorage"),
+        ("torch._C", "Generator"),
+        ("torch.nn.modules.container", "ParameterDict ParameterList"),
+        ("numpy", "ndarray matrix recarray record bool_ bool str_ bytes_ void datetime64 timedelta64 longdouble"),
+        ("numpy", "float16 float32 float64 complex64 complex128 int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
+        ("numpy.core.multiarray numpy._core.multiarray", "_reconstruct"),
+        ("numpy.core.numeric numpy._core.numeric", "_frombuffer"),
+        ("numpy.ma.core", "_mareconstruct MaskedArray"),
+        ("numpy.ma", "MaskedArray"),
+        ("numpy.random._pickle", "__randomstate_ctor __generator_ctor __bit_generator_ctor"),
+        ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence SeedSequence"),
+        ("numpy.random._mt19937 numpy.random._pcg64", "MT19937 PCG64 PCG64DXSM"),
+        ("numpy.random._philox numpy.random._sfc64", "Philox SFC64"),
+        ("zoneinfo", "ZoneInfo._unpickle"),
+    )
+)
+_TENSOR_CLASS = re.compile(r"torch(\.cuda)?(\.sparse)?\.\w+(Tensor|Storage)")
+_HARMLESS_CLASSES = re.compile(  # enumerations and settings of the programs that train
+    r"(pytorch_lightning|lightning\.pytorch)\.(callbacks|utilities|trainer\.(states|connectors))\b.*"
+    r"|(lightning\.fabric|lightning_fabric)\.utilities\.(enums|data|types)|lightning_utilities\.core\.enums"
+    r"|omegaconf\.(\w*config|nodes|base)"
+    r"|torchmetrics\.utilities\.enums"
+    r"|transformers\.(trainer_utils|trainer_pt_utils|training_args\w*|configuration_utils|generation\.configuration_utils)"
+    r"|transformers\.models\.\w+\.configuration_\w+|transformers\.utils\.generic"
+    r"|accelerate\.(state|utils\.dataclasses)|peft\.(utils\.peft_types|tuners\.\w+\.config)|numpy\.dtypes"
+)
+
+# Whom to stop
 
 # Modules of Python 2, of later versions that dropped them, of private parts, and "test": not in every
 # sys.stdlib_module_names.
@@ -52,43 +140,31 @@ _OLD_MODULES = """
     ossaudiodev parser pipes popen2 posixfile Queue repr rexec rfc822 robotparser ScrolledText sets sgmllib sha
     SimpleHTTPServer SimpleXMLRPCServer smtpd sndhdr SocketServer spwd statvfs StringIO stringold strop sunau sunaudio
     symbol telnetlib test thread Tix tkColorChooser tkFileDialog Tkinter tkMessageBox tkSimpleDialog toaiff ttk
-    urllib2 urlparse user UserDict UserList UserString uu whichdb xdrlib xmlrpclib
+    urllib2 urlparse user UserDict UserList UserString uu whichdb xdrlib xmlrpclib _pyrepl _xxsubinterpreters
 """
 _STANDARD_LIBRARY = sys.stdlib_module_names | set(_OLD_MODULES.split())
-_OUR_PACKAGES = _STANDARD_LIBRARY | {"torch", "numpy"}  # here only listed names are ignored
+_INSTALLERS = {"pip", "setuptools", "pkg_resources", "_distutils_hack"}
+_ONLY_LISTED = _STANDARD_LIBRARY | _INSTALLERS | {"torch", "numpy"}  # here only listed names are let through
 
-BUILTIN_TYPES = frozenset(  # as values only: a default factory, the type of a configuration node
-    GlobalName(module, name)
-    for module in ("builtins", "__builtin__")
-    for name in ("int", "float", "str", "bool", "list", "dict", "tuple", "object", "slice", "range", "unicode", "long")
+_LET_THROUGH = _names(  # beside the harmless ones
+    ("functools", "partial"),
+    ("uuid", "UUID SafeUUID"),
+    ("logging", "getLogger Logger"),
+    ("numpy", "mean median std var sum min max amin amax abs sqrt exp log random.RandomState"),
 )
-BYTE_MAKERS = frozenset(  # with an integer they ask for that much memory
-    GlobalName(module, name) for module in ("builtins", "__builtin__") for name in ("bytes", "bytearray")
+_TORCH_PARTS = re.compile(  # networks, losses, optimisers and their like; and the functions in them
+    r"torch\.(nn|optim|distributions|amp|cuda\.amp|nested|sparse|ao\.(nn|quantization)|_C\._nn"
+    r"|distributed\.(tensor|_tensor|_shard|fsdp|device_mesh|checkpoint\.metadata|algorithms))(\.\w+)*"
+    r"|torch\.utils\.data(\.(dataset|dataloader|sampler|distributed))?"
 )
-
-_IGNORED = (
-    BUILTIN_TYPES
-    | BYTE_MAKERS
-    | {
-        GlobalName(module, name)
-        for modules, names in (
-            ("builtins __builtin__", "set frozenset complex"),
-            ("argparse", "Namespace"),
-            ("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
-            ("datetime", "datetime date time timedelta timezone"),
-            ("collections", "Counter defaultdict deque"),
-            ("typing", "Any"),
-            ("torch", "Size device"),
-            ("torch.nn.modules.container", "ParameterDict"),
-            ("numpy", "ndarray"),
-            ("numpy.core.multiarray numpy._core.multiarray", "_reconstruct"),
-        )
-        for module in modules.split()
-        for name in names.split()
-    }
-)
+_TORCH_FUNCTION = re.compile(r"torch\._C\._VariableFunctionsClass(\.\w+)?")  # as `torch.relu` is pickled
+_ATTACKERS_TOOLS = {  # packages that no weights need; a mere object of their classes is worth a warning
+    *("requests", "aiohttp", "httpx", "urllib3", "dill", "cloudpickle", "joblib", "pexpect", "paramiko", "fabric"),
+    *("invoke", "sh", "plumbum", "click", "dotenv", "yaml", "_pytest", "IPython", "jinja2", "psutil"),
+}
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+_NAME = re.compile(r"(?=.*[^\W\d_])[^\W\d]\w*(\.([^\W\d]\w*|<locals>|<lambda>))*|<lambda>")
 
 
 def is_known(name: GlobalName) -> bool:
@@ -96,19 +172,42 @@ def is_known(name: GlobalName) -> bool:
     return name in CONSTRUCTORS or name in STORAGE_DTYPES or name in DTYPES
 
 
-def is_ignored(name: GlobalName) -> bool:
+def is_class(name: GlobalName) -> bool:
+    """Whether it looks like a class: its last part starts with a capital."""
+    return name.name.rpartition(".")[2].lstrip("_")[:1].isupper()
+
+
+def is_harmless(name: GlobalName) -> bool:
+    """Whether every program may call it, with any arguments: it makes a plain value."""
+    if is_known(name) or name in _HARMLESS or _TENSOR_CLASS.fullmatch(str(name)):
+        return True
+    return is_class(name) and _HARMLESS_CLASSES.fullmatch(name.module) is not None
+
+
+def is_let_through(name: GlobalName) -> bool:
     """Whether a name that we do not build ourselves may stay in the file as a placeholder.
 
-    True for the listed names of the standard library, torch and numpy, and for the classes of every other package
-    (Lightning callbacks, OmegaConf nodes, training code): an identifier that starts with a capital, without dots.
+    True for the listed names of the standard library, torch and numpy, and for everything of other packages: callbacks,
+    configuration nodes, losses, training code, functions.
     """
-    if name in _IGNORED:
+    if is_harmless(name) or name in _LET_THROUGH or _TORCH_FUNCTION.fullmatch(str(name)):
         return True
-    if not _MODULE.fullmatch(name.module) or name.module.partition(".")[0] in _OUR_PACKAGES:
+    if not _MODULE.fullmatch(name.module) or not _NAME.fullmatch(name.name):
         return False
-    return name.name.isidentifier() and name.name.lstrip("_")[:1].isupper()
+    return name.module.partition(".")[0] not in _ONLY_LISTED or _TORCH_PARTS.fullmatch(name.module) is not None
+
+
+def warrants_warning(name: GlobalName, has_arguments: bool) -> bool:
+    """Whether a scan tells the user that other programs would call it.
+
+    has_arguments  False for an object as every pickle describes one: made empty, then given its attributes
+    """
+    if is_harmless(name) or name in GETITEM:
+        return False
+    return has_arguments or not is_class(name) or name.module.partition(".")[0] in _ATTACKERS_TOOLS
 
 
 def is_module_class(name: GlobalName) -> bool:
     """Whether the name is what a whole pickled network is made of, rather than its weights."""
-    return name.module.startswith(("torch.nn.", "torch.jit", "torch.fx", "torch._C")) and name not in _IGNORED
+    in_a_network = re.match(r"torch\.(nn$|nn\.modules\.|jit|fx|_C$)", name.module)
+    return in_a_network is not None and is_class(name) and not is_harmless(name)

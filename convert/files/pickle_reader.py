@@ -13,38 +13,51 @@ from dataclasses import dataclass
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
 from convert.files.limits import LIMITS, check_limit
-from convert.files.pickle_names import ORDERED_DICT, is_ignored, is_known, is_module_class
-from convert.files.pickle_objects import FindStorage, Objects, placeholder
-from convert.files.records import GlobalName, Inert, StorageRecord
+from convert.files.pickle_names import (
+    GETATTR,
+    GETITEM,
+    OLD_PARAMETER,
+    ORDERED_DICT,
+    is_harmless,
+    is_known,
+    is_let_through,
+    is_module_class,
+    warrants_warning,
+)
+from convert.files.pickle_objects import FindStorage, Objects, described_call, placeholder
+from convert.files.records import GlobalName, Inert, StorageRecord, TensorRecord
 
 OPCODES = {
     **{b"\x80": "PROTO", b"\x95": "FRAME", b".": "STOP"},
     **{b"N": "NONE", b"\x88": "NEWTRUE", b"\x89": "NEWFALSE"},
     **{b"J": "BININT", b"K": "BININT1", b"M": "BININT2", b"\x8a": "LONG1", b"G": "BINFLOAT"},
     **{b"X": "BINUNICODE", b"\x8c": "SHORT_BINUNICODE", b"\x8d": "BINUNICODE8"},
-    **{b"B": "BINBYTES", b"C": "SHORT_BINBYTES"},
+    **{b"T": "BINSTRING", b"U": "SHORT_BINSTRING"},  # the texts of Python 2
+    **{b"B": "BINBYTES", b"C": "SHORT_BINBYTES", b"\x96": "BYTEARRAY8"},
     **{b"(": "MARK", b")": "EMPTY_TUPLE", b"t": "TUPLE", b"\x85": "TUPLE1", b"\x86": "TUPLE2", b"\x87": "TUPLE3"},
     **{b"]": "EMPTY_LIST", b"a": "APPEND", b"e": "APPENDS"},
     **{b"}": "EMPTY_DICT", b"s": "SETITEM", b"u": "SETITEMS"},
     **{b"\x8f": "EMPTY_SET", b"\x90": "ADDITEMS", b"\x91": "FROZENSET"},
     **{b"q": "BINPUT", b"r": "LONG_BINPUT", b"\x94": "MEMOIZE", b"h": "BINGET", b"j": "LONG_BINGET"},
     **{b"c": "GLOBAL", b"\x93": "STACK_GLOBAL", b"Q": "BINPERSID"},
-    **{b"R": "REDUCE", b"\x81": "NEWOBJ", b"b": "BUILD"},
+    **{b"R": "REDUCE", b"\x81": "NEWOBJ", b"\x92": "NEWOBJ_EX", b"b": "BUILD"},
 }
 FORBIDDEN = {  # the rest of the list, to call them by name
-    **{b"I": "INT", b"L": "LONG", b"\x8b": "LONG4", b"F": "FLOAT", b"S": "STRING", b"T": "BINSTRING"},
-    **{b"U": "SHORT_BINSTRING", b"V": "UNICODE", b"\x8e": "BINBYTES8", b"\x96": "BYTEARRAY8"},
+    **{b"I": "INT", b"L": "LONG", b"\x8b": "LONG4", b"F": "FLOAT", b"S": "STRING"},
+    **{b"V": "UNICODE", b"\x8e": "BINBYTES8"},
     **{b"\x97": "NEXT_BUFFER", b"\x98": "READONLY_BUFFER", b"l": "LIST", b"d": "DICT", b"0": "POP", b"1": "POP_MARK"},
-    **{b"2": "DUP", b"g": "GET", b"p": "PUT", b"P": "PERSID", b"i": "INST", b"o": "OBJ", b"\x92": "NEWOBJ_EX"},
+    **{b"2": "DUP", b"g": "GET", b"p": "PUT", b"P": "PERSID", b"i": "INST", b"o": "OBJ"},
     **{b"\x82": "EXT1", b"\x83": "EXT2", b"\x84": "EXT4"},
 }
 OPCODE_NAMES = {opcode[0]: name for opcode, name in (FORBIDDEN | OPCODES).items()}
 WIDTHS = {  # bytes of an opcode's number, or of the length in front of its text
     **{"BINPUT": 1, "LONG_BINPUT": 4, "BINGET": 1, "LONG_BINGET": 4, "BININT1": 1, "BININT2": 2},
-    **{"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8, "SHORT_BINBYTES": 1, "BINBYTES": 4},
+    **{"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8, "SHORT_BINSTRING": 1, "BINSTRING": 4},
+    **{"SHORT_BINBYTES": 1, "BINBYTES": 4, "BYTEARRAY8": 8},
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+WEIGHTS_WITHIN = 3  # dictionaries: {"model": {"state_dict": {name: tensor}}}; the moments of an optimiser lie deeper
 SET, FROZEN_SET = GlobalName("builtins", "set"), GlobalName("builtins", "frozenset")
 
 
@@ -52,6 +65,7 @@ SET, FROZEN_SET = GlobalName("builtins", "set"), GlobalName("builtins", "frozens
 class PickleContents:
     root: object
     foreign: tuple[str, ...]  # names of the placeholders, sorted
+    calls: tuple[str, ...]  # what other programs would call, one call for each name
     storages: dict[str, StorageRecord]  # every storage that the pickle refers to
     end: int  # the byte after STOP
 
@@ -72,8 +86,30 @@ def read_pickle(data: bytes, find_storage: FindStorage, *, views: bool = False) 
         machine.refuse_names()  # the names say more about such a file than where it went wrong
         raise
     machine.refuse_names()
+    root = machine.stack.pop()
+    networks = machine.objects.networks | set(filter(is_module_class, machine.ignored))
+    if networks and not holds_weights(root):
+        raise program(networks)
     foreign = tuple(sorted(map(str, machine.ignored)))
-    return PickleContents(machine.stack.pop(), foreign, machine.objects.storages, machine.position)
+    calls = tuple(machine.calls[name] for name in sorted(machine.calls, key=str))
+    return PickleContents(root, foreign, calls, machine.objects.storages, machine.position)
+
+
+def holds_weights(root: object) -> bool:
+    """Whether tensors lie in a dictionary near the root, as a state dict does, rather than inside an object."""
+    level = [root]
+    for _ in range(WEIGHTS_WITHIN):
+        level = [value for outer in level if type(outer) is dict for value in outer.values()]
+        if any(type(value) is TensorRecord for value in level):
+            return True
+    return False
+
+
+def program(names: Iterable[GlobalName]) -> UnsafeFileError:
+    """The error for a network that was pickled whole."""
+    listed = tuple(sorted(map(str, names)))
+    what = "contains a program (a whole pickled network; its author should save the state_dict instead)"
+    return UnsafeFileError(f"{what}: {shown_list(listed)}", listed)
 
 
 class Machine:
@@ -91,6 +127,7 @@ class Machine:
         self.names: dict[GlobalName, GlobalName] = {}  # one object each
         self.ignored: set[GlobalName] = set()
         self.refused: set[GlobalName] = set()
+        self.calls: dict[GlobalName, str] = {}  # that other programs would make
 
     def run(self) -> None:
         """One opcode after the other until STOP, which leaves one object on the stack."""
@@ -136,7 +173,9 @@ class Machine:
                 self.stack.append(CONSTANTS[opcode])
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
                 self.stack.append(self.text(self.counted(WIDTHS[opcode])))
-            case "BINBYTES" | "SHORT_BINBYTES":
+            case "SHORT_BINSTRING" | "BINSTRING":  # bytes where they are no text, as Python 2 kept both in one type
+                self.stack.append(text_or_bytes(self.counted(WIDTHS[opcode])))
+            case "BINBYTES" | "SHORT_BINBYTES" | "BYTEARRAY8":
                 self.stack.append(self.counted(WIDTHS[opcode]))
 
             case "MARK":
@@ -159,6 +198,11 @@ class Machine:
                 self.stack.append(self.call(*self.pop(2)))
             case "NEWOBJ":
                 self.stack.append(self.new(*self.pop(2)))
+            case "NEWOBJ_EX":
+                name, args, options = self.pop(3)
+                if type(args) is not tuple or type(options) is not dict:
+                    raise UnsafeFileError("makes an object of something that is not a name, a tuple and a dict")
+                self.stack.append(self.new(name, (*args, options) if options else args))
             case "BUILD":
                 self.build(*self.pop(2))
 
@@ -307,14 +351,18 @@ class Machine:
 
     def check_key(self, key: object) -> None:
         """Only keys that are hashed at once, and few whose hash the file chooses: it would choose colliding ones."""
-        if type(key) in (str, bytes, GlobalName):
+        if type(key) in (str, bytes, GlobalName, Inert):  # a placeholder is itself and nothing else
             return
-        parts = key if type(key) is tuple else (key,)
-        check_limit("items of a tuple used as a dict key", len(parts), LIMITS.key_items)
-        for part in parts:
-            if type(part) not in (str, bytes, GlobalName, int, float, bool, type(None)):
+        items, todo = 0, [key]
+        while todo:
+            part = todo.pop()
+            if type(part) is tuple:
+                items += len(part)
+                check_limit("items of a tuple used as a dict key", items, LIMITS.key_items)
+                todo.extend(part)
+            elif type(part) not in (str, bytes, GlobalName, Inert, TensorRecord, int, float, bool, type(None)):
                 raise UnsafeFileError("has a dict key that is not text, a number or a name")
-            if type(part) is int and not -(2**63) <= part < 2**63:
+            elif type(part) is int and not -(2**63) <= part < 2**63:
                 raise UnsafeFileError("has a dict key that is an integer of more than 64 bits")
         self.number_keys += 1
         check_limit("dict keys that are not text", self.number_keys, LIMITS.number_keys)
@@ -330,18 +378,16 @@ class Machine:
         check_limit("different names of code", len(self.names), LIMITS.names)
         self.stack.append(found)
         if not is_known(found):
-            (self.ignored if is_ignored(found) else self.refused).add(found)
+            (self.ignored if is_let_through(found) else self.refused).add(found)
 
     def refuse_names(self) -> None:
         """Raise if the pickle names anything that has no business in a checkpoint, even if nothing was made of it."""
         if not self.refused:
             return
-        names = tuple(sorted(map(str, self.refused)))
         if any(map(is_module_class, self.refused)):
-            what = "contains a program (a whole pickled network; its author should save the state_dict instead)"
-        else:
-            what = "names code that does not belong in a checkpoint"
-        raise UnsafeFileError(f"{what}: {shown_list(names)}", names)
+            raise program(self.refused)
+        names = tuple(sorted(map(str, self.refused)))
+        raise UnsafeFileError(f"names code that does not belong in a checkpoint: {shown_list(names)}", names)
 
     def call(self, name: object, args: object) -> object:
         if type(name) is not GlobalName or type(args) is not tuple:
@@ -349,14 +395,34 @@ class Machine:
         if name == ORDERED_DICT:
             return self.ordered_dict(args)
         try:
-            return self.objects.build(name, args)
+            result = self.objects.build(name, args)
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{error}, at {self.weight_name()}") from None
+        if name in GETATTR or name in GETITEM:  # as a part of a class, or a type: elsewhere they stay refused
+            self.refused.discard(name)
+            self.ignored.add(name)
+        self.note_call(name, args)
+        return result
+
+    def note_call(self, name: GlobalName, args: tuple, *, is_object: bool = False) -> None:
+        """Keep what a scan tells of: a call, also by way of a harmless function that is handed another one.
+
+        is_object  whether an object is made as every pickle makes one, rather than by a call
+        """
+        if warrants_warning(name, has_arguments=not is_object):
+            self.calls.setdefault(name, described_call(name, args))
+        elif is_harmless(name) and name.module != "collections":  # these keep what they are given
+            for handed in args:
+                if type(handed) is GlobalName and warrants_warning(handed, has_arguments=False):
+                    self.calls.setdefault(handed, described_call(name, args))
 
     def new(self, name: object, args: object) -> object:
         if type(name) is not GlobalName or type(args) is not tuple:
             raise UnsafeFileError("makes an object of something that is not a name and a tuple")
+        if name == OLD_PARAMETER:
+            return self.call(name, args)
         if name != ORDERED_DICT:
+            self.note_call(name, args, is_object=not args)
             return placeholder(name, args)
         if args:  # its constructor ignores them, so what they hold would be read by us and by nobody else
             raise UnsafeFileError("makes an OrderedDict without a call, but with arguments")
@@ -379,6 +445,8 @@ class Machine:
         """Set an object's state: kept on placeholders, dropped from an OrderedDict (the version numbers _metadata)."""
         if type(target) is Inert:
             target.state = state
+        elif type(target) is TensorRecord and is_old_parameter_state(state):
+            pass
         elif id(target) not in self.ordered or type(state) is not dict:
             raise UnsafeFileError("sets the state of something that is not a placeholder")
         self.stack.append(target)
@@ -389,3 +457,15 @@ class Machine:
             if type(value) is str:
                 return f"weight '{shown(value)}'"
         return "an object without a name"
+
+
+def is_old_parameter_state(state: object) -> bool:
+    """(requires_grad, volatile, hooks), as torch before 0.4 set them."""
+    return type(state) is tuple and len(state) == 3 and type(state[0]) is bool and state[2] in (None, {})
+
+
+def text_or_bytes(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw

@@ -66,6 +66,8 @@ class CheckpointFile:
         self.root = contents.root
         self.metadata = contents.metadata  # of safetensors; {} otherwise
         self.foreign = contents.foreign  # names of the placeholders, sorted
+        self.calls = contents.calls  # what other programs would call
+        self.passed_over = contents.passed_over  # what changes no weight
         self.configs: dict[str, dict] = {}  # of a folder's components
         self.component: str | None = None  # of diffusers' layout, alone in its folder
         self._descriptor = descriptor
@@ -240,6 +242,8 @@ class CheckpointFolder(CheckpointFiles):
         self.root = contents.root
         self.metadata = {}
         self.foreign = tuple(sorted({name for file in self.files for name in file.foreign}))
+        self.calls = tuple(sorted({call for file in self.files for call in file.calls}))
+        self.passed_over = tuple(f"{file.called}: {what}" for file in self.files for what in file.passed_over)
         self.configs = contents.configs
         self.component = contents.component
 
@@ -254,6 +258,7 @@ class JoinedFiles(CheckpointFiles):
         self.path, self.called = first.path, f"{first.called}, with {second.called},"
         self.size, self.container, self.root = first.size, first.container, first.root
         self.metadata, self.foreign, self.configs = first.metadata, first.foreign, first.configs
+        self.calls, self.passed_over = first.calls, first.passed_over
         self.component = first.component
         self._shift = len(own)
 

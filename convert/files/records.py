@@ -117,4 +117,6 @@ class Contents:
     container: str
     root: object  # plain data with the leaves described above
     metadata: dict[str, str] = field(default_factory=dict)
-    foreign: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()  # names of the placeholders, sorted
+    calls: tuple[str, ...] = ()  # what other programs would call on loading it
+    passed_over: tuple[str, ...] = ()  # what is in the file and changes no weight: stray records, bytes behind the end

@@ -69,7 +69,7 @@ def read_torch_stream(data: memoryview) -> Contents:
         places[key] = StorageRecord(key, position + COUNT_BYTES, count * width, "little", crc=None)
         position += COUNT_BYTES + count * width
     second = read_pickle(pickle, lambda key, count, width: places[key], views=True)
-    return Contents("torch stream", second.root, foreign=second.foreign)
+    return Contents("torch stream", second.root, foreign=second.foreign, calls=second.calls)
 
 
 def read_preamble(data: memoryview, position: int) -> int:

@@ -64,7 +64,7 @@ def read_torch_zip(data: memoryview) -> Contents:
     unused = [name for name in by_name if STORAGE.fullmatch(name) and name[5:] not in contents.storages]
     if unused:
         raise UnsafeFileError(f"has {len(unused)} records that its pickle does not refer to, first {unused[0]}")
-    return Contents("torch zip", contents.root, foreign=contents.foreign)
+    return Contents("torch zip", contents.root, foreign=contents.foreign, calls=contents.calls)
 
 
 def strip_folder(records: list[ZipRecord]) -> dict[str, ZipRecord]:

@@ -164,7 +164,7 @@ BIG = number(2**2030)  # the longest number that LONG1 holds: 612 digits
         stream(dict_of(w=tensor(stream_storage())), version=pickled(BIG)),
         write_zip(checkpoint_records(pickled(dict_of(w=tensor(offset=2**2030))))),
         write_zip(checkpoint_records(pickled(dict_of(w=tensor(size=(2**2030,), stride=(2**2030,)))))),
-        pickled(mutation.list_of(*[name("m" * 255, "f" + "a" * 200 + str(index)) for index in range(12)])),
+        pickled(mutation.list_of(*[name("torch." + "m" * 249, "f" + "a" * 200 + str(index)) for index in range(12)])),
         pickled(mutation.list_of(*[name("\x1b" * 255, "\u202e" * 50 + str(index)) for index in range(12)])),
     ],
     ids=["view", "count", "version", "offset", "size", "long names", "names that are escaped"],

@@ -275,6 +275,24 @@ def test_a_hostile_pickle_is_reported_and_nothing_in_it_runs(tmp_path, call):
     assert not marker.exists()
 
 
+def test_what_other_programs_would_call_is_no_all_clear(tmp_path, call, plain):
+    class ProxyCommand:
+        pass
+
+    with hostile.pretended("paramiko.proxy", ProxyCommand):
+        torch.save({"state_dict": plain, "x": hostile.Payload(ProxyCommand, "touch x")}, tmp_path / "x.ckpt")
+    told = 'paramiko.proxy.ProxyCommand("touch x")'
+    code, out, err = call("inspect", "--scan", "x.ckpt")
+    assert (code, out, err) == (1, f"x.ckpt is safe to read here; other programs would call {told}.\n", "")
+    code, out, _ = call("inspect", "--scan", "--json", "x.ckpt")
+    assert (code, json.loads(out)["safe"], json.loads(out)["calls"]) == (1, False, [told])
+    code, out, _ = call("inspect", "x.ckpt")
+    assert code == 0
+    assert f"safe to read here; other programs would call {told}" in out
+    assert call("convert", "x.ckpt", "x.safetensors")[0] == 0
+    assert call("inspect", "--scan", "x.safetensors")[0] == 0
+
+
 @pytest.mark.parametrize("flags", [[], ["--scan"], ["--deep"], ["--hash"], ["--json"], ["--keys"]])
 @pytest.mark.parametrize(
     ("content", "text"),

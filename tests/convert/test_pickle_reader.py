@@ -161,20 +161,16 @@ REFUSED = """
     copyreg._reconstructor pickle.loads pickle.Unpickler cPickle.loads marshal.loads types.CodeType types.FunctionType
     ctypes.CDLL socket.socket runpy.run_path webbrowser.open pty.spawn code.InteractiveInterpreter pdb.run timeit.timeit
     logging.config.fileConfig importlib.import_module sys.modules collections.namedtuple collections.UserDict
-    functools.partial operator.attrgetter operator.methodcaller pathlib.Path.touch argparse.FileType
-    argparse.ArgumentParser
-    datetime.datetime.now
+    operator.attrgetter operator.methodcaller operator.getitem pathlib.Path.touch argparse.FileType
+    argparse.ArgumentParser datetime.datetime.now
     typing.get_type_hints typing.NamedTuple test.support.run_unittest distutils.core.Extension
     _codecs.decode _codecs.lookup _posixsubprocess.fork_exec io.FileIO _io.FileIO io.BytesIO
-    torch.load torch.hub.load torch.jit.load torch.storage._load_from_bytes torch._utils._rebuild_sparse_tensor
-    torch._utils._rebuild_qtensor torch._utils._rebuild_meta_tensor_no_storage torch._utils._rebuild_nested_tensor
-    torch._utils._rebuild_tensor torch._utils._rebuild_device_tensor_from_numpy torch._tensor._rebuild_from_type_v2
-    torch._utils._rebuild_parameter_with_state torch.Tensor torch.nn.modules.linear.Linear torch.nn.Module
-    torch.utils.data.Dataset torch.distributed.rpc.PyRRef torch.serialization.load torch.qint8 torch.FloatTensor
-    numpy.load numpy.fromfile numpy.memmap numpy.random._pickle.__randomstate_ctor numpy.testing.Tester
-    numpy.core.multiarray.fromfile numpy.ma.MaskedArray numpy.poly1d numpy.float64
-    omegaconf.OmegaConf.load lightning.fabric.run mypkg.run mypkg.getThing mypkg.Thing.method
-    __main__.main __main__.payload pip.main setuptools.setup
+    torch.load torch.compile torch.hub.load torch.jit.load torch.storage._load_from_bytes torch.serialization.load
+    torch.distributed.rpc.PyRRef torch.utils.data.datapipes.utils.decoder.basichandlers torch.utils.collect_env.run
+    torch._inductor.codecache.compile_file torch._dynamo.guards.GuardBuilder.get torch.package.PackageImporter
+    numpy.load numpy.fromfile numpy.memmap numpy.testing.Tester numpy.core.multiarray.fromfile numpy.poly1d
+    numpy._core._ufunc_reconstruct numpy.f2py.crackfortran.getlincoef numpy.DataSource
+    pip.main pip._internal.main setuptools.setup
 """
 
 
@@ -182,7 +178,7 @@ REFUSED = """
 @pytest.mark.parametrize("opcode", ["GLOBAL", "STACK_GLOBAL"])
 def test_names_that_no_checkpoint_needs_are_refused_even_beside_intact_weights(full, opcode):
     module, _, attribute = full.rpartition(".")
-    if full in ("pathlib.Path.touch", "datetime.datetime.now", "omegaconf.OmegaConf.load", "mypkg.Thing.method"):
+    if full in ("pathlib.Path.touch", "datetime.datetime.now"):
         module, _, attribute = full.partition(".")  # a dotted name in a module
     push = name if opcode == "GLOBAL" else stack_name
     error = fails(pickled(dict_of(weight=tensor(), other=push(module, attribute))), UnsafeFileError, full)
@@ -267,9 +263,7 @@ MISUSES = {
     "ADDITEMS to a list": (PROTO2 + b"](N\x90.", "ADDITEMS"),
     "a list as a key": (PROTO2 + b"}]Ns.", "dict key"),
     "a dict as a key": (PROTO2 + b"}}Ns.", "dict key"),
-    "a placeholder as a key": (pickled(b"}" + call("lightning", "Callback") + b"Ns"), "dict key"),
-    "a tensor as a key": (pickled(b"}" + tensor() + b"Ns"), "dict key"),
-    "a nested tuple as a key": (PROTO2 + b"})\x85Ns.", "dict key"),
+    "a list in a tuple as a key": (PROTO2 + b"}]\x85Ns.", "dict key"),
     "an integer of 65 bits as a key": (PROTO2 + b"}" + number(2**63) + b"Ns.", "64 bits"),
     "the same integer in a tuple": (PROTO2 + b"}" + number(2**63) + b"\x85Ns.", "64 bits"),
     "a key twice": (pickled(b"}" + 2 * (text("model.weight") + tensor() + b"s")), "twice: model.weight"),
@@ -311,7 +305,6 @@ MISUSES = {
     "encode to something else": (pickled(call("_codecs", "encode", text("x"), text("zip"))), "latin1"),
     "encode of something else": (pickled(call("_codecs", "encode", text("\u1234"), text("latin1"))), "latin1"),
     "encode of bytes": (pickled(call("_codecs", "encode", b"C\x01x", text("latin1"))), "latin1"),
-    "a numpy dtype of a tuple": (pickled(call("numpy", "dtype", b")")), "numpy dtype"),
 }
 
 
@@ -428,7 +421,6 @@ MALFORMED_TENSORS = {
     "a size of more than 63 bits": tensor(size=(2**63, 0), stride=(1, 1)),
     "hooks": tensor(hooks=dict_of(hook=b"N")),
     "hooks that are a list": tensor(hooks=b"]"),
-    "metadata": tensor(extra=dict_of(conj=b"\x88")),
     "gradients that are a number": tensor(grad=number(1)),
     "no storage": tensor(source=b"N"),
     "a storage that is text": tensor(source=text("0")),
@@ -517,7 +509,7 @@ TOO_MUCH = [  # lowered limits, what is still read, what is not, what is said of
     ({"names": 3}, pickled(list_of(*2 * NAMES[:3])), pickled(list_of(*NAMES)), "different names of code: found 4,"),
     ({"tensors": 3}, pickled(list_of(*3 * [tensor()])), pickled(list_of(*4 * [tensor()])), "tensors: found 4,"),
     ({}, with_axes(8), with_axes(9), "dimensions of a tensor: found 9, allowed 8"),
-    ({}, pickled(b"}(" + b"N" * 8 + b"tNs"), pickled(b"}(" + b"N" * 9 + b"tNs"), "dict key: found 9, allowed 8"),
+    ({}, pickled(b"}(" + b"N" * 64 + b"tNs"), pickled(b"}(" + b"N" * 65 + b"tNs"), "dict key: found 65, allowed 64"),
 ]
 
 
@@ -616,7 +608,7 @@ def test_plain_data_is_read_as_it_was(protocol):
         "bytes": b"\x00\xff",
         "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
         "shared": [shared, shared],
-        "keys": {1: "a", 2.5: "b", None: "c", False: "e", ("a", 1): "f", b"g": "h", -(2**63): "i"},
+        "keys": {1: "a", 2.5: "b", None: "c", False: "e", ("a", (1, (2,))): "f", b"g": "h", -(2**63): "i"},
         "ordered": collections.OrderedDict(b=1, a=2),
         "many": {str(index): index for index in range(3000)},
         "long list": list(range(3000)),
@@ -680,13 +672,8 @@ def test_a_big_endian_numpy_number():
     ("kind", "order", "size"),
     [("f8", "<", 7), ("f8", "<", 9), ("f8", "=", 8), ("O8", "|", 8), ("V8", "|", 8), ("U2", "<", 8), ("M8", "<", 8)],
 )
-def test_other_numpy_scalars_are_refused(kind, order, size):
-    fails(pickled(scalar(kind, order, bytes(size))), UnsafeFileError, "numpy number")
-
-
-def test_a_numpy_scalar_of_a_placeholder_is_refused():
-    data = pickled(call("numpy.core.multiarray", "scalar", call("pkg", "Dtype", text("f8")), b"C\x08" + bytes(8)))
-    fails(data, UnsafeFileError, "numpy number")
+def test_other_numpy_scalars_stay_placeholders(kind, order, size):
+    assert type(read(pickled(scalar(kind, order, bytes(size)))).root) is Inert
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])

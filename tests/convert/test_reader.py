@@ -621,8 +621,10 @@ def test_code_beside_real_weights_is_refused(tmp_path, protocol, position):
     lambda: torch.nn.utils.rnn.pack_sequence([torch.ones(2)]),
 ], ids=["sparse", "quantised", "meta", "nested", "conjugated", "packed"])  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
-def test_tensors_of_other_layouts_are_refused(tmp_path, make):
-    refused(saved(tmp_path, {"weight": make()}), UnsafeFileError)
+def test_tensors_of_other_layouts_stay_unread_and_are_no_weights(tmp_path, make):
+    with open_checkpoint(saved(tmp_path, {"weight": make(), "plain": torch.ones(2)})) as file:
+        assert type(file.root["weight"]) is Inert
+        assert_same(file, file.root["plain"], torch.ones(2))
 
 
 @pytest.mark.filterwarnings("ignore")
