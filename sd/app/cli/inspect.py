@@ -30,8 +30,8 @@ def parser() -> Parser:
         "  sd inspect v1-5-pruned-emaonly.ckpt\n"
         "  sd inspect --deep merged.safetensors    # also: are all numbers finite?\n"
         "  sd inspect --scan download.ckpt         # only: is it safe? exit code 1 if not\n\n"
-        "exit codes: 0 described, or safe; 1 --scan found something dangerous; 2 not a checkpoint,\n"
-        "or too damaged to tell",
+        "exit codes: 0 described, or safe; 1 --scan found something dangerous, here or to programs\n"
+        "that run pickles; 2 not a checkpoint, or too damaged to tell",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .safetensors, ...")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
@@ -67,20 +67,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def scan(path: Path, *, as_json: bool = False) -> int:
-    """Say whether a file is safe. Raises for a file that is too damaged to tell."""
+    """Say whether a file is safe, here and elsewhere. Raises for a file that is too damaged to tell."""
     try:
         with open_checkpoint(path) as file:
-            safe, names, text = True, file.foreign, f"{shown(path.name)} is safe: {safety(file.foreign)}."
+            safe, names, calls = not file.calls, file.foreign, file.calls
+            text = f"{shown(path.name)} is {safety(names, calls)}."
     except UnsafeFileError as error:
-        safe, names, text = False, error.names, str(error)
-    print(json.dumps({"path": str(path), "safe": safe, "names": names}) if as_json else text)
+        safe, names, calls, text = False, error.names, (), str(error)
+    print(json.dumps({"path": str(path), "safe": safe, "names": names, "calls": calls}) if as_json else text)
     return CLEAN if safe else DANGEROUS
 
 
-def safety(foreign: tuple[str, ...]) -> str:
+def safety(foreign: tuple[str, ...], calls: tuple[str, ...]) -> str:
+    if calls:
+        return f"safe to read here; other programs would call {shown_list(calls)}"
     if not foreign:
-        return "it names no code"
-    return f"{counted(len(foreign), 'foreign name')}, kept as inert data: {shown_list(foreign)}"
+        return "safe: it names no code"
+    return f"safe: {counted(len(foreign), 'foreign name')}, kept as inert data: {shown_list(foreign)}"
 
 
 def page(report: Report) -> Iterator[str]:
@@ -113,7 +116,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         if report.precision:
             yield "precision", report.precision
         yield from training(report)
-        yield "safety", f"nothing dangerous: {safety(report.foreign)}"
+        yield "safety", safety(report.foreign, report.calls)
+        yield from labelled("ignored", [shown(what) for what in report.passed_over], 12)
         entries = (report.metadata or {}).items()
         yield from labelled("metadata", [f"{shown(key, 60)} = {shown(value, 60)}" for key, value in entries], 12)
     yield "sha256", report.sha256 or "not known yet; --hash computes it"
