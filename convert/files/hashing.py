@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sd.files import cache_folder, written_whole
+from sd.files import cache_folder, open_own, written_whole
 
 CHUNK = 4 << 20
 LEAST_URGENT = 19  # as setpriority(2) counts
@@ -18,20 +18,20 @@ KEPT = 1000  # files whose hash is remembered
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, *, read: bool = False) -> str:
     """The sha256 of a file, as 64 hex digits.
 
-    Computed once: a file with the same path, size, modification time and inode is not read again.
+    Computed once: a file with the same path, size, times of change and inode is not read again, unless `read` is set.
     """
-    *_, digest = _hashing(Path(path).resolve())
+    *_, digest = _hashing(Path(path).resolve(), read)
     return digest
 
 
-def _hashing(path: Path) -> Iterator[str | None]:
+def _hashing(path: Path, read: bool = False) -> Iterator[str | None]:
     """The work of `file_sha256` in pieces: yields None after each, and the hash at the end."""
     state = path.stat()
     key = _key(path, state)
-    if key in (remembered := _remembered()):
+    if not read and key in (remembered := _remembered()):
         yield remembered[key]
         return
     digest = hashlib.sha256()
@@ -39,8 +39,7 @@ def _hashing(path: Path) -> Iterator[str | None]:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             yield None
-    after = path.stat()
-    if (after.st_size, after.st_mtime_ns) == (state.st_size, state.st_mtime_ns):
+    if _key(path, path.stat()) == key:
         _remember({**_remembered(), key: digest.hexdigest()})
     yield digest.hexdigest()
 
@@ -128,7 +127,7 @@ def compute_aside(digest: FileHash) -> None:
 
 
 def _key(path: Path, state: os.stat_result) -> str:
-    return json.dumps([str(path), state.st_size, state.st_mtime_ns, state.st_ino])
+    return json.dumps([str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino])
 
 
 def _cache_file() -> Path:
@@ -138,7 +137,8 @@ def _cache_file() -> Path:
 
 def _remembered() -> dict[str, str]:
     try:
-        known = json.loads(_cache_file().read_text(encoding="utf-8"))
+        with open(open_own(_cache_file()), encoding="utf-8") as file:
+            known = json.load(file)
     except (OSError, ValueError, RuntimeError):
         return {}  # none yet, or damaged: hashes are computed again
     if not isinstance(known, dict):

@@ -59,7 +59,8 @@ def find_by_name(name: str) -> Known | None:
 def verify(path: Path) -> Verdict:
     """Compare a file with the table: by its sha256, whatever its name is.
 
-    The file is not read if its size alone rules out both the file of that name and every other one.
+    The file is read, whatever hash is remembered, unless its size alone rules out both the file of that name and every
+    other one.
 
     Raises OSError.
     """
@@ -68,7 +69,7 @@ def verify(path: Path) -> Verdict:
     other_size = expected is not None and expected.bytes not in (None, size)
     sha256 = None
     if not other_size or size in {known.bytes for known in known_checkpoints()}:
-        sha256 = file_sha256(path)
+        sha256 = file_sha256(path, read=True)
         if found := find_by_sha256(sha256):
             return Verdict(matches=True, known=found, problem=None, sha256=sha256)
     if expected is None:

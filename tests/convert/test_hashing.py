@@ -51,6 +51,22 @@ def test_a_changed_file_is_read_again(model, cache):
     assert file_sha256(model) == sha256(b"others!")
 
 
+def test_a_file_changed_in_place_under_its_old_time_is_read_again(model, cache):
+    before = model.stat()
+    file_sha256(model)
+    model.write_bytes(b"others!")
+    os.utime(model, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert file_sha256(model) == sha256(b"others!")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_lies_in_place_of_the_cache_is_neither_read_nor_waited_for(model, cache, plant):
+    cache.parent.mkdir(parents=True)
+    plant(cache)
+    assert file_sha256(model) == sha256(b"weights")
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     require_free(args.out, ".json", force=args.force)
     from sd.app.jobs.model import announce_compiling, opened, pick_device_and_precision, run_options
     from sd.pipeline.runner import precision_name
+    from sd.runtime.cpu import attention, winograd
     from sd.runtime.cpu.process_memory import keep_freed_memory
     from sd.runtime.loading import load
     from sd.study.benchmark.hardware import hardware
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     counts = {"sizes": sizes, "batch_sizes": batch_sizes, "steps": args.steps, "repeat": args.repeat}
     with stage as advance, failures_as(UsageError, "this cannot be measured: "):
         found = benchmark(load_model, device=device, dtype=dtype, **counts, on_unit=advance)
+    for problem in {attention.KERNEL.problem, winograd.KERNEL.problem} - {None}:
+        events.warn(f"measured without the code that is compiled for this processor: {problem}")
     about = {"name": request.file.name, "family": config.family, "precision": precision}
     data = {"event": "benchmark", "model": about, "run": options, "machine": hardware(device), **asdict(found)}
     if args.out is not None:

@@ -13,9 +13,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from sd.files import cache_folder
+from sd.files import UntrustedError, cache_folder, open_own, open_trusted_folder
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
 SECONDS = 120  # limit for the compiler
@@ -66,6 +67,7 @@ class Kernel:
     ):
         self.source = Path(__file__).with_name(f"{name}.cpp")
         self.features, self.functions, self.usable = features, functions, usable
+        self.problem: str | None = None  # why the folder of compiled files was not used, if it was not
         self._found: list[ctypes.CDLL | None] = []
         self._lock = threading.Lock()
 
@@ -76,8 +78,15 @@ class Kernel:
         """
         with self._lock:
             if not self._found:
-                self._found.append(self._checked(library(self.source, flags_for(self.features()), on_build)))
+                self._found.append(self._checked(self._search(on_build)))
             return self._found[0]
+
+    def _search(self, on_build: Callable[[], object]) -> ctypes.CDLL | None:
+        try:
+            return library(self.source, flags_for(self.features()), on_build)
+        except UntrustedError as error:
+            self.problem = str(error)
+            return None
 
     def _checked(self, code: ctypes.CDLL | None) -> ctypes.CDLL | None:
         if code is None or not self.usable(code):
@@ -102,6 +111,8 @@ def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] =
 
     on_build  called before it is compiled, which takes a few seconds
     returns   None without a working compiler or a folder to keep the result in, and on systems other than Linux
+
+    Raises UntrustedError if other users could change that folder: then nothing is compiled or loaded.
     """
     command = compiler()
     if command is None or sys.platform != "linux":
@@ -109,26 +120,41 @@ def library(source: Path, flags: Sequence[str], on_build: Callable[[], object] =
     try:
         parts = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
         key = hashlib.sha256(repr([parts, shutil.which(command[0]), command, flags]).encode())
-        folder, stem = cache_folder() / "native", f"{source.stem}-{key.hexdigest()[:16]}"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = folder.stat()
-        if state.st_uid != os.geteuid() or state.st_mode & 0o022:
-            return None  # another user could have put a file there
-        path = whole_file(folder, stem)
-        if path is None and os.access(folder, os.W_OK):
-            on_build()
-            path = compiled([*command, *flags], source, folder, stem)
-        return None if path is None else ctypes.CDLL(os.fspath(path))
+        path, stem = cache_folder() / "native", f"{source.stem}-{key.hexdigest()[:16]}"
+        folder = open_trusted_folder(path)
+        try:
+            found = opened(folder, stem)
+            if found is None and os.access(path, os.W_OK):
+                on_build()
+                compiled([*command, *flags], source, path, stem)
+                found = opened(folder, stem)
+        finally:
+            os.close(folder)
+        # The open file is loaded, whatever its name stands for by now. It stays open for the life of the process: the
+        # system takes two libraries with the same path for one.
+        return None if found is None else ctypes.CDLL(f"/proc/self/fd/{found}")
+    except UntrustedError:
+        raise
     except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def whole_file(folder: Path, stem: str) -> Path | None:
-    """The compiled file of that name, which ends with its digest. Damaged ones could end the process, so they go."""
-    for path in folder.glob(f"{stem}-*.so"):
-        if path.name == file_name(stem, path.read_bytes()):
-            return path
-        path.unlink(missing_ok=True)
+def opened(folder: int, stem: str) -> int | None:
+    """The descriptor of the compiled file of that name, which ends with its digest.
+
+    Damaged ones could end the process, and links, pipes and what others own or can change could be anything: they go.
+    """
+    for name in os.listdir(folder):
+        if not (name.startswith(f"{stem}-") and name.endswith(".so")):
+            continue
+        with suppress(UntrustedError):
+            file = open_own(name, folder=folder)
+            with open(file, "rb", closefd=False) as content:
+                if os.fstat(file).st_mode & 0o022 == 0 and name == file_name(stem, content.read()):
+                    return file
+            os.close(file)
+        with suppress(FileNotFoundError, IsADirectoryError):  # removed by another process, or a folder
+            os.unlink(name, dir_fd=folder)
     return None
 
 
@@ -136,7 +162,7 @@ def file_name(stem: str, content: bytes) -> str:
     return f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.so"
 
 
-def compiled(command: Sequence[str], source: Path, folder: Path, stem: str) -> Path:
+def compiled(command: Sequence[str], source: Path, folder: Path, stem: str) -> None:
     """Compile, then move the complete file into place, as other processes may compile the same source meanwhile.
 
     OpenMP is not linked: its functions are found in the library that PyTorch has loaded, whose threads already exist.
@@ -147,6 +173,5 @@ def compiled(command: Sequence[str], source: Path, folder: Path, stem: str) -> P
         subprocess.run([*command, "-c", os.fspath(source), "-o", os.fspath(parts)], **quiet)
         linking = [word for word in command if word != "-fopenmp"]
         subprocess.run([*linking, "-shared", os.fspath(parts), "-o", os.fspath(whole)], **quiet)
-        path = folder / file_name(stem, whole.read_bytes())
-        os.replace(whole, path)
-    return path
+        whole.chmod(0o755)
+        os.replace(whole, folder / file_name(stem, whole.read_bytes()))

@@ -28,7 +28,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from sd.files import cache_folder
+from sd.files import cache_folder, open_trusted_folder
 from sd.networks.unet import UNet
 from sd.pipeline.errors import SettingError
 from sd.runtime.patching import patched
@@ -71,13 +71,13 @@ def keep_programs() -> None:
     """Have PyTorch keep compiled programs in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
 
     By default it runs programs from a folder in /tmp with a predictable name, in which another user could put some.
-    That remains the folder for users without a writable cache folder.
+    That remains the folder for users without a cache folder that only they can write to.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:
         folder = cache_folder() / "compiled"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(open_trusted_folder(folder))
     except (OSError, RuntimeError):
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
