@@ -58,7 +58,7 @@ class Report:
     global_step: int | None = None
     epoch: int | None = None
     metadata: dict[str, str] | None = None
-    old_hash: str | None  # the short hash of older tools, over 64 KiB of the file
+    old_hash: str | None  # the short hash of older tools, over 64 KiB of the file; None for a short file
     sha256: str | None
     known: str | None = None  # the original checkpoint that has this sha256
     tensors_sha256: str | None = None  # over the weights of the model or part; without one, over all tensors
@@ -103,14 +103,17 @@ def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, d
         return report
 
 
-def old_hash(path: Path) -> str:
+def old_hash(path: Path) -> str | None:
     """The "model hash" of 8 hex digits that tools showed before they took the whole file's sha256.
+
+    It is over 64 KiB behind the first MiB; None for a file that ends before, since all such files had the same one.
 
     AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash.
     """
     with open(path, "rb") as file:
         file.seek(OLD_HASH_START)
-        return hashlib.sha256(file.read(OLD_HASH_BYTES)).hexdigest()[:8]
+        data = file.read(OLD_HASH_BYTES)
+    return hashlib.sha256(data).hexdigest()[:8] if data else None
 
 
 def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:

@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from convert.errors import shown, size_text
+from convert.published.connection import HttpHandler, HttpsHandler, SlowError, body_follows
 from convert.published.partial_file import CHUNK, PartialFile
 
 TIMEOUT = 30  # seconds without a byte
@@ -38,6 +38,10 @@ class _Interrupted(Exception):
     def __init__(self, reason: object, wait: float | None = None):
         super().__init__(str(reason) or type(reason).__name__)
         self.wait = wait  # seconds that the server asks for
+
+
+class _UnreachableError(_Interrupted):
+    """Nobody answers there, so there may be no network at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,7 @@ def download(
     """
     if not _is_address(address):
         raise DownloadError(f"{shown(address)} is not an http or https address.")
-    if target.exists() and not force:
+    if (target.exists() or target.is_symlink()) and not force:
         raise FileExistsError(f"{target} exists already. Give another folder, or --force to replace it.")
     with PartialFile(target, address) as partial:
         resumed_from = partial.size
@@ -95,14 +99,24 @@ class _Source:
     def host(self) -> str:
         return urlsplit(self.address).hostname or ""
 
+    @property
+    def through(self) -> str:
+        """The host, and the proxy that the environment names for it."""
+        proxy = urllib.request.getproxies().get(urlsplit(self.address).scheme)
+        if not proxy or urllib.request.proxy_bypass(self.host):
+            return self.host
+        return f"{self.host}, through the proxy {shown(proxy.rpartition('@')[2])},"
 
-class _Watch(NamedTuple):
-    """Callbacks, and how to wait between attempts."""
+
+@dataclass
+class _Watch:
+    """Callbacks, how to wait between attempts, and whether there was an answer yet."""
 
     on_start: Callable[[int | None, int], object]
     on_bytes: Callable[[int], object]
     on_wait: Callable[[str, float], object]
     wait: Callable[[float], object]
+    reached: bool = False
 
 
 def _ignore(*_: object) -> None:
@@ -117,6 +131,10 @@ def _fetch_all(source: _Source, partial: PartialFile, watch: _Watch) -> None:
             _fetch(source, partial, watch)
             return
         except _Interrupted as error:
+            if isinstance(error, _UnreachableError) and not watch.reached:
+                raise DownloadError(
+                    f"{source.through} cannot be reached: {shown(str(error))}. Is there a network?"
+                ) from None
             failures = 1 if partial.size > furthest else failures + 1
             furthest = max(furthest, partial.size)
             if failures > RETRIES:
@@ -138,6 +156,7 @@ def _fetch(source: _Source, partial: PartialFile, watch: _Watch) -> None:
         partial.restart()
     try:
         with _open(source, partial) as response:
+            watch.reached = True
             total = _accept(source, partial, response, watch)
             watch.on_start(total, partial.size)
             limit = total if total is not None else partial.size + _free(partial.path) - MARGIN
@@ -146,29 +165,45 @@ def _fetch(source: _Source, partial: PartialFile, watch: _Watch) -> None:
                     f"{partial.path.absolute().parent} has {size_text(_free(partial.path))} free; "
                     f"{size_text(total - partial.size)} more is needed. Give another folder with -o."
                 )
-            while chunk := _read(response):
+            end = None if response.length is None else partial.size + response.length
+            while chunk := _read(response, CHUNK if end is None else min(CHUNK, end - partial.size)):
                 if partial.size + len(chunk) > limit:
                     raise DownloadError(f"{source.host} sends more than the {size_text(limit)} that fit on the disk.")
                 partial.write(chunk)
                 watch.on_bytes(len(chunk))
     except urllib.error.HTTPError as error:
+        watch.reached = True
         _refuse(source, partial, error)
         return
-    except http.client.InvalidURL as error:
-        raise DownloadError(f"{shown(source.address)} is not a valid address: {shown(str(error))}.") from None
-    except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise DownloadError(f"{source.host} has an invalid certificate: {shown(str(reason))}.") from None
-        raise _Interrupted(reason) from None
+    except (SlowError, urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+        raise _failure(source, error, partial.size) from None
     if total is not None and partial.size < total:
         raise _Interrupted(f"the connection ended after {partial.size} of {total} bytes")
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _failure(source: _Source, error: Exception, there: int) -> Exception:
+    """What to raise for an error of the network, where so many bytes are kept."""
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, SlowError):
+        return DownloadError(
+            f"{source.host} {reason}. {size_text(there)} is kept; run the same command again to resume, or download "
+            "it from another address with --from."
+        )
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        return DownloadError(f"{source.host} has an invalid certificate: {shown(str(reason))}.")
+    if isinstance(error, urllib.error.URLError) and isinstance(reason, OSError):
+        return _UnreachableError(reason.strerror or reason)
+    if isinstance(error, http.client.HTTPException) and not isinstance(error, ConnectionError):
+        return DownloadError(f"{source.host} sends an answer that is not valid HTTP: {shown(str(error)) or 'empty'}.")
+    return _Interrupted(reason)
+
+
+def _read(response: http.client.HTTPResponse, most: int) -> bytes:
     """Some bytes, or none at the end. Errors here come from the network, not from the disk."""
     try:
-        return response.read(CHUNK)
+        return response.read1(most)
+    except SlowError:
+        raise
     except (OSError, http.client.HTTPException) as error:
         raise _Interrupted(error) from None
 
@@ -182,17 +217,34 @@ def _open(source: _Source, partial: PartialFile) -> http.client.HTTPResponse:
         request.add_header("If-Range", partial.validator)
     if source.token:
         request.add_unredirected_header("Authorization", f"Bearer {source.token}")
-    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    opener = urllib.request.build_opener(_Redirects, HttpHandler, HttpsHandler)
+    try:
+        response = opener.open(request, timeout=TIMEOUT)
+    except (ValueError, OverflowError, http.client.InvalidURL) as error:  # of brackets, ports and names that cannot be
+        raise DownloadError(f"{shown(source.address)} leads to an invalid address: {shown(str(error))}.") from None
+    body_follows(response)
+    return response
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects; the token goes along within one host only, and never from https to http."""
+    """Follows redirects to http and https; the token goes along within one host only, never from https to http."""
 
-    def redirect_request(self, request, file, code, message, headers, address):
-        old, new = urlsplit(request.full_url), urlsplit(address)
+    def http_error_302(self, request, file, code, message, headers):
+        old, address = urlsplit(request.full_url), headers.get("Location") or headers.get("URI") or ""
+        if not address:
+            raise DownloadError(f"{old.hostname} redirects, and does not say where to (HTTP {code}).")
+        new = urlsplit(urljoin(request.full_url, address))
+        if new.scheme not in ("http", "https") or new.port == 0:  # a port that is none raises ValueError
+            raise DownloadError(f"{old.hostname} redirects to {shown(address)}, which is not a web address.")
         if old.scheme == "https" and new.scheme != "https":
             raise DownloadError(f"{old.hostname} redirects to {shown(address)}, which is not encrypted; not followed.")
+        return super().http_error_302(request, file, code, message, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, request, file, code, message, headers, address):
         following = super().redirect_request(request, file, code, message, headers, address)
+        old, new = urlsplit(request.full_url), urlsplit(address)
         authorization = request.unredirected_hdrs.get("Authorization")
         if following and authorization and (old.scheme, old.netloc) == (new.scheme, new.netloc):
             following.add_unredirected_header("Authorization", authorization)
@@ -213,7 +265,7 @@ def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPRes
     validator = etag if etag.startswith('"') else headers.get("Last-Modified")  # a weak ETag says nothing about bytes
     if response.status == 206:
         span = RANGE.fullmatch(headers.get("Content-Range", ""))
-        if not span or int(span[1]) != partial.size:
+        if not span or not _fits(partial.size, *span.groups()):
             raise DownloadError(f"{source.host} sends another part of the file than requested. Try again later.")
         total = None if span[3] == "*" else int(span[3])
     else:  # everything from the start: it is another version now, or the server knows no ranges
@@ -230,9 +282,16 @@ def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPRes
     return total if total is not None else source.size
 
 
+def _fits(there: int, first: str, last: str, total: str) -> bool:
+    """Whether the numbers of a Content-Range go on where we are."""
+    return there == int(first) <= int(last) and (total == "*" or int(last) < int(total))
+
+
 def _refuse(source: _Source, partial: PartialFile, error: urllib.error.HTTPError) -> None:
     """Raise the error of a response of 400 or above; return if the file is already complete."""
     error.close()
+    if 300 <= error.code < 400:  # urllib follows ten
+        raise DownloadError(f"{source.address} is redirected without end (HTTP {error.code}).")
     if error.code == 416 and partial.size:  # there is nothing behind what we have
         if error.headers.get("Content-Range", "") == f"bytes */{partial.size}":
             return
@@ -258,7 +317,9 @@ def _refuse(source: _Source, partial: PartialFile, error: urllib.error.HTTPError
 def _check(partial: PartialFile, size: int | None, sha256: str | None) -> None:
     """Remove and refuse a complete download that is the wrong file."""
     problem = None
-    if size is not None and partial.size != size:
+    if not partial.size:
+        problem = "is empty"
+    elif size is not None and partial.size != size:
         problem = f"has {partial.size} bytes instead of {size}"
     elif sha256 is not None and partial.digest.hexdigest() != sha256:
         problem = f"has the sha256 {partial.digest.hexdigest()} instead of {sha256}"

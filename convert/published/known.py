@@ -73,7 +73,7 @@ def verify(path: Path) -> Verdict:
         if found := find_by_sha256(sha256):
             return Verdict(matches=True, known=found, problem=None, sha256=sha256)
     if expected is None:
-        problem = "is not one of the known checkpoints"
+        problem = "is not one of the known checkpoints: a fine-tune, or another model"
     elif other_size:
         problem = f"has {size} bytes; {expected.file} has {expected.bytes}"
     else:

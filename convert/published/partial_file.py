@@ -6,12 +6,16 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+from sd.files import UntrustedError, open_own, written_whole
+
 try:
     import fcntl
 except ImportError:  # Windows: two downloads of one file at a time end with a wrong hash there
     fcntl = None
 
 CHUNK = 1 << 20
+ADDING = os.O_RDWR | os.O_APPEND
+LONGEST_NOTES = 100_000  # characters
 
 
 class BusyError(OSError):
@@ -25,7 +29,7 @@ class PartialFile:
         self.path = target.with_name(f"{target.name}.partial")
         self.notes = target.with_name(f"{target.name}.partial.json")
         self.address = address
-        self.file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115 - closed by __exit__
+        self.file: BinaryIO = open(self._opened(), "a+b")  # noqa: SIM115 - closed by __exit__
         try:
             self._lock()
             self.validator = self._noted()
@@ -65,7 +69,8 @@ class PartialFile:
     def note(self, validator: str | None) -> None:
         """Remember the version of the next bytes, which another run needs to resume."""
         if validator and validator != self.validator:
-            self.notes.write_text(json.dumps({"address": self.address, "validator": validator}), encoding="utf-8")
+            with written_whole(self.notes, force=True) as file:
+                file.write(json.dumps({"address": self.address, "validator": validator}).encode())
         self.validator = validator
 
     def becomes(self, target: Path) -> None:
@@ -81,9 +86,20 @@ class PartialFile:
         self.path.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
 
+    def _opened(self) -> int:
+        """The descriptor of the file, new or ours from before: never what a link leads to. Raises UntrustedError."""
+        try:
+            return os.open(self.path, ADDING | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        except FileExistsError:
+            try:
+                return open_own(self.path, ADDING)
+            except UntrustedError as error:
+                raise UntrustedError(f"{error} Remove it, or give another folder with -o.") from None
+
     def _noted(self) -> str | None:
         try:
-            notes = json.loads(self.notes.read_text(encoding="utf-8"))
+            with open(open_own(self.notes), encoding="utf-8") as file:
+                notes = json.loads(file.read(LONGEST_NOTES))
             return notes["validator"] if notes["address"] == self.address else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # missing or damaged: the download starts again

@@ -5,7 +5,11 @@ import http.server
 import json
 import os
 import re
+import socket
 import threading
+import time
+import urllib.error
+import urllib.request
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +17,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from convert.files import hashing
 from convert.published import known as known_module
 from convert.published.download import RETRIES, DownloadError, download
 from convert.published.known import find_by_name, find_by_sha256, known_checkpoints, verify
 from convert.published.partial_file import BusyError, PartialFile
 from sd.app.cli.models import token_for
+from sd.files import cache_folder
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -40,6 +46,8 @@ class Behaviour:
     redirect: str | None = None
     wants_token: str | None = None
     range_from: int | None = None  # answers with another part than was asked for
+    range_says: str | None = None  # another Content-Range
+    raw: object = None  # a function that is given the file to write to, in place of an answer
     requests: list[dict] = field(default_factory=list)
 
 
@@ -50,6 +58,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         do: Behaviour = self.server.behaviour
         do.requests.append({name.lower(): value for name, value in self.headers.items()} | {"path": self.path})
+        if do.raw:
+            with suppress(OSError):
+                do.raw(self.wfile)
+            return
         if do.redirect and self.path == "/file":
             self.send_response(302)
             self.send_header("Location", do.redirect)
@@ -72,7 +84,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             start = start if do.range_from is None else do.range_from
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(do.content) - 1}/{len(do.content)}")
+            says = do.range_says or f"bytes {start}-{len(do.content) - 1}/{len(do.content)}"
+            self.send_header("Content-Range", says)
         else:
             self.send_response(200)
         body = do.content[start:]
@@ -215,13 +228,138 @@ def test_damaged_notes_make_it_start_again(get, server, tmp_path, notes):
         ({"statuses": [400]}, ["HTTP 400"], []),
         ({"content_type": "text/html; charset=utf-8"}, ["web page", "HF_TOKEN"], []),
         ({"cut_after": [1_000_000], "range_from": 7}, ["another part"], KEPT),
-        ({"redirect": "file:///etc/hostname"}, ["HTTP 302"], []),
+        *(({"cut_after": [1_000_000], "range_says": text}, ["another part"], KEPT)
+          for text in ("bytes 1000000-7/5120000", "bytes 1000000-5119999/7", "bytes 1000000-5120000/5120000",
+                       "bytes */5", "x")),
+        *(({"redirect": to}, ["redirects to", to, "not a web address"], [])
+          for to in ("file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "javascript:x")),
+        *(({"redirect": to}, ["leads to an invalid address"], [])
+          for to in ("http://[::1", "http://x:y/", "http://" + "a" * 64 + "/", "http://127.0.0.1:99999/", "http://a..b/")),
+        ({"redirect": "/file"}, ["redirected without end"], []),
+        ({"raw": lambda file: file.write(b"HTTP/1.1 302 Found\r\n\r\n")}, ["does not say where to"], []),
+        ({"content": b""}, ["is empty"], []),
+        ({"raw": lambda file: file.write(b"garbage" * 1000)}, ["not valid HTTP"], []),
     ],
 )  # fmt: skip
 def test_an_answer_that_cannot_be_used_is_refused(get, server, tmp_path, behaviour, parts, left):
     vars(server.do).update(behaviour)
     refused(tmp_path, get, *parts, left=left)
     assert "statuses" not in behaviour or len(server.do.requests) == 1  # a refusal is final
+
+
+def forever(*pieces):
+    """Writes the first pieces once and the last one until the reader has gone."""
+
+    def write(file):
+        for piece in pieces[:-1]:
+            file.write(piece)
+        while True:
+            file.write(pieces[-1])
+
+    return write
+
+
+def dripping(*pieces):
+    """The same, slowly."""
+
+    def write(file):
+        for piece in pieces[:-1]:
+            file.write(piece)
+        while True:
+            file.write(pieces[-1])
+            file.flush()
+            time.sleep(0.005)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("raw", "part"),
+    [
+        (forever(b"HTTP/1.1 100 Continue\r\n\r\n"), "more than 1048576 bytes before the file"),
+        (forever(b"HTTP/1.1 100 Continue\r\n", b"A: b\r\n"), "more than 1048576 bytes|not valid HTTP"),
+        (forever(b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"), "not valid HTTP"),
+        (forever(b"HTTP/1.1 200 OK\r\nA: ", b"b" * 1000), "not valid HTTP"),
+        (forever(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"b" * 1000), "more than 1048576 bytes"),
+        (dripping(b"HTTP/1.1 100 Continue\r\n\r\n"), "bytes in 0.05 seconds"),
+        (dripping(b"H"), "bytes in 0.05 seconds"),
+        (dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"b"), "bytes in 0.05 seconds. .* is kept"),
+        (dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"), "bytes in 0.05 seconds"),
+        (dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;"), "bytes in 0.05 seconds"),
+    ],
+)
+def test_what_never_ends_is_given_up(get, server, tmp_path, monkeypatch, raw, part):
+    monkeypatch.setattr("convert.published.connection.PERIOD", 0.05)
+    server.do.raw = raw
+    with pytest.raises(DownloadError, match=part):
+        get()
+    assert len(server.do.requests) == 1
+
+
+def test_a_host_that_cannot_be_reached_is_given_up_at_once(tmp_path, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    waits = []
+    with pytest.raises(DownloadError, match=r"127\.0\.0\.1 cannot be reached: Connection refused\."):
+        download("http://127.0.0.1:9/file", tmp_path / "x", wait=waits.append)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(DownloadError, match=r"nowhere\.invalid cannot be reached: Name or service not known"):
+        download("https://nowhere.invalid/file", tmp_path / "x", wait=waits.append)
+    assert (waits, os.listdir(tmp_path)) == ([], [])
+
+
+def test_a_network_that_goes_away_is_waited_for(get, server, tmp_path, monkeypatch):
+    """Once there was an answer, a connection that cannot be made is tried again."""
+    opener, answers = urllib.request.OpenerDirector.open, iter([True, False, True])
+    server.do.cut_after = [1_000_000]
+
+    def open_sometimes(*args, **options):
+        if not next(answers):
+            raise urllib.error.URLError(OSError(101, "Network is unreachable"))
+        return opener(*args, **options)
+
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", open_sometimes)
+    _, waits = get()
+    assert waits == [2, 4]
+
+
+def test_a_proxy_of_the_environment_is_used_and_named(get, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{server.port}")
+    monkeypatch.setenv("no_proxy", "")
+    get(address="http://nowhere.invalid/file")
+    assert server.do.requests[0]["path"] == "http://nowhere.invalid/file"
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:9")
+    (tmp_path / "model.ckpt").unlink()
+    refused(tmp_path, lambda: get(address="http://nowhere.invalid/file"),
+            "nowhere.invalid, through the proxy 127.0.0.1:9, cannot be reached")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model.ckpt.partial", "model.ckpt.partial.json"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder", "another user's"])
+def test_what_lies_in_place_of_the_partial_file_is_left_alone(get, server, tmp_path, tmp_path_factory, name, kind):
+    victim, path = tmp_path_factory.mktemp("other") / "victim", tmp_path / name
+    victim.write_bytes(b"precious")
+    if kind == "another user's" and (not hasattr(os, "geteuid") or os.geteuid() != 0):
+        pytest.skip("only root can give files away")
+    plant = {
+        "link": lambda: path.symlink_to(victim),
+        "dangling link": lambda: path.symlink_to(victim.with_name("new")),
+        "second name": lambda: os.link(victim, path),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+        "another user's": lambda: (path.write_bytes(b"theirs"), os.chown(path, 12345, -1)),
+    }
+    plant[kind]()
+    if name.endswith(".json") and kind != "folder":  # replaced, never written through
+        get()
+    else:
+        with pytest.raises(OSError, match=re.escape(name)):
+            get()
+        assert os.path.lexists(path)
+        assert not (tmp_path / "model.ckpt").exists()
+    assert victim.read_bytes() == b"precious"
+    assert os.listdir(victim.parent) == ["victim"]
 
 
 def test_a_server_that_announces_another_length_is_refused_at_once(get, server, tmp_path):
@@ -401,10 +539,10 @@ def test_verify_says_right_and_wrong(run, published, monkeypatch):
     code, out, _ = run("verify", *files)
     assert code == 1
     assert [line.partition(", ")[0] for line in out.splitlines()] == [
-        "right  small.ckpt: small.ckpt",
-        "right  renamed.bin: small.ckpt",
-        "WRONG  other.bin is not one of the known checkpoints",
-        "WRONG  cut/small.ckpt has 5 bytes; small.ckpt has 7",
+        "right   small.ckpt: small.ckpt",
+        "right   renamed.bin: small.ckpt",
+        "unknown other.bin is not one of the known checkpoints: a fine-tune",
+        "WRONG   cut/small.ckpt has 5 bytes; small.ckpt has 7",
     ]
     code, out, _ = run("verify", "--json", *files)
     assert (code, [json.loads(line)["matches"] for line in out.splitlines()]) == (1, [True, True, False, False])
@@ -416,6 +554,21 @@ def test_verify_says_right_and_wrong(run, published, monkeypatch):
     published.pop()  # of the other one, the size is not known
     monkeypatch.setattr(known_module, "file_sha256", lambda path, **_: pytest.fail("read for nothing"))
     assert run("verify", "cut/small.ckpt")[0] == 1
+
+
+def test_verify_reads_the_file_whatever_is_remembered(run, published):
+    """Bytes changed in place, and a forged cache."""
+    path = Path("small.ckpt")
+    path.write_bytes(b"weights")
+    assert run("verify", path)[0] == 0
+    before = path.stat()
+    path.write_bytes(b"weighTs")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    cache = cache_folder() / "sha256.json"
+    cache.write_text(json.dumps({hashing._key(path.resolve(), path.stat()): hash_of(b"weights")}))
+    assert hashing.file_sha256(path) == hash_of(b"weights")
+    code, out, _ = run("verify", path)
+    assert (code, out.split()[0]) == (1, "WRONG")
 
 
 def test_the_token_of_the_environment_is_for_one_host(monkeypatch):

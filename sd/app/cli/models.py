@@ -52,7 +52,9 @@ def parser() -> Parser:
     verifying = commands.add_parser(
         "verify",
         help="check that files are what their authors published",
-        description="Compare size and sha256 of files with the table.\nExit code 0 if all are right, else 1.",
+        description="Compare size and sha256 of files with the table, whatever their names: right, WRONG for a\n"
+        "file that is not what its name says, unknown for any other, such as a fine-tune. The files\n"
+        "are always read. Exit code 0 if all are right, else 1.",
     )
     verifying.add_argument("files", nargs="+", type=Path, metavar="FILE")
     verifying.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -150,7 +152,8 @@ def verify_files(args: argparse.Namespace) -> int:
             found = {"sha256": verdict.sha256, "problem": verdict.problem}
             print(json.dumps({"path": str(path), **known, **found}))
         elif verdict.matches:
-            print(f"right  {shown(str(path))}: {verdict.known.file}, {verdict.known.about}")
+            print(f"right   {shown(str(path))}: {verdict.known.file}, {verdict.known.about}")
         else:
-            print(f"WRONG  {shown(str(path))} {verdict.problem}")
+            word = "WRONG  " if verdict.known else "unknown"
+            print(f"{word} {shown(str(path))} {verdict.problem}")
     return code
