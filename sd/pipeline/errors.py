@@ -1,4 +1,4 @@
-"""The error that says which setting is wrong, why, and what is allowed."""
+"""Errors that say what is wrong with a setting or a picture, and what is allowed."""
 
 import difflib
 import math
@@ -13,6 +13,10 @@ class SettingError(ValueError):
         super().__init__(f"{name} {problem}")
         self.name = name
         self.problem = problem
+
+
+class PictureError(ValueError):
+    """A picture or mask that cannot be used: what was given, what is allowed, what to do."""
 
 
 class _Repr(reprlib.Repr):

@@ -24,6 +24,7 @@ from sd.sampling.init_image import InitImage
 
 if TYPE_CHECKING:
     from sd.pipeline.image.canvas import Canvas
+    from sd.pipeline.image.given import Given
     from sd.pipeline.image.input_settings import InputSettings
 
 T = TypeVar("T")
@@ -135,53 +136,76 @@ class StableDiffusion(LatentDiffusion):
     def img2img(
         self,
         prompt: str,
-        picture: Image.Image,
+        picture: "Given",
         *,
         strength: float = 0.75,
         size: tuple[int, int] | None = None,
+        width: int | None = None,
+        height: int | None = None,
         resize_mode: str = "crop",
+        max_megapixels: float = 64,
         **options: object,
     ) -> list[Image.Image]:
         """Pictures from a picture and a prompt.
 
-        strength     how much of the picture is changed: 0 only encodes and decodes it, 1 ignores it
-        size         width and height to work at, multiples of 8; by default the picture's, or near it
-        resize_mode  "crop", "pad" or "stretch", if the size has another shape
-        options      as in `pictures`
-        """
-        from sd.pipeline.image.canvas import image_to_image
-        from sd.pipeline.image.input_settings import InputSettings
-        from sd.pipeline.image.reading import opened_picture
+        picture         a path, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4); transparent parts are
+                        laid on white
+        strength        how much of the picture is changed: 0 only encodes and decodes it, 1 ignores it
+        size            (width, height) to work at, multiples of 8; by default the picture's, or near it
+        width, height   the same, one by one
+        resize_mode     "crop", "pad" or "stretch", if the size has another shape
+        max_megapixels  the largest picture that is read
+        options         as in `pictures`
 
-        canvas = image_to_image(
-            opened_picture(picture), size, self.config.native_size, InputSettings(resize_mode=resize_mode)
-        )
+        Raises PictureError for files that cannot be read, TypeError for what is no picture.
+        """
+        from sd.pipeline.image.canvas import image_to_image, size_from
+        from sd.pipeline.image.given import given_picture
+        from sd.pipeline.image.input_settings import InputSettings
+        from sd.pipeline.image.reading import flatten
+
+        size = size_from(size, width, height)
+        init = flatten(given_picture(picture, megapixels=max_megapixels), "white")
+        canvas = image_to_image(init, size, self.config.native_size, InputSettings(resize_mode=resize_mode))
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
     def inpaint(
         self,
         prompt: str,
-        picture: Image.Image,
-        mask: Image.Image | None,
+        picture: "Given",
+        mask: "Given | None" = None,
         *,
         strength: float = 1.0,
         size: tuple[int, int] | None = None,
+        width: int | None = None,
+        height: int | None = None,
         inputs: "InputSettings | None" = None,
+        max_megapixels: float = 64,
         **options: object,
     ) -> list[Image.Image]:
         """Repaint where the mask is white; where it is black, not a bit of the picture changes.
 
-        mask      a picture of the same size, or None if `inputs` says how far to paint beyond the edges
-        strength  how much the repainted part may change
-        inputs    how picture and mask are prepared: blur, only the masked part, expansion, …
-        options   as in `pictures`
-        """
-        from sd.pipeline.image.canvas import inpainting
-        from sd.pipeline.image.input_settings import InputSettings
-        from sd.pipeline.image.reading import opened_picture
+        picture, mask  as the picture of `img2img`, of the same size; of a mask with transparency, `rule_for` in
+                       `sd.pipeline.image.masks` says which part is white; None if `inputs` says how far to paint
+                       beyond the edges
+        strength       how much the repainted part may change
+        inputs         how picture and mask are prepared: blur, only the masked part, expansion, …
+        size, width, height, max_megapixels, options  as in `img2img`
 
-        mask = None if mask is None else opened_picture(mask, background="black").convert("L")
-        canvas = inpainting(opened_picture(picture), mask, size, self.config.native_size, inputs or InputSettings())
+        Raises PictureError for files that cannot be read and masks that repaint nothing, TypeError for what is no
+        picture.
+        """
+        from sd.pipeline.image.canvas import inpainting, size_from
+        from sd.pipeline.image.given import given_picture
+        from sd.pipeline.image.input_settings import InputSettings
+        from sd.pipeline.image.masks import mask_from, rule_for
+
+        size = size_from(size, width, height)
+        init = given_picture(picture, megapixels=max_megapixels)
+        if mask is not None:
+            mask = given_picture(mask, "mask", colour_managed=False, megapixels=max_megapixels)
+            mask = mask_from(mask, rule_for(mask, init))
+        canvas = inpainting(init, mask, size, self.config.native_size, inputs or InputSettings())
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
     def pictures(

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sd.pipeline.image.masks import composite, latent_mask, masked_region, match, paste_back, prepare, read_mask
+from sd.pipeline.image.masks import (
+    composite,
+    faint_note,
+    latent_mask,
+    mask_from,
+    masked_region,
+    match,
+    paste_back,
+    prepare,
+    read_mask,
+    rule_for,
+)
 from sd.pipeline.image.reading import PictureError
 from sd.pipeline.image.resizing import fit, natural
 
@@ -65,6 +76,76 @@ def test_rounded_colours_at_soft_edges_of_strokes_are_one_colour(tmp_path):
 def test_a_mask_in_black_and_white_with_holes_counts_the_holes_as_black(tmp_path):
     drawn = layer((255, 255, 255, 255), (0, 0, 0, 255), (255, 255, 255, 0), (255, 255, 255, 51))
     assert list(np.asarray(read_mask(saved(tmp_path, drawn)))[0]) == [255, 0, 0, 51]
+
+
+def photograph(width=64, height=64):
+    """Many colours."""
+    return noise(width, height).convert("RGBA")
+
+
+def flat(*colours):
+    """A picture (RGBA) of 64x64 with a square of 16x16 in each colour, empty elsewhere."""
+    picture = Image.new("RGBA", (64, 64))
+    for i, colour in enumerate(colours):
+        picture.paste(colour, (i % 4 * 16, i // 4 * 16, i % 4 * 16 + 16, i // 4 * 16 + 16))
+    return picture
+
+
+def opened_up(picture, box, opacity=0):
+    """The picture with a hole."""
+    alpha = picture.getchannel("A")
+    alpha.paste(opacity, box)
+    picture.putalpha(alpha)
+    return picture
+
+
+RED, BLUE, BLACK, WHITE, GREY = (200, 0, 0, 255), (0, 0, 200, 255), (0, 0, 0, 255), (255,) * 4, (128, 128, 128, 255)
+GREY_PHOTOGRAPH = noise(64, 64).convert("L").point(lambda level: 40 + level // 2).convert("RGBA")
+
+
+@pytest.mark.parametrize(
+    ("picture", "rule", "inside", "outside"),  # levels at (5, 5) and (60, 60)
+    [
+        (photograph().convert("RGB").convert("L").convert("RGB"), "levels", None, None),
+        (opened_up(photograph(), (0, 0, 16, 16)), "hole", 255, 0),
+        (opened_up(photograph(), (0, 0, 60, 50)), "hole", 255, 0),  # more hole than picture
+        (opened_up(photograph(), (0, 0, 16, 16), 100), "hole", 155, 0),  # half transparent
+        (opened_up(GREY_PHOTOGRAPH.copy(), (0, 0, 16, 16)), "hole", 255, 0),
+        (opened_up(flat(*[RED, BLUE] * 8), (0, 0, 16, 16)), "hole", 255, 0),  # flat colours on most of it
+        (flat(RED), "strokes", 255, 0),
+        (flat(BLACK), "strokes", 255, 0),
+        (flat((0, 0, 0, 100)), "strokes", 100, 0),
+        (flat(RED, BLUE), "strokes", 255, 0),
+        (flat(RED, BLUE, WHITE, GREY), "strokes", 255, 0),
+        (flat(WHITE, BLACK), "drawing", 255, 0),
+        (flat(BLACK, WHITE), "drawing", 0, 0),
+        (flat(WHITE, BLACK, GREY), "drawing", 255, 0),
+        (flat(), "strokes", 0, 0),  # nothing at all
+    ],
+)
+def test_a_transparent_mask_is_strokes_or_a_picture_with_a_hole(picture, rule, inside, outside):
+    assert rule_for(picture) == rule
+    if rule != "levels":
+        mask = mask_from(picture)
+        assert (mask.getpixel((5, 5)), mask.getpixel((60, 60))) == (inside, outside)
+
+
+def test_a_mask_as_transparent_as_the_picture_itself_is_its_hole():
+    drawing = opened_up(flat(*[WHITE] * 16), (0, 0, 64, 60))  # one colour: by itself, strokes
+    assert (rule_for(drawing), rule_for(drawing, drawing), rule_for(drawing, flat(RED))) == (
+        "strokes",
+        "hole",
+        "strokes",
+    )
+    assert rule_for(drawing, drawing.convert("RGB")) == "strokes"
+
+
+def test_a_rule_is_the_same_at_any_size():
+    large = opened_up(photograph(700, 300), (300, 100, 700, 300))
+    assert (rule_for(large), mask_from(large).getbbox()) == ("hole", (300, 100, 700, 300))
+    speck = flat(RED).resize((700, 700))
+    speck.putpixel((650, 650), BLUE)  # of another colour, wherever it is
+    assert rule_for(speck) == "strokes"
 
 
 # matching
@@ -136,6 +217,41 @@ def test_a_mask_with_nothing_to_repaint_is_refused():
         prepare(rectangle((8, 8), (0, 0, 4, 4), level=199), threshold=200)
     with pytest.raises(PictureError, match="so small that --mask-blur 32 wipes it out"):
         prepare(rectangle((512, 512), (100, 100, 102, 102)), blur=32)
+
+
+@pytest.mark.parametrize("brightest", [1, 4, 16, 20, 31])
+def test_labels_and_truth_values_are_no_mask_without_a_threshold(brightest):
+    """Label maps, true as 1, and 8, 10 or 12 bits in a file of 16."""
+    labels = rectangle((64, 64), (0, 0, 32, 64), level=brightest)
+    message = f"the mask's brightest level is {brightest} of 255, so next to nothing .* --mask-threshold 1 makes it"
+    with pytest.raises(PictureError, match=message):
+        prepare(labels)
+    assert prepare(labels, threshold=1).getcolors() == [(2048, 0), (2048, 255)]
+    with pytest.raises(PictureError, match=r"inverting it would repaint .* --mask-threshold 255 makes it"):
+        prepare(labels, invert=True)
+    assert prepare(labels, threshold=255, invert=True).getpixel((0, 0)) == 0
+    with pytest.raises(PictureError, match=f"white everywhere at threshold 1, .* Its levels are 0 to {brightest}."):
+        prepare(labels, threshold=1, invert=True)
+
+
+@pytest.mark.parametrize("level", [32, 100, 127, 128, 255])
+def test_grey_masks_are_taken_and_faint_ones_told(level):
+    mask = rectangle((64, 64), (0, 0, 32, 64), level=level)
+    assert prepare(mask).getextrema() == (0, level)
+    told = {32: "at most 13 %", 100: "39 %", 127: "50 %"}.get(level, "")
+    assert told in (faint_note(mask) or "")
+    assert bool(faint_note(mask)) == bool(told)
+
+
+def test_a_white_mask_repaints_everything():
+    white = Image.new("L", (8, 8), 255)
+    assert prepare(white).getextrema() == prepare(white, threshold=9).getextrema() == (255, 255)
+
+
+def test_a_speck_that_the_blur_leaves_invisible_is_refused():
+    with pytest.raises(PictureError, match="so small that --mask-blur 8 wipes it out"):
+        prepare(rectangle((64, 64), (30, 30, 32, 32)), blur=8)  # 4 of 2 pi 8^2: level 3
+    assert prepare(rectangle((64, 64), (30, 30, 34, 34)), blur=4).getextrema()[1] > 20
 
 
 # latents

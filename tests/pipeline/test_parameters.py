@@ -217,6 +217,16 @@ def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(r
     assert "could not use strength 0.5; resize mode crop; init in.png\n" in err
 
 
+def test_a_text_that_is_too_long_is_named(run, tiny_ckpt, tmp_path):
+    info = PngInfo()
+    info.add_text("parameters", "A" * 2_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "long.png", pnginfo=info)
+    refused(run("txt2img", "--like", "long.png", "-m", tiny_ckpt), "its text 'parameters' is longer than a megabyte")
+    info.add_text("parameters", "a cat\nSteps: 2, Sampler: Euler, Seed: 9, Size: 64x64")
+    Image.new("RGB", (8, 8)).save(tmp_path / "both.png", pnginfo=info)
+    assert read_foreign_texts(tmp_path / "both.png")["parameters"].startswith("a cat")
+
+
 def test_pictures_without_settings_are_refused(run, tiny_ckpt, tmp_path):
     save(tmp_path / "empty.png")
     save(tmp_path / "graph.png", parameters=json.dumps({"nodes": []}))

@@ -7,8 +7,10 @@ from PIL import Image
 from sd.pipeline.image.input_settings import InputSettings
 from sd.pipeline.image.masks import masked_region, match, paste_back, prepare
 from sd.pipeline.image.outpainting import expand
-from sd.pipeline.image.reading import PictureError
+from sd.pipeline.image.reading import PictureError, flatten
 from sd.pipeline.image.resizing import Placement, Size, fit, natural
+
+HOLE_HINT = " This picture has a transparent part: to repaint that, give the picture as its own mask."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,17 @@ class Canvas:
         return paste_back(self.picture, made, self.mask, self.placement)
 
 
+def size_from(size: Size | None, width: int | None, height: int | None) -> Size | None:
+    """The working size that is asked for in either form. Raises ValueError for one side alone, or both forms."""
+    if width is None and height is None:
+        return size
+    if size is not None:
+        raise ValueError("give either size=(width, height), or width and height, not both")
+    if width is None or height is None:
+        raise ValueError("width and height go together here; give both, or neither for the picture's own size")
+    return width, height
+
+
 def image_to_image(picture: Image.Image, size: Size | None, native: int, settings: InputSettings) -> Canvas:
     """The canvas for image to image, which changes all of a picture.
 
@@ -49,10 +62,14 @@ def inpainting(
 ) -> Canvas:
     """The canvas for repainting where the mask is white, or for what the settings add around the picture.
 
+    picture  RGB, or RGBA, which is laid on white
+
     Raises PictureError if nothing would be repainted, or if a part of it would be cropped.
     """
     if (mask is None) == (settings.expand is None):
-        raise PictureError("inpainting takes either a mask or sides to expand. Give one of the two.")
+        hole = "" if mask or picture.mode == "RGB" else HOLE_HINT
+        raise PictureError(f"inpainting takes either a mask or sides to expand. Give one of the two.{hole}")
+    picture = flatten(picture, "white")
     if settings.expand is None:
         mask = prepare(
             match(mask, picture.size),

@@ -9,6 +9,7 @@ from sd.config import LARGEST_SIDE
 from sd.pipeline.errors import SettingError, nearest, shortened
 from sd.pipeline.settings import is_of_type, require_type
 
+MEGAPIXELS = 64  # of the largest picture that is read unless asked otherwise: it takes 1 GB of memory
 RESIZE_NAMES = {
     "crop": "Crop and resize",
     "pad": "Resize and fill",

@@ -15,27 +15,84 @@ from PIL import Image, ImageChops, ImageFilter
 from sd.pipeline.image.reading import PictureError, flatten, read_rgba
 from sd.pipeline.image.resizing import Placement, Size, fit, resized
 
+FAINT = 32  # a mask without brighter levels lets at most an eighth of the new picture through
+INVISIBLE = 8  # a blurred mask without brighter levels changes nothing that can be seen
+SAMPLE = 256  # pixels of a side that are looked at to tell photographs from drawings
+RULES = {  # how a picture becomes a mask -> what to tell, None for the plain way
+    "levels": None,
+    "strokes": "the strokes in the mask are repainted, whatever their colour; its empty part is kept",
+    "drawing": "white in the mask is repainted; its black and its transparent parts are kept",
+    "hole": "the mask is a picture with a transparent part, and that part is repainted",
+}
+
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask (L) from a picture file: its grey levels, ignoring colour profiles.
+    """A mask (L) from a picture file, as `mask_from` makes it. Raises PictureError for files that are not pictures."""
+    return mask_from(read_rgba(path, colour_managed=False))
 
-    If a file is transparent and everything visible has one colour, such as strokes on an empty layer, the strokes are
-    white in the mask. Otherwise transparent pixels count as black. Raises PictureError for files that are not pictures.
-    """
-    picture = read_rgba(path, colour_managed=False)
-    if picture.mode == "RGB":
-        return picture.convert("L")
-    if _has_one_colour(picture):
+
+def mask_from(picture: Image.Image, rule: str | None = None) -> Image.Image:
+    """A picture (RGB or RGBA) -> a mask (L), by a rule of `RULES`; by default the one that fits."""
+    rule = rule or rule_for(picture)
+    if rule == "strokes":
         return picture.getchannel("A")
+    if rule == "hole":
+        return ImageChops.invert(picture.getchannel("A"))
     return flatten(picture, "black").convert("L")
+
+
+def rule_for(picture: Image.Image, init: Image.Image | None = None) -> str:
+    """How a picture (RGB or RGBA) is meant as a mask: the name of a rule of `RULES`.
+
+    init  the picture that is to be repainted (RGB or RGBA)
+
+    levels   no pixel is transparent: grey levels
+    hole     as transparent as the init picture; or a photograph: many colours, or flat ones on more than half of it
+    strokes  everything visible has one colour; or few colours on an empty layer
+    drawing  black and white
+    """
+    if picture.mode == "RGB":
+        return "levels"
+    opacity = picture.getchannel("A")
+    is_of_init = init is not None and init.mode == "RGBA" and init.size == picture.size
+    if is_of_init and ImageChops.difference(opacity, init.getchannel("A")).getbbox() is None:
+        return "hole"
+    if _has_one_colour(picture):
+        return "strokes"
+    width, height = (min(side, SAMPLE) for side in picture.size)
+    pixels = np.asarray(picture.resize((width, height), Image.Resampling.NEAREST)).reshape(-1, 4)
+    visible = pixels[pixels[:, 3] >= 128, :3]
+    if not len(visible):
+        return "strokes"
+    is_grey = np.ptp(visible.astype(np.int16), axis=1) <= 8
+    is_end = (visible.max(axis=1) <= 16) | (visible.min(axis=1) >= 239)
+    if is_grey.all() and is_end.mean() >= 0.5:
+        return "drawing"
+    counts = np.sort(np.unique(visible, axis=0, return_counts=True)[1])
+    is_flat = counts[-8:].sum() >= 0.9 * len(visible)
+    return "strokes" if is_flat and len(visible) < len(pixels) / 2 else "hole"
 
 
 def _has_one_colour(picture: Image.Image) -> bool:
     """Whether no pixel (RGBA) looks more than one level different from the most opaque one, on any background."""
-    pixels = np.asarray(picture).reshape(-1, 4).astype(np.int16)
-    opacity = pixels[:, 3].astype(np.int32)
-    solid = pixels[opacity.argmax()]
-    return all((np.abs(pixels[:, i] - solid[i]) * opacity).max() <= 255 for i in range(3))
+    pixels = np.asarray(picture)
+    solid = pixels.reshape(-1, 4)[pixels[:, :, 3].argmax(), :3].astype(np.int16)
+    for row in range(0, len(pixels), 64):  # in parts: the numbers take more memory than the picture
+        part = pixels[row : row + 64].astype(np.int32)
+        if (np.abs(part[:, :, :3] - solid) * part[:, :, 3:]).max() > 255:
+            return False
+    return True
+
+
+def faint_note(mask: Image.Image) -> str | None:
+    """What to tell of a mask (L) that lets less than half of the new picture through everywhere."""
+    brightest = mask.getextrema()[1]
+    if not FAINT <= brightest < 128:
+        return None
+    return (
+        f"its brightest level is {brightest} of 255, so at most {brightest / 2.55:.0f} % of the new picture shows; "
+        "--mask-threshold N makes levels from N on white"
+    )
 
 
 def match(mask: Image.Image, size: Size) -> Image.Image:
@@ -56,23 +113,38 @@ def prepare(mask: Image.Image, *, invert: bool = False, threshold: int = 0, blur
     threshold  0 keeps grey levels; 1 to 255: this level and brighter ones become white, all others black
     blur       radius in pixels, the standard deviation of a Gaussian; no pixel farther than three of it changes
 
-    Raises PictureError if nothing is left to repaint.
+    Raises PictureError if nothing is left to repaint, or if a threshold leaves nothing to keep.
     """
+    brightest = mask.getextrema()[1]
+    if 0 < brightest < FAINT and not threshold:
+        kept = f"inverting it would repaint {'all' if brightest < INVISIBLE else 'nearly all'} of the picture"
+        raise PictureError(
+            f"the mask's brightest level is {brightest} of 255, so "
+            + (kept if invert else "next to nothing would be repainted")
+            + f". If its levels are labels, or 1 for true, --mask-threshold {255 if invert else 1} makes it black and "
+            "white."
+        )
+    darkest = mask.getextrema()[0]
     if invert:
         mask = ImageChops.invert(mask)
     if threshold:
         mask = mask.point([255 if level >= threshold else 0 for level in range(256)])
+    turned = "after inverting it, " if invert else ""
+    below = f" at threshold {threshold}" if threshold else ""
+    levels = f" Its levels are {darkest} to {brightest}." if threshold else ""
     if mask.getbbox() is None:
-        turned = "after inverting it, " if invert else ""
-        below = f" at threshold {threshold}" if threshold else ""
         raise PictureError(
-            f"{turned}the mask is black everywhere{below}, so nothing would be repainted. Paint white what is to "
-            f"change{'' if invert else ', or invert the mask with --invert-mask'}."
+            f"{turned}the mask is black everywhere{below}, so nothing would be repainted.{levels} Paint white what is "
+            f"to change{'' if invert else ', or invert the mask with --invert-mask'}."
+        )
+    if threshold and darkest != brightest and mask.getextrema()[0] == 255:
+        raise PictureError(
+            f"{turned}the mask is white everywhere{below}, so nothing would be kept.{levels} Give a higher threshold."
         )
     if not blur:
         return mask
     blurred = mask.filter(ImageFilter.GaussianBlur(blur))
-    if blurred.getbbox() is None:
+    if blurred.getextrema()[1] < INVISIBLE <= mask.getextrema()[1]:
         raise PictureError(f"what is white in the mask is so small that --mask-blur {blur:g} wipes it out. Use less.")
     return blurred
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from sd.pipeline.image.reading import DAMAGE, LARGEST_PIXELS, decoding, opened, readable
+from sd.pipeline.image.png_chunks import png_size, slim
+from sd.pipeline.image.reading import DAMAGE, LARGEST_PIXELS, PictureError, decoding, opened, readable
 from sd.pipeline.settings import FIELDS, SettingError, Settings
 
 EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
@@ -23,16 +24,23 @@ def read_texts(path: Path) -> dict[str, str]:
 def read_foreign_texts(path: Path) -> dict[str, str]:
     """All texts of a PNG, also those after the pixels; of other pictures, the user comment as "parameters".
 
-    Raises PictureError if it is not a picture.
+    Raises PictureError if it is not a picture, or if its only text is too long to be read.
     """
     with opened(path) as file, decoding(path):
-        picture = Image.open(file, formats=readable(("PNG", "JPEG", "WEBP", "AVIF")))
+        if png_size(file):
+            png = slim(file, with_texts=True)
+            picture, too_long = png.opened(), png.too_long
+        else:
+            picture, too_long = Image.open(file, formats=readable(("PNG", "JPEG", "WEBP", "AVIF"))), ()
         if picture.format != "PNG":
             comment = picture.getexif().get_ifd(EXIF).get(USER_COMMENT)
             return {} if comment is None else {"parameters": user_comment(comment)}
         texts = {key: str(text) for key, text in picture.info.items() if isinstance(text, str)}
         if not {"sd", "parameters"} & set(texts) and picture.width * picture.height <= LARGEST_PIXELS:
             texts |= {key: str(text) for key, text in picture.text.items()}  # reads all of the file
+        if too_long and not {"sd", "parameters"} & set(texts):
+            names = ", ".join(map(repr, too_long))
+            raise PictureError(f"{path}: its text {names} is longer than a megabyte when unpacked, and is not read.")
         return texts
 
 

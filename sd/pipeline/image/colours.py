@@ -1,0 +1,81 @@
+"""From any kind of pixels to 8 bits a channel in sRGB, and the opacity."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from sd.pipeline.errors import PictureError
+
+BITS, COMPRESSION, WHITE, SUBSAMPLING, NUMBERS = 258, 259, 262, 530, 339  # tags of TIFF 6.0
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "CMYK")
+
+
+def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours (L, RGB or CMYK), and the opacity (L) or None; 8 bits a channel. Raises PictureError."""
+    mode = picture.mode
+    white, is_negative = _tiff_white(name, picture)
+    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
+        return _split_16_bits(picture, white, is_negative=is_negative)
+    if mode in ("I", "F"):
+        raise PictureError(
+            f"{name} has 32 bits a pixel, and nothing says which number is white. Save it with 8 or 16 bits."
+        )
+    if mode not in MODES:
+        raise PictureError(f"{name} has colours of kind {mode}. Save it as RGB.")
+    grey = mode in ("1", "L", "LA", "La")
+    if mode == "La":
+        picture = picture.convert("LA")
+    if picture.has_transparency_data or mode == "RGBa":
+        rgba = picture.convert("RGBA")
+        return rgba.getchannel("R") if grey else rgba.convert("RGB"), rgba.getchannel("A")
+    if mode in ("L", "RGB", "CMYK"):
+        return picture, None
+    return picture.convert("L" if grey else "RGB"), None
+
+
+def _tiff_white(name: Path | str, picture: Image.Image) -> tuple[int, bool]:
+    """The largest level of deep greys, and whether it is black. Raises PictureError for pixels that Pillow misreads."""
+    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
+    bits = tags.get(BITS) or (16,)
+    if 2 in (tags.get(NUMBERS) or ()) and bits[0] == 8:
+        raise PictureError(f"{name} has levels from -128 to 127. Save it with levels from 0 to 255.")
+    if picture.mode == "YCbCr" and tags.get(COMPRESSION) == 1 and tags.get(SUBSAMPLING, (1, 1)) != (1, 1):
+        raise PictureError(f"{name} has fewer colours than pixels (YCbCr, not compressed). Save it as RGB.")
+    return (4095 if bits[0] == 12 else 65535), tags.get(WHITE) == 0
+
+
+def _split_16_bits(picture: Image.Image, white: int, *, is_negative: bool) -> tuple[Image.Image, Image.Image | None]:
+    """Greys of up to 16 bits, in 8. Pillow would cut off at 255 instead of scaling."""
+    levels = np.asarray(picture)
+    if levels.dtype.itemsize != 2:
+        levels = levels.clip(0, 65535).astype(np.uint16)
+    scaled = ((2 * 255 * np.arange(65536) + white) // (2 * white)).clip(0, 255).astype(np.uint8)
+    grey = Image.fromarray((255 - scaled if is_negative else scaled)[levels])
+    clear = picture.info.get("transparency")  # the one level that is transparent
+    if clear is None:
+        return grey, None
+    return grey, Image.fromarray(np.where(levels == clear, 0, 255).astype(np.uint8))
+
+
+def in_srgb(colours: Image.Image, profile: bytes) -> Image.Image:
+    """L, RGB or CMYK, and its ICC profile -> RGB in sRGB. A damaged or unfitting profile is ignored, as viewers do."""
+    plain = colours.convert("RGB")
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        channels = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip())
+        source = plain if (channels, colours.mode) == ("RGB", "L") else colours
+        is_srgb = "srgb" in ImageCms.getProfileDescription(given).lower()  # converting would only add rounding
+        if channels != source.mode or is_srgb:
+            return plain
+        return ImageCms.profileToProfile(
+            source,
+            given,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (ImportError, OSError, ImageCms.PyCMSError):  # the first: a Pillow without LittleCMS
+        return plain
