@@ -243,6 +243,22 @@ def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tin
     assert (code, Image.open(path).size) == (0, (128, 64))
 
 
+def test_what_is_done_with_transparent_parts_is_told_once(run, tiny_ckpt, files):
+    hole = Image.open(files / "in.png").convert("RGBA")
+    hole.paste((0, 0, 0, 0), (0, 0, 32, 64))
+    hole.save(files / "hole.png")
+    common = ["-m", tiny_ckpt, "--steps", 2, "-W", 64, "-H", 64]
+    code, (path,), err = run("inpaint", "a cat", *common, "--init", "hole.png", "--mask", "hole.png", "--mask-blur", 0)
+    assert code == 0
+    assert err.count("hole.png: the mask is a picture with a transparent part, and that part is repainted\n") == 1
+    assert np.array_equal(np.asarray(Image.open(path))[:, 32:], np.asarray(Image.open(files / "in.png"))[:, 32:])
+    code, _, err = run("img2img", "a cat", *common, "--init", "hole.png")
+    assert (code, err.count("hole.png: transparent parts are laid on white\n")) == (0, 1)
+    Image.fromarray(np.full((64, 64), 100, np.uint8)).save(files / "grey.png")
+    code, _, err = run("inpaint", "a cat", *common, "--init", "in.png", "--mask", "grey.png")
+    assert (code, "grey.png: its brightest level is 100 of 255, so at most 39 %" in err) == (0, True)
+
+
 @pytest.mark.parametrize(
     ("command", "flags", "parts"),
     [
@@ -253,7 +269,20 @@ def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tin
         ("img2img", ["--init", "in.png", "-W", "64"], ["--width and --height go together here."]),
         ("img2img", ["--init", "in.png", "--exact-steps", "--strength", "0"], ["--exact-steps needs --strength above"]),
         ("img2img", ["--init", "in.png", "--exact-steps", "--strength", "0.01"], ["a schedule of 3000 steps"]),
+        (
+            "img2img",
+            ["--init", "in.png", "--max-megapixels", "0.001"],
+            ["has 64x64 pixels; at most 0.001 million"],
+        ),
+        ("img2img", ["--init", "in.png", "--max-megapixels", "0"], ["--max-megapixels 0 is out of range: above 0."]),
+        ("img2img", ["--init", "in.png", "--max-megapixels", "nan"], ["--max-megapixels nan is out of range"]),
         ("inpaint", ["--init", "in.png"], ["give either --mask IMAGE"]),
+        ("inpaint", ["--init", "hole.png"], ["hole.png has a transparent part: --mask hole.png repaints that."]),
+        (
+            "inpaint",
+            ["--init", "in.png", "--mask", "labels.png"],
+            ["brightest level is 1 of 255", "-threshold 1"],
+        ),
         ("inpaint", ["--init", "in.png", "--expand", "left=5"], ["left=5 is not a multiple of 8. Nearest: 0 or 8."]),
         ("inpaint", ["--init", "in.png", "--mask", "wide.png"], ["the mask is 64x16 and the picture 64x64."]),
         ("inpaint", ["--init", "in.png", "--mask", "black.png"], ["the mask is black everywhere"]),
@@ -263,6 +292,8 @@ def test_what_cannot_be_is_told_in_a_sentence(run, tiny_ckpt, files, command, fl
     (files / "mask.txt").write_text("no picture")
     Image.new("L", (64, 16), 255).save(files / "wide.png")
     Image.new("L", (64, 64), 0).save(files / "black.png")
+    Image.fromarray(np.eye(64, dtype=np.uint8)).save(files / "labels.png")
+    Image.new("RGBA", (64, 64), (9, 9, 9, 0)).save(files / "hole.png")
     refused(run(command, "a", *flags, "-m", tiny_ckpt), *parts)
 
 

@@ -1,13 +1,14 @@
 """`sd img2img`: a picture from a picture and text."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from sd.app.cli import make_pictures
 from sd.app.cli.flags import add_making_flags
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import RESIZE_NAMES
+from sd.pipeline.image.input_settings import MEGAPIXELS, RESIZE_NAMES
 from sd.pipeline.second_pass import steps_for
 from sd.pipeline.settings import DEFAULT_STEPS
 
@@ -38,6 +39,13 @@ def add_input_flags(parser: Parser, strength: float) -> None:
     add("--exact-steps", action="store_true", help="run all of --steps, with a longer schedule")
     add("--resize-mode", "--resize_mode", choices=sorted(RESIZE_NAMES), default="crop",
         help="if --width and --height have another shape (default: crop)")  # fmt: skip
+    add_size_limit(add)
+
+
+def add_size_limit(add: Callable[..., object]) -> None:
+    """The flag of every command that reads pictures."""
+    add("--max-megapixels", "--max_megapixels", type=float, default=MEGAPIXELS, metavar="N",
+        help=f"the largest picture to read, in millions of pixels (default: {MEGAPIXELS})")  # fmt: skip
 
 
 def prepare_steps(args: argparse.Namespace) -> None:

@@ -46,8 +46,20 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     if (args.mask is None) == (args.expand is None):
-        raise UsageError("give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like.")
+        raise UsageError(
+            "give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like."
+            + (hint_of_hole(args.init) if args.mask is None else "")
+        )
     prepare_steps(args)
     if args.expand is not None:
         args.expand = Expansion.parse(args.expand)
     return make_pictures.run(args, "inpainting")
+
+
+def hint_of_hole(init: Path) -> str:
+    """What to do if the picture to begin with has a transparent part; nothing if it has none."""
+    from sd.pipeline.image.reading import read_rgba
+
+    if read_rgba(init).mode == "RGB":
+        return ""
+    return f" {init} has a transparent part: --mask {init} repaints that."

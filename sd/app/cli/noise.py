@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sd.app.cli import say
 from sd.app.cli.flags import add_model_flags, add_output_flags
+from sd.app.cli.img2img import add_size_limit
 from sd.app.cli.make_pictures import model_of
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
@@ -37,6 +38,7 @@ def parser() -> Parser:
     add("-W", "--width", "--W", type=int, metavar="PIXELS",
         help="multiple of 8 (default: the picture's, or near it)")  # fmt: skip
     add("-H", "--height", "--H", type=int, metavar="PIXELS", help="the same, together with --width")
+    add_size_limit(add)
     add("-s", "--seed", type=int, default=0, help="of the noise; -1 draws one (default: 0)")
     add("--timesteps", type=timesteps, default=timesteps(TIMESTEPS), metavar="T,T,...",
         help=f"which timesteps to show, 0 to 999, at most 12 (default: {TIMESTEPS})")  # fmt: skip
@@ -57,7 +59,7 @@ def timesteps(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.app.jobs.inputs import file_facts, working_size
+    from sd.app.jobs.inputs import allow, file_facts, working_size
     from sd.app.jobs.model import opened
     from sd.pipeline.image.canvas import image_to_image
     from sd.pipeline.image.input_settings import InputSettings
@@ -70,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     size = working_size({"width": args.width, "height": args.height})
     width, height = size or (512, 512)
     Settings(prompt="", width=width, height=height, seed=args.seed)  # raises SettingError for a wrong size or seed
-    picture, _ = read_picture(args.image)
+    allow(args.max_megapixels)
+    picture, _ = read_picture(args.image, megapixels=args.max_megapixels)
     path = file_in(args.out, f"{args.image.stem}-noise.png", [".png"], force=args.force)
     with opened(request, task=None) as (checkpoint, prepare):
         canvas = image_to_image(picture, size, checkpoint.config.native_size, InputSettings())

@@ -11,17 +11,21 @@ from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
 from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
 from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
-from sd.pipeline.image.masks import read_mask
-from sd.pipeline.image.reading import read_picture
+from sd.pipeline.image.masks import RULES, faint_note, mask_from, rule_for
+from sd.pipeline.image.reading import MEGAPIXELS, flatten, read_rgba
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An init image (RGB) and a mask (L) that were read, and the request that names them."""
+    """An init image (RGB or RGBA) and a mask (L) that were read, and the request that names them.
+
+    notes  what there is to say about how they are used
+    """
 
     request: JobRequest
     picture: Image.Image
     mask: Image.Image | None
+    notes: tuple[str, ...] = ()
 
     @property
     def settings(self) -> InputSettings:
@@ -32,7 +36,7 @@ class Inputs:
         size = working_size(self.request.settings)
         if self.request.task == "inpainting":
             return inpainting(self.picture, self.mask, size, native, self.settings)
-        return image_to_image(self.picture, size, native, self.settings)
+        return image_to_image(flatten(self.picture, "white"), size, native, self.settings)
 
     def labels(self) -> dict[str, object]:
         """What a made picture says of them, by the names that other tools have for it."""
@@ -71,8 +75,22 @@ class Inputs:
 def read_inputs(request: JobRequest) -> Inputs:
     """Raises PictureError for a file that cannot be read, UsageError for a size that is not whole."""
     working_size(request.settings)
-    picture, _ = read_picture(request.init)
-    return Inputs(request, picture, None if request.mask is None else read_mask(request.mask))
+    allow(request.max_megapixels)
+    picture = read_rgba(request.init, megapixels=request.max_megapixels)
+    if request.mask is None:
+        white = f"{request.init.name}: transparent parts are laid on white"
+        return Inputs(request, picture, None, () if picture.mode == "RGB" else (white,))
+    mask = read_rgba(request.mask, colour_managed=False, megapixels=request.max_megapixels)
+    rule = rule_for(mask, picture)
+    mask = mask_from(mask, rule)
+    notes = [RULES[rule], None if request.inputs and request.inputs.mask_threshold else faint_note(mask)]
+    return Inputs(request, picture, mask, tuple(f"{request.mask.name}: {note}" for note in notes if note))
+
+
+def allow(megapixels: float) -> None:
+    """Let Pillow read pictures of that many megapixels, if that is more than usual. Holds for the process."""
+    if megapixels > MEGAPIXELS:
+        Image.MAX_IMAGE_PIXELS = None  # what is read here has the limit that was asked for
 
 
 def working_size(settings: Mapping[str, object]) -> tuple[int, int] | None:

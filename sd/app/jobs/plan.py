@@ -19,6 +19,8 @@ def check_request(request: JobRequest) -> None:
         number = getattr(request, name)
         if number is not None and number < 1:
             raise SettingError(name, f"{number} is out of range: at least 1.")
+    if not request.max_megapixels > 0:
+        raise SettingError("max_megapixels", f"{request.max_megapixels:g} is out of range: above 0.")
     number = len(request.lines) * request.count
     if number > MOST_PICTURES:
         raise UsageError(f"{number} pictures are asked for; a run makes at most {MOST_PICTURES}. Lower --count.")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.image.input_settings import MEGAPIXELS, InputSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,7 @@ class JobRequest:
 
     init: Path | None = None  # the picture to begin with
     mask: Path | None = None
+    max_megapixels: float = MEGAPIXELS  # the largest picture that is read
     inputs: InputSettings | None = None  # how both are prepared; None: the defaults
 
     out: str  # a .png file, a folder or a template such as "cat-{seed}.png"

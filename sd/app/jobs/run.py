@@ -52,6 +52,8 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         from sd.app.jobs.inputs import read_inputs
 
         inputs = read_inputs(request)
+        for note in inputs.notes:
+            events.note(note)
     with opened(request.model, request.task) as (checkpoint, prepare):
         native = checkpoint.config.native_size
         if inputs:
