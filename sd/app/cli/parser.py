@@ -19,7 +19,7 @@ RARE = """
     --schedule --sigmas --zero-terminal-snr --eta --plms --guidance-rescale --guidance-interval --reuse-features
     --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps --save-steps-as --hires-upscale
     --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold --mask-blur --mask-padding --overlap
-    --prediction --variant --rng --seed-delta
+    --prediction --variant --rng --seed-delta --max-megapixels
 """
 
 
