@@ -87,8 +87,10 @@ def compiled_into(kernel, folder):
 
 
 @pytest.fixture(autouse=True)
-def _no_gradients_and_own_cache(tmp_path_factory, monkeypatch):
+def _no_gradients_and_own_folders(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
+    monkeypatch.delenv("SD_MODELS", raising=False)
     with torch.no_grad():
         yield
 

@@ -49,11 +49,18 @@ def find_by_sha256(sha256: str | None) -> Known | None:
 
 
 def find_by_name(name: str) -> Known | None:
-    """By file name, or by file name without its ending where only one has it; capitals do not matter."""
+    """By file name, or by file name without its ending, of which .safetensors is preferred; capitals do not matter."""
     name = name.lower()
     exact = [known for known in known_checkpoints() if known.file.lower() == name]
     stems = [known for known in known_checkpoints() if Path(known.file.lower()).stem == name]
-    return exact[0] if exact else stems[0] if len(stems) == 1 else None
+    stems.sort(key=lambda known: not known.file.endswith(".safetensors"))
+    return next(iter(exact + stems), None)
+
+
+def known_named(name: str) -> list[Known]:
+    """The one of that name, else all that have it in theirs."""
+    found = find_by_name(name)
+    return [found] if found else [known for known in known_checkpoints() if name and name.lower() in known.file.lower()]
 
 
 def verify(path: Path) -> Verdict:

@@ -20,9 +20,10 @@ import pytest
 from convert.files import hashing
 from convert.published import known as known_module
 from convert.published.download import RETRIES, DownloadError, download
-from convert.published.known import find_by_name, find_by_sha256, known_checkpoints, verify
+from convert.published.known import find_by_name, find_by_sha256, known_checkpoints, known_named, verify
 from convert.published.partial_file import BusyError, PartialFile
 from sd.app.cli.models import token_for
+from sd.app.jobs.model_folder import find
 from sd.files import cache_folder
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
@@ -458,7 +459,9 @@ def test_sizes_go_with_the_numbers_of_parameters():
 def test_names_are_found_with_and_without_their_ending():
     assert find_by_name("SD-v1-4.CKPT").file == "sd-v1-4.ckpt"
     assert find_by_name("sd_xl_base_1.0").file == "sd_xl_base_1.0.safetensors"
-    assert find_by_name("v1-5-pruned-emaonly") is None  # there are two
+    assert find_by_name("v1-5-pruned-emaonly").file == "v1-5-pruned-emaonly.safetensors"  # of two
+    assert find_by_name("v1-5") is None
+    assert {known.file for known in known_named("V1-4")} == {"sd-v1-4.ckpt", "sd-v1-4-full-ema.ckpt"}
     assert find_by_sha256(None) is None
 
 
@@ -526,7 +529,14 @@ def test_get_from_elsewhere_is_checked_all_the_same(run, server, published):
     assert code == 2
     assert "sha256" in err
     server.do.content = b"weights"
-    assert run("get", "small.ckpt", "--from", server.address)[:2] == (0, "small.ckpt\n")
+    assert run("get", "small.ckpt", "--from", server.address, "-o", ".")[:2] == (0, "small.ckpt\n")
+
+
+def test_get_puts_a_model_where_m_finds_it(run, server, published, tmp_path, monkeypatch):
+    server.do.content = b"weights"
+    monkeypatch.setenv("SD_MODELS", os.pathsep.join([str(tmp_path / "mine"), str(tmp_path / "shared")]))
+    assert run("get", "SMALL", "--from", server.address)[:2] == (0, f"{tmp_path}/mine/small.ckpt\n")
+    assert find(Path("small")) == tmp_path / "mine" / "small.ckpt"
 
 
 def test_verify_says_right_and_wrong(run, published, monkeypatch):

@@ -93,8 +93,9 @@ def config_of(model: Path | None) -> "ModelConfig":
     from convert.checkpoint import match_shapes, read_checkpoint
     from convert.files.reader import open_checkpoint
     from convert.layouts.names import parameter_shapes
+    from sd.app.jobs.model_folder import find
 
-    with open_checkpoint(model) as file:
+    with open_checkpoint(find(model)) as file:
         checkpoint = read_checkpoint(file)
         match_shapes(checkpoint, parameter_shapes(checkpoint.config))
     return checkpoint.config

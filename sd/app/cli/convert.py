@@ -14,6 +14,7 @@ from sd.app.cli.flags import add_output_flags
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 from sd.app.jobs.model import describe
+from sd.app.jobs.model_folder import find
 
 if TYPE_CHECKING:
     from convert.actions.verify import Verified
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 precision=args.precision,
                 weights=args.weights,
                 part=args.only,
-                vae=args.vae,
+                vae=args.vae and find(args.vae, "vae"),
                 keep_all=args.keep_all,
                 verify=args.verify,
                 hash_source=not args.no_hash,

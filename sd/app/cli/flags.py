@@ -118,8 +118,8 @@ def add_model_flags(parser: Parser) -> Add:
     """Which weights to use, and how to run them."""
     add = parser.group("model")
     add("-m", "--model", "--ckpt", type=Path, metavar="FILE",
-        help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd convert wrote "
-        "(default: the small model of the package)")
+        help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd convert wrote; or "
+        "the name of one in your models folder (default: the small model of the package)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if the file has both (default: auto, the model's own)")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")

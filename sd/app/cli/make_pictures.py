@@ -3,9 +3,11 @@
 import argparse
 from dataclasses import fields
 
+from sd.app.cli import say
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
+from sd.app.jobs.model_folder import find, find_again
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
 from sd.files import embedded_model
 from sd.pipeline.image.input_settings import InputSettings
@@ -64,11 +66,18 @@ def read_lines(args: argparse.Namespace) -> tuple[Line, ...]:
 
 
 def model_of(args: argparse.Namespace) -> ModelRequest:
-    """The model that the flags name; without -m, the embedded one, if it is installed."""
-    file = embedded_model() if args.model is None else args.model
-    if args.model is None and not file.exists():
-        raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
-    like = args.like.name if getattr(args, "like", None) else ""
+    """The model that the flags name, or that the picture of --like was made with; else the embedded one."""
+    like, made = args.like.name if getattr(args, "like", None) else "", {}
+    if like and isinstance(args.made_with.get("model"), dict):
+        made = args.made_with["model"]
+    if args.model is not None:
+        file = find(args.model)
+    else:
+        file = (find_again(made, say) if made else None) or embedded_model()
+        if not file.exists():
+            raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
+        if made and file != embedded_model():
+            say(f"{like} was made with {made.get('name', 'this model')}: using {file}", quiet=args.quiet)
     return ModelRequest(**{**given(args, ModelRequest), "file": file, "like": like})
 
 

@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 from convert.errors import shown, size_text
 from convert.published.download import download
-from convert.published.known import Known, find_by_name, known_checkpoints, verify
+from convert.published.known import Known, find_by_name, known_checkpoints, known_named, verify
 from sd.app.cli import say
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned, progress_bar
 from sd.app.errors import UsageError
+from sd.app.jobs.model_folder import folders
 
 RIGHT, WRONG = 0, 1
 TOKEN_HOST = "huggingface.co"
@@ -28,7 +29,7 @@ def parser() -> Parser:
         "one, and verify files. Nothing is downloaded without get.",
         epilog="examples:\n"
         "  sd models\n"
-        "  sd models get v1-5-pruned-emaonly.safetensors -o weights\n"
+        "  sd models get v1-5-pruned-emaonly      # sd txt2img -m v1-5 finds it then\n"
         "  sd models verify weights/*.ckpt\n\n"
         "sd models COMMAND --help describes a command.",
     )
@@ -45,7 +46,8 @@ def parser() -> Parser:
     )
     add = getting.add_argument
     add("name", metavar="NAME", help="file name, as listed")
-    add("-o", "--out", type=Path, default=Path(), metavar="DIR", help="folder (default: this one)")
+    add("-o", "--out", type=Path, metavar="DIR",
+        help="folder (default: your models folder, the first one that SD_MODELS names)")  # fmt: skip
     add("--from", dest="source", metavar="ADDRESS", help="download it from there; its sha256 is checked")
     add("--force", action="store_true", help="replace a different file of that name")
     add("-q", "--quiet", action="store_true", help="no progress bar, only warnings and errors")
@@ -85,12 +87,18 @@ def table(models: tuple[Known, ...]) -> Iterator[str]:
 def get_model(args: argparse.Namespace) -> int:
     known = find_by_name(args.name)
     if known is None:
+        if several := known_named(args.name):
+            names = ", ".join(known.file for known in several)
+            raise UsageError(f"{args.name!r} could be {names}. Give the whole name.")
         names = [known.file for known in known_checkpoints()]
         near = difflib.get_close_matches(args.name.lower(), names, n=2, cutoff=0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UsageError(f"model {args.name!r} is not known.{hint} sd models lists them.")
-    args.out.mkdir(parents=True, exist_ok=True)
-    target = args.out / known.file
+    folder = args.out or next(iter(folders()), None)
+    if folder is None:
+        raise UsageError("there is no home folder to put it into. Give a folder with -o.")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / known.file
     if target.is_dir():
         raise UsageError(f"{target} is a folder. Give another -o.")
     if target.exists() and not args.force:

@@ -10,6 +10,7 @@ from convert.errors import counted
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
 from sd.app.jobs.model import made_with, opened
+from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
 from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_moved, with_seeds, with_settings
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
@@ -116,9 +117,8 @@ def find_outputs(
 
 def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
     """Say what is asked for and has no effect, or no point."""
-    before = made_with(request, "model")
-    if before.get("sha256") and before["sha256"] != model.source.sha256():
-        events.warn(f"{request.like} was made with another model: {before.get('name')}, {before['sha256']}")
+    if told := difference(made_with(request, "model"), request.file, model.source.sha256):
+        events.warn(f"{request.like} was {told}")
     reuses, merges = any(job.reuse_features > 1 for job in jobs), any(job.merge_tokens for job in jobs)
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
