@@ -139,7 +139,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
         weights=weights,
         other_weights=other if complete else None,
         unknown=others,
-        notes=notes,
+        notes=(*found.notes, *notes),
         global_step=found.beside.get("global_step"),
         extras={name: record for name, record in tensors.items() if name not in used},
     )
@@ -163,7 +163,7 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
     """
     usual = SCHEDULE_BUFFERS | MARKERS | {POSITION_IDS}
     others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
-    inside = tuple(PREFIXES.values()) if found.layout == "original" else ("unet.", "vae.")
+    inside = (*PREFIXES.values(), *(("unet.", "vae.") if found.layout == "diffusers" else ()))
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
     if scales := [name for name in surplus if name.endswith(SCALES)]:
         raise WeightMismatchError(

@@ -9,8 +9,8 @@ from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
 from convert.files.reader import CheckpointFile
-from convert.layouts.names import PREFIXES, original_names
-from convert.layouts.original_layout import TEXT_ROOT, Found, find_tensors
+from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
+from convert.layouts.original_layout import TEXT_PARTS, TEXT_ROOT, Found, find_tensors
 
 # The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
 # encoder has the names of the transformers library, and a UNet is found by its prefix only.
@@ -90,6 +90,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         weights="model",
         other_weights=None,
         unknown=(),
+        notes=found.notes,
         global_step=found.beside.get("global_step"),
     )
 
@@ -98,8 +99,15 @@ def _with_text_root(found: Found) -> Found:
     """A text encoder saved alone, renamed as in a whole file, unless it has those names already."""
     if any(name.startswith(PREFIXES["text_encoder"]) for name in found.tensors):
         return found
-    bare = PREFIXES["text_encoder"].removeprefix(TEXT_ROOT)
-    renamed = {name: TEXT_ROOT + name if name.startswith(bare) else name for name in found.tensors}
+    bare = "embeddings.token_embedding.weight" in found.tensors  # as transformers 5 writes it
+
+    def whole(name: str) -> str:
+        name = name.removeprefix("transformer.")
+        if bare and name.startswith(TEXT_PARTS):
+            return PREFIXES["text_encoder"] + name
+        return TEXT_ROOT + name if name.startswith(TEXT_PREFIX) else name
+
+    renamed = {name: whole(name) for name in found.tensors}
     return replace(
         found,
         tensors={renamed[name]: record for name, record in found.tensors.items()},

@@ -6,12 +6,13 @@ By default it reads only names, shapes and offsets, so it is fast whatever the s
 import hashlib
 import math
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.actions.parts import Part, parts_beside, parts_of
-from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of, unwrapped
+from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.family import PARTS
@@ -19,7 +20,8 @@ from convert.families.recognition import describe
 from convert.files.hashing import file_sha256, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
-from convert.layouts.original_layout import without_framework
+from convert.layouts.original_layout import networks_in
+from convert.layouts.wrapping import plain_names, unwrap
 from convert.published.known import find_by_sha256
 from convert.single_part import read_part
 
@@ -48,6 +50,7 @@ class Report:
     evidence: tuple[str, ...] = ()
     family: str | None = None  # of a complete model: as `convert.families.family` names it
     layout: str | None = None
+    dropped: tuple[str, ...] = ()  # words and prefixes that frameworks put into the names; they are read without
     weights: str | None = None  # which of the UNet's are used: "model" or "ema"
     other_weights: str | None = None
     precision: str | None = None  # of the weights in use: "float32", "float16+float32"
@@ -117,7 +120,10 @@ def old_hash(path: Path) -> str | None:
 
 
 def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
-    tensors = {without_framework(name): record for name, record in tensors_of(file.root).items()}
+    tensors, dropped = tensors_of(file.root), ()
+    with suppress(CheckpointError):  # told as the problem
+        plain, dropped = plain_names(tensors)
+        tensors = {plain[name]: record for name, record in tensors.items()}
     kind = describe({name: record.shape for name, record in tensors.items()})
     checkpoint, problem = _read(file)
     alone = None if checkpoint else _read_alone(file)
@@ -138,6 +144,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         family=checkpoint and checkpoint.config.family,
         part=alone and alone.part,
         layout=(checkpoint or alone) and (checkpoint or alone).layout,
+        dropped=dropped,
         weights=checkpoint and checkpoint.weights,
         other_weights=checkpoint and checkpoint.other_weights,
         precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,
@@ -186,12 +193,9 @@ def _hashes(file: CheckpointFile, checkpoint: Checkpoint | None, tensors: dict[s
 def _numbers_beside(root: object, metadata: dict[str, str]) -> dict[str, int]:
     """`global_step` and `epoch`, from the outermost dictionary that has them, or from the metadata of ours."""
     numbers = {name: int(text) for name, text in metadata.items() if name in NUMBERS and WHOLE.fullmatch(text)}
-    inner = unwrapped(root)
-    while isinstance(root, dict):
-        for name in NUMBERS:
-            if type(root.get(name)) is int:
-                numbers.setdefault(name, root[name])
-        root = root.get("state_dict") if root is not inner else None
+    with suppress(CheckpointError):
+        found = unwrap(root, networks_in).beside
+        numbers = {name: found[name] for name in NUMBERS if name in found} | numbers
     return numbers
 
 

@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from convert.actions.tensor_set import unwrapped
 from convert.checkpoint import EXTRA, SCHEDULE_BUFFERS
+from convert.errors import CheckpointError
 from convert.families.recognition import Recognised
 from convert.families.table import ADDITIONS, CONTROLNET, MODELS
 from convert.files.records import Inert, StorageRecord, TensorRecord
+from convert.layouts.original_layout import networks_in
+from convert.layouts.wrapping import unwrap
 
 PREFIXES = {  # what names start with -> what that is
     **{prefix: part for row in reversed((*MODELS, *ADDITIONS)) for part, prefix in row.parts.items() if prefix},
@@ -90,15 +92,19 @@ def _part(name: str, prefix: str, records: list[TensorRecord]) -> Part:
 
 def parts_beside(root: object) -> list[Part]:
     """Entries with tensors beside the dictionary of weights: the state of an optimizer, scores of callbacks."""
+    try:
+        weights = unwrap(root, networks_in).dictionaries
+    except CheckpointError:
+        return []
     parts = []
-    inner = unwrapped(root)
-    seen = {id(inner)}
-    while isinstance(root, dict) and root is not inner:
+    seen = {id(tensors) for tensors in weights}
+    while isinstance(root, dict) and weights:
         for name, item in root.items():
-            records = _records_in(item, seen) if isinstance(name, str) else []
+            within = name == "state_dict" or (isinstance(item, TensorRecord) and id(root) in seen)
+            records = _records_in(item, seen) if isinstance(name, str) and not within else []
             if records:
                 parts.append(_part("beside the weights", name, records))
-        root = root.get("state_dict")
+        root = root.get("state_dict") if id(root) not in seen else None
     return parts
 
 

@@ -11,46 +11,20 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 
 from convert.checkpoint import Checkpoint
-from convert.files.limits import LIMITS
+from convert.errors import CheckpointError
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import PREFIXES, ema_name
+from convert.layouts.original_layout import networks_in
+from convert.layouts.wrapping import all_tensors, unwrap
 
 
 def tensors_of(root: object) -> dict[str, TensorRecord]:
-    """The tensors of a file by name, from inside its wrapper.
-
-    If the dictionary of weights holds none itself, those one level down count: "string_to_param.*".
-    """
-    found = _within(unwrapped(root))
-    return {".".join(path): record for path, record in found}
-
-
-def unwrapped(root: object) -> object:
-    """The contents of `state_dict`, if there is one."""
-    for _ in range(LIMITS.wrappers):
-        if not (isinstance(root, dict) and isinstance(root.get("state_dict"), dict)):
-            break
-        root = root["state_dict"]
-    return root
-
-
-def _within(root: object) -> list[tuple[tuple[str, ...], TensorRecord]]:
-    if isinstance(root, TensorRecord):
-        return [(("tensor",), root)]
-    if not isinstance(root, dict):
-        return []
-    found = [((name,), item) for name, item in root.items() if isinstance(name, str) and isinstance(item, TensorRecord)]
-    if found:
-        return found
-    seen = set()  # a file may hold the same dictionary a million times
-    for outer, inner in root.items():
-        if isinstance(outer, str) and isinstance(inner, dict) and id(inner) not in seen:
-            seen.add(id(inner))
-            for name, item in inner.items():
-                if isinstance(name, str) and isinstance(item, TensorRecord):
-                    found.append(((outer, name), item))
-    return found
+    """The tensors of a file by name: the weights of a model, from inside their wrapper, else all that there are."""
+    try:
+        return unwrap(root, networks_in).tensors
+    except CheckpointError:
+        return all_tensors(root)
 
 
 def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:

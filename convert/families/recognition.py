@@ -61,7 +61,7 @@ class _Seen:
 def describe(shapes: Shapes) -> Recognised:
     """What the tensors of a file are, by the names they have there."""
     try:
-        _, original = spelling(shapes)
+        original = spelling(shapes).originals
     except CheckpointError:  # names of more layers than any model has
         original = {name: name for name in shapes}
     named = {original[name]: shape for name, shape in shapes.items()}

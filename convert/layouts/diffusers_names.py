@@ -1,33 +1,61 @@
 """Diffusers' names in all their spellings: recognise them, and find the original name that each stands for."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from convert.errors import WeightMismatchError
 from convert.files.limits import LIMITS
-from convert.layouts.names import TEXT_PREFIX, diffusers_names, original_names
+from convert.layouts.names import PREFIXES, TEXT_PREFIX, diffusers_names, original_names
 from sd.config import SD_V1
 
-OLD_VAE_ATTENTION = {  # before diffusers 0.17 -> since then
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
+# The attention in the VAE's middle, in the original, in diffusers since 0.17 and before it; tools mix the spellings.
+VAE_ATTENTION = (
+    ("norm", "group_norm", "group_norm"),
+    ("q", "to_q", "query"),
+    ("k", "to_k", "key"),
+    ("v", "to_v", "value"),
+    ("proj_out", "to_out.0", "proj_attn"),
+)
+MIDDLE_ATTENTION = re.compile(r"((?:en|de)coder\.mid(\.attn_1|_block\.attentions\.0)\.)(.+)\.(weight|bias)")
 COMPONENTS = ("unet", "vae", "text_encoder")
-OTHER_PREFIXES = {"te.": "text_encoder.", "first_stage_model.": "vae."}  # of whole models in one file, as some write it
+OTHER_PREFIXES = {  # of whole models in one file, as some write it
+    "te.": "text_encoder.",
+    "text_encoder.transformer.": "text_encoder.",
+}
+ROOTS = (  # names that start so tell the layout of the network -> its root there, and the root that goes with it
+    (("unet.time_embed.", "unet.input_blocks."), "unet.", PREFIXES["unet"]),
+    (("vae.encoder.down.", "vae.decoder.up."), "vae.", PREFIXES["vae"]),
+    (("model.diffusion_model.down_blocks.",), PREFIXES["unet"], "unet."),
+    (("first_stage_model.encoder.down_blocks.", "first_stage_model.decoder.up_blocks."), PREFIXES["vae"], "vae."),
+)
+BARE_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")  # original names, no prefix
+BARE_VAE = (
+    *(f"{half}.{part}" for half in ("encoder", "decoder") for part in ("down.", "up.", "mid.", "conv_", "norm_out.")),
+    "quant_conv.",
+    "post_quant_conv.",
+)
 BARE_PARTS = {  # component -> how its names begin in a file of its own
     "unet": ("down_blocks.", "mid_block.", "up_blocks.", "time_embedding.", "conv_in.", "conv_norm_out.", "conv_out."),
     "vae": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
 }
 TELLING = ("unet.down_blocks.", "unet.mid_block.", "vae.encoder.down_blocks.", "vae.decoder.up_blocks.")
 TELLING += ("down_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.")
-MIDDLE_ATTENTION = ("vae.encoder.mid_block.attentions.0.", "vae.decoder.mid_block.attentions.0.")
+TELLING += tuple(f"text_encoder.{start}" for start in ("text_model.", "transformer.text_model.", "embeddings."))
 
 
 def is_diffusers(names: Iterable[str]) -> bool:
     """Whether the names of a single file are diffusers', those of a whole model or of one component."""
     return any(name.startswith(TELLING) for name in names)
+
+
+def vae_attention_name(name: str) -> str:
+    """A name in which the attention of a VAE is spelled as in the layout of the block around it."""
+    match = MIDDLE_ATTENTION.search(name) if "coder.mid" in name else None
+    row = next((row for row in VAE_ATTENTION if match and match[3] in row), None)
+    if not row:
+        return name
+    return f"{name[: match.start(3)]}{row[0] if match[2] == '.attn_1' else row[1]}.{match[4]}"
 
 
 def current_name(name: str) -> str:
@@ -38,10 +66,6 @@ def current_name(name: str) -> str:
     for other, prefix in OTHER_PREFIXES.items():
         if name.startswith(other):
             name = prefix + name.removeprefix(other)
-    if name.startswith(MIDDLE_ATTENTION):
-        path, leaf = name.rpartition(".")[::2]
-        block, module = path.rpartition(".")[::2]
-        return f"{block}.{OLD_VAE_ATTENTION.get(module, module)}.{leaf}"
     if name.startswith("text_encoder.") and not name.startswith("text_encoder." + TEXT_PREFIX):
         return name.replace("text_encoder.", "text_encoder." + TEXT_PREFIX, 1)
     return name

@@ -110,6 +110,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         yield "holds", f"{shown(report.kind)}{family}"
         yield from labelled("because", [shown(line) for line in report.evidence])
         usable = "yes, judging by its names; shapes are checked on loading"
+        if report.dropped:
+            yield "names", f"read without the words that a framework put into them: {shown_list(report.dropped)}"
         yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:
             yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
