@@ -164,6 +164,7 @@ TEXT_ENCODER = Family(
     parts={"text encoder": ""},
 )
 T2I_ADAPTER = ("body.0.block1.", "body.0.in_conv.", "adapter.body.")
+HYPERNETWORK = tuple(f"[{width}][" for width in (320, 640, 768, 1024, 1280, 2048))  # what its layers change
 TAESD = ("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_")
 ADDITIONS = (  # files that are not a model of their own
     like(LORA, "loha", "LoHa adapter", inside=("hada_w",)),
@@ -171,6 +172,7 @@ ADDITIONS = (  # files that are not a model of their own
     LORA,
     like(EMBEDDING, "sdxl-embedding", "textual inversion for Stable Diffusion XL", starts=("clip_g",)),
     EMBEDDING,
+    like(EMBEDDING, "hypernetwork", "hypernetwork", starts=HYPERNETWORK, why_not=LORA.why_not),
     like(EMBEDDING, "motion-module", "motion module", starts=(), inside=("motion_modules.",), why_not=MOVES),
     like(EMBEDDING, "ip-adapter", "IP-Adapter", starts=("ip_adapter.",), why_not=SHOWS),
     like(EMBEDDING, "t2i-adapter", "T2I-Adapter", starts=T2I_ADAPTER, why_not=CONTROLNET.why_not),

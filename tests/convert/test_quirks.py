@@ -319,7 +319,7 @@ def test_a_unet_alone_is_named(save, tiny_state, prefix):
         (torch.ones(768), "single tensor of the shape [768]"),
         ({"state": {}, "param_groups": []}, "state of an optimiser"),
         ({"optimizer": {"state": {}}}, "state of an optimiser"),
-        ({768: [{"linear": torch.ones(2)}]}, "holds no tensors"),
+        ({768: [{"linear": torch.ones(2)}, {"linear": torch.ones(2)}], "step": 3}, "is a hypernetwork"),
         ({"fc.weight": torch.zeros(2)}, "holds 1 tensors, none with the name of a Stable Diffusion 1 weight"),
         ({"a": 1}, "holds no tensors"),
         ([], "no dictionary of tensors"),
