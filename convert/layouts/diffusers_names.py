@@ -1,66 +1,24 @@
-"""Diffusers' names in all their spellings: recognise them, and find the original name that each stands for."""
+"""Diffusers' names in all their spellings, and the original name that each stands for."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from convert.errors import WeightMismatchError
 from convert.files.limits import LIMITS
-from convert.layouts.names import PREFIXES, TEXT_PREFIX, diffusers_names, original_names
+from convert.layouts.names import TEXT_PREFIX, diffusers_names, original_names
+from convert.layouts.wrapping import BARE_DIFFUSERS
 from sd.config import SD_V1
 
-# The attention in the VAE's middle, in the original, in diffusers since 0.17 and before it; tools mix the spellings.
-VAE_ATTENTION = (
-    ("norm", "group_norm", "group_norm"),
-    ("q", "to_q", "query"),
-    ("k", "to_k", "key"),
-    ("v", "to_v", "value"),
-    ("proj_out", "to_out.0", "proj_attn"),
-)
-MIDDLE_ATTENTION = re.compile(r"((?:en|de)coder\.mid(\.attn_1|_block\.attentions\.0)\.)(.+)\.(weight|bias)")
 COMPONENTS = ("unet", "vae", "text_encoder")
 OTHER_PREFIXES = {  # of whole models in one file, as some write it
     "te.": "text_encoder.",
     "text_encoder.transformer.": "text_encoder.",
 }
-ROOTS = (  # names that start so tell the layout of the network -> its root there, and the root that goes with it
-    (("unet.time_embed.", "unet.input_blocks."), "unet.", PREFIXES["unet"]),
-    (("vae.encoder.down.", "vae.decoder.up."), "vae.", PREFIXES["vae"]),
-    (("model.diffusion_model.down_blocks.",), PREFIXES["unet"], "unet."),
-    (("first_stage_model.encoder.down_blocks.", "first_stage_model.decoder.up_blocks."), PREFIXES["vae"], "vae."),
-)
-BARE_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")  # original names, no prefix
-BARE_VAE = (
-    *(f"{half}.{part}" for half in ("encoder", "decoder") for part in ("down.", "up.", "mid.", "conv_", "norm_out.")),
-    "quant_conv.",
-    "post_quant_conv.",
-)
-BARE_PARTS = {  # component -> how its names begin in a file of its own
-    "unet": ("down_blocks.", "mid_block.", "up_blocks.", "time_embedding.", "conv_in.", "conv_norm_out.", "conv_out."),
-    "vae": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
-}
-TELLING = ("unet.down_blocks.", "unet.mid_block.", "vae.encoder.down_blocks.", "vae.decoder.up_blocks.")
-TELLING += ("down_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.")
-TELLING += tuple(f"text_encoder.{start}" for start in ("text_model.", "transformer.text_model.", "embeddings."))
-
-
-def is_diffusers(names: Iterable[str]) -> bool:
-    """Whether the names of a single file are diffusers', those of a whole model or of one component."""
-    return any(name.startswith(TELLING) for name in names)
-
-
-def vae_attention_name(name: str) -> str:
-    """A name in which the attention of a VAE is spelled as in the layout of the block around it."""
-    match = MIDDLE_ATTENTION.search(name) if "coder.mid" in name else None
-    row = next((row for row in VAE_ATTENTION if match and match[3] in row), None)
-    if not row:
-        return name
-    return f"{name[: match.start(3)]}{row[0] if match[2] == '.attn_1' else row[1]}.{match[4]}"
 
 
 def current_name(name: str) -> str:
     """A name as diffusers writes it today, with its component in front, from one that other versions wrote."""
-    for component, starts in BARE_PARTS.items():
+    for component, starts in BARE_DIFFUSERS.items():
         if name.startswith(starts):
             name = f"{component}.{name}"
     for other, prefix in OTHER_PREFIXES.items():

@@ -4,6 +4,7 @@ Training frameworks, compilers and other people's tools wrap the weights, put wo
 All of these spellings mean the same tensors; none of them is changed here.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,21 +12,30 @@ from typing import NamedTuple
 from convert.errors import CheckpointError, WeightMismatchError, shown, shown_list
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
-from convert.layouts.diffusers_names import (
-    BARE_UNET,
-    BARE_VAE,
-    COMPONENTS,
-    ROOTS,
-    current_name,
-    is_diffusers,
-    original_by_diffusers,
-    vae_attention_name,
-)
 from convert.layouts.names import PREFIXES
+from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
 TEXT_ROOT = "cond_stage_model.transformer."
 TEXT_ALONE = ("text_model.", "transformer.text_model.", "embeddings.token_embedding.")  # a text encoder in its own file
+# The attention in the VAE's middle, in the original, in diffusers since 0.17 and before it; tools mix the spellings.
+VAE_ATTENTION = (
+    ("norm", "group_norm", "group_norm"),
+    ("q", "to_q", "query"),
+    ("k", "to_k", "key"),
+    ("v", "to_v", "value"),
+    ("proj_out", "to_out.0", "proj_attn"),
+)
+MIDDLE_ATTENTION = re.compile(r"((?:en|de)coder\.mid(\.attn_1|_block\.attentions\.0)\.)(.+)\.(weight|bias)")
+ROOTS = (  # names that start so tell the layout of the network -> its root there, and the root that goes with it
+    (("unet.time_embed.", "unet.input_blocks."), "unet.", PREFIXES["unet"]),
+    (("vae.encoder.down.", "vae.decoder.up."), "vae.", PREFIXES["vae"]),
+    (("model.diffusion_model.down_blocks.",), PREFIXES["unet"], "unet."),
+    (("first_stage_model.encoder.down_blocks.", "first_stage_model.decoder.up_blocks."), PREFIXES["vae"], "vae."),
+)
+TELLING = ("unet.down_blocks.", "unet.mid_block.", "vae.encoder.down_blocks.", "vae.decoder.up_blocks.")
+TELLING += ("down_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.")
+TELLING += tuple(f"text_encoder.{start}" for start in ("text_model.", "transformer.text_model.", "embeddings."))
 OUR_NAMES = ("unet.input_blocks.0.conv.weight", "vae.encoder.mid.attention.norm.weight")  # not the original's
 # Found in files and not used: their names do not matter, nor how often they are there.
 NO_WEIGHTS = ("model_ema.decay", "model_ema.num_updates", "loss.", "first_stage_model.loss.")
@@ -54,8 +64,6 @@ def find_tensors(file: CheckpointFile) -> Found:
 
     Raises UnsupportedFileError for files without tensors, WeightMismatchError for two names of the same weight.
     """
-    from convert.layouts.wrapping import unwrap  # a file of ours does not need it
-
     inside = unwrap(file.root, networks_in)
     layout, originals, dropped = spelling(inside.tensors, is_folder=bool(file.configs))
     stored: dict[str, str] = {}
@@ -96,8 +104,6 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
     Raises WeightMismatchError for the same networks under several prefixes or more layers than any model has,
     UnsupportedFileError for adapters inside the layers.
     """
-    from convert.layouts.wrapping import plain_names
-
     plain, dropped = plain_names(names)
     if not set(OUR_NAMES).intersection(plain.values()):
         for starts, root, right in ROOTS:
@@ -107,11 +113,13 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
                 }
         plain = {name: vae_attention_name(today) for name, today in plain.items()}
     original = {part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in plain.values())}
-    if not (is_folder or is_diffusers(plain.values())):
+    if not (is_folder or any(name.startswith(TELLING) for name in plain.values())):
         # Names without a prefix belong to a part that has no names with its prefix; else they are leftovers.
         has_unet, has_vae = "unet" in original, "vae" in original
         originals = {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}
         return Spelling("original", originals, dropped)
+    from convert.layouts.diffusers_names import COMPONENTS, current_name, original_by_diffusers
+
     current = {name: current_name(today) for name, today in plain.items()}
     table = original_by_diffusers(current.values())
     table[f"{COMPONENTS[2]}.text_model.embeddings.position_ids"] = PREFIXES["text_encoder"] + "embeddings.position_ids"
@@ -122,6 +130,15 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
         for name, today in current.items()
     }
     return Spelling("original" if "unet" in original else "diffusers", originals, dropped)
+
+
+def vae_attention_name(name: str) -> str:
+    """A name in which the attention of a VAE is spelled as in the layout of the block around it."""
+    match = MIDDLE_ATTENTION.search(name) if "coder.mid" in name else None
+    row = next((row for row in VAE_ATTENTION if match and match[3] in row), None)
+    if not row:
+        return name
+    return f"{name[: match.start(3)]}{row[0] if match[2] == '.attn_1' else row[1]}.{match[4]}"
 
 
 def networks_in(names: Iterable[str]) -> frozenset[str]:

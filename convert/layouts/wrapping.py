@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from convert.errors import UnsafeFileError, UnsupportedFileError, WeightMismatchError, counted, shown
 from convert.files.limits import LIMITS
 from convert.files.records import GlobalName, Inert, TensorRecord
-from convert.layouts.diffusers_names import BARE_PARTS, BARE_UNET, BARE_VAE
 
 NUMBERS = ("global_step", "native_size", "epoch")  # read beside the weights
 OPTIMISER = {"state", "param_groups"}  # the keys of its state, which holds tensors too
@@ -23,7 +22,17 @@ NETWORK = re.compile(  # where the names of each network begin in a whole model,
     r"|(first_stage_model\.|vae\.(?:en|de)coder\.)"
     r"|(cond_stage_model\.|conditioner\.embedders\.|text_encoder\.(?:text_model|embeddings|encoder)\.))"
 )
-LONE = (*BARE_UNET, *BARE_VAE, *BARE_PARTS["unet"], "encoder.", "decoder.", "text_model.", "loss.", "model_ema.")
+BARE_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")  # original names, no prefix
+BARE_VAE = (
+    *(f"{half}.{part}" for half in ("encoder", "decoder") for part in ("down.", "up.", "mid.", "conv_", "norm_out.")),
+    "quant_conv.",
+    "post_quant_conv.",
+)
+BARE_DIFFUSERS = {  # component -> how its names begin in a file of its own
+    "unet": ("down_blocks.", "mid_block.", "up_blocks.", "time_embedding.", "conv_in.", "conv_norm_out.", "conv_out."),
+    "vae": ("encoder.", "decoder.", "quant_conv.", "post_quant_conv."),
+}
+LONE = (*BARE_UNET, *BARE_VAE, *BARE_DIFFUSERS["unet"], "encoder.", "decoder.", "text_model.", "loss.", "model_ema.")
 LONE_SIGNS = (  # one of these is in a file of a network alone, whose names all start with one of the above
     *("input_blocks.0.0.weight", "time_embedding.linear_1.weight"),
     *("encoder.conv_in.weight", "text_model.embeddings.token_embedding.weight"),
