@@ -40,8 +40,10 @@ def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor,
         table = zero_terminal_snr(table)
     if settings.sigmas:
         return table, custom_steps(table, settings.sigmas)
-    final = final_alpha(settings.sampler, settings.schedule)
-    return table, sampling_steps(table, settings.steps, schedule=settings.schedule, final_alpha=final)
+    discards = settings.discard_penultimate
+    options = {"schedule": settings.schedule, "discard_penultimate": discards}
+    final = final_alpha(settings.sampler, settings.schedule, discards=discards)
+    return table, sampling_steps(table, settings.steps, final_alpha=final, **options)
 
 
 class LastPrediction:

@@ -10,7 +10,7 @@ from typing import get_args, get_origin
 from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE
 from sd.pipeline.errors import SettingError, nearest, shortened
 from sd.pipeline.second_pass import passes_of, second_pass_of
-from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, plain, sampler_name, schedule_name
+from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, meaning, plain, schedule_name
 from sd.text.prompt_syntax import PromptError, read_weights, timeline
 
 DEFAULT_STEPS = 30
@@ -47,6 +47,8 @@ class Settings:
     sampler                  any name that `sd.sampling.names` knows; it may end with the name of a schedule
     schedule                 any name of one; None for the sampler's default
     sigmas                   noise levels of the steps, falling, instead of a schedule; the step to 0 is added
+    discard_penultimate      choose one noise level more, and leave out the last before the end; None: if the program
+                             whose name the sampler has does so
     eta                      0 to 1, the share of fresh noise; None for the sampler's default
     guidance_scale           1 turns guidance off
     guidance_rescale         0 to 1, how much of the contrast added by guidance is removed
@@ -79,6 +81,7 @@ class Settings:
     sampler: str = "dpmpp_2m"
     schedule: str | None = None
     sigmas: tuple[float, ...] = ()
+    discard_penultimate: bool | None = None
     eta: float | None = None
     guidance_scale: float = 7.5
     guidance_rescale: float = 0.0
@@ -116,7 +119,8 @@ class Settings:
         for name in ("prompt", "negative_prompt"):
             check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
         check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
-        first = 1 + (self.steps - 1) * (1000 // self.steps)
+        levels = self.steps + self.discard_penultimate
+        first = 1 + (levels - 1) * (1000 // levels)
         check(
             "steps",
             self.schedule != "leading" or self.steps <= 10 or first >= 900,
@@ -152,10 +156,10 @@ class Settings:
 
     def _resolve_sampler(self) -> None:
         """Set our names for the sampler and the schedule, and the number of steps."""
-        found = sampler_name(self.sampler)
+        found = meaning(self.sampler)
         if found is None:
             raise SettingError("sampler", f"{self.sampler:.60} {nearest(plain(self.sampler), SAMPLER_INFO)}")
-        sampler, schedule = found
+        sampler, schedule, discards = found
         if self.schedule is not None and plain(self.schedule) not in ("auto", "automatic", CUSTOM):
             asked = schedule_name(self.schedule)
             if asked is None:
@@ -172,6 +176,12 @@ class Settings:
             "schedule", self._resolve_sigmas(schedule) if self.sigmas else schedule or SAMPLER_INFO[sampler].schedule
         )
         self._set("steps", DEFAULT_STEPS if self.steps is None else self.steps)
+        if self.discard_penultimate and self.sigmas:
+            raise SettingError("discard_penultimate", "does nothing with sigmas, which say every step.")
+        discards = discards if self.discard_penultimate is None else self.discard_penultimate
+        self._set("discard_penultimate", discards and not self.sigmas)
+        if self.discard_penultimate and self.steps == 1000:
+            raise SettingError("steps", "1000 leave no noise level to discard; at most 999 do.")
 
     def _resolve_sigmas(self, schedule: str | None) -> str:
         shown = shown_numbers(self.sigmas)

@@ -11,7 +11,7 @@ class SamplerInfo(NamedTuple):
     schedule: str  # the default
     eta: float | None  # the default share of fresh noise; None for samplers without eta
     predictions: int  # by the network in one step
-    spellings: str = ""  # other programs' names, in the form that `plain` returns
+    spellings: str = ""  # other programs' names for the same, in the form that `plain` returns
 
 
 # Default schedules: the original scripts' for the samplers in them; for the others the usual one, which is Karras's or
@@ -24,27 +24,44 @@ SAMPLER_INFO = {
     "euler_a": SamplerInfo("Euler a", "linspace", 1.0, 1, "euler_ancestral eulera eulerancestraldiscrete"),
     "heun": SamplerInfo("Heun", "linspace", None, 2, "heundiscrete"),
     "lms": SamplerInfo("LMS", "linspace", None, 1, "lmsdiscrete"),
-    "dpm2": SamplerInfo("DPM2", "karras", None, 2, "dpm_2 kdpm2discrete kdpm_2"),
-    "dpm2_a": SamplerInfo("DPM2 a", "karras", 1.0, 2, "dpm_2_a dpm2_ancestral dpm_2_ancestral kdpm2ancestraldiscrete"),
+    "dpm2": SamplerInfo("DPM2", "karras", None, 2, "kdpm2discrete kdpm_2"),
+    "dpm2_a": SamplerInfo("DPM2 a", "karras", 1.0, 2, "dpm2_ancestral kdpm2ancestraldiscrete"),
     "dpmpp_2s_a": SamplerInfo("DPM++ 2S a", "karras", 1.0, 2, "dpmpp_2s_ancestral dpmpp2sa"),
     "dpmpp_2m": SamplerInfo(
         "DPM++ 2M", "karras", None, 1, "dpm_solver dpmsolver dpmsolverpp dpm_solverpp dpmpp dpmpp2m dpmsolvermultistep"
     ),
     "dpmpp_sde": SamplerInfo("DPM++ SDE", "karras", 1.0, 2, "dpmpp_sde_gpu dpmppsde dpmsolversde"),
     "dpmpp_2m_sde": SamplerInfo("DPM++ 2M SDE", "exponential", 1.0, 1, "dpmpp_2m_sde_gpu dpmpp2msde sde_dpmsolverpp"),
-    "unipc": SamplerInfo("UniPC", "sgm_uniform", None, 1, "uni_pc uni_pc_bh2 unipcmultistep"),
+    "unipc": SamplerInfo("UniPC", "sgm_uniform", None, 1, "unipcmultistep"),
+    "unipc_bh1": SamplerInfo("UniPC bh1", "sgm_uniform", None, 1),
+    "unipc_bh2": SamplerInfo("UniPC bh2", "sgm_uniform", None, 1),
     "lcm": SamplerInfo("LCM", "trailing", None, 1),
 }
 SCHEDULES = {  # our name -> the label that other programs write, and other names
     "leading": ("DDIM", "ddim_uniform"),
     "trailing": ("Trailing", ""),
-    "linspace": ("Uniform", "normal"),
+    "linspace": ("Uniform", ""),
+    "normal": ("Normal", "uniform"),
     "karras": ("Karras", ""),
     "exponential": ("Exponential", ""),
     "sgm_uniform": ("SGM Uniform", "sgm"),
     "simple": ("Simple", ""),
     "beta": ("Beta", ""),
+    "beta_sigmas": ("Beta sigmas", ""),
 }
+# Names by which other programs mean something else than we do by the nearest of ours: the sampler, and whether they
+# leave out the last noise level but one. Where the name itself is ours, it is theirs if written with a capital.
+THEIRS = {
+    "dpm2": ("dpm2", True),  # DPM2 in the web UI
+    "dpm_2": ("dpm2", True),  # ComfyUI; k_dpm_2 in the web UI
+    "dpm2_a": ("dpm2_a", True),
+    "dpm_2_a": ("dpm2_a", True),
+    "dpm_2_ancestral": ("dpm2_a", True),
+    "unipc": ("unipc_bh1", False),  # UniPC in the web UI
+    "uni_pc": ("unipc_bh1", True),  # ComfyUI
+    "uni_pc_bh2": ("unipc_bh2", True),
+}
+THEIR_SCHEDULES = {"beta": "beta_sigmas"}  # the same for schedules: Beta in the web UI
 # Valid but pointless combinations, with the reason; None stands for every schedule.
 POINTLESS = {
     ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
@@ -71,24 +88,47 @@ SCHEDULE_SPELLINGS = {
 }
 
 
+class Meaning(NamedTuple):
+    """What a name means in the program that it is from."""
+
+    sampler: str
+    schedule: str | None  # the one that it ends in, if any
+    discards: bool  # whether the last noise level but one is left out
+
+
+def meaning(text: str) -> Meaning | None:
+    """What any program's name of a sampler means, by our names; None if it is unknown.
+
+    "Euler a" -> euler_a; "DPM++ 2M Karras" -> dpmpp_2m, karras; "DPM2 a" -> dpm2_a, discards; "dpm2_a" -> dpm2_a
+    """
+    name = re.sub(r"^(k|sample)_|_?scheduler$", "", plain(text))
+    ours = {spelling: (known, False) for spelling, known in SAMPLER_SPELLINGS.items()}
+    schedules = {f"_{each}": _in_case(each, text, SCHEDULE_SPELLINGS, THEIR_SCHEDULES) for each in SCHEDULE_SPELLINGS}
+    for ending, schedule in {"": None, **schedules, "_k": "karras", "_ka": "karras"}.items():
+        found = _in_case(name.removesuffix(ending), text, ours, THEIRS)
+        if found and name.endswith(ending):
+            return Meaning(found[0], schedule, found[1])
+    return None
+
+
+def _in_case(name: str, text: str, ours: dict, theirs: dict) -> object:
+    """The entry of a name: theirs where only they have it, or where the text has a capital."""
+    first, second = (ours, theirs) if text == text.lower() else (theirs, ours)
+    return first.get(name, second.get(name))
+
+
 def sampler_name(text: str) -> tuple[str, str | None] | None:
     """Our name for any program's name of a sampler, and the schedule that it ends in, if any; None if unknown.
 
     "Euler a" -> ("euler_a", None), "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"), "k_euler_a" -> ("euler_a", None)
     """
-    name = re.sub(r"^(k|sample)_|_?scheduler$", "", plain(text))
-    if name in SAMPLER_SPELLINGS:
-        return SAMPLER_SPELLINGS[name], None
-    for ending, schedule in {**SCHEDULE_SPELLINGS, "k": "karras", "ka": "karras"}.items():
-        sampler = SAMPLER_SPELLINGS.get(name.removesuffix(f"_{ending}"))
-        if sampler:
-            return sampler, schedule
-    return None
+    found = meaning(text)
+    return found and (found.sampler, found.schedule)
 
 
 def schedule_name(text: str) -> str | None:
     """Our name for any program's name of a schedule; None if unknown."""
-    return SCHEDULE_SPELLINGS.get(re.sub(r"_?scheduler$", "", plain(text)))
+    return _in_case(re.sub(r"_?scheduler$", "", plain(text)), text, SCHEDULE_SPELLINGS, THEIR_SCHEDULES)
 
 
 def objection(sampler: str, schedule: str) -> str | None:
@@ -99,10 +139,12 @@ def objection(sampler: str, schedule: str) -> str | None:
     return POINTLESS.get((sampler, None)) or POINTLESS.get((sampler, schedule))
 
 
-def final_alpha(sampler: str, schedule: str) -> str:
+def final_alpha(sampler: str, schedule: str, *, discards: bool = False) -> str:
     """Where the last step ends, for `sd.sampling.schedule.sampling_steps`.
 
-    The original's two samplers with its schedule end at the first entry of the table, as in the original; all others
-    end without noise.
+    The original's two samplers with its schedule end at the first entry of the table, as in the original, and so does
+    the web UI's UniPC; all others end without noise.
     """
-    return "first" if schedule == "leading" and sampler in ("ddim", "plms") else "one"
+    original = schedule == "leading" and sampler in ("ddim", "plms")
+    web_ui = (sampler, schedule, discards) == ("unipc_bh1", "sgm_uniform", False)
+    return "first" if original or web_ui else "one"

@@ -106,7 +106,14 @@ def steps_through(table: Tensor, alpha_bars: Tensor) -> list[Step]:
     ]
 
 
-def sampling_steps(table: Tensor, steps: int, *, schedule: str = "leading", final_alpha: str = "first") -> list[Step]:
+def sampling_steps(
+    table: Tensor,
+    steps: int,
+    *,
+    schedule: str = "leading",
+    final_alpha: str = "first",
+    discard_penultimate: bool = False,
+) -> list[Step]:
     """The steps from noise to picture.
 
     table        (timesteps,) alpha_bar by timestep
@@ -114,23 +121,25 @@ def sampling_steps(table: Tensor, steps: int, *, schedule: str = "leading", fina
     schedule     which noise levels: a name in `sd.sampling.spacing`, such as "leading" (the original's) or "karras"
     final_alpha  alpha_bar after the last step: "first", the first entry of the table, as in the original; or "one", no
                  noise at all, as in the papers
+    discard_penultimate
+                 choose one level more, and leave out the last before the end, as some programs do for some samplers
 
     Raises ValueError for other values.
     """
-    total = len(table)
-    if not 1 <= steps <= total:
-        raise ValueError(f"steps must be 1 to {total}, got {steps}")
+    total, count = len(table), steps + discard_penultimate
+    if not 1 <= steps <= total - discard_penultimate:
+        raise ValueError(f"steps must be 1 to {total - discard_penultimate}, got {steps}")
     if schedule in TIMESTEPS:
-        alpha_bars = alpha_bar_at(table, TIMESTEPS[schedule](total, steps))
+        alpha_bars = alpha_bar_at(table, TIMESTEPS[schedule](total, count))
     elif schedule in SIGMAS:
         lowest, highest = sigma_of(table.double())[[0, -1]]
-        alpha_bars = alpha_bar_of(SIGMAS[schedule](lowest, highest, steps))
+        alpha_bars = alpha_bar_of(SIGMAS[schedule](lowest, highest, count))
     else:
         raise ValueError(f"schedule must be one of {', '.join([*TIMESTEPS, *SIGMAS])}, got {schedule!r}")
     finals = {"first": table[:1].double(), "one": torch.ones(1, dtype=torch.float64)}
     if final_alpha not in finals:
         raise ValueError(f"final_alpha must be one of {', '.join(finals)}, got {final_alpha!r}")
-    return steps_through(table, torch.cat([alpha_bars, finals[final_alpha]]))
+    return steps_through(table, torch.cat([alpha_bars[:steps], finals[final_alpha]]))
 
 
 def custom_steps(table: Tensor, sigmas: Sequence[float]) -> list[Step]:

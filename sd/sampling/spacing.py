@@ -31,6 +31,11 @@ def linspace(total: int, steps: int) -> Tensor:
     return torch.linspace(total - 1, 0, steps, dtype=torch.float64).round()
 
 
+def normal(total: int, steps: int) -> Tensor:
+    """`linspace`, not rounded: ComfyUI's "normal", and "Uniform" in the web UI, which are k-diffusion's."""
+    return torch.linspace(total - 1, 0, steps, dtype=torch.float64)
+
+
 def sgm_uniform(total: int, steps: int) -> Tensor:
     """Even steps between both ends without the last one: as in Stability's generative-models, but not rounded down."""
     return torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64)[:-1]
@@ -59,6 +64,15 @@ def karras(lowest: Tensor, highest: Tensor, steps: int, rho: float = 7.0) -> Ten
     return torch.lerp(highest ** (1 / rho), lowest ** (1 / rho), ramp) ** rho
 
 
+def beta_sigmas(lowest: Tensor, highest: Tensor, steps: int) -> Tensor:
+    """Sigmas, not timesteps, spread like a Beta(0.6, 0.6) distribution, with both ends: "Beta" in the web UI.
+
+    Few steps are at little noise: with 5, they are at 14.6, 12.1, 7.3, 2.6 and 0.03.
+    """
+    shares = torch.linspace(1, 0, steps, dtype=torch.float64)
+    return torch.lerp(lowest, highest, beta_quantile(shares, 0.6))
+
+
 def exponential(lowest: Tensor, highest: Tensor, steps: int) -> Tensor:
     """Even in log(sigma), which DPM-Solver's authors call uniform in logSNR: Lu et al., "DPM-Solver" (2022)."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -69,11 +83,12 @@ TIMESTEPS = {
     "leading": leading,
     "trailing": trailing,
     "linspace": linspace,
+    "normal": normal,
     "sgm_uniform": sgm_uniform,
     "simple": simple,
     "beta": beta,
 }
-SIGMAS = {"karras": karras, "exponential": exponential}
+SIGMAS = {"karras": karras, "exponential": exponential, "beta_sigmas": beta_sigmas}
 
 
 def beta_quantile(shares: Tensor, shape: float) -> Tensor:

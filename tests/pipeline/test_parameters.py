@@ -13,6 +13,7 @@ from sd_parsers import ParserManager
 from sd.pipeline.image.metadata import read_foreign_texts, user_comment
 from sd.pipeline.image.parameters import parameters_of, settings_in, split_text, values_of
 from sd.pipeline.settings import Settings
+from sd.sampling.names import SCHEDULES
 
 OLD = """a photograph of a (red:1.2) horse, 35mm: sharp
 at dusk
@@ -53,7 +54,7 @@ def test_a_text_of_old_with_the_schedule_in_the_samplers_name():
     assert (job.sampler, job.schedule, job.steps, job.guidance_scale, job.seed) == ("dpmpp_2m", "karras", 20, 7, 1)
     assert (job.width, job.height, job.negative_prompt) == (512, 768, "blurry, people\ntext")
     plain = settings_in(OLD.replace(" Karras", "")).settings
-    assert (plain["sampler"], plain["schedule"]) == ("dpmpp_2m", "linspace")  # it had even steps then
+    assert (plain["sampler"], plain["schedule"]) == ("dpmpp_2m", "normal")  # it had even steps then
 
 
 def test_a_text_of_today_and_what_cannot_be_used_of_it():
@@ -122,6 +123,9 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
         {"reuse_features": 3, "hires": 2},
         {"merge_tokens": 0.5},
         {"rng": "philox", "seed_delta": -5},
+        *({"sampler": name} for name in ("dpm2", "DPM2", "dpm2_a", "DPM2 a Karras", "unipc", "UniPC", "uni_pc_bh2")),
+        *({"schedule": name} for name in SCHEDULES),
+        {"schedule": "Beta", "discard_penultimate": True},
     ],
 )
 def test_our_own_text_is_read_back(options):
@@ -129,6 +133,31 @@ def test_our_own_text_is_read_back(options):
     found = settings_in(parameters_of(job, 'my, "best": model', "6ce0161689"))
     assert found.unused == []
     assert Settings(**found.settings) == job
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),  # sampler, schedule, whether the last noise level but one is left out
+    [
+        ("Sampler: DPM2 Karras", ("dpm2", "karras", True)),
+        ("Sampler: DPM2 a, Schedule type: Automatic", ("dpm2_a", "karras", True)),
+        ("Sampler: DPM2", ("dpm2", "normal", True)),
+        ("Sampler: Euler", ("euler", "normal", False)),
+        ("Sampler: Euler a, Schedule type: Automatic", ("euler_a", "normal", False)),
+        ("Sampler: Euler, Schedule type: Uniform", ("euler", "normal", False)),
+        ("Sampler: Heun, Schedule type: Beta", ("heun", "beta_sigmas", False)),
+        ("Sampler: DPM++ 2M, Schedule type: Automatic", ("dpmpp_2m", "karras", False)),
+        ("Sampler: DPM++ 2M Karras, Discard penultimate sigma: True", ("dpmpp_2m", "karras", True)),
+        ("Sampler: UniPC, Schedule type: Karras, Version: v1.9.4", ("unipc_bh1", "sgm_uniform", False)),
+        ("Sampler: DDIM, Schedule type: Automatic, Version: v1.9.4", ("ddim", "leading", False)),
+        ("Sampler: DPM2, Schedule type: Uniform, Version: sd-zoo 0.1", ("dpm2", "linspace", False)),
+        ("Sampler: UniPC, Schedule type: Beta, Version: sd-zoo 0.1", ("unipc", "beta", False)),
+    ],
+)
+def test_samplers_and_schedules_mean_what_the_program_means_that_wrote_them(line, expected):
+    found = settings_in(f"a\nSteps: 10, {line}, Seed: 1, Size: 64x64")
+    assert found.unused == []
+    job = Settings(**found.settings)
+    assert (job.sampler, job.schedule, job.discard_penultimate) == expected
 
 
 def test_an_independent_reader_understands_ours(model, tmp_path):

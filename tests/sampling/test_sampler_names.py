@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from sd.pipeline.settings import Settings
 from sd.sampling import names as sampler_names
 from sd.sampling import samplers, spacing
 from sd.sampling.names import (
@@ -10,6 +13,7 @@ from sd.sampling.names import (
     SAMPLER_INFO,
     SCHEDULES,
     final_alpha,
+    meaning,
     objection,
     plain,
     sampler_name,
@@ -38,14 +42,19 @@ SPELLINGS = {
     ("dpmpp_sde", "karras"): "DPM++ SDE Karras",
     ("dpmpp_2s_a", None): "dpmpp_2s_ancestral",
     ("dpmpp_2s_a", "karras"): "DPM++ 2S a Karras",
-    ("dpm2", None): "DPM2, k_dpm_2",
+    ("dpm2", None): "DPM2, k_dpm_2, KDPM2DiscreteScheduler",
     ("dpm2_a", None): "k_dpm_2_a",
     ("dpm2_a", "karras"): "DPM2 a Karras",
-    ("unipc", None): "uni_pc, UniPC",
+    ("unipc", None): "unipc, UniPCMultistepScheduler",
+    ("unipc_bh1", None): "uni_pc, UniPC",
+    ("unipc_bh2", None): "uni_pc_bh2",
     ("plms", None): "PNDM",
     ("ddim", None): "k_ddim,  DDIM ",
     ("lcm", None): "LCM",
-    ("heun", "beta"): "Heun Beta",
+    ("heun", "beta"): "heun_beta",
+    ("heun", "beta_sigmas"): "Heun Beta",
+    ("heun", "normal"): "Heun Normal, heun_uniform",
+    ("dpm2", "karras"): "DPM2 Karras, dpm2_karras, dpm_2_k",
     None: "ancestral, DPM++ 3M SDE, DPM++ 2M SDE Heun, Karras, ",
 }
 
@@ -55,18 +64,41 @@ def test_other_programs_names_are_known():
         for text in spellings.split(", "):
             assert sampler_name(text) == expected, text
     for text, expected in {
-        **{"SGM Uniform": "sgm_uniform", "sgm-uniform": "sgm_uniform", "KARRAS": "karras", "normal": "linspace"},
-        **{"Uniform": "linspace", "ddim_uniform": "leading", "polyexponential": None, "": None},
+        **{"SGM Uniform": "sgm_uniform", "sgm-uniform": "sgm_uniform", "KARRAS": "karras", "normal": "normal"},
+        **{"Beta": "beta_sigmas", "beta": "beta"},
+        **{"Uniform": "normal", "uniform": "normal", "ddim_uniform": "leading", "polyexponential": None, "": None},
     }.items():
         assert schedule_name(text) == expected, text
 
 
 def test_names_and_labels_of_every_sampler_are_known_alone_and_with_every_schedule():
     for name, row in SAMPLER_INFO.items():
-        for text in (name, row.label, f"k_{name}"):
+        for text in (name, row.label.lower(), f"k_{name}"):
             assert sampler_name(text) == (name, None)
             for schedule, (label, _) in SCHEDULES.items():
-                assert sampler_name(f"{text} {label}") == (name, schedule)
+                if schedule != "linspace":  # whose label means `normal` elsewhere
+                    assert sampler_name(f"{text} {label.lower()}") == (name, schedule)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sampler", "discards"),
+    [
+        ("DPM2, DPM2 Karras, k_dpm_2, dpm_2, K_DPM_2", "dpm2", True),
+        ("DPM2 a, DPM2 a Karras, k_dpm_2_a, k_dpm_2_ancestral, dpm_2_ancestral, DPM2 a Uniform", "dpm2_a", True),
+        ("uni_pc, uni_pc Karras", "unipc_bh1", True),
+        ("uni_pc_bh2", "unipc_bh2", True),
+        ("UniPC", "unipc_bh1", False),
+        ("dpm2, dpm2_karras, KDPM2DiscreteScheduler", "dpm2", False),
+        ("dpm2_a, dpm2 a karras, KDPM2AncestralDiscreteScheduler", "dpm2_a", False),
+        ("unipc, unipc_karras, UniPCMultistepScheduler", "unipc", False),
+        ("Euler a, k_euler, DPM++ 2M Karras", None, False),
+    ],
+)
+def test_names_that_mean_something_else_elsewhere_mean_it_here_too(texts, sampler, discards):
+    for text in texts.split(", "):
+        found = meaning(text)
+        assert (found.sampler, found.discards) == (sampler or found.sampler, discards), text
+        assert Settings(prompt="", width=64, height=64, seed=1, sampler=text).discard_penultimate is discards
 
 
 def test_no_spelling_means_two_samplers():
@@ -77,7 +109,9 @@ def test_no_spelling_means_two_samplers():
 
 def test_only_the_originals_samplers_with_its_schedule_end_with_a_little_noise():
     ends = {(name, schedule): final_alpha(name, schedule) for name in SAMPLER_INFO for schedule in SCHEDULES}
-    assert [pair for pair, end in ends.items() if end == "first"] == [("ddim", "leading"), ("plms", "leading")]
+    first = [("ddim", "leading"), ("plms", "leading"), ("unipc_bh1", "sgm_uniform")]  # the last as in the web UI
+    assert [pair for pair, end in ends.items() if end == "first"] == first
+    assert final_alpha("unipc_bh1", "sgm_uniform", discards=True) == "one"
 
 
 def test_the_documentation_names_every_sampler_schedule_and_pointless_pair():

@@ -21,7 +21,7 @@ from sd.sampling.samplers.unipc import unipc
 from sd.sampling.schedule import alpha_bar_of, sampling_steps, zero_terminal_snr
 
 POINT = Gaussian(mean=0.7, deviation=0.0)
-DETERMINISTIC = ["ddim", "plms", "euler", "heun", "lms", "dpm2", "dpmpp_2m", "unipc"]
+DETERMINISTIC = ["ddim", "plms", "euler", "heun", "lms", "dpm2", "dpmpp_2m", "unipc", "unipc_bh1", "unipc_bh2"]
 STOCHASTIC = ["ddpm", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm"]
 
 

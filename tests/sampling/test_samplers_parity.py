@@ -187,6 +187,14 @@ def test_every_step_of_unipc_equals_diffusers(order, spacing):
     assert_equal_steps(theirs, "unipc", unscaled=False, order=order, told_within=1)  # cut off
 
 
+@pytest.mark.parametrize(("sampler", "variant"), [("unipc_bh1", "bh1"), ("unipc_bh2", "bh2")])
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_every_step_of_other_programs_unipc_equals_diffusers(sampler, variant, count):
+    theirs = UniPCMultistepScheduler(**BETAS, **TRAILING, final_sigmas_type="zero", solver_order=3, solver_type=variant)
+    theirs.set_timesteps(count)
+    assert_equal_steps(theirs, sampler, unscaled=False, told_within=1)  # cut off
+
+
 @pytest.mark.parametrize("count", [4, 20, 50])
 def test_every_step_of_plms_equals_diffusers(count):
     theirs = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)

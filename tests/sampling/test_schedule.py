@@ -51,6 +51,7 @@ def test_spacings_by_hand():
     assert timesteps(4, schedule="trailing") == [999, 749, 499, 249]
     assert timesteps(4, schedule="linspace") == [999, 666, 333, 0]
     assert timesteps(1, schedule="linspace") == [999]
+    assert timesteps(5, schedule="normal") == pytest.approx([999, 749.25, 499.5, 249.75, 0], abs=1e-3)
     # even timesteps without the last
     assert timesteps(4, schedule="sgm_uniform") == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
     # 999 - floor(i * 1000 / 7)
@@ -77,6 +78,17 @@ def test_spacings_equal_diffusers(spacing):
     for steps in (3, 30, 50, 77):
         scheduler.set_timesteps(steps)
         assert timesteps(steps, schedule=spacing) == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_discarded_level_is_the_last_but_one_of_one_more(schedule):
+    for steps in (1, 2, 7, 999):
+        more = sampling_steps(TABLE, steps + 1, schedule=schedule, final_alpha="one")
+        found = sampling_steps(TABLE, steps, schedule=schedule, final_alpha="one", discard_penultimate=True)
+        assert [step.alpha_bar for step in found] == [step.alpha_bar for step in more[:-1]]
+        assert found[-1].alpha_bar_prev == 1
+    with pytest.raises(ValueError, match="steps must be 1 to 999, got 1000"):
+        sampling_steps(TABLE, 1000, schedule=schedule, discard_penultimate=True)
 
 
 def sigmas(steps, **options):

@@ -16,7 +16,7 @@ from sd.study.explain.formulas import RULES, formulas, step_terms
 
 STEPS = 6
 # their lines are only a part of what they do; the factors are still checked
-PARTIAL = {"lms", "unipc", "dpmpp_sde"}
+PARTIAL = {"lms", "unipc", "unipc_bh1", "unipc_bh2", "dpmpp_sde"}
 
 
 class Watched:

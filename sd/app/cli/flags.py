@@ -47,6 +47,9 @@ def add_schedule_flags(add: Add) -> None:
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
     add("--sigmas", type=numbers, default=(), metavar="14.6,7,3,...",
         help="your own noise levels instead of steps and schedule, falling; a step to 0 is added")
+    add("--discard-penultimate", action="store_true", default=None,
+        help="choose one noise level more, and leave out the last before the end, as some programs do for dpm2, dpm2_a "
+        "and unipc (default: if the sampler's name is theirs, such as DPM2)")
     add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v-prediction models trained for it")
 
 

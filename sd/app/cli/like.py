@@ -13,10 +13,10 @@ MASK_FIELDS = [field.name for field in fields(InputSettings)]
 NO_EFFECT = {"strength": 1.0, "hires": None, "hires_steps": None, "hires_upscale": "latent", "hires_strength": 0.7}
 PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
-    "sampler": {"schedule", "eta"},
+    "sampler": {"schedule", "eta", "discard_penultimate"},
     "schedule": {"sigmas"},
     "steps": {"sigmas"},
-    "sigmas": {"steps", "schedule"},
+    "sigmas": {"steps", "schedule", "discard_penultimate"},
     "mask": {"expand"},
     "hires": {"hires_steps"},
     "hires_strength": {"hires_steps"},

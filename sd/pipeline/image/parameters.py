@@ -15,7 +15,7 @@ from sd import __version__
 from sd.pipeline.errors import SettingError
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import Settings
-from sd.sampling.names import SAMPLER_INFO, SCHEDULES, sampler_name, schedule_name
+from sd.sampling.names import SAMPLER_INFO, SCHEDULES, meaning, schedule_name
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -45,7 +45,12 @@ CHOICES = {  # as other tools write it -> our name, and our value for each of th
     "Tiling": ("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
     "Emphasis": ("plain_prompts", {"None": True, "Original": None}),
     "Noise Schedule": ("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
+    "Discard penultimate sigma": ("discard_penultimate", {"True": True, "False": None}),
     "RNG": ("rng", {"CPU": "cpu", "NV": "philox", "GPU": "philox", "cpu": "cpu", "cuda": "philox"}),
+}
+OUR_NAMES = {  # by the labels that we write
+    "Sampler": {row.label: name for name, row in SAMPLER_INFO.items()},
+    "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
 NO_SETTINGS = ("Version", "Model", "Model hash", "Batch size", "Batch pos")
@@ -75,6 +80,7 @@ def parameters_of(
         "Steps": settings.steps,
         "Sampler": row.label,
         "Schedule type": None if settings.schedule == row.schedule == "leading" else schedule,
+        "Discard penultimate sigma": settings.discard_penultimate or None,
         "Sigmas": ", ".join(f"{sigma:g}" for sigma in settings.sigmas) or None,
         "CFG scale": f"{settings.guidance_scale:g}",
         "Seed": settings.seed,
@@ -164,6 +170,8 @@ def settings_in(text: str) -> Found:
     found = Found({"prompt": prompt, "negative_prompt": negative})
     found.unused += EXTRA_NETWORK.findall(prompt)
     ours = values.get("Version", "").startswith("sd-zoo")
+    if ours:  # our labels: in other programs, some of them mean something else
+        values |= {name: OUR_NAMES[name].get(values[name], values[name]) for name in OUR_NAMES if name in values}
     for name, value in values.items():
         if name not in NO_SETTINGS and not _read(found.settings, name, value):
             found.unused.append(f"{name}: {value[:60]}")
@@ -193,12 +201,14 @@ def _read(settings: dict, name: str, value: str) -> bool:
 
 
 def _sampler(settings: dict, value: str) -> bool:
-    found = sampler_name(value)
+    found = meaning(value)
     if found is None:
         return False
-    settings["sampler"], schedule = found
-    if schedule:
-        settings.setdefault("schedule", schedule)
+    settings["sampler"] = found.sampler
+    if found.schedule:
+        settings.setdefault("schedule", found.schedule)
+    if found.discards:
+        settings["discard_penultimate"] = True
     return True
 
 
@@ -234,9 +244,12 @@ def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
         settings["rng"] = "philox"
         found.notes.append(f"noise drawn as on a GPU (--rng philox), as web UI {version[:40]} does by default")
     sampler = settings.get("sampler")
-    unsaid = "schedule" not in settings and "Schedule type" not in values
-    if sampler and unsaid and SAMPLER_INFO[sampler].schedule in ("karras", "exponential"):
-        settings["schedule"] = "linspace"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
+    if sampler and "schedule" not in settings:
+        usual = SAMPLER_INFO[sampler].schedule
+        if usual == "linspace" or ("Schedule type" not in values and usual in ("karras", "exponential")):
+            settings["schedule"] = "normal"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
+    elif WEB_UI.match(version) and sampler in ("ddim", "plms", "unipc_bh1"):
+        settings.pop("schedule")  # it has an effect on other samplers only
     if "hires" in settings and "steps" in settings and not settings.get("hires_steps"):
         settings["hires_steps"] = settings["steps"]  # the second pass runs as many steps as the first
 

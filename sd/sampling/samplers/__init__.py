@@ -30,6 +30,8 @@ SAMPLERS = {  # each sampler -> the file here that holds it
     "dpmpp_sde": "dpmpp_2s",
     "dpmpp_2m_sde": "dpmpp_2m",
     "unipc": "unipc",
+    "unipc_bh1": "unipc",
+    "unipc_bh2": "unipc",
     "lcm": "lcm",
 }
 

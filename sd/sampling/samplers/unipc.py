@@ -37,12 +37,15 @@ def unified_weights(distances: Sequence[float], h: float) -> list[float]:
     ).tolist()
 
 
-def unified_step(x: Tensor, known: Sequence[Known], alpha_bar_prev: Tensor, end: Tensor | None = None) -> Tensor:
+def unified_step(
+    x: Tensor, known: Sequence[Known], alpha_bar_prev: Tensor, end: Tensor | None = None, variant: str = "bh2"
+) -> Tensor:
     """From the newest known noise level to alpha_bar_prev.
 
     x        (B, 4, H, W)  latents at the newest known level
     known    x_0 as predicted there and before, newest last
     end      (B, 4, H, W)  x_0 as predicted at alpha_bar_prev, for the corrector; None for the predictor
+    variant  which B(h): "bh1" is -h, "bh2" exp(-h) - 1. It cancels out except where a single slope gets 1/2
     returns  (B, 4, H, W)
     """
     alpha_bar, x_0 = known[-1]
@@ -54,6 +57,8 @@ def unified_step(x: Tensor, known: Sequence[Known], alpha_bar_prev: Tensor, end:
     if not others:
         return plain
     weights = unified_weights([distance for distance, _ in others], h)
+    if variant == "bh1" and len(weights) == 1:
+        weights = [weights[0] * -h / math.expm1(-h)]
     slopes = sum(rho * (other - x_0) / distance for rho, (distance, other) in zip(weights, others, strict=True))
     return plain - alpha_bar_prev.sqrt() * math.expm1(-h) * slopes
 
@@ -65,11 +70,13 @@ def unipc(
     *,
     draw_noise: Callable[[], Tensor] | None = None,
     order: int = 2,
+    variant: str = "bh2",
 ) -> Iterator[Tensor]:
     """From noise to clean latents; yields the latents after every step, before they are corrected.
 
-    order  1 to 3, how many past x_0 the predictor uses; fewer in the first steps, and in the last as its authors
-           advise. The corrector, which costs no prediction, raises the order of accuracy by one, up to 3.
+    order    1 to 3, how many past x_0 the predictor uses; fewer in the first steps, and in the last as its authors
+             advise. The corrector, which costs no prediction, raises the order of accuracy by one, up to 3.
+    variant  "bh1" or "bh2", see `unified_step`
 
     draw_noise is not used. Raises ValueError for another order. Zhao et al. (2023), UniPC-p.
     """
@@ -80,8 +87,30 @@ def unipc(
     for i, (_, alpha_bar, alpha_bar_prev) in enumerate(steps):
         x_0 = x_0_from_eps(x, predict_eps(x, alpha_bar), alpha_bar)
         if known:
-            x = unified_step(x_before, known, alpha_bar, end=x_0)
+            x = unified_step(x_before, known, alpha_bar, x_0, variant)
         known = [*known, (alpha_bar, x_0)][-min(order, len(steps) - i) :]
         x_before = x
-        x = unified_step(x, known, alpha_bar_prev)
+        x = unified_step(x, known, alpha_bar_prev, None, variant)
         yield x
+
+
+def unipc_bh1(
+    predict_eps: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    steps: Sequence[Step],
+    *,
+    draw_noise: Callable[[], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """UniPC-3 with B(h) = -h: what the web UI and ComfyUI call UniPC."""
+    return unipc(predict_eps, x, steps, order=3, variant="bh1")
+
+
+def unipc_bh2(
+    predict_eps: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    steps: Sequence[Step],
+    *,
+    draw_noise: Callable[[], Tensor] | None = None,
+) -> Iterator[Tensor]:
+    """UniPC-3 with B(h) = exp(-h) - 1: ComfyUI's uni_pc_bh2."""
+    return unipc(predict_eps, x, steps, order=3)

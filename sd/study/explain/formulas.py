@@ -12,7 +12,7 @@ vectors instead of tensors, and its results are the factors.
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -156,6 +156,8 @@ RULES = {
         basis="x_0",
     ),
 }
+UNIPC_3 = replace(RULES["unipc"], source="Zhao et al. (2023), UniPC-3")
+RULES |= {"unipc_bh1": UNIPC_3, "unipc_bh2": UNIPC_3}
 LETTERS = re.compile("x̂₀₋₁|x̂₀₂|x̂₀|h₋₁|ᾱ_d|σ_d|ᾱ′|σ′|ᾱ|σ|η|h|t")
 
 
