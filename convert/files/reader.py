@@ -21,13 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
+from convert.errors import CheckpointError, UnsupportedFileError, named, shown
 from convert.files.kinds import HEAD_BYTES, other_kind
 from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 from convert.files.safetensors_reader import is_safetensors, read_safetensors
 from convert.files.torch_stream_reader import is_torch_stream, read_torch_stream
 from convert.files.torch_zip_reader import is_zip, read_torch_zip
-from convert.files.zip_reader import inflate
+from convert.files.zip_reader import inflate, wrong_checksum
 
 if TYPE_CHECKING:
     from convert.files.diffusers_folder import FolderContents
@@ -111,8 +111,8 @@ class CheckpointFile:
             if storage.offset in self._verified:
                 return
             if zlib.crc32(data) != storage.crc:
-                fault = CorruptFileError(f"has a wrong checksum in its record data/{storage.key}")
-                raise named(fault, self.called)
+                stored = self._view[storage.offset : storage.offset + (storage.deflated or storage.nbytes)]
+                raise named(wrong_checksum(stored, storage.offset, f"data/{storage.key}"), self.called)
             self._verified.add(storage.offset)
 
     def release(self, record: TensorRecord) -> None:

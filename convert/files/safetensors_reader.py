@@ -1,7 +1,8 @@
 """Safetensors: the length of a JSON header (8 bytes, little-endian), the header, then the data of all tensors.
 
 The header says for each tensor dtype, shape and the span of its bytes, counted from the end of the header. The spans
-cover the data exactly, in any order. Old writers did not align, new ones pad the header with spaces.
+cover the data exactly, in any order. A header that says otherwise is damaged, one that says something twice is hostile.
+Old writers did not align, new ones pad the header with spaces.
 https://github.com/huggingface/safetensors, section "Format"
 """
 
@@ -47,14 +48,14 @@ def is_safetensors(head: bytes, size: int) -> bool:
 def read_safetensors(data: memoryview) -> Contents:
     """Read and check the header; the data is only located."""
     length = int.from_bytes(data[:8], "little")
-    check_limit("bytes of the safetensors header", length, LIMITS.header_bytes)
     start = 8 + length
     if start > len(data):
         raise CorruptFileError(f"ends after {size_text(len(data))}, inside its header of {size_text(length)}")
+    check_limit("bytes of the safetensors header", length, LIMITS.header_bytes)
     header = parse_header(bytes(data[8:start]))
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}
     if type(metadata) is not dict or not all(map(is_text, (*metadata, *metadata.values()))):
-        raise UnsafeFileError("has safetensors metadata that is not text")
+        raise CorruptFileError("has safetensors metadata that is not text")
     check_limit("tensors", len(header), LIMITS.tensors)
     root = {name: read_entry(name, entry, start) for name, entry in header.items()}
     check_cover([record.storage for record in root.values()], start, len(data))
@@ -72,7 +73,8 @@ def parse_header(raw: bytes) -> dict:
         check_limit("strings and brackets in the safetensors header", count, LIMITS.header_tokens)
         if token[0] in b"[{":
             depth += 1
-            check_limit("nesting of the safetensors header", depth, NESTING)
+            if depth > NESTING:
+                raise CorruptFileError(f"has a safetensors header with more than {NESTING} brackets inside each other")
         elif token[0] in b"]}":
             depth -= 1
     try:
@@ -101,12 +103,12 @@ def unique(pairs: list[tuple[str, object]]) -> dict:
 
 def small_integer(digits: str) -> int:
     if len(digits) > 19:
-        raise UnsafeFileError("has a safetensors header with a number out of range")
+        raise CorruptFileError("has a safetensors header with a number out of range")
     return int(digits)
 
 
 def no_number(text: str) -> None:
-    raise UnsafeFileError(f"has a safetensors header with the number {shown(text, 20)}, which is not an integer")
+    raise CorruptFileError(f"has a safetensors header with the number {shown(text, 20)}, which is not an integer")
 
 
 def read_entry(name: str, entry: object, start: int) -> TensorRecord:
@@ -114,21 +116,21 @@ def read_entry(name: str, entry: object, start: int) -> TensorRecord:
     if not name or not name.isprintable():
         raise UnsafeFileError(f"has a weight whose name is not printable: '{shown(name)}'")
     if type(entry) is not dict or entry.keys() != ENTRY:
-        raise UnsafeFileError(f"has an entry with other fields than dtype, shape and data_offsets: {weight}")
+        raise CorruptFileError(f"has an entry with other fields than dtype, shape and data_offsets: {weight}")
     dtype, shape, span = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(dtype) is not str or dtype not in DTYPES:
         raise UnsupportedFileError(f"has a {weight} of the unknown dtype '{shown(str(dtype), 20)}'")
     if type(shape) is not list or type(span) is not list or len(span) != 2:
-        raise UnsafeFileError(f"has an entry with a malformed shape or span: {weight}")
+        raise CorruptFileError(f"has an entry with a malformed shape or span: {weight}")
     check_limit(f"dimensions of {weight}", len(shape), LIMITS.dimensions)
     if not all(type(number) is int and 0 <= number < 2**63 for number in (*shape, *span)):
-        raise UnsafeFileError(f"has an entry with numbers out of range: {weight}")
+        raise CorruptFileError(f"has an entry with numbers out of range: {weight}")
     nbytes = span[1] - span[0]
     if nbytes != prod(shape) * DTYPE_WIDTHS[DTYPES[dtype]]:
-        raise UnsafeFileError(f"has an entry whose span of {nbytes} bytes does not go with its shape: {weight}")
+        raise CorruptFileError(f"has an entry whose span of {nbytes} bytes does not go with its shape: {weight}")
     stride = tuple(prod(max(size, 1) for size in shape[axis + 1 :]) for axis in range(len(shape)))
     if max(stride, default=0) >= 2**63:  # of a tensor without elements
-        raise UnsafeFileError(f"has an entry with numbers out of range: {weight}")
+        raise CorruptFileError(f"has an entry with numbers out of range: {weight}")
     storage = StorageRecord(name, start + span[0], nbytes, "little", crc=None)
     return TensorRecord(DTYPES[dtype], tuple(shape), stride, storage, 0)
 
@@ -139,7 +141,7 @@ def check_cover(spans: list[StorageRecord], start: int, size: int) -> None:
     for span in sorted(spans, key=lambda span: (span.offset, span.nbytes)):
         if span.offset != position:
             fault = "overlap" if span.offset < position else "leave a hole"
-            raise UnsafeFileError(f"has weights whose spans {fault}: before weight '{shown(span.key)}'")
+            raise CorruptFileError(f"has weights whose spans {fault}: before weight '{shown(span.key)}'")
         position += span.nbytes
     if position > size:
         raise CorruptFileError(f"ends after {size_text(size)} of the {size_text(position)} that its header announces")

@@ -19,6 +19,7 @@ from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileErr
 from convert.files.limits import LIMITS, check_limit
 from convert.files.pickle_reader import PickleContents, read_pickle
 from convert.files.records import Contents, StorageRecord
+from convert.files.zip_reader import bytes_behind
 
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # a whole number of ten bytes
 MAGIC_PICKLE = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(MAGIC) + rb"\x94?\.", re.DOTALL)
@@ -58,8 +59,6 @@ def read_torch_stream(data: memoryview) -> Contents:
     announced = position + sum(COUNT_BYTES + count * width for count, width in sizes.values())
     if announced > len(data):
         raise CorruptFileError(f"ends after {size_text(len(data))} of the {size_text(announced)} that it announces")
-    if announced < len(data):
-        raise CorruptFileError(f"has {size_text(len(data) - announced)} after its last storage")
     places: dict[str, StorageRecord] = {}
     for key in keys:
         count, width = sizes[key]
@@ -69,7 +68,13 @@ def read_torch_stream(data: memoryview) -> Contents:
         places[key] = StorageRecord(key, position + COUNT_BYTES, count * width, "little", crc=None)
         position += COUNT_BYTES + count * width
     second = read_pickle(pickle, lambda key, count, width: places[key], views=True)
-    return Contents("torch stream", second.root, foreign=second.foreign, calls=second.calls)
+    return Contents(
+        "torch stream",
+        second.root,
+        foreign=second.foreign,
+        calls=second.calls,
+        passed_over=tuple(bytes_behind(data, announced)),
+    )
 
 
 def read_preamble(data: memoryview, position: int) -> int:

@@ -1,6 +1,7 @@
 """The format of torch.save since 1.6: a zip with one pickle, `<folder>/data.pkl`, and one record per storage.
 
 The folder's name varies. Beside the storages `<folder>/data/<key>` lie a few tiny records, newer writers have more.
+Whatever else lies in the archive (.DS_Store, a note, a storage that nothing refers to) is passed over.
 """
 
 import re
@@ -10,7 +11,7 @@ from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileErr
 from convert.files.limits import LIMITS, check_limit
 from convert.files.pickle_reader import read_pickle
 from convert.files.records import Contents, StorageRecord
-from convert.files.zip_reader import ZipRecord, inflate, read_zip
+from convert.files.zip_reader import ZipRecord, inflate, read_zip, wrong_checksum
 
 SMALL_RECORDS = {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
 FOLDERS = {"", "data/", ".data/"}  # re-packed files have entries for these
@@ -24,16 +25,16 @@ def is_zip(head: bytes, size: int) -> bool:
 
 def read_torch_zip(data: memoryview) -> Contents:
     """Read everything but the storages; check every record's name, header and place."""
-    records = read_zip(data)
-    by_name = strip_folder(records)
-    has_checksums = any(record.crc for record in records)  # torch's writer can leave them out
+    records, passed_over = read_zip(data)
+    by_name, strangers = strip_folder(records)
+    has_checksums = any(record.crc for record in by_name.values())  # torch's writer can leave them out
 
     def content(name: str) -> bytes:
         record = by_name[name]
         packed = data[record.offset : record.offset + record.stored]
         result = bytes(inflate(packed, record.size, record.name) if record.is_deflated else packed)
         if has_checksums and zlib.crc32(result) != record.crc:
-            raise CorruptFileError(f"has a wrong checksum in its record {shown(record.name)}")
+            raise wrong_checksum(packed, record.offset, record.name)
         return result
 
     for name in SMALL_RECORDS & by_name.keys():
@@ -61,14 +62,21 @@ def read_torch_zip(data: memoryview) -> Contents:
     contents = read_pickle(pickle, find_storage)
     if contents.end != len(pickle):
         raise UnsafeFileError(f"has {len(pickle) - contents.end} bytes after the end of its pickle")
-    unused = [name for name in by_name if STORAGE.fullmatch(name) and name[5:] not in contents.storages]
-    if unused:
-        raise UnsafeFileError(f"has {len(unused)} records that its pickle does not refer to, first {unused[0]}")
-    return Contents("torch zip", contents.root, foreign=contents.foreign, calls=contents.calls)
+    unused = [r.name for name, r in by_name.items() if STORAGE.fullmatch(name) and name[5:] not in contents.storages]
+    return Contents(
+        "torch zip",
+        contents.root,
+        foreign=contents.foreign,
+        calls=contents.calls,
+        passed_over=(*passed_over, *(f"the record {name}, which is not used" for name in (*strangers, *unused))),
+    )
 
 
-def strip_folder(records: list[ZipRecord]) -> dict[str, ZipRecord]:
-    """The records by their name inside the one top folder. Names other zips in an error."""
+def strip_folder(records: list[ZipRecord]) -> tuple[dict[str, ZipRecord], list[str]]:
+    """The records by their name inside the one top folder, and the names of those that no checkpoint needs.
+
+    Names other zips in an error.
+    """
     names = [record.name for record in records]
     pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     inner = [name.partition("/")[2] for name in names]
@@ -76,19 +84,17 @@ def strip_folder(records: list[ZipRecord]) -> dict[str, ZipRecord]:
         raise UnsafeFileError("is a TorchScript archive, which contains a program; save the model's state_dict instead")
     if not pickles:
         raise UnsupportedFileError(describe_zip(names))
+    if len(pickles) > 1:
+        raise UnsafeFileError(f"has two pickles: {shown(pickles[0])}, {shown(pickles[1])}")
     folder = pickles[0].partition("/")[0]
-    by_name = {}
+    by_name, strangers = {}, []
     for record, name in zip(records, inner, strict=True):
-        if not record.name.startswith(f"{folder}/"):
-            raise UnsafeFileError(f"has a zip record outside its folder: {shown(record.name)}")
-        if name in FOLDERS or name == f"{folder}/":
-            if record.size or not record.name.endswith("/"):
-                raise UnsafeFileError(f"has a zip folder with content: {shown(record.name)}")
-        elif name == "data.pkl" or name in SMALL_RECORDS or STORAGE.fullmatch(name):
+        inside = record.name.startswith(f"{folder}/")
+        if inside and (name == "data.pkl" or name in SMALL_RECORDS or STORAGE.fullmatch(name)):
             by_name[name] = record
-        else:
-            raise UnsafeFileError(f"has a zip record that does not belong in a checkpoint: {shown(record.name)}")
-    return by_name
+        elif not (inside and name in FOLDERS and not record.size):
+            strangers.append(record.name)
+    return by_name, strangers
 
 
 def describe_zip(names: list[str]) -> str:

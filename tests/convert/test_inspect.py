@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import hostile
 import numpy as np
@@ -314,6 +315,27 @@ def test_no_all_clear_for_what_is_too_damaged_to_tell(call, tmp_path, tiny_ckpt)
     assert "cut.ckpt" in err
     with pytest.raises(UnsupportedFileError):
         inspect(tmp_path / "missing.ckpt")
+
+
+@pytest.mark.parametrize("command", [["inspect", "--scan"], ["inspect"], ["convert"]])
+def test_a_hole_of_zeros_is_damage_and_no_danger(call, tmp_path, tiny_ckpt, command):
+    content = bytearray(tiny_ckpt.read_bytes())
+    content[20_000_000:23_000_000] = bytes(3_000_000)
+    (tmp_path / "hole.ckpt").write_bytes(content)
+    code, out, err = call(*command, "hole.ckpt", *(["x.safetensors"] if command == ["convert"] else []))
+    assert (code, out) == (2, "")
+    assert "hole.ckpt is damaged at byte 20000000: " in err
+    assert "download it again" in err
+
+
+def test_what_changes_no_weight_is_told(call, tmp_path, tiny_ckpt):
+    (tmp_path / "x.ckpt").write_bytes(tiny_ckpt.read_bytes() + b"\n")
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "a") as archive:
+        archive.writestr("archive/.DS_Store", b"x")
+    assert call("inspect", "--scan", "x.ckpt")[0] == 0
+    code, out, _ = call("inspect", "x.ckpt")
+    assert code == 0
+    assert "ignored      the record archive/.DS_Store, which is not used" in out
 
 
 def test_names_from_the_file_cannot_reach_the_terminal_raw(call, tmp_path):

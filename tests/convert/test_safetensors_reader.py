@@ -87,6 +87,12 @@ def test_order_padding_and_alignment_do_not_matter():
         assert [record.storage.offset - start for record in root.values()] == [9, 0, 1]
 
 
+@pytest.mark.parametrize("nothing", ["null", "{}"])
+def test_metadata_that_say_nothing_are_none(nothing):
+    contents = read(build('{"__metadata__":' + nothing + "}"))
+    assert (contents.root, contents.metadata) == ({}, {})
+
+
 def test_a_file_without_tensors_or_metadata_is_read():
     contents = read(build("{}"))
     assert (contents.root, contents.metadata) == ({}, {})
@@ -120,39 +126,40 @@ MALFORMED = {
     "not JSON": (b"{nothing}", CorruptFileError, "not JSON"),
     "JSON that goes on": (b'{"a":1}}', CorruptFileError, "not JSON"),
     "not UTF-8": (b'{"\xff":{}}', CorruptFileError, "not JSON"),
-    "a hole": ({"a": entry(offsets=(8, 16))}, UnsafeFileError, "leave a hole"),
-    "a hole between": ({"a": entry(), "b": entry("U8", (1,), (9, 10))}, UnsafeFileError, "leave a hole"),
-    "an overlap": ({"a": entry(), "b": entry(offsets=(4, 12))}, UnsafeFileError, "overlap"),
-    "the same span twice": ({"a": entry(), "b": entry()}, UnsafeFileError, "overlap"),
-    "an empty one inside another": ({"a": entry(), "b": entry(shape=(0,), offsets=(4, 4))}, UnsafeFileError, "overlap"),
-    "a span backwards": ({"a": entry(offsets=(8, 0))}, UnsafeFileError, "weight 'a'"),
-    "a shape too large": ({"a": entry(shape=(3,))}, UnsafeFileError, "span of 8 bytes"),
-    "a shape whose product overflows": ({"a": entry(shape=(2**62, 4))}, UnsafeFileError, "span of 8 bytes"),
-    "a shape of 2**64": ({"a": entry(shape=(2**64,))}, UnsafeFileError, "out of range"),
-    "an endless stride": ({"a": entry(shape=(0, 2**62, 4), offsets=(0, 0))}, UnsafeFileError, "range"),
-    "a negative size": ({"a": entry(shape=(-2,))}, UnsafeFileError, "out of range"),
-    "two negative sizes": ({"a": entry(shape=(-2, -1))}, UnsafeFileError, "out of range"),
-    "a size that is a fraction": (b'{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', UnsafeFileError, "2.0"),
-    "a size that is NaN": (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', UnsafeFileError, "NaN"),
-    "a size that is infinite": (b'{"a":{"shape":[-Infinity]}}', UnsafeFileError, "-Infinity"),
-    "a size that is true": ({"a": entry(shape=(True, 2))}, UnsafeFileError, "out of range"),
-    "a size that is text": ({"a": entry(shape=("2",))}, UnsafeFileError, "out of range"),
-    "an endless number": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 100_000 + b"]}}", UnsafeFileError, "out of range"),
-    "a shape that is a number": ({"a": entry() | {"shape": 2}}, UnsafeFileError, "malformed shape"),
-    "three offsets": ({"a": entry(offsets=(0, 4, 8))}, UnsafeFileError, "malformed shape or span"),
-    "a missing field": ({"a": {"dtype": "F32", "shape": [2]}}, UnsafeFileError, "other fields"),
-    "a field too many": ({"a": entry(strides=[1])}, UnsafeFileError, "other fields"),
-    "an entry that is a list": ({"a": [1]}, UnsafeFileError, "other fields"),
+    "a hole": ({"a": entry(offsets=(8, 16))}, CorruptFileError, "leave a hole"),
+    "a hole between": ({"a": entry(), "b": entry("U8", (1,), (9, 10))}, CorruptFileError, "leave a hole"),
+    "an overlap": ({"a": entry(), "b": entry(offsets=(4, 12))}, CorruptFileError, "overlap"),
+    "the same span twice": ({"a": entry(), "b": entry()}, CorruptFileError, "overlap"),
+    "an empty one inside another": (
+        {"a": entry(), "b": entry(shape=(0,), offsets=(4, 4))}, CorruptFileError, "overlap"),
+    "a span backwards": ({"a": entry(offsets=(8, 0))}, CorruptFileError, "weight 'a'"),
+    "a shape too large": ({"a": entry(shape=(3,))}, CorruptFileError, "span of 8 bytes"),
+    "a shape whose product overflows": ({"a": entry(shape=(2**62, 4))}, CorruptFileError, "span of 8 bytes"),
+    "a shape of 2**64": ({"a": entry(shape=(2**64,))}, CorruptFileError, "out of range"),
+    "an endless stride": ({"a": entry(shape=(0, 2**62, 4), offsets=(0, 0))}, CorruptFileError, "range"),
+    "a negative size": ({"a": entry(shape=(-2,))}, CorruptFileError, "out of range"),
+    "two negative sizes": ({"a": entry(shape=(-2, -1))}, CorruptFileError, "out of range"),
+    "a size that is a fraction": (b'{"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', CorruptFileError, "2.0"),
+    "a size that is NaN": (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', CorruptFileError, "NaN"),
+    "a size that is infinite": (b'{"a":{"shape":[-Infinity]}}', CorruptFileError, "-Infinity"),
+    "a size that is true": ({"a": entry(shape=(True, 2))}, CorruptFileError, "out of range"),
+    "a size that is text": ({"a": entry(shape=("2",))}, CorruptFileError, "out of range"),
+    "an endless number": (b'{"a":{"dtype":"F32","shape":[' + b"9" * 100_000 + b"]}}", CorruptFileError, "out of range"),
+    "a shape that is a number": ({"a": entry() | {"shape": 2}}, CorruptFileError, "malformed shape"),
+    "three offsets": ({"a": entry(offsets=(0, 4, 8))}, CorruptFileError, "malformed shape or span"),
+    "a missing field": ({"a": {"dtype": "F32", "shape": [2]}}, CorruptFileError, "other fields"),
+    "a field too many": ({"a": entry(strides=[1])}, CorruptFileError, "other fields"),
+    "an entry that is a list": ({"a": [1]}, CorruptFileError, "other fields"),
     "an unknown dtype": ({"a": entry("F4")}, UnsupportedFileError, "unknown dtype 'F4'"),
     "a dtype in small letters": ({"a": entry("f32")}, UnsupportedFileError, "unknown dtype"),
     "a dtype that is a number": ({"a": entry(32)}, UnsupportedFileError, "unknown dtype"),
     "a name twice": (b'{"a":{},"a":{}}', UnsafeFileError, "same name twice"),
     "a field twice": (b'{"a":{"dtype":"F32","dtype":"F32"}}', UnsafeFileError, "same name twice"),
-    "metadata that is a list": ({"__metadata__": ["x"]}, UnsafeFileError, "metadata"),
-    "metadata that is a number": ({"__metadata__": {"a": 1}}, UnsafeFileError, "metadata"),
-    "metadata that is nested": ({"__metadata__": {"a": {}}}, UnsafeFileError, "metadata"),
-    "metadata with half a surrogate pair": (b'{"__metadata__":{"a":"\\ud800"}}', UnsafeFileError, "metadata"),
-    "metadata by the name of half a pair": (b'{"__metadata__":{"\\udfff":"a"}}', UnsafeFileError, "metadata"),
+    "metadata that is a list": ({"__metadata__": ["x"]}, CorruptFileError, "metadata"),
+    "metadata that is a number": ({"__metadata__": {"a": 1}}, CorruptFileError, "metadata"),
+    "metadata that is nested": ({"__metadata__": {"a": {}}}, CorruptFileError, "metadata"),
+    "metadata with half a surrogate pair": (b'{"__metadata__":{"a":"\\ud800"}}', CorruptFileError, "metadata"),
+    "metadata by the name of half a pair": (b'{"__metadata__":{"\\udfff":"a"}}', CorruptFileError, "metadata"),
     "a name with a control code": ({"a\x1b[31m": entry()}, UnsafeFileError, r"a\x1b[31m"),
     "a name with a newline": ({"a\nb": entry()}, UnsafeFileError, r"a\nb"),
     "a name that turns the direction": ({"a\u202eb": entry()}, UnsafeFileError, r"a\u202eb"),
@@ -193,7 +200,7 @@ def test_a_file_cut_or_grown_anywhere_is_refused(tmp_path):
     assert len(read_all(path).root) == 2
 
 
-def test_a_flipped_bit_in_the_header_is_refused_or_changes_no_more_than_a_name(tmp_path):
+def test_a_flipped_bit_in_the_header_is_damage_or_changes_no_more_than_a_name(tmp_path):
     header = {"alpha": entry(), "beta": entry("BF16", (3, 1), (8, 14)), "gamma": entry("I64", (), (14, 22))}
     whole = build(header, bytes(range(22)))
     expected = [(r.dtype, r.shape, r.storage.offset, r.storage.nbytes) for r in read(whole).root.values()]
@@ -205,7 +212,7 @@ def test_a_flipped_bit_in_the_header_is_refused_or_changes_no_more_than_a_name(t
         path.write_bytes(flipped)
         try:
             root = open_checkpoint(path).root
-        except CheckpointError:
+        except (CorruptFileError, UnsupportedFileError):
             continue
         accepted += 1
         assert [(r.dtype, r.shape, r.storage.offset, r.storage.nbytes) for r in root.values()] == expected
@@ -224,7 +231,7 @@ def test_the_limit_of_the_header():
 def test_an_announced_header_of_gigabytes_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(build({"a": entry()}, bytes(8), length=2**32 - 1))
-    refused(path, UnsafeFileError, "limit for bytes of the safetensors header")
+    refused(path, CorruptFileError, "inside its header of 4.29 GB")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +239,7 @@ def test_an_announced_header_of_gigabytes_is_refused(tmp_path):
 )
 def test_the_limit_of_nesting_holds_before_anything_is_parsed(start, end):
     nested = start + b"1" + end
-    fails(build(nested), UnsafeFileError, "nesting of the safetensors header: found 4, allowed 3")
+    fails(build(nested), CorruptFileError, "more than 3 brackets inside each other")
 
 
 def test_the_limit_of_strings_and_brackets():
@@ -265,7 +272,7 @@ def test_the_worst_headers_stay_within_the_memory_allowance(filling):
     content = build(b'{"a":[' + filling * count + b"0]}")
     tracemalloc.start()
     start = time.process_time()
-    fails(content, UnsafeFileError, "other fields")
+    fails(content, CorruptFileError, "other fields")
     spent = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -89,8 +89,16 @@ def test_code_never_runs_in_any_of_the_five_pickles(tmp_path):
         MAGIC + VERSION + MACHINE + pickled(dict_of(w=tensor(storage()))) + bomb,
     ):
         refused_bytes(tmp_path, content, UnsafeFileError, "names code", "system")
-    refused_bytes(tmp_path, whole + bomb, CorruptFileError, "after its last storage")
+    refused_bytes(tmp_path, whole + bomb, UnsafeFileError, "a pickle behind its end")
     assert not marker.exists()
+
+
+def test_bytes_behind_the_last_storage_are_passed_over_and_told(tmp_path):
+    path = saved(tmp_path, {"w": torch.ones(4)})
+    path.write_bytes(path.read_bytes() + bytes(9))
+    with open_checkpoint(path) as file:
+        assert_same(file, file.root["w"], torch.ones(4))
+        assert file.passed_over == ("9 bytes behind the end",)
 
 
 def test_cuts_anywhere_are_refused(tmp_path):
@@ -139,7 +147,6 @@ def window(start, count, size=(1,)):
 
 
 FAULTS = [  # the object, other parts of the file, what is said
-    (SOUND, {"after": b"\0"}, CorruptFileError, "has 1 byte after its last storage"),
     (SOUND, {"blocks": ((3, FOUR_FLOATS),)}, UnsafeFileError, "two lengths: 4 in its pickle, 3 before"),
     (
         dict_of(w=tensor(storage()), v=tensor(storage(count=3), size=(1,))),
