@@ -2,6 +2,7 @@
 
 import sys
 
-from sd.app.cli import main
+from sd.__main__ import main
 
-sys.exit(main(["convert", *sys.argv[1:]]))
+sys.argv.insert(1, "convert")
+sys.exit(main())

@@ -9,9 +9,8 @@ Read the code in this order: config, text, networks, sampling, pipeline. The oth
 explain it and put it behind commands.
 """
 
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
+TYPE_CHECKING = False  # true for type checkers; `typing` itself takes longer to import than the rest of this file
 
 if TYPE_CHECKING:
     from sd.pipeline.image import tensors as image

@@ -22,7 +22,9 @@ except ImportError:  # Windows: no locks, and leftovers stay
 
 EMBEDDED = "sd-shapes.ckpt"  # the small model that comes with the package, trained on drawn shapes
 LONGEST = 100  # characters of the name kept in the name of its temporary file
+NAME_BYTES = 255  # what file systems allow
 LEFTOVER = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(?:tmp|old)", re.DOTALL)
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # only writing fails so
 
 
 MOST_LINKS = 40  # on the way to a folder, as Linux counts
@@ -133,15 +135,47 @@ def embedded_model() -> Path:
     return installed if installed.exists() else package.parent / "weights" / EMBEDDED
 
 
+def name_problem(path: Path, *, force: bool = False, why: str = "", other: str = "another name") -> str | None:
+    """Why a file cannot get this name, as the end of a sentence that begins with the name; None if it can.
+
+    force  whether a file, or a link, of that name may be replaced
+    why    what to add to "exists already"
+    other  what to ask for
+    """
+    if problem := length_problem(path):
+        return problem
+    try:
+        kind = os.lstat(path).st_mode
+        if stat.S_ISLNK(kind) and not path.exists():
+            replaced = f"exists already, as a link to nothing. Give {other}, or --force to replace the link."
+            return None if force else replaced
+        kind = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"cannot be written: {error.strerror}. Give {other}."
+    if not stat.S_ISREG(kind):
+        return f"is {'a folder' if stat.S_ISDIR(kind) else 'a device or a pipe'}. Give {other}."
+    return None if force else f"exists already{why}. Give {other}, or --force to replace it."
+
+
+def length_problem(path: Path) -> str | None:
+    """Why a name is too long, as the end of a sentence; None if it is not."""
+    length = len(os.fsencode(path.name))
+    return (
+        f"has a name of {length} bytes; {NAME_BYTES} are possible. Give a shorter one." if length > NAME_BYTES else None
+    )
+
+
 @contextmanager
 def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
     """Open a file that gets its name only once it is complete and on disk; an error leaves no file.
 
-    Raises FileExistsError if the name is taken, unless forced.
+    Raises FileExistsError if the name is taken, unless forced; OSError with the file's name if there is no room.
     """
     path = Path(path)
-    if path.exists() and not force:
-        raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
+    if problem := name_problem(path, force=force):
+        raise FileExistsError(f"{path} {problem}")
     temporary = path.with_name(_start(path) + f"{secrets.token_hex(4)}.tmp")
     try:
         with _new_file(temporary) as file:
@@ -152,6 +186,10 @@ def written_whole(path: Path, *, force: bool = False) -> Iterator[BinaryIO]:
             os.replace(temporary, path)
         else:
             _name_new(temporary, path)
+    except OSError as error:
+        if error.filename == str(temporary) or (error.filename is None and error.errno in NO_ROOM):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -164,7 +202,7 @@ def _name_new(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise taken from None
     except OSError:  # a file system without hard links: here another process may still win between check and rename
-        if path.exists():
+        if os.path.lexists(path):
             raise taken from None
         os.rename(temporary, path)
 
@@ -176,28 +214,42 @@ def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
     Raises FileExistsError if the name is taken, unless forced; then the old folder is replaced as a whole.
     """
     path = Path(path)
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise FileExistsError(f"{path} exists already. Give another name, or --force to replace it.")
-    mark = secrets.token_hex(4)
-    temporary, before = (path.with_name(_start(path) + f"{mark}.{end}") for end in ("tmp", "old"))
+    temporary, before = path.with_name(_start(path) + f"{secrets.token_hex(4)}.tmp"), None
     temporary.mkdir()
     try:
         with _locked(temporary):
             yield temporary
-            if force and path.exists():
-                os.rename(path, before)
-            try:
-                os.rename(temporary, path)
-            except OSError:
-                if before.exists():
-                    os.rename(before, path)
-                elif path.exists():
-                    taken = f"{path} was just written by another process. Give another name."
-                    raise FileExistsError(taken) from None
-                raise
+            with _locked(path):  # while it has another name, so that nobody takes it for a leftover
+                if force and os.path.lexists(path):
+                    before = _aside(path, os.lstat(path).st_ino)
+                    os.rename(path, before)
+                try:
+                    os.rename(temporary, path)
+                except OSError:
+                    if before is None and os.path.lexists(path):
+                        taken = f"{path} was just written by another process. Give another name."
+                        raise FileExistsError(taken) from None
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if before is not None:
+            _restore_or_remove(before, path)
+
+
+def _aside(path: Path, inode: int) -> Path:
+    """Where a folder is while it is replaced. The inode in the name tells it from what others put there."""
+    return path.with_name(_start(path) + f"{inode & 0xFFFFFFFF:08x}.old")
+
+
+def _restore_or_remove(before: Path, path: Path) -> None:
+    if not os.path.lexists(path):
+        os.rename(before, path)
+    elif before.is_dir() and not before.is_symlink():
         shutil.rmtree(before, ignore_errors=True)
+    else:
+        before.unlink(missing_ok=True)
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
@@ -209,7 +261,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         return
     by_folder: dict[Path, dict[str, Path]] = {}
     for path in map(Path, paths):
-        by_folder.setdefault(path.parent, {})[path.name[:LONGEST]] = path
+        by_folder.setdefault(path.parent, {})[_short_name(path)] = path
     for folder, names in by_folder.items():
         for entry in list(folder.iterdir()):
             match = LEFTOVER.fullmatch(entry.name)
@@ -218,20 +270,28 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 
 def _remove_leftover(entry: Path, path: Path) -> None:
-    writing = entry.with_suffix(".tmp")
-    with _locked(writing if writing.exists() else entry) as is_free:
-        if not is_free:
+    with _locked(entry) as is_free:
+        if not is_free:  # still being written, or neither a file nor a folder, and so not ours
             return
-        if entry.suffix == ".old" and not path.exists():
-            os.rename(entry, path)
+        if entry.suffix == ".old":
+            if entry == _aside(path, entry.stat().st_ino):
+                _restore_or_remove(entry, path)
         elif entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
 
 
+def _short_name(path: Path) -> str:
+    """As much of a name as the name of its temporary file has room for."""
+    short = path.name[:LONGEST]
+    while len(os.fsencode(short)) > NAME_BYTES - len("..01234567.tmp"):
+        short = short[:-1]
+    return short
+
+
 def _start(path: Path) -> str:
-    return f".{path.name[:LONGEST]}."
+    return f".{_short_name(path)}."
 
 
 def _new_file(path: Path) -> BinaryIO:
@@ -246,10 +306,16 @@ def _new_file(path: Path) -> BinaryIO:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file or folder; yields False if another process holds it or locks do not exist."""
+    """Hold the lock of a file or folder; yields False if another process holds it or locks do not exist.
+
+    Links are not followed, and pipes and devices not opened.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # removed meanwhile, or a folder on Windows
+        kind = os.lstat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:  # or removed meanwhile, or a folder on Windows
         yield False
         return
     try:

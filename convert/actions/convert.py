@@ -151,7 +151,7 @@ def convert(
 
 
 def _check_disk(target: Path, needed: int) -> None:
-    folder = target.resolve().parent
+    folder = target.absolute().parent
     free = shutil.disk_usage(folder).free
     if free < needed + CHUNK:
         raise OSError(f"{folder} has {free / 1e9:.2f} GB free, the file needs {needed / 1e9:.2f} GB.")

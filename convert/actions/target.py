@@ -1,5 +1,6 @@
 """Which layout goes to which target, and the checks before anything is read."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from convert.errors import CheckpointError
 from convert.families.family import PARTS, part_config, recognise
 from convert.files.diffusers_folder import INDEX, component_alone
 from convert.layouts.names import PREFIXES
+from sd.files import length_problem, name_problem
 
 LAYOUTS = (FORMAT, "original", "diffusers")
 PICKLES = (".ckpt", ".pt")
@@ -36,16 +38,18 @@ def check_target(source: Path, target: Path, layout: str | None, part: str | Non
         raise TargetError(f"{target} has the name of a file, but the diffusers layout is a folder. Give another name.")
     if suffix in PICKLES and layout not in (None, "original"):
         raise TargetError(f"{target} would be a pickle, which only the original layout can be. Name it .safetensors.")
+    if problem := length_problem(target):
+        raise TargetError(f"{target} {problem}")
     if not target.absolute().parent.is_dir():
         raise TargetError(f"the folder of {target} does not exist. Make it first.")
     if source.exists() and target.exists() and source.samefile(target):
         raise TargetError(f"{target} is the source itself, which would be lost. Give another name.")
-    if target.exists() and not force:
+    if layout != "diffusers" and (problem := name_problem(target, force=force)):
+        raise (FileExistsError if target.is_file() else TargetError)(f"{target} {problem}")
+    if os.path.lexists(target) and not force:
         raise FileExistsError(f"{target} exists already. Give another name, or --force to replace it.")
-    if target.is_dir() and layout != "diffusers":
-        raise TargetError(f"{target} is a folder. Give another name.")
-    if target.exists() and layout == "diffusers":
-        if target.resolve() in source.resolve().parents:
+    if os.path.lexists(target) and layout == "diffusers":
+        if Path(os.path.realpath(target)) in Path(os.path.realpath(source)).parents:
             raise TargetError(f"{target} contains the source, which would be lost. Give another name.")
         if not _may_be_replaced(target, part):
             kind = f"a {PARTS[part]} alone" if part else "a diffusers model"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sd.files import folder_written_whole, remove_leftovers, written_whole
+from sd.files import _aside, folder_written_whole, remove_leftovers, written_whole
 
 SCRIPT = Path(__file__).parents[1] / "killed_conversions.py"
 
@@ -66,8 +66,9 @@ def test_what_a_killed_writer_left_behind_is_removed_and_what_is_being_written_i
 
 
 def test_a_folder_that_was_moved_aside_and_never_replaced_gets_its_name_back(tmp_path):
-    aside = tmp_path / ".model.0123abcd.old"
-    aside.mkdir()
+    (tmp_path / "model").mkdir()
+    aside = _aside(tmp_path / "model", (tmp_path / "model").stat().st_ino)
+    (tmp_path / "model").rename(aside)
     (aside / "part").write_bytes(b"precious")
     (tmp_path / ".model.0123abcd.tmp").mkdir()
     remove_leftovers([tmp_path / "model"])
@@ -81,11 +82,11 @@ def test_a_folder_that_was_moved_aside_and_never_replaced_gets_its_name_back(tmp
 
 
 def test_a_folder_that_is_just_being_replaced_is_left_alone(tmp_path):
-    aside, writing = tmp_path / ".model.0123abcd.old", tmp_path / ".model.0123abcd.tmp"
-    aside.mkdir()
-    writing.mkdir()
-    descriptor = os.open(writing, os.O_RDONLY)
+    (tmp_path / "model").mkdir()
+    aside = _aside(tmp_path / "model", (tmp_path / "model").stat().st_ino)
+    descriptor = os.open(tmp_path / "model", os.O_RDONLY)
+    os.rename(tmp_path / "model", aside)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     remove_leftovers([tmp_path / "model"])
     os.close(descriptor)
-    assert set(os.listdir(tmp_path)) == {aside.name, writing.name}
+    assert os.listdir(tmp_path) == [aside.name]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from sd import __version__
 from sd.app.errors import JobError, UsageError
+from sd.files import NO_ROOM
 from sd.pipeline.settings import nearest
 
 COMMANDS = {  # name -> what it does; each is a module of this package with `parser()` and `run(args)`
@@ -67,15 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
+        unwritten_results()
         say("interrupted; finished files are kept.")
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our results has closed the pipe. The interpreter must not flush the rest as it exits.
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
-        return DONE
     except Exception as error:
+        unwritten = unwritten_results()
+        if isinstance(unwritten, BrokenPipeError) or isinstance(error, BrokenPipeError):
+            return DONE  # the reader of our results has closed the pipe
+        if unwritten is not None and isinstance(error, OSError) and error.filename is None:
+            error = OSError(unwritten.errno, unwritten.strerror, "standard output")
         if "--debug" in argv:
-            traceback.print_exc()
+            say(traceback.format_exc().rstrip())
         message = message_of(error)
         if message is None:
             say(f"internal error: {type(error).__name__}: {error}")
@@ -83,6 +86,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERNAL_ERROR
         say(message)
         return SOME_FAILED if isinstance(error, JobError) else BAD_INPUT
+
+
+def unwritten_results() -> OSError | None:
+    """Why results could not be written to stdout. The interpreter then does not try it again as it exits."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+        return error
+    return None
 
 
 def dispatch(argv: list[str]) -> int:
@@ -134,8 +147,9 @@ def message_of(error: Exception) -> str | None:
     if isinstance(error, UsageError | JobError | CheckpointError | TargetError | PictureError):
         return str(error)
     if isinstance(error, OSError):
-        if error.filename is not None and error.strerror:
-            return f"{error.filename}: {error.strerror}."
+        place = "standard output" if error.filename is None and error.errno in NO_ROOM else error.filename
+        if place is not None and error.strerror:  # files that we write are always named
+            return f"{place}: {error.strerror}."
         return str(error)
     return None
 
@@ -147,7 +161,10 @@ def say(text: str, *, quiet: bool = False) -> None:
 
     if not quiet:
         lines = [shown(line, 2000) for line in text.split("\n")]
-        print("sd: " + "\n".join(lines), file=sys.stderr, flush=True)
+        try:
+            print("sd: " + "\n".join(lines), file=sys.stderr, flush=True)
+        except OSError:  # a full disk or a closed pipe: nobody reads what we say, but the exit code still counts
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
 
 
 def prepare_streams() -> None:

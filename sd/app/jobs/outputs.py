@@ -1,6 +1,7 @@
 """Where pictures go: a file, a folder, or a template for names. Decided and tried before any work."""
 
 import math
+import os
 import re
 import shutil
 import string
@@ -10,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from convert.errors import shown
 from sd.app.errors import UsageError
+from sd.files import name_problem
 from sd.pipeline.settings import Settings
 
 DEFAULT_OUT = "outputs/{index:05}-{seed}.png"
@@ -64,9 +67,9 @@ def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
     suffix = Path(out).suffix.lower()
     if suffix in OTHER_PICTURES:
         raise UsageError(f"--out {out}: only .png pictures are written; they carry their settings.")
-    if Path(out).is_file() and suffix != ".png":
+    if os.path.isfile(out) and suffix != ".png":
         raise UsageError(f"--out {out} is a file, but not a .png. Give a .png file or a folder.")
-    if suffix not in ("", ".png") and not out.endswith("/") and not Path(out).is_dir():
+    if suffix not in ("", ".png") and not out.endswith("/") and not os.path.isdir(out):
         raise UsageError(f"--out {out} is neither a .png nor an existing folder. For a new folder, write {out}/.")
     template = out if suffix == ".png" else str(Path(out) / Path(DEFAULT_OUT).name)
     if "{" not in out and suffix == ".png" and len(jobs) > 1:
@@ -92,14 +95,14 @@ def picture_paths(
 
     Raises UsageError where two pictures would get the same name, or the name of an existing file.
     """
-    problem = "exists already" + (", made with other settings" if finished is not None else "")
+    why = ", made with other settings" if finished is not None else ""
     paths = dict(finished or {})
     missing = [i for i in range(len(jobs)) if i not in paths]
     if names.numbered:
         shifts = Counter(names.index_of(path, jobs[i]) - i for i, path in paths.items())
         first = shifts.most_common(1)[0][0] if shifts else 0
         paths |= {i: names.path(jobs[i], first + i) for i in missing}
-        if first < 1 or any(paths[i].exists() for i in missing):
+        if first < 1 or any(os.path.lexists(paths[i]) for i in missing):
             first = max(names.used_numbers(), default=0) + 1
             paths |= {i: names.path(jobs[i], first + nth) for nth, i in enumerate(missing)}
     else:
@@ -110,7 +113,7 @@ def picture_paths(
             "{vary_seed} for variations."
         )
     for i in missing:
-        _require_free(paths[i], force, problem)
+        _require_free(paths[i], force, why)
     return [paths[i] for i in range(len(jobs))]
 
 
@@ -121,11 +124,9 @@ def grid_path(paths: Sequence[Path], *, force: bool = False) -> Path:
     return path
 
 
-def _require_free(path: Path, force: bool, problem: str = "exists already") -> None:
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder. Give another --out.")
-    if path.exists() and not force:
-        raise UsageError(f"{path} {problem}. Give another --out, or --force to replace it.")
+def _require_free(path: Path, force: bool, why: str = "") -> None:
+    if found := name_problem(path, force=force, why=why, other="another --out"):
+        raise UsageError(f"{path} {found}")
 
 
 def file_in(out: str, name: str, kinds: Sequence[str], *, force: bool) -> Path:
@@ -136,7 +137,7 @@ def file_in(out: str, name: str, kinds: Sequence[str], *, force: bool) -> Path:
     Raises UsageError where nothing can be written there.
     """
     path = Path(out)
-    if path.is_dir() or out.endswith("/") or not path.suffix:
+    if os.path.isdir(out) or out.endswith("/") or not path.suffix:
         path = path / name
     if path.suffix.lower() not in kinds:
         raise UsageError(f"--out {out} is not a {kinds[0]} file. Give such a name, or a folder.")
@@ -149,13 +150,13 @@ def require_free(path: Path | None, kind: str = "", *, flag: str = "--out", forc
     """Before any work: raise UsageError if a file that a flag names cannot be written. None is no file."""
     if path is None:
         return
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {path.parent}"
+    if os.path.isdir(path) or not os.path.isdir(path.parent):
+        problem = "is a folder" if os.path.isdir(path) else f"cannot be written: there is no folder {path.parent}"
         raise UsageError(f"{flag} {path} {problem}. Give the name of a file in a folder that exists.")
     if not path.name.lower().endswith(kind):
         raise UsageError(f"{flag} {path} is not a {kind} file. Give such a name.")
-    if path.exists() and not force:
-        raise UsageError(f"{flag} {path} exists already. Give another name, or --force to replace it.")
+    if problem := name_problem(path, force=force):
+        raise UsageError(f"{flag} {path} {problem}")
 
 
 def _fields(template: str) -> set[str]:
@@ -179,6 +180,8 @@ def _try_folder(folder: Path, nbytes: int = 0) -> None:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UsageError(f"nothing can be written to {folder}: {error.strerror}. Give another --out.") from None
+        raise UsageError(
+            f"nothing can be written to {shown(str(folder), 500)}: {error.strerror}. Give another --out."
+        ) from None
     if free < nbytes:
         raise UsageError(f"{folder} has {free / 1e6:.0f} MB free; the pictures may need {nbytes / 1e6:.0f} MB.")

@@ -105,8 +105,9 @@ def find_outputs(
 
         events.note(f"{len(finished)} of {counted(len(jobs), 'picture')} exist already")
         remove_leftovers(path for i, path in enumerate(paths) if i not in finished)
-    elif request.save_steps and not request.force:
-        step_files.require_free(request.save_steps_as, jobs, paths)
+    if request.save_steps:
+        force = request.force or bool(finished)
+        step_files.require_free(request.save_steps_as, jobs, paths, force=force)
     finished, sheet = finished or {}, None
     if request.grid or request.grid_columns:
         complete = len(finished) == len(jobs)
@@ -196,9 +197,13 @@ def run_batches(
                     continue
                 events.written("picture", paths[i], seed=jobs[i].seed, ms=milliseconds)
     if outputs.sheet:
-        from PIL import Image
+        from sd.pipeline.image.reading import PictureError, read_picture
 
-        kept |= {i: Image.open(path).convert("RGB") for i, path in finished.items() if i not in kept}
+        for i in finished.keys() - kept.keys():
+            try:
+                kept[i], _ = read_picture(finished[i])
+            except PictureError as error:
+                events.warn(f"{error} The sheet is made without it.")
     return [kept[i] for i in sorted(kept)], failed
 
 

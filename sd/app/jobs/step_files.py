@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.errors import UsageError
+from sd.files import name_problem, written_whole
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
 
@@ -22,19 +23,17 @@ def step_paths(path: Path, form: str | None, steps: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-steps.{'webp' if form == 'webp' else 'png'}")]
 
 
-def require_free(form: str | None, jobs: Sequence[Settings], paths: Sequence[Path]) -> None:
-    """Before any work: no step would replace a file. Raises UsageError."""
+def require_free(form: str | None, jobs: Sequence[Settings], paths: Sequence[Path], *, force: bool) -> None:
+    """Before any work: every step can be written, and unless forced, none replaces a file. Raises UsageError."""
     for job, path in zip(jobs, paths, strict=True):
         steps = sum(steps_run(each.steps, each.strength) for each in job.passes())
         for target in step_paths(path, form, steps):
-            if target.exists():
-                raise UsageError(f"{target} exists already. Give another --out, or --force to replace it.")
+            if problem := name_problem(target, force=force, other="another --out"):
+                raise UsageError(f"{target} {problem}")
 
 
 def save_steps(frames: "Sequence[Image.Image]", picture: "Image.Image", path: Path, form: str | None) -> None:
     """Write the steps of a picture; an animation ends with the picture itself."""
-    from sd.files import written_whole
-
     paths = step_paths(path, form, len(frames))
     if form in (None, "files"):
         for frame, target in zip(frames, paths, strict=True):

@@ -6,18 +6,18 @@ from pathlib import Path
 from PIL import Image
 
 from sd.pipeline.image.png_chunks import png_size, slim
-from sd.pipeline.image.reading import DAMAGE, LARGEST_PIXELS, PictureError, decoding, opened, readable
+from sd.pipeline.image.reading import LARGEST_PIXELS, PictureError, decoding, opened, readable
 from sd.pipeline.settings import FIELDS, SettingError, Settings
 
 EXIF, USER_COMMENT = 0x8769, 0x9286  # tags
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """The text chunks before the pixels of a PNG; none if it is damaged or not a PNG. The pixels are not read."""
+    """The text chunks before the pixels of a PNG; none if it is damaged, or not a PNG file. The pixels are not read."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with opened(path) as file, decoding(path), Image.open(file, formats=["PNG"]) as picture:
             return {key: str(text) for key, text in picture.info.items() if isinstance(text, str)}
-    except DAMAGE:
+    except PictureError:
         return {}
 
 
