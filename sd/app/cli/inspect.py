@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from convert.actions.inspect import Report, inspect
@@ -13,6 +14,7 @@ from convert.errors import UnsafeFileError, counted, shown, shown_list, size_tex
 from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
 from sd.app.cli import say
+from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, row
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
 
@@ -29,12 +31,14 @@ def parser() -> Parser:
         epilog="examples:\n"
         "  sd inspect v1-5-pruned-emaonly.ckpt\n"
         "  sd inspect --deep merged.safetensors    # also: are all numbers finite?\n"
-        "  sd inspect --scan download.ckpt         # only: is it safe? exit code 1 if not\n\n"
+        "  sd inspect --scan download.ckpt         # only: is it safe? exit code 1 if not\n"
+        "  sd inspect models loras/*.safetensors   # a line for each file: what it is, and its use\n\n"
         "exit codes: 0 described, or safe; 1 --scan found something dangerous, here or to programs\n"
-        "that run pickles; 2 not a checkpoint, or too damaged to tell",
+        "that run pickles; 2 not a checkpoint, or too damaged to tell (of several: one of them)",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="a .ckpt, .pt, .safetensors, ...")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a page")
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
+        help="a .ckpt, .pt, .safetensors, ... or a folder of a model or of models; several: a line each")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object for each file")
     parser.add_argument("--keys", action="store_true", help="list every tensor: name, shape, precision")
     parser.add_argument("--scan", action="store_true", help="only say whether the file is safe")
     add = parser.group("reading all of the file")
@@ -46,14 +50,36 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    paths = list(expanded(args.files))
+    look = partial(scan, as_json=args.json) if args.scan else partial(describe, args)
+    if paths == args.files and len(paths) == 1:
+        return look(paths[0])
     if args.scan:
-        return scan(args.file, as_json=args.json)
-    if (args.hash or args.deep or args.tensors_hash) and args.file.is_file():
-        say(f"reading {size_text(args.file.stat().st_size)}")
-    report = inspect(args.file, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep)
+        return scan_all(paths, look, as_json=args.json)
+    if args.json or args.keys or args.hash or args.tensors_hash or args.deep:
+
+        def tell(path: Path, problem: str) -> None:
+            print(json.dumps({"path": str(path), "error": problem}) if args.json else f"{shown(str(path))} {problem}")
+
+        return each(paths, look, tell)
+    rows = []
+    code = each(
+        paths,
+        lambda path: rows.append(row(name_of(path, args.files), inspect(path))),
+        lambda path, problem: rows.append(broken_row(name_of(path, args.files), path, problem)),
+    )
+    print("\n".join(lines(rows)))
+    return code
+
+
+def describe(args: argparse.Namespace, path: Path) -> int:
+    """Print all that there is to say of one file."""
+    if (args.hash or args.deep or args.tensors_hash) and path.is_file():
+        say(f"reading {size_text(path.stat().st_size)}")
+    report = inspect(path, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep)
     tensors = {}
     if args.keys and report.safe:
-        with open_checkpoint(args.file) as file:
+        with open_checkpoint(path) as file:
             tensors = tensors_of(file.root)
     if args.json:
         keys = {name: {"dtype": r.dtype, "shape": list(r.shape)} for name, r in tensors.items()}
@@ -64,6 +90,18 @@ def run(args: argparse.Namespace) -> int:
         rows = [(shown(n), f"{r.dtype:<10}", "x".join(map(str, r.shape)) or "one number") for n, r in tensors.items()]
         print("", *aligned(rows, "<<<"), sep="\n")
     return CLEAN
+
+
+def scan_all(paths: list[Path], look: Callable[[Path], int], *, as_json: bool) -> int:
+    """Scan every file. DANGEROUS if any is, else whether all could be read."""
+    codes = []
+
+    def tell(path: Path, problem: str) -> None:
+        unknown = {"path": str(path), "safe": None, "error": problem}
+        print(json.dumps(unknown) if as_json else f"{shown(str(path))} could not be scanned: it {problem}")
+
+    unreadable = each(paths, lambda path: codes.append(look(path)), tell)
+    return DANGEROUS if DANGEROUS in codes else unreadable
 
 
 def scan(path: Path, *, as_json: bool = False) -> int:
