@@ -126,7 +126,8 @@ HOSTILE = {
 def test_a_pictures_own_text_with_wrong_types_is_read_and_they_are_left_out(tmp_path, name):
     for value in HOSTILE[name]:
         save(tmp_path / "like.png", sd=json.dumps({**EXACT, name: value}), parameters="a\nSteps: 2, Seed: 5, Size: 8x8")
-        settings, unused, _ = read(tmp_path / "like.png")
+        found, _ = read(tmp_path / "like.png")
+        settings, unused = found.settings, found.unused
         assert settings["seed"] == (5 if name in FIELDS else 1)
         assert name not in settings
         if name in ("expand", "mask_blur", "mask_threshold", "resize_mode"):

@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
-from sd.pipeline.image.metadata import read_foreign_texts, user_comment
-from sd.pipeline.image.parameters import parameters_of, settings_in, split_text, values_of
+from sd.pipeline.image.parameters import parameters_of, settings_in
+from sd.pipeline.image.texts import read_foreign_texts
 from sd.pipeline.settings import Settings
 from sd.sampling.names import SCHEDULES
 
@@ -25,26 +25,6 @@ Steps: 12, Sampler: Euler a, Schedule type: Karras, CFG scale: 6.5, Seed: 429496
 Variation seed: 7, Variation seed strength: 0.25, Denoising strength: 0.4, Clip skip: 2, Tiling: True, \
 Hires upscale: 1.5, Hires steps: 9, Hires upscaler: R-ESRGAN 4x+, Lora hashes: "oil: 0123, b: 45", \
 Hashes: {"model": "6ce0161689", "vae": "1"}, RNG: CPU, Version: v1.10.1"""
-
-
-def test_prompts_may_have_several_lines():
-    prompt, negative, values = split_text(OLD)
-    assert prompt == "a photograph of a (red:1.2) horse, 35mm: sharp\nat dusk"
-    assert negative == "blurry, people\ntext"
-    assert values["Model"] == "v1-5"
-    assert split_text("only a prompt: this, that: one") == ("only a prompt: this, that: one", "", {})
-
-
-def test_values_in_quotes_and_braces_are_json():
-    line = 'Steps: 2, Model: "a, \\"b\\": c", Hashes: {"a": "1, 2"}, broken: "x, Seed: 5,, Size: 8x8'
-    assert values_of(line) == {
-        "Steps": "2",
-        "Model": 'a, "b": c',
-        "Hashes": '{"a": "1, 2"}',
-        "broken": '"x',
-        "Seed": "5",
-        "Size": "8x8",
-    }
 
 
 def test_a_text_of_old_with_the_schedule_in_the_samplers_name():
@@ -98,7 +78,7 @@ def test_noise_is_drawn_as_the_text_says_or_as_the_web_ui_does_by_default(ending
         ("Steps: 5, Sampler: Restart, Seed: 1", "Sampler: Restart"),
         ("Steps: many, Sampler: Euler, Seed: 1", "Steps: many"),
         ("Steps: 5, Sampler: Euler, Seed: -1", "seed -1"),
-        ("Steps: 5, Sampler: Euler, Seed: 1, Size: 500x512", "width 500"),
+        ("Steps: 5, Sampler: Euler, Seed: 1, Size: 500x512", "size 500x512"),
         ("Steps: 5, Sampler: Euler, Seed: 1, Schedule type: Turbo", "Schedule type: Turbo"),
         ("Steps: 5, Sampler: Euler, Seed: 1, CFG scale: nan", "guidance scale nan"),
     ],
@@ -182,18 +162,6 @@ def test_an_independent_reader_understands_ours(model, tmp_path):
     }  # fmt: skip
 
 
-def test_user_comments_are_read_in_either_byte_order():
-    for code, encoding in ((b"UNICODE\0", "utf-16-be"), (b"UNICODE\0", "utf-16-le"), (b"ASCII\0\0\0", "ascii")):
-        assert user_comment(code + "a horse\nSteps: 5".encode(encoding)) == "a horse\nSteps: 5"
-
-
-def test_a_jpeg_carries_its_text_as_a_user_comment(tmp_path):
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + OLD.encode("utf-16-be")
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", exif=exif)
-    assert read_foreign_texts(tmp_path / "a.jpg") == {"parameters": OLD}
-
-
 def save(path, **texts):
     info = PngInfo()
     for name, text in texts.items():
@@ -217,7 +185,7 @@ def test_like_makes_the_same_file_and_flags_beside_it_win(run, tiny_ckpt):
 def test_like_needs_nothing_that_another_command_did_before(tmp_path):
     """In a process of its own: Pillow knows its formats only after it was asked for them."""
     save(tmp_path / "theirs.png", parameters="a cat\nSteps: 2, Sampler: Euler, Seed: 9, Size: 64x64")
-    code = "from pathlib import Path; from sd.pipeline.image.metadata import read_foreign_texts; "
+    code = "from pathlib import Path; from sd.pipeline.image.texts import read_foreign_texts; "
     code += "print(read_foreign_texts(Path('theirs.png'))['parameters'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("a cat\nSteps: 2"), result.stderr

@@ -3,14 +3,25 @@
 import argparse
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.app.errors import UsageError
 from sd.pipeline.errors import shortened
 from sd.pipeline.image.input_settings import Expansion, InputSettings
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, SettingError
 
+if TYPE_CHECKING:
+    from sd.pipeline.image.parameters import Found
+
 MASK_FIELDS = [field.name for field in fields(InputSettings)]
-NO_EFFECT = {"strength": 1.0, "hires": None, "hires_steps": None, "hires_upscale": "latent", "hires_strength": 0.7}
+NO_EFFECT = {
+    "strength": 1.0,
+    "hires": None,
+    "hires_steps": None,
+    "hires_upscale": "latent",
+    "hires_strength": 0.7,
+    "exact_steps": False,
+}
 PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
     "sampler": {"schedule", "eta", "discard_penultimate"},
@@ -29,9 +40,15 @@ def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     Returns the settings that could not be used, and what else is worth knowing. Raises UsageError or PictureError if
     the picture has none.
     """
-    found, unused, made_with = read(args.like)
+    from sd.pipeline.image.other_programs import NoSettings
+
+    try:
+        stored = read(args.like)[0]
+    except NoSettings as error:
+        raise UsageError(f"--like {args.like} {error} Give the prompt and the settings yourself.") from None
+    found, unused, made_with = stored.settings, stored.unused, stored.made_with
     given = given_flags(args)
-    notes = [] if "rng" in given else made_with.pop("notes", [])
+    notes = [] if "rng" in given else stored.notes
     if given & PROMPTS:
         found.pop("prompt", None)
     if found.get("sigmas"):
@@ -69,26 +86,23 @@ def given_flags(args: argparse.Namespace) -> set[str]:
             action.default = default
 
 
-def read(path: Path) -> tuple[dict, list[str], dict]:
-    """Settings by our names; what could not be used; and what the picture says of its model and device.
+def read(path: Path) -> "tuple[Found, dict[str, str]]":
+    """The settings of a picture, whoever made it, and all texts in it.
 
-    Of a picture of ours, these include the settings of its mask; its init image must be given again.
+    Of a picture of ours, these include the settings of its mask; its init image must be given again. Raises
+    NoSettings, or PictureError if it is not a picture.
     """
-    from sd.pipeline.image.metadata import exact_in, read_foreign_texts, settings_from
-    from sd.pipeline.image.parameters import settings_in
+    from sd.pipeline.image.metadata import exact_in, settings_from
+    from sd.pipeline.image.other_programs import settings_of_texts
+    from sd.pipeline.image.parameters import OURS, Found
+    from sd.pipeline.image.texts import read_foreign_texts
 
     texts = read_foreign_texts(path)
-    text, exact = texts.get("parameters", ""), exact_in(texts)
+    exact = exact_in(texts)
     settings = settings_from(exact)
     if settings is None:
-        if not text.strip() or text.lstrip().startswith("{"):
-            raise UsageError(
-                f"--like {path} has no settings that can be read: neither ours nor a text as the common web UI writes "
-                "it. Pictures lose such texts when they are edited or sent."
-            )
-        foreign = settings_in(text)
-        return foreign.settings, foreign.unused, {"notes": foreign.notes}
-    if "init" in exact and "Resize mode: " not in text:
+        return settings_of_texts(texts), texts
+    if "init" in exact and "Resize mode: " not in texts.get("parameters", ""):
         # no size was asked for: it followed from the input picture, and does so again
         exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
     found = {name: value for name, value in settings.to_dict().items() if name in exact}
@@ -98,7 +112,8 @@ def read(path: Path) -> tuple[dict, list[str], dict]:
             found[name] = exact[name]
         elif name in exact:
             unused.append(f"{name.replace('_', ' ')} {shortened(exact[name])}")
-    return found, unused, {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
+    made_with = {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
+    return Found(found, unused, program=OURS, made_with=made_with), texts
 
 
 def is_input_setting(name: str, value: object) -> bool:

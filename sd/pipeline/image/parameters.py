@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass, field
 
 from sd import __version__
-from sd.pipeline.errors import SettingError
+from sd.pipeline.errors import SettingError, shortened
 from sd.pipeline.second_pass import UPSCALES
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import FIELDS, Settings
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES, meaning, schedule_name
 
 
@@ -22,24 +22,32 @@ def _floats(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def _whole(text: str) -> int:
+    """ "20" and "20.0" as a number; for seeds, which have more digits than a float."""
+    return int(text.strip().removesuffix(".0"))
+
+
+OURS = "sd-zoo"
 VALUES = {  # as other tools write it -> our name, and its type
-    "Steps": ("steps", int),
+    "Steps": ("steps", _whole),
     "CFG scale": ("guidance_scale", float),
-    "Seed": ("seed", int),
+    "Seed": ("seed", _whole),
     "Sigmas": ("sigmas", _floats),
-    "Clip skip": ("clip_skip", int),
+    "Clip skip": ("clip_skip", _whole),
     "Eta": ("eta", float),
     "Guidance rescale": ("guidance_rescale", float),
     "Guidance interval": ("guidance_interval", _floats),
-    "Reuse features": ("reuse_features", int),
+    "Reuse features": ("reuse_features", _whole),
     "Token merging ratio": ("merge_tokens", float),
-    "Variation seed": ("vary_seed", int),
+    "Variation seed": ("vary_seed", _whole),
     "Variation seed strength": ("vary", float),
     "Denoising strength": ("strength", float),
     "Hires upscale": ("hires", str),
     "Hires resize": ("hires", str),
-    "Hires steps": ("hires_steps", int),
-    "ENSD": ("seed_delta", int),
+    "Hires steps": ("hires_steps", _whole),
+    "ENSD": ("seed_delta", _whole),
+    "Guidance Scale": ("guidance_scale", float),
+    "Strength": ("strength", float),
 }
 CHOICES = {  # as other tools write it -> our name, and our value for each of theirs; None is the default
     "Tiling": ("tile", {"True": "xy", "False": None, "x": "x", "y": "y"}),
@@ -53,18 +61,35 @@ OUR_NAMES = {  # by the labels that we write
     "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
-NO_SETTINGS = ("Version", "Model", "Model hash", "Batch size", "Batch pos")
-WEB_UI = re.compile(r"[vf]?[0-9]+\.[0-9]")  # how its versions, and those of its fork Forge, begin
+NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos")
+PROGRAMS = {  # name -> how what it writes as its version begins
+    OURS: "sd-zoo",
+    "Fooocus": "Fooocus",
+    "ComfyUI": "ComfyUI",
+    "SD.Next": "SD.Next|SDNext",
+    "stable-diffusion.cpp": r"stable-diffusion\.cpp",
+    "Forge": r"f[0-9]+\.[0-9]",
+    "AUTOMATIC1111's web UI": r"v?[0-9]+\.[0-9]",
+}
+WEB_UI = ("AUTOMATIC1111's web UI", "Forge")
 EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")
 
 
 @dataclass
 class Found:
-    """Settings by our names; each part of a text that could not be used, in a few words; what is worth knowing."""
+    """Settings by our names, and each part of a text that could not be used, in a few words.
+
+    notes      what is worth knowing: what was chosen where the text says nothing
+    program    that made the picture; empty if nothing says it
+    made_with  what is stored of its model and device, by the names of OF_THE_RUN: "model" with "name", and "sha256",
+               whole or its first digits, or "hash", the 8 digits that older tools showed
+    """
 
     settings: dict = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what was chosen where the text says nothing
+    notes: list[str] = field(default_factory=list)
+    program: str = ""
+    made_with: dict = field(default_factory=dict)
 
 
 def parameters_of(
@@ -127,60 +152,59 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
-def split_text(text: str) -> tuple[str, str, dict[str, str]]:
-    """Prompt, negative prompt, and the values in the last line that has values; none if no line has."""
-    lines = text.replace("\r\n", "\n").strip("\n").split("\n")
-    values: dict[str, str] = {}
-    for i in reversed(range(len(lines))):
-        found = values_of(lines[i])
-        if "Steps" in found and len(found) >= 3:
-            values, lines = found, lines[:i]
-            break
-    start = next((i for i, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix("Negative prompt:").strip()
-    return "\n".join(lines[:start]).strip(), negative, values
+def settings_in(text: str) -> Found | None:
+    """The settings in such a text, by our names; each is valid by itself. None if no line of it is one of settings."""
+    from sd.pipeline.image.settings_line import MOST_SHOWN, parts_of
 
-
-def values_of(line: str) -> dict[str, str]:
-    """`Steps: 20, Model: "a, b", Hashes: {"vae": "1"}` -> the values; quotes and braces enclose JSON."""
-    found: dict[str, str] = {}
-    name = re.compile(r"\s*([^:,\"{}]{1,60}):\s*")
-    i = 0
-    while i < len(line):
-        match = name.match(line, i)
-        if match:
-            i = match.end()
-            try:
-                value, i = json.JSONDecoder().raw_decode(line, i) if line[i : i + 1] in ('"', "{") else (None, i)
-            except (ValueError, RecursionError):
-                value = None
-            comma = line.find(",", i)
-            end = len(line) if comma < 0 else comma
-            if value is None:
-                value = line[i:end].strip()
-            found[match[1].strip()] = value if isinstance(value, str) else json.dumps(value)
-        comma = line.find(",", i)
-        i = len(line) if comma < 0 else comma + 1
-    return found
-
-
-def settings_in(text: str) -> Found:
-    """The settings in such a text, by our names; each is valid by itself."""
-    prompt, negative, values = split_text(text)
-    found = Found({"prompt": prompt, "negative_prompt": negative})
-    found.unused += EXTRA_NETWORK.findall(prompt)
-    ours = values.get("Version", "").startswith("sd-zoo")
-    if ours:  # our labels: in other programs, some of them mean something else
+    prompt, negative, values, unused = parts_of(text)
+    if not values:
+        return None
+    found = Found({"prompt": prompt, "negative_prompt": negative}, program=program_of(values))
+    if found.program == OURS:  # our labels: in other programs, some of them mean something else
         values |= {name: OUR_NAMES[name].get(values[name], values[name]) for name in OUR_NAMES if name in values}
     for name, value in values.items():
         if name not in NO_SETTINGS and not _read(found.settings, name, value):
-            found.unused.append(f"{name}: {value[:60]}")
-    if not ours:
+            found.unused.append(f"{name}: {value[:MOST_SHOWN]}")
+    if found.program != OURS:
         _apply_their_defaults(found, values)
     if "hires" in found.settings and "strength" in found.settings:
         found.settings["hires_strength"] = found.settings.pop("strength")
-    _leave_out_invalid(found)
+    set_model(found, values.get("Model"), values.get("Model hash") or _hash_in(values.get("Hashes", "")))
+    leave_out_invalid(found)
+    found.unused += unused
     return found
+
+
+def program_of(values: dict[str, str]) -> str:
+    """Which program wrote a line of settings, from its own name for its version."""
+    version = f"{values.get('App', '')} {values.get('Version', '')}".strip()
+    return next((name for name, pattern in PROGRAMS.items() if re.match(pattern, version)), "")
+
+
+def set_model(found: Found, name: object, sha256: object) -> None:
+    """Note the model's name and its hash: a sha256 or its first digits; older, shorter ones are "hash"."""
+    model = {}
+    if isinstance(name, str) and name:
+        model["name"] = name
+    if isinstance(sha256, str) and re.fullmatch(r"[0-9A-Fa-f]{10,64}", sha256):
+        model["sha256"] = sha256.lower()
+    elif isinstance(sha256, str) and sha256:
+        model["hash"] = sha256[:80]
+    if model:
+        found.made_with["model"] = model
+
+
+def _hash_in(hashes: str) -> object:
+    try:
+        return json.loads(hashes).get("model")
+    except (ValueError, AttributeError, RecursionError):
+        return None
+
+
+def read_value(found: Found, name: str, value: object) -> None:
+    """Take one value, which has such a name in a settings line, into what was found; None is none."""
+    if value is not None and not _read(found.settings, name, str(value)):
+        found.unused.append(f"{name}: {shortened(value)}")
 
 
 def _read(settings: dict, name: str, value: str) -> bool:
@@ -239,30 +263,38 @@ READERS = {"Sampler": _sampler, "Schedule type": _schedule, "Size": _size, "Hire
 
 def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
     """Add what other tools mean by leaving a setting out."""
-    settings, version = found.settings, values.get("Version", "")
-    if "RNG" not in values and WEB_UI.match(version):
+    settings = found.settings
+    if "RNG" not in values and found.program in WEB_UI:
         settings["rng"] = "philox"
-        found.notes.append(f"noise drawn as on a GPU (--rng philox), as web UI {version[:40]} does by default")
+        version = values.get("Version", "")[:40]
+        found.notes.append(f"noise drawn as on a GPU (--rng philox), as web UI {version} does by default")
     sampler = settings.get("sampler")
     if sampler and "schedule" not in settings:
         usual = SAMPLER_INFO[sampler].schedule
         if usual == "linspace" or ("Schedule type" not in values and usual in ("karras", "exponential")):
             settings["schedule"] = "normal"  # before schedules had a name of their own, "DPM++ 2M" meant even steps
-    elif WEB_UI.match(version) and sampler in ("ddim", "plms", "unipc_bh1"):
+    elif found.program in WEB_UI and sampler in ("ddim", "plms", "unipc_bh1"):
         settings.pop("schedule")  # it has an effect on other samplers only
     if "hires" in settings and "steps" in settings and not settings.get("hires_steps"):
         settings["hires_steps"] = settings["steps"]  # the second pass runs as many steps as the first
 
 
-def _leave_out_invalid(found: Found) -> None:
-    """Remove what `Settings` would refuse, and name it."""
-    needed = {"width": 512, "height": 512, "seed": 0}
+def leave_out_invalid(found: Found) -> None:
+    """Remove what `Settings` would refuse, and name it. The prompt stays as it is: it is refused where it is used."""
+    found.unused[:0] = EXTRA_NETWORK.findall(found.settings.get("prompt", ""))
+    needed = {"prompt": "", "width": 512, "height": 512, "seed": 0}
     while True:
+        ours = {name: value for name, value in found.settings.items() if name in FIELDS}
         try:
-            Settings(**{**needed, **found.settings})
+            Settings(**{**needed, **ours, "prompt": ""})
             return
         except SettingError as error:
-            if error.name not in found.settings or error.name == "prompt":
+            if error.name not in found.settings:
                 raise
-            value = found.settings.pop(error.name)
-            found.unused.append(f"{error.name.replace('_', ' ')} {str(value)[:60]}")
+            if error.name == "hires":
+                for name in ("hires_upscale", "hires_strength", "hires_steps"):
+                    found.settings.pop(name, None)
+            names = ("width", "height") if error.name in ("width", "height") else (error.name,)
+            values = [shortened(found.settings.pop(name)) for name in names if name in found.settings]
+            name = "size" if len(values) > 1 else error.name.replace("_", " ")
+            found.unused.append(f"{name} {'x'.join(values)}")
