@@ -21,6 +21,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "txt2img": "a picture from text",
     "img2img": "a picture from a picture and text",
     "inpaint": "repaint a part of a picture, or beyond its edges",
+    "show": "how pictures were made: their settings, whoever made them",
     "explain": "a picture from text, and a page that shows how it was made",
     "noise": "what noise and the VAE do to a picture",
     "tokens": "how a prompt is read: tokens, weights, chunks",
@@ -37,6 +38,7 @@ USED_ELSEWHERE = {  # what other programs call them
     **dict.fromkeys(("i2i", "image2image", "imagetoimage"), "img2img"),
     **dict.fromkeys(("outpaint", "outpainting", "inpainting"), "inpaint"),
     **dict.fromkeys(("info", "scan", "identify"), "inspect"),
+    **dict.fromkeys(("pnginfo", "exif", "metadata", "parameters"), "show"),
     **dict.fromkeys(("download", "pull", "verify"), "models"),
 }
 DONE, BAD_INPUT, SOME_FAILED, INTERNAL_ERROR, INTERRUPTED = 0, 2, 3, 70, 130

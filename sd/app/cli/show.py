@@ -1,0 +1,102 @@
+"""`sd show`: the settings in pictures, whoever made them."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.errors import shown
+from sd.app.cli import BAD_INPUT, say
+from sd.app.cli.like import read
+from sd.app.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from sd.pipeline.image.parameters import Found
+
+NO_SETTINGS = 1  # exit code: the answer is no
+FIRST = ("prompt", "negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "width", "height")
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd show",
+        description="Show how pictures were made: the settings that this program, the web UI, ComfyUI, InvokeAI,\n"
+        "NovelAI, Fooocus and others store in PNG, JPEG, WebP, AVIF, GIF and TIFF files, by the names\n"
+        "that our flags have. Exit code 1 if a picture has none.",
+        epilog="examples:\n  sd show picture.png\n  sd show *.png --json",
+    )
+    add = parser.add_argument
+    add("pictures", nargs="+", type=Path, metavar="PICTURE", help="picture files")
+    add("--raw", action="store_true", help="show all texts in the files, as they are")
+    add("--json", action="store_true", help="print one JSON object per picture")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from sd.pipeline.image.other_programs import NoSettings
+    from sd.pipeline.image.reading import PictureError
+    from sd.pipeline.image.settings_line import LONGEST_TEXT
+    from sd.pipeline.image.texts import read_foreign_texts
+
+    code = 0
+    for number, path in enumerate(args.pictures):
+        try:
+            found, texts = read(path)
+        except NoSettings as error:
+            found, texts = None, read_foreign_texts(path) if args.raw else {}
+            code = max(code, NO_SETTINGS)
+            say(f"{path} {error}")
+        except PictureError as error:
+            code = BAD_INPUT
+            say(str(error))
+            continue
+        texts = {name: text for name, text in texts.items() if name != "pixels"} if args.raw else {}
+        if args.json:
+            raw = {"texts": texts} if args.raw else {}
+            print(json.dumps({"event": "settings", "path": str(path), **as_data(found), **raw}))
+            continue
+        lines = lines_about(found) if found else []
+        lines += [line for name, text in texts.items() for line in (f"[{name}]", *text.split("\n"))]
+        if len(args.pictures) > 1 and lines:
+            lines.insert(0, f"{path}:")
+        if number and lines:
+            lines.insert(0, "")
+        for line in lines:
+            print(shown(line, LONGEST_TEXT))
+    return code
+
+
+def as_data(found: "Found | None") -> dict[str, object]:
+    """What `--json` prints of a picture; null for a program or settings that nothing says."""
+    if found is None:
+        return {"program": None, "settings": None}
+    prompts = {name: found.settings.get(name) for name in ("prompt", "negative_prompt")}
+    facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": model_of(found)}
+    return {**facts, "unused": found.unused, "notes": found.notes}
+
+
+def model_of(found: "Found") -> dict[str, str]:
+    """Name and hash of the model, as far as the picture says them."""
+    model = found.made_with.get("model")
+    model = model if isinstance(model, dict) else {}
+    return {name: model[name] for name in ("name", "sha256", "hash") if isinstance(model.get(name), str)}
+
+
+def lines_about(found: "Found") -> list[str]:
+    """A line for each setting, those that every picture has first."""
+    settings = {name: found.settings[name] for name in (*FIRST, *found.settings) if name in found.settings}
+    rows = {"program": found.program or "not said"}
+    rows |= {name.replace("_", " "): value for name, value in settings.items() if value not in ("", None, (), False)}
+    rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
+    if isinstance(found.made_with.get("init"), dict):
+        rows["init"] = found.made_with["init"].get("name")
+    lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
+    lines += [f"{'not usable here:':<20} {text}" for text in found.unused]
+    return lines + [f"{'note:':<20} {text}" for text in found.notes]
+
+
+def value_text(value: object) -> str:
+    """A value in one line."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).splitlines())
