@@ -1,12 +1,12 @@
-"""Fuzz the readers of checkpoints: millions of damaged and hostile files, guided by which code they reach.
+"""Fuzz the readers of checkpoints and pictures: millions of damaged and hostile files, guided by the code they reach.
 
-    python3.11 -m venv fuzz && fuzz/bin/pip install atheris safetensors pytest coverage    # once
+    python3.11 -m venv fuzz && fuzz/bin/pip install atheris safetensors pytest coverage pillow numpy    # once
     fuzz/bin/python scripts/checks/fuzz_readers.py run FOLDER --kind zip --minutes 10
     fuzz/bin/python scripts/checks/fuzz_readers.py replay FOLDER/corpus    # each file once; of a find: what goes wrong
 
 FOLDER gets `corpus` (inputs that reached new code), `finds` (inputs that broke a rule, one a place in the code, made as
 small as they get) and `statistics.json`. What the rules are is told in `docs/fuzzing.md` and in `tests/examination.py`;
-where the files come from, in `tests/mutation.py`.
+where the files come from, in `tests/mutation.py`; both of pictures, in `tests/picture_fuzzing.py`.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+KINDS = ["zip", "stream", "safetensors", "pickle", "picture"]
 LARGEST_INPUT = 12_000  # bytes: all limits that are not about bytes can be reached
 SECONDS = 1.0  # of processor time, for one input, in instrumented code
 GROWTH = 300 << 20  # bytes that one input may add to the largest resident set so far; 256 MiB are allowed to inflate
@@ -39,9 +40,7 @@ class TooMuch(Exception):
 class Examiner:
     """Examines inputs, keeps count, and keeps the first input that went wrong at each place in the code."""
 
-    def __init__(self, folder: Path):
-        from examination import examine
-
+    def __init__(self, folder: Path, examine: Callable[[bytes], str]):
         self.examine = examine
         self.folder = folder
         self.outcomes: Counter = Counter()
@@ -126,14 +125,12 @@ def run(folder: Path, kind: str | None, minutes: float, seed: int) -> None:
 
     for name in ("corpus", "finds"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with atheris.instrument_imports(include=["convert"]):
-        import convert.files.reader  # noqa: F401 - so that it is watched
-    from mutation import kind_of, mutated, seeds
-
-    for data in (data for data in seeds() if kind in (None, kind_of(data))):
+    with atheris.instrument_imports(include=["sd.pipeline.image", "PIL"] if kind == "picture" else ["convert"]):
+        examine, seeds, mutated = subject(kind)
+    for data in seeds:
         (folder / "corpus" / sha256(data).hexdigest()[:16]).write_bytes(data)
     limit_memory()
-    examiner = Examiner(folder)
+    examiner = Examiner(folder, examine)
 
     def mutate(data: bytes, largest: int, seed: int) -> bytes:
         pick = random.Random(seed)
@@ -145,8 +142,21 @@ def run(folder: Path, kind: str | None, minutes: float, seed: int) -> None:
 
     options = [f"-max_total_time={minutes * 60:.0f}", f"-max_len={LARGEST_INPUT}", f"-seed={seed}", "-timeout=120"]
     options += ["-rss_limit_mb=4096", "-mutate_depth=1", "-print_final_stats=1", "-verbosity=1"]
+    options += [f"-artifact_prefix={folder}/"]
     atheris.Setup([sys.argv[0], *options, str(folder / "corpus")], examiner, custom_mutator=mutate)
     atheris.Fuzz()
+
+
+def subject(kind: str | None) -> tuple[Callable[[bytes], str], list[bytes], Callable[[bytes, random.Random], bytes]]:
+    """What examines files, the sound ones of this kind (None: of all kinds of checkpoints), and what changes them."""
+    if kind == "picture":
+        import picture_fuzzing as pictures
+
+        return pictures.examine, pictures.seeds(), pictures.mutated
+    import mutation
+    from examination import examine
+
+    return examine, [data for data in mutation.seeds() if kind in (None, mutation.kind_of(data))], mutation.mutated
 
 
 def limit_memory() -> None:
@@ -155,10 +165,9 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def replay(place: Path) -> int:
+def replay(place: Path, kind: str | None) -> int:
     """Examine each file of a folder, or one file, once. Returns how many broke a rule."""
-    from examination import examine
-
+    examine, _, _ = subject(kind)
     limit_memory()
     outcomes: Counter = Counter()
     for path in sorted(place.iterdir()) if place.is_dir() else [place]:
@@ -178,18 +187,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="fuzz", allow_abbrev=False)
     running.add_argument("folder", type=Path, help="for what comes out of it; one of before is gone on with")
-    running.add_argument(
-        "--kind", choices=["zip", "stream", "safetensors", "pickle"], help="of the files to start from (default: all)"
-    )
     running.add_argument("--minutes", type=float, default=30, help="(default: 30)")
     running.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
     replaying = commands.add_parser("replay", help="examine given files", allow_abbrev=False)
     replaying.add_argument("place", type=Path, help="a file, or a folder of them")
+    for command in (running, replaying):
+        command.add_argument("--kind", choices=KINDS, help="of the files to start from (default: all but pictures)")
     args = parser.parse_args()
     if args.command == "replay":
         if not args.place.exists():
             parser.error(f"{args.place} does not exist")
-        sys.exit(1 if replay(args.place) else 0)
+        sys.exit(1 if replay(args.place, args.kind) else 0)
     try:
         import atheris  # noqa: F401
     except ImportError:

@@ -163,6 +163,18 @@ def test_bits_beyond_the_pixels_of_a_png_are_not_kept(tmp_path):
     assert len(slim(io.BytesIO(stuffed)).file.read()) < 2**21
 
 
+def test_a_palette_that_is_missing_is_told(tmp_path):
+    with pytest.raises(PictureError, match="is cut off or damaged: it has no palette"):
+        read(tmp_path, png(b"\0\0", 8, 3))
+
+
+def test_the_size_that_counts_is_limited(tmp_path):
+    """A PNG may hold two headers: a small one, and one that the pixels are read by."""
+    second = (b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0))
+    with pytest.raises(PictureError, match="has 9000x9000 pixels; at most 64 million"):
+        read(tmp_path, png(bytes(6), 8, 2, second))
+
+
 # brands of ISO files
 
 HEIC = "is a HEIC picture, which is not read here. Save it as PNG or JPEG."

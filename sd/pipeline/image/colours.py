@@ -24,6 +24,8 @@ def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Im
         )
     if mode not in MODES:
         raise PictureError(f"{name} has colours of kind {mode}. Save it as RGB.")
+    if mode in ("P", "PA") and picture.palette is None:
+        raise PictureError(f"{name} is cut off or damaged: it has no palette. Get it again, or save it again.")
     grey = mode in ("1", "L", "LA", "La")
     if mode == "La":
         picture = picture.convert("LA")

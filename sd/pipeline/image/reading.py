@@ -33,9 +33,9 @@ TURNS = {  # Exif's orientation -> what brings the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises for damaged files.
+# What Pillow raises for damaged files; it also makes assertions about them.
 DAMAGE = (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError, ArithmeticError, RuntimeError)
-DAMAGE += (struct.error, zlib.error)
+DAMAGE += (struct.error, zlib.error, AssertionError)
 
 
 def read_picture(
@@ -78,7 +78,7 @@ def read_rgba(path: Path, *, colour_managed: bool = True, megapixels: float = ME
             picture = slim(file).opened()
         else:
             picture = Image.open(file, formats=readable(FORMATS))
-            check_size(path, picture.size, megapixels)
+        check_size(path, picture.size, megapixels)  # also of a PNG: it may say its size a second time
         _check_frames(path, picture)
         picture.load()
         return as_rgba(path, picture, colour_managed=colour_managed)
