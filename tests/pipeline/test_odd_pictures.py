@@ -94,6 +94,19 @@ def test_tiffs_that_would_be_read_as_something_else_are_refused(tmp_path, sample
         read(tmp_path, tiff(samples, tags), "tif")
 
 
+@pytest.mark.parametrize(("kind", "is_read"), [(1, True), (2, False)])  # tag 254: a smaller version, another page
+def test_a_tiff_with_a_preview_behind_it_is_one_picture(tmp_path, kind, is_read):
+    small = Image.new("RGB", (8, 8), "blue")
+    small.encoderinfo = {"tiffinfo": {254: kind}}
+    options = {"save_all": True, "append_images": [small]}
+    if is_read:
+        picture = read(tmp_path, Image.new("RGB", (16, 16), "red"), "tif", **options)
+        assert (picture.size, picture.getpixel((0, 0))) == ((16, 16), (255, 0, 0))
+    else:
+        with pytest.raises(PictureError, match="more than one frame or page"):
+            read(tmp_path, Image.new("RGB", (16, 16), "red"), "tif", **options)
+
+
 # PNG
 
 

@@ -23,7 +23,8 @@ from sd.pipeline.image.png_chunks import png_size, slim
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 LARGEST_PIXELS = MEGAPIXELS * 10**6
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # ISO/IEC 23008-12, annex B
-ORIENTATION = 274  # tag
+ORIENTATION, SUBFILE_TYPE = 274, 254  # tags
+MOST_PREVIEWS = 16  # in a TIFF: each half as large as the one before
 TURNS = {  # Exif's orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -175,8 +176,23 @@ def check_size(name: Path | str, size: tuple[int, int], megapixels: float) -> No
 
 def _check_frames(path: Path, picture: Image.Image) -> None:
     # A JPEG of format MPO is a photograph followed by previews or depth; the photograph comes first.
-    if picture.format != "MPO" and getattr(picture, "is_animated", False):
+    if picture.format == "MPO" or not getattr(picture, "is_animated", False):
+        return
+    if picture.format != "TIFF" or not _has_previews(picture):
         raise PictureError(
             f"{path} holds more than one frame or page. Give a single one, saved as PNG: "
             "ffmpeg -i FILE -frames:v 1 frame.png takes the first."
         )
+
+
+def _has_previews(picture: Image.Image) -> bool:
+    """Whether the pages of a TIFF after the first are smaller versions of it."""
+    pages = range(1, picture.n_frames)
+    if len(pages) > MOST_PREVIEWS:
+        return False
+    found = []
+    for page in pages:
+        picture.seek(page)
+        found.append(picture.tag_v2.get(SUBFILE_TYPE, 0) & 1)
+    picture.seek(0)
+    return all(found)
