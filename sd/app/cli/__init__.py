@@ -134,6 +134,9 @@ def dispatch(argv: list[str]) -> int:
             say(f"{args.like.name}: {note}", quiet=args.quiet)
         if unused:
             say(f"{args.like.name}: could not use {'; '.join(unused)}")
+    from sd.runtime.cpu.waiting import sleep_where_busy
+
+    sleep_where_busy()
     return command.run(args)
 
 
