@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
 
         Raises ValueError if there are more tokens than positions, or no layer is left.
         """
-        tokens = torch.as_tensor(tokens, device=self.token_embedding.weight.device)
+        tokens = torch.as_tensor(tokens, dtype=torch.int64, device=self.token_embedding.weight.device)
         length, positions = tokens.shape[-1], self.position_embedding.num_embeddings
         if length > positions:
             raise ValueError(f"the text encoder has {positions} positions, got {length} tokens")

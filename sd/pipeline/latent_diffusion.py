@@ -19,7 +19,7 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.conditions import conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
-from sd.pipeline.runner import Predict, Runner
+from sd.pipeline.runner import Predict, Runner, undisturbed
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import SettingError, Settings
 from sd.sampling.denoiser import Denoiser
@@ -80,7 +80,7 @@ class LatentDiffusion:
         networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
         return {part: next(network.parameters()).dtype for part, network in networks.items()}
 
-    @torch.no_grad()
+    @undisturbed()
     def encode_prompts(
         self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
     ) -> Tensor:
@@ -118,7 +118,7 @@ class LatentDiffusion:
             contexts.append(ContextByStep(self.encode_prompts(texts, **options).to(self.dtypes["unet"]), rows))
         return contexts
 
-    @torch.no_grad()
+    @undisturbed()
     def encode_image(self, image: Tensor, tile: str = "") -> Tensor:
         """image (B, 3, H, W) in [-1, 1] -> latents (B, 4, H/8, W/8), scaled, float32: the mean of the VAE's posterior.
 
@@ -127,7 +127,7 @@ class LatentDiffusion:
         mean = self.runner.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
         return self.config.vae.latent_scale * mean.float()
 
-    @torch.no_grad()
+    @undisturbed()
     def sample(
         self,
         batch: Sequence[Settings],
@@ -203,7 +203,7 @@ class LatentDiffusion:
         seeds, variations = [each.seed for each in batch], [each.variation for each in batch]
         return PictureNoise(seeds, shape, variations, rng=batch[0].rng, seed_delta=batch[0].seed_delta)
 
-    @torch.no_grad()
+    @undisturbed()
     def enlarge(self, latents: Tensor, settings: Settings) -> Tensor:
         """Latents of the first pass -> latents of the second pass's size, from which it begins."""
         from sd.pipeline.upscaling import upscale_latents, upscale_picture
@@ -216,7 +216,7 @@ class LatentDiffusion:
         larger = (upscale_picture(picture, settings.hires, settings.tile) for picture in pictures)
         return torch.cat([self.encode_image(to_tensor(picture), settings.tile) for picture in larger])
 
-    @torch.no_grad()
+    @undisturbed()
     def decode(self, latents: Tensor, tile: str = "") -> list[Image.Image]:
         """latents (B, 4, H/8, W/8) from `sample` -> B pictures, decoded one by one to save memory.
 

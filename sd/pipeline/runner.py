@@ -5,6 +5,7 @@ settings that change how the networks compute: seamless tiling, reused features 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from typing import TypeVar
 
 import torch
@@ -43,6 +44,21 @@ def finite(values: Tensor, part: str, network: nn.Module) -> Tensor:
     if not values.isfinite().all():
         raise NonFiniteError(part, network)
     return values
+
+
+class undisturbed(torch.no_grad):
+    """No gradients, and no autocast that the program around has entered: the precision is the networks' own."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._off = ExitStack()
+        for device in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device):
+                self._off.enter_context(torch.autocast(device, enabled=False))
+
+    def __exit__(self, *error: object) -> None:
+        self._off.close()
+        super().__exit__(*error)
 
 
 class Runner:

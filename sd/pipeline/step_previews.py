@@ -33,7 +33,7 @@ def quick_image(latents: Tensor, colours: Tensor) -> Tensor:
 def _with_constant(latents: Tensor) -> Tensor:
     """(4, H, W) -> (H*W, 5)"""
     rows = latents.detach().cpu().double().flatten(1).T
-    return torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
+    return torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64, device="cpu")], dim=1)
 
 
 def step_pictures(

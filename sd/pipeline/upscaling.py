@@ -12,12 +12,13 @@ def linear_weights(before: int, after: int, *, wraps: bool) -> Tensor:
 
     Values lie at the centres of equal cells. Beyond the ends is the nearest value, or, if the row wraps, the other end.
     """
-    places = (torch.arange(after, dtype=torch.float64) + 0.5) * before / after - 0.5
+    places = (torch.arange(after, dtype=torch.float64, device="cpu") + 0.5) * before / after - 0.5
     low = places.floor()
-    weights = torch.zeros(after, before, dtype=torch.float64)
+    weights = torch.zeros(after, before, dtype=torch.float64, device="cpu")
+    rows = torch.arange(after, dtype=torch.int64, device="cpu")
     for index, weight in ((low, 1 - (places - low)), (low + 1, places - low)):
         column = index % before if wraps else index.clamp(0, before - 1)
-        weights[torch.arange(after), column.long()] += weight
+        weights[rows, column.long()] += weight
     return weights
 
 

@@ -170,7 +170,7 @@ class Execution(Runner):
             self._predict(unet, x[rows], timestep, context[rows], guided, tile, reused, merge, part)
             for part, rows in enumerate(parts)
         ]
-        order = torch.tensor([row for rows in parts for row in rows], device=x.device)
+        order = torch.tensor([row for rows in parts for row in rows], dtype=torch.int64, device=x.device)
         return torch.cat(predictions)[order.argsort()]
 
     def _parts(self, x: Tensor, guided: bool) -> list[list[int]]:

@@ -28,7 +28,9 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
     The square roots of the betas are evenly spaced. All of it is computed in float64 and rounded once, as in the
     original training code. For Stable Diffusion the first entry is 0.99915, the last 0.00466.
     """
-    roots = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=torch.float64)
+    roots = torch.linspace(
+        config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=torch.float64, device="cpu"
+    )
     return torch.cumprod(1 - roots**2, dim=0).float()
 
 
@@ -136,7 +138,7 @@ def sampling_steps(
         alpha_bars = alpha_bar_of(SIGMAS[schedule](lowest, highest, count))
     else:
         raise ValueError(f"schedule must be one of {', '.join([*TIMESTEPS, *SIGMAS])}, got {schedule!r}")
-    finals = {"first": table[:1].double(), "one": torch.ones(1, dtype=torch.float64)}
+    finals = {"first": table[:1].double(), "one": torch.ones(1, dtype=torch.float64, device="cpu")}
     if final_alpha not in finals:
         raise ValueError(f"final_alpha must be one of {', '.join(finals)}, got {final_alpha!r}")
     return steps_through(table, torch.cat([alpha_bars[:steps], finals[final_alpha]]))
@@ -154,4 +156,4 @@ def custom_steps(table: Tensor, sigmas: Sequence[float]) -> list[Step]:
         raise ValueError(
             f"sigmas must fall from step to step and be above 0, got {', '.join(f'{s:g}' for s in sigmas)}"
         )
-    return steps_through(table, alpha_bar_of(torch.tensor([*levels, 0.0], dtype=torch.float64)))
+    return steps_through(table, alpha_bar_of(torch.tensor([*levels, 0.0], dtype=torch.float64, device="cpu")))

@@ -17,33 +17,33 @@ def leading(total: int, steps: int) -> Tensor:
     """
     stride = total // steps
     offset = min(1, total - 1 - stride * (steps - 1))
-    return (torch.arange(steps) * stride + offset).flip(0).double()
+    return (torch.arange(steps, dtype=torch.float64, device="cpu") * stride + offset).flip(0)
 
 
 def trailing(total: int, steps: int) -> Tensor:
     """Even steps back from the noisiest timestep: Lin et al., "Common Diffusion Noise Schedules and Sample Steps are
     Flawed" (2023), table 2."""
-    return (total - torch.arange(steps, dtype=torch.float64) * total / steps).round() - 1
+    return (total - torch.arange(steps, dtype=torch.float64, device="cpu") * total / steps).round() - 1
 
 
 def linspace(total: int, steps: int) -> Tensor:
     """Even steps that include both ends: Lin et al. (2023), table 2. A single step starts at the noisiest end."""
-    return torch.linspace(total - 1, 0, steps, dtype=torch.float64).round()
+    return torch.linspace(total - 1, 0, steps, dtype=torch.float64, device="cpu").round()
 
 
 def normal(total: int, steps: int) -> Tensor:
     """`linspace`, not rounded: ComfyUI's "normal", and "Uniform" in the web UI, which are k-diffusion's."""
-    return torch.linspace(total - 1, 0, steps, dtype=torch.float64)
+    return torch.linspace(total - 1, 0, steps, dtype=torch.float64, device="cpu")
 
 
 def sgm_uniform(total: int, steps: int) -> Tensor:
     """Even steps between both ends without the last one: as in Stability's generative-models, but not rounded down."""
-    return torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64)[:-1]
+    return torch.linspace(total - 1, 0, steps + 1, dtype=torch.float64, device="cpu")[:-1]
 
 
 def simple(total: int, steps: int) -> Tensor:
     """Every (total / steps)-th entry of the table from its noisy end, rounded up: nearly `trailing`."""
-    return total - 1 - (torch.arange(steps, dtype=torch.float64) * total / steps).floor()
+    return total - 1 - (torch.arange(steps, dtype=torch.float64, device="cpu") * total / steps).floor()
 
 
 def beta(total: int, steps: int, shape: float = 0.6) -> Tensor:
@@ -51,7 +51,7 @@ def beta(total: int, steps: int, shape: float = 0.6) -> Tensor:
 
     Lee et al., "Beta Sampling is All You Need" (2024). Not rounded, so that no timestep repeats.
     """
-    shares = 1 - torch.arange(steps, dtype=torch.float64) / steps
+    shares = 1 - torch.arange(steps, dtype=torch.float64, device="cpu") / steps
     return (total - 1) * beta_quantile(shares, shape)
 
 
@@ -60,7 +60,7 @@ def karras(lowest: Tensor, highest: Tensor, steps: int, rho: float = 7.0) -> Ten
 
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), eq. 5.
     """
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
     return torch.lerp(highest ** (1 / rho), lowest ** (1 / rho), ramp) ** rho
 
 
@@ -69,13 +69,13 @@ def beta_sigmas(lowest: Tensor, highest: Tensor, steps: int) -> Tensor:
 
     Few steps are at little noise: with 5, they are at 14.6, 12.1, 7.3, 2.6 and 0.03.
     """
-    shares = torch.linspace(1, 0, steps, dtype=torch.float64)
+    shares = torch.linspace(1, 0, steps, dtype=torch.float64, device="cpu")
     return torch.lerp(lowest, highest, beta_quantile(shares, 0.6))
 
 
 def exponential(lowest: Tensor, highest: Tensor, steps: int) -> Tensor:
     """Even in log(sigma), which DPM-Solver's authors call uniform in logSNR: Lu et al., "DPM-Solver" (2022)."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
     return torch.lerp(highest.log(), lowest.log(), ramp).exp()
 
 
@@ -97,15 +97,15 @@ def beta_quantile(shares: Tensor, shape: float) -> Tensor:
     The distribution is symmetric, so the lower half is enough. There, each term of the distribution function's power
     series halves the error (Abramowitz & Stegun, 6.6.8 with 15.1.1). Bisection inverts it.
     """
-    powers = torch.arange(60, dtype=torch.float64)
+    powers = torch.arange(60, dtype=torch.float64, device="cpu")
     # x ** shape * sum over n of x ** n * (1 - shape) (2 - shape) … (n - shape) / (n! (shape + n))
-    growth = torch.cumprod(torch.cat([torch.ones(1), (powers[1:] - shape) / powers[1:]]).double(), dim=0)
+    growth = torch.cumprod(torch.cat([torch.ones_like(powers[:1]), (powers[1:] - shape) / powers[1:]]), dim=0)
     coefficients = growth / (shape + powers)
 
     def below(x: Tensor) -> Tensor:
         return x**shape * (coefficients * x[:, None] ** powers).sum(dim=1)
 
-    half = torch.full((1,), 0.5, dtype=torch.float64)
+    half = torch.full((1,), 0.5, dtype=torch.float64, device="cpu")
     lower = torch.minimum(shares, 1 - shares)
     low, high = torch.zeros_like(lower), half.expand_as(lower)
     for _ in range(60):

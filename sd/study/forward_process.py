@@ -89,7 +89,7 @@ def forward_process(
     noise = PictureNoise([seed], x_0.shape[1:])()
     found = []
     for timestep in (None, *timesteps):
-        alpha_bar = torch.ones(()) if timestep is None else table[timestep]
+        alpha_bar = torch.ones((), dtype=torch.float32, device="cpu") if timestep is None else table[timestep]
         x_t = add_noise(x_0, noise, alpha_bar)
         (picture,) = model.decode(x_t.to(model.device))
         found.append(NoiseLevel(timestep=timestep, alpha_bar=alpha_bar.item(), latents=x_t, picture=picture))

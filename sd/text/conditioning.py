@@ -34,13 +34,15 @@ def encode_chunks(
     Equal rows of tokens are encoded once, whatever their weights.
     """
     ids = list(dict.fromkeys(chunk.ids for row in rows for chunk in row))
-    vectors = dict(zip(ids, text_encoder(torch.tensor(ids), skip_layers=skip_layers), strict=True))
+    vectors = dict(
+        zip(ids, text_encoder(torch.tensor(ids, dtype=torch.int64, device="cpu"), skip_layers=skip_layers), strict=True)
+    )
 
     def context(chunk: Chunk) -> Tensor:
         encoded = vectors[chunk.ids]
         if all(weight == 1 for weight in chunk.weights):
             return encoded
-        return weighted(encoded, torch.tensor(chunk.weights, device=encoded.device))
+        return weighted(encoded, torch.tensor(chunk.weights, dtype=torch.float32, device=encoded.device))
 
     return torch.stack([torch.cat([context(chunk) for chunk in row]) for row in rows])
 

@@ -38,8 +38,8 @@ class PictureFolder:
     def name(self, number: int) -> str:
         """The name of picture `number` of the training: every epoch shows each picture once."""
         epoch, place = divmod(number, len(self.names))
-        generator = torch.Generator().manual_seed(self.seed * 2**31 + epoch)
-        return self.names[torch.randperm(len(self.names), generator=generator)[place]]
+        generator = torch.Generator("cpu").manual_seed(self.seed * 2**31 + epoch)
+        return self.names[torch.randperm(len(self.names), generator=generator, dtype=torch.int64, device="cpu")[place]]
 
     def open(self, name: str) -> Tensor:
         """(3, size, size) in [-1, 1]; resized so that the shorter side fits, then cropped."""

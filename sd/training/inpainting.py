@@ -55,7 +55,7 @@ def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
     generator = Random(f"hole {seed} {number}")
     kind = generator.random()
     if kind < EVERYTHING:
-        return torch.ones(1, size, size)
+        return torch.ones(1, size, size, dtype=torch.float32, device="cpu")
     if kind < EVERYTHING + AROUND:
         thing = generator.choice(things)
         reach = [thing.radius * generator.uniform(LEAST_REACH, MOST_REACH) for _ in range(4)]
@@ -65,7 +65,7 @@ def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:
         width, height = (generator.uniform(LEAST, MOST) for _ in "wh")
         left, top = (generator.uniform(0, 1 - side) for side in (width, height))
         ellipse = generator.random() < 0.5
-    grid = (torch.arange(size) + 0.5) / size
+    grid = (torch.arange(size, dtype=torch.float32, device="cpu") + 0.5) / size
     x, y = (2 * (grid - left) / width - 1).abs(), (2 * (grid[:, None] - top) / height - 1).abs()  # 1 at the edges
     within = torch.hypot(x, y) if ellipse else torch.maximum(x, y)
     return (within <= 1).float()[None]

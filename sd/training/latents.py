@@ -64,8 +64,8 @@ class EncodedOnce:
         count = len(self.moments["mean"])
         epoch, place = divmod(step, count // batch_size)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.seed * 2**31 + epoch)
-            self.order = epoch, torch.randperm(count, generator=generator).tolist()
+            generator = torch.Generator("cpu").manual_seed(self.seed * 2**31 + epoch)
+            self.order = epoch, torch.randperm(count, generator=generator, dtype=torch.int64, device="cpu").tolist()
         numbers = self.order[1][place * batch_size : (place + 1) * batch_size][share]
         tensors = {name: moments[numbers] for name, moments in self.moments.items()}
         return Encoded(**tensors, captions=[self.caption(number, epoch) for number in numbers])

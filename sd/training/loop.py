@@ -105,7 +105,7 @@ class TrainingRun:
         if step < options.warmup:
             return options.learning_rate * (step + 1) / options.warmup
         share = (step - options.warmup) / max(1, options.steps - options.warmup)
-        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share)).item())
+        cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * share, dtype=torch.float32, device="cpu")).item())
         return options.final_learning_rate + (options.learning_rate - options.final_learning_rate) * cosine
 
     def run(self) -> Iterator[dict[str, float]]:
@@ -189,7 +189,9 @@ class TrainingRun:
             for value in self.trained.values():
                 names = ("step", "exp_avg", "exp_avg_sq")
                 self.optimiser.state[value] = {
-                    name: torch.zeros((), device=value.device) if name == "step" else torch.zeros_like(value)
+                    name: torch.zeros((), dtype=torch.float32, device=value.device)
+                    if name == "step"
+                    else torch.zeros_like(value)
                     for name in names
                 }
             state = self.tensors()

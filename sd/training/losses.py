@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from sd.networks.vae import VAE, sample_latents
 from sd.sampling.schedule import add_noise
 
+CPU32, CPU64 = ({"dtype": dtype, "device": "cpu"} for dtype in (torch.float32, torch.float64))
+
 
 class Draws(NamedTuple):
     """The random numbers of a batch. They depend only on the seed and the step, so training resumes exactly."""
@@ -31,17 +33,17 @@ def draw(
                   of a picture stays visible at every timestep; the network learns to trust it and is misled by the pure
                   noise that sampling begins with (Guttenberg, "Diffusion with Offset Noise", 2023)
     """
-    generator = torch.Generator().manual_seed(seed * 2**31 + step)
+    generator = torch.Generator("cpu").manual_seed(seed * 2**31 + step)
     count = shape[0]
     draws = Draws(
         timesteps=(
-            (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) * timesteps / count
+            (torch.arange(count, **CPU64) + torch.rand(count, generator=generator, **CPU64)) * timesteps / count
         ).long(),
-        noise=torch.randn(shape, generator=generator),
-        latent_noise=torch.randn(shape, generator=generator),
-        dropped=torch.rand(shape[:1], generator=generator) < prompt_dropout,
+        noise=torch.randn(shape, generator=generator, **CPU32),
+        latent_noise=torch.randn(shape, generator=generator, **CPU32),
+        dropped=torch.rand(shape[:1], generator=generator, **CPU32) < prompt_dropout,
     )
-    offset = torch.randn((*shape[:2], 1, 1), generator=generator)
+    offset = torch.randn((*shape[:2], 1, 1), generator=generator, **CPU32)
     return draws._replace(noise=draws.noise + noise_offset * offset) if noise_offset else draws
 
 

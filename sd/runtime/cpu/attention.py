@@ -89,7 +89,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     out = q.new_empty(q.shape)
     head, threads = width // heads, torch.get_num_threads()
-    memory = torch.empty(threads * code.sd_attention_memory(keys, head), dtype=torch.uint8)
+    memory = torch.empty(threads * code.sd_attention_memory(keys, head), dtype=torch.uint8, device="cpu")
     strides = (ctypes.c_long * 8)(*(stride for t in (q, k, v, out) for stride in t.stride()[:2]))
     addresses = [t.data_ptr() for t in (q, k, v, out)]
     sizes = batch, heads, queries, keys, head

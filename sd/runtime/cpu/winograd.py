@@ -158,7 +158,9 @@ def convolve(x: Tensor, weights: Tensor, bias: Tensor, upsampled: bool) -> Tenso
     result = x.new_empty(batch, scale * height, scale * width, len(bias))
     threads = torch.get_num_threads()
     code = _function("sd_winograd", x.dtype)
-    memory = torch.empty(threads * KERNEL.library().sd_winograd_memory(inputs, x.element_size()), dtype=torch.uint8)
+    memory = torch.empty(
+        threads * KERNEL.library().sd_winograd_memory(inputs, x.element_size()), dtype=torch.uint8, device="cpu"
+    )
     sizes = (ctypes.c_long * 6)(batch, scale * height, scale * width, inputs, len(bias), upsampled)
     addresses = [tensor.data_ptr() for tensor in (x, weights, bias, result)]
     code(*addresses, sizes, memory.data_ptr(), threads)

@@ -147,7 +147,7 @@ class Tiles:
 
     def statistics(self, x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         """Mean and variance of each picture and group, each (B, G) in float64."""
-        moments = torch.zeros(2, len(x), groups, dtype=torch.float64)
+        moments = torch.zeros(2, len(x), groups, dtype=torch.float64, device="cpu")
         for rows, columns in self.of(*x.shape[-2:]):
             tile = x[..., rows.start : rows.stop, columns.start : columns.stop].to(self.device)
             tile = tile.unflatten(1, (groups, -1)).float()  # (B, C, H, W) -> (B, G, C / G, H, W)
@@ -201,8 +201,9 @@ def cut(x: Tensor, rows: range, columns: range) -> Tensor:
     height, width = x.shape[-2:]
     if inside(rows, height) == rows and inside(columns, width) == columns:
         return x[..., rows.start : rows.stop, columns.start : columns.stop]
-    rows = torch.tensor([row % height for row in rows], device=x.device)
-    return x[..., rows[:, None], torch.tensor([column % width for column in columns], device=x.device)]
+    rows = torch.tensor([row % height for row in rows], dtype=torch.int64, device=x.device)
+    columns = torch.tensor([column % width for column in columns], dtype=torch.int64, device=x.device)
+    return x[..., rows[:, None], columns]
 
 
 def folder_on_disk() -> str:

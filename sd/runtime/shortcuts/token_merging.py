@@ -69,8 +69,8 @@ def partition(height: int, width: int) -> tuple[Tensor, Tensor]:
 
     Destinations are the upper left tokens of 2x2 cells; if a side is odd, the last cells are cut off.
     """
-    numbers = torch.arange(height * width).unflatten(0, (height, width))
-    is_destination = torch.zeros(height, width, dtype=torch.bool)
+    numbers = torch.arange(height * width, dtype=torch.int64, device="cpu").unflatten(0, (height, width))
+    is_destination = torch.zeros(height, width, dtype=torch.bool, device="cpu")
     is_destination[::CELL, ::CELL] = True
     return numbers[~is_destination], numbers[is_destination]
 
@@ -100,7 +100,7 @@ def matching(x: Tensor, sources: Tensor, destinations: Tensor, merged: int) -> T
     leaves = rank < merged
     own = len(destinations) - 1 + (~leaves).cumsum(dim=-1)
     groups = nearest.new_empty(x.shape[:2])
-    groups[:, destinations] = torch.arange(len(destinations), device=x.device)
+    groups[:, destinations] = torch.arange(len(destinations), dtype=torch.int64, device=x.device)
     groups[:, sources] = torch.where(leaves, nearest, own)
     return groups
 
@@ -125,7 +125,7 @@ def merge(x: Tensor, groups: Tensor, count: int) -> Tensor:
     """
     flat = unique_groups(groups, count)
     members = flat.argsort(stable=True)
-    firsts = torch.searchsorted(flat[members], torch.arange(len(x) * count, device=x.device))
+    firsts = torch.searchsorted(flat[members], torch.arange(len(x) * count, dtype=torch.int64, device=x.device))
     return F.embedding_bag(members, x.flatten(0, 1), firsts, mode="mean").unflatten(0, (len(x), count))
 
 
@@ -137,4 +137,4 @@ def unmerge(merged: Tensor, groups: Tensor) -> Tensor:
 
 def unique_groups(groups: Tensor, count: int) -> Tensor:
     """Number groups across rows: (B, T), each row with numbers below count -> (B * T,)."""
-    return (groups + count * torch.arange(len(groups), device=groups.device)[:, None]).flatten()
+    return (groups + count * torch.arange(len(groups), dtype=torch.int64, device=groups.device)[:, None]).flatten()

@@ -33,7 +33,8 @@ def unified_weights(distances: Sequence[float], h: float) -> list[float]:
         phi = phi / -h - 1 / math.factorial(k + 1)
     powers = [[distance**k for distance in distances] for k in range(len(distances))]
     return torch.linalg.solve(
-        torch.tensor(powers, dtype=torch.float64), torch.tensor(targets, dtype=torch.float64)
+        torch.tensor(powers, dtype=torch.float64, device="cpu"),
+        torch.tensor(targets, dtype=torch.float64, device="cpu"),
     ).tolist()
 
 

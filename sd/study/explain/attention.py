@@ -86,7 +86,7 @@ class AttentionWatch:
 
     def expect(self, column_of: Sequence[int]) -> None:
         """Record the next prediction. column_of: for each of the S tokens, the column it belongs to."""
-        columns = torch.tensor(column_of)
+        columns = torch.tensor(column_of, dtype=torch.int64, device="cpu")
         self._membership = F.one_hot(columns, int(columns.max()) + 1).float()  # (S, K)
 
     def take(self) -> list[Heat]:

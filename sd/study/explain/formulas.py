@@ -228,7 +228,9 @@ def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ..
 
     def symbol(kind: str) -> Tensor:
         symbols.append((kind, now))
-        vector = torch.zeros(1 + 4 * len(steps), dtype=torch.float64)  # at most two predictions and noises a step
+        vector = torch.zeros(
+            1 + 4 * len(steps), dtype=torch.float64, device="cpu"
+        )  # at most two predictions and noises a step
         vector[len(symbols) - 1] = 1
         return vector
 
@@ -237,7 +239,7 @@ def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ..
             return symbol("ε")
         return (x - alpha_bar.sqrt() * symbol("x̂₀")) / (1 - alpha_bar).sqrt()  # the noise that implies this x̂₀
 
-    x = torch.zeros(1 + 4 * len(steps), dtype=torch.float64)
+    x = torch.zeros(1 + 4 * len(steps), dtype=torch.float64, device="cpu")
     x[0] = 1
     options = {} if settings.eta is None else {"eta": settings.eta}
     sampler = find_sampler(settings.sampler)(predict_eps, x, steps, draw_noise=lambda: symbol("z"), **options)

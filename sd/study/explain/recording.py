@@ -48,7 +48,7 @@ class StepRecord:
     @property
     def x_0(self) -> Tensor:
         """The clean latents if the guided prediction is the noise in x_t: Ho et al. (2020), eq. 4."""
-        return x_0_from_eps(self.x_t, self.guided, torch.tensor(self.alpha_bar, dtype=torch.float64))
+        return x_0_from_eps(self.x_t, self.guided, torch.tensor(self.alpha_bar, dtype=torch.float64, device="cpu"))
 
     @property
     def difference(self) -> Tensor | None:
@@ -183,7 +183,7 @@ class Recorder:
 
         def predicted(output: Tensor, guidance_scale: float = 1.0, guidance_rescale: float = 0.0) -> Tensor:
             """The noise, computed from the network's output by the run's own code."""
-            nothing = torch.empty(0)
+            nothing = torch.empty(0, dtype=torch.float32, device="cpu")
             denoiser = Denoiser(
                 lambda *_: output,
                 self.model.config.prediction,

@@ -95,7 +95,7 @@ def preview_count(steps: int, guided: bool, compared: Sequence[int]) -> int:
 def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, int], str]) -> Iterator[dict]:
     _, plan = table_and_steps(model.config.schedule, run.settings)
     for step, formula in zip(run.steps, formulas(run.settings, plan), strict=True):
-        alpha_bars = torch.tensor([step.alpha_bar, step.alpha_bar_prev], dtype=torch.float64)
+        alpha_bars = torch.tensor([step.alpha_bar, step.alpha_bar_prev], dtype=torch.float64, device="cpu")
         sigma, sigma_prev = sigma_of(alpha_bars).tolist()
         pictures = {
             "x_t": preview(step.x_t, SMALL),
@@ -152,7 +152,7 @@ def shares(heats: Sequence[Heat], words: Sequence[Sequence[int]]) -> list[list[f
 def mean_shares(run: Run, strip: int) -> list[list[float]]:
     """The mean of `shares` over all steps that have this strip as prompt."""
     rows = [shares(step.heats, run.strips[strip].words) for step in run.steps if step.text == strip]
-    return torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist() if rows[0] else []
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").mean(dim=0).tolist() if rows[0] else []
 
 
 def packed(heats: Sequence[Heat]) -> dict:
@@ -171,7 +171,7 @@ def packed(heats: Sequence[Heat]) -> dict:
 
 def curve(table: Tensor) -> list[list[float]]:
     """Points of the schedule: timestep and alpha_bar."""
-    places = torch.linspace(0, len(table) - 1, CURVE_POINTS).round().long()
+    places = torch.linspace(0, len(table) - 1, CURVE_POINTS, dtype=torch.float32, device="cpu").round().long()
     return [[place, table[place].item()] for place in places.tolist()]
 
 

@@ -93,7 +93,7 @@ def render(scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu
     for depth in (1, 0):  # the first thing lies on top of the second
         rows = [row for row, scene in enumerate(scenes) if len(scene.things) > depth]
         if rows:
-            where = slice(None) if len(rows) == len(scenes) else torch.tensor(rows, device=device)
+            where = slice(None) if len(rows) == len(scenes) else torch.tensor(rows, dtype=torch.int64, device=device)
             image[where] = draw_things(image[where], [scenes[row].things[depth] for row in rows], grid)
     return image.clamp_(-1, 1)
 
@@ -102,15 +102,15 @@ def draw_things(image: Tensor, things: Sequence[Thing], grid: Tensor) -> Tensor:
     """Put one thing on each picture (N, 3, H, W), in place."""
     order = sorted(range(len(things)), key=lambda i: SHAPES.index(things[i].shape))  # a shape's things together
     numbers = [(thing.x, thing.y, thing.radius, cos(thing.angle), sin(thing.angle)) for thing in things]
-    x, y, radius, cosine, sine = torch.tensor(numbers, device=grid.device).T[:, :, None, None]
+    x, y, radius, cosine, sine = torch.tensor(numbers, dtype=torch.float32, device=grid.device).T[:, :, None, None]
     x, y = (grid - x) / radius, (grid[:, None] - y) / radius  # (N, 1, W) and (N, H, 1), from the centre, in radii
     parts = []
     for shape, group in groupby(order, key=lambda i: things[i].shape):
-        where = torch.tensor(list(group), device=grid.device)
+        where = torch.tensor(list(group), dtype=torch.int64, device=grid.device)
         own_x, own_y, own_cosine, own_sine = (values[where] for values in (x, y, cosine, sine))
         turned = own_cosine * own_x + own_sine * own_y, own_cosine * own_y - own_sine * own_x
         parts.append(DISTANCES[shape](*turned))
-    back = torch.tensor(order, device=grid.device).argsort()
+    back = torch.tensor(order, dtype=torch.int64, device=grid.device).argsort()
     distance = torch.cat(parts)[back]  # (N, H, W)
     cover = (distance * (radius * -len(grid))).add_(0.5).clamp_(0, 1)
     # light from the top left, and a rim that gets darker outwards: round, not flat
@@ -129,9 +129,9 @@ def draw_backgrounds(backgrounds: Sequence[Background], grid: Tensor) -> Tensor:
         rows = [row for row, background in enumerate(backgrounds) if background.pattern == pattern]
         if rows:
             numbers = [(one.period, cos(one.angle), sin(one.angle)) for one in (backgrounds[row] for row in rows)]
-            period, cosine, sine = torch.tensor(numbers, device=grid.device).T[:, :, None, None]
+            period, cosine, sine = torch.tensor(numbers, dtype=torch.float32, device=grid.device).T[:, :, None, None]
             second_share = share(grid - 0.5, grid[:, None] - 0.5, period, cosine, sine)
-            where = torch.tensor(rows, device=grid.device)
+            where = torch.tensor(rows, dtype=torch.int64, device=grid.device)
             image[where] = first[where].lerp(second[where], second_share[:, None])
     return image
 
@@ -172,7 +172,7 @@ def softened(distance: Tensor, grid: Tensor) -> Tensor:
 
 def colour_tensor(colours: Sequence[tuple[float, float, float]], grid: Tensor) -> Tensor:
     """Colours in [0, 1] -> (N, 3, 1, 1) in [-1, 1]"""
-    return torch.tensor(colours, device=grid.device)[:, :, None, None] * 2 - 1
+    return torch.tensor(colours, dtype=torch.float32, device=grid.device)[:, :, None, None] * 2 - 1
 
 
 class ShapesDataset:

@@ -37,7 +37,7 @@ class Reader(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.queries = nn.Parameter(0.1 * torch.randn(len(PLACES), width))
+        self.queries = nn.Parameter(0.1 * torch.randn(len(PLACES), width, dtype=torch.float32, device="cpu"))
         self.to_key = nn.Linear(width, width, bias=False)
         self.to_value = nn.Linear(width, width, bias=False)
         self.shape = nn.Linear(width, len(SHAPES))
@@ -76,9 +76,10 @@ class ReadingLoss(nn.Module):
 
 def labels_of(scene: Scene) -> Tensor:
     """(P, 2): the shape's and the colour's index for each place; NOTHING for an empty place"""
-    labels = torch.full((len(PLACES), 2), NOTHING)
+    labels = torch.full((len(PLACES), 2), NOTHING, dtype=torch.int64, device="cpu")
     for place, thing in zip(PLACES_OF[scene.relation], scene.things, strict=True):
-        labels[PLACES.index(place)] = torch.tensor([SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)])
+        indices = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)
+        labels[PLACES.index(place)] = torch.tensor(indices, dtype=torch.int64, device="cpu")
     labels[PLACES.index("behind"), 1] = list(COLOURS).index(scene.background.colour)
     return labels
 

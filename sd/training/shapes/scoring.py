@@ -87,7 +87,9 @@ def shares(judged: Sequence[Verdict]) -> dict[str, float]:
 def shuffle_words(text_encoder: nn.Module, seed: int) -> None:
     """Give every word the vector of another: whatever is still right is right by chance."""
     table = text_encoder.token_embedding.weight
-    order = torch.randperm(len(table), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        len(table), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.int64, device="cpu"
+    )
     table.copy_(table[order.to(table.device)])
 
 
