@@ -204,6 +204,16 @@ def test_a_hash_is_computed_once(library, tmp_path, monkeypatch):
     assert len(told) == 5  # four and the embedded one
 
 
+def test_no_more_is_read_than_a_user_waits_for(library, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sd.app.jobs.model_folder.MOST_READ", 15)
+    told = []
+    assert find_again({"name": "three", "sha256": "f" * 64}, told.append) == library / "three.ckpt"
+    assert [line.partition(" (")[0] for line in told[:1]] == ["reading three.ckpt"]
+    assert told[-1] == "no more files are read; -m NAME chooses one, and sd inspect --hash FILE reads one."
+    assert len(told) == 3  # three.ckpt, one more, and that
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [

@@ -208,10 +208,16 @@ def test_programs_are_kept_where_only_the_user_can_write(monkeypatch, tmp_path):
     keep_programs()
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
-    keep_programs()
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    for shared in (tmp_path / "file", tmp_path / "shared"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(shared))
+        keep_programs()
+        own = Path(os.environ.pop("TORCHINDUCTOR_CACHE_DIR"))
+        assert not own.is_relative_to(shared)
+        assert own.stat().st_mode & 0o777 == 0o700
+        own.rmdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_programs()
     folder = Path(os.environ.pop("TORCHINDUCTOR_CACHE_DIR"))

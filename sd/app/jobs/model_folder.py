@@ -22,6 +22,7 @@ WHOLE_MODELS = (  # what is in the folder of one model: of diffusers, whole or w
     {"refs", "snapshots"},
 )
 BESIDE = {"loras", "embeddings", "vae"}  # kinds that have a folder in a models folder, or beside it
+MOST_READ = 30 * 10**9  # bytes, to find the model of a picture by its hash
 NEAR = 5  # files listed where a name could be any of them
 USERS_DATA = {  # variable, and the folder in the home folder without it
     "darwin": ("XDG_DATA_HOME", "Library/Application Support"),
@@ -169,11 +170,19 @@ def find_again(made: Mapping, on_hash: Callable[[str], object]) -> Path | None:
     candidates = [path for path in [embedded_model(), *_in_folders("models").values()] if path.exists()]
     candidates.sort(key=lambda path: _stem(path.name) != stem)  # the likeliest first
 
-    def read(path: Path) -> str:
+    left = MOST_READ
+
+    def read(path: Path) -> str | None:
+        nonlocal left
         digest = remembered_sha256(path)
-        if digest is None:
-            on_hash(f"reading {path.name} ({size_text(path.stat().st_size)}): is it the model of the picture?")
-        return digest or file_sha256(path)
+        if digest is None and left > 0:
+            size = path.stat().st_size
+            left -= size
+            on_hash(f"reading {path.name} ({size_text(size)}): is it the model of the picture?")
+            digest = file_sha256(path)
+            if left <= 0:
+                on_hash("no more files are read; -m NAME chooses one, and sd inspect --hash FILE reads one.")
+        return digest
 
     for sha256 in (remembered_sha256, read):
         for path in candidates:

@@ -16,9 +16,11 @@ PyTorch's compiler takes seconds to import, so it is imported only when needed.
 B rows, one or with guidance two for each picture; C channels, H W height and width of the latents.
 """
 
+import atexit
 import os
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -71,7 +73,7 @@ def keep_programs() -> None:
     """Have PyTorch keep compiled programs in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another.
 
     By default it runs programs from a folder in /tmp with a predictable name, in which another user could put some.
-    That remains the folder for users without a cache folder that only they can write to.
+    Without a cache folder that only the user can write to, they are kept in a new folder until the process ends.
     """
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
@@ -79,7 +81,8 @@ def keep_programs() -> None:
         folder = cache_folder() / "compiled"
         os.close(open_trusted_folder(folder))
     except (OSError, RuntimeError):
-        return
+        folder = tempfile.mkdtemp(prefix="sd-zoo-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
