@@ -14,10 +14,10 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from convert.errors import shown, size_text
-from convert.published.connection import HttpHandler, HttpsHandler, SlowError, body_follows
+from convert.published.connection import DownloadError, SlowError, opened
 from convert.published.partial_file import CHUNK, PartialFile
 
 TIMEOUT = 30  # seconds without a byte
@@ -26,10 +26,6 @@ LONGEST_WAIT = 60  # seconds
 MARGIN = 64 << 20  # bytes that stay free on the disk
 RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
-
-
-class DownloadError(OSError):
-    """A failed download: why, and what to do. The bytes so far are kept unless the text says otherwise."""
 
 
 class _Interrupted(Exception):
@@ -217,38 +213,7 @@ def _open(source: _Source, partial: PartialFile) -> http.client.HTTPResponse:
         request.add_header("If-Range", partial.validator)
     if source.token:
         request.add_unredirected_header("Authorization", f"Bearer {source.token}")
-    opener = urllib.request.build_opener(_Redirects, HttpHandler, HttpsHandler)
-    try:
-        response = opener.open(request, timeout=TIMEOUT)
-    except (ValueError, OverflowError, http.client.InvalidURL) as error:  # of brackets, ports and names that cannot be
-        raise DownloadError(f"{shown(source.address)} leads to an invalid address: {shown(str(error))}.") from None
-    body_follows(response)
-    return response
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https; the token goes along within one host only, never from https to http."""
-
-    def http_error_302(self, request, file, code, message, headers):
-        old, address = urlsplit(request.full_url), headers.get("Location") or headers.get("URI") or ""
-        if not address:
-            raise DownloadError(f"{old.hostname} redirects, and does not say where to (HTTP {code}).")
-        new = urlsplit(urljoin(request.full_url, address))
-        if new.scheme not in ("http", "https") or new.port == 0:  # a port that is none raises ValueError
-            raise DownloadError(f"{old.hostname} redirects to {shown(address)}, which is not a web address.")
-        if old.scheme == "https" and new.scheme != "https":
-            raise DownloadError(f"{old.hostname} redirects to {shown(address)}, which is not encrypted; not followed.")
-        return super().http_error_302(request, file, code, message, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-    def redirect_request(self, request, file, code, message, headers, address):
-        following = super().redirect_request(request, file, code, message, headers, address)
-        old, new = urlsplit(request.full_url), urlsplit(address)
-        authorization = request.unredirected_hdrs.get("Authorization")
-        if following and authorization and (old.scheme, old.netloc) == (new.scheme, new.netloc):
-            following.add_unredirected_header("Authorization", authorization)
-        return following
+    return opened(request, TIMEOUT)
 
 
 def _accept(source: _Source, partial: PartialFile, response: http.client.HTTPResponse, watch: _Watch) -> int | None:

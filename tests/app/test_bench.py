@@ -188,10 +188,12 @@ def test_json_holds_every_figure_and_goes_into_a_file_too(run, tiny_ckpt, tmp_pa
             assert 30 * MB < each["own_memory"] < 4000 * MB
 
 
-def test_without_json_it_is_a_table(run, tiny_ckpt):
+def test_without_json_it_is_a_table(run, tiny_ckpt, monkeypatch):
+    monkeypatch.setattr("sd.runtime.cpu.winograd.KERNEL.problem", "other users can change the folder cache.")
     flags = ["--sizes", "64x128", "--steps", "2", "--repeat", "1", "--precision", "fp32", "--device", "cpu"]
     code, lines, err = run("bench", "-m", tiny_ckpt, *flags)
-    assert (code, err) == (0, "")
+    told = "measured without the code that is compiled for this processor: other users can change the folder cache."
+    assert (code, err) == (0, f"sd: {told}\n")
     assert lines[0] == "tiny.ckpt: sd-v1, fp32 on cpu"
     assert f"torch {torch.__version__}" in lines[1]
     assert "64x128, one picture at a time" in lines

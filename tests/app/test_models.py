@@ -310,6 +310,19 @@ def test_a_host_that_cannot_be_reached_is_given_up_at_once(tmp_path, monkeypatch
     assert (waits, os.listdir(tmp_path)) == ([], [])
 
 
+def test_a_connection_has_ten_seconds_and_an_answer_thirty(get, server, monkeypatch):
+    connect, given = socket.create_connection, []
+
+    def noted(address, timeout, *others):
+        given.append((timeout, connect(address, timeout, *others)))
+        return given[-1][1]
+
+    monkeypatch.setattr("socket.create_connection", noted)
+    arrived = []
+    get(on_bytes=lambda count: arrived.append(given[0][1].gettimeout()))
+    assert (given[0][0], set(arrived)) == (10, {30})
+
+
 def test_a_network_that_goes_away_is_waited_for(get, server, tmp_path, monkeypatch):
     """Once there was an answer, a connection that cannot be made is tried again."""
     opener, answers = urllib.request.OpenerDirector.open, iter([True, False, True])
