@@ -107,6 +107,7 @@ GREY_PHOTOGRAPH = noise(64, 64).convert("L").point(lambda level: 40 + level // 2
     ("picture", "rule", "inside", "outside"),  # levels at (5, 5) and (60, 60)
     [
         (photograph().convert("RGB").convert("L").convert("RGB"), "levels", None, None),
+        (opened_up(photograph(), (0, 0, 64, 64), 254), "levels", None, None),  # as some programs save what is opaque
         (opened_up(photograph(), (0, 0, 16, 16)), "hole", 255, 0),
         (opened_up(photograph(), (0, 0, 60, 50)), "hole", 255, 0),  # more hole than picture
         (opened_up(photograph(), (0, 0, 16, 16), 100), "hole", 155, 0),  # half transparent

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.mask is None) == (args.expand is None):
         raise UsageError(
             "give either --mask IMAGE, whose white part is repainted, or --expand left=128 and the like."
-            + (hint_of_hole(args.init) if args.mask is None else "")
+            + (hint_of_hole(args.init, args.max_megapixels) if args.mask is None else "")
         )
     prepare_steps(args)
     if args.expand is not None:
@@ -56,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     return make_pictures.run(args, "inpainting")
 
 
-def hint_of_hole(init: Path) -> str:
+def hint_of_hole(init: Path, megapixels: float) -> str:
     """What to do if the picture to begin with has a transparent part; nothing if it has none."""
+    from sd.pipeline.image.masks import has_hole
     from sd.pipeline.image.reading import read_rgba
 
-    if read_rgba(init).mode == "RGB":
+    if not has_hole(read_rgba(init, megapixels=megapixels)):
         return ""
     return f" {init} has a transparent part: --mask {init} repaints that."

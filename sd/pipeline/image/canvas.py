@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from sd.pipeline.image.input_settings import InputSettings
-from sd.pipeline.image.masks import masked_region, match, paste_back, prepare
+from sd.pipeline.image.masks import has_hole, masked_region, match, paste_back, prepare
 from sd.pipeline.image.outpainting import expand
 from sd.pipeline.image.reading import PictureError, flatten
 from sd.pipeline.image.resizing import Placement, Size, fit, natural
@@ -67,7 +67,7 @@ def inpainting(
     Raises PictureError if nothing would be repainted, or if a part of it would be cropped.
     """
     if (mask is None) == (settings.expand is None):
-        hole = "" if mask or picture.mode == "RGB" else HOLE_HINT
+        hole = HOLE_HINT if mask is None and has_hole(picture) else ""
         raise PictureError(f"inpainting takes either a mask or sides to expand. Give one of the two.{hole}")
     picture = flatten(picture, "white")
     if settings.expand is None:

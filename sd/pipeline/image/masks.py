@@ -26,6 +26,11 @@ RULES = {  # how a picture becomes a mask -> what to tell, None for the plain wa
 }
 
 
+def has_hole(picture: Image.Image) -> bool:
+    """Whether some pixel of a picture (RGB or RGBA) is more transparent than not."""
+    return picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 128
+
+
 def read_mask(path: Path) -> Image.Image:
     """A mask (L) from a picture file, as `mask_from` makes it. Raises PictureError for files that are not pictures."""
     return mask_from(read_rgba(path, colour_managed=False))
@@ -46,7 +51,7 @@ def rule_for(picture: Image.Image, init: Image.Image | None = None) -> str:
 
     init  the picture that is to be repainted (RGB or RGBA)
 
-    levels   no pixel is transparent: grey levels
+    levels   no pixel is transparent, or hardly: grey levels
     hole     as transparent as the init picture; or a photograph: many colours, or flat ones on more than half of it
     strokes  everything visible has one colour; or few colours on an empty layer
     drawing  black and white
@@ -54,6 +59,8 @@ def rule_for(picture: Image.Image, init: Image.Image | None = None) -> str:
     if picture.mode == "RGB":
         return "levels"
     opacity = picture.getchannel("A")
+    if opacity.getextrema()[0] > 255 - FAINT:
+        return "levels"
     is_of_init = init is not None and init.mode == "RGBA" and init.size == picture.size
     if is_of_init and ImageChops.difference(opacity, init.getchannel("A")).getbbox() is None:
         return "hole"
