@@ -83,6 +83,8 @@ def test_a_float_array_is_told_how_to_become_levels():
 def test_files_that_cannot_be_read_and_large_pictures_are_refused(model, tmp_path):
     with pytest.raises(PictureError, match=r"absent\.png does not exist"):
         model.img2img("a", "absent.png")
+    with pytest.raises(PictureError, match=r"does not exist\. Download the picture, and give the file\."):
+        model.img2img("a", "https://example.com/photo.png")
     large = Image.new("L", (1001, 1000))
     with pytest.raises(PictureError, match=r"the picture has 1001x1000 pixels; at most 1 million are read\."):
         model.img2img("a", large, max_megapixels=1)
@@ -105,6 +107,9 @@ def test_the_working_size_is_given_either_way(model):
         assert model.img2img("a", PIXELS, **options, **FAST)[0].size == (64, 80)
     with pytest.raises(ValueError, match="width and height go together here"):
         model.img2img("a", PIXELS, width=64)
+    for size in ("64x64", (64,), ("a", 64), (64.0, 64)):
+        with pytest.raises(TypeError, match=r"a working size is \(width, height\) in whole pixels"):
+            model.img2img("a", PIXELS, size=size)
     with pytest.raises(ValueError, match="not both"):
         model.inpaint("a", PIXELS, PIXELS, width=64, height=64, size=(64, 64))
 

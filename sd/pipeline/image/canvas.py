@@ -37,14 +37,18 @@ class Canvas:
 
 
 def size_from(size: Size | None, width: int | None, height: int | None) -> Size | None:
-    """The working size that is asked for in either form. Raises ValueError for one side alone, or both forms."""
-    if width is None and height is None:
-        return size
-    if size is not None:
-        raise ValueError("give either size=(width, height), or width and height, not both")
-    if width is None or height is None:
-        raise ValueError("width and height go together here; give both, or neither for the picture's own size")
-    return width, height
+    """The working size that is asked for in either form. Raises ValueError for one side or both forms, TypeError."""
+    if width is not None or height is not None:
+        if size is not None:
+            raise ValueError("give either size=(width, height), or width and height, not both")
+        if width is None or height is None:
+            raise ValueError("width and height go together here; give both, or neither for the picture's own size")
+        size = (width, height)
+    if size is None:
+        return None
+    if not (isinstance(size, tuple | list) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)):
+        raise TypeError(f"a working size is (width, height) in whole pixels, such as (512, 512); got {size!r}")
+    return tuple(size)
 
 
 def image_to_image(picture: Image.Image, size: Size | None, native: int, settings: InputSettings) -> Canvas:

@@ -119,7 +119,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise PictureError(f"{path} is a device or a pipe. Save the picture to a file and give that.")
         file = open(path, "rb")  # noqa: SIM115
     except FileNotFoundError:
-        raise PictureError(f"{path} does not exist. Give a picture file.") from None
+        is_address = str(path).startswith(("http:/", "https:/"))
+        hint = "Download the picture, and give the file" if is_address else "Give a picture file"
+        raise PictureError(f"{path} does not exist. {hint}.") from None
     except OSError as error:
         raise PictureError(f"{path} cannot be opened: {error.strerror}.") from None
     with file:
