@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from sd.training.shapes.scenes import Background, Scene, Thing
+from sd.training.shapes.scenes import COLOURS, PATTERNS, SHAPES, Background, Scene, Thing
 
 SIZE_WORDS = {"small": ("small", "little"), "medium": ("medium-sized",), "large": ("large", "big")}
 RELATION_WORDS = {
@@ -22,6 +22,15 @@ ENDS = {  # where both things are, if they lie on different sides of the middle
 }
 PATTERN_NOUNS = {"striped": "stripes", "dotted": "dots", "checkered": "a checkered pattern", "gradient": "a gradient"}
 LEADS = ("a picture of ", "a drawing of ", "an image of ", "there is ")
+
+JOINTS = "a an against and around at background front in middle of on plain the with"  # words that only functions hold
+
+
+def vocabulary() -> frozenset[str]:
+    """Every word that a caption may have, in small letters; a hyphen separates two."""
+    tables = (SHAPES, COLOURS, PATTERNS, LEADS, PATTERN_NOUNS.values(), *SIZE_WORDS.values(), *RELATION_WORDS.values())
+    texts = [text for table in (*tables, *ENDS.values()) for text in table]
+    return frozenset(" ".join([*texts, JOINTS]).replace("-", " ").split())
 
 
 def plain_caption(scene: Scene) -> str:
