@@ -73,3 +73,19 @@ def test_contact_sheet_is_about_as_wide_as_high():
     sheet = contact_sheet(reds)
     assert sheet.size == (24, 16)
     assert [sheet.getpixel((8 * (i % 3), 8 * (i // 3)))[0] for i in range(5)] == [0, 40, 80, 120, 160]
+
+
+@pytest.mark.parametrize("side", [64, 128, 512, 1024])
+def test_labels_stand_under_the_pictures_and_fit(side):
+    greys = [Image.new("RGB", (side, side), (99, 99, 99)) for _ in range(3)]
+    labels = ["seed 7", "a lighthouse at dusk, " * 30, "x" * 500 + "\nبرج 猫"]
+    sheet = contact_sheet(greys, 2, labels)
+    row = sheet.height // 2
+    assert (sheet.width, sheet.height % 2) == (2 * side, 0)
+    assert 10 < row - side < 70
+    for i in range(3):
+        left, top = i % 2 * side, i // 2 * row
+        assert set(sheet.crop((left, top, left + side, top + side)).getdata()) == {(99, 99, 99)}
+        strip = sheet.crop((left, top + side, left + side, top + row)).convert("L")
+        assert strip.getextrema()[1] == 255  # letters
+        assert strip.crop((side - 2, 0, side, strip.height)).getextrema() == (0, 0)  # none is cut at the edge

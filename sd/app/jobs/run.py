@@ -14,6 +14,7 @@ from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
 from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_moved, with_seeds, with_settings
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
+from sd.app.jobs.vocabulary import embedded_model_knows
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
 from sd.sampling.names import objection
@@ -79,10 +80,30 @@ def make_pictures(request: JobRequest, events: Events) -> None:
     if outputs.sheet and pictures:
         from sd.pipeline.image.tensors import contact_sheet, save_png
 
-        save_png(contact_sheet(pictures, request.grid_columns), outputs.sheet, {}, force=request.force)
+        sheet = contact_sheet(
+            list(pictures.values()), request.grid_columns, labels_of([outputs.jobs[i] for i in pictures])
+        )
+        save_png(sheet, outputs.sheet, {}, force=request.force)
         events.written("grid", outputs.sheet)
     if failed:
         raise JobError(f"{failed} of {counted(len(outputs.jobs), 'picture')} could not be made.")
+
+
+def facts_of(job: Settings, picture: "Image.Image") -> dict[str, object]:
+    """What is reported of a picture, by the names of flags."""
+    names = ("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale")
+    return {name: getattr(job, name) for name in names} | {"width": picture.width, "height": picture.height}
+
+
+def labels_of(jobs: Sequence[Settings]) -> list[str]:
+    """What to write under the pictures of a sheet: the prompts if they differ, else the seeds."""
+    prompts = [job.prompt for job in jobs]
+    seeds = [f"variation {job.vary_seed}" if job.vary else f"seed {job.seed}" for job in jobs]
+    if len(set(prompts)) == 1:
+        return seeds
+    if len(set(prompts)) == len(jobs):
+        return prompts
+    return [f"{seed}: {prompt}" for seed, prompt in zip(seeds, prompts, strict=True)]
 
 
 def find_outputs(
@@ -118,6 +139,8 @@ def find_outputs(
 
 def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
     """Say what is asked for and has no effect, or no point."""
+    if problem := embedded_model_knows(request.file, jobs):
+        events.warn(problem)
     if told := difference(made_with(request, "model"), request.file, model.source.sha256):
         events.warn(f"{request.like} was {told}")
     reuses, merges = any(job.reuse_features > 1 for job in jobs), any(job.merge_tokens for job in jobs)
@@ -138,8 +161,9 @@ def run_batches(
     inputs: "Inputs | None",
     canvas: "Canvas | None",
     events: Events,
-) -> "tuple[list[Image.Image], int]":
-    """Make and write the pictures, batch by batch. Returns those for the sheet, and how many could not be made.
+) -> "tuple[dict[int, Image.Image], int]":
+    """Make and write the pictures, batch by batch. Returns those for the sheet by the numbers of their jobs, and how
+    many could not be made.
 
     If one picture of a batch is missing, the whole batch is made again: in another batch, its pixels might be rounded
     differently.
@@ -195,7 +219,9 @@ def run_batches(
                     events.warn(f"seed {jobs[i].seed}: {error}")
                     failed += 1
                     continue
-                events.written("picture", paths[i], seed=jobs[i].seed, ms=milliseconds)
+                events.written(
+                    "picture", paths[i], ms=milliseconds, model=model.source.name, **facts_of(jobs[i], picture)
+                )
     if outputs.sheet:
         from sd.pipeline.image.reading import PictureError, read_picture
 
@@ -204,7 +230,7 @@ def run_batches(
                 kept[i], _ = read_picture(finished[i])
             except PictureError as error:
                 events.warn(f"{error} The sheet is made without it.")
-    return [kept[i] for i in sorted(kept)], failed
+    return {i: kept[i] for i in sorted(kept)}, failed
 
 
 def make_batch(

@@ -57,12 +57,25 @@ def png_bytes(picture: Image.Image, texts: Mapping) -> bytes:
     return file.getvalue()
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """All pictures on one sheet, row by row; by default with about as many rows as columns."""
+def contact_sheet(
+    pictures: Sequence[Image.Image], columns: int | None = None, labels: Sequence[str] = ()
+) -> Image.Image:
+    """All pictures on one sheet, row by row; by default with about as many rows as columns.
+
+    labels  what to write under each picture, if anything
+    """
     columns = columns or math.ceil(math.sqrt(len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(side) for side in zip(*(picture.size for picture in pictures), strict=True))
-    sheet = Image.new("RGB", (columns * width, rows * height))
+    strips = []
+    if labels:
+        from sd.pipeline.image.labels import label
+
+        strips = [label(text, width) for text in labels]
+    row = height + max((strip.height for strip in strips), default=0)
+    sheet = Image.new("RGB", (columns * width, rows * row))
     for i, picture in enumerate(pictures):
-        sheet.paste(picture, (i % columns * width, i // columns * height))
+        sheet.paste(picture, (i % columns * width, i // columns * row))
+    for i, strip in enumerate(strips):
+        sheet.paste(strip, (i % columns * width, i // columns * row + height))
     return sheet
