@@ -79,14 +79,33 @@ def open_trusted_folder(path: Path) -> int:
             if before >= 0:
                 os.close(before)
             state = os.fstat(place)
-            shared = state.st_mode & 0o022 and not (todo and state.st_mode & stat.S_ISVTX)
-            if state.st_uid not in (0, os.geteuid()) or shared:
+            writers = state.st_mode & (0o002 if is_private_group(state.st_gid) else 0o022)
+            if state.st_uid not in (0, os.geteuid()) or (writers and not (todo and state.st_mode & stat.S_ISVTX)):
                 raise UntrustedError(f"{path}: other users can change the folder {part}.")
         return place
     except BaseException:
         if place >= 0:
             os.close(place)
         raise
+
+
+def is_private_group(number: int) -> bool:
+    """Whether a group has the user as its only member, as many systems make one for each user."""
+    import grp
+    import pwd
+
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(number)
+    except KeyError:  # users of containers often have no name
+        return False
+    return (user.pw_gid, user.pw_name) == (number, group.gr_name) and {*group.gr_mem} <= {user.pw_name}
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for the user only, as the XDG specification says."""
+    if not folder.exists():
+        make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _entry(name: str, folder: int) -> os.stat_result:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sd.files import cache_folder, open_own, written_whole
+from sd.files import cache_folder, make_private, open_own, written_whole
 
 CHUNK = 4 << 20
 LEAST_URGENT = 19  # as setpriority(2) counts
@@ -150,7 +150,7 @@ def _remember(hashes: dict[str, str]) -> None:
     newest = dict(list(hashes.items())[-KEPT:])
     try:
         cache = _cache_file()
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        make_private(cache.parent)
         with written_whole(cache, force=True) as file:
             file.write(json.dumps(newest, indent=1).encode())
     except (OSError, RuntimeError):

@@ -124,6 +124,20 @@ def test_flags_that_ask_for_more_give_a_page_each(call, things, flag):
     assert "models/empty.pt is empty" in out
 
 
+def test_a_folder_that_cannot_be_read_is_a_line(call, things, monkeypatch):
+    scan = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("models/sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr("os.scandir", forbidden)
+    monkeypatch.setattr("os.listdir", lambda path: [entry.name for entry in forbidden(path)])
+    code, out, _ = call("inspect", "models/sub", "models/tiny.ckpt")
+    assert (code, cells(out)["models/sub"][0], cells(out)["models/tiny.ckpt"][1]) == (2, "unreadable", "sd-v1")
+
+
 def test_a_pipe_among_them_is_not_waited_for(call, tmp_path):
     os.mkfifo(tmp_path / "x.ckpt")
     (tmp_path / "y.ckpt").write_bytes(b"")

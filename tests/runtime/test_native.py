@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from convert.files.hashing import file_sha256
 from sd.files import UntrustedError, cache_folder
 from sd.runtime.cpu.native import FLAGS, Kernel, compiler, library, opened
 
+pwd = pytest.importorskip("pwd")
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or compiler() is None, reason="there is no compiler, or this is not Linux"
 )
@@ -79,6 +82,35 @@ def test_nothing_is_run_from_a_folder_that_others_can_change(source, folder, tmp
     with pytest.raises(UntrustedError, match=f"other users can change the folder {Path(shared).name}"):
         library(source, FLAGS)
     (tmp_path / shared).chmod(0o700)
+    assert library(source, FLAGS).seven() == 7
+
+
+def test_the_user_s_own_group_is_nobody_else(source, folder, monkeypatch):
+    library(source, FLAGS)
+    user = pwd.getpwuid(os.geteuid())
+    os.chown(folder, -1, user.pw_gid)
+    folder.chmod(0o770)
+
+    def group(members, name=user.pw_name):
+        monkeypatch.setattr("grp.getgrgid", lambda number: SimpleNamespace(gr_name=name, gr_mem=members))
+
+    for members in ([], [user.pw_name]):
+        group(members)
+        assert library(source, FLAGS).seven() == 7
+    for shared in ({"members": [user.pw_name, "other"]}, {"members": [], "name": "users"}):
+        group(**shared)
+        with pytest.raises(UntrustedError, match="native"):
+            library(source, FLAGS)
+
+
+def test_folders_are_made_for_the_user_only_whatever_is_the_habit(source, folder, tmp_path):
+    """Also by the cache of hashes, which may be the first one to need them."""
+    before = os.umask(0)
+    try:
+        file_sha256(source)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder.parent, folder.parent.parent)] == [0o700, 0o700]
     assert library(source, FLAGS).seven() == 7
 
 

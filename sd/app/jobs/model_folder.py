@@ -76,7 +76,10 @@ def models_in(folder: Path, others: Callable[[Path], object] = lambda path: None
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder is one model, or a component of one, in diffusers' layout."""
-    return _is_model(set(os.listdir(folder)))
+    try:
+        return _is_model(set(os.listdir(folder)))
+    except OSError:
+        return False
 
 
 def _is_model(names: set[str]) -> bool:
