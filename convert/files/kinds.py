@@ -8,6 +8,11 @@ from convert.files.pickle_reader import read_pickle
 from convert.files.records import StorageRecord
 
 HEAD_BYTES = 4096
+GGML = (b"lmgg", b"tjgg", b"fmgg", b"algg")
+SQLITE = (
+    "is an SQLite database, which Draw Things keeps its models in, not a checkpoint. Get the model's .safetensors or "
+    ".ckpt file"
+)
 MAGIC = (  # offset, bytes, what it is
     (0, b"7z\xbc\xaf\x27\x1c", "is a 7z archive. Unpack it first"),
     (0, b"Rar!\x1a\x07", "is a rar archive. Unpack it first"),
@@ -18,17 +23,39 @@ MAGIC = (  # offset, bytes, what it is
     (0, b"PK\5\6", "is an empty zip archive, not a checkpoint"),
     (0, b"PK\7\x08", "is one part of a split zip archive, not a checkpoint"),
     (257, b"ustar", "is a tar archive. Unpack it first; torch's own tar format of 2016 is not read"),
+    (0, b"\x04\x22\x4d\x18", "is compressed with lz4. Unpack it first"),
     (0, b"GGUF", "is a GGUF file, which belongs to other programs, not a checkpoint"),
+    *((0, magic, "is a GGML file, which belongs to other programs, not a checkpoint") for magic in GGML),
+    (0, b"SQLite format 3\0", SQLITE),
+    (4, b"TFL3", "is a TensorFlow Lite model, not a checkpoint. Get the model's .safetensors or .ckpt file"),
+    (0, b"ftrt", "is a TensorRT engine, not a checkpoint. Get the model's .safetensors or .ckpt file"),
     (0, b"\x89HDF\r\n\x1a\n", "is an HDF5 file, not a checkpoint of this model"),
     (0, b"\x93NUMPY", "is a single NumPy array (npy), not a checkpoint"),
     (0, b"\x89PNG\r\n\x1a\n", "is a picture (PNG), not a checkpoint"),
     (0, b"\xff\xd8\xff", "is a picture (JPEG), not a checkpoint"),
     (0, b"GIF8", "is a picture (GIF), not a checkpoint"),
     (8, b"WEBP", "is a picture (WebP), not a checkpoint"),
+    (0, b"BM", "is a picture (BMP), not a checkpoint"),
+    (0, b"II*\0", "is a picture (TIFF), not a checkpoint"),
+    (0, b"MM\0*", "is a picture (TIFF), not a checkpoint"),
+    (0, b"8BPS", "is a picture (Photoshop), not a checkpoint"),
+    (4, b"ftypavif", "is a picture (AVIF), not a checkpoint"),
+    (4, b"ftyphei", "is a picture (HEIC), not a checkpoint"),
+    (4, b"ftyp", "is a video (MP4), not a checkpoint"),
+    (0, b"\x1aE\xdf\xa3", "is a video (WebM or Matroska), not a checkpoint"),
+    (8, b"WAVE", "is sound (WAV), not a checkpoint"),
+    (0, b"PAR1", "is a table (Parquet), not a checkpoint"),
+    (0, b"bplist00", "is an Apple property list, not a checkpoint"),
     (0, b"%PDF-", "is a PDF document, not a checkpoint"),
     (0, b"\x7fELF", "is a program (ELF), not a checkpoint"),
+    (0, b"\xcf\xfa\xed\xfe", "is a program (macOS), not a checkpoint"),
     (0, b"MZ", "is a program (Windows), not a checkpoint"),
 )
+# Protocol buffers: the version, then a text (the producer's name), or a message
+SAVED_MODEL = re.compile(rb"\x08\x01\x12")
+ONNX = re.compile(rb"\x08[\x02-\x20](?:[\x12\x1a\x22\x32].[\x20-\x7e]{1,40}|:)", re.DOTALL)
+CORE_ML = re.compile(rb"\x08[\x01-\x10][\x12\xa2]")
+MESSAGE_PACK = re.compile(rb"(?:[\x81-\x8f]|\xde..)(?:[\xa1-\xbf]|\xd9.)[\x20-\x7e]", re.DOTALL)  # a map with text keys
 OLD_PICKLE = re.compile(rb"[(\]}lp0-9\n]{0,8}c([\w.]{1,200})\n([\w.]{1,200})\n")  # protocol 0 or 1
 
 
@@ -38,6 +65,8 @@ def other_kind(data: memoryview) -> CheckpointError:
     for offset, magic, sentence in MAGIC:
         if head.startswith(magic, offset):
             return UnsupportedFileError(sentence)
+    if kind := other_framework(head):
+        return UnsupportedFileError(f"is {kind}, not a checkpoint. Get the model's .safetensors or .ckpt file")
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return bare_pickle(data)
     if names := OLD_PICKLE.match(head):
@@ -50,6 +79,19 @@ def other_kind(data: memoryview) -> CheckpointError:
     return text_kind(head, len(data)) or UnsupportedFileError(
         f"is not a checkpoint of a known kind; it begins with the bytes {head[:8].hex(' ')}"
     )
+
+
+def other_framework(head: bytes) -> str | None:
+    """The model format of another framework that starts with numbers, not with a word of its own."""
+    if SAVED_MODEL.match(head):
+        return "a TensorFlow SavedModel"
+    if ONNX.match(head):
+        return "an ONNX model"
+    if CORE_ML.match(head):
+        return "a Core ML model"
+    if MESSAGE_PACK.match(head):
+        return "a MessagePack file, such as Flax writes"
+    return None
 
 
 def bare_pickle(data: memoryview) -> CheckpointError:
@@ -83,6 +125,14 @@ def text_kind(head: bytes, size: int) -> CheckpointError | None:
         return UnsupportedFileError(
             f"is a Git LFS pointer, not the weights ({size_text(size)}). Download the file itself{real}"
         )
+    if re.match(r"(<\?xml[^>]*>\s*)?<net\b", start):
+        return UnsupportedFileError(
+            "is the description of an OpenVINO model (XML), not the weights. Get its .safetensors file"
+        )
+    if re.match(r"(<\?xml[^>]*>\s*)?<svg\b", start):
+        return UnsupportedFileError("is a picture (SVG), not a checkpoint")
+    if start.startswith("<?xml"):
+        return UnsupportedFileError(f"is XML text, not the weights: '{shown(start, 120)}'. Download the file itself")
     if start.startswith("<"):
         return UnsupportedFileError("is a web page (HTML), not the weights. Download the file itself")
     if start.startswith(("{", "[")):
