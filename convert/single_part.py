@@ -61,13 +61,13 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         found = _with_text_root(found)
     prefix = PREFIXES[part]
     mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
-    refusal = recognise_names({name: record.shape for name, record in found.tensors.items()}).refusal
+    kind = recognise_names({name: record.shape for name, record in found.tensors.items()})
     if not mine:
-        what = f"it {refusal}" if refusal else "none of its tensors is part of one."
+        what = f"it {kind.refusal}" if kind.refusal else "none of its tensors is part of one."
         raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1: {what}")
+    if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
+        raise UnsupportedFileError(kind.refusal)
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()})
-    if refusal and part != "vae":  # the VAEs of all families have the same shapes
-        raise UnsupportedFileError(refusal)
     if file.configs:
         config = with_settings(config, file.configs)
     names = original_names(config, part)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from convert.checkpoint import EXTRA, SCHEDULE_BUFFERS
 from convert.errors import CheckpointError
+from convert.families.additions import ADDITIONS
 from convert.families.recognition import Recognised
-from convert.families.table import ADDITIONS, CONTROLNET, MODELS
+from convert.families.table import MODELS
 from convert.files.records import Inert, StorageRecord, TensorRecord
 from convert.layouts.original_layout import networks_in
 from convert.layouts.wrapping import unwrap
@@ -72,7 +73,7 @@ def _place(name: str, kind: Recognised) -> tuple[bool, str, str]:
     for prefix, part in PREFIXES.items():
         if name.startswith(prefix):
             return True, part, prefix
-    if kind.family in (CONTROLNET, *ADDITIONS):
+    if kind.family and "" in kind.family.parts.values():
         return True, next(part for part, prefix in kind.family.parts.items() if not prefix), ""
     if len(kind.parts) == 1:  # a network alone, without a prefix
         return True, kind.parts[0], ""

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convert.errors import UnsupportedFileError, WeightMismatchError, shown, shown_list
-from convert.families.recognition import recognise_names
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.families.recognition import beside, recognise_names
 from convert.families.table import MODELS
 from convert.files.limits import LIMITS
 from convert.layouts.names import PREFIXES
@@ -40,10 +40,14 @@ def recognise(shapes: Shapes) -> ModelConfig:
         )
     if missing := [words for part, words in PARTS.items() if part not in present]:
         there = " and a ".join(PARTS[part] for part in present)
+        others = beside(shapes, tuple(PARTS[part] for part in present))
+        more = (
+            f", and {counted(len(others), 'tensor')} of no network, such as {shown(others[0], 100)}" if others else ""
+        )
         advice = ", or put a VAE into it with sd convert --vae FILE" if missing == [PARTS["vae"]] else ""
         raise WeightMismatchError(
-            f"has no {' and no '.join(missing)}: its {len(shapes)} tensors are only those of a {there}. Use a complete "
-            f"checkpoint{advice}."
+            f"has no {' and no '.join(missing)}: its {len(shapes)} tensors are only those of a {there}{more}. Use a "
+            f"complete checkpoint{advice}."
         )
     sizes = {part: READ_SIZES[part](_strip(shapes, prefix)) for part, prefix in PREFIXES.items()}
     unet, text_encoder = sizes["unet"], sizes["text_encoder"]

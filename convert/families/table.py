@@ -32,12 +32,13 @@ class Family:
     name: str  # as in a config: "sd-v1-inpainting"
     title: str  # for a reader: "Stable Diffusion 1 inpainting"
     # how to tell it
-    starts: tuple[str, ...] = ()  # some name starts with one of these
-    inside: tuple[str, ...] = ()  # or has one of these in it
+    starts: tuple[str, ...] = ()  # some name starts with one of these ("clip_g\n": is that)
+    inside: tuple[str, ...] = ()  # or has one of these in it; a dot in front is also the beginning
     lacks: str = ""  # no name starts with this
     context: int | None = None  # width of the text vectors; tells the family where the names do not
     channels: int | None = None  # that the UNet takes
     label: int | None = None  # width of the vector that the UNet gets beside the text
+    latents: int | None = None  # channels of the VAE's latents; tells what a VAE alone is for
     pipeline: str = ""  # how the name of diffusers' class for it starts
     # what can be done with it
     config: ModelConfig | None = None  # None: recognised, and refused
@@ -93,7 +94,60 @@ EDIT = {"channels": 8, "tasks": ()}
 V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
 V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
 UPSCALER = {"channels": 7, "pipeline": "StableDiffusionUpscale", "tasks": (), "prediction": "v"}
+
+
+def other(name: str, title: str, *names: str, **conditions: object) -> Family:
+    """A family without anything in common with Stable Diffusion 1: told by names, under any prefix."""
+    inside = tuple(f".{each}" for each in names)
+    return Family(name=name, title=title, inside=inside, parts={"tensors": ""}, **conditions)
+
+
+OTHERS = (  # transformers, cascades and video models
+    other(
+        "hunyuan-video", "HunyuanVideo", "double_blocks.0.img_attn_qkv.", "individual_token_refiner.", "token_refiner."
+    ),
+    other("hidream", "HiDream", "double_stream_blocks.0."),
+    other("aura-flow", "AuraFlow", "double_layers.0.", "joint_transformer_blocks.0.", pipeline="AuraFlow"),
+    other("chroma", "Chroma", "distilled_guidance_layer.", pipeline="Chroma"),
+    other("flux", "FLUX", "double_blocks.0.", "single_blocks.0.", "single_transformer_blocks.0.", pipeline="Flux"),
+    other("qwen-image", "Qwen-Image", "transformer_blocks.0.img_mod.", pipeline="QwenImage"),
+    other(
+        *("sd3", "Stable Diffusion 3", "joint_blocks.0.", "transformer_blocks.0.attn.add_q_proj."),
+        pipeline="StableDiffusion3",
+    ),
+    other("wan", "Wan", "blocks.0.cross_attn.", "condition_embedder.time_proj.", pipeline="Wan"),
+    other("ltx", "LTX-Video", "patchify_proj.", pipeline="LTX"),
+    other("cogvideo", "CogVideo or CogView", "patch_embed.text_proj.", "mixins.patch_embed.", pipeline="CogVideo"),
+    other("mochi", "Mochi", "t5_y_embedder.", pipeline="Mochi"),
+    other("cosmos", "Cosmos", "blocks.block0.", pipeline="Cosmos"),
+    other("hunyuan-dit", "Hunyuan-DiT", "mlp_t5.", "text_embedding_padding", pipeline="HunyuanDiT"),
+    other(
+        "pixart", "PixArt, Sana or Allegro", "adaln_single.", "y_embedder.y_proj.", "t_block.1.", "caption_norm.weight"
+    ),
+    other("lumina", "Lumina or Z-Image", "cap_embedder.", "time_caption_embed.", pipeline="Lumina"),
+    other("dit", "DiT", "blocks.0.adaLN_modulation.", "transformer_blocks.0.norm1.emb.class_embedder.", pipeline="DiT"),
+    other(
+        "stable-cascade",
+        "Stable Cascade",
+        "clip_txt_pooled_mapper.",
+        "clip_txt_mapper.",
+        "effnet_mapper.",
+        "clip_mapper.",
+    ),
+    other("stable-audio", "Stable Audio", "pretransform.model.", "to_timestep_embed."),
+    other("kandinsky", "Kandinsky or Kolors", "encoder_hid_proj.", "add_embedding.image_proj.", pipeline="Kandinsky"),
+    other("deepfloyd", "DeepFloyd IF", "add_embedding.pool.", "encoder_pooling.", pipeline="IFPipeline"),
+    *(
+        Family(name=name, title=title, inside=inside, pipeline=pipeline)
+        for name, title, inside, pipeline in (
+            ("svd", "Stable Video Diffusion", (".time_stack.", ".time_mixer.", ".temporal_res_block."), "StableVideo"),
+            ("text-to-video", "text-to-video", (".temp_convs.", ".temp_attentions."), "TextToVideo"),
+            ("animatediff", "AnimateDiff", (".motion_modules.",), "AnimateDiff"),
+        )
+    ),
+)
 MODELS = (
+    *OTHERS,
     V1,
     like(V1, "sd-v1-inpainting", "Stable Diffusion 1 inpainting", **V1_INPAINTING),
     like(V1, "sd-v1-edit", "Stable Diffusion 1 edit (InstructPix2Pix)", **V1_EDIT),
@@ -119,66 +173,45 @@ MODELS = (
     like(XL, "sdxl-edit", "Stable Diffusion XL edit", **EDIT),
     Family(name="alt-diffusion", title="AltDiffusion", starts=("cond_stage_model.roberta.",), pipeline="AltDiffusion"),
     Family(name="ldm", title="latent diffusion (before CLIP)", starts=("cond_stage_model.transformer.layers.",)),
-    Family(
-        name="sd3",
-        title="Stable Diffusion 3",
-        starts=(UNET + "joint_blocks.", "joint_blocks."),
-        pipeline="StableDiffusion3",
-    ),
-    Family(name="flux", title="FLUX", starts=(UNET + "double_blocks.", "double_blocks."), pipeline="Flux"),
     Family(name="latent-upscaler", title="latent upscaler", pipeline="StableDiffusionLatentUpscale"),
     Family(name="image-variations", title="image variations", pipeline="StableDiffusionImageVariation"),
+    # not told by names or by their UNets: a VAE alone
+    Family(name="latents-16", title="Stable Diffusion 3, FLUX or Qwen-Image", latents=16),
+    Family(name="latents-32", title="FLUX.2, Sana or another new", latents=32),
+    Family(name="latents-other", title="latent diffusion or VQ", inside=("quantize.embedding.",)),
 )
+TEXT_WIDTHS = {row.context: row for row in reversed(MODELS) if row.context in (768, 1024)}
+TEXT_WIDTHS[1280] = XL  # of a text encoder's vectors -> whose that is
 
 ONE_PART = "Use a complete checkpoint"
-MOVES = "It adds movement to a checkpoint and is not one itself"
-SHOWS = "It adds pictures to a prompt and is not a checkpoint"
 CONTROLNET = Family(
     name="controlnet",
     title="ControlNet",
-    starts=("control_model.", "input_hint_block.", "controlnet_cond_embedding."),
+    starts=(
+        *("control_model.", "input_hint_block.", "controlnet_cond_embedding.", "controlnet_down_blocks."),
+        *("controlnet_mid_block.", "controlnet_blocks.", "controlnet_x_embedder.", "lora_controlnet"),
+    ),
     lacks=UNET + "output_blocks.",  # of a whole UNet beside it
     pipeline="StableDiffusionControlNet",
     why_not="It steers a checkpoint and is not one itself",
     parts={"ControlNet": ""},
 )
-LORA = Family(
-    name="lora",
-    title="LoRA",
-    inside=("lora_unet_", "lora_te", ".lora_", "_lora.", ".lora."),
-    why_not="It modifies a checkpoint and is not one itself",
-    parts={"adapter of the UNet": "lora_unet_", "adapter of the text encoder": "lora_te", "tensors": ""},
+
+
+def named(name: str, title: str, why_not: str, *starts: str, **conditions: object) -> Family:
+    """Another kind of file, told by how some name in it starts."""
+    return Family(name=name, title=title, why_not=why_not, starts=starts, parts={"tensors": ""}, **conditions)
+
+
+VIDEO_VAE = named(
+    *("video-vae", "VAE of a video model", ONE_PART, "encoder.downsamples.", "decoder.upsamples."),
+    inside=("coder.conv_in.conv.", "coder.norm_out.gamma", ".time_conv."),
+    lacks=UNET,
 )
-EMBEDDING = Family(
-    name="embedding",
-    title="textual inversion",
-    starts=("string_to_param", "emb_params", "clip_l"),
-    why_not="It adds a word to a checkpoint and is not one itself",
-    parts={"tensors": ""},
-)
-TEXT_ENCODER = Family(
-    name="text-encoder",
-    title="CLIP text encoder alone",
-    inside=("text_model.encoder.layers.", "self_attn.q_proj."),
-    why_not=ONE_PART,
-    parts={"text encoder": ""},
-)
-T2I_ADAPTER = ("body.0.block1.", "body.0.in_conv.", "adapter.body.")
-HYPERNETWORK = tuple(f"[{width}][" for width in (320, 640, 768, 1024, 1280, 2048))  # what its layers change
-TAESD = ("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_")
-ADDITIONS = (  # files that are not a model of their own
-    like(LORA, "loha", "LoHa adapter", inside=("hada_w",)),
-    like(LORA, "lokr", "LoKr adapter", inside=("lokr_w",)),
-    LORA,
-    like(EMBEDDING, "sdxl-embedding", "textual inversion for Stable Diffusion XL", starts=("clip_g",)),
-    EMBEDDING,
-    like(EMBEDDING, "hypernetwork", "hypernetwork", starts=HYPERNETWORK, why_not=LORA.why_not),
-    like(EMBEDDING, "motion-module", "motion module", starts=(), inside=("motion_modules.",), why_not=MOVES),
-    like(EMBEDDING, "ip-adapter", "IP-Adapter", starts=("ip_adapter.",), why_not=SHOWS),
-    like(EMBEDDING, "t2i-adapter", "T2I-Adapter", starts=T2I_ADAPTER, why_not=CONTROLNET.why_not),
-    like(EMBEDDING, "taesd", "TAESD, a tiny VAE", starts=TAESD, why_not=ONE_PART),
-    TEXT_ENCODER,
-    like(TEXT_ENCODER, "open-clip", "OpenCLIP model alone", inside=("transformer.resblocks.",)),
+FIRST = (  # told before a model is looked for: their names are partly those of a network
+    named("controlnet-lllite", "ControlNet-LLLite", CONTROLNET.why_not, inside=("lllite_",), lacks=UNET),
+    CONTROLNET,
+    VIDEO_VAE,
 )
 
 

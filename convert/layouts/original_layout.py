@@ -115,7 +115,8 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
     original = {part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in plain.values())}
     if not (is_folder or any(name.startswith(TELLING) for name in plain.values())):
         # Names without a prefix belong to a part that has no names with its prefix; else they are leftovers.
-        has_unet, has_vae = "unet" in original, "vae" in original
+        has_unet = "unet" in original or not any("input_blocks." in name for name in plain.values())
+        has_vae = "vae" in original
         originals = {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}
         return Spelling("original", originals, dropped)
     from convert.layouts.diffusers_names import COMPONENTS, current_name, original_by_diffusers

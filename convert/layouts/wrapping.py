@@ -16,7 +16,19 @@ DEEPEST = 8  # dictionaries and lists around tensors
 # model has a part that starts with an underscore before its last.
 WORD = re.compile(r"(?:^|(?<=\.))(?:module|_\w+|base_model\.model)\.")
 DOTLESS_WORD = re.compile(r"_orig_mod|_\w*?wrapped_module|_forward_module|module")  # in averaged names
-ADAPTER = re.compile(r"\.(?:lora_|hada_|lokr_|oft_|boft_|ia3_|vera_|modules_to_save\.)")  # of PEFT, inside its layers
+ADAPTER_WORDS = ("lora", "lycoris", "hada", "lokr", "oft_", "ia3", "vera_", "dora_", "modules_to_save")
+ADAPTER_WORDS += (
+    ":up\n",
+    ":down\n",
+    ".alpha\n",
+    ".diff\n",
+    ".diff_b\n",
+    ".on_input\n",
+)  # one of them is in the pattern below
+ADAPTER = re.compile(  # what adapters of every kind have in their names
+    r"(?:^|[._])(?:lora|lycoris|hada|lokr|b?oft|ia3|vera|dora)_|[._]lora\.|\.modules_to_save\.|:(?:up|down)$"
+    r"|\.(?:alpha|diff|diff_b|on_input)$"
+)
 NETWORK = re.compile(  # where the names of each network begin in a whole model, in the original layout or diffusers'
     r"(?:^|(?<=\.))(?:(model\.diffusion_model\.|unet\.\w+\.)"
     r"|(first_stage_model\.|vae\.(?:en|de)coder\.)"

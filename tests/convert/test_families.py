@@ -9,12 +9,12 @@ from conftest import TINY
 from families import REFINER_UNET, UNET, UPSCALER_UNET, V2_UNET, XL_UNET, unet_shapes, v1_text_shapes, vae_shapes
 
 from convert.errors import UnsupportedFileError, WeightMismatchError
+from convert.families.additions import ADDITIONS
 from convert.families.family import recognise
 from convert.families.recognition import describe
 from convert.families.table import (
-    ADDITIONS,
     ANY_TASK,
-    CONTROLNET,
+    FIRST,
     MODELS,
     family_named,
     family_of_pipeline,
@@ -217,13 +217,13 @@ def test_the_made_up_families_have_the_numbers_of_the_published_files(shapes, te
 
 def test_the_rows_agree_with_the_configs_and_each_can_be_told():
     for row in MODELS:
-        assert row.starts or row.pipeline, row.name
+        assert row.starts or row.inside or row.pipeline or row.latents, row.name
         if row.config:
             told = (row.name, row.channels, row.context, row.prediction)
             config = row.config
             assert told == (config.family, config.unet.in_channels, config.unet.context_width, config.prediction)
             assert family_named(row.name) is family_of_pipeline(row.pipeline) is row
-    for row in (CONTROLNET, *ADDITIONS):
+    for row in (*FIRST, *ADDITIONS):
         assert (row.config, bool(row.starts or row.inside)) == (None, True), row.name
     assert family_of_pipeline("StableDiffusionXLInpaintPipeline").name == "sdxl"
     assert family_of_pipeline("SomethingPipeline") is None
