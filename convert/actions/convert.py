@@ -124,6 +124,7 @@ def convert(
 
         def finish(path: Path) -> "Verified | None":
             reporting.report(total)  # tensors that share their bytes are written once
+            file.check_length()
             if not verify:
                 return None
             from convert.actions.verify import verify as read_back  # numpy takes a tenth of a second to import

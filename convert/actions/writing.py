@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
-from convert.errors import WeightMismatchError, shown
+from convert.errors import CorruptFileError, WeightMismatchError, shown
 from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha256
 from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
@@ -248,7 +248,7 @@ class Reporting:
         while done < span.nbytes:
             count = copy_bytes(span.descriptor, span.offset + done, self.out, min(CHUNK, span.nbytes - done))
             if not count:
-                raise OSError("the source became shorter while it was being read")
+                raise CorruptFileError("became shorter while it was read")
             done += count
             self.report(count)
 

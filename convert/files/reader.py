@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from convert.errors import CheckpointError, UnsupportedFileError, named, shown
+from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
 from convert.files.kinds import HEAD_BYTES, other_kind
 from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 from convert.files.safetensors_reader import is_safetensors, read_safetensors
@@ -38,6 +38,10 @@ READERS: tuple[tuple[Callable[[bytes, int], bool], Callable[[memoryview], Conten
     (is_torch_stream, read_torch_stream),
     (is_safetensors, read_safetensors),
 )
+
+
+SHORTER = "became shorter while it was read"
+MAPPED: "weakref.WeakKeyDictionary[mmap.mmap, str]" = weakref.WeakKeyDictionary()  # what to call each in errors
 
 
 class Span(NamedTuple):
@@ -101,8 +105,14 @@ class CheckpointFile:
             return None
         return Span(self._descriptor, storage.offset + record.offset * width, record.nbytes)
 
+    def check_length(self) -> None:
+        """Raise CorruptFileError if another program has made the file shorter."""
+        if self._mapping in MAPPED and is_shorter(self._mapping):  # the rest of its last page reads as zeros
+            raise named(CorruptFileError(SHORTER), self.called)
+
     def verify(self, record: TensorRecord) -> None:
-        """Check the storage's CRC-32, once per storage; may be called from several threads at a time."""
+        """Check the file's length and the storage's CRC-32, the latter once; may be called from several threads."""
+        self.check_length()
         storage = record.storage
         if storage.crc is None:
             return
@@ -142,8 +152,15 @@ class CheckpointFile:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
-        """Close; a CheckpointError raised inside the `with` block gets the file's name in front."""
-        self.close()
+        """Close; a CheckpointError raised inside the `with` block gets the file's name in front.
+
+        Raises CorruptFileError if the file has become shorter in the block.
+        """
+        try:
+            if error is None:
+                self.check_length()
+        finally:
+            self.close()
         if isinstance(error, CheckpointError) and not error.named:
             raise named(error, self.called) from None
 
@@ -219,6 +236,10 @@ class CheckpointFiles(CheckpointFile):
     def span(self, record: TensorRecord) -> Span | None:
         return self.files[record.storage.file].span(record)
 
+    def check_length(self) -> None:
+        for file in self.files:
+            file.check_length()
+
     def verify(self, record: TensorRecord) -> None:
         self.files[record.storage.file].verify(record)
 
@@ -289,8 +310,7 @@ def open_file(path: Path, called: str) -> CheckpointFile:
     try:
         descriptor = open_regular(path)
         try:
-            # writing to the mapping leaves the file alone
-            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+            mapping = map_file(descriptor, called)
             with memoryview(mapping) as data:
                 contents = read_contents(path, data)
         except BaseException:
@@ -299,6 +319,21 @@ def open_file(path: Path, called: str) -> CheckpointFile:
         return CheckpointFile(path, mapping, contents, called, descriptor)  # which closes it
     except CheckpointError as error:
         raise named(error, called) from None
+
+
+def map_file(descriptor: int, called: str) -> mmap.mmap:
+    """The bytes of a file. Writing to them leaves the file alone. Raises CorruptFileError for one just emptied."""
+    try:
+        mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    except ValueError:
+        raise CorruptFileError(SHORTER) from None
+    MAPPED[mapping] = called
+    return mapping
+
+
+def is_shorter(mapping: mmap.mmap) -> bool:
+    """Whether another program has made the file shorter. What reads the bytes that are gone gets a signal."""
+    return not mapping.closed and mapping.size() < len(mapping)
 
 
 def open_regular(path: Path) -> int:

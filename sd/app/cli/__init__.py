@@ -134,10 +134,15 @@ def dispatch(argv: list[str]) -> int:
             say(f"{args.like.name}: {note}", quiet=args.quiet)
         if unused:
             say(f"{args.like.name}: could not use {'; '.join(unused)}")
+    from convert.files.mapped import FileShortenedError, shrinking_watched
     from sd.runtime.cpu.waiting import sleep_where_busy
 
     sleep_where_busy()
-    return command.run(args)
+    try:
+        with shrinking_watched():
+            return command.run(args)
+    except FileShortenedError as error:
+        raise UsageError(str(error)) from None
 
 
 def message_of(error: Exception) -> str | None:

@@ -1,0 +1,87 @@
+"""A mapped file that gets shorter while it is read ends a command with a sentence, and no process by a signal."""
+
+import os
+import signal
+import threading
+import time
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convert.errors import CorruptFileError
+from convert.files.mapped import FileShortenedError, shrinking_watched
+from convert.files.reader import open_checkpoint
+from convert.files.tensors import as_tensor
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="the system keeps mapped files whole")
+WAYS = {
+    "bytes": bytes,
+    "a checksum, without the lock of the interpreter": zlib.crc32,
+    "numpy": lambda data: np.frombuffer(data, np.float32).sum(),
+    "torch": lambda data: torch.frombuffer(data, dtype=torch.float32).sum().item(),
+    "a write to the copy": lambda data: data.__setitem__(len(data) - 1, 7),
+}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(1 << 18)}, path)
+    with shrinking_watched():
+        file = open_checkpoint(path)
+        yield file, path
+    file.close()
+
+
+def wait_in_python(*_: object) -> None:
+    for _ in range(5000):
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("in_a_thread", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_reading_what_is_gone_is_an_error_in_the_main_thread(opened, way, in_a_thread):
+    file, path = opened
+    data = file.storage_bytes(file.root["weight"])
+    os.truncate(path, 5000)
+
+    def read() -> None:
+        if in_a_thread:
+            thread = threading.Thread(target=WAYS[way], args=(data,))
+            thread.start()
+            thread.join()
+        else:
+            WAYS[way](data)
+        wait_in_python()
+
+    with pytest.raises(FileShortenedError, match=r"^model\.safetensors became shorter while it was read\. Try again"):
+        read()
+
+
+def test_a_tensor_of_a_closed_file_is_watched_too(opened):
+    file, path = opened
+    tensor = as_tensor(file, file.root["weight"])
+    file.close()
+    os.truncate(path, 5000)
+    with pytest.raises(FileShortenedError):
+        wait_in_python(torch.mul(tensor, 2))
+
+
+def test_handlers_are_as_before_afterwards(tmp_path):
+    before = signal.getsignal(signal.SIGBUS)
+    with shrinking_watched():
+        assert signal.getsignal(signal.SIGBUS) is not before
+    assert signal.getsignal(signal.SIGBUS) == before
+
+
+@pytest.mark.parametrize("left", [100, 5000, -1])
+def test_a_shortened_file_is_found_before_and_after_its_weights_are_used(opened, left):
+    file, path = opened
+    os.truncate(path, left if left > 0 else path.stat().st_size - 1)  # a last byte lost is no signal
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors became shorter"):
+        file.verify(file.root["weight"])
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors became shorter"), file:
+        pass
