@@ -545,6 +545,14 @@ def test_get_from_elsewhere_is_checked_all_the_same(run, server, published):
     assert run("get", "small.ckpt", "--from", server.address, "-o", ".")[:2] == (0, "small.ckpt\n")
 
 
+@pytest.mark.parametrize(("plant", "part"), [(os.mkfifo, "a pipe"), (os.mkdir, "a folder"), (os.symlink, "exists")])
+def test_get_does_not_open_what_is_no_file(run, published, plant, part):
+    plant(*(["nowhere"] if plant is os.symlink else []), "unsized.ckpt")
+    code, out, err = run("get", "unsized.ckpt", "-o", ".")
+    assert (code, out) == (2, "")
+    assert part in err
+
+
 def test_get_puts_a_model_where_m_finds_it(run, server, published, tmp_path, monkeypatch):
     server.do.content = b"weights"
     monkeypatch.setenv("SD_MODELS", os.pathsep.join([str(tmp_path / "mine"), str(tmp_path / "shared")]))

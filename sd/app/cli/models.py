@@ -99,8 +99,9 @@ def get_model(args: argparse.Namespace) -> int:
         raise UsageError("there is no home folder to put it into. Give a folder with -o.")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / known.file
-    if target.is_dir():
-        raise UsageError(f"{target} is a folder. Give another -o.")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "a pipe or a device"
+        raise UsageError(f"{target} is {kind}. Give another -o.")
     if target.exists() and not args.force:
         verdict = verify(target)
         if not verdict.matches or verdict.known != known:
