@@ -1,6 +1,7 @@
 """From any kind of pixels to 8 bits a channel in sRGB, and the opacity."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,16 @@ from PIL import Image, ImageCms
 
 from sd.pipeline.errors import PictureError
 
-BITS, COMPRESSION, WHITE, SUBSAMPLING, NUMBERS = 258, 259, 262, 530, 339  # tags of TIFF 6.0
+BITS, COMPRESSION, COLOURS, NUMBERS, SUBSAMPLING = 258, 259, 262, 339, 530  # tags of TIFF 6.0
+WHITE_IS_0, YCBCR = 0, 6  # of COLOURS
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr", "CMYK")
 
 
 def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours (L, RGB or CMYK), and the opacity (L) or None; 8 bits a channel. Raises PictureError."""
     mode = picture.mode
-    white, is_negative = _tiff_white(name, picture)
+    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
+    white, is_negative = _tiff_white(name, mode, tags)
     if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
         return _split_16_bits(picture, white, is_negative=is_negative)
     if mode in ("I", "F"):
@@ -37,15 +40,16 @@ def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Im
     return picture.convert("L" if grey else "RGB"), None
 
 
-def _tiff_white(name: Path | str, picture: Image.Image) -> tuple[int, bool]:
+def _tiff_white(name: Path | str, mode: str, tags: Mapping) -> tuple[int, bool]:
     """The largest level of deep greys, and whether it is black. Raises PictureError for pixels that Pillow misreads."""
-    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     bits = tags.get(BITS) or (16,)
     if 2 in (tags.get(NUMBERS) or ()) and bits[0] == 8:
         raise PictureError(f"{name} has levels from -128 to 127. Save it with levels from 0 to 255.")
-    if picture.mode == "YCbCr" and tags.get(COMPRESSION) == 1 and tags.get(SUBSAMPLING, (1, 1)) != (1, 1):
-        raise PictureError(f"{name} has fewer colours than pixels (YCbCr, not compressed). Save it as RGB.")
-    return (4095 if bits[0] == 12 else 65535), tags.get(WHITE) == 0
+    # older Pillows take these for RGB
+    is_plain = mode == "YCbCr" and tags.get(SUBSAMPLING, (1, 1)) == (1, 1)
+    if tags.get(COLOURS) == YCBCR and tags.get(COMPRESSION) == 1 and mode != "L" and not is_plain:
+        raise PictureError(f"{name} has colours as YCbCr, not compressed, which are not read here. Save it as RGB.")
+    return (4095 if bits[0] == 12 else 65535), tags.get(COLOURS) == WHITE_IS_0
 
 
 def _split_16_bits(picture: Image.Image, white: int, *, is_negative: bool) -> tuple[Image.Image, Image.Image | None]:
