@@ -64,6 +64,14 @@ class FileHash:
         self._before = self._state()
         self._work: Iterator[str | None] | None = None
 
+    def __getstate__(self) -> dict:
+        """Copies and pickles go on from the same state of the file, with a lock of their own."""
+        return {"path": self.path, "digest": self.digest, "_before": self._before}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["path"])
+        vars(self).update(state)
+
     def __call__(self) -> str | None:
         self._called.set()
         with self._lock:

@@ -71,6 +71,10 @@ class Execution(Runner):
         execution.winograd, execution.on_build = self.winograd, self.on_build
         return execution
 
+    def __reduce__(self) -> tuple:
+        """Copies and pickles take the options along; locks, compiled code and copies of weights are made anew."""
+        return type(self), (self.options, self.visited, self.compiler, self.recorder, self.watched)
+
     # What the pipeline calls
 
     def device(self, network: nn.Module) -> torch.device:

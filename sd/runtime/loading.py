@@ -6,7 +6,7 @@ takes memory twice.
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -75,6 +75,7 @@ def from_checkpoint(
         from sd.runtime.gpu.compile import require_compiler
 
         require_compiler(device)  # before anything is read
+    survive_forks()
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
     home = torch.device("cpu") if options.low_memory else device
@@ -100,3 +101,13 @@ def from_checkpoint(
         ),
         runner=Execution(options, None if home == device else device),
     )
+
+
+@cache  # once is enough
+def survive_forks() -> None:
+    """Have forked children of this process compute with one thread.
+
+    OpenMP would wait there for threads that exist in the parent only, and hang.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
