@@ -181,10 +181,8 @@ def _failure(source: _Source, error: Exception, there: int) -> Exception:
     """What to raise for an error of the network, where so many bytes are kept."""
     reason = getattr(error, "reason", error)
     if isinstance(reason, SlowError):
-        return DownloadError(
-            f"{source.host} {reason}. {size_text(there)} is kept; run the same command again to resume, or download "
-            "it from another address with --from."
-        )
+        kept = f" {size_text(there)} is kept; run the same command again to resume." if there else ""
+        return DownloadError(f"{source.host} {reason}.{kept} --from ADDRESS downloads it from elsewhere.")
     if isinstance(reason, ssl.SSLCertVerificationError):
         return DownloadError(f"{source.host} has an invalid certificate: {shown(str(reason))}.")
     if isinstance(error, urllib.error.URLError) and isinstance(reason, OSError):

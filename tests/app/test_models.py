@@ -284,7 +284,7 @@ def dripping(*pieces):
         (forever(b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"b" * 1000), "more than 1048576 bytes"),
         (dripping(b"HTTP/1.1 100 Continue\r\n\r\n"), "bytes in 0.05 seconds"),
         (dripping(b"H"), "bytes in 0.05 seconds"),
-        (dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"b"), "bytes in 0.05 seconds. .* is kept"),
+        (dripping(b"HTTP/1.1 200 OK\r\n\r\n", b"b"), "bytes in 0.05 seconds. .* is kept; .* --from ADDRESS"),
         (dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"), "bytes in 0.05 seconds"),
         (dripping(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;"), "bytes in 0.05 seconds"),
     ],
