@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
 from convert.families.family import PARTS, check_complete, recognise
-from convert.families.stated_config import is_native_size, stated_config
+from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
+from convert.families.table import family_named
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import PREFIXES, Original, ema_name, original_names
-from convert.layouts.noise_schedule import MARKERS, with_schedule
+from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import Found, find_tensors
 from sd.config import SD_V1, ModelConfig
 
@@ -58,27 +59,37 @@ class Checkpoint:
     weights: str  # of the UNet: "model", or "ema", the average over the training
     other_weights: str | None  # the other kind, if the file has it complete
     unknown: tuple[str, ...]  # names of unused tensors that are not the usual extras
+    said: Statement  # what it was trained to predict, at which noise levels, and how that is known
     notes: tuple[str, ...] = ()  # what else the user should know, one sentence each
     global_step: int | None  # of the training
     extras: dict[str, TensorRecord] = field(default_factory=dict)  # tensors beside the model, by original names
 
 
-def read_checkpoint(file: CheckpointFile, *, weights: str = "auto", vae: Checkpoint | None = None) -> Checkpoint:
+def read_checkpoint(
+    file: CheckpointFile, *, weights: str = "auto", prediction: str = "auto", vae: Checkpoint | None = None
+) -> Checkpoint:
     """Find the model in a file. Needs no torch; shapes are checked by `match_shapes`.
 
-    weights  "model", "ema", or "auto": the model's own unless the file has only averaged ones
-    vae      a VAE to use instead of the model's own, if any: see `convert.other_vae`
+    weights     "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    prediction  "eps", "v", or "auto": what the file, a .yaml beside it or its family says
+    vae         a VAE to use instead of the model's own, if any: see `convert.other_vae`
 
     Raises UnsupportedFileError for another kind of file, WeightMismatchError for missing or surplus weights.
     """
     if weights not in WEIGHTS:
         raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+    check_prediction(prediction)
     if file.metadata.get("format") == FORMAT:
-        return read_ours(file, weights, vae=vae)
-    return _read_foreign(file, weights, vae)
+        return read_ours(file, weights, vae=vae, prediction=prediction)
+    return _read_foreign(file, weights, vae, prediction)
 
 
-def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) -> Checkpoint:
+def check_prediction(prediction: str) -> None:
+    if prediction not in ("auto", *PREDICTIONS):
+        raise ValueError(f"prediction must be one of auto, {', '.join(PREDICTIONS)}, got {prediction!r}")
+
+
+def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, prediction: str) -> Checkpoint:
     """A model in the original layout or in diffusers'; the names of the second become the first's."""
     if file.component:
         from convert.files.diffusers_folder import CLASSES, INDEX
@@ -87,6 +98,10 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
             f"is the folder of one component ({CLASSES[file.component]}), not of a whole model. Give the folder above "
             f"it, which has a {INDEX}"
         )
+    if lacking := {part: why for part, why in file.absent.items() if not (vae and part == "vae")}:
+        there = [part for part in PARTS if part not in file.absent]
+        only = f" Of what there is, sd convert --only takes {' or '.join(there)}." if there else ""
+        raise UnsupportedFileError(f"{next(iter(lacking.values())).rstrip('.')}.{only}")
     found = find_tensors(file)
     if vae:
         found = _with_vae(found, vae)
@@ -114,7 +129,8 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
         config = with_settings(config, settings)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])
-    config, notes = with_schedule(config, file, tensors)
+    said = foreign_statement(file, tensors, config, found.beside.get("global_step"), prediction)
+    config = said.applied_to(config)
     names = original_names(config)
     available = tensors
     if weights == "ema":  # never some of one kind and some of the other
@@ -139,9 +155,27 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None) ->
         weights=weights,
         other_weights=other if complete else None,
         unknown=others,
-        notes=(*found.notes, *notes),
+        said=said,
+        notes=(*file.notes, *found.notes, *said.notes),
         global_step=found.beside.get("global_step"),
         extras={name: record for name, record in tensors.items() if name not in used},
+    )
+
+
+def foreign_statement(
+    file: CheckpointFile, tensors: Mapping[str, TensorRecord], config: ModelConfig, step: int | None, asked: str
+) -> Statement:
+    """What a foreign file, or the scheduler of a folder, states of its prediction and noise levels."""
+    scheduler = file.configs.get("scheduler")
+    return statement(
+        file,
+        tensors,
+        config.schedule,
+        usual=family_named(config.family).prediction,
+        step=step,
+        asked=asked,
+        own=scheduler and Evidence(config.prediction, SCHEDULER),
+        ends_in_noise=bool(scheduler and scheduler.get("rescale_betas_zero_snr") is True),
     )
 
 
@@ -161,7 +195,7 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
 
     Raises WeightMismatchError if one of them belongs to a network.
     """
-    usual = SCHEDULE_BUFFERS | MARKERS | {POSITION_IDS}
+    usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS}
     others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
     inside = (*PREFIXES.values(), *(("unet.", "vae.") if found.layout == "diffusers" else ()))
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
@@ -179,7 +213,12 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
 
 
 def read_ours(
-    file: CheckpointFile, weights: str, *, vae: Checkpoint | None = None, part: str | None = None
+    file: CheckpointFile,
+    weights: str,
+    *,
+    prediction: str = "auto",
+    vae: Checkpoint | None = None,
+    part: str | None = None,
 ) -> Checkpoint:
     """The model in a file of our layout, or the part that it holds alone.
 
@@ -203,6 +242,16 @@ def read_ours(
         raise WeightMismatchError(
             f"holds the {stored} weights, not the {weights} ones. Leave out --weights, or use the original file."
         )
+    said = statement(
+        file,
+        {},
+        config.schedule,
+        usual=config.prediction,
+        asked=prediction,
+        own=Evidence(config.prediction, "the config in its metadata"),
+        ends_in_noise=EXTRA + ENDS_IN_NOISE in file.root,
+    )
+    config = said.applied_to(config)
     names = original_names(config, part)
     if surplus := [name for name in file.root if name not in names and not name.startswith(EXTRA)]:
         raise WeightMismatchError(
@@ -226,6 +275,8 @@ def read_ours(
         weights=stored,
         other_weights=None,
         unknown=(),
+        said=said,
+        notes=said.notes,
         global_step=int(step) if WHOLE.fullmatch(step) else None,
         extras=extras,
     )

@@ -77,6 +77,11 @@ def shown_list(names: list[str] | tuple[str, ...]) -> str:
     return f"{first} and {more} more" if more > 0 else first
 
 
+def joined(words: list[str], last: str = "and") -> str:
+    """ "a", "a and b", "a, b and c" """
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def counted(number: int, noun: str) -> str:
     """ "1 weight", "2 weights" """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,20 +1,51 @@
-"""A model with the VAE of another file, read as one file: nothing is copied until it is written."""
+"""Open a model, also with the VAE of another file as if both were one: nothing is copied until it is written."""
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from convert.checkpoint import FORMAT, Checkpoint, read_checkpoint
+from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
 from convert.errors import WeightMismatchError
-from convert.files.reader import CheckpointFile, JoinedFiles, errors_named
-from convert.single_part import read_part
+from convert.files.reader import CheckpointFile, JoinedFiles, errors_named, open_checkpoint
+from convert.layouts.names import parameter_shapes
+from convert.single_part import only, read_part
 from sd.config import SD_V1
 
 
+@contextmanager
+def opened_model(
+    path: str | os.PathLike,
+    weights: str = "auto",
+    prediction: str = "auto",
+    variant: str | None = None,
+    vae: str | os.PathLike | None = None,
+) -> Iterator[tuple[CheckpointFile, Checkpoint]]:
+    """An open file or folder, and the model in it.
+
+    weights, prediction  as in `read_checkpoint`
+    variant              as in `open_checkpoint`
+    vae                  a file or folder whose VAE is used instead of the model's own
+
+    Raises CheckpointError, with the name of the file that the fault is in.
+    """
+    with ExitStack() as stack:
+        other = stack.enter_context(open_checkpoint(vae)) if vae else None
+        file = stack.enter_context(open_checkpoint(path, variant=variant))
+        if not other:
+            yield file, read_checkpoint(file, weights=weights, prediction=prediction)
+            return
+        joined, checkpoint = read_with_vae(file, other, weights=weights, prediction=prediction)
+        with errors_named(joined):
+            yield joined, checkpoint
+
+
 def read_with_vae(
-    file: CheckpointFile, other: CheckpointFile, *, weights: str = "auto"
+    file: CheckpointFile, other: CheckpointFile, *, weights: str = "auto", prediction: str = "auto"
 ) -> tuple[JoinedFiles, Checkpoint]:
     """The model of one file with the VAE of the other, and the file to read both from.
 
-    weights  as in `read_checkpoint`
+    weights, prediction  as in `read_checkpoint`
 
     The model need not have a VAE of its own. Its latent scale stays, because its UNet was trained with it. Raises
     CheckpointError, with the name of the other file if the fault is there.
@@ -23,9 +54,10 @@ def read_with_vae(
         vae = read_part(other, "vae")
     joined = JoinedFiles(file, other)
     shifted = {ours: joined.of_second(record) for ours, record in vae.tensors.items()}
-    checkpoint = read_checkpoint(joined, weights=weights, vae=replace(vae, tensors=shifted))
+    checkpoint = read_checkpoint(joined, weights=weights, prediction=prediction, vae=replace(vae, tensors=shifted))
     with errors_named(other):
         _check_latents(checkpoint, vae, states_scale=other.metadata.get("format") == FORMAT or bool(other.configs))
+        match_shapes(only(checkpoint, "vae"), parameter_shapes(checkpoint.config))
     return joined, checkpoint
 
 

@@ -3,13 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convert.checkpoint import FORMAT, LEFTOVERS, POSITION_IDS, Checkpoint, read_checkpoint, read_ours
+from convert.checkpoint import (
+    FORMAT,
+    LEFTOVERS,
+    POSITION_IDS,
+    Checkpoint,
+    foreign_statement,
+    read_checkpoint,
+    read_ours,
+)
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown_list
 from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
+from convert.layouts.noise_schedule import FAMILY, Statement
 from convert.layouts.original_layout import TEXT_PARTS, TEXT_ROOT, Found, find_tensors
 
 # The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
@@ -17,24 +26,27 @@ from convert.layouts.original_layout import TEXT_PARTS, TEXT_ROOT, Found, find_t
 DROPPED = {"unet": "", "vae": PREFIXES["vae"], "text_encoder": TEXT_ROOT}
 
 
-def read_part(file: CheckpointFile, part: str, *, weights: str = "auto") -> Checkpoint:
+def read_part(file: CheckpointFile, part: str, *, weights: str = "auto", prediction: str = "auto") -> Checkpoint:
     """Find one network in a file. Its shapes are still to be checked by `convert.checkpoint.match_shapes`.
 
     part     "unet", "vae" or "text_encoder"
     weights  as in `read_checkpoint`; "ema" only in a complete checkpoint
+    prediction  as in `read_checkpoint`
 
     Raises UnsupportedFileError for another kind of model, WeightMismatchError if it is missing or incomplete.
     """
     if file.metadata.get("format") == FORMAT:
         if "part" not in file.metadata:
-            return only(read_checkpoint(file, weights=weights), part)
-        return read_ours(file, weights, part=part)
+            return only(read_checkpoint(file, weights=weights, prediction=prediction), part)
+        return read_ours(file, weights, part=part, prediction=prediction)
+    if part in file.absent:
+        raise UnsupportedFileError(file.absent[part])
     found = find_tensors(file)
     if all(any(name.startswith(prefix) for name in found.tensors) for prefix in PREFIXES.values()):
-        return only(read_checkpoint(file, weights=weights), part)
+        return only(read_checkpoint(file, weights=weights, prediction=prediction), part)
     if weights == "ema":
         raise WeightMismatchError("is not a complete checkpoint, so it has no EMA weights. Leave out --weights.")
-    return _part_alone(file, found, part)
+    return _part_alone(file, found, part, prediction)
 
 
 def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
@@ -55,7 +67,7 @@ def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
     )
 
 
-def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
+def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) -> Checkpoint:
     """From a foreign file without a complete model."""
     if part == "text_encoder":
         found = _with_text_root(found)
@@ -69,7 +81,12 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         raise UnsupportedFileError(kind.refusal)
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()})
     if file.configs:
-        config = with_settings(config, file.configs)
+        config = with_settings(config, {n: value for n, value in file.configs.items() if n in (part, "scheduler")})
+    step = found.beside.get("global_step")
+    said = Statement(prediction=config.prediction, why=FAMILY, schedule=config.schedule)
+    if part == "unet":
+        said = foreign_statement(file, found.tensors, config, step, prediction)
+        config = said.applied_to(config)
     names = original_names(config, part)
     expected = {original.name for original in names.values()}
     check_complete([name for name in sorted(expected) if name not in mine], len(names))
@@ -90,8 +107,9 @@ def _part_alone(file: CheckpointFile, found: Found, part: str) -> Checkpoint:
         weights="model",
         other_weights=None,
         unknown=(),
-        notes=found.notes,
-        global_step=found.beside.get("global_step"),
+        said=said,
+        notes=(*file.notes, *found.notes, *said.notes),
+        global_step=step,
     )
 
 

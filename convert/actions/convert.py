@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.actions.diffusers_writer import WEIGHTS, write_settings
-from convert.actions.target import PICKLES, TargetError, check_extras, check_original_has_room, check_target, layout_of
+from convert.actions.target import (
+    PICKLES,
+    TargetError,
+    check_extras,
+    check_original_has_room,
+    check_target,
+    check_yaml_beside,
+    layout_of,
+)
 from convert.actions.writing import (
     CHUNK,
     PRECISIONS,
@@ -26,7 +34,7 @@ from convert.families.family import PARTS
 from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
 from convert.layouts.names import parameter_shapes
 from convert.other_vae import read_with_vae
-from convert.single_part import only, read_part
+from convert.single_part import read_part
 from sd.files import folder_written_whole, remove_leftovers, written_whole
 
 if TYPE_CHECKING:
@@ -53,6 +61,8 @@ def convert(
     layout: str | None = None,
     precision: str = "keep",
     weights: str = "auto",
+    prediction: str = "auto",
+    variant: str | None = None,
     part: str | None = None,
     vae: Path | None = None,
     keep_all: bool = False,
@@ -70,6 +80,8 @@ def convert(
                ours
     precision  "keep", or "fp32", "fp16", "bf16" for all tensors
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    prediction what the UNet predicts: "eps", "v", or "auto", as the file, a .yaml beside it or its family says
+    variant    of a folder's weights: "fp16", "non_ema", ...; by default the plain ones, or those that there are
     part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own
     keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
@@ -93,14 +105,14 @@ def convert(
     remove_leftovers([target])
     with ExitStack() as stack:
         other = stack.enter_context(open_checkpoint(vae)) if vae else None
-        file = stack.enter_context(open_checkpoint(source))
+        file = stack.enter_context(open_checkpoint(source, variant=variant))
         if other:
-            file, checkpoint = read_with_vae(file, other, weights=weights)
+            file, checkpoint = read_with_vae(file, other, weights=weights, prediction=prediction)
             stack.enter_context(errors_named(file))
         elif part:
-            checkpoint = read_part(file, part, weights=weights)
+            checkpoint = read_part(file, part, weights=weights, prediction=prediction)
         else:
-            checkpoint = read_checkpoint(file, weights=weights)
+            checkpoint = read_checkpoint(file, weights=weights, prediction=prediction)
         layout = layout_of(target, layout, checkpoint.layout)
         returning = layout == "original" and checkpoint.layout == FORMAT
         if not (keep_all or returning):
@@ -108,12 +120,10 @@ def convert(
         else:
             left_out, checkpoint = 0, replace(checkpoint, unknown=())
         shapes = parameter_shapes(checkpoint.config, checkpoint.part)
-        if other:
-            with errors_named(other):
-                match_shapes(only(checkpoint, "vae"), shapes)
         checkpoint = match_shapes(checkpoint, shapes)
         if layout == "original":
             check_original_has_room(checkpoint)
+            check_yaml_beside(target, checkpoint)
         check_extras(checkpoint, layout, weights)
         plan = plan_weights(checkpoint, layout, precision)
         total = sum(planned.nbytes for planned in plan.values())
@@ -174,13 +184,13 @@ def _write_file(
         write_pickle(reporting, converted(file, plan, precision), beside)
         return
     own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else {"format": "pt"}
-    write_plan(reporting, file, plan, precision, publisher_metadata(file) | own)
+    write_plan(reporting, file, plan, precision, publisher_metadata(file, checkpoint) | own)
 
 
 def _write_folder(
     folder: Path, reporting: Reporting, file: CheckpointFile, checkpoint: Checkpoint, plan: Plan, precision: str
 ) -> None:
-    write_settings(folder, checkpoint.config, checkpoint.part)
+    write_settings(folder, checkpoint.config, checkpoint.part, ends_in_noise=checkpoint.said.ends_in_noise)
     for component, place in WEIGHTS.items():
         if checkpoint.part not in (None, component):
             continue

@@ -16,7 +16,8 @@ from convert.families.diffusers_config import (
     vae_settings,
 )
 from convert.families.table import family_named
-from convert.files.diffusers_folder import CLASSES, INDEX
+from convert.files.diffusers_folder import CLASSES
+from convert.files.folder_kinds import INDEX
 from sd.config import ModelConfig
 from sd.files import written_whole
 
@@ -26,12 +27,18 @@ WEIGHTS = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
+PLMS = {"skip_prk_steps": True, "timestep_spacing": "leading"}  # Liu et al. (2022), without its Runge-Kutta steps
+ENDING_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. (2023)
 NONE = [None, None]
 END_OF_WORD = "</w>"
 
 
-def folder_settings(config: ModelConfig) -> dict[str, dict]:
-    """Everything in a folder that is JSON, by its path, the tokenizer's vocabulary excepted."""
+def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict[str, dict]:
+    """Everything in a folder that is JSON, by its path, the tokenizer's vocabulary excepted.
+
+    ends_in_noise  trained with zero terminal SNR, which DDIMScheduler supports
+    """
+    scheduler = "DDIMScheduler" if ends_in_noise else "PNDMScheduler"
     latent_side = config.native_size // config.vae.factor
     heads = set(config.unet.heads)
     version = {"_diffusers_version": DIFFUSERS_VERSION}
@@ -43,7 +50,7 @@ def folder_settings(config: ModelConfig) -> dict[str, dict]:
             "image_encoder": NONE,
             "requires_safety_checker": False,
             "safety_checker": NONE,
-            "scheduler": ["diffusers", "PNDMScheduler"],
+            "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", CLASSES["text_encoder"]],
             "tokenizer": ["transformers", "CLIPTokenizer"],
             "unet": ["diffusers", CLASSES["unet"]],
@@ -79,20 +86,18 @@ def folder_settings(config: ModelConfig) -> dict[str, dict]:
             **text_settings(config.text_encoder),
         },
         "scheduler/scheduler_config.json": {
-            "_class_name": "PNDMScheduler",
+            "_class_name": scheduler,
             **version,
             "num_train_timesteps": config.schedule.timesteps,
             "beta_start": config.schedule.beta_start,
             "beta_end": config.schedule.beta_end,
             "beta_schedule": "scaled_linear",
             "prediction_type": {ours: theirs for theirs, ours in PREDICTIONS.items()}[config.prediction],
-            # as the original sampler of this kind has it: Liu et al. (2022), without its Runge-Kutta steps
-            "skip_prk_steps": True,
             "set_alpha_to_one": False,
             "steps_offset": 1,
             "clip_sample": False,
-            "timestep_spacing": "leading",
             "trained_betas": None,
+            **(ENDING_IN_NOISE if ends_in_noise else PLMS),
         },
         "tokenizer/tokenizer_config.json": {
             "tokenizer_class": "CLIPTokenizer",
@@ -106,9 +111,9 @@ def folder_settings(config: ModelConfig) -> dict[str, dict]:
     }
 
 
-def write_settings(folder: Path, config: ModelConfig, part: str | None = None) -> None:
+def write_settings(folder: Path, config: ModelConfig, part: str | None = None, *, ends_in_noise: bool = False) -> None:
     """Write everything but the weights; of one part alone if `part` says so."""
-    everything = folder_settings(config)
+    everything = folder_settings(config, ends_in_noise=ends_in_noise)
     if part:
         _write(folder / "config.json", json.dumps(everything[f"{part}/config.json"], indent=2) + "\n")
         return

@@ -6,6 +6,7 @@ By default it reads only names, shapes and offsets, so it is fast whatever the s
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,17 @@ from convert.actions.tensor_set import everything, original_weights, set_sha256,
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.family import PARTS
-from convert.families.recognition import describe
+from convert.families.recognition import Recognised, describe
+from convert.families.table import MODELS
 from convert.files.hashing import file_sha256, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
+from convert.layouts.noise_schedule import PREDICTIONS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import networks_in
 from convert.layouts.wrapping import plain_names, unwrap
 from convert.published.known import find_by_sha256
 from convert.single_part import read_part
+from sd.config import SD_V1, ScheduleConfig
 
 if TYPE_CHECKING:
     from convert.actions.values import Values
@@ -51,6 +55,12 @@ class Report:
     family: str | None = None  # of a complete model: as `convert.families.family` names it
     layout: str | None = None
     dropped: tuple[str, ...] = ()  # words and prefixes that frameworks put into the names; they are read without
+    prediction: str | None = None  # what the UNet predicts: "eps" or "v"; None without a UNet, and where nothing tells
+    prediction_because: str | None = None  # the evidence: "m.yaml beside it"
+    schedule: ScheduleConfig | None = None  # the noise levels of the training
+    zero_terminal_snr: bool | None = None  # they end in pure noise
+    warnings: tuple[str, ...] = ()  # what may spoil the pictures
+    notes: tuple[str, ...] = ()
     weights: str | None = None  # which of the UNet's are used: "model" or "ema"
     other_weights: str | None = None
     precision: str | None = None  # of the weights in use: "float32", "float16+float32"
@@ -69,19 +79,27 @@ class Report:
     values: "Values | None" = None
 
 
-def inspect(path: Path, *, hashed: bool = False, tensors_hashed: bool = False, deep: bool = False) -> Report:
+def inspect(
+    path: Path,
+    *,
+    hashed: bool = False,
+    tensors_hashed: bool = False,
+    deep: bool = False,
+    variant: str | None = None,
+) -> Report:
     """Describe a file.
 
     hashed          read it for its sha256, unless the hash is cached
     tensors_hashed  read it for the hash of its tensors (`convert.actions.tensor_set`)
     deep            both, and look at every number
+    variant         of a folder's weights, as in `open_checkpoint`
 
     Raises CorruptFileError, UnsupportedFileError for what is damaged or no checkpoint; OSError. Unsafe files and files
     without a complete model are described.
     """
     sha256 = file_sha256(path) if (hashed or deep) and path.is_file() else None
     try:
-        file = open_checkpoint(path)
+        file = open_checkpoint(path, variant=variant)
     except UnsafeFileError as error:
         return Report(
             path=str(path),
@@ -130,6 +148,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
     beside = _numbers_beside(file.root, file.metadata)
     known = find_by_sha256(sha256)
+    said = _statement(file, tensors, kind, checkpoint or alone, beside.get("global_step"))
     return Report(
         path=str(path),
         bytes=file.size,
@@ -145,6 +164,12 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         part=alone and alone.part,
         layout=(checkpoint or alone) and (checkpoint or alone).layout,
         dropped=dropped,
+        prediction=said and said.prediction,
+        prediction_because=said and said.why,
+        schedule=said and said.schedule,
+        zero_terminal_snr=said and said.ends_in_noise,
+        warnings=said.warnings if said else (),
+        notes=checkpoint.notes if checkpoint else said.notes if said else (),
         weights=checkpoint and checkpoint.weights,
         other_weights=checkpoint and checkpoint.other_weights,
         precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,
@@ -159,6 +184,26 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         sha256=sha256,
         known=known and known.file,
     )
+
+
+def _statement(
+    file: CheckpointFile,
+    tensors: Mapping[str, TensorRecord],
+    kind: Recognised,
+    checkpoint: Checkpoint | None,
+    step: int | None,
+) -> Statement | None:
+    """What the UNet was trained to predict, also in families that cannot be loaded; None without a UNet."""
+    if checkpoint and checkpoint.part in (None, "unet"):
+        return checkpoint.said
+    if kind.family not in MODELS or "UNet" not in kind.parts:
+        return None
+    stated = file.configs.get("scheduler", {}).get("prediction_type", "epsilon")
+    own = Evidence(PREDICTIONS.get(str(stated), "eps"), SCHEDULER) if "scheduler" in file.configs else None
+    try:
+        return statement(file, tensors, SD_V1.schedule, usual=kind.family.prediction, step=step, own=own)
+    except CheckpointError:
+        return None  # it predicts the picture; why that is not usable is in the report
 
 
 def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:

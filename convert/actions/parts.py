@@ -10,6 +10,7 @@ from convert.families.additions import ADDITIONS
 from convert.families.recognition import Recognised
 from convert.families.table import MODELS
 from convert.files.records import Inert, StorageRecord, TensorRecord
+from convert.layouts.noise_schedule import MARKERS
 from convert.layouts.original_layout import networks_in
 from convert.layouts.wrapping import unwrap
 
@@ -63,6 +64,8 @@ def _place(name: str, kind: Recognised) -> tuple[bool, str, str]:
     if name.startswith(EXTRA):
         _, part, prefix = _place(name.removeprefix(EXTRA), kind)
         return False, f"{part}, kept" if part in ("UNet", "unknown") else part, EXTRA + prefix
+    if name in MARKERS:
+        return False, MARKERS[name], ""
     if name in SCHEDULE_BUFFERS:
         return False, "noise schedule", ""
     if name.endswith("position_ids"):

@@ -1,14 +1,15 @@
 """Which layout goes to which target, and the checks before anything is read."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from convert.checkpoint import FORMAT, Checkpoint
 from convert.errors import CheckpointError
 from convert.families.family import PARTS, part_config, recognise
-from convert.files.diffusers_folder import INDEX, component_alone
+from convert.files.diffusers_folder import component_alone
+from convert.files.folder_kinds import INDEX
 from convert.layouts.names import PREFIXES
+from convert.layouts.noise_schedule import yaml_beside
 from sd.files import length_problem, name_problem
 
 LAYOUTS = (FORMAT, "original", "diffusers")
@@ -86,6 +87,16 @@ def check_extras(checkpoint: Checkpoint, layout: str, weights: str) -> None:
         )
 
 
+def check_yaml_beside(target: Path, checkpoint: Checkpoint) -> None:
+    """Raises TargetError where readers would take what the model predicts from a .yaml that says something else."""
+    beside, prediction = yaml_beside(target), checkpoint.config.prediction
+    if checkpoint.part in (None, "unet") and beside.prediction not in ("", prediction):
+        raise TargetError(
+            f"{beside.name} is there already and says {beside.prediction}, but this model predicts {prediction}: "
+            f"{target.name} would be read wrongly. Give another name, or remove {beside.name}."
+        )
+
+
 def check_original_has_room(checkpoint: Checkpoint) -> None:
     """The original layout stores little but shapes. Raises TargetError if they do not determine the model."""
     ours, part = checkpoint.config, checkpoint.part
@@ -94,9 +105,7 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
         told = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()})
     else:
         told = recognise(shapes)
-        told = told if ours.prediction == "eps" else replace(told, prediction="v")  # a marker tensor states it
     for where, what, found, usual in (
-        ("unet", "what the UNet predicts", ours.prediction, told.prediction),
         ("unet", "the noise schedule", ours.schedule, told.schedule),
         ("vae", "the latent scale", ours.vae.latent_scale, told.vae.latent_scale),
         ("unet", "the UNet's heads", ours.unet.heads, told.unet.heads),

@@ -19,7 +19,7 @@ from convert.errors import CheckpointError, counted, shown_list
 from convert.files.arrays import decoded, in_step, raw_pieces, rounded
 from convert.files.reader import CheckpointFile, open_checkpoint, release_after_last
 from convert.files.records import TensorRecord, trimmed
-from convert.layouts.noise_schedule import PREDICTS_V
+from convert.layouts.noise_schedule import MARKERS
 from convert.single_part import read_part
 
 
@@ -68,8 +68,10 @@ def _compare(
 ) -> Verified:
     wanted, found = everything(source), everything(written)
     wrong = sorted(wanted.keys() ^ found.keys())
-    if PREDICTS_V in wrong and written.config.prediction == source.config.prediction:
-        wrong.remove(PREDICTS_V)  # a marker, which only files of the original layout need
+    for what in ("prediction", "schedule") if source.part in (None, "unet") else ():
+        if getattr(written.config, what) != getattr(source.config, what):
+            raise MismatchError(f"the new file has another {what} than the source and was removed.")
+    wrong = [name for name in wrong if name not in MARKERS]  # which only files of the original layout need
     weights = original_weights(written).keys()
     release = [release_after_last(side, table.values()) for side, table in ((file, wanted), (back, found))]
     entries, same = [], 0

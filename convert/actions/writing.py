@@ -16,7 +16,7 @@ from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, 
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
-from convert.layouts.noise_schedule import PREDICTS_V
+from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
 from convert.single_part import DROPPED
 
 if TYPE_CHECKING:
@@ -26,7 +26,17 @@ PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 CHUNK = 16 << 20
 # between these files, or in this sandbox, or at all
 CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-OUR_METADATA = {"format", "format_version", "part", "family", "config", "precision", "weights", "global_step"}
+OUR_METADATA = {
+    "format",
+    "format_version",
+    "part",
+    "family",
+    "config",
+    "precision",
+    "weights",
+    "global_step",
+    "zero_terminal_snr",
+}
 OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
 
 
@@ -80,9 +90,18 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
             raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
         is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
         plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
-    if layout == "original" and checkpoint.config.prediction == "v" and not checkpoint.part:
-        plan[PREDICTS_V] = Planned(NOTHING, NOTHING.dtype)
+    if layout == "original" and checkpoint.part in (None, "unet"):
+        for marker, holds in markers(checkpoint).items():
+            if holds:
+                plan.setdefault(marker, Planned(NOTHING, NOTHING.dtype))
+            else:
+                plan.pop(marker, None)
     return plan
+
+
+def markers(checkpoint: Checkpoint) -> dict[str, bool]:
+    """The tensors that say what no shape shows, and whether a file of this model has them."""
+    return {PREDICTS_V: checkpoint.config.prediction == "v", ENDS_IN_NOISE: checkpoint.said.ends_in_noise}
 
 
 def our_metadata(
@@ -95,6 +114,7 @@ def our_metadata(
     dtypes = sorted({record.dtype for record in checkpoint.tensors.values()})
     step = {} if checkpoint.global_step is None else {"global_step": str(checkpoint.global_step)}
     part = {"part": checkpoint.part} if checkpoint.part else {}
+    zero_snr = {"zero_terminal_snr": "true"} if checkpoint.said.ends_in_noise else {}
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -106,12 +126,22 @@ def our_metadata(
         "source_file": shown(file.path.name),  # safetensors metadata must be valid Unicode
         **_source_hashes(file, hash_source),
         **step,
+        **zero_snr,
     }
 
 
-def publisher_metadata(file: CheckpointFile) -> dict[str, str]:
-    """The publisher's metadata (title, licence, merge recipe), without checksums of the old file."""
-    return {name: text for name, text in file.metadata.items() if name not in OUR_METADATA and "hash" not in name}
+def publisher_metadata(file: CheckpointFile, checkpoint: Checkpoint) -> dict[str, str]:
+    """The publisher's metadata (title, licence, merge recipe), without what is no longer true.
+
+    Left out are checksums of the old file, and a prediction that was overruled.
+    """
+    return {
+        name: text
+        for name, text in file.metadata.items()
+        if name not in OUR_METADATA
+        and "hash" not in name
+        and METADATA.get(name, {}).get(text.strip().lower()) in (None, checkpoint.config.prediction)
+    }
 
 
 def _source_hashes(file: CheckpointFile, compute: bool) -> dict[str, str | Callable[[], str]]:

@@ -10,14 +10,15 @@ One component may also stand alone, in a folder with its config.json and its wei
 checker, the tokenizer's tables and all other files are not read.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
+from convert.errors import UnsupportedFileError, shown
 from convert.families.table import family_of_pipeline
+from convert.files.folder_kinds import INDEX, is_there, missing, not_a_model, other_format, read_json
+from convert.files.folder_weights import FolderWeights
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
 from convert.layouts.diffusers_names import COMPONENTS
@@ -25,15 +26,7 @@ from convert.layouts.diffusers_names import COMPONENTS
 if TYPE_CHECKING:
     from convert.files.reader import CheckpointFile
 
-INDEX = "model_index.json"
-STEMS = {  # of the files of weights
-    "unet": ("diffusion_pytorch_model",),
-    "vae": ("diffusion_pytorch_model",),
-    "text_encoder": ("model", "pytorch_model"),
-}
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-SUFFIXES = ("safetensors", "bin")
-VARIANTS = ("", ".fp16")  # the first that is there is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,30 +35,42 @@ class FolderContents:
     root: dict[str, TensorRecord]  # `<component>.<name in its file>`
     configs: dict[str, dict]  # by component, "scheduler" included where there is one
     component: str | None = None  # the one that stands alone, if it does
+    absent: dict[str, str] = field(default_factory=dict)  # component that a model has -> why it cannot be read
+    notes: tuple[str, ...] = ()  # which of several weights were taken
 
 
-def read_folder(folder: Path, open_file: "Callable[[Path, str], CheckpointFile]") -> FolderContents:
-    """Read and check the JSON, open the files of weights.
+def read_folder(
+    folder: Path, open_file: "Callable[[Path, str], CheckpointFile]", variant: str | None = None
+) -> FolderContents:
+    """Read and check the JSON, open the files of weights. Components that are not there are no error.
 
     open_file  opens one file of weights, given what to call it in errors
+    variant    of the weights to take, where a component has it: "fp16", "non_ema", ...
 
     Raises CheckpointError.
     """
     alone = component_alone(folder)
-    configs = {alone: read_json(folder / "config.json", "config.json")} if alone else _read_configs(folder)
-    files: list = []
-    root: dict[str, TensorRecord] = {}
+    absent: dict[str, str] = {}
+    if alone:
+        configs = {alone: read_json(folder / "config.json", "config.json")}
+    else:
+        configs, absent = _read_configs(folder)
+    weights = FolderWeights(folder, open_file, variant)
     try:
-        for component in [alone] if alone else COMPONENTS:
-            place = "" if alone else f"{component}/"
-            for name, tensors in _component(folder, place, component, files, open_file):
-                _add(root, component, name, tensors)
+        for component in [alone] if alone else [component for component in COMPONENTS if component in configs]:
+            if why := weights.read(component, "" if alone else f"{component}/"):
+                absent[component] = why
+        if not weights.files:
+            raise UnsupportedFileError(next(iter(absent.values())))
+        notes = tuple(weights.notes())
     except BaseException:
-        for file in files:
+        for file in weights.files:
             file.close()
         raise
-    check_limit("tensors", len(root), LIMITS.tensors)
-    return FolderContents(files=files, root=root, configs=configs, component=alone)
+    check_limit("tensors", len(weights.root), LIMITS.tensors)
+    return FolderContents(
+        files=weights.files, root=weights.root, configs=configs, component=alone, absent=absent, notes=notes
+    )
 
 
 def component_alone(folder: Path) -> str | None:
@@ -77,27 +82,56 @@ def component_alone(folder: Path) -> str | None:
     return next((component for component, kind in CLASSES.items() if stated == [kind]), None)
 
 
-def _read_configs(folder: Path) -> dict[str, dict]:
-    """The settings of every component of a whole model."""
+def _read_configs(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
+    """The settings of every component that is there; and why each of the others cannot be read."""
     index = _read_index(folder)
-    configs = {}
+    configs, absent = {}, {}
     for component in COMPONENTS:
-        entry = index.get(component)
-        if type(entry) is not list or len(entry) != 2:
-            raise UnsupportedFileError(f"has no {component} in its {INDEX}. Use the folder of a complete model")
-        if entry[1] != CLASSES[component]:
-            raise UnsupportedFileError(
-                f"has a {component} of the class {shown(str(entry[1]), 60)}; only {CLASSES[component]} is supported"
-            )
-        configs[component] = read_json(folder / component / "config.json", f"{component}/config.json")
+        place = folder / component
+        entry = index.get(component) if index else ["diffusers", CLASSES[component]]
+        if type(entry) is not list or len(entry) != 2 or not any(entry):
+            absent[component] = f"has no {component} in its {INDEX}. Use the folder of a complete model"
+        elif entry[1] != CLASSES[component]:
+            absent[component] = _other_class(component, entry[1])
+        elif not place.is_dir():
+            absent[component] = _without(folder, component)
+        elif not is_there(place / "config.json"):
+            absent[component] = f"has no {component}/config.json. Download the folder again, with all its files"
+        else:
+            config = read_json(place / "config.json", f"{component}/config.json")
+            stated = config.get("architectures", [config.get("_class_name", CLASSES[component])])
+            if index or stated == [CLASSES[component]]:
+                configs[component] = config
+            else:
+                absent[component] = _other_class(component, stated)
+    if not configs:
+        raise UnsupportedFileError(
+            not_a_model(folder) if not index else other_format(folder) or next(iter(absent.values()))
+        )
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
         configs["scheduler"] = read_json(folder / name, name)
-    return configs
+    return configs, absent
+
+
+def _other_class(component: str, kind: object) -> str:
+    kind = kind[0] if type(kind) is list and len(kind) == 1 else kind
+    return f"has a {component} of the class {shown(str(kind), 60)}; only {CLASSES[component]} is supported"
+
+
+def _without(folder: Path, component: str) -> str:
+    """Say that a component has no folder, and where else its weights may be."""
+    averaged = f"{component}_ema"
+    if (folder / averaged).is_dir():
+        return f"has no folder {component}, but {averaged}. Give that folder, with --only {component}"
+    return (
+        f"has no {component}: its folder {component} {missing(folder / component)}. Use the folder of a complete model"
+    )
 
 
 def _read_index(folder: Path) -> dict:
-    if not (folder / INDEX).is_file():
+    """The list of components; {} where there is none, as in a checkpoint that a training wrote."""
+    if not is_there(folder / INDEX):
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json", "config.json")
             kind = shown(str(config.get("_class_name", "of a class that is not named")), 60)
@@ -105,9 +139,7 @@ def _read_index(folder: Path) -> dict:
                 f"is the folder of one component ({kind}), not of a whole model. Give the folder above it, which has "
                 f"a {INDEX}"
             )
-        raise UnsupportedFileError(
-            f"is a folder without a {INDEX}, so it is not a diffusers model. Give one that has it, or a file"
-        )
+        return {}
     index = read_json(folder / INDEX, INDEX)
     pipeline = index.get("_class_name")
     if type(pipeline) is not str:
@@ -118,119 +150,3 @@ def _read_index(folder: Path) -> dict:
             f"is a folder for {family.title}: its {INDEX} names {shown(pipeline, 60)}. {family.why_not}"
         )
     return index
-
-
-def _component(
-    folder: Path, place: str, component: str, files: list, open_file: "Callable[[Path, str], CheckpointFile]"
-) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
-    """The files of weights of a component, opened: what to call each, and its tensors.
-
-    place  where they are in the folder: "vae/", or "" for a component alone
-    """
-    path = folder / place
-
-    def opened(name: str) -> tuple[str, dict[str, TensorRecord]]:
-        called = f"{place}{name}"
-        file = open_file(path / name, f"{folder.name}/{called}")
-        files.append(file)
-        number = len(files) - 1
-        root = file.root.get("state_dict", file.root) if type(file.root) is dict else None
-        if type(root) is not dict:
-            raise UnsupportedFileError(f"holds no dictionary of tensors in {called}")
-        return called, {
-            key: replace(record, storage=replace(record.storage, file=number))
-            for key, record in root.items()
-            if type(key) is str and type(record) is TensorRecord
-        }
-
-    for variant in VARIANTS:
-        for suffix in SUFFIXES:
-            for stem in STEMS[component]:
-                whole = f"{stem}{variant}.{suffix}"
-                indexes = (f"{stem}.{suffix}.index{variant}.json", f"{whole}.index.json")
-                if _is_there(path / whole):
-                    yield opened(whole)
-                    return
-                for index in indexes:
-                    if _is_there(path / index):
-                        yield from _shards(path, place, index, suffix, opened)
-                        return
-    there = sorted(entry.name for entry in path.iterdir() if entry.name != "config.json")
-    wanted = f"{STEMS[component][0]}.safetensors"
-    raise UnsupportedFileError(
-        f"has no weights of its {component}: {place}{wanted} is not there"
-        + (f" ({shown_list(there)} is). " if there else ". ")
-        + "Download the folder again, with all its files"
-    )
-
-
-def _shards(
-    path: Path, place: str, index: str, suffix: str, opened: Callable[[str], tuple[str, dict[str, TensorRecord]]]
-) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
-    """Weights in several files: each must be in the file that the index names, and only there."""
-    where = f"{place}{index}"
-    places = read_json(path / index, where).get("weight_map")
-    if type(places) is not dict or not all(type(name) is str for name in places.values()):
-        raise UnsupportedFileError(f"has an index of weights that names no files: {where}")
-    names = sorted(set(places.values()))
-    check_limit("files of one component", len(names), LIMITS.shards)
-    for name in names:
-        if not _is_plain(name) or not name.endswith(f".{suffix}"):
-            raise UnsafeFileError(f"has an index of weights that names a file elsewhere: '{shown(name)}' in {where}")
-    for name in names:
-        called, tensors = opened(name)
-        listed = {key for key, place in places.items() if place == name}
-        if lost := sorted(listed - tensors.keys()):
-            raise CorruptFileError(f"lacks {shown(lost[0])} in {called}, where {where} says it is")
-        if more := sorted(tensors.keys() - listed):
-            raise UnsafeFileError(f"has {shown(more[0])} in {called}, where {where} does not say it is")
-        yield called, tensors
-
-
-def _add(root: dict[str, TensorRecord], component: str, called: str, tensors: dict[str, TensorRecord]) -> None:
-    for key, record in tensors.items():
-        name = f"{component}.{key}"
-        if name in root:
-            raise UnsafeFileError(f"holds {shown(name)} twice, the second time in {called}")
-        root[name] = record
-
-
-def _is_there(path: Path) -> bool:
-    """Whether a path exists, broken links included: a cache whose files were removed gets its own sentence."""
-    return path.exists() or path.is_symlink()
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a file's name means a file in the same folder, on every system."""
-    return name.isprintable() and not set(name) & set('/\\:*?"<>|') and name.strip(". ") == name.rstrip(". ") != ""
-
-
-def read_json(path: Path, called: str) -> dict:
-    """A JSON object in a small file, with no name twice in it. `called` is what errors call it."""
-    if path.exists() and not path.is_file():  # a pipe would block
-        raise UnsupportedFileError(f"has a {called} that is not a file. Download the folder again")
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(LIMITS.header_bytes + 1)
-    except FileNotFoundError:
-        raise UnsupportedFileError(f"has no {called}. Download the folder again, with all its files") from None
-    except OSError as error:
-        raise UnsupportedFileError(f"has a {called} that cannot be opened: {shown(str(error.strerror))}") from None
-    check_limit(f"bytes of {called}", len(raw), LIMITS.header_bytes)
-
-    def unique(pairs: list[tuple[str, object]]) -> dict:
-        if len(dict(pairs)) != len(pairs):
-            raise UnsafeFileError(f"has the same name twice in {called}")
-        return dict(pairs)
-
-    try:
-        content = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=unique)
-    except CheckpointError:
-        raise
-    except (ValueError, RecursionError):
-        if raw.startswith(b"version https://git-lfs"):
-            raise UnsupportedFileError(f"has a Git LFS pointer for {called}. Download the file itself") from None
-        raise CorruptFileError(f"has a {called} that is not JSON") from None
-    if type(content) is not dict:
-        raise CorruptFileError(f"has a {called} that holds no settings")
-    return content

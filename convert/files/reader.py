@@ -74,6 +74,8 @@ class CheckpointFile:
         self.passed_over = contents.passed_over  # what changes no weight
         self.configs: dict[str, dict] = {}  # of a folder's components
         self.component: str | None = None  # of diffusers' layout, alone in its folder
+        self.absent: dict[str, str] = {}  # component that a folder lacks -> why
+        self.notes: tuple[str, ...] = ()  # which of several weights in a folder were taken
         self._descriptor = descriptor
         self._close_descriptor = weakref.finalize(self, os.close, descriptor) if descriptor is not None else None
         self._mapping = mapping
@@ -254,9 +256,9 @@ class CheckpointFiles(CheckpointFile):
 class CheckpointFolder(CheckpointFiles):
     """An open folder of diffusers' layout."""
 
-    def __init__(self, path: Path, contents: "FolderContents"):
+    def __init__(self, path: Path, contents: "FolderContents", called: str):
         self.path = path
-        self.called = path.resolve().name or str(path)
+        self.called = called
         self.files: list[CheckpointFile] = contents.files
         self.size = sum(file.size for file in self.files)
         self.container = "diffusers folder"
@@ -267,6 +269,7 @@ class CheckpointFolder(CheckpointFiles):
         self.passed_over = tuple(f"{file.called}: {what}" for file in self.files for what in file.passed_over)
         self.configs = contents.configs
         self.component = contents.component
+        self.absent, self.notes = contents.absent, contents.notes
 
 
 class JoinedFiles(CheckpointFiles):
@@ -280,7 +283,7 @@ class JoinedFiles(CheckpointFiles):
         self.size, self.container, self.root = first.size, first.container, first.root
         self.metadata, self.foreign, self.configs = first.metadata, first.foreign, first.configs
         self.calls, self.passed_over = first.calls, first.passed_over
-        self.component = first.component
+        self.component, self.absent, self.notes = first.component, first.absent, first.notes
         self._shift = len(own)
 
     def of_second(self, record: TensorRecord) -> TensorRecord:
@@ -288,19 +291,25 @@ class JoinedFiles(CheckpointFiles):
         return replace(record, storage=replace(record.storage, file=record.storage.file + self._shift))
 
 
-def open_checkpoint(path: str | os.PathLike) -> CheckpointFile:
+def open_checkpoint(path: str | os.PathLike, *, variant: str | None = None) -> CheckpointFile:
     """Open and check a checkpoint: everything but the weights' checksums, which `verify` checks as they are used.
 
-    path    a file, or a folder that the diffusers library has saved
+    path    a file, or a folder that the diffusers library has saved, or the cache of one
+    variant of a folder's weights: "fp16", "non_ema", ...; None: the plain ones, or those that there are
     raises  UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError)
     """
     path = Path(path)
     if not path.is_dir():
+        if variant and path.is_file():
+            fault = UnsupportedFileError("is a single file, which has no variants. Leave --variant out")
+            raise named(fault, path.name)
         return open_file(path, path.name or str(path))
     from convert.files.diffusers_folder import read_folder
+    from convert.files.folder_kinds import snapshot_of
 
     try:
-        return CheckpointFolder(path, read_folder(path, open_file))
+        folder = snapshot_of(path)
+        return CheckpointFolder(folder, read_folder(folder, open_file, variant), path.resolve().name or str(path))
     except CheckpointError as error:
         raise error if error.named else named(error, path.resolve().name or str(path)) from None
 
@@ -344,6 +353,11 @@ def open_regular(path: Path) -> int:
     try:
         descriptor = os.open(path, flags)
     except FileNotFoundError:
+        if path.is_symlink():
+            target = shown(os.readlink(path))
+            raise UnsupportedFileError(
+                f"is a link to {target}, which does not exist. Download the file again"
+            ) from None
         raise UnsupportedFileError("does not exist. Check the path") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -1,60 +1,252 @@
-"""The noise schedule that a file states, in tensors that are not weights and in metadata.
+"""What a model was trained to predict and at which noise levels, where neither names nor shapes tell.
 
-    v_pred              a tensor without elements: the UNet predicts the velocity
-    ztsnr               a tensor without elements: the schedule ends in pure noise (Lin et al., 2023)
-    modelspec.*         in the metadata of safetensors: the prediction, in several spellings
-    alphas_cumprod      the schedule itself, as a table
+`statement` looks in this order, and the first that tells counts:
 
-Files that state nothing have the schedule and the prediction of their family.
+    the caller          --prediction
+    metadata            modelspec.* of safetensors, in several spellings; the settings of a folder; the config of ours
+    a .yaml beside it   model.params.parameterization, as in the original training code
+    marker tensors      v_pred, ztsnr: without elements
+    the training step   of version 2, whose families differ in nothing else
+    the family          the usual prediction of its row in `convert.families.table`
+
+What tells something else than what counts is named in a warning.
 """
 
 import struct
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
 
+from convert.errors import UnsupportedFileError, shown
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
 from sd.config import ModelConfig, ScheduleConfig
 
 PREDICTS_V, ENDS_IN_NOISE = "v_pred", "ztsnr"
-MARKERS = {PREDICTS_V, ENDS_IN_NOISE}
-PREDICTION_KEYS = ("modelspec.prediction_type", "modelspec.predict_key", "ss_prediction_type")
-PREDICTIONS = {
-    **dict.fromkeys(("v", "v_pred", "v_prediction", "v-prediction"), "v"),
-    **dict.fromkeys(("epsilon", "eps"), "eps"),
+MARKERS = {  # tensors that only say something -> what
+    PREDICTS_V: "marker of v-prediction",
+    ENDS_IN_NOISE: "marker of zero terminal SNR",
 }
+PREDICTIONS = {  # as others write it -> as we do
+    **dict.fromkeys(("v", "v_pred", "v_prediction", "v-prediction", "vpred", "velocity"), "v"),
+    **dict.fromkeys(("eps", "epsilon", "noise", "eps_pred"), "eps"),
+    **dict.fromkeys(("x0", "x_0", "x_start", "sample"), "x0"),  # the picture itself, which no sampler here takes
+}
+METADATA = {  # of safetensors: key -> what its values mean
+    **dict.fromkeys(("modelspec.prediction_type", "modelspec.predict_key", "ss_prediction_type"), PREDICTIONS),
+    "modelspec.architecture": {"stable-diffusion-v2-768-v": "v", "stable-diffusion-v2-512": "eps"},
+    "ss_v_parameterization": {"true": "v", "false": "eps"},
+}
+TRUE_IN_METADATA = ("zero_terminal_snr", "ss_zero_terminal_snr")  # the first is ours
+STEPS = {875_000: "eps", 110_000: "v", 140_000: "v"}  # of version 2's published training runs: 2.0 base, 2.1, 2.0
+FAMILY, SCHEDULER = "its family", "its scheduler_config.json"
+SUFFIXES = (".yaml", ".yml")
+PARAMETERS = "model.params."
+IN_YAML = ("model.target", *(PARAMETERS + name for name in ("parameterization", "linear_start", "linear_end")))
 NUMBERS = {"float64": "d", "float32": "f", "float16": "e"}
 TOLERANCE = 0.02  # half precision changes the entries by less than a tenth of it
 
 
-def with_schedule(
-    config: ModelConfig, file: CheckpointFile, tensors: Mapping[str, TensorRecord]
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The config with the prediction that the file states, and notes for the user about its schedule."""
-    stated = next((file.metadata[key] for key in PREDICTION_KEYS if file.metadata.get(key)), "")
-    prediction = "v" if PREDICTS_V in tensors else PREDICTIONS.get(stated.strip().lower(), config.prediction)
-    config = replace(config, prediction=prediction)
-    if ENDS_IN_NOISE in tensors:
-        return config, ("trained with a noise schedule that ends in pure noise (ztsnr); the usual schedule is used.",)
-    return config, _table_notes(config.schedule, file, tensors.get("alphas_cumprod"))
+class Evidence(NamedTuple):
+    prediction: str  # "eps" or "v"; "x0" where a file says so, which is refused
+    why: str  # "m.yaml beside it", after "as ... says"
+    outside: bool = False  # the file itself does not tell
 
 
-def _table_notes(schedule: ScheduleConfig, file: CheckpointFile, record: TensorRecord | None) -> tuple[str, ...]:
-    """A sentence if the table in the file clearly differs from the schedule that will be used."""
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What counts, and what is to be said about it."""
+
+    prediction: str | None  # "eps" or "v"; None where nothing tells
+    why: str  # the evidence, in words: "m.yaml beside it"
+    outside: bool = False  # it was found beside the file, or the caller gave it
+    schedule: ScheduleConfig
+    ends_in_noise: bool = False  # trained with zero terminal SNR
+    warnings: tuple[str, ...] = ()  # for the user, a sentence each
+    notes: tuple[str, ...] = ()
+
+    def applied_to(self, config: ModelConfig) -> ModelConfig:
+        return replace(config, schedule=self.schedule, prediction=self.prediction or config.prediction)
+
+
+def prediction_text(prediction: str | None, why: str) -> str:
+    """A prediction and its evidence, for a reader: "v, as m.yaml beside it says"."""
+    if prediction is None:
+        return "eps or v: nothing tells which; --prediction chooses"
+    return f"{prediction}, as {'usual in its family' if why == FAMILY else f'{why} says'}"
+
+
+@dataclass(kw_only=True)
+class Beside:
+    """What a .yaml beside the file says."""
+
+    name: str = ""
+    scalars: dict[str, str] = field(default_factory=dict)
+    problem: str = ""  # why it is ignored
+
+    @property
+    def prediction(self) -> str:
+        """ "eps", "v" or "x0"; empty where it does not say."""
+        return PREDICTIONS.get(self.scalars.get(PARAMETERS + "parameterization", "").strip().lower(), "")
+
+
+def statement(
+    file: CheckpointFile,
+    tensors: Mapping[str, TensorRecord],
+    schedule: ScheduleConfig,
+    *,
+    usual: str,
+    step: int | None = None,
+    asked: str = "auto",
+    own: Evidence | None = None,
+    ends_in_noise: bool = False,
+) -> Statement:
+    """What a file states of its prediction and its noise levels.
+
+    tensors        all of them, by their original names
+    schedule       the family's, or the one that the settings of a folder state
+    usual          the family's prediction; "" where its models differ
+    step           of the training, where the file has it
+    asked          "eps" or "v" as the caller asks for it, or "auto"
+    own            what the settings of a folder or the config of ours state
+    ends_in_noise  these state zero terminal SNR
+
+    Raises UnsupportedFileError where the UNet predicts something else.
+    """
+    beside = Beside() if own or file.configs else yaml_beside(file.path)
+    found = [*_evidence(file, tensors, beside, usual, step, asked, own)]
+    first = found[0] if found else None
+    if first and first.prediction not in ("eps", "v"):
+        raise UnsupportedFileError(
+            f"has a UNet that predicts the picture itself, as {first.why} says; only eps, the noise, and v, the "
+            "velocity, can be used. --prediction overrules it."
+        )
+    warnings = [f"{beside.name} beside it is ignored: it {beside.problem}."] if beside.problem else []
+    for key, value in file.metadata.items():
+        if METADATA.get(key) is PREDICTIONS and value.strip().lower() not in PREDICTIONS:
+            warnings.append(f"{key} in its metadata is ignored: {shown(value, 40)!r} is neither eps nor v.")
+    for other in found[1:]:
+        if other.prediction != first.prediction:
+            warnings.append(f"predicts {first.prediction}, as {first.why} says; {other.why} says {other.prediction}.")
+    if not first and not usual:
+        warnings.append("nothing tells whether it predicts eps or v. If pictures are noise, give --prediction.")
+    schedule, problem = _with_range(schedule, beside)
+    warnings += [problem] if problem else []
+    table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
+    metadata = {name: file.metadata.get(name, "").strip().lower() == "true" for name in TRUE_IN_METADATA}
+    ends_in_noise = ends_in_noise or table or ENDS_IN_NOISE in tensors or any(metadata.values())
+    prediction = first.prediction if first else usual or None
+    if ends_in_noise:
+        use = "the usual schedule is used" if prediction == "eps" else "--zero-terminal-snr uses it"
+        notes = (f"trained with a noise schedule that ends in pure noise (ztsnr); {use}.",)
+    return Statement(
+        prediction=prediction,
+        why=first.why if first else FAMILY if usual else "nothing tells",
+        outside=bool(first and first.outside),
+        schedule=schedule,
+        ends_in_noise=ends_in_noise,
+        warnings=tuple(warnings),
+        notes=notes,
+    )
+
+
+def _evidence(
+    file: CheckpointFile,
+    tensors: Mapping[str, TensorRecord],
+    beside: Beside,
+    usual: str,
+    step: int | None,
+    asked: str,
+    own: Evidence | None,
+) -> Iterator[Evidence]:
+    """What tells, the most reliable first."""
+    if asked != "auto":
+        yield Evidence(asked, "--prediction", outside=True)
+    if own:
+        yield own
+    for key, meanings in METADATA.items():
+        if value := meanings.get(file.metadata.get(key, "").strip().lower()):
+            yield Evidence(value, f"{key} in its metadata")
+    if beside.prediction:
+        yield Evidence(beside.prediction, f"{beside.name} beside it", outside=True)
+    if PREDICTS_V in tensors:
+        yield Evidence("v", f"its tensor {PREDICTS_V}")
+    if not usual and not beside.prediction and "ldm" in beside.scalars.get("model.target", ""):
+        yield Evidence("eps", f"{beside.name} beside it, without a parameterization,", outside=True)
+    if not usual and step in STEPS:
+        yield Evidence(STEPS[step], f"its training of {step:,} steps")
+
+
+def yaml_beside(file: Path) -> Beside:
+    """Read the .yaml that has the name of a single file, if there is one."""
+    paths = [file.with_suffix(suffix) for suffix in SUFFIXES]
+    path = next((path for path in paths if path != file and (path.exists() or path.is_symlink())), None)
+    if path is None:
+        return Beside()
+    from convert.files.yaml_scalars import YamlError, read_scalars
+
+    name = shown(path.name)
+    try:
+        scalars = read_scalars(path, IN_YAML)
+    except YamlError as error:
+        return Beside(name=name, problem=str(error))
+    stated = scalars.get(PARAMETERS + "parameterization", "eps")
+    if stated.strip().lower() not in PREDICTIONS:
+        return Beside(name=name, problem=f"has {shown(stated, 40)!r} for parameterization, where eps or v is expected")
+    return Beside(name=name, scalars=scalars)
+
+
+def _with_range(schedule: ScheduleConfig, beside: Beside) -> tuple[ScheduleConfig, str]:
+    """The schedule with the noise levels that the .yaml states, and a sentence if they differ or cannot be used."""
+    texts = [beside.scalars.get(PARAMETERS + name) for name in ("linear_start", "linear_end")]
+    try:
+        start, end = (
+            usual if text is None else float(text)
+            for text, usual in zip(texts, (schedule.beta_start, schedule.beta_end), strict=True)
+        )
+    except ValueError:
+        start, end = 0.0, 0.0
+    if not 0 < start <= end < 1:
+        given = " and ".join(f"{shown(text, 40)}" for text in texts if text)
+        return (
+            schedule,
+            f"the noise levels in {beside.name} beside it are ignored: {given} do not rise between 0 and 1.",
+        )
+    if (start, end) == (schedule.beta_start, schedule.beta_end):
+        return schedule, ""
+    return (
+        replace(schedule, beta_start=start, beta_end=end),
+        f"noise from {start:g} to {end:g}, as {beside.name} beside it says (usually {schedule.beta_start:g} to "
+        f"{schedule.beta_end:g}).",
+    )
+
+
+def _table_notes(
+    schedule: ScheduleConfig, file: CheckpointFile, record: TensorRecord | None
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether the table in the file ends in pure noise; a sentence if it differs otherwise from what will be used."""
     if record is None or record.dtype not in NUMBERS or record.shape != (schedule.timesteps,):
-        return ()
+        return False, ()
     if not record.is_contiguous or record.offset:
-        return ()
+        return False, ()
     file.verify(record)
     order = "<" if record.storage.byteorder == "little" else ">"
     found = struct.unpack_from(f"{order}{schedule.timesteps}{NUMBERS[record.dtype]}", file.storage_bytes(record))
-    for step, (value, usual) in enumerate(zip(found, alphas_cumprod(schedule), strict=True)):
-        if not abs(value - usual) <= TOLERANCE * usual:
-            return (
+    usual = alphas_cumprod(schedule)
+    if _is_near(found, ending_in_noise(usual)):
+        return True, ()
+    for step, (value, expected) in enumerate(zip(found, usual, strict=True)):
+        if not abs(value - expected) <= TOLERANCE * expected:
+            return False, (
                 f"its table alphas_cumprod is not that of its family: "
-                f"entry {step} is {value:.4g}, usually {usual:.4g}. The usual schedule is used.",
+                f"entry {step} is {value:.4g}, usually {expected:.4g}. The usual schedule is used.",
             )
-    return ()
+    return False, ()
+
+
+def _is_near(found: tuple[float, ...], expected: list[float]) -> bool:
+    return all(abs(a - b) <= TOLERANCE * b + 1e-6 for a, b in zip(found, expected, strict=True))
 
 
 def alphas_cumprod(schedule: ScheduleConfig) -> list[float]:
@@ -65,3 +257,10 @@ def alphas_cumprod(schedule: ScheduleConfig) -> list[float]:
         bar *= 1 - (start + (end - start) * step / max(1, schedule.timesteps - 1)) ** 2
         bars.append(bar)
     return bars
+
+
+def ending_in_noise(bars: list[float]) -> list[float]:
+    """The same, moved and scaled so that the first entry stays and the last is 0: Lin et al. (2023), algorithm 1."""
+    roots = [bar**0.5 for bar in bars]
+    first, last = roots[0], roots[-1]
+    return [((root - last) * first / (first - last)) ** 2 for root in roots] if first > last else bars

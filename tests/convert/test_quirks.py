@@ -250,6 +250,8 @@ def test_another_schedule_is_told(save, tiny_state, capsys):
     roots = table.double().sqrt()
     ending_in_noise = (((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2).float()
     path = save(plain(tiny_state) | {"alphas_cumprod": ending_in_noise})
+    assert look(path).said.ends_in_noise
+    path = save(plain(tiny_state) | {"alphas_cumprod": table**2})
     (note,) = look(path).notes
     assert "alphas_cumprod is not that of its family" in note
     assert look(save(plain(tiny_state) | {"alphas_cumprod": table * torch.nan})).notes
