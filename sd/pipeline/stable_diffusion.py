@@ -5,8 +5,8 @@ How the networks work together is in `sd.pipeline.latent_diffusion`.
 
 import json
 import secrets
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -31,12 +31,27 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
+class VAESource:
+    """The file of a VAE that is used in place of the model's own."""
+
+    name: str  # of the file
+    sha256: Callable[[], str | None]  # as in `Source`
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The file that the weights came from."""
 
     name: str  # of the file, without its suffix
     weights: str  # "ema" or "model"
     sha256: Callable[[], str | None]  # None if the file is gone; takes seconds for a large one, the first time
+    beside: Mapping[str, str] = field(default_factory=dict)  # what the file itself does not tell: {"prediction": "v"}
+    vae: VAESource | None = None  # None: the model's own
+
+    def facts(self) -> dict[str, object]:
+        """What a picture notes of its model. May take seconds, the first time."""
+        vae = {"vae": {"name": self.vae.name, "sha256": self.vae.sha256()}} if self.vae else {}
+        return {"name": self.name, "sha256": self.sha256(), "weights": self.weights, **self.beside, **vae}
 
 
 @dataclass(kw_only=True)
@@ -102,11 +117,14 @@ class StableDiffusion(LatentDiffusion):
 
         labels, exact  further entries of each, about an init image
         """
-        sha256 = self.source.sha256()
+        made_of = self.source.facts()
+        sha256, vae = made_of["sha256"], made_of.get("vae")
+        if vae:  # as the common web UI names them
+            labels = {"VAE hash": vae["sha256"] and vae["sha256"][:10], "VAE": vae["name"], **(labels or {})}
         exact = {
             **settings.to_dict(),
             **(exact or {}),
-            "model": {"name": self.source.name, "sha256": sha256, "weights": self.source.weights},
+            "model": made_of,
             "family": self.config.family,
             "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
             "device": self.device.type,

@@ -6,6 +6,7 @@ takes memory twice.
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from convert.files.hashing import FileHash
 from convert.files.reader import CheckpointFile, open_checkpoint
 from sd.files import embedded_model
 from sd.networks.build import build_networks, parameter_shapes
-from sd.pipeline.stable_diffusion import Source, StableDiffusion
+from sd.pipeline.stable_diffusion import Source, StableDiffusion, VAESource
 from sd.runtime.cpu.packing import can_pack, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
@@ -31,6 +32,9 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     weights: str = "auto",
+    prediction: str = "auto",
+    variant: str | None = None,
+    vae: str | os.PathLike | None = None,
     low_memory: bool = False,
     tiled_vae: bool = False,
     compile: bool = False,
@@ -42,12 +46,16 @@ def load(
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto" (see `sd.runtime.device.pick_precision`), "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    prediction what the UNet predicts: "eps", "v", or "auto", as the file, a .yaml beside it or its family says
+    variant    of a folder's weights: "fp16", "non_ema", ...; without one, the plain ones or those that there are
+    vae        a file or folder whose VAE is used instead of the model's own
     low_memory, tiled_vae, compile
                see `sd.runtime.device.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
 
     Nothing in the file is executed. Raises `convert.errors.CheckpointError`, a ValueError, if the file is missing or
-    damaged; ValueError for an unknown device, precision or weights, and if networks cannot be compiled here.
+    damaged; ValueError for an unknown device, precision, weights or prediction, and if networks cannot be compiled
+    here.
 
     On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not
     overwrite it in place. There, the weights of the UNet's convolutions keep the file's precision.
@@ -55,9 +63,15 @@ def load(
     target = pick_device(device)
     pick_precision(target, precision)  # refuse a wrong name before the file is opened
     path = embedded_model() if path is None else Path(path)
-    with open_checkpoint(path) as file:
+    with ExitStack() as stack:
+        if vae is None:
+            file = stack.enter_context(open_checkpoint(path, variant=variant))
+            checkpoint = read_checkpoint(file, weights=weights, prediction=prediction)
+        else:
+            from convert.other_vae import opened_model
+
+            file, checkpoint = stack.enter_context(opened_model(path, weights, prediction, variant, vae))
         options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
-        checkpoint = read_checkpoint(file, weights=weights)
         dtype = pick_precision(target, precision, checkpoint.config.unet.width)
         return from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
 
@@ -92,12 +106,18 @@ def from_checkpoint(
     make_packed({convolutions[name]: weight for name, weight in packed.items()}, dtype)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
+    told = {"prediction": checkpoint.config.prediction} if checkpoint.said.outside else {}
+    other = getattr(file, "second", None)
     return StableDiffusion(
         config=checkpoint.config,
         tokenizer=Tokenizer(context_length=text_encoder.context_length, pad_token=text_encoder.pad_token),
         **networks,
         source=Source(
-            name=path.resolve().name if path.is_dir() else path.stem, weights=checkpoint.weights, sha256=FileHash(path)
+            name=file.called if path.is_dir() else path.stem,
+            weights=checkpoint.weights,
+            sha256=FileHash(path),
+            beside=told,
+            vae=other and VAESource(name=Path(other.path).name, sha256=FileHash(other.path)),
         ),
         runner=Execution(options, None if home == device else device),
     )

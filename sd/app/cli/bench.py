@@ -62,8 +62,10 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = pick_device_and_precision(request, config)
     options, precision = asdict(run_options(request, device, events)), precision_name(dtype)
 
+    reading = {name: getattr(request, name) for name in ("weights", "prediction", "variant", "vae")}
+
     def load_model() -> "StableDiffusion":
-        model = load(request.file, device=str(device), precision=precision, weights=request.weights, **options)
+        model = load(request.file, device=str(device), precision=precision, **reading, **options)
         announce_compiling(model, events)
         if device.type == "cpu" and not request.low_memory:
             keep_freed_memory()  # like the commands that make pictures

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from convert.actions.convert import convert
 from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
-from convert.errors import counted
+from convert.errors import counted, shown
 from convert.families.family import PARTS
 from sd.app.cli import say
-from sd.app.cli.flags import add_output_flags
+from sd.app.cli.flags import add_output_flags, add_reading_flags
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 from sd.app.jobs.model import describe
@@ -49,6 +49,7 @@ def parser() -> Parser:
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if there are both: the model's own, or their average over the training "
         "(default: auto, the model's own unless there are only averaged ones)")
+    add_reading_flags(add)
     add("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
     add("--vae", type=Path, metavar="FILE",
         help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none")
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
                 layout=args.to,
                 precision=args.precision,
                 weights=args.weights,
+                prediction=args.prediction,
+                variant=args.variant,
                 part=args.only,
                 vae=args.vae and find(args.vae, "vae"),
                 keep_all=args.keep_all,
@@ -90,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
             return MISMATCH
     numbers = f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB"
     written = f"{numbers}, {done.layout} layout"
+    for line in done.checkpoint.said.warnings:
+        say(f"{shown(args.source.name)}: {line}")
     for line in describe(args.source, done.checkpoint, written):
         say(line, quiet=args.quiet)
     if done.left_out:

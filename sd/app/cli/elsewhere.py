@@ -20,6 +20,7 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--out": "--output --output-path --output-dir --output-file --outfile --outpath --save --save-dir --save-path",
     "--from-file": "--prompts-file --prompts-from-file --input-file --batch-file",
     "--tile": "--seamless --circular",
+    "--vae": "--vae-path --vae-name",
     "--tiled-vae": "--vae-tiling --vae-slicing --enable-vae-tiling --tiled",
     "--low-memory": "--lowvram --medvram --low-vram --novram --cpu-offload --offload --offload-to-cpu "
     "--enable-model-cpu-offload --sequential-guidance --vae-on-cpu --clip-on-cpu --low-mem",
@@ -62,10 +63,6 @@ SAID = {  # flags -> our flag that it needs, and what to say
         "Leave it out: there is no safety checker.",
     ),
     "--config --original-config --yaml --inference-config": ("--model", "Leave it out: the file says what it holds."),
-    "--vae --vae-path --vae-name": (
-        "--model",
-        "To use another VAE, put it into the checkpoint: sd convert IN OUT --vae FILE.",
-    ),
     "--lora --loras --lora-model-dir --lora-dir --lora-path --lora-weights --lora-apply-mode": (
         "--model",
         f"LoRAs are {NOT_YET}.",

@@ -125,6 +125,8 @@ def add_model_flags(parser: Parser) -> Add:
         "the name of one in your models folder (default: the small model of the package)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if the file has both (default: auto, the model's own)")
+    add_reading_flags(add)
+    add("--vae", type=Path, metavar="FILE", help="use the VAE of another file or folder, in place of the model's own")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
         help="of the networks (default: auto, the fastest that keeps the picture)")
@@ -133,6 +135,15 @@ def add_model_flags(parser: Parser) -> Add:
         "the prompt one after the other")
     add("--tiled-vae", action="store_true", help="run the VAE on tiles of large pictures, using the memory of one tile")
     return add
+
+
+def add_reading_flags(add: Add) -> None:
+    """What a file or folder may leave open."""
+    add("--prediction", choices=["auto", "eps", "v"], default="auto",
+        help="what the UNet predicts: the noise or the velocity (default: auto, as the file, a .yaml beside it or its "
+        "family says)")
+    add("--variant", metavar="NAME",
+        help="of the weights in a diffusers folder: fp16, non_ema, ... (default: the plain ones, or those that it has)")
 
 
 def add_compile_flag(add: Add) -> None:

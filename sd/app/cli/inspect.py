@@ -13,6 +13,7 @@ from convert.actions.tensor_set import tensors_of
 from convert.errors import UnsafeFileError, counted, shown, shown_list, size_text
 from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
+from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
 from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, row
 from sd.app.cli.parser import Parser
@@ -39,6 +40,7 @@ def parser() -> Parser:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE",
         help="a .ckpt, .pt, .safetensors, ... or a folder of a model or of models; several: a line each")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="one JSON object for each file")
+    parser.add_argument("--variant", metavar="NAME", help="of the weights in a diffusers folder: fp16, non_ema, ...")
     parser.add_argument("--keys", action="store_true", help="list every tensor: name, shape, precision")
     parser.add_argument("--scan", action="store_true", help="only say whether the file is safe")
     add = parser.group("reading all of the file")
@@ -51,7 +53,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     paths = list(expanded(args.files))
-    look = partial(scan, as_json=args.json) if args.scan else partial(describe, args)
+    look = partial(scan, as_json=args.json, variant=args.variant) if args.scan else partial(describe, args)
     if paths == args.files and len(paths) == 1:
         return look(paths[0])
     if args.scan:
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     code = each(
         paths,
-        lambda path: rows.append(row(name_of(path, args.files), inspect(path))),
+        lambda path: rows.append(row(name_of(path, args.files), inspect(path, variant=args.variant))),
         lambda path, problem: rows.append(broken_row(name_of(path, args.files), path, problem)),
     )
     print("\n".join(lines(rows)))
@@ -76,10 +78,10 @@ def describe(args: argparse.Namespace, path: Path) -> int:
     """Print all that there is to say of one file."""
     if (args.hash or args.deep or args.tensors_hash) and path.is_file():
         say(f"reading {size_text(path.stat().st_size)}")
-    report = inspect(path, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep)
+    report = inspect(path, hashed=args.hash, tensors_hashed=args.tensors_hash, deep=args.deep, variant=args.variant)
     tensors = {}
     if args.keys and report.safe:
-        with open_checkpoint(path) as file:
+        with open_checkpoint(path, variant=args.variant) as file:
             tensors = tensors_of(file.root)
     if args.json:
         keys = {name: {"dtype": r.dtype, "shape": list(r.shape)} for name, r in tensors.items()}
@@ -104,10 +106,10 @@ def scan_all(paths: list[Path], look: Callable[[Path], int], *, as_json: bool) -
     return DANGEROUS if DANGEROUS in codes else unreadable
 
 
-def scan(path: Path, *, as_json: bool = False) -> int:
+def scan(path: Path, *, as_json: bool = False, variant: str | None = None) -> int:
     """Say whether a file is safe, here and elsewhere. Raises for a file that is too damaged to tell."""
     try:
-        with open_checkpoint(path) as file:
+        with open_checkpoint(path, variant=variant) as file:
             safe, names, calls = not file.calls, file.foreign, file.calls
             text = f"{shown(path.name)} is {safety(names, calls)}."
     except UnsafeFileError as error:
@@ -156,6 +158,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         if report.precision:
             yield "precision", report.precision
         yield from training(report)
+        yield from labelled("warning", list(report.warnings))
+        yield from labelled("note", list(report.notes))
         yield "safety", safety(report.foreign, report.calls)
         yield from labelled("ignored", [shown(what) for what in report.passed_over], 12)
         entries = (report.metadata or {}).items()
@@ -176,6 +180,8 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
 def training(report: Report) -> Iterator[tuple[str, str]]:
     step = [f"{report.global_step:,} steps"] if report.global_step is not None else []
     epoch = [f"epoch {report.epoch}"] if report.epoch is not None else []
+    if report.prediction_because:
+        yield "predicts", prediction_text(report.prediction, report.prediction_because)
     if step or epoch:
         yield "training", ", ".join(step + epoch)
     if report.weights:

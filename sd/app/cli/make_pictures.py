@@ -1,13 +1,15 @@
 """From the flags of a command that makes pictures to a request, and from there to files."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 
 from sd.app.cli import say
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
-from sd.app.jobs.model_folder import find, find_again
+from sd.app.jobs.model_folder import find, find_again, folders
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
 from sd.files import embedded_model
 from sd.pipeline.image.input_settings import InputSettings
@@ -78,7 +80,26 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
             raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
         if made and file != embedded_model():
             say(f"{like} was made with {made.get('name', 'this model')}: using {file}", quiet=args.quiet)
-    return ModelRequest(**{**given(args, ModelRequest), "file": file, "like": like})
+    same = made and (made.get("name") in (file.stem, file.name) or (args.model is None and file != embedded_model()))
+    again = told_of(made, file) if same else {}
+    request = {**again, **given(args, ModelRequest)}
+    if args.prediction == "auto":
+        request["prediction"] = again.get("prediction", "auto")
+    if args.vae:
+        request["vae"] = find(args.vae, "vae")
+    return ModelRequest(**{**request, "file": file, "like": like})
+
+
+def told_of(made: Mapping[str, object], file: Path) -> dict[str, object]:
+    """What a picture notes of its model that is not in the model's file: what it predicts, and another VAE if found."""
+    again = {"prediction": made["prediction"]} if made.get("prediction") in ("eps", "v") else {}
+    vae = made.get("vae")
+    name = Path(str(vae.get("name"))).name if isinstance(vae, dict) else ""
+    if name:
+        places = (place / name for place in (Path(), file.parent, *folders("vae")))
+        if found := next((place for place in places if place.exists()), None):
+            again["vae"] = found
+    return again
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, object]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown, shown_list
+from convert.layouts.noise_schedule import prediction_text
 from sd.app.errors import UsageError
 from sd.app.jobs.request import Events, ModelRequest
 from sd.files import embedded_model
@@ -31,12 +32,12 @@ def opened(
 
     Raises UsageError where the model is for another task; None is any.
     """
-    from convert.checkpoint import read_checkpoint
     from convert.families.table import task_refusal
-    from convert.files.reader import checksums_ahead, open_checkpoint
+    from convert.files.reader import checksums_ahead
+    from convert.other_vae import opened_model
 
-    with open_checkpoint(request.file) as file:
-        checkpoint = read_checkpoint(file, weights=request.weights)
+    wanted = (request.weights, request.prediction, request.variant, request.vae)
+    with opened_model(request.file, *wanted) as (file, checkpoint):
         if task and (refusal := task_refusal(checkpoint.config, task)):
             raise UsageError(refusal)
 
@@ -119,6 +120,8 @@ def load_model(
     with events.stage("loading", total, "B") as advance:
         model = from_checkpoint(file, checkpoint, device, dtype, options, advance)
     announce_compiling(model, events)
+    for line in checkpoint.said.warnings:
+        events.warn(f"{shown(request.file.name)}: {line}")
     for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}"):
         events.note(line)
     return model
@@ -131,6 +134,8 @@ def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:
         weights += f" (--weights {checkpoint.other_weights} takes the others)"
     own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
     yield f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {how}"
+    if checkpoint.said.outside:
+        yield f"predicts {prediction_text(checkpoint.config.prediction, checkpoint.said.why)}"
     yield from checkpoint.notes
     if checkpoint.unknown:
         number = counted(len(checkpoint.unknown), "tensor")

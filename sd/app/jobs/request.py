@@ -13,10 +13,13 @@ from sd.pipeline.image.input_settings import MEGAPIXELS, InputSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """Which weights, and how to run them. Names of devices and precisions as in `sd.load`."""
+    """Which weights, and how to run them. Names of devices, precisions and so on as in `sd.load`."""
 
     file: Path
     weights: str = "auto"
+    prediction: str = "auto"
+    variant: str | None = None  # of a folder's weights
+    vae: Path | None = None  # whose VAE is used instead of the model's own
     device: str = "auto"
     precision: str = "auto"
     low_memory: bool = False

@@ -11,22 +11,26 @@ from convert.checkpoint import Checkpoint
 from convert.files.hashing import FileHash
 from sd.app.jobs.outputs import Names
 from sd.app.jobs.plan import with_seed_moved
+from sd.app.jobs.request import ModelRequest
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, Settings
 
 
-def same_facts(model: Path, checkpoint: Checkpoint, exact: dict) -> Callable[[dict], bool]:
+def same_facts(model: ModelRequest, checkpoint: Checkpoint, exact: dict) -> Callable[[dict], bool]:
     """A test of whether a picture was made with the same model, and from the same input picture if there is one.
 
     exact  what a picture of this run notes of its input picture
     """
-    sha256 = FileHash(model)
+    sha256, vae_sha256 = FileHash(model.file), FileHash(model.vae) if model.vae else lambda: None
+    prediction = checkpoint.config.prediction if checkpoint.said.outside else None
 
     def same(stored: dict) -> bool:
         others = {name: value for name, value in stored.items() if name not in {*FIELDS, *OF_THE_RUN}}
         made_with = stored.get("model")
         if others != exact or not isinstance(made_with, dict) or made_with.get("weights") != checkpoint.weights:
             return False
-        return made_with.get("sha256") == sha256()
+        vae = made_with.get("vae")
+        same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()
+        return same_vae and made_with.get("prediction") == prediction and made_with.get("sha256") == sha256()
 
     return same
 

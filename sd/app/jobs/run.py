@@ -114,7 +114,7 @@ def find_outputs(
     if (request.is_batch_file or len(jobs) > 1) and not request.force:
         from sd.app.jobs.resuming import finished_pictures, same_facts, stopped_seed
 
-        same = same_facts(request.model.file, checkpoint, inputs.exact() if inputs else {})
+        same = same_facts(request.model, checkpoint, inputs.exact() if inputs else {})
         if request.is_batch_file and "seed" not in request.settings:
             counting = ["seed" not in line.settings for line in request.lines for _ in range(request.count)]
             moved = stopped_seed(names, jobs, counting, same) or 0
@@ -143,6 +143,11 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
         events.warn(problem)
     if told := difference(made_with(request, "model"), request.file, model.source.sha256):
         events.warn(f"{request.like} was {told}")
+    vae, used = made_with(request, "model").get("vae"), model.source.vae
+    if isinstance(vae, dict) and vae.get("sha256") != (used and used.sha256()):
+        events.warn(
+            f"{request.like} was made with the VAE {vae.get('name')}, {vae.get('sha256')}: give it with --vae FILE"
+        )
     reuses, merges = any(job.reuse_features > 1 for job in jobs), any(job.merge_tokens for job in jobs)
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
@@ -185,7 +190,9 @@ def run_batches(
     passes = [each for batch in batches for each in jobs[batch[0]].passes()]
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     kept, failed = {}, 0  # by the number of the job
-    to_hash = [model.source.sha256]  # takes seconds, beside the steps that follow the first
+    to_hash = [
+        file.sha256 for file in (model.source, model.source.vae) if file
+    ]  # takes seconds, beside the steps that follow the first
 
     with events.stage("denoising", total, "step") as advance:
 

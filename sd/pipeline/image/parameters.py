@@ -61,7 +61,7 @@ OUR_NAMES = {  # by the labels that we write
     "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
-NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos")
+NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash")
 PROGRAMS = {  # name -> how what it writes as its version begins
     OURS: "sd-zoo",
     "Fooocus": "Fooocus",
