@@ -85,7 +85,6 @@ _HARMLESS = (
     | _names(
         ("builtins __builtin__", "set frozenset complex slice range xrange"),
         ("argparse", "Namespace"),
-        ("types", "SimpleNamespace"),
         ("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
         ("datetime", "datetime date time timedelta timezone"),
         ("collections", "Counter defaultdict deque"),
@@ -148,6 +147,7 @@ _ONLY_LISTED = _STANDARD_LIBRARY | _INSTALLERS | {"torch", "numpy"}  # here only
 
 _LET_THROUGH = _names(  # beside the harmless ones
     ("functools", "partial"),
+    ("types", "SimpleNamespace"),
     ("uuid", "UUID SafeUUID"),
     ("logging", "getLogger Logger"),
     ("numpy", "mean median std var sum min max amin amax abs sqrt exp log random.RandomState"),
@@ -200,7 +200,7 @@ def is_let_through(name: GlobalName) -> bool:
 def warrants_warning(name: GlobalName, has_arguments: bool) -> bool:
     """Whether a scan tells the user that other programs would call it.
 
-    has_arguments  False for an object as every pickle describes one: made empty, then given its attributes
+    has_arguments  False for an object as most pickles describe one: made empty, then given its attributes or items
     """
     if is_harmless(name) or name in GETITEM:
         return False

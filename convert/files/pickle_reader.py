@@ -404,12 +404,9 @@ class Machine:
         self.note_call(name, args)
         return result
 
-    def note_call(self, name: GlobalName, args: tuple, *, is_object: bool = False) -> None:
-        """Keep what a scan tells of: a call, also by way of a harmless function that is handed another one.
-
-        is_object  whether an object is made as every pickle makes one, rather than by a call
-        """
-        if warrants_warning(name, has_arguments=not is_object):
+    def note_call(self, name: GlobalName, args: tuple) -> None:
+        """Keep what a scan tells of: a call, also by way of a harmless function that is handed another one."""
+        if warrants_warning(name, has_arguments=bool(args)):
             self.calls.setdefault(name, described_call(name, args))
         elif is_harmless(name) and name.module != "collections":  # these keep what they are given
             for handed in args:
@@ -422,7 +419,7 @@ class Machine:
         if name == OLD_PARAMETER:
             return self.call(name, args)
         if name != ORDERED_DICT:
-            self.note_call(name, args, is_object=not args)
+            self.note_call(name, args)
             return placeholder(name, args)
         if args:  # its constructor ignores them, so what they hold would be read by us and by nobody else
             raise UnsafeFileError("makes an OrderedDict without a call, but with arguments")
