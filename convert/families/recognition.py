@@ -4,6 +4,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from convert.errors import CheckpointError, counted, shown
@@ -73,10 +74,11 @@ class _Seen:
 
 def describe(shapes: Shapes) -> Recognised:
     """What the tensors of a file are, by the names they have there."""
-    try:
-        original = spelling(shapes).originals
-    except CheckpointError:  # names of more layers than any model has
-        original = {name: name for name in shapes}
+    original = {}
+    for names in (shapes, [name for name in shapes if not ADAPTER.search(name)]):
+        with suppress(CheckpointError):  # more layers than any model has, or adapters inside the layers
+            original = original or spelling(names).originals
+    original = {name: original.get(name, name) for name in shapes}
     named = {original[name]: shape for name, shape in shapes.items()}
     return recognise_names(named, {name: stored for stored, name in original.items()})
 
@@ -93,13 +95,16 @@ def recognise_names(shapes: Shapes, stored: Mapping[str, str] | None = None) -> 
     for row in FIRST:
         if mark := everything.mark(row):
             return _addition(row, mark, shapes, stored)
-    if any(len(shapes.get(name, ())) == 5 for name in LATENTS):  # it convolves over time, too
+    if not everything.first((UNET,)) and any(
+        len(shapes.get(name, ())) == 5 for name in LATENTS
+    ):  # it convolves over time, too
         return _addition(VIDEO_VAE, next(name for name in LATENTS if name in shapes), shapes, stored)
     adapters = any(word in everything.text for word in ADAPTER_WORDS)
     weights = {name: shape for name, shape in shapes.items() if not ADAPTER.search(name)} if adapters else shapes
     names = Names(weights) if adapters else everything
     parts = tuple(part for part, starts in PART_STARTS.items() if names.first(starts))
-    seen = _seen(weights)
+    channels, label, latents = (_second_axis(weights, names) for names in (CONV_IN, (LABEL,), LATENTS))
+    seen = _Seen(_context(weights), channels, label, latents)
     family, mark = _model(names, seen, parts)
     if family or parts:
         return _model_of(family, mark, parts, seen, names, shapes, stored)
@@ -108,7 +113,8 @@ def recognise_names(shapes: Shapes, stored: Mapping[str, str] | None = None) -> 
     for row in ADDITIONS:
         if mark := everything.mark(row):
             return _addition(row, mark, shapes, stored)
-    if len(shapes) <= MOST_WORDS and all(len(s) in (1, 2) and s[-1] in CONTEXTS for s in shapes.values()):
+    words = len(shapes) == 1 or (len(shapes) <= MOST_WORDS and "." not in "".join(shapes))
+    if words and all(len(shape) in (1, 2) and shape[-1] in CONTEXTS for shape in shapes.values()):
         return _addition(EMBEDDING, next(iter(shapes)), shapes, stored)  # named like the words that it adds
     first = shown(min(shapes), 100)
     return Recognised(details=(f"{counted(len(shapes), 'tensor')}, none with a known name; the first is {first}",))
@@ -150,15 +156,6 @@ def beside(shapes: Shapes, parts: tuple[str, ...]) -> list[str]:
     return [
         name for name in shapes if "." in name and not name.startswith((*starts, *USUAL)) and "position_ids" not in name
     ]
-
-
-def _seen(shapes: Shapes) -> _Seen:
-    return _Seen(
-        context=_context(shapes),
-        channels=_second_axis(shapes, CONV_IN),
-        label=_second_axis(shapes, (LABEL,)),
-        latents=_second_axis(shapes, LATENTS),
-    )
 
 
 def _model(names: Names, seen: _Seen, parts: tuple[str, ...]) -> tuple[Family | None, str | None]:
@@ -224,6 +221,8 @@ def _model_of(
     if control := names.first(("control_model.",)):
         title += " with a ControlNet"
         details.append(f"a ControlNet: names such as {shown(control, 100)}")
+    if adapters := [name for name in shapes if ADAPTER.search(name)]:
+        details.append(f"{counted(len(adapters), 'adapter tensor')}: names such as {shown(adapters[0], 100)}")
     return Recognised(family=family, name=title, parts=parts, evidence=tuple(evidence), details=tuple(details))
 
 

@@ -103,9 +103,7 @@ def other(name: str, title: str, *names: str, **conditions: object) -> Family:
 
 
 OTHERS = (  # transformers, cascades and video models
-    other(
-        "hunyuan-video", "HunyuanVideo", "double_blocks.0.img_attn_qkv.", "individual_token_refiner.", "token_refiner."
-    ),
+    other("hunyuan", "HunyuanVideo or HunyuanImage", "double_blocks.0.img_attn_qkv.", "token_refiner."),
     other("hidream", "HiDream", "double_stream_blocks.0."),
     other("aura-flow", "AuraFlow", "double_layers.0.", "joint_transformer_blocks.0.", pipeline="AuraFlow"),
     other("chroma", "Chroma", "distilled_guidance_layer.", pipeline="Chroma"),

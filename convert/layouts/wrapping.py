@@ -208,6 +208,10 @@ def plain_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     prefixes = _prefixes(plain.values())
     for prefix in prefixes:
         plain = {name: today.removeprefix(prefix) for name, today in plain.items()}
+    for root in ("unet.", "vae.", "text_encoder."):  # of a folder, or of a dictionary for each network
+        for prefix in _lone_prefix(today[len(root) :] for today in plain.values() if today.startswith(root)):
+            plain = {name: today.replace(root + prefix, root, 1) for name, today in plain.items()}
+            prefixes.append(prefix)
     return plain, tuple(sorted({*words, *(prefix.rstrip(".") for prefix in prefixes)}))
 
 

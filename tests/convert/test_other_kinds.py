@@ -139,6 +139,20 @@ def test_every_kind_is_told_by_a_few_names_in_any_spelling(row, names):
         recognise(shapes)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "row"),
+    [
+        ({"<cat>": (768,)}, "embedding"),
+        ({"<cat>": (2, 768), "<dog>": (768,)}, "embedding"),
+        ({"fc.weight": (10, 768), "fc.bias": (768,)}, None),
+        ({"<cat>": (2, 700)}, None),
+    ],
+)
+def test_words_of_their_own_are_textual_inversions_where_their_width_is_that_of_a_text_encoder(shapes, row):
+    found = describe(shapes).family
+    assert (found and found.name) == row
+
+
 def test_every_row_that_is_told_by_names_has_a_file_here():
     rows = {row.name for row in (*FIRST, *ADDITIONS)} - {"embedding", "style-adapter", "segmenter", "captioner"}
     assert rows - {"image-encoder"} <= set(NAMES)

@@ -204,7 +204,8 @@ def test_adapters_inside_the_layers_are_counted_and_refused(state, path, run):
     torch.save(inside | adapters, path)
     refused_model(path, UnsupportedFileError, f"holds {len(adapters)} adapter tensors inside its layers", "merge")
     refused(run("convert", path, "y.safetensors"), f"holds {len(adapters)} adapter tensors", "to_q.lora_A")
-    assert f"{len(adapters)} adapter tensors" in inspect(path).problem
+    report = inspect(path)
+    assert (report.kind, f"{len(adapters)} adapter tensors" in report.problem) == ("Stable Diffusion 1", True)
 
 
 def test_layers_that_were_saved_twice_for_training_are_refused(state, path):
@@ -243,6 +244,12 @@ WRAPPED = {
     ),
     "three with their prefixes": lambda s: {
         part: {name: value for name, value in s.items() if name.startswith(prefix)} for part, prefix in PREFIXES.items()
+    },
+    "three with prefixes": lambda s: {
+        key: {f"net.{root}{name}": value for name, value in part.items()}
+        for root, (key, part) in zip(
+            ("", "", "text_model."), three(s, "unet", "vae", "text_encoder").items(), strict=True
+        )
     },
     "three with a word": lambda s: {
         key: {f"module.{name}": value for name, value in part.items()} for key, part in three(s, "a", "b", "c").items()
