@@ -75,7 +75,7 @@ def test_a_run_is_silent_unless_a_face_shows_its_events(tiny_ckpt, tmp_path, cap
     [
         ({"count": 0}, SettingError, "count 0 is out of range"),
         ({"grid_columns": 0}, SettingError, "grid_columns 0 is out of range"),
-        ({"count": 99_999_999}, UsageError, "asks for 99999999 pictures"),
+        ({"count": 99_999_999}, UsageError, "99999999 pictures are asked for"),
         ({"save_steps_as": "webp"}, UsageError, "does nothing without"),
         ({"settings": {**SETTINGS, "vary_seed": 1}}, UsageError, "does nothing without --vary"),
         ({"settings": {**SETTINGS, "strength": 0.5}}, UsageError, "without a picture to begin with"),

@@ -85,7 +85,7 @@ def test_labels_stand_under_the_pictures_and_fit(side):
     assert 10 < row - side < 70
     for i in range(3):
         left, top = i % 2 * side, i // 2 * row
-        assert set(sheet.crop((left, top, left + side, top + side)).getdata()) == {(99, 99, 99)}
+        assert sheet.crop((left, top, left + side, top + side)).getextrema() == ((99, 99),) * 3
         strip = sheet.crop((left, top + side, left + side, top + row)).convert("L")
-        assert strip.getextrema()[1] == 255  # letters
+        assert strip.getextrema()[1] > 200  # letters
         assert strip.crop((side - 2, 0, side, strip.height)).getextrema() == (0, 0)  # none is cut at the edge
