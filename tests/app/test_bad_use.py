@@ -64,6 +64,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a --scheduler karras": "Use --sampler; --schedule chooses its noise levels.",
         "a --fp16": "Use --precision fp16.",
         "a --medvram": "Use --low-memory.",
+        "a --mode img_gen": "Each mode is a command: sd txt2img, sd img2img, sd inpaint.",
         "a --xformers": "Leave it out: attention is computed the fast way.",
         "a --threads 4": "Set the environment variable OMP_NUM_THREADS instead.",
         "a --controlnet x": "ControlNet is not supported yet.",

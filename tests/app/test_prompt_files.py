@@ -68,7 +68,7 @@ def test_strength_is_a_setting_of_a_line_where_there_is_a_picture(lines):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('--prompt "a" --restore_faces true', "line 1: --restore_faces is not a setting of a picture here."),
+        ('--prompt "a" --restore_faces true', "line 1: --restore_faces is not a setting of a picture here.\n"),
         ('--prompt "a" --stepps 3', "line 1: --stepps is not a setting of a picture here. Did you mean --steps?"),
         ('--prompt "a" --steps many', "line 1: --steps 'many' is not a whole number."),
         ('--prompt "a" --steps', "line 1: --steps needs a value."),

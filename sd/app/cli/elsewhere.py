@@ -34,7 +34,7 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--grid": "--contact-sheet --make-grid --save-grid",
     "--quiet": "--silent --no-progress --disable-tqdm --disable-progress-bar",
     "--json": "--output-format",
-    "--debug": "--verbose --traceback",
+    "--debug": "--traceback",
 }
 SAID = {  # flags -> our flag that it needs, and what to say
     "--size --resolution --dimensions --image-size": ("--width", "Give --width and --height."),
@@ -50,6 +50,9 @@ SAID = {  # flags -> our flag that it needs, and what to say
     "--cpu --use-cpu --no-cuda": ("--device", "Use --device cpu."),
     "--gpu --cuda --use-gpu": ("--device", "Use --device cuda."),
     "--threads --num-threads": ("", "Set the environment variable OMP_NUM_THREADS instead."),
+    "--verbose": ("--quiet", "Messages are shown anyway; --quiet hides them, --debug shows where an error arises."),
+    "--mode": ("", "Each mode is a command: sd txt2img, sd img2img, sd inpaint."),
+    "--listen --port --share --api --autolaunch --server-name": ("", "There is no server and no page yet."),
     "--xformers --opt-sdp-attention --diffusion-fa --flash-attn --opt-split-attention": (
         "--model",
         "Leave it out: attention is computed the fast way.",

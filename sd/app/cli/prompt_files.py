@@ -172,7 +172,7 @@ def flag_settings(where: str, line: str, flags: dict[str, argparse.Action], pars
         if action is None and name in OF_THE_RUN:
             raise UsageError(f"{where}{flag} is the same for all lines. {OF_THE_RUN[name]}")
         if action is None and name not in ("prompt", "p"):
-            near = difflib.get_close_matches(name, flags, n=1)
+            near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
             hint = f" Did you mean --{near[0]}?" if near else ""
             raise UsageError(f"{where}{flag} is not a setting of a picture here.{hint}")
         try:
