@@ -78,7 +78,7 @@ def test_files_flags_and_commands_in_the_text_exist(page):
         if PATH.fullmatch(span):
             assert (ROOT / span).exists(), span
         if re.match(r"sd [a-z]", span):
-            assert words[1] in COMMANDS, span
+            assert words[1] in (*COMMANDS, "help"), span
         if "scripts/" in span and span.startswith("python "):
             check_script(words)
         elif not span.startswith("pip "):
@@ -122,6 +122,8 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.link(tiny_ckpt, "model.ckpt")
     os.link(tiny_ckpt, "a.ckpt")
+    Path("weights").mkdir()
+    os.link(tiny_ckpt, "weights/a.ckpt")
     Image.new("RGB", (64, 64), "red").save("photo.jpg")
     Image.new("L", (64, 64), "white").save("mask.png")
     Path("prompts.txt").write_text("a lighthouse\na hat\n")
@@ -136,7 +138,7 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     assert len(chosen) >= 20
     for words in chosen:
         small = [*SIZE, *([] if words[1] == "noise" else STEPS)] if words[1] in MAKES else []
-        force = [] if words[1] in ("tokens", "inspect", "diff") else ["--force"]
+        force = [] if words[1] in ("tokens", "inspect", "diff", "show") else ["--force"]
         assert main([*words[1:], *small, *force]) == 0, words
     capsys.readouterr()
 
