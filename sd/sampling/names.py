@@ -67,7 +67,9 @@ POINTLESS = {
     ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
     ("plms", "karras"): "assumes evenly spaced timesteps; with others its order falls to 1 (lms takes any spacing)",
 }
-POINTLESS |= dict.fromkeys([("plms", "exponential"), ("plms", "beta")], POINTLESS["plms", "karras"])
+POINTLESS |= dict.fromkeys(
+    [("plms", schedule) for schedule in ("exponential", "beta", "beta_sigmas")], POINTLESS["plms", "karras"]
+)
 CUSTOM = "custom"  # the name of the schedule when sigmas are given
 
 

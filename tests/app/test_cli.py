@@ -143,6 +143,8 @@ def test_a_prompt_may_be_a_files_whole_text_or_empty(txt2img, tmp_path):
     assert "--guidance-scale 1 turns guidance off, and the negative prompt with it" in err
     _, _, err = txt2img("a", "--seed", 1, "--sampler", "plms", "--schedule", "karras")
     assert "sampler plms, schedule karras: the sampler assumes evenly spaced timesteps" in err
+    _, _, err = txt2img("a", "--seed", 1, "--sampler", "lcm")
+    assert "sampler lcm, schedule trailing: the sampler is for networks distilled for it" in err
 
 
 def test_lines_of_a_file_have_settings_of_their_own_by_any_spelling(txt2img, tmp_path):
