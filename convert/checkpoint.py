@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import PARTS, check_complete, recognise
 from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
 from convert.families.table import family_named
@@ -99,9 +99,11 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
             f"it, which has a {INDEX}"
         )
     if lacking := {part: why for part, why in file.absent.items() if not (vae and part == "vae")}:
+        _, *others = lacking
         there = [part for part in PARTS if part not in file.absent]
-        only = f" Of what there is, sd convert --only takes {' or '.join(there)}." if there else ""
-        raise UnsupportedFileError(f"{next(iter(lacking.values())).rstrip('.')}.{only}")
+        more = f" It has no {joined(others, 'and no')} either." if others else ""
+        more += f" Of what there is, sd convert --only takes {joined(there, 'or')}." if there else ""
+        raise UnsupportedFileError(f"{next(iter(lacking.values())).rstrip('.')}.{more}")
     found = find_tensors(file)
     if vae:
         found = _with_vae(found, vae)

@@ -6,6 +6,7 @@ It may be a cache that holds a model elsewhere, or something that only looks lik
 import json
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
 from convert.files.limits import LIMITS, check_limit
@@ -61,10 +62,10 @@ def not_a_model(folder: Path) -> str:
     entries = entries_of(folder)
     for place in (folder, *(entry for entry in entries if entry.is_dir())):
         if (place / "data.pkl").is_file():
-            name = shown(place.resolve().name)
+            above, name = shown(str(place.resolve().parent), 1000), place.resolve().name
             return (
-                f"is an unpacked checkpoint: it holds data.pkl and the folder data. Pack it again, in the folder above "
-                f"it: python -m zipfile -c {name}.ckpt {name}/"
+                f"is an unpacked checkpoint: it holds data.pkl and the folder data. Pack it again, in {above}: "
+                f"python -m zipfile -c {shown(quote(f'{name}.ckpt'))} {shown(quote(f'{name}/'))}"
             )
     if cached := [entry.name for entry in entries if entry.name.startswith("models--")]:
         return f"is a cache of models, not one of them. Give one of its folders: {shown_list(cached)}"

@@ -78,7 +78,7 @@ class FolderWeights:
         for (taken, there), components in by_choice.items():
             others = [name or "plain" for name in there if name != taken]
             beside = f", not the {joined(others, 'or')} ones (--variant chooses)" if others else ", the only ones there"
-            yield f"takes the {taken or 'plain'} weights of its {joined(components)}{beside}"
+            yield f"using the {taken or 'plain'} weights of {joined(components)}{beside}"
 
     def _opened(self, path: Path, place: str, name: str) -> tuple[str, dict[str, TensorRecord]]:
         """What to call a file, and its tensors."""

@@ -156,3 +156,12 @@ def test_a_thousand_pictures_are_the_same_however_often_the_run_is_killed(tmp_pa
     whole, killed = ({path.name: path.read_bytes() for path in (folder / "outputs").iterdir()} for folder in folders)
     assert len(whole) == 1000
     assert killed == whole
+
+
+@pytest.mark.parametrize(("flags", "remade"), [((), 0), (("--prediction", "v"), 2), (("--vae", "own"), 2)])
+def test_pictures_of_another_prediction_or_vae_are_not_taken_for_finished(run, tiny_ckpt, tmp_path, flags, remade):
+    (tmp_path / "lines.txt").write_text("a\nb\n")
+    command = ["txt2img", "--from-file", "lines.txt", *SMALL, "-s", "1", "-m", tiny_ckpt, "-o", "out/"]
+    assert len(run(*command, "-q")[1]) == 2
+    flags = [tiny_ckpt if flag == "own" else flag for flag in flags]
+    assert len(run(*command, *flags, "-q")[1]) == remade

@@ -70,10 +70,10 @@ def taken(folder, variant=None):
 @pytest.mark.parametrize(
     ("there", "asked", "expected", "note"),
     [
-        (["bf16"], None, "bf16", "takes the bf16 weights of its unet, vae and text_encoder, the only ones there"),
+        (["bf16"], None, "bf16", "using the bf16 weights of unet, vae and text_encoder, the only ones there"),
         (["fp32"], None, "fp32", "the only ones there"),
         (["non_ema"], None, "non_ema", "the only ones there"),
-        (["", "fp16"], None, "", "takes the plain weights of its unet, vae and text_encoder, not the fp16 ones (--v"),
+        (["", "fp16"], None, "", "using the plain weights of unet, vae and text_encoder, not the fp16 ones (--v"),
         (["bf16", "fp16"], None, "fp16", "not the bf16 ones"),
         (["", "fp16"], "fp16", "fp16", None),
         (["", "non_ema"], "non_ema", "non_ema", None),
@@ -97,7 +97,7 @@ def test_a_variant_of_one_component_goes_with_the_plain_weights_of_the_others(co
         VAE.rpartition("/")[2],
         "model.safetensors",
     ]
-    assert notes == ["takes the plain weights of its vae and text_encoder, the only ones there"]
+    assert notes == ["using the plain weights of vae and text_encoder, the only ones there"]
 
 
 def test_a_variant_that_is_nowhere_is_refused_with_those_that_are(copy, tiny_ckpt, run):
@@ -148,7 +148,9 @@ def test_of_a_training_checkpoint_the_unet_can_be_taken(copy, tmp_path, ours):
         shutil.rmtree(copy / part)
     shutil.copytree(copy / "unet", copy / "unet_ema")
     (copy / "optimizer.bin").write_bytes(b"x")
-    refused_model(copy, UnsupportedFileError, "has no vae", "Of what there is, sd convert --only takes unet")
+    refused_model(
+        copy, UnsupportedFileError, "has no vae", "It has no text_encoder either", "sd convert --only takes unet"
+    )
     convert(copy, tmp_path / "unet.safetensors", part="unet")
     assert inspect(tmp_path / "unet.safetensors", tensors_hashed=True).tensors_sha256 == (
         inspect(ours / "unet", tensors_hashed=True).tensors_sha256

@@ -1,15 +1,19 @@
 """A model with the VAE of another file: in every layout, also where the model has none of its own."""
 
+import hashlib
 import json
+import shutil
 
 import make_checkpoint
 import pytest
 import safetensors.torch
 import torch
 from conftest import TINY, refused
+from PIL import Image
 from safetensors import safe_open
 from test_convert import WEIGHTS, same_bits
 
+import sd
 from convert.actions.convert import convert
 from convert.actions.target import TargetError
 from convert.errors import CheckpointError
@@ -125,3 +129,38 @@ def test_neither_of_the_two_sources_is_overwritten(tmp_path, tiny_ckpt, other_st
     torch.save({name.removeprefix(VAE): value for name, value in other_state.items()}, vae)
     with pytest.raises(TargetError, match="is the source itself"):
         convert(tiny_ckpt, vae, vae=vae, force=True)
+
+
+def test_pictures_are_decoded_by_it_and_can_be_made_again(tmp_path, tiny_ckpt, other, run):
+    vae, quick = shutil.copy(other, tmp_path / "other.vae.pt"), ("-m", tiny_ckpt, "-q")
+    size = ("x", "-W", 64, "-H", 64, "--steps", 1, "-s", 1)
+    assert run("txt2img", *size, *quick, "-o", "plain.png")[0] == 0
+    assert run("txt2img", *size, *quick, "-o", "a.png", "--vae", vae)[0] == 0
+    assert run("txt2img", "--like", "a.png", *quick, "-o", "again.png") == (0, ["again.png"], "")
+    a, again = ((tmp_path / name).read_bytes() for name in ("a.png", "again.png"))
+    assert a == again
+    with Image.open(tmp_path / "a.png") as picture, Image.open(tmp_path / "plain.png") as without:
+        assert picture.tobytes() != without.tobytes()
+        noted = json.loads(picture.text["sd"])["model"]["vae"]
+        assert f"VAE hash: {noted['sha256'][:10]}, VAE: other.vae.pt" in picture.text["parameters"]
+        assert "vae" not in json.loads(without.text["sd"])["model"]
+    assert noted == {"name": "other.vae.pt", "sha256": hashlib.sha256(vae.read_bytes()).hexdigest()}
+    vae.unlink()
+    code, _, err = run("txt2img", "--like", "a.png", *quick, "-o", "other.png")
+    assert code == 0
+    assert f"a.png was made with the VAE other.vae.pt, {noted['sha256']}: give it with --vae FILE" in err
+
+
+def test_a_vae_for_pictures_that_does_not_fit_is_refused_by_its_name(tmp_path, tiny_ckpt, run):
+    torch.save({"a": torch.ones(2)}, tmp_path / "not.pt")
+    refused(run("txt2img", "x", "-m", tiny_ckpt, "--vae", "not.pt"), "not.pt has no VAE")
+    refused(run("txt2img", "x", "-m", tiny_ckpt, "--vae", "gone.pt"), "gone.pt")
+
+
+def test_python_takes_a_vae_a_prediction_and_a_variant(tiny_ckpt, other, tmp_path):
+    model = sd.load(tiny_ckpt, precision="fp32", vae=other, prediction="v")
+    assert model.config.prediction == "v"
+    assert model.source.facts()["vae"]["name"] == other.name
+    assert torch.equal(model.vae.quant_conv.bias.half(), torch.load(other)["state_dict"]["quant_conv.bias"])
+    with pytest.raises(CheckpointError, match="is a single file, which has no variants"):
+        sd.load(tiny_ckpt, variant="fp16")
