@@ -77,6 +77,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
     },
     "img2img": {
         "a": "--init must be given. See sd img2img --help.",
+        "a --image x.png": "--image is not a flag of sd img2img. Use --init.",
         "a -i x.png --denoise 0.5": "--denoise is not a flag of sd img2img. Use --strength.",
     },
     "explain": {

@@ -161,7 +161,7 @@ def add_picture_flags(
     add = parser.group("picture")
     add("-W", "--width", "--W", type=int, metavar="PIXELS", help=f"{size} (default: {size_default})")
     add("-H", "--height", "--H", type=int, metavar="PIXELS", help="likewise")
-    add("-s", "--seed", type=int, metavar="N", help=f"{seed}; -1 draws one (default: drawn, printed and stored)")
+    add("-s", "--seed", type=int, metavar="N", help=f"seed {seed}; -1 draws one (default: drawn, printed and stored)")
     add("--clip-skip", "--clip_skip", type=int, default=1, metavar="N",
         help="which layer of the text encoder to use: 1 the last, 2 the one before it, as some fine-tuned models "
         "expect (default: 1)")

@@ -100,6 +100,9 @@ class Parser(argparse.ArgumentParser):
         if kind == "the following arguments are required":
             missing = [long_flag(name.split("/")) for name in names.split(", ")]
             message = f"{' and '.join(missing)} must be given."
+            flags = [word for word in self.words if word.startswith("--") and word != "--"]
+            if unknown := [word for word in flags if word.partition("=")[0] not in self._option_string_actions]:
+                message = self._unknown(unknown[0])  # which is often what is missing, by another name
         elif names.startswith("expected"):
             message = f"{flag} needs a value.{self._dashed_value(flag)}"
         elif names.startswith("ignored explicit argument"):
