@@ -12,6 +12,7 @@
 What tells something else than what counts is named in a warning.
 """
 
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -62,6 +63,7 @@ class Statement:
     why: str  # the evidence, in words: "m.yaml beside it"
     outside: bool = False  # it was found beside the file, or the caller gave it
     schedule: ScheduleConfig
+    noise: tuple[float, float] | None = None  # its first and last variance, where a .yaml beside the file told them
     ends_in_noise: bool = False  # trained with zero terminal SNR
     warnings: tuple[str, ...] = ()  # for the user, a sentence each
     notes: tuple[str, ...] = ()
@@ -131,6 +133,7 @@ def statement(
             warnings.append(f"predicts {first.prediction}, as {first.why} says; {other.why} says {other.prediction}.")
     if not first and not usual:
         warnings.append("nothing tells whether it predicts eps or v. If pictures are noise, give --prediction.")
+    usual_schedule = schedule
     schedule, problem = _with_range(schedule, beside)
     warnings += [problem] if problem else []
     table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
@@ -145,6 +148,7 @@ def statement(
         why=first.why if first else FAMILY if usual else "nothing tells",
         outside=bool(first and first.outside),
         schedule=schedule,
+        noise=None if schedule == usual_schedule else (schedule.beta_start, schedule.beta_end),
         ends_in_noise=ends_in_noise,
         warnings=tuple(warnings),
         notes=notes,
@@ -181,7 +185,7 @@ def _evidence(
 def yaml_beside(file: Path) -> Beside:
     """Read the .yaml that has the name of a single file, if there is one."""
     paths = [file.with_suffix(suffix) for suffix in SUFFIXES]
-    path = next((path for path in paths if path != file and (path.exists() or path.is_symlink())), None)
+    path = next((path for path in paths if path != file and os.path.lexists(path)), None)
     if path is None:
         return Beside()
     from convert.files.yaml_scalars import YamlError, read_scalars

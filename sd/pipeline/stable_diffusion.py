@@ -45,7 +45,9 @@ class Source:
     name: str  # of the file, without its suffix
     weights: str  # "ema" or "model"
     sha256: Callable[[], str | None]  # None if the file is gone; takes seconds for a large one, the first time
-    beside: Mapping[str, str] = field(default_factory=dict)  # what the file itself does not tell: {"prediction": "v"}
+    beside: Mapping[str, object] = field(
+        default_factory=dict
+    )  # what the file itself does not tell: {"prediction": "v"}
     vae: VAESource | None = None  # None: the model's own
 
     def facts(self) -> dict[str, object]:

@@ -106,7 +106,9 @@ def from_checkpoint(
     make_packed({convolutions[name]: weight for name, weight in packed.items()}, dtype)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
-    told = {"prediction": checkpoint.config.prediction} if checkpoint.said.outside else {}
+    said = checkpoint.said
+    told = {"prediction": said.prediction} if said.outside else {}
+    told |= {"noise": list(said.noise)} if said.noise else {}
     other = getattr(file, "second", None)
     return StableDiffusion(
         config=checkpoint.config,

@@ -235,7 +235,10 @@ def test_pictures_use_it_and_can_be_made_again(save, run, tmp_path):
     run("txt2img", "x", "-m", path, *quick, "-o", "eps.png")
     run("txt2img", "x", "-m", path, *quick, "-o", "flag.png", "--prediction", "v")
     assert run("txt2img", "--like", "flag.png", "-m", path, "-q", "-o", "again.png")[0] == 0
+    path.with_suffix(".yaml").write_text(V_YAML.replace("}}", ", linear_end: 0.02}}"))
+    run("txt2img", "x", "-m", path, *quick, "-o", "noisy.png")
     path.with_suffix(".yaml").write_text(V_YAML)
+    assert "noise levels [0.00085, 0.02] of a .yaml" in run("txt2img", "--like", "noisy.png", "-m", path, "-q")[2]
     code, _, err = run("txt2img", "x", "-m", path, *quick[:-1], "-o", "yaml.png")
     assert code == 0
     assert "predicts v, as m.yaml beside it says" in err
@@ -250,3 +253,8 @@ def test_a_wrong_prediction_is_refused(save, run):
     refused(run("txt2img", "x", "-m", save(), "--prediction", "x0"), "--prediction x0")
     with pytest.raises(ValueError, match="must be one of auto, eps, v"):
         read(save(), prediction="velocity")
+
+
+def test_a_name_of_the_longest_kind_has_no_yaml(save, tmp_path):
+    path = save().rename(tmp_path / ("x" * 252 + ".pt"))
+    assert look(path).said.why == "its family"

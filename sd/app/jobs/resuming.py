@@ -21,7 +21,8 @@ def same_facts(model: ModelRequest, checkpoint: Checkpoint, exact: dict) -> Call
     exact  what a picture of this run notes of its input picture
     """
     sha256, vae_sha256 = FileHash(model.file), FileHash(model.vae) if model.vae else lambda: None
-    prediction = checkpoint.config.prediction if checkpoint.said.outside else None
+    said = checkpoint.said
+    told = (said.prediction if said.outside else None, list(said.noise) if said.noise else None)
 
     def same(stored: dict) -> bool:
         others = {name: value for name, value in stored.items() if name not in {*FIELDS, *OF_THE_RUN}}
@@ -30,7 +31,11 @@ def same_facts(model: ModelRequest, checkpoint: Checkpoint, exact: dict) -> Call
             return False
         vae = made_with.get("vae")
         same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()
-        return same_vae and made_with.get("prediction") == prediction and made_with.get("sha256") == sha256()
+        return (
+            same_vae
+            and (made_with.get("prediction"), made_with.get("noise")) == told
+            and made_with.get("sha256") == sha256()
+        )
 
     return same
 

@@ -148,6 +148,11 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
         events.warn(
             f"{request.like} was made with the VAE {vae.get('name')}, {vae.get('sha256')}: give it with --vae FILE"
         )
+    noise = made_with(request, "model").get("noise")
+    if noise and noise != model.source.beside.get("noise"):
+        events.warn(
+            f"{request.like} was made with the noise levels {noise} of a .yaml beside its model, which is gone."
+        )
     reuses, merges = any(job.reuse_features > 1 for job in jobs), any(job.merge_tokens for job in jobs)
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
