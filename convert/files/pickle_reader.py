@@ -259,7 +259,8 @@ class Machine:
 
     def counted(self, width: int) -> bytes:
         length = self.number(width)
-        check_limit("bytes of one text in the pickle", length, LIMITS.text_bytes)
+        if length <= len(self.data) - self.position:  # else it is incomplete
+            check_limit("bytes of one text in the pickle", length, LIMITS.text_bytes)
         return self.take(length)
 
     def line(self) -> str:

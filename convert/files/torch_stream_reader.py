@@ -17,12 +17,19 @@ import re
 
 from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
 from convert.files.limits import LIMITS, check_limit
+from convert.files.pickle_names import CONSTRUCTORS, DTYPES, STORAGE_DTYPES
 from convert.files.pickle_reader import PickleContents, read_pickle
 from convert.files.records import Contents, StorageRecord
 from convert.files.zip_reader import bytes_behind
 
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # a whole number of ten bytes
 MAGIC_PICKLE = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(MAGIC) + rb"\x94?\.", re.DOTALL)
+HOSTILE = re.compile("exceeds the limit|a pickle behind")
+OLD_CALL = re.compile(r"\(opcode (INST|OBJ) ")  # these make an object of a class that is named like this:
+NAMED = re.compile(rb"[ci]([A-Za-z_][\w.]*)\n([A-Za-z_][\w.]*)\n|\x93")
+MOST_SEARCHED = 64 << 20  # bytes
+NAME = re.compile(r"[\w.<>]+", re.ASCII)
+KNOWN_NAMES = tuple(str(name) for name in (*CONSTRUCTORS, *STORAGE_DTYPES, *DTYPES))
 PROTOCOL = 1001
 COUNT_BYTES = 8
 SMALL_PICKLE_BYTES = 4096  # of each of the first three
@@ -33,7 +40,32 @@ def is_torch_stream(head: bytes, size: int) -> bool:
 
 
 def read_torch_stream(data: memoryview) -> Contents:
-    """Read everything but the storages; check that each has its place and that the file ends after the last."""
+    """Read everything but the storages; check that each has its place.
+
+    The format has no checksums. What no writer makes and no program would run is damage, not danger.
+    """
+    try:
+        return read_whole(data)
+    except UnsafeFileError as error:
+        is_code = error.names and not all(map(is_misspelt, error.names))
+        if is_code or HOSTILE.search(str(error)) or (OLD_CALL.search(str(error)) and names_others(data)):
+            raise
+        raise CorruptFileError(f"is damaged: it {error}") from None
+
+
+def names_others(data: memoryview) -> bool:
+    """Whether text in the file names code that is not known to be harmless."""
+    found = ((m[1] or b"").decode() + "." + (m[2] or b"").decode() for m in NAMED.finditer(data, 0, MOST_SEARCHED))
+    return any(not full.endswith(KNOWN_NAMES) and not is_misspelt(full) for full in found)  # text may stand before it
+
+
+def is_misspelt(name: str) -> bool:
+    """Whether a name of code is one of those we know with a damaged byte or two, or no name at all."""
+    near = (known for known in KNOWN_NAMES if len(known) == len(name))
+    return not NAME.fullmatch(name) or any(sum(map(str.__ne__, known, name)) <= 2 for known in near)
+
+
+def read_whole(data: memoryview) -> Contents:
     magic = MAGIC_PICKLE.match(bytes(data[:64]))
     assert magic is not None  # `is_torch_stream` has looked
     position = read_preamble(data, magic.end())
