@@ -58,7 +58,7 @@ class Recognised:
             return None
         kind = f"{self.family.title} checkpoint" if self.family in MODELS else self.family.title
         owner = f"the {self.parts[0]} of " if len(self.parts) == 1 and self.family in MODELS else ""
-        article = "an" if kind[0] in "AEIOU" else "a"
+        article = "an" if kind.strip("(")[0] in "AEIOUaeio" else "a"
         return f"is {owner}{article} {kind}: {'; '.join(self.evidence)}. {self.family.why_not}."
 
 

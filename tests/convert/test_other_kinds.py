@@ -134,6 +134,7 @@ def test_every_kind_is_told_by_a_few_names_in_any_spelling(row, names):
     found = describe(shapes)
     assert found.family.name == row
     assert found.refusal.count(found.family.title) == 1
+    assert ("is an " in found.refusal) == (found.family.title.strip("(")[0] in "AEIOaeio")
     assert any(name in found.evidence[0] for name in names) or "unet." in found.evidence[0]
     with pytest.raises(CheckpointError):
         recognise(shapes)
