@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +88,10 @@ def test_a_shortened_file_is_found_before_and_after_its_weights_are_used(opened,
         file.verify(file.root["weight"])
     with pytest.raises(CorruptFileError, match=r"model\.safetensors became shorter"), file:
         pass
+
+
+@pytest.mark.slow
+def test_commands_end_with_a_sentence_whenever_the_file_is_cut():
+    script = Path(__file__).parents[2] / "scripts" / "checks" / "shorten_while_reading.py"
+    done = subprocess.run([sys.executable, str(script), "--runs", "3"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
