@@ -186,8 +186,13 @@ def test_a_graph_without_a_sampler_is_named():
         changed(n5={"width": "x", "height": [1]}, n3={"steps": {}, "cfg": "a", "seed": -1, "denoise": "x"}),
         changed(n6=node("A", conditioning=["20", 0]), n20=node("B", conditioning=["6", 0])),
         {**GRAPH, "4": None, "5": {"class_type": 1, "inputs": 2}, "6": [], "7": node("CLIPTextEncode", text=["7", 0])},
-        {str(i): node("KSampler", sampler_name="x", latent_image=[str(i + 1), 0]) for i in range(3000)},
-        {str(i): node("SaveImage", images=[str(i + 1), 0]) for i in range(3000)} | {"3000": GRAPH["3"]},
+        {str(i): node("KSampler", sampler_name="x", latent_image=[str(i + 1), 0]) for i in range(400)},
+        {
+            str(i): node("V", **{key: [str(i + 1), 0] for key in ("value", "text", "seed", "width", "height", "int")})
+            for i in range(2000)
+        }
+        | {"s": node("KSampler", sampler_name="x", latent_image=["0", 0], positive=["0", 0])},
+        {str(i): node("SaveImage", images=[str(i + 1), 0]) for i in range(400)} | {"400": GRAPH["3"]},
     ],
 )
 def test_graphs_that_make_no_sense_are_read_or_refused(graph):

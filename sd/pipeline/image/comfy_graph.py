@@ -5,6 +5,7 @@ from collections.abc import Iterator
 Link = list  # [id of a node, number of its output]
 NOT_TEXT = {"clip", "model", "vae", "control_net", "image", "mask", "clip_vision_output", "style_model"}
 TEXTS = ("text", "text_g", "prompt", "populated_text", "wildcard_text", "clip_l")
+MOST_HOPS = 20  # from an input to the node that holds its value
 WIDGETS = {  # what a workflow, which has values without names, means by them; "" is no input
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "KSamplerAdvanced": ("add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler", "start_at_step",
@@ -57,15 +58,16 @@ class Graph:
         """The inputs of a node that other nodes give."""
         return {key: value for key, value in self.nodes[name][1].items() if self._is_link(value)}
 
-    def value(self, name: str, *keys: str, depth: int = 8) -> object:
-        """The first of these inputs that has a value: its own, or that of a node that only holds one. None without."""
-        for key in keys:
-            value = self.nodes[name][1].get(key)
-            if self._is_link(value) and depth:
-                keys_there = (key, "value", "text", "string", "seed", "Text", "int", "float", *TEXTS)
-                value = self.value(str(value[0]), *keys_there, depth=depth - 1)
-            if isinstance(value, int | float | str):
-                return value
+    def value(self, name: str, *keys: str) -> object:
+        """The first of these inputs that a node has: its value, or that of a node that only holds one. None without."""
+        for _ in range(MOST_HOPS):
+            inputs = self.nodes[name][1]
+            given = [key for key in keys if self._is_value(inputs.get(key))]
+            if not given:
+                return None
+            if not self._is_link(inputs[given[0]]):
+                return inputs[given[0]]
+            name, keys = str(inputs[given[0]][0]), (given[0], "value", "string", "seed", "int", "float", *TEXTS)
         return None
 
     def towards(self, starts: list[str]) -> Iterator[str]:
@@ -117,6 +119,9 @@ class Graph:
                 onward = {which: onward["negative" if link[1] == 1 else "positive"]}
             todo += [(part, value) for value in reversed(onward.values())]
         return sorted(found, key=lambda one: one[0])
+
+    def _is_value(self, value: object) -> bool:
+        return isinstance(value, int | float | str) or self._is_link(value)
 
     def _is_link(self, value: object) -> bool:
         return isinstance(value, list) and len(value) == 2 and str(value[0]) in self.nodes

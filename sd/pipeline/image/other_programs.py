@@ -85,7 +85,7 @@ def _split_brackets(values: dict) -> dict:
     """A prompt with the negative one in square brackets, as two."""
     prompt = str(values.get("prompt", ""))
     negative = ", ".join(part.strip(" ,") for part in re.findall(r"\[([^\[\]]*)\]", prompt))
-    return {**values, "prompt": re.sub(r"\s*\[[^\[\]]*\]", "", prompt).strip(" ,"), "negative_prompt": negative}
+    return {**values, "prompt": re.sub(r"\[[^\[\]]*\]", "", prompt).strip(" ,"), "negative_prompt": negative}
 
 
 def _with_sampler(values: dict) -> dict:
@@ -101,7 +101,7 @@ def _novel(texts: Mapping[str, str], data: dict[str, dict]) -> dict | None:
     values = data.get("Comment") or _json(source.get("Comment", ""))
     if not values or "NovelAI" not in (source.get("Software"), str(source.get("Title"))[:7]):
         return None
-    model = re.fullmatch(r"(.{1,100}?)\s+([0-9A-Fa-f]{8,64})", source.get("Source", ""))
+    model = re.fullmatch(r"(.{1,100}?)\s+([0-9A-Fa-f]{8,64})", source.get("Source", "")[:200])
     named = {"model": model[1], "model_hash": model[2]} if model else {}
     values = {name: value for name, value in values.items() if name not in ("v4_prompt", "v4_negative_prompt")}
     if values.get("noise_schedule") == "native":

@@ -13,7 +13,8 @@ LONGEST_TEXT = 1_000_000  # characters
 MOST_SHOWN = 60  # characters of a part that cannot be used
 
 STEPS = re.compile(r"^(?=.*?\bSteps:)", re.MULTILINE)  # a line that may begin the settings
-NAME = re.compile(r"[ \t]*([^:,\"\[\]{}\n]{1,60}?)[ \t]*:[ \t]*")
+SPACE = re.compile(r"[ \t]*")
+NAME = re.compile(r"([^:,\"\[\]{}\n]{1,60}):[ \t]*")
 STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 BRACKETS = re.compile(STRING.pattern + r"|[\[\]{}]", re.DOTALL)
 FINISHED = re.compile(r"[ \t]*(?=[,\n]|\Z)")  # behind a value
@@ -59,6 +60,7 @@ def values_of(text: str, start: int, ends: "Ends") -> tuple[dict[str, str], list
     unused = []
     i = start
     while True:
+        i = SPACE.match(text, i).end()
         name = NAME.match(text, i)
         begin = i = name.end() if name else i
         value = None
@@ -72,8 +74,8 @@ def values_of(text: str, start: int, ends: "Ends") -> tuple[dict[str, str], list
         value = text[begin:i].strip() if value is None else value
         if name is None:
             unused += [value[:MOST_SHOWN]] if value else []
-        elif values.setdefault(name[1], value) != value:
-            unused.append(f"{name[1]}: {value[:MOST_SHOWN]} (a second value)")
+        elif values.setdefault(name[1].rstrip(), value) != value:
+            unused.append(f"{name[1].rstrip()}: {value[:MOST_SHOWN]} (a second value)")
         if not text.startswith(",", i):
             return values, unused, i
         i += 1
