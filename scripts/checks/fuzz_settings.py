@@ -29,6 +29,8 @@ from settings_texts import json_lines, mutated, seeds  # noqa: E402
 from sd.app.cli import main as sd  # noqa: E402
 from sd.app.cli.prompt_files import json_settings  # noqa: E402
 from sd.app.errors import UsageError  # noqa: E402
+from sd.app.jobs.plan import size_of  # noqa: E402
+from sd.pipeline.errors import SettingError  # noqa: E402
 from sd.pipeline.image.metadata import exact_in, settings_from  # noqa: E402
 from sd.pipeline.image.other_programs import NoSettings, settings_of_texts  # noqa: E402
 from sd.pipeline.image.texts import text_of  # noqa: E402
@@ -56,8 +58,9 @@ def examine(text: str) -> str:
     text_of(text.encode("utf-8", "surrogatepass"))
     line = text.replace("\n", " ").strip()
     try:
-        json_settings("line 1: ", line if line.startswith("{") else "{}", {})
-    except UsageError as error:
+        own = json_settings("line 1: ", line if line.startswith("{") else "{}", {})
+        Settings(**{**NEEDED, **size_of(own, 64), **own})
+    except (UsageError, SettingError) as error:
         check_sentence(error)
     else:
         outcome = "read"

@@ -261,6 +261,13 @@ def test_the_names_of_each_program(program, texts):
     assert MODEL_HASH.startswith(model.get("sha256", ""))
 
 
+def test_a_size_of_thousands_of_digits_is_named():
+    data = {"metadata_scheme": "fooocus", "prompt": "a", "width": "9" * 5000, "height": "64"}
+    found = settings_of_texts({"parameters": json.dumps(data), "pixels": "8x8"})
+    assert "width" not in found.settings
+    assert found.unused[0].startswith("size '9999")
+
+
 def test_what_is_not_known_is_named_and_the_picture_says_its_size():
     comment = {"steps": 20, "sampler": "k_dancing", "seed": 5, "scale": 10, "uc": "", "sm_dyn": True, "strength": 0.4}
     texts = {

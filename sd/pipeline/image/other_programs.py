@@ -212,7 +212,9 @@ def _named_settings(program: str, values: dict, pixels: str) -> Found:
         if name in ("prompt", "negative_prompt") and isinstance(value, str):
             found.settings[name] = found.settings[name] or value.strip()
         elif name in ("width", "height"):
-            found.settings[name] = int(value) if isinstance(value, str) and value.isdecimal() else value
+            found.settings[name] = (
+                int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 9 else value
+            )
         elif name == "Size" and isinstance(value, str):
             read_value(found, name, "x".join(re.findall(r"\d+", value)))
         elif name in ("model", "hash"):
