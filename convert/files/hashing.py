@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from sd.files import cache_folder, make_private, open_own, written_whole
+from convert.files.own_files import make_private, open_own
+from sd.files import cache_folder, written_whole
 
 CHUNK = 4 << 20
 LEAST_URGENT = 19  # as setpriority(2) counts

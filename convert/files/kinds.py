@@ -7,7 +7,6 @@ from convert.files.limits import LIMITS
 from convert.files.pickle_reader import read_pickle
 from convert.files.records import StorageRecord
 
-HEAD_BYTES = 4096
 GGML = (b"lmgg", b"tjgg", b"fmgg", b"algg")
 SQLITE = (
     "is an SQLite database, which Draw Things keeps its models in, not a checkpoint. Get the model's .safetensors or "
@@ -61,7 +60,7 @@ OLD_PICKLE = re.compile(rb"[(\]}lp0-9\n]{0,8}c([\w.]{1,200})\n([\w.]{1,200})\n")
 
 def other_kind(data: memoryview) -> CheckpointError:
     """The error that says what this file is; it is neither a torch zip nor safetensors."""
-    head = bytes(data[:HEAD_BYTES])
+    head = bytes(data[: LIMITS.head_bytes])
     for offset, magic, sentence in MAGIC:
         if head.startswith(magic, offset):
             return UnsupportedFileError(sentence)
@@ -113,7 +112,7 @@ def bare_pickle(data: memoryview) -> CheckpointError:
 def text_kind(head: bytes, size: int) -> CheckpointError | None:
     """Pointers, web pages and error messages that were saved as a model; None if it is not text."""
     try:
-        text = head.decode("utf-8") if size <= HEAD_BYTES else head[:-4].decode("utf-8", "ignore")
+        text = head.decode("utf-8") if size <= LIMITS.head_bytes else head[:-4].decode("utf-8", "ignore")
     except UnicodeDecodeError:
         return None
     if any(ord(character) < 32 and character not in "\t\n\r\f" for character in text):

@@ -10,6 +10,7 @@ from convert.errors import UnsafeFileError
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
+    head_bytes: int = 4096  # looked at to tell the kind of a file
     pickle_bytes: int = 64 << 20
     opcodes: int = 2_000_000  # also counts the pairs that an OrderedDict is built from
     stack: int = 100_000

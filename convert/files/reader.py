@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from convert.errors import CheckpointError, CorruptFileError, UnsupportedFileError, named, shown
-from convert.files.kinds import HEAD_BYTES, other_kind
+from convert.files.limits import LIMITS
 from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 from convert.files.safetensors_reader import is_safetensors, read_safetensors
 from convert.files.torch_stream_reader import is_torch_stream, read_torch_stream
@@ -373,7 +373,7 @@ def open_regular(path: Path) -> int:
 
 def read_contents(path: Path, data: memoryview) -> Contents:
     """Pick the reader by content. A file named .safetensors is only read as safetensors."""
-    head = bytes(data[:HEAD_BYTES])
+    head = bytes(data[: LIMITS.head_bytes])
     only_safetensors = path.name.casefold().endswith(".safetensors")
     for is_kind, read in READERS:
         if is_kind(head, len(data)):
@@ -383,4 +383,6 @@ def read_contents(path: Path, data: memoryview) -> Contents:
                     f"is named .safetensors, but is a {kind}. Get the model's real .safetensors file"
                 )
             return read(data)
+    from convert.files.kinds import other_kind
+
     raise other_kind(data)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from sd.files import UntrustedError, open_own, written_whole
+from convert.files.own_files import UntrustedError, open_own
+from sd.files import written_whole
 
 try:
     import fcntl

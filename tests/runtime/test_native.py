@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from convert.files.hashing import file_sha256
-from sd.files import UntrustedError, cache_folder
+from convert.files.own_files import UntrustedError
+from sd.files import cache_folder
 from sd.runtime.cpu.native import FLAGS, Kernel, compiler, library, opened
 
 pwd = pytest.importorskip("pwd")

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sd.files import UntrustedError, cache_folder, open_own, open_trusted_folder
+from convert.files.own_files import UntrustedError, open_own, open_trusted_folder
+from sd.files import cache_folder
 
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fopenmp"]
 SECONDS = 120  # limit for the compiler

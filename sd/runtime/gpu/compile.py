@@ -30,7 +30,8 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from sd.files import cache_folder, open_trusted_folder
+from convert.files.own_files import open_trusted_folder
+from sd.files import cache_folder
 from sd.networks.unet import UNet
 from sd.pipeline.errors import SettingError
 from sd.runtime.patching import patched
