@@ -146,7 +146,9 @@ def text_of(value: bytes) -> str:
     if text[0::2].count(0) < text[1::2].count(0):
         wide = wide[::-1]  # in most text, the high bytes are zeros
     narrow = (*CODES.get(code, ()), "utf-8", "cp1252")
-    order = (*wide, *narrow) if code == b"UNICODE\0" or text.count(0) > len(text) // 4 else (*narrow, *wide)
+    is_wide = text.count(0) > (0 if code == b"UNICODE\0" else len(text) // 4)
+    likely = (*narrow, *wide) if code != b"UNICODE\0" else (*narrow[:-1], *wide, narrow[-1])
+    order = (*wide, *narrow) if is_wide else likely
     readings = list(_readings(text, order))
     return next(filter(TELLING.search, readings), readings[0] if readings else text.decode("latin-1"))
 
