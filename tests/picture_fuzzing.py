@@ -119,7 +119,7 @@ def changed_png(data: bytes, pick: random.Random) -> bytes:
     """A chunk changed, moved, doubled, removed or renamed, all with matching checksums."""
     chunks, place = [], 8
     while place + 8 <= len(data):
-        length = int.from_bytes(data[place : place + 4])
+        length = int.from_bytes(data[place : place + 4], "big")
         chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + length]))
         place += 12 + length
     if not chunks:

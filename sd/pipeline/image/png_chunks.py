@@ -98,7 +98,7 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     place = file.seek(8)
     while header := file.read(8):
         place += len(header)
-        length = min(int.from_bytes(header[:4]) + 4, end - place)
+        length = min(int.from_bytes(header[:4], "big") + 4, end - place)
         place += length
         yield header[4:], header + file.read(length)
         if header[4:] == b"IEND":

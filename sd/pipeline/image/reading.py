@@ -138,7 +138,7 @@ def is_heic(start: bytes) -> bool:
     """Whether a file that starts so holds pictures compressed as HEVC only: any of its brands says so, none AVIF."""
     if start[4:8] != b"ftyp":
         return False
-    end = min(int.from_bytes(start[:4]), len(start) - 3)
+    end = min(int.from_bytes(start[:4], "big"), len(start) - 3)
     brands = {start[8:12], *(start[place : place + 4] for place in range(16, end, 4))}
     return bool(brands & HEIC_BRANDS) and not brands & {b"avif", b"avis"}
 
