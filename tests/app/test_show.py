@@ -20,7 +20,7 @@ def picture(tmp_path):
     return write
 
 
-TEXT = "a cat,\n\x1b[31mred\nNegative prompt: dog\nSteps: 2, Sampler: Euler, CFG scale: 4, Seed: 9, Size: 64x64, "
+TEXT = "a cat,\n\x1b[31mred\nNegative prompt: dog\nSteps: 2, Sampler: Euler, CFG scale: 4, Seed: 0, Size: 64x64, "
 TEXT += "VAE: x.pt, Model: v1-5, Model hash: 6ce0161689, RNG: CPU, Version: v1.10.1"
 
 
@@ -35,7 +35,7 @@ def test_settings_are_shown_as_text(run, picture):
         "sampler:             euler",
         "schedule:            normal",
         "guidance scale:      4",
-        "seed:                9",
+        "seed:                0",
         "width:               64",
         "height:              64",
         "rng:                 cpu",
@@ -50,7 +50,7 @@ def test_settings_are_shown_as_json_with_all_texts_on_request(run, picture):
     data = json.loads(line)
     assert code == 0
     assert (data["path"], data["program"], data["negative_prompt"]) == ("a.png", "AUTOMATIC1111's web UI", "dog")
-    assert (data["settings"]["seed"], data["model"]["sha256"], data["unused"]) == (9, "6ce0161689", ["VAE: x.pt"])
+    assert (data["settings"]["seed"], data["model"]["sha256"], data["unused"]) == (0, "6ce0161689", ["VAE: x.pt"])
     assert data["texts"] == {"parameters": TEXT}
     assert run("show", "--raw", "a.png")[1][-5:-2] == ["[parameters]", "a cat,", "\\x1b[31mred"]
 
@@ -59,6 +59,9 @@ def test_a_picture_of_ours_says_all_that_it_was_made_with(run, tiny_ckpt):
     _, (path,), _ = run(
         "txt2img", "a (red:1.2) cat", "-m", tiny_ckpt, "-W", 64, "-H", 64, "--steps", 1, "-s", 5, "-g", 1
     )
+    names = [line.split(":")[0] for line in run("show", path)[1]]
+    assert names[:8] == ["program", "prompt", "steps", "sampler", "schedule", "guidance scale", "seed", "width"]
+    assert names[8:] == ["height", "model", "model's sha256"]  # nothing of settings that have their usual values
     code, (line,), _ = run("show", path, "--json")
     data = json.loads(line)
     assert (code, data["program"], data["prompt"], data["unused"]) == (0, "sd-zoo", "a (red:1.2) cat", [])

@@ -7,6 +7,7 @@ import pytest
 
 from sd.app.cli.like import read
 from sd.pipeline.image.other_programs import NoSettings, settings_of_texts
+from sd.pipeline.settings import Settings
 
 SHARED = [parent / "shared" / "foreign-pictures" for parent in Path(__file__).parents]
 THEIRS = next((folder for folder in SHARED if folder.is_dir()), None)  # samples of sd-parsers, where they exist
@@ -252,8 +253,10 @@ def test_the_names_of_each_program(program, texts):
     texts = {name: json.dumps(text) if isinstance(text, dict) else text for name, text in texts.items()}
     found = settings_of_texts({**texts, "pixels": "512x768"})
     assert found.program == program
-    if "UserComment" in texts and program == "Fooocus":  # a line of settings: without a schedule, it is the usual one
-        assert found.settings.pop("schedule") == "normal"
+    usual = {"InvokeAI": "linspace", "NovelAI": "normal"}.get(program)
+    if "UserComment" in texts and program == "Fooocus":  # a line of settings
+        usual = "normal"
+    assert found.settings.pop("schedule", None) == usual
     assert found.settings == {**COMMON, "width": 512, "height": 768}
     assert found.unused == []
     model = found.made_with.get("model", {})
@@ -266,6 +269,24 @@ def test_a_size_of_thousands_of_digits_is_named():
     found = settings_of_texts({"parameters": json.dumps(data), "pixels": "8x8"})
     assert "width" not in found.settings
     assert found.unused[0].startswith("size '9999")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dpmpp_2m", ("dpmpp_2m", "sgm_uniform", False)),
+        ("dpmpp_2m_k", ("dpmpp_2m", "karras", False)),
+        ("kdpm_2_a", ("dpm2_a", "linspace", False)),
+        ("k_dpm_2", ("dpm2", "linspace", False)),
+        ("unipc", ("unipc", "sgm_uniform", False)),
+        ("ddim", ("ddim", "leading", False)),
+    ],
+)
+def test_samplers_of_invoke_ai_mean_what_they_do_there(name, expected):
+    values = {"positive_prompt": "a", "steps": 20, "seed": 5, "scheduler": name, "width": 64, "height": 64}
+    found = settings_of_texts({"invokeai_metadata": json.dumps(values), "pixels": "64x64"})
+    job = Settings(**found.settings)
+    assert (job.sampler, job.schedule, job.discard_penultimate) == expected
 
 
 def test_what_is_not_known_is_named_and_the_picture_says_its_size():

@@ -129,6 +129,9 @@ def test_our_own_text_is_read_back(options):
         ("Sampler: DPM++ 2M Karras, Discard penultimate sigma: True", ("dpmpp_2m", "karras", True)),
         ("Sampler: UniPC, Schedule type: Karras, Version: v1.9.4", ("unipc_bh1", "sgm_uniform", False)),
         ("Sampler: DDIM, Schedule type: Automatic, Version: v1.9.4", ("ddim", "leading", False)),
+        ("Sampler: euler_a discrete, Eta: 0.000000, Version: stable-diffusion.cpp", ("euler_a", "normal", False)),
+        ("Sampler: dpm++2s_a karras, Eta: inf, Version: stable-diffusion.cpp", ("dpmpp_2s_a", "karras", False)),
+        ("Sampler: dpm2, Version: stable-diffusion.cpp", ("dpm2", "normal", False)),
         ("Sampler: DPM2, Schedule type: Uniform, Version: sd-zoo 0.1", ("dpm2", "linspace", False)),
         ("Sampler: UniPC, Schedule type: Beta, Version: sd-zoo 0.1", ("unipc", "beta", False)),
     ],
@@ -138,6 +141,7 @@ def test_samplers_and_schedules_mean_what_the_program_means_that_wrote_them(line
     assert found.unused == []
     job = Settings(**found.settings)
     assert (job.sampler, job.schedule, job.discard_penultimate) == expected
+    assert job.eta in (None, 0 if job.sampler == "ddim" else 1)
 
 
 def test_an_independent_reader_understands_ours(model, tmp_path):
@@ -200,6 +204,16 @@ def test_like_takes_the_text_of_another_tool_and_says_what_it_could_not_use(run,
     stored = settings_of(path)
     expected = {"prompt": "a cat", "steps": 2, "sampler": "euler", "guidance_scale": 4, "seed": 9, "width": 64}
     assert {name: stored[name] for name in expected} == expected
+
+
+def test_like_says_what_it_uses_in_place_of_an_unknown_sampler(run, tiny_ckpt, tmp_path):
+    text = "a cat\nSteps: 1, Sampler: DPM++ 3M SDE, Schedule type: Turbo, Seed: 9, Size: 64x64"
+    save(tmp_path / "theirs.png", parameters=text)
+    _, _, err = run("txt2img", "--like", "theirs.png", "-m", tiny_ckpt)
+    assert "could not use Sampler: DPM++ 3M SDE; Schedule type: Turbo\n" in err
+    assert "sd: theirs.png: the default sampler is used instead; expect another picture\n" in err
+    _, _, err = run("txt2img", "--like", "theirs.png", "-m", tiny_ckpt, "--sampler", "euler", "--schedule", "karras")
+    assert "is used instead" not in err
 
 
 def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(run, tiny_ckpt, tmp_path):

@@ -33,17 +33,18 @@ SPELLINGS = {
     ("euler", None): "Euler",
     ("euler", "karras"): "euler_k",
     ("lms", None): "k_lms",
-    ("lms", "karras"): "LMS Karras",
+    ("lms", "karras"): "LMS Karras, LMSD Karras",
+    ("euler_a", "normal"): "euler_a discrete",
     ("dpmpp_2m", None): "DPM++ 2M, dpmsolver++, dpm_solver, DPMSolverMultistepScheduler",
     ("dpmpp_2m", "karras"): "DPM++ 2M Karras, dpmpp_2m_k",
     ("dpmpp_2m", "sgm_uniform"): "DPM++ 2M SGM Uniform",
     ("dpmpp_2m_sde", None): "DPM++ 2M SDE, dpmpp_2m_sde_gpu",
     ("dpmpp_2m_sde", "exponential"): "DPM++ 2M SDE Exponential",
     ("dpmpp_sde", "karras"): "DPM++ SDE Karras",
-    ("dpmpp_2s_a", None): "dpmpp_2s_ancestral",
+    ("dpmpp_2s_a", None): "dpmpp_2s_ancestral, dpm++2s_a",
     ("dpmpp_2s_a", "karras"): "DPM++ 2S a Karras",
-    ("dpm2", None): "DPM2, k_dpm_2, KDPM2DiscreteScheduler",
-    ("dpm2_a", None): "k_dpm_2_a",
+    ("dpm2", None): "DPM2, k_dpm_2, KDPM2DiscreteScheduler, KDPM2",
+    ("dpm2_a", None): "k_dpm_2_a, kdpm_2_a, KDPM2 a",
     ("dpm2_a", "karras"): "DPM2 a Karras",
     ("unipc", None): "unipc, UniPCMultistepScheduler",
     ("unipc_bh1", None): "uni_pc, UniPC",
@@ -66,7 +67,8 @@ def test_other_programs_names_are_known():
     for text, expected in {
         **{"SGM Uniform": "sgm_uniform", "sgm-uniform": "sgm_uniform", "KARRAS": "karras", "normal": "normal"},
         **{"Beta": "beta_sigmas", "beta": "beta"},
-        **{"Uniform": "normal", "uniform": "normal", "ddim_uniform": "leading", "polyexponential": None, "": None},
+        **{"Uniform": "normal", "uniform": "normal", "ddim_uniform": "leading", "": None},
+        **{"Polyexponential": "exponential", "KL Optimal": None, "Align Your Steps": None},
     }.items():
         assert schedule_name(text) == expected, text
 

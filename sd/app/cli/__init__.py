@@ -130,10 +130,10 @@ def dispatch(argv: list[str]) -> int:
         from sd.app.cli.like import apply_like
 
         unused, notes = apply_like(args)
-        for note in notes:
-            say(f"{args.like.name}: {note}", quiet=args.quiet)
         if unused:
             say(f"{args.like.name}: could not use {'; '.join(unused)}")
+        for note in notes:
+            say(f"{args.like.name}: {note}", quiet=args.quiet)
     from convert.files.mapped import FileShortenedError, shrinking_watched
     from sd.runtime.cpu.waiting import sleep_where_busy
 

@@ -67,6 +67,9 @@ def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
             unused.append(f"{name.replace('_', ' ')} {value}")
     if "init" not in known and isinstance(made_with.get("init"), dict):
         unused.append(f"init {made_with['init'].get('name')}")
+    for label, name in {"Sampler": "sampler", "Schedule type": "schedule"}.items():
+        if name not in given and any(part.startswith(f"{label}: ") for part in unused):
+            notes = [*notes, f"the default {name} is used instead; expect another picture"]
     model = made_with.get("model")
     if isinstance(model, dict) and model.get("weights") == "ema" and "weights" not in given:
         args.weights = "ema"

@@ -86,13 +86,26 @@ def lines_about(found: "Found") -> list[str]:
     """A line for each setting, those that every picture has first."""
     settings = {name: found.settings[name] for name in (*FIRST, *found.settings) if name in found.settings}
     rows = {"program": found.program or "not said"}
-    rows |= {name.replace("_", " "): value for name, value in settings.items() if value not in ("", None, (), False)}
+    rows |= {name.replace("_", " "): value for name, value in settings.items() if says_something(name, value, found)}
     rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
     if isinstance(found.made_with.get("init"), dict):
         rows["init"] = found.made_with["init"].get("name")
     lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
     lines += [f"{'not usable here:':<20} {text}" for text in found.unused]
     return lines + [f"{'note:':<20} {text}" for text in found.notes]
+
+
+def says_something(name: str, value: object, found: "Found") -> bool:
+    """Whether a setting has a value. Pictures of ours have all settings: of most, the default says nothing."""
+    from sd.pipeline.image.input_settings import InputSettings
+    from sd.pipeline.image.parameters import OURS
+    from sd.pipeline.settings import Settings
+
+    if value in ("", None, (), []) or value is False:
+        return False
+    if found.program != OURS or name in FIRST or (name.startswith("hires") and found.settings.get("hires")):
+        return True
+    return all(getattr(kind, name, None) != value for kind in (Settings, InputSettings))
 
 
 def value_text(value: object) -> str:

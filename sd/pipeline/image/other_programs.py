@@ -13,6 +13,7 @@ from sd.pipeline.image.comfy_graph import Graph
 from sd.pipeline.image.comfy_settings import graph_settings
 from sd.pipeline.image.parameters import Found, leave_out_invalid, read_value, set_model, settings_in
 from sd.pipeline.image.settings_line import LONGEST_TEXT
+from sd.sampling.names import SAMPLER_INFO
 
 NAMES = {  # name in a settings line, "prompt", "negative_prompt" or "model" -> what programs call it in JSON
     "prompt": "prompt positive_prompt c",
@@ -34,6 +35,7 @@ NAMES = {  # name in a settings line, "prompt", "negative_prompt" or "model" -> 
     "hash": "model_hash base_model_hash use_stable_diffusion_model_hash",
 }
 OURS = {theirs: ours for ours, names in NAMES.items() for theirs in names.split()}
+EVEN_ELSEWHERE = ("linspace", "karras", "exponential")  # the schedules of our samplers that have another one there
 NO_SETTINGS = {  # what says nothing of the picture, or says again what other names do
     "app_id", "app_version", "version", "app", "type", "generation_mode", "created_by", "metadata_scheme", "timestamp",
     "performance", "full_prompt", "full_negative_prompt", "n_samples", "request_type", "signed_hash", "lora_hashes",
@@ -228,8 +230,22 @@ def _named_settings(program: str, values: dict, pixels: str) -> Found:
         read_value(found, "Size", pixels)  # nothing else says it
     if found.settings.get("strength") in (0, 1):
         del found.settings["strength"]
+    _add_schedule(found)
     leave_out_invalid(found)
     return found
+
+
+def _add_schedule(found: Found) -> None:
+    """Add the schedule that a program means by naming none: as diffusers spaces timesteps, or k-diffusion."""
+    settings, sampler = found.settings, found.settings.get("sampler")
+    if found.program == "InvokeAI":
+        settings.pop("discard_penultimate", None)  # it never does, whatever the name of the sampler
+    if sampler is None or "schedule" in settings or SAMPLER_INFO[sampler].schedule not in EVEN_ELSEWHERE:
+        return
+    if found.program == "InvokeAI":
+        settings["schedule"] = "sgm_uniform" if sampler.startswith("dpmpp_2m") else "linspace"
+    elif found.program == "NovelAI":
+        settings["schedule"] = "normal"
 
 
 def _flat(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:

@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -268,6 +269,8 @@ def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
         settings["rng"] = "philox"
         version = values.get("Version", "")[:40]
         found.notes.append(f"noise drawn as on a GPU (--rng philox), as web UI {version} does by default")
+    if found.program == "stable-diffusion.cpp" and settings.get("eta") in (0, math.inf):
+        del settings["eta"]  # written where none is asked for
     sampler = settings.get("sampler")
     if sampler and "schedule" not in settings:
         usual = SAMPLER_INFO[sampler].schedule
