@@ -100,6 +100,7 @@ def test_what_cannot_be_is_named_and_left_out(line, unused):
         {"plain_prompts": True, "clip_skip": 2, "guidance_rescale": 0.5, "zero_terminal_snr": True},
         {"strength": 0.5, "sampler": "dpmpp_2m_sde", "schedule": "exponential"},
         {"guidance_interval": (0.3, 5)},
+        {"guidance_scale": 7.123456789, "strength": 1 / 3, "sigmas": (14.123456789, 1e-3)},
         {"reuse_features": 3, "hires": 2},
         {"merge_tokens": 0.5},
         {"rng": "philox", "seed_delta": -5},

@@ -34,6 +34,7 @@ def test_japanese_is_read(encoding):
 def test_a_comment_without_settings_is_read_as_it_says():
     assert text_of(b"UNICODE\0" + "a cat".encode("utf-16-le")) == "a cat"
     assert text_of(b"UNICODE\0holiday in Rome") == "holiday in Rome"
+    assert text_of(b"Unicode\0" + "a cat".encode("utf-16-be")) == "a cat"
     assert text_of(b"ASCII\0\0\0a cat") == "a cat"
     assert text_of("déjà vu".encode("cp1252")) == "déjà vu"
     assert text_of(b"UNICODE\0") == text_of(b"") == ""

@@ -107,25 +107,25 @@ def parameters_of(
         "Sampler": row.label,
         "Schedule type": None if settings.schedule == row.schedule == "leading" else schedule,
         "Discard penultimate sigma": settings.discard_penultimate or None,
-        "Sigmas": ", ".join(f"{sigma:g}" for sigma in settings.sigmas) or None,
-        "CFG scale": f"{settings.guidance_scale:g}",
+        "Sigmas": ", ".join(_shortest(sigma) for sigma in settings.sigmas) or None,
+        "CFG scale": _shortest(settings.guidance_scale),
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
         "Tiling": {"": None, "xy": True}.get(settings.tile, settings.tile),
         "Variation seed": settings.vary_seed,
-        "Variation seed strength": f"{settings.vary:g}" if settings.vary else None,
+        "Variation seed strength": _shortest(settings.vary) if settings.vary else None,
         "ENSD": settings.seed_delta or None,
         "RNG": "NV" if settings.rng == "philox" else None,
         "Model hash": model_hash,
         "Model": model_name,
         **_hires_labels(settings),
-        "Eta": f"{settings.eta:g}" if settings.eta != row.eta else None,
+        "Eta": _shortest(settings.eta) if settings.eta != row.eta else None,
         "Clip skip": settings.clip_skip if settings.clip_skip > 1 else None,
         "Emphasis": "None" if settings.plain_prompts else None,
-        "Guidance rescale": f"{settings.guidance_rescale:g}" if settings.guidance_rescale else None,
-        "Guidance interval": ", ".join(f"{sigma:g}" for sigma in settings.guidance_interval) or None,
+        "Guidance rescale": _shortest(settings.guidance_rescale) if settings.guidance_rescale else None,
+        "Guidance interval": ", ".join(_shortest(sigma) for sigma in settings.guidance_interval) or None,
         "Reuse features": settings.reuse_features if settings.reuse_features > 1 else None,
-        "Token merging ratio": f"{settings.merge_tokens:g}" if settings.merge_tokens else None,
+        "Token merging ratio": _shortest(settings.merge_tokens) if settings.merge_tokens else None,
         "Noise Schedule": "Zero Terminal SNR" if settings.zero_terminal_snr else None,
         **(labels or {}),
         "Version": f"sd-zoo {__version__}",
@@ -137,15 +137,20 @@ def parameters_of(
 
 def _hires_labels(settings: Settings) -> dict[str, object]:
     if settings.hires is None:
-        return {"Denoising strength": f"{settings.strength:g}" if settings.strength < 1 else None}
+        return {"Denoising strength": _shortest(settings.strength) if settings.strength < 1 else None}
     (width, height), even = settings.hires, settings.hires[0] * settings.height == settings.hires[1] * settings.width
     return {
-        "Denoising strength": f"{settings.hires_strength:g}",
+        "Denoising strength": _shortest(settings.hires_strength),
         "Hires upscale": f"{width / settings.width:g}" if even else None,
         "Hires resize": None if even else f"{width}x{height}",
         "Hires steps": settings.hires_steps,
         "Hires upscaler": UPSCALES[settings.hires_upscale],
     }
+
+
+def _shortest(number: float) -> str:
+    """With as few digits as say exactly this number."""
+    return next(text for text in (f"{number:g}", repr(number)) if float(text) == number)
 
 
 def _quoted(value: object) -> str:

@@ -138,7 +138,7 @@ def text_of(value: bytes) -> str:
     What they say is often untrue. A byte order mark counts; else the first reading that looks like settings; else the
     first that is possible.
     """
-    code, text = (value[:8], value[8:]) if value[:8] in CODES else (b"", value)
+    code, text = (value[:8].upper(), value[8:]) if value[:8].upper() in CODES else (b"", value)
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if text.startswith(mark):
             return text[: len(text) // 2 * 2 if encoding == "utf-16" else None].decode(encoding, "replace").strip("\0")
