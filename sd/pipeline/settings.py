@@ -15,7 +15,7 @@ from sd.text.prompt_syntax import PromptError, read_weights, timeline
 
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
-RNGS = ("cpu", "philox")
+RNGS = {"cpu": "cpu", "philox": "philox", "nv": "philox", "gpu": "philox", "cuda": "philox"}  # as others say it, too
 MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 64
 LONGEST_PROMPT = 100_000  # characters
 MOST_CHANGING = 5_000_000  # characters of a prompt that changes during the steps, over all of them
@@ -65,7 +65,8 @@ class Settings:
     tile                     axes along which the picture tiles seamlessly: "", "x", "y" or "xy"
     vary                     0 to 1, how far the noise is rotated from the seed's to the variation seed's
     vary_seed                the variation seed; None if vary is 0
-    rng                      how noise follows from a seed: "cpu", or "philox", as on an NVIDIA GPU and in the web UI
+    rng                      how noise follows from a seed: "cpu", or "philox", as on an NVIDIA GPU and in the web UI;
+                             their names for it, "NV", "GPU" and "cuda", work, too
     seed_delta               added to the seed for the noise that samplers add on the way, after the first
 
     After construction, other spellings and None are replaced by our names and by numbers.
@@ -138,7 +139,8 @@ class Settings:
             check("vary", self.vary_seed is not None, "needs a variation seed: give it as vary_seed.")
             check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, RANGES["seed"][2])
 
-        for name, allowed in (("tile", TILES), ("rng", RNGS)):
+        self._set("rng", RNGS.get(self.rng.lower(), self.rng))
+        for name, allowed in (("tile", TILES), ("rng", dict.fromkeys(RNGS.values()))):
             if (value := getattr(self, name)) not in allowed:
                 raise SettingError(name, f"{value:.60} {nearest(value, filter(None, allowed))}")
         if (self.hires, self.hires_upscale, self.hires_strength, self.hires_steps) != (None, "latent", 0.7, None):

@@ -35,6 +35,7 @@ GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
         ({"negative_prompt": "(a:inf)"}, "negative_prompt gives 'a' the weight inf"),
         ({"steps": True}, "steps cannot be True; it is of type int | None."),
         ({"plain_prompts": 1}, "plain_prompts cannot be 1; it is of type bool."),
+        ({"rng": "tpu"}, "rng tpu does not exist. Did you mean cpu? There are: cpu, philox."),
         ({"clip_skip": 0}, "clip_skip 0 is out of range: 1 is the last layer, 2 the one before it."),
         ({"sampler": "dimm"}, "sampler dimm does not exist. Did you mean ddim? There are: ddim, ddpm, dpm2, "),
         ({"sampler": "x"}, "sampler x does not exist. There are: ddim, ddpm, dpm2, "),
@@ -99,6 +100,7 @@ def test_other_spellings_become_our_names():
     assert Settings(**GOOD, sampler="DPM++ 2M SDE Karras").schedule == "karras"
     assert Settings(**GOOD, sampler="DPM++ 2M SDE", schedule="Automatic").schedule == "exponential"
     assert Settings(**GOOD, sampler="dpmpp_2m").goes_with(Settings(**GOOD, sampler="DPM++ 2M Karras", steps=30))
+    assert [Settings(**GOOD, rng=name).rng for name in ("CPU", "NV", "gpu", "cuda")] == ["cpu", *["philox"] * 3]
 
 
 def test_sigmas_replace_steps_and_schedule():

@@ -77,7 +77,8 @@ def add_making_flags(parser: Parser, **size: str) -> None:
     add("--vary-seed", "--variation-seed", "--subseed", type=int, metavar="N",
         help="variation seed of the first picture; the next ones count on from it (default: drawn, printed and stored)")
     add("--rng", default="cpu", metavar="NAME",
-        help="how noise follows from the seed: cpu, or philox, as on an NVIDIA GPU and so in the web UI (default: cpu)")
+        help="how noise follows from the seed: cpu, or philox (also nv, gpu, cuda), as on an NVIDIA GPU and so "
+        "in the web UI (default: cpu)")
     add("--seed-delta", "--ensd", type=int, default=0, metavar="N",
         help="added to the seed for the noise that samplers add on the way, as ENSD in the web UI (default: 0)")
     add("--count", type=whole_number(1), metavar="N",

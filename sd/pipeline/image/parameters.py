@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sd import __version__
 from sd.pipeline.errors import SettingError, shortened
 from sd.pipeline.second_pass import UPSCALES
-from sd.pipeline.settings import FIELDS, Settings
+from sd.pipeline.settings import FIELDS, RNGS, Settings
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES, meaning, schedule_name
 
 
@@ -55,7 +55,7 @@ CHOICES = {  # as other tools write it -> our name, and our value for each of th
     "Emphasis": ("plain_prompts", {"None": True, "Original": None}),
     "Noise Schedule": ("zero_terminal_snr", {"Zero Terminal SNR": True, "Default": None}),
     "Discard penultimate sigma": ("discard_penultimate", {"True": True, "False": None}),
-    "RNG": ("rng", {"CPU": "cpu", "NV": "philox", "GPU": "philox", "cpu": "cpu", "cuda": "philox"}),
+    "RNG": ("rng", RNGS | {name.upper(): ours for name, ours in RNGS.items()}),
 }
 OUR_NAMES = {  # by the labels that we write
     "Sampler": {row.label: name for name, row in SAMPLER_INFO.items()},
