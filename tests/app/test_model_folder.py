@@ -36,12 +36,12 @@ def home(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("system", "variables", "expected"),
     [
-        ("linux", {}, "HOME/.local/share/sd-zoo/models"),
-        ("linux", {"XDG_DATA_HOME": "/data"}, "/data/sd-zoo/models"),
-        ("linux", {"XDG_DATA_HOME": "relative"}, "HOME/.local/share/sd-zoo/models"),
-        ("darwin", {}, "HOME/Library/Application Support/sd-zoo/models"),
-        ("win32", {"LOCALAPPDATA": "/local"}, "/local/sd-zoo/models"),
-        ("linux", {"SD_MODELS": f"/a{os.pathsep}{os.pathsep}~/b"}, "/a HOME/b"),
+        ("Linux", {}, "HOME/.local/share/sd-zoo/models"),
+        ("Linux", {"XDG_DATA_HOME": "/data"}, "/data/sd-zoo/models"),
+        ("Linux", {"XDG_DATA_HOME": "relative"}, "HOME/.local/share/sd-zoo/models"),
+        ("Darwin", {}, "HOME/Library/Application Support/sd-zoo/models"),
+        ("Windows", {"LOCALAPPDATA": "/local"}, "/local/sd-zoo/models"),
+        ("Linux", {"SD_MODELS": f"/a{os.pathsep}{os.pathsep}~/b"}, "/a HOME/b"),
     ],
 )
 def test_the_folder_is_where_each_system_keeps_such_things(monkeypatch, tmp_path, system, variables, expected):
@@ -49,7 +49,7 @@ def test_the_folder_is_where_each_system_keeps_such_things(monkeypatch, tmp_path
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"HOME": str(tmp_path)} | variables).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("sd.app.jobs.model_folder.sys.platform", system)
+    monkeypatch.setattr("sd.app.jobs.model_folder.platform.system", lambda: system)
     assert " ".join(map(str, folders())) == expected.replace("HOME", str(tmp_path))
 
 

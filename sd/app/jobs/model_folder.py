@@ -2,8 +2,8 @@
 
 import difflib
 import os
+import platform
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +25,8 @@ BESIDE = {"loras", "embeddings", "vae"}  # kinds that have a folder in a models 
 MOST_READ = 30 * 10**9  # bytes, to find the model of a picture by its hash
 NEAR = 5  # files listed where a name could be any of them
 USERS_DATA = {  # variable, and the folder in the home folder without it
-    "darwin": ("XDG_DATA_HOME", "Library/Application Support"),
-    "win32": ("LOCALAPPDATA", "AppData/Local"),
+    "Darwin": ("XDG_DATA_HOME", "Library/Application Support"),
+    "Windows": ("LOCALAPPDATA", "AppData/Local"),
 }
 
 
@@ -38,7 +38,7 @@ def folders(kind: str = "models") -> list[Path]:
     roots = [Path(text).expanduser() for text in os.environ.get("SD_MODELS", "").split(os.pathsep) if text]
     if not roots:
         with suppress(RuntimeError):  # without a home folder, there is none
-            roots = [user_folder(*USERS_DATA.get(sys.platform, ("XDG_DATA_HOME", ".local/share"))) / "models"]
+            roots = [user_folder(*USERS_DATA.get(platform.system(), ("XDG_DATA_HOME", ".local/share"))) / "models"]
     return roots if kind == "models" else [place for root in roots for place in (root / kind, root.parent / kind)]
 
 
