@@ -134,6 +134,13 @@ def test_greys_of_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
     assert levels == [*range(256), 0, 1, 128, 255]
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_labels_in_16_bits_stay_apart_from_black(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(deep_grey(suffix, [0, 1, 2, 128, 255]))
+    assert np.asarray(read_picture(path)[0])[0, :, 1].tolist() == [0, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("suffix", ["tif", "jpg"])
 def test_cmyk_is_ink_on_white(tmp_path, suffix):
     """Pillow undoes the inversion that Adobe's programs put into JPEG files."""

@@ -58,6 +58,8 @@ def _split_16_bits(picture: Image.Image, white: int, *, is_negative: bool) -> tu
     if levels.dtype.itemsize != 2:
         levels = levels.clip(0, 65535).astype(np.uint16)
     scaled = ((2 * 255 * np.arange(65536) + white) // (2 * white)).clip(0, 255).astype(np.uint8)
+    if not is_negative and levels.max() < 256:  # labels, or 8 bits in 16: all but 0 stay apart from black
+        scaled[1:] = scaled[1:].clip(1)
     grey = Image.fromarray((255 - scaled if is_negative else scaled)[levels])
     clear = picture.info.get("transparency")  # the one level that is transparent
     if clear is None:
