@@ -73,6 +73,7 @@ def test_contact_sheet_is_about_as_wide_as_high():
     sheet = contact_sheet(reds)
     assert sheet.size == (24, 16)
     assert [sheet.getpixel((8 * (i % 3), 8 * (i // 3)))[0] for i in range(5)] == [0, 40, 80, 120, 160]
+    assert contact_sheet(reds, 10**12).size == (40, 8)
 
 
 @pytest.mark.parametrize("side", [64, 128, 512, 1024])

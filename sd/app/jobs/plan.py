@@ -1,5 +1,6 @@
 """From a request to the settings of each picture, checked before any weights are read."""
 
+import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +11,7 @@ from sd.config import ModelConfig
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import SettingError, Settings
 
-MOST_PICTURES = 100_000
+MOST_PICTURES, LARGEST_SHEET = 100_000, 500 * 10**6  # the latter in pixels
 
 
 def check_request(request: JobRequest) -> None:
@@ -87,6 +88,12 @@ def check_jobs(request: JobRequest, jobs: Sequence[Settings], config: ModelConfi
         raise UsageError("strength does nothing without a picture to begin with. See sd img2img --help.")
     if request.init is not None and any(job.hires for job in jobs):
         raise UsageError("hires works only without an input image.")
+    pixels = sum(math.prod(job.size) for job in jobs)
+    if (request.grid or request.grid_columns) and pixels > LARGEST_SHEET:
+        raise UsageError(
+            f"a sheet of {len(jobs)} pictures would have {pixels / 1e6:.0f} million pixels; at most "
+            f"{LARGEST_SHEET // 10**6} are possible. Leave --grid out, or ask for fewer pictures."
+        )
     layers, most = config.text_encoder.layers, max(job.clip_skip for job in jobs)
     if most > layers:
         raise UsageError(f"--clip-skip {most} is out of range: this checkpoint's text encoder has {layers} layers.")

@@ -64,7 +64,7 @@ def contact_sheet(
 
     labels  what to write under each picture, if anything
     """
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    columns = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     rows = math.ceil(len(pictures) / columns)
     width, height = (max(side) for side in zip(*(picture.size for picture in pictures), strict=True))
     strips = []
