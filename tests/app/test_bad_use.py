@@ -34,6 +34,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a --upscale 2": "Use --hires 2.",
         "a --seed": "--seed needs a value. See sd txt2img --help.",
         "a --grid=3": "--grid takes no value, got '3'.",
+        "a --grid --count 99999": "a sheet of 99999 pictures would have",
         "a --grid --grid-columns 0": "--grid-columns 0 is out of range",
         "a -g x": "--guidance-scale 'x' is not a number.",
         "a --count 0": "--count 0 is out of range: at least 1.",
@@ -70,6 +71,11 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a --controlnet x": "ControlNet is not supported yet.",
         "a --denoising_strength 0.5": "--denoising_strength is not a flag of sd txt2img.",
         "a photo": "unexpected word 'photo'. Put text that has spaces in quotes.",
+        "-- '-a cat' --steps 3": "--steps stands after --, where every word is text. Put flags before it.",
+        "a \u2013steps 3": "\u2013steps begins with a long dash. Did you mean --steps?",
+        "\u2014steps 3 a": "\u2014steps begins with a long dash. Did you mean --steps?",
+        "a --init x.png": "--init is not a flag of sd txt2img. It is a flag of sd img2img and sd inpaint.",
+        f"a --steps {'9' * 5000}": f"--steps '{'9' * 60}' is not a whole number.",
         "a -p b": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
         "": "no prompt given",
         "--prompt-file there.txt": "--prompt-file there.txt has no prompt.",
@@ -78,6 +84,8 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
     "img2img": {
         "a": "--init must be given. See sd img2img --help.",
         "a --image x.png": "--image is not a flag of sd img2img. Use --init.",
+        "a -i x.png --mask x.png": "--mask is not a flag of sd img2img. It is a flag of sd inpaint.",
+        "a -i x.png --hires 2": "--hires is not a flag of sd img2img. It is a flag of sd txt2img.",
         "a -i x.png --denoise 0.5": "--denoise is not a flag of sd img2img. Use --strength.",
     },
     "explain": {
@@ -150,6 +158,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "help txt2imgg": "command 'txt2imgg' does not exist. Did you mean txt2img?",
         "dream a": "command 'dream' does not exist. Did you mean txt2img?",
         "-p 'a cat' --steps 3": "flags follow a command. Did you mean sd txt2img -p 'a cat' --steps 3?",
+        "-s 3 img2img 'a cat'": "flags follow a command. Did you mean sd img2img -s 3 'a cat'?",
         "'a red circle'": "'a red circle' is not a command. Did you mean sd txt2img \"a red circle\"?",
     },
 }

@@ -102,7 +102,7 @@ def unwritten_results() -> OSError | None:
 
 def dispatch(argv: list[str]) -> int:
     if argv[:1] == ["help"] and len(argv) > 1:
-        argv = [argv[1], "--help", *argv[2:]]
+        argv = [*argv[1:], "--help"]
     if argv and argv[0] in ("-h", "--help", "--help-all", "help"):
         print(usage())
         return DONE
@@ -114,7 +114,11 @@ def dispatch(argv: list[str]) -> int:
     if " " in argv[0].strip():
         raise UsageError(f'{argv[0]!r} is not a command. Did you mean sd txt2img "{argv[0]}"?')
     if argv[0].startswith("-"):
-        raise UsageError(f"flags follow a command. Did you mean sd txt2img {shlex.join(argv)}?")
+        from sd.app.cli.parser import PICTURES
+
+        command = next((word for word in argv if word in PICTURES), "txt2img")
+        rest = shlex.join(word for word in argv if word != command)
+        raise UsageError(f"flags follow a command. Did you mean sd {command} {rest}?")
     if argv[0] not in COMMANDS:
         known = USED_ELSEWHERE.get(argv[0].lower().replace("_", "").replace("-", ""))
         meant = f"does not exist. Did you mean {known}?" if known else nearest(argv[0], COMMANDS)

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import shlex
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NoReturn
 
 from sd.app.cli.elsewhere import USE_INSTEAD
@@ -11,6 +12,8 @@ from sd.app.errors import UsageError
 from sd.pipeline.settings import nearest
 
 Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
+LONG_DASHES = ("\u2013", "\u2014")  # which word processors make of hyphens
+PICTURES = ("txt2img", "img2img", "inpaint")  # commands that have most of their flags in common
 NUMBERS = {int: "a whole number", float: "a number"}
 
 # flags that only --help-all shows
@@ -119,7 +122,11 @@ class Parser(argparse.ArgumentParser):
         return ""
 
     def _unknown(self, given: str) -> str:
+        if given.startswith("-") and "--" in self.words[: self.words.index(given)]:
+            return f"{given} stands after --, where every word is text. Put flags before it."
         if not given.startswith("-"):
+            if long := next((word for word in self.words if word.startswith(LONG_DASHES)), None):
+                return f"{long} begins with a long dash. Did you mean --{long.lstrip('-' + ''.join(LONG_DASHES))}?"
             for flag, after in zip(self.words, self.words[1:], strict=False):
                 action = self._optional(flag)
                 if action and not after.startswith("-") and after not in action.choices:
@@ -137,6 +144,8 @@ class Parser(argparse.ArgumentParser):
         needs, hint = USE_INSTEAD.get(plain, ("", ""))
         if hint and (not needs or needs in ours):
             return hint
+        if others := [name for name in PICTURES if self.prog.split()[-1] in PICTURES and flag in flags_of(name)]:
+            return f"It is a flag of {' and '.join(f'sd {name}' for name in others)}."
         near = difflib.get_close_matches(flag, ours, n=1)
         return f"Did you mean {near[0]}?" if near else ""
 
@@ -149,13 +158,13 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"{name} {error}. See {self.prog} --help.") from None
         except ValueError:
             kind = NUMBERS.get(action.type, "a value that it takes")
-            raise UsageError(f"{name} {text!r} is not {kind}. See {self.prog} --help.") from None
+            raise UsageError(f"{name} {text[:60]!r} is not {kind}. See {self.prog} --help.") from None
 
     def _check_value(self, action: argparse.Action, value: str) -> None:
         """What argparse does with the choices of a flag, in our words."""
         if action.choices is not None and value not in action.choices:
             name = long_flag(action.option_strings) or action.metavar or action.dest
-            raise UsageError(f"{name} {value} {nearest(value, action.choices)} See {self.prog} --help.")
+            raise UsageError(f"{name} {value[:60]} {nearest(value, action.choices)} See {self.prog} --help.")
 
 
 class Help(argparse.Action):
@@ -187,3 +196,8 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 def long_flag(spellings: Sequence[str]) -> str:
     """Our spelling of a flag: the first long one."""
     return next((flag for flag in spellings if flag.startswith("--")), spellings[0] if spellings else "")
+
+
+def flags_of(command: str) -> dict[str, argparse.Action]:
+    """Every spelling of every flag of a command."""
+    return import_module(f"sd.app.cli.{command}").parser()._option_string_actions

@@ -10,9 +10,10 @@ from sd.pipeline.settings import Settings
 from sd.text.prompt_syntax import BREAK
 
 WORD = re.compile(r"[^\s!-/:-@\[-`{-~\u2010-\u205e\u3000-\u3003\uff01-\uff0f]+")  # up to a space or a punctuation mark
-SMALL_WORDS = frozenset(  # of no meaning to a picture
+SMALL_WORDS = frozenset(  # of no meaning to a picture; and what follows an apostrophe
     """a an the and or of on in at to from with by for as is are was were be being it its this that these those there
-    here which who while into onto over up out off than then so very some any each both also just""".split()  # noqa: SIM905
+    here which who while into onto over up out off than then so very some any each both
+    also just s t re ve d ll m""".split()  # noqa: SIM905
 )
 MOST = 8  # words that are named
 
