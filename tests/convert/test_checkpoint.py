@@ -194,10 +194,10 @@ def test_an_added_word_in_the_token_embedding_is_refused(look, state):
 )
 def test_a_hundred_thousand_blocks_are_refused_at_once(name):
     shapes = {name.format(index): (32, 32, 3, 3) for index in range(1, 100_000)} | original_shapes(TINY)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(WeightMismatchError) as caught:
         recognise(shapes)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(str(caught.value)) < 500
 
 

@@ -481,7 +481,7 @@ KINDS = {
     "program": (b"\x7fELF\2\1\1" + bytes(30), UnsupportedFileError, ["program (ELF)"]),
     "Windows program": (b"MZ\x90\0" + bytes(60), UnsupportedFileError, ["program (Windows)"]),
     "noise": (bytes(range(128, 256)) * 4, UnsupportedFileError, ["not a checkpoint of a known kind", "80 81 82"]),
-    "legacy stream": (LEGACY, UnsafeFileError, ["does not say which version"]),
+    "legacy stream": (LEGACY, CorruptFileError, ["does not say which version"]),
     "empty zip": (write_zip([]), UnsupportedFileError, ["empty zip archive"]),
     "zip of a model": (a_zip("folder/model.ckpt"), UnsupportedFileError, ["zip with model files", "unpack it"]),
     "zip of something": (a_zip("word/document.xml"), UnsupportedFileError, ["no checkpoint", "word/document.xml"]),
