@@ -5,7 +5,7 @@ A full file in the SD v1 layout has about 173 KB of pickle, 36 k opcodes, 9 k me
 
 from dataclasses import dataclass
 
-from convert.errors import UnsafeFileError
+from convert.errors import CheckpointError, UnsafeFileError, UnsupportedFileError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,17 @@ class Limits:
 LIMITS = Limits()
 
 
-def check_limit(what: str, found: int, allowed: int) -> None:
-    """Refuse a file that exceeds a limit, with the limit, what was found and what is allowed."""
+def check_limit(what: str, found: int, allowed: int, kind: type[CheckpointError] = UnsupportedFileError) -> None:
+    """Refuse a file that exceeds a limit, with the limit, what was found and what is allowed.
+
+    kind  of the error: a large file is no danger
+    """
     if found > allowed:
-        raise UnsafeFileError(f"exceeds the limit for {what}: found {found}, allowed {allowed}")
+        raise kind(
+            f"exceeds the limit for {what}: found {found}, allowed {allowed}. It may be sound, but is not read here"
+        )
+
+
+def check_growth(what: str, found: int, stored: int) -> None:
+    """Refuse a file that is made to fill the memory: much more comes out of it than is stored."""
+    check_limit(what, found, LIMITS.growth * stored + LIMITS.growth_allowance, UnsafeFileError)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from convert.errors import UnsafeFileError, shown
-from convert.files.limits import LIMITS, check_limit
+from convert.files.limits import LIMITS, check_growth, check_limit
 from convert.files.pickle_names import (
     BUILTIN_TYPES,
     BYTE_MAKERS,
@@ -199,7 +199,7 @@ class Objects:
     def check_growth(self) -> None:
         """Stride 0 and shared storages are legitimate, but must not make gigabytes out of a small file."""
         stored = sum(storage.nbytes for storage in self.storages.values())
-        check_limit("bytes of all tensors", self.tensor_bytes, LIMITS.growth * stored + LIMITS.growth_allowance)
+        check_growth("bytes of all tensors", self.tensor_bytes, stored)
 
 
 def parameter(name: GlobalName, args: tuple) -> TensorRecord | Inert:

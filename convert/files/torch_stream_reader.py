@@ -24,7 +24,7 @@ from convert.files.zip_reader import bytes_behind
 
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # a whole number of ten bytes
 MAGIC_PICKLE = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0a" + re.escape(MAGIC) + rb"\x94?\.", re.DOTALL)
-HOSTILE = re.compile("exceeds the limit|a pickle behind")
+HOSTILE = re.compile("exceeds the limit for bytes|a pickle behind")
 OLD_CALL = re.compile(r"\(opcode (INST|OBJ) ")  # these make an object of a class that is named like this:
 NAMED = re.compile(rb"[ci]([A-Za-z_][\w.]*)\n([A-Za-z_][\w.]*)\n|\x93")
 MOST_SEARCHED = 64 << 20  # bytes

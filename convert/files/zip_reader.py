@@ -14,7 +14,7 @@ import zlib
 from dataclasses import dataclass
 
 from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, counted, shown, size_text
-from convert.files.limits import LIMITS, check_limit
+from convert.files.limits import LIMITS, check_growth, check_limit
 
 LOCAL = struct.Struct("<4s5H3L2H")  # signature, version, flags, method, time, date, crc, sizes, name, extra
 CENTRAL = struct.Struct("<4s6H3L5H2L")
@@ -68,7 +68,7 @@ def read_zip(data: memoryview) -> tuple[list[ZipRecord], tuple[str, ...]]:
     check_names([entry.name for entry in entries])
     records = [record for record, _ in checked]
     inflated = sum(record.size for record in records if record.is_deflated)
-    check_limit("inflated bytes", inflated, LIMITS.growth * len(data) + LIMITS.growth_allowance)
+    check_growth("inflated bytes", inflated, len(data))
     return records, (*passed_over, *([f"{counted(padding, 'zero')} between zip records"] if padding else []))
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from convert.errors import UnsafeFileError, UnsupportedFileError, WeightMismatchError, counted, shown
+from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown
 from convert.files.limits import LIMITS
 from convert.files.records import GlobalName, Inert, TensorRecord
 
@@ -76,7 +76,7 @@ def unwrap(root: object, networks_in: Callable[[Iterable[str]], frozenset[str]])
             break
         root = root["state_dict"]
     else:
-        raise UnsafeFileError("wraps its weights in itself")
+        raise UnsupportedFileError(f"has more than {LIMITS.wrappers} dictionaries named state_dict inside each other")
     if isinstance(root, TensorRecord):
         raise UnsupportedFileError(
             f"holds a single tensor of the shape {list(root.shape)}, not a checkpoint, perhaps an embedding."

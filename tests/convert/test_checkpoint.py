@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from convert.actions.original_writer import schedule_buffers
 from convert.checkpoint import POSITION_IDS, match_shapes, read_checkpoint
-from convert.errors import CheckpointError, UnsafeFileError, WeightMismatchError
+from convert.errors import CheckpointError, UnsupportedFileError, WeightMismatchError
 from convert.families.family import recognise
 from convert.files.reader import open_checkpoint
 from convert.layouts.names import original_names
@@ -100,12 +100,12 @@ def test_a_native_size_that_no_picture_has_is_left_aside(look, state, size):
 def test_weights_that_are_wrapped_in_themselves_are_refused(look, state):
     cyclic = {}
     cyclic["state_dict"] = cyclic
-    refused(look, cyclic, UnsafeFileError, "wraps its weights in itself", name="x.ckpt")
+    refused(look, cyclic, UnsupportedFileError, "more than 4 dictionaries", name="x.ckpt")
     wrapped = state
     for _ in range(4):
         wrapped = {"state_dict": wrapped}
     assert look(wrapped, name="x.ckpt").config == TINY
-    refused(look, {"state_dict": wrapped}, UnsafeFileError, "wraps its weights in itself", name="x.ckpt")
+    refused(look, {"state_dict": wrapped}, UnsupportedFileError, "more than 4 dictionaries", name="x.ckpt")
 
 
 def test_averaged_weights_are_taken_when_asked_for(look, tiny_state):

@@ -279,7 +279,7 @@ def test_settings_that_we_cannot_follow_are_refused(copy, place):
         (b'{"a": 1, "a": 2}', UnsafeFileError, "the same name twice in vae/config.json"),
         (b"[" * 100_000, CorruptFileError, "not JSON"),
         (b"\xff\xfe{}", CorruptFileError, "not JSON"),
-        (b" " * (17 << 20), UnsafeFileError, "limit for bytes of vae/config.json"),
+        (b" " * (17 << 20), UnsupportedFileError, "limit for bytes of vae/config.json"),
         (b"version https://git-lfs.github.com/spec/v1\n", UnsupportedFileError, "Git LFS pointer for vae/config.json"),
     ],
 )
@@ -350,7 +350,7 @@ def test_an_index_that_points_elsewhere_is_refused(copy, name):
         (lambda places: places | {"a": "b.safetensors"}, UnsupportedFileError, "unet/b.safetensors does not exist"),
         (lambda places: places | {"a": 1}, UnsupportedFileError, "names no files"),
         (lambda places: None, UnsupportedFileError, "names no files"),
-        (lambda places: {str(i): f"{i}.safetensors" for i in range(65)}, UnsafeFileError, "limit for files of one"),
+        (lambda places: {str(i): f"{i}.safetensors" for i in range(65)}, UnsupportedFileError, "files of one"),
     ],
 )
 def test_an_index_that_does_not_go_with_its_files_is_refused(copy, change, kind, words):

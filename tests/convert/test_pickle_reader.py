@@ -518,12 +518,12 @@ def test_a_limit_is_named_with_what_was_found(monkeypatch, limits, within, beyon
     limited(monkeypatch, **limits)
     if within:
         read(within)
-    fails(beyond, UnsafeFileError, words)
+    fails(beyond, UnsupportedFileError, words)
 
 
 def test_the_limit_of_opcodes_is_reached_within_seconds():
     data = PROTO2 + b"]" + b"Na" * 1_100_000 + b"."
-    spent = seconds(lambda: fails(data, UnsafeFileError, "pickle opcodes: found 2000001, allowed 2000000"))
+    spent = seconds(lambda: fails(data, UnsupportedFileError, "pickle opcodes: found 2000001, allowed 2000000"))
     assert spent < 20
 
 
@@ -531,11 +531,11 @@ def test_the_limit_of_keys_that_can_be_made_to_collide():
     # Multiples of 2**61 - 1 have the hash 0; of these few fit into 64 bits, so collisions come from the low bits.
     keys = b"".join(number(index << 40) + b"N" for index in range(20_001))
     spent = seconds(
-        lambda: fails(pickled(b"}(" + keys + b"u"), UnsafeFileError, "not text: found 20001, allowed 20000")
+        lambda: fails(pickled(b"}(" + keys + b"u"), UnsupportedFileError, "not text: found 20001, allowed 20000")
     )
     assert spent < 10
     mixed = b"".join(b"}" + tuple_of(number(index)) + b"Ns" for index in range(20_001))
-    fails(pickled(list_of(mixed)), UnsafeFileError, "not text")
+    fails(pickled(list_of(mixed)), UnsupportedFileError, "not text")
 
 
 def test_expanded_tensors_are_legitimate_until_they_grow_a_small_file_to_gigabytes():
@@ -551,7 +551,7 @@ def test_expanded_tensors_are_legitimate_until_they_grow_a_small_file_to_gigabyt
 def test_work_that_a_few_opcodes_repeat_is_counted():
     pairs = list_of(*(list_of(text(str(index)), b"N") for index in range(3000)))
     data = PROTO2 + b"(" + pairs + put(0) + (name("collections", "OrderedDict") + get(0) + b"\x85R") * 1000 + b"t."
-    assert seconds(lambda: fails(data, UnsafeFileError, "pickle opcodes")) < 10
+    assert seconds(lambda: fails(data, UnsupportedFileError, "pickle opcodes")) < 10
 
 
 def test_long_encoded_text_is_not_copied():

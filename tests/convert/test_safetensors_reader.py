@@ -224,7 +224,7 @@ def test_a_flipped_bit_in_the_header_is_damage_or_changes_no_more_than_a_name(tm
 
 
 def test_the_limit_of_the_header():
-    fails(build(b"{" + b" " * 2**24 + b"}"), UnsafeFileError, "safetensors header: found 16777218, allowed 16777216")
+    fails(build(b"{" + b" " * 2**24 + b"}"), UnsupportedFileError, "header: found 16777218, allowed 16777216")
     assert read(build(b"{" + b" " * (2**24 - 2) + b"}")).root == {}
 
 
@@ -245,7 +245,7 @@ def test_the_limit_of_nesting_holds_before_anything_is_parsed(start, end):
 def test_the_limit_of_strings_and_brackets():
     content = build(b'{"a":[' + b",".join([b'""', b"[]"] * 700_000) + b"]}")
     start = time.process_time()
-    fails(content, UnsafeFileError, "strings and brackets in the safetensors header: found 2000001, allowed 2000000")
+    fails(content, UnsupportedFileError, "in the safetensors header: found 2000001, allowed")
     assert time.process_time() - start < 10
 
 
@@ -258,12 +258,12 @@ def test_the_limit_of_tensors(monkeypatch):
     content = build({str(index): entry("U8", (0,), (0, 0)) for index in range(4)})
     assert len(read(content).root) == 4
     monkeypatch.setattr(convert.files.safetensors_reader, "LIMITS", replace(convert.files.limits.LIMITS, tensors=3))
-    fails(content, UnsafeFileError, "tensors: found 4, allowed 3")
+    fails(content, UnsupportedFileError, "tensors: found 4, allowed 3")
 
 
 def test_the_limit_of_dimensions():
     assert read(build({"a": entry("U8", (1,) * 8, (0, 1))}, b"x")).root["a"].shape == (1,) * 8
-    fails(build({"a": entry("U8", (1,) * 9, (0, 1))}, b"x"), UnsafeFileError, "found 9, allowed 8")
+    fails(build({"a": entry("U8", (1,) * 9, (0, 1))}, b"x"), UnsupportedFileError, "found 9, allowed 8")
 
 
 @pytest.mark.parametrize("filling", [b"1,", b"11111,", b'"abcdefghi",', b'"\xc3\xa9bcdefghi",'])

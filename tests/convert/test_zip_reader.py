@@ -272,7 +272,7 @@ FAULTS = [  # (the content, what is said of it)
         )
         for where in ("local_extra", "central_extra")
     ),
-    (changed(3, data=b"3" * 5000), UnsafeFileError, "record version: found 5000, allowed 4096"),
+    (changed(3, data=b"3" * 5000), UnsupportedFileError, "record version: found 5000, allowed 4096"),
     (
         SOUND_BYTES[:-30],
         CorruptFileError,
@@ -422,7 +422,7 @@ def test_the_limit_of_records(monkeypatch):
     content = checkpoint(PICKLE)
     assert len(read_zip(memoryview(content))[0]) == 4
     monkeypatch.setattr(convert.files.zip_reader, "LIMITS", replace(convert.files.limits.LIMITS, zip_records=3))
-    with pytest.raises(UnsafeFileError, match="zip records: found 4, allowed 3"):
+    with pytest.raises(UnsupportedFileError, match="zip records: found 4, allowed 3"):
         read_zip(memoryview(content))
 
 
@@ -430,7 +430,7 @@ def test_the_limit_of_the_pickle_holds_before_it_is_inflated(tmp_path):
     path = tmp_path / "model.ckpt"
     path.write_bytes(changed(0, data=bytes(2**26 + 1), method=8))
     tracemalloc.start()
-    refused(path, UnsafeFileError, "bytes of the pickle: found 67108865, allowed 67108864")
+    refused(path, UnsupportedFileError, "bytes of the pickle: found 67108865, allowed 67108864")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**24
