@@ -63,13 +63,13 @@ THEIRS = {
 }
 THEIR_SCHEDULES = {"beta": "beta_sigmas"}  # the same for schedules: Beta in the web UI
 # Valid but pointless combinations, with the reason; None stands for every schedule.
-POINTLESS = {
-    ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
-    ("plms", "karras"): "assumes evenly spaced timesteps; with others its order falls to 1 (lms takes any spacing)",
+POINTLESS = {("lcm", None): "is for networks distilled for it; others give blurred or empty pictures"} | {
+    (
+        "plms",
+        schedule,
+    ): f"assumes evenly spaced timesteps; with {schedule} its order falls to 1 (lms takes any spacing)"
+    for schedule in ("karras", "exponential", "beta", "beta_sigmas")
 }
-POINTLESS |= dict.fromkeys(
-    [("plms", schedule) for schedule in ("exponential", "beta", "beta_sigmas")], POINTLESS["plms", "karras"]
-)
 CUSTOM = "custom"  # the name of the schedule when sigmas are given
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from sd.app.cli.elsewhere import USE_INSTEAD
 from sd.app.errors import UsageError
-from sd.pipeline.settings import nearest
+from sd.pipeline.errors import nearest
 
 Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
 LONG_DASHES = ("\u2013", "\u2014")  # which word processors make of hyphens
@@ -22,7 +22,8 @@ RARE = """
     --schedule --sigmas --zero-terminal-snr --eta --plms --guidance-rescale --guidance-interval --reuse-features
     --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps --save-steps-as --hires-upscale
     --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold --mask-blur --mask-padding --overlap
-    --prediction --variant --rng --seed-delta --max-megapixels
+    --prediction --variant --rng --seed-delta --discard-penultimate
+    --max-megapixels
 """
 
 

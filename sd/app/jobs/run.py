@@ -161,7 +161,7 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
     for sampler, schedule in dict.fromkeys((job.sampler, job.schedule) for job in jobs):
         if reason := objection(sampler, schedule):
-            events.note(f"sampler {sampler}, schedule {schedule}: the sampler {reason}")
+            events.warn(f"--sampler {sampler} {reason}.")
 
 
 def run_batches(
