@@ -87,7 +87,11 @@ def test_a_workflow_alone_says_the_same():
     [
         (changed(n6={"text": ["20", 0]}, n20=node("PrimitiveString", value="a cat")), COMMON, []),
         (changed(n3={"seed": ["20", 0]}, n20=node("Seed (x)", seed=5)), COMMON, []),
-        (changed(n3={"positive": ["20", 0]}, n20=node("FluxGuidance", guidance=3, conditioning=["6", 0])), COMMON, []),
+        (
+            changed(n3={"positive": ["20", 0]}, n20=node("FluxGuidance", guidance=3, conditioning=["6", 0])),
+            COMMON,
+            ["FluxGuidance (node 20)"],
+        ),
         (
             changed(n6={"clip": ["20", 0]}, n20=node("CLIPSetLastLayer", stop_at_clip_layer=-2, clip=["4", 1])),
             {"clip_skip": 2},
@@ -104,7 +108,7 @@ def test_a_workflow_alone_says_the_same():
                 n20=node("ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0], control_net=["4", 0]),
             ),
             COMMON,
-            [],
+            ["ControlNetApplyAdvanced (node 20)"],
         ),
         (
             changed(
@@ -121,6 +125,19 @@ def test_a_workflow_alone_says_the_same():
                     n21=node("LoadImage", image="in.png")),
             {"strength": 0.5, "exact_steps": True},
             [],
+        ),
+        (
+            changed(n3={"model": ["20", 0]}, n20=node("FreeU", b1=1.1, model=["21", 0]),
+                    n21=node("RescaleCFG", multiplier=0.7, model=["4", 0])),
+            COMMON,
+            ["FreeU (node 20)", "RescaleCFG (node 21)"],
+        ),
+        (changed(n8={"vae": ["20", 0]}, n20=node("VAELoader", vae_name="x")), COMMON, ["VAELoader (node 20)"]),
+        (changed(n6={"text": ["20", 0]}, n20=node("Join", a="a")), {"prompt": ""}, ["CLIPTextEncode (node 6)"]),
+        (
+            changed(n3={"seed": ["20", 0]}, n20=node("Dice", throw=7)),
+            {"steps": 20},
+            ["Seed, which comes from Dice (node 20)"],
         ),
         (changed(n3={"denoise": 0.5}), COMMON, ["denoise 0.5 of empty latents"]),
         (changed(n3={"sampler_name": "restart"}), {"steps": 20}, ["Sampler: 'restart'"]),
@@ -158,6 +175,11 @@ def second_pass(kind="LatentUpscale", **size):
         n12=node("VAEDecode", samples=["11", 0]),
         n13=node("SaveImage", images=["12", 0]),
     )  # fmt: skip
+
+
+def test_of_a_batch_with_one_seed_only_the_first_can_be_made_again():
+    assert of_graph(changed(n5={"batch_size": 4})).notes[0].startswith("one of 4 pictures with one seed")
+    assert of_graph(changed()).notes == []
 
 
 @pytest.mark.parametrize(

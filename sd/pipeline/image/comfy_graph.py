@@ -31,11 +31,20 @@ WIDGETS = {  # what a workflow, which has values without names, means by them; "
 }  # fmt: skip
 
 
+PASSING = ("KSampler", "SamplerCustom", "Conditioning", "VAEEncode", "VAEDecode", "Save", "Preview", "Reroute", "Basic")
+ONWARD = ("model", "clip", "vae", "samples", "latent", "latent_image", "guider", "sampler", "sigmas", "noise")
+PICTURES = ("images", "image", "pixels")
+
+
 class Graph:
-    """Nodes by their ids: what kind each is, and its inputs, values or links. The graph may hold anything."""
+    """Nodes by their ids: what kind each is, and its inputs, values or links. The graph may hold anything.
+
+    read_from  the nodes that a value was read from
+    """
 
     def __init__(self, nodes: dict[str, tuple[str, dict]]):
         self.nodes = nodes
+        self.read_from: set[str] = set()
         self.samplers = {name: None for name, (_, inputs) in nodes.items() if self._is_sampler(inputs)}  # in order
 
     @classmethod
@@ -60,12 +69,15 @@ class Graph:
 
     def value(self, name: str, *keys: str) -> object:
         """The first of these inputs that a node has: its value, or that of a node that only holds one. None without."""
+        passed = []
         for _ in range(MOST_HOPS):
             inputs = self.nodes[name][1]
+            passed.append(name)
             given = [key for key in keys if self._is_value(inputs.get(key))]
             if not given:
                 return None
             if not self._is_link(inputs[given[0]]):
+                self.read_from.update(passed)
                 return inputs[given[0]]
             name, keys = str(inputs[given[0]][0]), (given[0], "value", "string", "seed", "int", "float", *TEXTS)
         return None
@@ -81,6 +93,20 @@ class Graph:
                 if str(link[0]) not in seen:
                     seen.add(str(link[0]))
                     todo.append(str(link[0]))
+
+    def not_read(self, end: str) -> Iterator[str]:
+        """Nodes that lead to this one and change the picture, but that nothing was read from: FreeU, for example."""
+        seen, todo = {end}, [end]
+        for name in todo:  # grows
+            kind = self.nodes[name][0]
+            passes = name in self.read_from or name in self.samplers or kind.startswith(PASSING)
+            if not passes or kind == "VAEEncodeForInpaint":
+                yield name
+            for key, (source, _) in self.links(name).items() if "ZeroOut" not in kind else ():
+                conditions = any(word in key for word in ("positive", "negative", "conditioning"))
+                if str(source) not in seen and (conditions or key in ONWARD or (passes and key in PICTURES)):
+                    seen.add(str(source))
+                    todo.append(str(source))
 
     def latents_of(self, sampler: str) -> list[str]:
         """The node that gives a sampler what it begins with, in a list; empty without."""

@@ -1,5 +1,7 @@
 """The settings of the picture that a graph of ComfyUI saves: its sampler's, and those of the nodes that lead to it."""
 
+from itertools import islice
+
 from sd.pipeline.image.comfy_graph import Graph
 from sd.pipeline.image.parameters import Found, read_value, set_model
 
@@ -20,12 +22,14 @@ def graph_settings(graph: Graph, pixels: str) -> Found | None:
     A second sampler that enlarges what a first one made is the second pass, as far as we have one.
     """
     ends = [name for name, (kind, _) in graph.nodes.items() if "Save" in kind or "Preview" in kind]
-    ways = [way for end in ends[:50] if (way := graph.passes(end))] or [[name] for name in graph.samplers]
+    ways = [(way, end) for end in ends[:50] if (way := graph.passes(end))]
+    ways = (ways or [([name], name) for name in graph.samplers])[:50]
     if not ways:
         return None
-    made = [_settings_of(graph, way) for way in ways[:50]]
+    made = [_settings_of(graph, way) for way, _ in ways]
     fitting = [found for found in made if _size_of(found.settings) == pixels]
-    found, way = max(zip(made, ways, strict=False), key=lambda pair: (pair[0] in fitting, len(pair[1])))
+    found, (way, end) = max(zip(made, ways, strict=True), key=lambda pair: (pair[0] in fitting, len(pair[1][0])))
+    found.unused += [_called(graph, name) for name in islice(graph.not_read(end), 20)]
     for name in graph.samplers:
         if name not in way:
             found.unused.append(f"{_called(graph, name)}, from which this picture does not come")
@@ -74,7 +78,10 @@ def _setting(graph: Graph, name: str, *keys: str) -> object:
 
 def _add_sampler(graph: Graph, found: Found, name: str) -> None:
     for label, keys in SAMPLER_INPUTS.items():
-        read_value(found, label, _setting(graph, name, *keys))
+        value = _setting(graph, name, *keys)
+        read_value(found, label, value)
+        if value is None and (links := [link for key, link in graph.links(name).items() if key in keys]):
+            found.unused.append(f"{label}, which comes from {_called(graph, str(links[0][0]))}")
     start, end = graph.value(name, "start_at_step") or 0, graph.value(name, "end_at_step")
     steps = found.settings.get("steps", 0)
     if start or (isinstance(end, int | float) and end < steps):
@@ -114,6 +121,9 @@ def _add_origin(graph: Graph, found: Found, samplers: list[str]) -> None:
             width, height = graph.value(node, "width"), graph.value(node, "height")
             if width is not None and height is not None and "width" not in found.settings:
                 found.settings |= {"width": width, "height": height}
+                batch = graph.value(node, "batch_size")
+                if isinstance(batch, int) and batch > 1:
+                    found.notes.append(f"one of {batch} pictures with one seed; only the first can be made again")
             if sampler == samplers[0] and ("LoadImage" in kind or isinstance(inputs.get("image"), str)):
                 found.made_with["init"] = {"name": str(graph.value(node, "image"))[:200]}
                 found.settings |= {"strength": 1 if strength is None else strength, "exact_steps": True}
