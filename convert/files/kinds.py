@@ -2,10 +2,20 @@
 
 import re
 
-from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
+from convert.errors import (
+    CheckpointError,
+    CorruptFileError,
+    UnsafeFileError,
+    UnsupportedFileError,
+    shown,
+    shown_list,
+    size_text,
+)
 from convert.files.limits import LIMITS
-from convert.files.pickle_reader import read_pickle
+from convert.files.pickle_names import is_known, is_let_through
+from convert.files.pickle_reader import old_names, read_pickle
 from convert.files.records import StorageRecord
+from convert.files.zip_reader import bytes_behind
 
 GGML = (b"lmgg", b"tjgg", b"fmgg", b"algg")
 SQLITE = (
@@ -55,7 +65,9 @@ SAVED_MODEL = re.compile(rb"\x08\x01\x12")
 ONNX = re.compile(rb"\x08[\x02-\x20](?:[\x12\x1a\x22\x32].[\x20-\x7e]{1,40}|:)", re.DOTALL)
 CORE_ML = re.compile(rb"\x08[\x01-\x10][\x12\xa2]")
 MESSAGE_PACK = re.compile(rb"(?:[\x81-\x8f]|\xde..)(?:[\xa1-\xbf]|\xd9.)[\x20-\x7e]", re.DOTALL)  # a map with text keys
-OLD_PICKLE = re.compile(rb"[(\]}lp0-9\n]{0,8}c([\w.]{1,200})\n([\w.]{1,200})\n")  # protocol 0 or 1
+OLD_PICKLE = re.compile(rb"[(\]}lcidSVNIFLKMGUTXJ]")  # how one of protocol 0 or 1 begins
+MOST_OLD = 1 << 20  # bytes of one that are looked at
+NO_WEIGHTS = "is a bare pickle without any weights, not a checkpoint"
 
 
 def other_kind(data: memoryview) -> CheckpointError:
@@ -68,9 +80,11 @@ def other_kind(data: memoryview) -> CheckpointError:
         return UnsupportedFileError(f"is {kind}, not a checkpoint. Get the model's .safetensors or .ckpt file")
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return bare_pickle(data)
-    if names := OLD_PICKLE.match(head):
-        name = b".".join(names.groups()).decode("ascii", "replace")
-        return UnsafeFileError(f"is a bare pickle that names code: {shown(name)}", (name,))
+    if OLD_PICKLE.match(head) and (names := old_names(bytes(data[:MOST_OLD]))):
+        code = tuple(sorted({str(name) for name in names if not (is_known(name) or is_let_through(name))}))
+        if not code:
+            return UnsupportedFileError(NO_WEIGHTS)
+        return UnsafeFileError(f"is a bare pickle that names code: {shown_list(code)}", code)
     if not head.strip(b"\0"):
         return UnsupportedFileError(
             f"begins with {len(head)} zero bytes: a failed download or an unfilled file. Download the file itself"
@@ -100,13 +114,16 @@ def bare_pickle(data: memoryview) -> CheckpointError:
         raise UnsupportedFileError(f"is a bare pickle without the storage {key} it refers to, not a checkpoint")
 
     try:
-        read_pickle(bytes(data[: LIMITS.pickle_bytes]), no_storage)
+        contents = read_pickle(bytes(data[: LIMITS.pickle_bytes]), no_storage)
+        bytes_behind(data, contents.end)
     except CorruptFileError as error:
         if len(data) <= LIMITS.pickle_bytes:
             return error
     except CheckpointError as error:
         return error
-    return UnsupportedFileError("is a bare pickle without any weights, not a checkpoint")
+    if contents.calls:
+        return UnsafeFileError(f"is a bare pickle, with which other programs would call {shown_list(contents.calls)}")
+    return UnsupportedFileError(NO_WEIGHTS)
 
 
 def text_kind(head: bytes, size: int) -> CheckpointError | None:

@@ -35,6 +35,7 @@ ENCODE = GlobalName("_codecs", "encode")
 NUMPY_DTYPE = GlobalName("numpy", "dtype")
 NUMPY_SCALARS = _names(("numpy.core.multiarray numpy._core.multiarray", "scalar"))
 GETATTR = _names(("builtins __builtin__", "getattr"))  # how protocol 2 spells a class inside a class
+TYPE = _names(("builtins __builtin__", "type"))  # of None, in `Optional[int]`
 GETITEM = _names(("operator _operator", "getitem"))  # how `typing.Dict[str, int]` is pickled
 CONSTRUCTORS = {
     *(ORDERED_DICT, *TENSORS, FROM_CPU, PARAMETER, PARAMETER_WITH_STATE, OLD_PARAMETER, *FROM_TYPE),
@@ -74,7 +75,10 @@ BUILTIN_TYPES = _names(  # as values only: a default factory, the type of a conf
     ("builtins __builtin__", "int float str bool list dict tuple object unicode long Ellipsis NotImplemented")
 )
 BYTE_MAKERS = _names(("builtins __builtin__", "bytes bytearray"))  # with an integer they ask for that much memory
-TYPING = _names(("typing", "Any Callable Dict FrozenSet Iterable List Mapping Optional Sequence Set Tuple Type Union"))
+TYPING = _names(
+    ("typing", "Annotated Any Callable ClassVar Dict Final FrozenSet Iterable List Literal Mapping Optional Sequence"),
+    ("typing", "Set Tuple Type Union"),
+)
 
 _HARMLESS = (
     BUILTIN_TYPES
@@ -84,14 +88,20 @@ _HARMLESS = (
     | TENSOR_TYPES
     | _names(
         ("builtins __builtin__", "set frozenset complex slice range xrange"),
+        ("builtins __builtin__", "abs all any enumerate iter len max min reversed round sorted sum zip"),
+        ("array", "array _array_reconstructor"),
+        ("itertools", "chain count cycle izip repeat"),
+        ("inspect", "_empty"),
+        ("dataclasses", "_MISSING_TYPE"),
+        ("time", "struct_time"),
         ("argparse", "Namespace"),
         ("pathlib pathlib._local", "Path PurePath PosixPath PurePosixPath WindowsPath PureWindowsPath"),
         ("datetime", "datetime date time timedelta timezone"),
-        ("collections", "Counter defaultdict deque"),
+        ("collections", "Counter defaultdict deque ChainMap"),
         ("decimal", "Decimal"),
         ("fractions", "Fraction"),
         ("ipaddress", "IPv4Address IPv6Address IPv4Network IPv6Network"),
-        ("re", "_compile Pattern"),
+        ("re", "_compile Pattern RegexFlag"),
         ("random", "Random"),
         ("torch", "Size device per_tensor_affine per_tensor_symmetric per_channel_affine per_channel_symmetric"),
         ("torch", "per_channel_affine_float_qparams"),
@@ -99,6 +109,9 @@ _HARMLESS = (
         ("torch._utils", "_rebuild_nested_tensor _rebuild_wrapper_subclass _rebuild_device_tensor_from_numpy"),
         ("torch._utils", "_rebuild_sparse_csr_tensor _rebuild_xla_tensor"),
         ("torch.serialization", "_get_layout"),
+        ("torch.torch_version", "TorchVersion"),
+        ("torch._dynamo.decorators", "_DimRange"),
+        ("torch.nested._internal.nested_tensor", "NestedTensor _rebuild_njt"),
         ("torch.storage", "TypedStorage _TypedStorage"),
         ("torch._C", "Generator"),
         ("torch.nn.modules.container", "ParameterDict ParameterList"),
@@ -112,10 +125,13 @@ _HARMLESS = (
         ("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence SeedSequence"),
         ("numpy.random._mt19937 numpy.random._pcg64", "MT19937 PCG64 PCG64DXSM"),
         ("numpy.random._philox numpy.random._sfc64", "Philox SFC64"),
-        ("zoneinfo", "ZoneInfo._unpickle"),
+        ("zoneinfo", "ZoneInfo ZoneInfo._unpickle"),
     )
 )
-_TENSOR_CLASS = re.compile(r"torch(\.cuda)?(\.sparse)?\.\w+(Tensor|Storage)")
+_PLAIN_CLASS = re.compile(  # tensors and results of torch, exceptions
+    r"torch(\.cuda)?(\.sparse)?\.\w+(Tensor|Storage)|torch\.return_types\.\w+"
+    r"|(builtins|__builtin__|exceptions)\.(\w+(Error|Exception|Interrupt|Iteration|Warning)|Exception|Warning)"
+)
 _HARMLESS_CLASSES = re.compile(  # enumerations and settings of the programs that train
     r"(pytorch_lightning|lightning\.pytorch)\.(callbacks|utilities|trainer\.(states|connectors))\b.*"
     r"|(lightning\.fabric|lightning_fabric)\.utilities\.(enums|data|types)|lightning_utilities\.core\.enums"
@@ -148,16 +164,20 @@ _ONLY_LISTED = _STANDARD_LIBRARY | _INSTALLERS | {"torch", "numpy"}  # here only
 _LET_THROUGH = _names(  # beside the harmless ones
     ("functools", "partial"),
     ("types", "SimpleNamespace"),
+    ("builtins __builtin__", "print"),
+    ("copy", "copy deepcopy"),
     ("uuid", "UUID SafeUUID"),
     ("logging", "getLogger Logger"),
     ("numpy", "mean median std var sum min max amin amax abs sqrt exp log random.RandomState"),
 )
 _TORCH_PARTS = re.compile(  # networks, losses, optimisers and their like; and the functions in them
-    r"torch\.(nn|optim|distributions|amp|cuda\.amp|nested|sparse|ao\.(nn|quantization)|_C\._nn"
-    r"|distributed\.(tensor|_tensor|_shard|fsdp|device_mesh|checkpoint\.metadata|algorithms))(\.\w+)*"
+    r"torch\.(nn|optim|distributions|amp|cuda\.amp|nested|sparse|ao\.(nn|quantization)|_C\._(nn|fft|linalg|special|sparse|nested)"
+    r"|distributed\.(tensor|_tensor|_shard|fsdp|device_mesh|_mesh_layout|checkpoint\.metadata|algorithms))(\.\w+)*"
     r"|torch\.utils\.data(\.(dataset|dataloader|sampler|distributed))?"
 )
-_TORCH_FUNCTION = re.compile(r"torch\._C\._VariableFunctionsClass(\.\w+)?")  # as `torch.relu` is pickled
+_TORCH_FUNCTION = re.compile(  # as `torch.relu`, `torch.Tensor.relu` and `math.sqrt` are pickled
+    r"torch\._C\.(_VariableFunctionsClass|TensorBase)(\.\w+)?|c?math\.\w+"
+)
 _ATTACKERS_TOOLS = {  # packages that no weights need; a mere object of their classes is worth a warning
     *("requests", "aiohttp", "httpx", "urllib3", "dill", "cloudpickle", "joblib", "pexpect", "paramiko", "fabric"),
     *("invoke", "sh", "plumbum", "click", "dotenv", "yaml", "_pytest", "IPython", "jinja2", "psutil"),
@@ -172,6 +192,11 @@ def is_known(name: GlobalName) -> bool:
     return name in CONSTRUCTORS or name in STORAGE_DTYPES or name in DTYPES
 
 
+def is_name(name: GlobalName) -> bool:
+    """Whether Python would look it up."""
+    return _MODULE.fullmatch(name.module) is not None and _NAME.fullmatch(name.name) is not None
+
+
 def is_class(name: GlobalName) -> bool:
     """Whether it looks like a class: its last part starts with a capital."""
     return name.name.rpartition(".")[2].lstrip("_")[:1].isupper()
@@ -179,7 +204,7 @@ def is_class(name: GlobalName) -> bool:
 
 def is_harmless(name: GlobalName) -> bool:
     """Whether every program may call it, with any arguments: it makes a plain value."""
-    if is_known(name) or name in _HARMLESS or _TENSOR_CLASS.fullmatch(str(name)):
+    if is_known(name) or name in _HARMLESS or _PLAIN_CLASS.fullmatch(str(name)):
         return True
     return is_class(name) and _HARMLESS_CLASSES.fullmatch(name.module) is not None
 
@@ -190,9 +215,9 @@ def is_let_through(name: GlobalName) -> bool:
     True for the listed names of the standard library, torch and numpy, and for everything of other packages: callbacks,
     configuration nodes, losses, training code, functions.
     """
-    if is_harmless(name) or name in _LET_THROUGH or _TORCH_FUNCTION.fullmatch(str(name)):
+    if is_harmless(name) or name in _LET_THROUGH or is_torch_function(name):
         return True
-    if not _MODULE.fullmatch(name.module) or not _NAME.fullmatch(name.name):
+    if not is_name(name):
         return False
     return name.module.partition(".")[0] not in _ONLY_LISTED or _TORCH_PARTS.fullmatch(name.module) is not None
 
@@ -202,12 +227,17 @@ def warrants_warning(name: GlobalName, has_arguments: bool) -> bool:
 
     has_arguments  False for an object as most pickles describe one: made empty, then given its attributes or items
     """
-    if is_harmless(name) or name in GETITEM:
+    if is_harmless(name) or name in GETITEM or name in TYPE:
         return False
     return has_arguments or not is_class(name) or name.module.partition(".")[0] in _ATTACKERS_TOOLS
+
+
+def is_torch_function(name: GlobalName) -> bool:
+    """Whether it is a function of torch by way of the class that has it; a mention of it calls nothing."""
+    return _TORCH_FUNCTION.fullmatch(str(name)) is not None
 
 
 def is_module_class(name: GlobalName) -> bool:
     """Whether the name is what a whole pickled network is made of, rather than its weights."""
     in_a_network = re.match(r"torch\.(nn$|nn\.modules\.|jit|fx|_C$)", name.module)
-    return in_a_network is not None and is_class(name) and not is_harmless(name)
+    return in_a_network is not None and is_class(name) and not (is_harmless(name) or is_torch_function(name))

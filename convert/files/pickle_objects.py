@@ -31,6 +31,7 @@ from convert.files.pickle_names import (
     TENSOR_V1,
     TENSOR_V3,
     TENSORS,
+    TYPE,
     TYPING,
     is_let_through,
 )
@@ -137,6 +138,8 @@ class Objects:
             return attribute(name, args)
         if name in GETITEM:
             return subscript(name, args)
+        if name in TYPE and args != (None,):
+            raise UnsafeFileError(f"calls {name} for something other than None")
         return placeholder(name, args)
 
     def from_type(self, name: GlobalName, args: tuple) -> object:
@@ -274,7 +277,7 @@ def numpy_scalar(name: GlobalName, args: tuple) -> int | float | bool | Inert:
 
 def placeholder(name: GlobalName, args: tuple) -> Inert:
     """What every unknown class becomes. Of the names we know, some may be mentioned but not called."""
-    if name in CONSTRUCTORS or name in STORAGE_DTYPES or name in DTYPES or name in BUILTIN_TYPES:
+    if name in CONSTRUCTORS or name in STORAGE_DTYPES or name in DTYPES or (name in BUILTIN_TYPES and args):
         raise UnsafeFileError(f"makes an object of {name}, which may only be mentioned")
     if name in BYTE_MAKERS and any(type(argument) is int for argument in args):
         raise UnsafeFileError(f"calls {name} with an integer, which asks for memory")

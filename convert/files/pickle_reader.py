@@ -10,6 +10,7 @@ The opcodes are those of Python's pickle protocols 2 to 5, by the names in `pick
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, shown_list
 from convert.files.limits import LIMITS, check_limit
@@ -18,10 +19,13 @@ from convert.files.pickle_names import (
     GETITEM,
     OLD_PARAMETER,
     ORDERED_DICT,
+    TYPE,
     is_harmless,
     is_known,
     is_let_through,
     is_module_class,
+    is_name,
+    is_torch_function,
     warrants_warning,
 )
 from convert.files.pickle_objects import FindStorage, Objects, described_call, placeholder
@@ -112,6 +116,22 @@ def program(names: Iterable[GlobalName]) -> UnsafeFileError:
     return UnsafeFileError(f"{what}: {shown_list(listed)}", listed)
 
 
+def old_names(data: bytes) -> list[GlobalName]:
+    """The names of code in a pickle of protocol 0 or 1, as far as it can be read; [] where it would call nothing."""
+    import pickletools  # only for such files; it executes nothing
+
+    names, is_marked, runs = [], False, False
+    try:
+        for opcode, argument, _ in islice(pickletools.genops(data), LIMITS.opcodes):
+            is_marked |= opcode.name == "MARK"
+            if opcode.name in ("GLOBAL", "INST"):
+                names.append(GlobalName(*argument.split(" ", 1)))
+            runs |= opcode.name in ("REDUCE", "OBJ", "STOP") or (opcode.name == "INST" and is_marked)
+    except (ValueError, TypeError):  # cut off, or no pickle at all
+        pass
+    return names if runs and all(map(is_name, names)) else []
+
+
 class Machine:
     def __init__(self, data: bytes, objects: Objects):
         self.data = data
@@ -138,6 +158,8 @@ class Machine:
             code = self.take(1)
             opcode = OPCODES.get(code, "")
             try:
+                if start == 0 and opcode != "PROTO":
+                    self.refuse_old()
                 if not opcode:
                     raise UnsafeFileError("holds a forbidden pickle opcode")
                 if (opcode == "PROTO") != (start == 0):
@@ -390,6 +412,12 @@ class Machine:
         names = tuple(sorted(map(str, self.refused)))
         raise UnsafeFileError(f"names code that does not belong in a checkpoint: {shown_list(names)}", names)
 
+    def refuse_old(self) -> None:
+        """Raise if it is a pickle of protocol 0 or 1."""
+        if names := old_names(self.data):
+            self.refused.update(name for name in names if not (is_known(name) or is_let_through(name)))
+            raise UnsupportedFileError("holds a pickle of protocol 0 or 1; 2 to 5 are read. Save it with a newer torch")
+
     def call(self, name: object, args: object) -> object:
         if type(name) is not GlobalName or type(args) is not tuple:
             raise UnsafeFileError("calls something that is not a name with a tuple")
@@ -399,10 +427,11 @@ class Machine:
             result = self.objects.build(name, args)
         except UnsafeFileError as error:
             raise UnsafeFileError(f"{error}, at {self.weight_name()}") from None
-        if name in GETATTR or name in GETITEM:  # as a part of a class, or a type: elsewhere they stay refused
+        if name in GETATTR or name in GETITEM or name in TYPE:  # for a type or its part: elsewhere they stay refused
             self.refused.discard(name)
             self.ignored.add(name)
-        self.note_call(name, args)
+        if not (type(result) is GlobalName and is_torch_function(result)):
+            self.note_call(name, args)
         return result
 
     def note_call(self, name: GlobalName, args: tuple) -> None:

@@ -1,17 +1,24 @@
 """Names in a pickle: what torch's safe loader reads is read, other objects are kept unread, calls are told."""
 
 import argparse
+import array
 import collections
+import copy
+import dataclasses
 import datetime
 import decimal
 import enum
 import fractions
 import functools
+import inspect
 import io
 import ipaddress
+import itertools
+import math
 import pathlib
 import random
 import re
+import time
 import types
 import typing
 import uuid
@@ -231,7 +238,14 @@ OBJECTS = {  # what people keep in hyper_parameters, and whether a scan is silen
     "a class in a class": (lambda: Settings.Inner, False),
     "a method": (lambda: Settings(0.2).__eq__, False),
     "a partial call": (lambda: functools.partial(torch.optim.AdamW, lr=0.1), False),
-    "a function by way of its owner": (lambda: torch.relu, False),
+    "functions by way of their owners": (lambda: [torch.relu, torch.Tensor.add, torch.linalg.norm], True),
+    "a version of torch": (lambda: torch.__version__, True),
+    "a result of torch": (lambda: torch.max(torch.ones(2, 2), 0), True),
+    "errors": (lambda: [ValueError("x"), KeyError, StopIteration], True),
+    "types with None": (lambda: [typing.Optional[int], typing.Literal["a"], type(None)], True),  # noqa: UP045
+    "plain functions": (lambda: [len, max, sorted, abs, print, math.sqrt, copy.deepcopy], True),
+    "plain objects": (lambda: [object(), array.array("f", [1]), time.gmtime(), itertools.count(2), re.I], True),
+    "what stands for nothing": (lambda: [dataclasses.MISSING, inspect.Parameter.empty], True),
 }
 
 

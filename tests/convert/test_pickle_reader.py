@@ -74,6 +74,20 @@ def fails(data: bytes, kind: type[CheckpointError], *parts: str) -> CheckpointEr
 # Code
 
 
+OLD = {  # pickles of protocol 0 and 1
+    "a function": (b"cos\nsystem\n(S'id'\ntR.", UnsafeFileError, "os.system"),
+    "an instance": (b"(S'id'\nios\nsystem\n.", UnsafeFileError, "os.system"),
+    "cut off": (b"(lp0\n(cos\nsystem\nI1\no", UnsafeFileError, "os.system"),
+    "numbers": (pickle.dumps({"a": range(3)}, 0), UnsupportedFileError, "protocol 0 or 1"),
+    "weights": (pickle.dumps([collections.OrderedDict(a=1)], 1), UnsupportedFileError, "protocol 0 or 1"),
+}
+
+
+@pytest.mark.parametrize("kind", OLD)
+def test_an_old_pickle_is_dangerous_only_if_it_names_code(kind):
+    fails(*OLD[kind])
+
+
 def payloads(marker):
     code = f"open({str(marker)!r}, 'w')"
     return {
