@@ -151,6 +151,10 @@ def folder_written_whole(path: Path, *, force: bool = False) -> Iterator[Path]:
                         taken = f"{path} was just written by another process. Give another name."
                         raise FileExistsError(taken) from None
                     raise
+    except OSError as error:
+        if str(error.filename or "").startswith(str(temporary)):
+            error.filename = str(error.filename).replace(str(temporary), str(path), 1)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if before is not None:

@@ -121,6 +121,13 @@ def test_replacing_a_folder_leaves_nothing_else_behind(tmp_path, kind):
     assert kind != "a link to a folder" or os.listdir(other) == ["kept"]
 
 
+def test_a_file_of_a_folder_is_named_as_it_would_be(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, folder_written_whole(tmp_path / "model") as folder:
+        (folder / "no/x.bin").touch()
+    assert caught.value.filename == str(tmp_path / "model/no/x.bin")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_file_that_has_no_room_is_named_and_absent(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))

@@ -47,14 +47,14 @@ def check_target(source: Path, target: Path, layout: str | None, part: str | Non
         raise TargetError(f"{target} is the source itself, which would be lost. Give another name.")
     if layout != "diffusers" and (problem := name_problem(target, force=force)):
         raise (FileExistsError if target.is_file() else TargetError)(f"{target} {problem}")
-    if os.path.lexists(target) and not force:
-        raise FileExistsError(f"{target} exists already. Give another name, or --force to replace it.")
     if os.path.lexists(target) and layout == "diffusers":
         if Path(os.path.realpath(target)) in Path(os.path.realpath(source)).parents:
             raise TargetError(f"{target} contains the source, which would be lost. Give another name.")
         if not _may_be_replaced(target, part):
             kind = f"a {PARTS[part]} alone" if part else "a diffusers model"
             raise TargetError(f"{target} is not a folder with {kind}, so it is not replaced. Give another name.")
+        if not force:
+            raise FileExistsError(f"{target} exists already. Give another name, or --force to replace it.")
 
 
 def _may_be_replaced(folder: Path, part: str | None) -> bool:

@@ -109,9 +109,9 @@ def test_a_damaged_picture_of_an_earlier_run_is_left_out_of_the_sheet(run, tiny_
         ("pipe.png", "pipe.png is a device or a pipe. Give another --out."),
         ("猫" * 84 + ".png", "has a name of 256 bytes; 255 are possible. Give a shorter one."),
         ("x/" * 3000 + "x.png", "File name too long"),
-        ("loop.png/x.png", "nothing can be written to loop.png: "),
-        ("nothing.png/x.png", "nothing can be written to nothing.png: "),
-        ("file/x.png", "nothing can be written to file: "),
+        ("loop.png/x.png", "nothing can be written to loop.png: it is a link to nothing. Give"),
+        ("nothing.png/x.png", "nothing can be written to nothing.png: it is a link to nothing. Give"),
+        ("file/x.png", "nothing can be written to file: it is a file. Give"),
     ],
 )
 def test_a_name_that_cannot_be_had_is_told_before_the_work(run, tiny_ckpt, tmp_path, monkeypatch, out, said):

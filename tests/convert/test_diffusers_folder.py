@@ -462,8 +462,9 @@ def test_a_folder_is_replaced_only_if_forced_and_only_if_it_holds_a_model(tmp_pa
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("all of it")
-    with pytest.raises(TargetError, match="is not replaced"):
-        convert(tiny_ckpt, precious, layout="diffusers", force=True)
+    for force in (False, True):
+        with pytest.raises(TargetError, match="is not replaced"):
+            convert(tiny_ckpt, precious, layout="diffusers", force=force)
     with pytest.raises(TargetError, match="is the source itself"):
         convert(copy, copy, layout="diffusers", force=True)
     with pytest.raises(TargetError, match="contains the source"):

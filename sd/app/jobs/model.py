@@ -122,7 +122,8 @@ def load_model(
     announce_compiling(model, events)
     for line in checkpoint.said.warnings:
         events.warn(f"{shown(request.file.name)}: {line}")
-    for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}"):
+    another = "; -m FILE takes another" if request.file == embedded_model() else ""
+    for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}{another}"):
         events.note(line)
     return model
 
@@ -132,7 +133,7 @@ def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:
     weights = f"{checkpoint.weights} weights"
     if checkpoint.other_weights:
         weights += f" (--weights {checkpoint.other_weights} takes the others)"
-    own = ", the embedded model of drawn shapes (-m FILE takes another)" if path == embedded_model() else ""
+    own = ", the embedded model of drawn shapes" if path == embedded_model() else ""
     yield f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {how}"
     if checkpoint.said.outside:
         yield f"predicts {prediction_text(checkpoint.config.prediction, checkpoint.said.why)}"

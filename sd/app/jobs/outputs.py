@@ -180,8 +180,11 @@ def _try_folder(folder: Path, nbytes: int = 0) -> None:
         with tempfile.TemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free
     except OSError as error:
+        reason = error.strerror
+        if isinstance(error, FileExistsError):
+            reason = "it is a file" if os.path.exists(folder) else "it is a link to nothing"
         raise UsageError(
-            f"nothing can be written to {shown(str(folder), 500)}: {error.strerror}. Give another --out."
+            f"nothing can be written to {shown(str(folder), 500)}: {reason}. Give another --out."
         ) from None
     if free < nbytes:
         raise UsageError(f"{folder} has {free / 1e6:.0f} MB free; the pictures may need {nbytes / 1e6:.0f} MB.")
