@@ -72,6 +72,12 @@ def test_noise_is_drawn_as_the_text_says_or_as_the_web_ui_does_by_default(ending
     assert [note.split(",")[0] for note in found.notes] == ["noise drawn as on a GPU (--rng philox)"] * noted
 
 
+@pytest.mark.parametrize("line", ["Sampler: DDIM, Eta DDIM: 0.5", "Sampler: Euler a, Eta: 0.5"])
+def test_the_web_ui_has_two_names_for_eta(line):
+    found = settings_in(f"a\nSteps: 5, {line}, Seed: 1")
+    assert (found.settings["eta"], found.unused) == (0.5, [])
+
+
 @pytest.mark.parametrize(
     ("line", "unused"),
     [

@@ -21,8 +21,8 @@ def parser() -> Parser:
     parser = Parser(
         prog="sd show",
         description="Show how pictures were made: the settings that this program, the web UI, ComfyUI, InvokeAI,\n"
-        "NovelAI, Fooocus and others store in PNG, JPEG, WebP, AVIF, GIF and TIFF files, by the names\n"
-        "that our flags have. Exit code 1 if a picture has none.",
+        "NovelAI, Fooocus and others store in PNG, JPEG, WebP, AVIF, GIF and TIFF files, under the\n"
+        "names of our flags. Exit code 1 if a picture has none.",
         epilog="examples:\n  sd show picture.png\n  sd show *.png --json",
     )
     add = parser.add_argument

@@ -36,6 +36,7 @@ VALUES = {  # as other tools write it -> our name, and its type
     "Sigmas": ("sigmas", _floats),
     "Clip skip": ("clip_skip", _whole),
     "Eta": ("eta", float),
+    "Eta DDIM": ("eta", float),
     "Guidance rescale": ("guidance_rescale", float),
     "Guidance interval": ("guidance_interval", _floats),
     "Reuse features": ("reuse_features", _whole),
