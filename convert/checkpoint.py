@@ -16,6 +16,7 @@ from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import PREFIXES, Original, ema_name, original_names
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import Found, find_tensors
+from convert.layouts.wrapping import ADAPTER, adapters_inside
 from sd.config import SD_V1, ModelConfig
 
 FORMAT = "sd-zoo"
@@ -96,13 +97,14 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
 
         raise UnsupportedFileError(
             f"is the folder of one component ({CLASSES[file.component]}), not of a whole model. Give the folder above "
-            f"it, which has a {INDEX}"
+            f"it, which has a {INDEX}; of this one, sd convert --only takes {file.component}"
         )
     if lacking := {part: why for part, why in file.absent.items() if not (vae and part == "vae")}:
         _, *others = lacking
         there = [part for part in PARTS if part not in file.absent]
         more = f" It has no {joined(others, 'and no')} either." if others else ""
         more += f" Of what there is, sd convert --only takes {joined(there, 'or')}." if there else ""
+        more += " With --vae FILE, the VAE may come from elsewhere." if [*lacking] == ["vae"] else ""
         raise UnsupportedFileError(f"{next(iter(lacking.values())).rstrip('.')}.{more}")
     found = find_tensors(file)
     if vae:
@@ -206,6 +208,8 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
             f"holds float8 weights with scales, which is not supported: {shown_list(scales)}. "
             "Use the float16 copy of the model."
         )
+    if adapters := [name for name in surplus if ADAPTER.search(name)]:
+        raise adapters_inside(adapters)
     if surplus:
         raise WeightMismatchError(
             f"holds {counted(len(surplus), 'weight')} that an {family} model has no place for: "

@@ -169,7 +169,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         schedule=said and said.schedule,
         zero_terminal_snr=said and said.ends_in_noise,
         warnings=said.warnings if said else (),
-        notes=checkpoint.notes if checkpoint else said.notes if said else (),
+        notes=(*file.notes, *(said.notes if said else ())),
         weights=checkpoint and checkpoint.weights,
         other_weights=checkpoint and checkpoint.other_weights,
         precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,

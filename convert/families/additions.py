@@ -3,7 +3,7 @@
 Needed once no model was found in a file.
 """
 
-from convert.families.table import CONTROLNET, ONE_PART, Family, like, named
+from convert.families.table import CONTROLNET, FIRST, MODELS, ONE_PART, Family, family_of_pipeline, like, named
 
 LORA = Family(
     name="lora",
@@ -29,6 +29,7 @@ TEXT_ENCODER = Family(
     starts=("text_model.", "encoder.layers.", "embeddings.token_embedding.", "clip_l.", "clip_g.", "text_encoders."),
     inside=(".text_model.encoder.layers.", ".transformer.text_model."),
     why_not=ONE_PART,
+    classes=("CLIPText",),
     parts={"text encoder": ""},
 )
 
@@ -36,7 +37,7 @@ IMAGES = "image encoder, such as CLIP's"
 PICTURES = "It adds pictures to a prompt and is not a checkpoint"
 NO_MODEL = "It makes no pictures from text. Give a checkpoint"
 T2I_ADAPTER = ("body.0.block1.", "body.0.in_conv.", "body.0.body.0.", "adapter.body.", "adapter.conv_in.")
-HYPERNETWORK = tuple(f"[{width}][" for width in (320, 640, 768, 1024, 1280, 2048))  # what its layers change
+HYPERNETWORK = tuple(f"[{width}][0][" for width in (320, 640, 768, 1024, 1280, 2048))  # what its layers change
 TAESD = ("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_")
 UPSCALER_NAMES = (  # ESRGAN of three kinds, SRVGG, SwinIR, SPAN, DAT and HAT
     *("model.1.sub.", "RRDB_trunk.", "body.0.rdb1.", "body.0.weight", "layers.0.residual_group.", "block_1.c1_r."),
@@ -62,6 +63,7 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
     named(
         *("safety-checker", "safety checker", "It looks at finished pictures. Give a checkpoint"),
         *("concept_embeds", "special_care_embeds", "vision_model.vision_model."),
+        classes=("StableDiffusionSafetyChecker",),
     ),
     named("ip-adapter-faceid", "IP-Adapter FaceID", PICTURES, *(f"ip_adapter.{index}.to_q_lora." for index in (0, 1))),
     named("ip-adapter", "IP-Adapter", PICTURES, "ip_adapter.", "image_proj.", "image_proj_model."),
@@ -77,21 +79,46 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
     named(
         *("motion-module", "motion module", "It adds movement to a checkpoint and is not one itself"),
         inside=("motion_modules.", ".temporal_transformer."),
+        classes=("MotionAdapter",),
     ),
-    named("t2i-adapter", "T2I-Adapter", CONTROLNET.why_not, *T2I_ADAPTER),
+    named("t2i-adapter", "T2I-Adapter", CONTROLNET.why_not, *T2I_ADAPTER, classes=("T2IAdapter", "MultiAdapter")),
     named("style-adapter", "T2I style adapter", CONTROLNET.why_not, "style_embedding", "transformer_layes."),
-    named("taesd", "TAESD, a tiny VAE", ONE_PART, *TAESD),
+    named("taesd", "TAESD, a tiny VAE", ONE_PART, *TAESD, classes=("AutoencoderTiny",)),
     named("upscaler", "picture upscaler, such as ESRGAN", NO_MODEL, *UPSCALER_NAMES),
     named("face-restorer", "face restorer", NO_MODEL, "stylegan_decoder.", "idx_pred_layer.", "generator.blocks."),
     named("segmenter", "segmentation model", NO_MODEL, "image_encoder.blocks.", "mask_decoder.", "vision_encoder."),
     named("captioner", "captioning model", NO_MODEL, "visual_encoder.", "text_decoder.", "qformer."),
-    named("clip-vision", IMAGES, NO_MODEL, "vision_model.", "embeddings.class_embedding", lacks="text_model."),
+    named(
+        "clip-vision",
+        IMAGES,
+        NO_MODEL,
+        "vision_model.",
+        "embeddings.class_embedding",
+        lacks="text_model.",
+        classes=("CLIPVision",),
+    ),
     named("clip-vision", IMAGES, NO_MODEL, "visual.", lacks="transformer.resblocks."),
     named("image-encoder", IMAGES, NO_MODEL, "embeddings.patch_embedding", "embeddings.cls_token"),
-    named("clip", "whole CLIP model, with text and image encoder", ONE_PART, "vision_model.", "visual."),
-    named("t5", "T5 text encoder", ONE_PART, "enc.blk.", inside=(".SelfAttention.q.", ".DenseReluDense.")),
-    named("language-model", "language model", NO_MODEL, *LANGUAGE),
-    named("sequence-model", "language or speech model", NO_MODEL, *SEQUENCE),
+    named(
+        "clip",
+        "whole CLIP model, with text and image encoder",
+        ONE_PART,
+        "vision_model.",
+        "visual.",
+        classes=("CLIPModel",),
+    ),
+    named(
+        "t5",
+        "T5 text encoder",
+        ONE_PART,
+        "enc.blk.",
+        inside=(".SelfAttention.q.", ".DenseReluDense."),
+        classes=("T5", "UMT5", "MT5"),
+    ),
+    named(
+        "language-model", "language model", NO_MODEL, *LANGUAGE, classes=("Llama", "GPT2", "Qwen", "Gemma", "Mistral")
+    ),
+    named("sequence-model", "language or speech model", NO_MODEL, *SEQUENCE, classes=("Bert", "Roberta", "XLMRoberta")),
     TEXT_ENCODER,
     like(TEXT_ENCODER, "open-clip", "OpenCLIP text encoder", starts=(), inside=("transformer.resblocks.",)),
     named(
@@ -104,3 +131,9 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
         ),
     ),
 )
+
+
+def family_of_class(name: str) -> Family | None:
+    """The row that the class of a network belongs to, by its name in a config.json; None for classes not known here."""
+    rows = (*MODELS, *FIRST, *ADDITIONS)
+    return next((row for row in rows if name.startswith(row.classes)), None) or family_of_pipeline(name)

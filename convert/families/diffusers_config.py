@@ -65,7 +65,6 @@ VAE_FIXED = {
 VAE_FREE = {"sample_size", "scaling_factor", "force_upcast"}
 TEXT_FIXED = {"layer_norm_eps": 1e-05}
 SCHEDULE_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
-SCHEDULE_FIXED = {"trained_betas": None}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 
 
@@ -151,8 +150,8 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
 
 
 def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:
-    stated = {name: None if value == [] else value for name, value in scheduler.items()}  # an empty list of betas
-    _check_fixed("scheduler", stated, SCHEDULE_FIXED, None)
+    if scheduler.get("trained_betas"):
+        raise UnsupportedFileError("has noise levels of its own (trained_betas), which are not supported.")
     kind = scheduler.get("beta_schedule", "linear")
     if kind != "scaled_linear":
         raise UnsupportedFileError(

@@ -35,7 +35,7 @@ def recognise(shapes: Shapes) -> ModelConfig:
         raise UnsupportedFileError("holds no tensors, so it is not a checkpoint.")
     if not present:
         raise UnsupportedFileError(
-            f"holds {len(shapes)} tensors, none with the name of a Stable Diffusion 1 weight. "
+            f"holds {counted(len(shapes), 'tensor')}, none with the name of a Stable Diffusion 1 weight. "
             f"Their names: {shown_list(sorted(shapes))}."
         )
     if missing := [words for part, words in PARTS.items() if part not in present]:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from convert.errors import CheckpointError, counted, shown
-from convert.families.table import CHANNELS, FIRST, MODELS, TEXT_WIDTHS, UNET, V1_PARTS, VAE, VIDEO_VAE, Family
+from convert.families.table import CHANNELS, FIRST, MODELS, TEXT_WIDTHS, UNET, V1_PARTS, VAE, VIDEO_VAE, Family, refusal
 from convert.layouts.original_layout import spelling
 from convert.layouts.wrapping import ADAPTER, ADAPTER_WORDS
 
@@ -56,10 +56,7 @@ class Recognised:
         """Why it cannot be loaded whatever its numbers are, in a sentence whose subject is the file."""
         if self.family is None or self.family.config:
             return None
-        kind = f"{self.family.title} checkpoint" if self.family in MODELS else self.family.title
-        owner = f"the {self.parts[0]} of " if len(self.parts) == 1 and self.family in MODELS else ""
-        article = "an" if kind.strip("(")[0] in "AEIOUaeio" else "a"
-        return f"is {owner}{article} {kind}: {'; '.join(self.evidence)}. {self.family.why_not}."
+        return refusal(self.family, self.evidence, self.parts[0] if len(self.parts) == 1 else None)
 
 
 @dataclass(frozen=True)

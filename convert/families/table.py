@@ -5,7 +5,7 @@ Names and shapes come from the original configs (CompVis/stable-diffusion, Stabi
 Stability-AI/generative-models).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from convert.layouts.names import PREFIXES
@@ -40,6 +40,7 @@ class Family:
     label: int | None = None  # width of the vector that the UNet gets beside the text
     latents: int | None = None  # channels of the VAE's latents; tells what a VAE alone is for
     pipeline: str = ""  # how the name of diffusers' class for it starts
+    classes: tuple[str, ...] = ()  # how the names of its networks' classes start, in folders of their own
     # what can be done with it
     config: ModelConfig | None = None  # None: recognised, and refused
     why_not: str = NOT_YET  # without a config: the sentence that refuses it
@@ -112,6 +113,7 @@ OTHERS = (  # transformers, cascades and video models
     other(
         *("sd3", "Stable Diffusion 3", "joint_blocks.0.", "transformer_blocks.0.attn.add_q_proj."),
         pipeline="StableDiffusion3",
+        classes=("SD3",),
     ),
     other("wan", "Wan", "blocks.0.cross_attn.", "condition_embedder.time_proj.", pipeline="Wan"),
     other("ltx", "LTX-Video", "patchify_proj.", pipeline="LTX"),
@@ -157,7 +159,8 @@ MODELS = (
     like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
     like(V2, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
     like(V2, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
-    like(XL_BUILD, "playground-v2.5", "Playground 2.5, built like SDXL", starts=("edm_mean", "edm_std")),
+    like(XL_BUILD, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),
+    like(XL_BUILD, "cosxl", "CosXL (built like SDXL)", starts=("edm_vpred.",), prediction="v"),
     like(
         XL_BUILD,
         "sdxl-distilled",
@@ -191,6 +194,7 @@ CONTROLNET = Family(
     ),
     lacks=UNET + "output_blocks.",  # of a whole UNet beside it
     pipeline="StableDiffusionControlNet",
+    classes=("ControlNet", "SparseControlNet"),
     why_not="It steers a checkpoint and is not one itself",
     parts={"ControlNet": ""},
 )
@@ -205,6 +209,7 @@ VIDEO_VAE = named(
     *("video-vae", "VAE of a video model", ONE_PART, "encoder.downsamples.", "decoder.upsamples."),
     inside=("coder.conv_in.conv.", "coder.norm_out.gamma", ".time_conv."),
     lacks=UNET,
+    classes=("AutoencoderKLTemporal", "AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLLTX"),
 )
 FIRST = (  # told before a model is looked for: their names are partly those of a network
     named("controlnet-lllite", "ControlNet-LLLite", CONTROLNET.why_not, inside=("lllite_",), lacks=UNET),
@@ -221,6 +226,17 @@ def family_named(name: str) -> Family:
 def family_of_pipeline(pipeline: str) -> Family | None:
     """The row of a diffusers pipeline, by the name of its class; None for classes not known here."""
     return next((row for row in (*MODELS, CONTROLNET) if row.pipeline and pipeline.startswith(row.pipeline)), None)
+
+
+def refusal(row: Family, evidence: Iterable[str], part: str | None = None) -> str:
+    """Why a file of this kind cannot be loaded, in a sentence whose subject is the file.
+
+    part  the only network that is there, in words
+    """
+    kind = f"{row.title} checkpoint" if row in MODELS else row.title
+    owner = f"the {part} of " if part and row in MODELS else ""
+    article = "an" if kind.strip("(")[0] in "AEIOUaeio" else "a"
+    return f"is {owner}{article} {kind}: {'; '.join(evidence)}. {row.why_not}."
 
 
 def task_refusal(config: ModelConfig, task: str) -> str | None:

@@ -10,13 +10,13 @@ One component may also stand alone, in a folder with its config.json and its wei
 checker, the tokenizer's tables and all other files are not read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import UnsupportedFileError, shown
-from convert.families.table import family_of_pipeline
+from convert.families.table import family_of_pipeline, refusal
 from convert.files.folder_kinds import INDEX, is_there, missing, not_a_model, other_format, read_json
 from convert.files.folder_weights import FolderWeights
 from convert.files.limits import LIMITS, check_limit
@@ -62,7 +62,7 @@ def read_folder(
                 absent[component] = why
         if not weights.files:
             raise UnsupportedFileError(next(iter(absent.values())))
-        notes = tuple(weights.notes())
+        notes = (*weights.notes(), *_unused_averages(folder))
     except BaseException:
         for file in weights.files:
             file.close()
@@ -105,9 +105,9 @@ def _read_configs(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
             else:
                 absent[component] = _other_class(component, stated)
     if not configs:
-        raise UnsupportedFileError(
-            not_a_model(folder) if not index else other_format(folder) or next(iter(absent.values()))
-        )
+        averaged = next((why for component, why in absent.items() if (folder / f"{component}_ema").is_dir()), None)
+        why = other_format(folder) or next(iter(absent.values())) if index else not_a_model(folder)
+        raise UnsupportedFileError(averaged or why)
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
         configs["scheduler"] = read_json(folder / name, name)
@@ -129,16 +129,34 @@ def _without(folder: Path, component: str) -> str:
     )
 
 
+def _unused_averages(folder: Path) -> Iterator[str]:
+    """Say that averaged weights beside the plain ones, as training writes them, are not used."""
+    for component in COMPONENTS:
+        averaged = folder / f"{component}_ema"
+        if averaged.is_dir() and (folder / component).is_dir():
+            yield f"using {component}, not the average over the training in {averaged.name}"
+
+
+def _foreign_component(config: dict) -> str:
+    """What the folder of a component is that no model here has."""
+    from convert.families.additions import family_of_class
+
+    stated = config.get("architectures") or [config.get("_class_name", "of a class that is not named")]
+    kind = shown(str(stated[0] if type(stated) is list else stated), 60)
+    row = family_of_class(kind)
+    if row and not row.config:
+        return refusal(row, [f"its config.json names {kind}"])
+    return (
+        f"is the folder of one component ({kind}), which is no part of a Stable Diffusion 1 model. Give the folder or "
+        "the file of a whole model"
+    )
+
+
 def _read_index(folder: Path) -> dict:
     """The list of components; {} where there is none, as in a checkpoint that a training wrote."""
     if not is_there(folder / INDEX):
         if (folder / "config.json").is_file():
-            config = read_json(folder / "config.json", "config.json")
-            kind = shown(str(config.get("_class_name", "of a class that is not named")), 60)
-            raise UnsupportedFileError(
-                f"is the folder of one component ({kind}), not of a whole model. Give the folder above it, which has "
-                f"a {INDEX}"
-            )
+            raise UnsupportedFileError(_foreign_component(read_json(folder / "config.json", "config.json")))
         return {}
     index = read_json(folder / INDEX, INDEX)
     pipeline = index.get("_class_name")

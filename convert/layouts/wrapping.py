@@ -29,12 +29,20 @@ ADAPTER = re.compile(  # what adapters of every kind have in their names
     r"(?:^|[._])(?:lora|lycoris|hada|lokr|b?oft|ia3|vera|dora)_|[._]lora\.|\.modules_to_save\.|:(?:up|down)$"
     r"|\.(?:alpha|diff|diff_b|on_input)$"
 )
-NETWORK = re.compile(  # where the names of each network begin in a whole model, in the original layout or diffusers'
-    r"(?:^|(?<=\.))(?:(model\.diffusion_model\.|unet\.\w+\.)"
+NETWORK_ANYWHERE = re.compile(  # how the names of each network begin in a whole model
+    r"(model\.diffusion_model\.|unet\.\w+\.)"
     r"|(first_stage_model\.|vae\.(?:en|de)coder\.)"
-    r"|(cond_stage_model\.|conditioner\.embedders\.|text_encoder\.(?:text_model|embeddings|encoder)\.))"
+    r"|(cond_stage_model\.|conditioner\.embedders\.|text_encoder\.(?:text_model|embeddings|encoder)\.)"
 )
-BARE_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")  # original names, no prefix
+NETWORK = re.compile(rf"(?:^|(?<=\.))(?:{NETWORK_ANYWHERE.pattern})")
+BARE_UNET = (
+    "time_embed.",
+    "label_emb.",
+    "input_blocks.",
+    "middle_block.",
+    "output_blocks.",
+    "out.",
+)  # original names, no prefix
 BARE_VAE = (
     *(f"{half}.{part}" for half in ("encoder", "decoder") for part in ("down.", "up.", "mid.", "conv_", "norm_out.")),
     "quant_conv.",
@@ -198,11 +206,7 @@ def plain_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     if any(".base_layer." in name or ".modules_to_save." in name for name in plain.values()):
         adapters = [name for name in plain if ADAPTER.search(name)]
         if adapters:
-            raise UnsupportedFileError(
-                f"holds {counted(len(adapters), 'adapter tensor')} inside its layers, such as "
-                f"{shown(adapters[0], 100)}. Adapters are not supported yet: merge and unload them in the program that "
-                "made the file, and save it again."
-            )
+            raise adapters_inside(adapters)
         words.add("base_layer")
         plain = {name: today.replace(".base_layer.", ".") for name, today in plain.items()}
     prefixes = _prefixes(plain.values())
@@ -213,6 +217,14 @@ def plain_names(names: Iterable[str]) -> tuple[dict[str, str], tuple[str, ...]]:
             plain = {name: today.replace(root + prefix, root, 1) for name, today in plain.items()}
             prefixes.append(prefix)
     return plain, tuple(sorted({*words, *(prefix.rstrip(".") for prefix in prefixes)}))
+
+
+def adapters_inside(names: list[str]) -> UnsupportedFileError:
+    """The error for tensors of adapters among the weights of a network."""
+    return UnsupportedFileError(
+        f"holds {counted(len(names), 'adapter tensor')} inside its layers, such as {shown(names[0], 100)}. Adapters "
+        "are not supported yet: merge and unload them in the program that made the file, and save it again."
+    )
 
 
 def _without_words(name: str, words: set[str]) -> str:
@@ -228,12 +240,10 @@ def _without_words(name: str, words: set[str]) -> str:
 
 def _prefixes(names: Iterable[str]) -> list[str]:
     """What stands in front of the names of every network: one prefix of all, or one of each."""
-    found: dict[str, set[int]] = {}  # prefix -> the networks whose names it stands in front of
-    for name in names:
-        if match := NETWORK.search(name):
-            found.setdefault(name[: match.start()], set()).add(match.lastindex)
-    if not found:
-        return _lone_prefix(names)
+    names = list(names)
+    if not (found := _networks_behind(names, NETWORK)):
+        anywhere = _networks_behind(names, NETWORK_ANYWHERE)  # behind "model/" or "my_"
+        return list(anywhere) if list(map(len, anywhere.values())) == [NETWORK.groups] else _lone_prefix(names)
     networks = set().union(*found.values())
     whole = [prefix for prefix, there in found.items() if there == networks]
     if len(whole) > 1 and (len(networks) > 1 or "" not in whole):
@@ -247,6 +257,15 @@ def _prefixes(names: Iterable[str]) -> list[str]:
         return []
     each = list(found) if sum(map(len, found.values())) == len(networks) else []
     return sorted(filter(None, whole or each), key=len, reverse=True)
+
+
+def _networks_behind(names: Iterable[str], pattern: re.Pattern[str]) -> dict[str, set[int]]:
+    """Each prefix, and the networks whose names it stands in front of."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        if match := pattern.search(name):
+            found.setdefault(name[: match.start()], set()).add(match.lastindex)
+    return found
 
 
 def _lone_prefix(names: Iterable[str]) -> list[str]:

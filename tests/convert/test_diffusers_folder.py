@@ -245,7 +245,7 @@ CANNOT_FOLLOW = {  # changed settings, and what is said of them
         ({"beta_schedule": ...}, UnsupportedFileError, "of the kind linear"),
         ({"prediction_type": "sample"}, UnsupportedFileError, "predicts sample"),
         ({"prediction_type": []}, UnsupportedFileError, "predicts []"),
-        ({"trained_betas": [0.1]}, UnsupportedFileError, "trained_betas = [0.1]"),
+        ({"trained_betas": [0.1]}, UnsupportedFileError, "noise levels of its own (trained_betas)"),
         ({"beta_end": 2}, WeightMismatchError, "must rise between 0 and 1"),
         ({"num_train_timesteps": 1e3}, WeightMismatchError, "not a whole number"),
     ],
@@ -306,7 +306,11 @@ def test_a_folder_of_something_else_is_refused(copy, tmp_path):
     (tmp_path / "empty").mkdir()
     refused_model(tmp_path / "empty", UnsupportedFileError, "is a folder without a model_index.json")
     refused_model(
-        copy / "unet", UnsupportedFileError, "folder of one component (UNet2DConditionModel)", "the folder above"
+        copy / "unet",
+        UnsupportedFileError,
+        "folder of one component (UNet2DConditionModel)",
+        "the folder above",
+        "--only takes unet",
     )
 
 

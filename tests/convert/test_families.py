@@ -62,6 +62,7 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: xl_with(XL_INPAINTING), "sdxl-inpainting", "XL inpainting", "9 channels"),
     (lambda: xl_with(XL_EDIT), "sdxl-edit", "XL edit", "8 channels"),
     (lambda: without_middle(families.xl()), "sdxl-distilled", "distilled", "no attention in the middle"),
+    (lambda: families.xl() | {"edm_vpred.sigma_max": ()}, "cosxl", "CosXL", "edm_vpred"),
     (lambda: families.xl() | {"edm_mean": (4,), "edm_std": (4,)}, "playground-v2.5", "Playground", "edm_mean"),
     (families.refiner, "sdxl-refiner", "XL refiner", "conditioner.embedders.0.model."),
     (lambda: unet_shapes(SD_V1.unet) | vae_shapes() | ROBERTA, "alt-diffusion", "AltDiffusion", ".roberta."),

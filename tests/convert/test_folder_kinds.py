@@ -148,6 +148,7 @@ def test_of_a_training_checkpoint_the_unet_can_be_taken(copy, tmp_path, ours):
         shutil.rmtree(copy / part)
     shutil.copytree(copy / "unet", copy / "unet_ema")
     (copy / "optimizer.bin").write_bytes(b"x")
+    assert inspect(copy).notes == ("using unet, not the average over the training in unet_ema",)
     refused_model(
         copy, UnsupportedFileError, "has no vae", "It has no text_encoder either", "sd convert --only takes unet"
     )
@@ -156,7 +157,7 @@ def test_of_a_training_checkpoint_the_unet_can_be_taken(copy, tmp_path, ours):
         inspect(ours / "unet", tensors_hashed=True).tensors_sha256
     )
     shutil.rmtree(copy / "unet")
-    refused_model(copy, UnsupportedFileError, "is a folder without a model_index.json")
+    refused_model(copy, UnsupportedFileError, "has no folder unet, but unet_ema. Give that folder, with --only unet")
     convert(copy / "unet_ema", tmp_path / "ema.safetensors", part="unet")
 
 
@@ -178,6 +179,30 @@ def test_a_component_that_is_missing_spoils_no_other_one(copy, tmp_path, ours, c
         convert(copy, tmp_path / "y.safetensors", part="vae")
     convert(copy, tmp_path / "whole.safetensors", vae=ours / "vae")
     assert look(tmp_path / "whole.safetensors").config == TINY
+
+
+FOREIGN = {  # class of a component -> what is said of a folder that holds one
+    "ControlNetModel": "is a ControlNet: its config.json names ControlNetModel. It steers a checkpoint",
+    "MotionAdapter": "is a motion module: its",
+    "AutoencoderTiny": "is a TAESD, a tiny VAE: its",
+    "T2IAdapter": "is a T2I-Adapter: its",
+    "FluxTransformer2DModel": "is a FLUX checkpoint: its",
+    "SD3Transformer2DModel": "is a Stable Diffusion 3 checkpoint: its",
+    "AutoencoderKLTemporalDecoder": "is a VAE of a video model: its",
+    "StableDiffusionSafetyChecker": "is a safety checker: its",
+    "CLIPVisionModelWithProjection": "is an image encoder, such as CLIP's: its",
+    "CLIPTextModelWithProjection": "is a CLIP text encoder: its",
+    "T5EncoderModel": "is a T5 text encoder: its",
+    "LlamaForCausalLM": "is a language model: its",
+    "VQModel": "is the folder of one component (VQModel), which is no part of a Stable Diffusion 1 model",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@pytest.mark.parametrize("key", ["_class_name", "architectures"])
+def test_the_folder_of_a_foreign_component_is_called_what_it_is(tmp_path, name, key):
+    (tmp_path / "config.json").write_text(json.dumps({key: name if key == "_class_name" else [name]}))
+    refused_model(tmp_path, UnsupportedFileError, FOREIGN[name])
 
 
 def in_a_cache(folder, commits, main=None):

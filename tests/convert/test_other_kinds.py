@@ -140,6 +140,16 @@ def test_every_kind_is_told_by_a_few_names_in_any_spelling(row, names):
         recognise(shapes)
 
 
+def test_a_network_of_another_family_is_recognised_whole_without_prefixes():
+    names = {name.removeprefix(UNET): shape for name, shape in xl().items() if name.startswith(UNET)}
+    assert "label_emb.0.0.weight" in names
+    assert describe(names).name == "UNet alone, of Stable Diffusion XL base"
+
+
+def test_pairs_in_a_list_are_no_hypernetwork():
+    assert describe({f"[{index}][1]": (4,) for index in range(1000)}).family is None
+
+
 @pytest.mark.parametrize(
     ("shapes", "row"),
     [

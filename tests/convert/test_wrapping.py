@@ -83,7 +83,10 @@ RENAMED = {
     **{word: lambda name, word=word: word + name for word in WORDS},
     **{f"{word} inside": after("diffusion_model.", word) for word in WORDS},
     **{f"{word} deep": after(".transformer_blocks.0.", word) for word in WORDS},
-    **{prefix: lambda name, prefix=prefix: prefix + name for prefix in ("model.", "a.b-c.7.", "net.module.x.")},
+    **{
+        prefix: lambda name, prefix=prefix: prefix + name
+        for prefix in ("model.", "a.b-c.7.", "net.module.x.", "model/", "my_")
+    },
     "one of each": lambda name: {"m": "a.", "f": "b.c.", "c": "d."}.get(name[0], "a.") + name,
     "word and prefix": lambda name: f"lit.{name}".replace("encoder.", "encoder._orig_mod."),
     "base_layer": lambda name: name.replace("to_q.", "to_q.base_layer.").replace("q_proj.", "q_proj.base_layer."),
@@ -213,6 +216,10 @@ def test_layers_that_were_saved_twice_for_training_are_refused(state, path):
     copies = {f"{name}.{copy}.weight": torch.ones(2) for copy in ("original_module", "modules_to_save.default")}
     torch.save(state | copies, path)
     refused_model(path, UnsupportedFileError, "holds 1 adapter tensor", "modules_to_save")
+    names = [name for name in NAMES if name.endswith("attn1.to_q.weight")]  # as old diffusers saved them
+    lora = {name.replace("to_q.", "processor.to_q_lora.down."): torch.ones(4, 4) for name in names}
+    torch.save(state | lora, path)
+    refused_model(path, UnsupportedFileError, f"holds {len(lora)} adapter tensors inside its layers", "merge")
 
 
 # Dictionaries and lists
