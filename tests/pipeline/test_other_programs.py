@@ -132,6 +132,7 @@ def test_a_workflow_alone_says_the_same():
             COMMON,
             ["FreeU (node 20)", "RescaleCFG (node 21)"],
         ),
+        (changed(n9=node("Image Save (x)", images=["8", 0])), COMMON, []),
         (changed(n8={"vae": ["20", 0]}, n20=node("VAELoader", vae_name="x")), COMMON, ["VAELoader (node 20)"]),
         (changed(n6={"text": ["20", 0]}, n20=node("Join", a="a")), {"prompt": ""}, ["CLIPTextEncode (node 6)"]),
         (

@@ -99,7 +99,7 @@ class Graph:
         seen, todo = {end}, [end]
         for name in todo:  # grows
             kind = self.nodes[name][0]
-            passes = name in self.read_from or name in self.samplers or kind.startswith(PASSING)
+            passes = name == end or name in self.read_from or name in self.samplers or kind.startswith(PASSING)
             if not passes or kind == "VAEEncodeForInpaint":
                 yield name
             for key, (source, _) in self.links(name).items() if "ZeroOut" not in kind else ():
