@@ -66,7 +66,7 @@ def test_without_a_home_there_is_no_folder(monkeypatch):
         ("V1-5-Pruned", "v1-5-pruned.safetensors"),
         ("v1-5", "v1-5-pruned.safetensors"),
         ("anime", "sub/Anime.v2.ckpt"),
-        ("sub/anime.v2", None),
+        ("sub/anime.v2", "sub/Anime.v2.ckpt"),
         ("sub/Anime.v2.ckpt", "sub/Anime.v2.ckpt"),
         ("anime.v2", "sub/Anime.v2.ckpt"),
         ("dreams", "dreams"),  # a diffusers folder

@@ -98,7 +98,7 @@ def find(given: Path, kind: str = "models") -> Path:
     wanted = given.as_posix().casefold()
     tests = (
         lambda name: wanted in (name.casefold(), name.casefold().rpartition("/")[2]),
-        lambda name: wanted == _stem(name),
+        lambda name: wanted in (_stem(name), os.path.splitext(name.casefold())[0]),
         lambda name: wanted in _stem(name),
     )
     for test in tests:
