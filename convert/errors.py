@@ -87,6 +87,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def part_text(part: int, whole: int) -> str:
+    """ "1.9 GB of the 4.27 GB"; in bytes where these look alike: "2,000,100 of the 2,000,200 bytes" """
+    few, many = size_text(part), size_text(whole)
+    return f"{part:,} of the {whole:,} bytes" if few == many else f"{few} of the {many}"
+
+
 def size_text(size: int) -> str:
     """A byte count as a reader expects it: 134 bytes, 12.5 kB, 4.27 GB."""
     if size < 10_000:

@@ -10,7 +10,7 @@ import json
 import re
 from math import prod
 
-from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
+from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, part_text, shown, size_text
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import DTYPE_WIDTHS, Contents, StorageRecord, TensorRecord
 
@@ -144,6 +144,6 @@ def check_cover(spans: list[StorageRecord], start: int, size: int) -> None:
             raise CorruptFileError(f"has weights whose spans {fault}: before weight '{shown(span.key)}'")
         position += span.nbytes
     if position > size:
-        raise CorruptFileError(f"ends after {size_text(size)} of the {size_text(position)} that its header announces")
+        raise CorruptFileError(f"ends after {part_text(size, position)} that its header announces")
     if position < size:
         raise CorruptFileError(f"has {size_text(size - position)} more than its header announces")

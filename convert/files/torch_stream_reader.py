@@ -15,7 +15,7 @@ torch/serialization.py, `_legacy_save`; torch/csrc/serialization.cpp writes the 
 
 import re
 
-from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, shown, size_text
+from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, part_text, shown
 from convert.files.limits import LIMITS, check_limit
 from convert.files.pickle_names import CONSTRUCTORS, DTYPES, STORAGE_DTYPES
 from convert.files.pickle_reader import PickleContents, read_pickle
@@ -90,7 +90,7 @@ def read_whole(data: memoryview) -> Contents:
         raise UnsafeFileError(f"has {len(unused)} storages that its pickle does not refer to, first {shown(unused[0])}")
     announced = position + sum(COUNT_BYTES + count * width for count, width in sizes.values())
     if announced > len(data):
-        raise CorruptFileError(f"ends after {size_text(len(data))} of the {size_text(announced)} that it announces")
+        raise CorruptFileError(f"ends after {part_text(len(data), announced)} that it announces")
     places: dict[str, StorageRecord] = {}
     for key in keys:
         count, width = sizes[key]

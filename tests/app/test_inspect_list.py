@@ -109,6 +109,8 @@ def test_scan_of_several_is_an_alarm_if_any_is(call, things):
     assert code == 1
     assert ".system" in out
     assert "models/empty.pt could not be scanned: it is empty" in out
+    assert "models/evil.ckpt is DANGEROUS: it names code that does not belong in a checkpoint" in out
+    assert "models/tiny.ckpt is safe" in out
     assert call("inspect", "--scan", "models/tiny.ckpt", "models/cut.ckpt")[0] == 2  # not called safe
     code, out, _ = call("inspect", "--scan", "--json", "models/tiny.ckpt", "models/sub", "models/cut.ckpt")
     assert (code, [json.loads(line)["safe"] for line in out.splitlines()]) == (2, [True, True, True, None])

@@ -179,6 +179,9 @@ def test_a_cut_file_says_how_much_is_there_and_how_much_was_announced(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     refused(path, CorruptFileError, "ends after 20.1 kB of the 50.1 kB", "download it again")
+    whole = len(content) + 30_000
+    path.write_bytes(content + bytes(29_999))
+    refused(path, CorruptFileError, f"ends after {whole - 1:,} of the {whole:,} bytes that its header")
 
 
 def test_bytes_behind_the_data_are_refused():

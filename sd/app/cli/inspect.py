@@ -15,7 +15,7 @@ from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
 from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
-from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, row
+from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if paths == args.files and len(paths) == 1:
         return look(paths[0])
     if args.scan:
-        return scan_all(paths, look, as_json=args.json)
+        return scan_all(paths, partial(look, several=True), as_json=args.json)
     if args.json or args.keys or args.hash or args.tensors_hash or args.deep:
 
         def tell(path: Path, problem: str) -> None:
@@ -106,14 +106,19 @@ def scan_all(paths: list[Path], look: Callable[[Path], int], *, as_json: bool) -
     return DANGEROUS if DANGEROUS in codes else unreadable
 
 
-def scan(path: Path, *, as_json: bool = False, variant: str | None = None) -> int:
-    """Say whether a file is safe, here and elsewhere. Raises for a file that is too damaged to tell."""
+def scan(path: Path, *, as_json: bool = False, variant: str | None = None, several: bool = False) -> int:
+    """Say whether a file is safe, here and elsewhere. Raises for a file that is too damaged to tell.
+
+    several  files are scanned, so each is called by its path, not by its name alone
+    """
     try:
         with open_checkpoint(path, variant=variant) as file:
             safe, names, calls = not file.calls, file.foreign, file.calls
-            text = f"{shown(path.name)} is {safety(names, calls)}."
+            text = f"{shown(str(path) if several else path.name)} is {safety(names, calls)}."
     except UnsafeFileError as error:
         safe, names, calls, text = False, error.names, (), str(error)
+        if several:
+            text = f"{shown(str(path))} is DANGEROUS: it {reason(error, path)}"
     print(json.dumps({"path": str(path), "safe": safe, "names": names, "calls": calls}) if as_json else text)
     return CLEAN if safe else DANGEROUS
 
