@@ -11,10 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.errors import CorruptFileError, UnsafeFileError, UnsupportedFileError, joined, shown, shown_list
+from convert.errors import (
+    CheckpointError,
+    CorruptFileError,
+    UnsafeFileError,
+    UnsupportedFileError,
+    joined,
+    named,
+    shown,
+    shown_list,
+)
 from convert.files.folder_kinds import entries_of, missing, other_format, read_json
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
+from convert.layouts.wrapping import unwrap
 
 if TYPE_CHECKING:
     from convert.files.reader import CheckpointFile
@@ -50,14 +60,16 @@ class FolderWeights:
             wanted = f"{STEMS[component][0]}.safetensors"
             return other_format(path) or (
                 f"has no weights of its {component}: {place}{wanted} {missing(path / wanted)}"
-                + (f" ({shown_list(names)} is). " if names else ". ")
+                + (f" ({shown_list(names)} {'is' if len(names) == 1 else 'are'}). " if names else ". ")
                 + "Download the folder again, with all its files"
             )
         taken = self.variant if self.variant in there else next(iter(there))
         self.variants[component] = taken, list(there)
         name = there[taken]
         for called, tensors in (
-            self._shards(path, place, name) if name.endswith(".json") else [self._opened(path, place, name)]
+            self._shards(component, path, place, name)
+            if name.endswith(".json")
+            else [self._opened(component, path, place, name)]
         ):
             for key, record in tensors.items():
                 if f"{component}.{key}" in self.root:
@@ -80,22 +92,23 @@ class FolderWeights:
             beside = f", not the {joined(others, 'or')} ones (--variant chooses)" if others else ", the only ones there"
             yield f"using the {taken or 'plain'} weights of {joined(components)}{beside}"
 
-    def _opened(self, path: Path, place: str, name: str) -> tuple[str, dict[str, TensorRecord]]:
+    def _opened(self, component: str, path: Path, place: str, name: str) -> tuple[str, dict[str, TensorRecord]]:
         """What to call a file, and its tensors."""
         called = f"{place}{name}"
         file = self.open_file(path / name, f"{self.folder.name}/{called}")
         self.files.append(file)
         number = len(self.files) - 1
-        root = file.root.get("state_dict", file.root) if type(file.root) is dict else None
-        if type(root) is not dict:
-            raise UnsupportedFileError(f"holds no dictionary of tensors in {called}")
+        try:
+            tensors = unwrap(file.root, lambda names: frozenset({component})).tensors
+        except CheckpointError as error:
+            raise named(error, file.called) from None
         return called, {
-            key: replace(record, storage=replace(record.storage, file=number))
-            for key, record in root.items()
-            if type(key) is str and type(record) is TensorRecord
+            key: replace(record, storage=replace(record.storage, file=number)) for key, record in tensors.items()
         }
 
-    def _shards(self, path: Path, place: str, index: str) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
+    def _shards(
+        self, component: str, path: Path, place: str, index: str
+    ) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
         """Weights in several files: each must be in the file that the index names, and only there."""
         where = f"{place}{index}"
         places = read_json(path / index, where).get("weight_map")
@@ -110,7 +123,7 @@ class FolderWeights:
                     f"has an index of weights that names a file elsewhere: '{shown(name)}' in {where}"
                 )
         for name in names:
-            called, tensors = self._opened(path, place, name)
+            called, tensors = self._opened(component, path, place, name)
             listed = {key for key, place in places.items() if place == name}
             if lost := sorted(listed - tensors.keys()):
                 raise CorruptFileError(f"lacks {shown(lost[0])} in {called}, where {where} says it is")

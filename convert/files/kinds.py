@@ -65,6 +65,7 @@ SAVED_MODEL = re.compile(rb"\x08\x01\x12")
 ONNX = re.compile(rb"\x08[\x02-\x20](?:[\x12\x1a\x22\x32].[\x20-\x7e]{1,40}|:)", re.DOTALL)
 CORE_ML = re.compile(rb"\x08[\x01-\x10][\x12\xa2]")
 MESSAGE_PACK = re.compile(rb"(?:[\x81-\x8f]|\xde..)(?:[\xa1-\xbf]|\xd9.)[\x20-\x7e]", re.DOTALL)  # a map with text keys
+SETTINGS = re.compile(r'"(_class_name|architectures|weight_map)"')  # of model_index.json, config.json and the like
 OLD_PICKLE = re.compile(rb"[(\]}lcidSVNIFLKMGUTXJ]")  # how one of protocol 0 or 1 begins
 MOST_OLD = 1 << 20  # bytes of one that are looked at
 NO_WEIGHTS = "is a bare pickle without any weights, not a checkpoint"
@@ -151,6 +152,10 @@ def text_kind(head: bytes, size: int) -> CheckpointError | None:
         return UnsupportedFileError(f"is XML text, not the weights: '{shown(start, 120)}'. Download the file itself")
     if start.startswith("<"):
         return UnsupportedFileError("is a web page (HTML), not the weights. Download the file itself")
+    if start.startswith("{") and SETTINGS.search(start):
+        return UnsupportedFileError(
+            "holds the settings of a model in diffusers' layout, not its weights. Give the folder of the model"
+        )
     if start.startswith(("{", "[")):
         return UnsupportedFileError(f"is JSON text, not the weights: '{shown(start, 80)}'. Download the file itself")
     return UnsupportedFileError(f"is text, not the weights: '{shown(start, 80)}'. Download the file itself")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import TINY, refused
 from hostile import look, refused_model
+from safetensors.torch import load_file
 
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect
@@ -123,6 +124,23 @@ def test_weights_of_other_programs_are_named(copy, tmp_path, name, program):
     (tmp_path / "theirs/unet").mkdir(parents=True)
     (tmp_path / "theirs/unet" / name).write_bytes(b"x")
     refused_model(tmp_path / "theirs", UnsupportedFileError, f"weights of {program}", f"unet/{name}")
+
+
+WRAPPED = {  # what a .bin holds, for its dictionary of tensors
+    "another word": lambda tensors: {"module": tensors, "epoch": 3},
+    "a list": lambda tensors: [tensors],
+    "beside an optimiser": lambda tensors: {"w": tensors, "o": {"state": {0: torch.ones(2)}, "param_groups": []}},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_weights_of_a_component_are_found_in_any_wrapper(copy, how):
+    tensors = load_file(copy / UNET)
+    (copy / UNET).unlink()
+    torch.save(WRAPPED[how](tensors), copy / "unet/diffusion_pytorch_model.bin")
+    assert look(copy).config == TINY
+    torch.save({"epoch": 3}, copy / "unet/diffusion_pytorch_model.bin")
+    refused_model(copy, UnsupportedFileError, "unet/diffusion_pytorch_model.bin holds no tensors")
 
 
 def test_settings_that_say_nothing_do_not_stand_in_the_way(copy):

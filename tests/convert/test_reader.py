@@ -504,6 +504,7 @@ KINDS = {
     "old pickle": (pickle.dumps(range(3), 0), UnsupportedFileError, ["bare pickle without any weights"]),
     "old pickle that calls": (b"cos\nsystem\n(S'id'\ntR", UnsafeFileError, ["os.system"]),
     "old pickle that makes": (b"(S'id'\nios\nsystem\n.", UnsafeFileError, ["os.system"]),
+    "settings": (b'{"_class_name": "UNet2DConditionModel"}', UnsupportedFileError, ["settings", "Give the folder"]),
     "names of pets": (b"cats\ndogs\n", UnsupportedFileError, ["is text"]),
     "bare pickle with storages": (pickled(dict_of(weight=tensor())), UnsupportedFileError, ["storage 0"]),
     "cut zip": (MODEL[: len(MODEL) // 2], CorruptFileError, ["incomplete", "download it again"]),
