@@ -43,6 +43,7 @@ UPSCALER_NAMES = (  # ESRGAN of three kinds, SRVGG, SwinIR, SPAN, DAT and HAT
     *("model.1.sub.", "RRDB_trunk.", "body.0.rdb1.", "body.0.weight", "layers.0.residual_group.", "block_1.c1_r."),
     *("params_ema.", "conv_first.", "sub_mean.", "module.body."),
 )
+FACES = (".stylegan_decoder.", ".idx_pred_layer.", ".generator.blocks.")
 LANGUAGE = (  # of transformers, of Meta, of llama.cpp; GPT-2, NeoX, BLOOM, Mamba
     *("model.layers.", "model.embed_tokens.", "lm_head.", "language_model.", "model.language_model."),
     *(
@@ -84,10 +85,21 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
     named("t2i-adapter", "T2I-Adapter", CONTROLNET.why_not, *T2I_ADAPTER, classes=("T2IAdapter", "MultiAdapter")),
     named("style-adapter", "T2I style adapter", CONTROLNET.why_not, "style_embedding", "transformer_layes."),
     named("taesd", "TAESD, a tiny VAE", ONE_PART, *TAESD, classes=("AutoencoderTiny",)),
+    named("face-restorer", "face restorer", NO_MODEL, inside=FACES),
     named("upscaler", "picture upscaler, such as ESRGAN", NO_MODEL, *UPSCALER_NAMES),
-    named("face-restorer", "face restorer", NO_MODEL, "stylegan_decoder.", "idx_pred_layer.", "generator.blocks."),
     named("segmenter", "segmentation model", NO_MODEL, "image_encoder.blocks.", "mask_decoder.", "vision_encoder."),
     named("captioner", "captioning model", NO_MODEL, "visual_encoder.", "text_decoder.", "qformer."),
+    named(
+        "t5",
+        "T5 text encoder",
+        ONE_PART,
+        "enc.blk.",
+        inside=(".SelfAttention.q.", ".DenseReluDense."),
+        classes=("T5", "UMT5", "MT5"),
+    ),
+    named(
+        "language-model", "language model", NO_MODEL, *LANGUAGE, classes=("Llama", "GPT2", "Qwen", "Gemma", "Mistral")
+    ),
     named(
         "clip-vision",
         IMAGES,
@@ -106,17 +118,6 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
         "vision_model.",
         "visual.",
         classes=("CLIPModel",),
-    ),
-    named(
-        "t5",
-        "T5 text encoder",
-        ONE_PART,
-        "enc.blk.",
-        inside=(".SelfAttention.q.", ".DenseReluDense."),
-        classes=("T5", "UMT5", "MT5"),
-    ),
-    named(
-        "language-model", "language model", NO_MODEL, *LANGUAGE, classes=("Llama", "GPT2", "Qwen", "Gemma", "Mistral")
     ),
     named("sequence-model", "language or speech model", NO_MODEL, *SEQUENCE, classes=("Bert", "Roberta", "XLMRoberta")),
     TEXT_ENCODER,

@@ -38,6 +38,7 @@ NAMES = {  # the row -> files of its kind, with some of their names
         ("blk.0.attn_q.weight", "token_embd.weight", "output_norm.weight"),
         ("tok_embeddings.weight", "layers.0.attention.wq.weight", "norm.weight"),
         ("transformer.h.0.attn.c_attn.weight", "transformer.wte.weight"),
+        (f"model.layers.0.{Q}", "visual.blocks.0.attn.qkv.weight"),
         (f"language_model.model.layers.0.{Q}", f"vision_tower.vision_model.encoder.layers.0.{Q}"),
     ),
     "t5": (
@@ -92,7 +93,11 @@ NAMES = {  # the row -> files of its kind, with some of their names
         ("body.0.weight", "body.1.weight"),
         ("layers.0.residual_group.blocks.0.norm1.weight", "patch_embed.norm.weight"),
     ),
-    "face-restorer": (("stylegan_decoder.style_mlp.1.weight",), ("idx_pred_layer.weight", "position_emb")),
+    "face-restorer": (
+        ("stylegan_decoder.style_mlp.1.weight",),
+        ("idx_pred_layer.weight", "position_emb"),
+        ("params_ema.idx_pred_layer.1.weight", "params_ema.position_emb"),
+    ),
     "hypernetwork": (('[768][0]["linear.0.weight"]', '[320][1]["linear.0.weight"]'),),
     "sdxl-embedding": (("clip_g", "clip_l"),),
     "lora": (
