@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sd.pipeline.image.masks import mask_from, rule_for
 from sd.pipeline.image.reading import FORMATS, PictureError, read_rgba
-from sd.pipeline.image.texts import read_foreign_texts
+from sd.pipeline.image.stored_settings.texts import read_foreign_texts
 
 MEGAPIXELS = 0.25  # of the largest picture that is read: bounds what one input may take
 KINDS = {  # how files of a format begin

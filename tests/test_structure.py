@@ -24,7 +24,7 @@ TORCH = ("sd.networks", "sd.sampling", "sd.pipeline", "sd.runtime", "sd.training
 TORCH += ("sd.text.conditioning", "sd.app.jobs.inputs", "convert.files.tensors")
 TORCH += ("convert.actions.original_writer", "convert.__", "sd.__")
 NO_TORCH = ["networks.block_plan", "sampling.names", "pipeline.settings", "pipeline.second_pass"]
-NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings"]
+NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings", "pipeline.image.stored_settings.web_ui"]
 NO_TORCH += ["study.benchmark.memory", "study.explain.page", "study.explain.text"]
 IMAGES = ["reading", "resizing", "masks", "outpainting"]  # Pillow and NumPy are enough for them
 

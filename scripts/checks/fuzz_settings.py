@@ -32,8 +32,8 @@ from sd.app.errors import UsageError  # noqa: E402
 from sd.app.jobs.plan import size_of  # noqa: E402
 from sd.pipeline.errors import SettingError  # noqa: E402
 from sd.pipeline.image.metadata import exact_in, settings_from  # noqa: E402
-from sd.pipeline.image.other_programs import NoSettings, settings_of_texts  # noqa: E402
-from sd.pipeline.image.texts import text_of  # noqa: E402
+from sd.pipeline.image.stored_settings.other_programs import NoSettings, settings_of_texts  # noqa: E402
+from sd.pipeline.image.stored_settings.texts import text_of  # noqa: E402
 from sd.pipeline.settings import FIELDS, Settings  # noqa: E402
 
 SECONDS = 1.0  # of processor time, for 100 kB

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sd.app.cli.like import read
-from sd.pipeline.image.other_programs import NoSettings, settings_of_texts
+from sd.pipeline.image.stored_settings.other_programs import NoSettings, settings_of_texts
 from sd.pipeline.settings import Settings
 
 SHARED = [parent / "shared" / "foreign-pictures" for parent in Path(__file__).parents]

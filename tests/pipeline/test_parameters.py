@@ -10,8 +10,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from sd_parsers import ParserManager
 
-from sd.pipeline.image.parameters import parameters_of, settings_in
-from sd.pipeline.image.texts import read_foreign_texts
+from sd.pipeline.image.parameters import parameters_of
+from sd.pipeline.image.stored_settings.texts import read_foreign_texts
+from sd.pipeline.image.stored_settings.web_ui import settings_in
 from sd.pipeline.settings import Settings
 from sd.sampling.names import SCHEDULES
 
@@ -196,7 +197,7 @@ def test_like_makes_the_same_file_and_flags_beside_it_win(run, tiny_ckpt):
 def test_like_needs_nothing_that_another_command_did_before(tmp_path):
     """In a process of its own: Pillow knows its formats only after it was asked for them."""
     save(tmp_path / "theirs.png", parameters="a cat\nSteps: 2, Sampler: Euler, Seed: 9, Size: 64x64")
-    code = "from pathlib import Path; from sd.pipeline.image.texts import read_foreign_texts; "
+    code = "from pathlib import Path; from sd.pipeline.image.stored_settings.texts import read_foreign_texts; "
     code += "print(read_foreign_texts(Path('theirs.png'))['parameters'])"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.stdout.startswith("a cat\nSteps: 2"), result.stderr

@@ -8,8 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sd.app.cli.like import read
-from sd.pipeline.image.other_programs import NoSettings
-from sd.pipeline.image.texts import read_foreign_texts, text_of
+from sd.pipeline.image.stored_settings.other_programs import NoSettings
+from sd.pipeline.image.stored_settings.texts import read_foreign_texts, text_of
 
 TEXT = "a cat\nNegative prompt: dog\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 64x64"
 CAT = TEXT.replace("cat", "猫 and a 🐈")

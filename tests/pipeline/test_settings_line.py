@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from sd.pipeline.image.parameters import settings_in
-from sd.pipeline.image.settings_line import parts_of
+from sd.pipeline.image.stored_settings.settings_line import parts_of
+from sd.pipeline.image.stored_settings.web_ui import settings_in
 
 START = "a cat\nSteps: 20, Sampler: Euler, Seed: 1"
 

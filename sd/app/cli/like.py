@@ -11,7 +11,7 @@ from sd.pipeline.image.input_settings import Expansion, InputSettings
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, SettingError
 
 if TYPE_CHECKING:
-    from sd.pipeline.image.parameters import Found
+    from sd.pipeline.image.stored_settings.web_ui import Found
 
 MASK_FIELDS = [field.name for field in fields(InputSettings)]
 NO_EFFECT = {
@@ -40,7 +40,7 @@ def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     Returns the settings that could not be used, and what else is worth knowing. Raises UsageError or PictureError if
     the picture has none.
     """
-    from sd.pipeline.image.other_programs import NoSettings
+    from sd.pipeline.image.stored_settings.other_programs import NoSettings
 
     try:
         stored = read(args.like)[0]
@@ -96,9 +96,9 @@ def read(path: Path) -> "tuple[Found, dict[str, str]]":
     NoSettings, or PictureError if it is not a picture.
     """
     from sd.pipeline.image.metadata import exact_in, settings_from
-    from sd.pipeline.image.other_programs import settings_of_texts
-    from sd.pipeline.image.parameters import OURS, Found
-    from sd.pipeline.image.texts import read_foreign_texts
+    from sd.pipeline.image.stored_settings.other_programs import settings_of_texts
+    from sd.pipeline.image.stored_settings.texts import read_foreign_texts
+    from sd.pipeline.image.stored_settings.web_ui import OURS, Found
 
     texts = read_foreign_texts(path)
     exact = exact_in(texts)

@@ -11,7 +11,7 @@ from sd.app.cli.like import read
 from sd.app.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from sd.pipeline.image.parameters import Found
+    from sd.pipeline.image.stored_settings.web_ui import Found
 
 NO_SETTINGS = 1  # exit code: the answer is no
 FIRST = ("prompt", "negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "width", "height")
@@ -33,10 +33,10 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.pipeline.image.other_programs import NoSettings
     from sd.pipeline.image.reading import PictureError
-    from sd.pipeline.image.settings_line import LONGEST_TEXT
-    from sd.pipeline.image.texts import read_foreign_texts
+    from sd.pipeline.image.stored_settings.other_programs import NoSettings
+    from sd.pipeline.image.stored_settings.settings_line import LONGEST_TEXT
+    from sd.pipeline.image.stored_settings.texts import read_foreign_texts
 
     code = 0
     for number, path in enumerate(args.pictures):
@@ -98,7 +98,7 @@ def lines_about(found: "Found") -> list[str]:
 def says_something(name: str, value: object, found: "Found") -> bool:
     """Whether a setting has a value. Pictures of ours have all settings: of most, the default says nothing."""
     from sd.pipeline.image.input_settings import InputSettings
-    from sd.pipeline.image.parameters import OURS
+    from sd.pipeline.image.stored_settings.web_ui import OURS
     from sd.pipeline.settings import Settings
 
     if value in ("", None, (), []) or value is False:

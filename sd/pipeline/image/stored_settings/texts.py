@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import iTXt
 
 from sd.pipeline.image.png_chunks import png_size, slim
 from sd.pipeline.image.reading import DAMAGE, FORMATS, LARGEST_PIXELS, PictureError, decoding, opened, readable
-from sd.pipeline.image.settings_line import LONGEST_TEXT
+from sd.pipeline.image.stored_settings.settings_line import LONGEST_TEXT
 
 EXIF = 0x8769  # the tag of the second table
 TAGS = {  # of Exif and TIFF

@@ -2,8 +2,8 @@
 
 from itertools import islice
 
-from sd.pipeline.image.comfy_graph import Graph
-from sd.pipeline.image.parameters import Found, read_value, set_model
+from sd.pipeline.image.stored_settings.comfy_graph import Graph
+from sd.pipeline.image.stored_settings.web_ui import Found, read_value, set_model
 
 SAMPLER_INPUTS = {  # our name in a settings line -> the inputs of a sampler
     "Seed": ("seed", "noise_seed"),

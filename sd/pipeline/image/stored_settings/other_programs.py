@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from sd.pipeline.errors import shortened
-from sd.pipeline.image.comfy_graph import Graph
-from sd.pipeline.image.comfy_settings import graph_settings
-from sd.pipeline.image.parameters import Found, leave_out_invalid, read_value, set_model, settings_in
-from sd.pipeline.image.settings_line import LONGEST_TEXT
+from sd.pipeline.image.stored_settings.comfy_graph import Graph
+from sd.pipeline.image.stored_settings.comfy_settings import graph_settings
+from sd.pipeline.image.stored_settings.settings_line import LONGEST_TEXT
+from sd.pipeline.image.stored_settings.web_ui import Found, leave_out_invalid, read_value, set_model, settings_in
 from sd.sampling.names import SAMPLER_INFO
 
 NAMES = {  # name in a settings line, "prompt", "negative_prompt" or "model" -> what programs call it in JSON
