@@ -50,7 +50,7 @@ def check_limit(what: str, found: int, allowed: int, kind: type[CheckpointError]
     """
     if found > allowed:
         raise kind(
-            f"exceeds the limit for {what}: found {found}, allowed {allowed}. Beyond it, files are not read here, sound or not"
+            f"exceeds the limit for {what}: found {found}, allowed {allowed}. Larger files are not read, sound or not"
         )
 
 
