@@ -53,7 +53,8 @@ def read_safetensors(data: memoryview) -> Contents:
         raise CorruptFileError(f"ends after {size_text(len(data))}, inside its header of {size_text(length)}")
     check_limit("bytes of the safetensors header", length, LIMITS.header_bytes)
     header = parse_header(bytes(data[8:start]))
-    metadata = header.pop("__metadata__", None) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if type(metadata) is not dict or not all(map(is_text, (*metadata, *metadata.values()))):
         raise CorruptFileError("has safetensors metadata that is not text")
     check_limit("tensors", len(header), LIMITS.tensors)

@@ -16,15 +16,10 @@ DEEPEST = 8  # dictionaries and lists around tensors
 # model has a part that starts with an underscore before its last.
 WORD = re.compile(r"(?:^|(?<=\.))(?:module|_\w+|base_model\.model)\.")
 DOTLESS_WORD = re.compile(r"_orig_mod|_\w*?wrapped_module|_forward_module|module")  # in averaged names
-ADAPTER_WORDS = ("lora", "lycoris", "hada", "lokr", "oft_", "ia3", "vera_", "dora_", "modules_to_save")
-ADAPTER_WORDS += (
-    ":up\n",
-    ":down\n",
-    ".alpha\n",
-    ".diff\n",
-    ".diff_b\n",
-    ".on_input\n",
-)  # one of them is in the pattern below
+ADAPTER_WORDS = (  # one of them is in every name that the pattern below finds; looked for first, which is quicker
+    *("lora", "lycoris", "hada", "lokr", "oft_", "ia3", "vera_", "dora_", "modules_to_save"),
+    *(":up\n", ":down\n", ".alpha\n", ".diff\n", ".diff_b\n", ".on_input\n"),
+)
 ADAPTER = re.compile(  # what adapters of every kind have in their names
     r"(?:^|[._])(?:lora|lycoris|hada|lokr|b?oft|ia3|vera|dora)_|[._]lora\.|\.modules_to_save\.|:(?:up|down)$"
     r"|\.(?:alpha|diff|diff_b|on_input)$"

@@ -34,7 +34,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a --upscale 2": "Use --hires 2.",
         "a --seed": "--seed needs a value. See sd txt2img --help.",
         "a --grid=3": "--grid takes no value, got '3'.",
-        "a --grid --count 99999": "a sheet of 99999 pictures would have",
+        "a --grid --count 40 -W 4096 -H 4096": "a sheet of 40 pictures would have",
         "a --grid --grid-columns 0": "--grid-columns 0 is out of range",
         "a -g x": "--guidance-scale 'x' is not a number.",
         "a --count 0": "--count 0 is out of range: at least 1.",

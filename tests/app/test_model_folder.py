@@ -10,6 +10,7 @@ from conftest import refused
 from PIL import Image
 from safetensors.torch import save_file
 
+from sd.app.cli import main
 from sd.app.errors import UsageError
 from sd.app.jobs.model_folder import difference, find, find_again, folders, models_in
 from sd.files import embedded_model
@@ -246,3 +247,11 @@ def test_like_uses_the_model_of_the_picture_or_says_that_it_is_another(run, home
     (home / "renamed.safetensors").unlink()
     code, _, err = run("txt2img", "--like", "first.png", "-o", "third.png")
     assert f"now using {embedded_model().name}: expect another picture" in err
+
+
+def test_a_name_is_enough_to_inspect_and_to_convert(home, tiny_ckpt, capsys):
+    os.link(tiny_ckpt, home / "fine-tune.ckpt")
+    assert main(["inspect", "fine", "--scan"]) == 0
+    assert main(["convert", "fine-tune", "out.safetensors", "--quiet"]) == 0
+    assert "fine-tune.ckpt is safe" in capsys.readouterr().out
+    assert Path("out.safetensors").exists()

@@ -156,6 +156,8 @@ MALFORMED = {
     "a name twice": (b'{"a":{},"a":{}}', UnsafeFileError, "same name twice"),
     "a field twice": (b'{"a":{"dtype":"F32","dtype":"F32"}}', UnsafeFileError, "same name twice"),
     "metadata that is a list": ({"__metadata__": ["x"]}, CorruptFileError, "metadata"),
+    "metadata that is an empty list": ({"__metadata__": []}, CorruptFileError, "metadata"),
+    "metadata that is zero": ({"__metadata__": 0}, CorruptFileError, "metadata"),
     "metadata that is a number": ({"__metadata__": {"a": 1}}, CorruptFileError, "metadata"),
     "metadata that is nested": ({"__metadata__": {"a": {}}}, CorruptFileError, "metadata"),
     "metadata with half a surrogate pair": (b'{"__metadata__":{"a":"\\ud800"}}', CorruptFileError, "metadata"),

@@ -69,6 +69,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    args.source = find(args.source)
     with progress_bar("writing", args.quiet) as bar:
         try:
             done = convert(

@@ -18,6 +18,7 @@ from sd.app.cli import say
 from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
+from sd.app.jobs.model_folder import find
 
 CLEAN, DANGEROUS = 0, 1
 MOST_LEFTOVERS = 20  # groups, the largest ones
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     paths = list(expanded(args.files))
     look = partial(scan, as_json=args.json, variant=args.variant) if args.scan else partial(describe, args)
     if paths == args.files and len(paths) == 1:
-        return look(paths[0])
+        return look(find(paths[0]))
     if args.scan:
         return scan_all(paths, partial(look, several=True), as_json=args.json)
     if args.json or args.keys or args.hash or args.tensors_hash or args.deep:
