@@ -84,6 +84,7 @@ def ended(monkeypatch, *options):
     return caught.value.code
 
 
+@pytest.mark.slow
 def test_a_narrow_file_is_measured_from_end_to_end(tiny_ckpt, tmp_path, monkeypatch, capsys):
     code = ended(monkeypatch, tiny_ckpt, "--folder", tmp_path, "--runs", "1", "--json")
     rows = {row["what"]: row for row in json.loads(capsys.readouterr().out)}

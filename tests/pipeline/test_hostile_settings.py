@@ -137,7 +137,7 @@ def test_a_pictures_own_text_with_wrong_types_is_read_and_they_are_left_out(tmp_
 def test_such_a_picture_is_made_again_without_them(run, tiny_ckpt, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "in.png")
     save(tmp_path / "like.png", sd=json.dumps({**EXACT, **{name: values[0] for name, values in HOSTILE.items()}}))
-    arguments = ["--init", "in.png", "--mask", "in.png", "-m", tiny_ckpt]
+    arguments = ["--init", "in.png", "--mask", "in.png", "-m", tiny_ckpt, "--steps", 1, "-W", 64, "-H", 64]
     refused(run("inpaint", "--like", "like.png", *arguments), "has no settings that can be read")
     without = {name: values[0] for name, values in HOSTILE.items() if name not in FIELDS}
     save(tmp_path / "like.png", sd=json.dumps({**EXACT, **without}))

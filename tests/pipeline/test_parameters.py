@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import refused, settings_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -224,12 +225,13 @@ def test_like_says_what_it_uses_in_place_of_an_unknown_sampler(run, tiny_ckpt, t
     assert "is used instead" not in err
 
 
-def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(run, tiny_ckpt, tmp_path):
-    Image.effect_noise((508, 380), 60).convert("RGB").save(tmp_path / "in.png")
-    common = ["img2img", "--init", "in.png", "-m", tiny_ckpt]
+def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(run, tiny_ckpt, tiny_state, tmp_path):
+    Image.effect_noise((124, 92), 60).convert("RGB").save(tmp_path / "in.png")
+    torch.save({"state_dict": tiny_state, "native_size": 128}, tmp_path / "small.ckpt")
+    common = ["img2img", "--init", "in.png", "-m", "small.ckpt"]
     _, (first,), _ = run(*common, "a cat", "--seed", 5, "--strength", 0.5, "--steps", 2, "-g", 1)
     code, (again,), err = run(*common, "--like", first)
-    assert (code, Image.open(again).size) == (0, (508, 380))
+    assert (code, Image.open(again).size) == (0, (124, 92))
     with open(first, "rb") as one, open(again, "rb") as other:
         assert one.read() == other.read()
     code, _, err = run("txt2img", "--like", first, "-m", tiny_ckpt, "-W", 64, "-H", 64)

@@ -31,6 +31,7 @@ def test_on_the_cpu_all_pictures_are_the_same(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("| fp32 |") == len(jobs)
 
 
+@pytest.mark.slow
 def test_pictures_that_rounding_does_not_explain_are_told_by_the_exit_code(monkeypatch, capsys):
     monkeypatch.setitem(check_device.COMMON, "steps", 1)
     monkeypatch.setattr(check_device, "SAMPLERS", ("dpmpp_2m",))

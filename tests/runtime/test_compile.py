@@ -67,6 +67,7 @@ def distance(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.slow
 def test_a_size_is_compiled_once_and_its_pictures_are_the_same(models):
     plain, compiled, traces = models
     shapes = []
@@ -262,6 +263,7 @@ def test_on_a_cpu_it_is_refused_before_anything_is_read(run, tiny_ckpt, monkeypa
         sd.load(tiny_ckpt, device="cpu", compile=True)
 
 
+@pytest.mark.slow
 def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp_path, monkeypatch):
     """With the network's own functions in place of programs; what these compute is checked above."""
     monkeypatch.setattr("sd.runtime.gpu.compile.compiler_for", lambda device: lambda function: function)

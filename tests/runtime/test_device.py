@@ -46,6 +46,7 @@ def test_auto_is_bf16_only_on_cpus_that_multiply_it(monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is about the C library of Linux")
+@pytest.mark.slow
 def test_kept_memory_is_used_again_without_new_pages():
     script = (
         "import resource, torch\n"

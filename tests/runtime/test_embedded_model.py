@@ -56,6 +56,7 @@ def judged(model, requests, steps):
 FEW = one_thing(1)[::7]  # 8 of 56
 
 
+@pytest.mark.slow
 def test_held_out_prompts_are_followed_for_their_words(model):
     """In 10 steps, after which some pictures still have specks; with other words for all, they are right by chance."""
     found = judged(model, FEW, 10)

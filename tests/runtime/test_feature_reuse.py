@@ -283,6 +283,7 @@ def test_each_pass_and_a_run_from_an_init_image_begin_with_the_whole_network(mod
     assert final_latents.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_done_again_in_float32_takes_nothing_from_the_one_that_failed():
     half = assemble(TINY, fill(TINY, dtype=torch.float16))
     weight = half.unet.time_embed.linear2.weight

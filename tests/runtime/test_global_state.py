@@ -87,10 +87,11 @@ def expected(embedded):
 
 @pytest.mark.parametrize("state", STATES)
 def test_a_picture_is_the_same_whatever_the_program_around_has_set(embedded, expected, state):
-    for name, picture in expected.items():
+    numbers = state in ("float64", "bfloat16", "meta", "autocast")  # these change what a forgotten dtype or device does
+    for name in expected if numbers else ("philox", "two passes"):
         with STATES[state]():
             found = made(embedded, name)
-        assert found == picture, name
+        assert found == expected[name], name
 
 
 @pytest.mark.parametrize("state", STATES)

@@ -72,6 +72,7 @@ def test_a_model_that_is_loaded_has_them_on_the_cpu():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_large_pictures_come_back_as_in_float64():
     """Without precise norms, the picture is 64 dB from that in float64; at 512x512, 39 dB."""
     vae = sd.load(device="cpu", precision="fp32").vae

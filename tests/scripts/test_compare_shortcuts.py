@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import compare_shortcuts
+import pytest
 import torch
 from conftest import TINY, assemble
 
@@ -11,6 +12,7 @@ from sd.networks.build import build_networks
 from sd.training.shapes.scoring import one_thing
 
 
+@pytest.mark.slow
 def test_shortcuts_are_compared_with_runs_without_them(tiny_networks):
     model, requests = assemble(replace(TINY, native_size=64), tiny_networks), one_thing(1)[:2]
     shortcuts = [{"reuse_features": 1}, {"reuse_features": 2}, {"merge_tokens": 0.5}]

@@ -96,6 +96,7 @@ def test_moving_away_from_the_first_output_costs_the_squared_distance():
     assert near(tokens, labels).item() == pytest.approx(free(tokens, labels).item() + 0.5 * 0.04, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_text_encoder_learns_to_read(text_encoder, tokenizer, tmp_path):
     """The embedded one can read already; the reader on top needs a few steps to make use of it."""
     describe = ShapesDataset(5, 128, kind="level").describe

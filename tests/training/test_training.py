@@ -199,6 +199,7 @@ def test_training_lowers_the_loss_and_writes_it_down(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_training_in_two_parts_is_training_in_one_whoever_makes_the_batches(tmp_path):
     list(training_example.run(tmp_path / "whole", 8).run())
     for folder, workers in (("parts", 0), ("helped", 2)):
@@ -228,6 +229,7 @@ def example(*arguments, **environment):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_a_killed_training_continues_with_the_identical_state(tmp_path):
     list(training_example.run(tmp_path / "whole", 9).run())
     child = example(tmp_path / "killed", 9)
@@ -243,6 +245,7 @@ def test_a_killed_training_continues_with_the_identical_state(tmp_path):
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_global_batch(tmp_path):
     list(training_example.run(tmp_path / "one", 6).run())
     with socket.socket() as free:

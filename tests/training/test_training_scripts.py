@@ -22,6 +22,7 @@ import sd
 from sd.pipeline.settings import Settings
 from sd.training.shapes.scoring import one_thing
 
+pytestmark = pytest.mark.slow
 PARTS = (
     "--vae-small-steps 2 --vae-small-batch-size 2 --vae-steps 2 --vae-batch-size 2 --text-steps 2 --text-batch-size 4"
 )
