@@ -29,6 +29,7 @@ def test_the_picture_in_the_page_is_the_one_of_txt2img(explain, run, tiny_ckpt):
     assert inside.text == Image.open(made).text
 
 
+@pytest.mark.slow
 def test_comparisons_differ_in_what_was_asked_for(explain):
     code, (line,), _ = explain(
         "a horse", "--compare", "guidance=1,7.5", "--compare", "sampler=ddim,Euler a", "--compare", "prompt=a cat, red",

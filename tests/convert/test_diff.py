@@ -157,6 +157,7 @@ def test_nan_in_both_files_is_no_difference(two, plain):
     assert found.changed[NORM].not_finite == 1
 
 
+@pytest.mark.slow
 def test_the_average_is_recognised(tmp_path, tiny_ckpt, run):
     average, model = tmp_path / "average.ckpt", tmp_path / "model.ckpt"
     convert(tiny_ckpt, average, layout="original", weights="ema")

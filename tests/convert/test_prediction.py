@@ -152,6 +152,7 @@ def test_a_unet_alone_keeps_what_it_predicts(save, tmp_path):
             assert read_part(file, "unet").config.prediction == "v", number
 
 
+@pytest.mark.slow
 def test_zero_terminal_snr_survives_every_layout(save, tmp_path):
     convert(save({**MARKER, "ztsnr": torch.empty(0)}), tmp_path / "a.safetensors")
     convert(tmp_path / "a.safetensors", tmp_path / "folder", layout="diffusers")

@@ -170,6 +170,7 @@ def test_additions_left_in_a_checkpoint_are_set_aside_and_named(save, tiny_state
 # Content
 
 
+@pytest.mark.slow
 def test_damaged_or_missing_position_ids_do_not_matter(save, tiny_state):
     ids = torch.arange(77)[None]
     for damaged in (

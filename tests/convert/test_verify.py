@@ -55,6 +55,7 @@ def weights_hash(tiny_state):
 # Reading back
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_weights_is_the_same_after_each_step_of_a_round_trip(tmp_path, tiny_ckpt, weights_hash):
     steps = [("ours.safetensors", "sd-zoo"), ("a.ckpt", "original"), ("folder", "diffusers"), ("b.ckpt", "original")]
     source = tiny_ckpt
@@ -227,7 +228,7 @@ def full(tmp_path_factory, full_state):
     return path
 
 
-@pytest.mark.parametrize("weights", ["model", "ema"])
+@pytest.mark.parametrize("weights", ["model", pytest.param("ema", marks=pytest.mark.slow)])
 def test_everything_comes_back_as_it_was(tmp_path, full, full_state, weights):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.ckpt"
     kept = convert(full, ours, keep_all=True, weights=weights, verify=True)

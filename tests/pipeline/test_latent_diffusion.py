@@ -37,7 +37,7 @@ def converted(networks, **options):
     return assemble(TINY, copies)
 
 
-@pytest.mark.parametrize(("steps", "width", "height"), [(10, 64, 64), (50, 64, 64), (10, 128, 64)])
+@pytest.mark.parametrize(("steps", "width", "height"), [(10, 64, 64), pytest.param(50, 64, 64, marks=pytest.mark.slow), (10, 128, 64)])
 def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps, width, height):
     noise = PictureNoise([1], (4, height // 8, width // 8))()
     options = {"num_inference_steps": steps, "guidance_scale": 7.5, "negative_prompt": NEGATIVE}
@@ -138,7 +138,7 @@ def test_a_picture_that_is_not_finite_is_refused_rather_than_black(model):
         model.decode(torch.full((1, 4, 8, 8), 1e38))
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "unet", "vae"])
+@pytest.mark.parametrize("part", [pytest.param("text_encoder", marks=pytest.mark.slow), "unet", "vae"])
 def test_a_network_that_fails_is_run_again_in_float32(model, tiny_networks, part):
     """Never a black picture. Here a weight is so large that fp16 overflows and float32 does not."""
     half = converted(tiny_networks, dtype=torch.float16)

@@ -69,6 +69,7 @@ def test_held_out_prompts_are_followed_for_their_words(model):
     assert found["all"] < 0.15
 
 
+@pytest.mark.slow
 def test_two_things_are_where_the_prompt_says(model):
     found = judged(model, two_things(1), 10)
     assert found["background"] == 1
@@ -95,6 +96,7 @@ def psnr(one, other):
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 80), ("bf16", 35)])
+@pytest.mark.slow
 def test_kernels_for_large_pictures_make_the_same_picture(model, monkeypatch, precision, least):
     """They are not for pictures as small as this model's, and whatever the processor has is used here all the same.
 
@@ -134,6 +136,7 @@ def test_what_is_repainted_follows_the_prompt_and_all_else_keeps_every_bit(model
         assert shares(list(verdicts([picture], [request])))["all"] == 1  # by chance, 0
 
 
+@pytest.mark.slow
 def test_the_stronger_image_to_image_is_the_farther_it_goes_from_the_picture(model):
     """Strength 0 gives what the VAE makes of it; 1 is text to picture, to the bit."""
     picture = other_things(1, model.config.native_size)[0].picture
@@ -147,6 +150,7 @@ def test_the_stronger_image_to_image_is_the_farther_it_goes_from_the_picture(mod
     assert np.array_equal(np.asarray(made[-1]), np.asarray(plain))
 
 
+@pytest.mark.slow
 def test_fresh_pictures_come_back_from_their_latents():
     model = sd.load(precision="fp32")
     images, _ = ShapesDataset(99, model.config.native_size).batch(0, 32)

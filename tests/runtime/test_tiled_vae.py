@@ -172,6 +172,7 @@ def largest(monkeypatch):
     return largest
 
 
+@pytest.mark.slow
 def test_the_largest_tensor_depends_on_the_tile_and_not_on_the_picture(vae, largest):
     width = TINY.vae.width
     decode, encode = partial(decode_tiled, vae, tile=6), partial(encode_tiled, vae, tile=64)

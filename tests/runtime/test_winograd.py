@@ -217,6 +217,7 @@ def test_a_prediction_is_the_same_up_to_rounding_and_counts_the_same_operations(
 
 
 @needs_kernel
+@pytest.mark.slow
 def test_pictures_become_latents_and_back_and_nothing_is_kept():
     network, execution = fill(WIDE)["vae"], Execution()
     image = torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(3))

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 COURSE = ROOT / "docs" / "course"
 CHAPTERS = sorted(COURSE.glob("[0-9]-*.md"))
 PAGES = [COURSE / "README.md", *CHAPTERS]
+BY_TIME = [pytest.param(page, marks=[pytest.mark.slow] * ("training" in page.stem)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 SHOWN = "# -> "  # in front of a line that the code above it prints; "..." in it stands for anything
@@ -96,7 +97,7 @@ def run_shell(block, page):
         assert not shown or fits(shown, printed), f"{where}: shown {shown}, printed {printed}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", BY_TIME, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_and_prints_as_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}

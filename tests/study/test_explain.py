@@ -91,6 +91,7 @@ def test_without_guidance_and_outside_its_interval_there_is_one_prediction(model
         assert torch.equal(step.guided, step.with_prompt)
 
 
+@pytest.mark.slow
 def test_steps_that_are_run_again_in_float32_are_recorded_once():
     half = assemble(TINY, fill(TINY, dtype=torch.float16))
     weight = half.unet.time_embed.linear2.weight
