@@ -37,7 +37,9 @@ def converted(networks, **options):
     return assemble(TINY, copies)
 
 
-@pytest.mark.parametrize(("steps", "width", "height"), [(10, 64, 64), pytest.param(50, 64, 64, marks=pytest.mark.slow), (10, 128, 64)])
+@pytest.mark.parametrize(
+    ("steps", "width", "height"), [(10, 64, 64), pytest.param(50, 64, 64, marks=pytest.mark.slow), (10, 128, 64)]
+)
 def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps, width, height):
     noise = PictureNoise([1], (4, height // 8, width // 8))()
     options = {"num_inference_steps": steps, "guidance_scale": 7.5, "negative_prompt": NEGATIVE}
