@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hostile import MAGIC, assert_showable
 
+import convert.files.kinds  # noqa: F401 - imported when it is needed, which is no event of the file's
 from convert.actions.tensor_set import tensors_of
 from convert.errors import CheckpointError, named
 from convert.files.pickle_reader import read_pickle

@@ -25,6 +25,7 @@ NEWEST_VERSION = 63  # of the zip format: 6.3
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x2041  # flag bits: encrypted, strongly encrypted, directory masked
 DESCRIPTOR = 0x0008
+UTF_8 = 0x0800
 KNOWN_FLAGS = 0x080E  # UTF-8 name, descriptor, two bits of the deflate level
 INFLATE_STEP = 1 << 20  # bytes
 HOLE = 4096  # zeros in a row
@@ -151,6 +152,8 @@ def read_entry(data: memoryview, position: int, directory_end: int) -> tuple[Ent
     name = raw_name.decode("utf-8", "surrogateescape")
     if name_size > LIMITS.zip_name_bytes:
         raise CorruptFileError(f"has a zip record with a name of {name_size} bytes: {shown(name)}")
+    if flags & UTF_8 and name.encode("utf-8", "replace") != raw_name:
+        raise CorruptFileError(f"has a zip record whose name is not the UTF-8 that it says it is: {shown(name)}")
     kind = attributes >> 28 if made_by >> 8 == 3 else 0  # Unix file type
     extra = zip64_extra(bytes(data[extra_start : extra_start + extra_size]), name)
     wide = iter(extra)

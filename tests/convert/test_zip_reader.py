@@ -146,7 +146,7 @@ def both(index: int, **fields) -> bytes:
     return changed(index, local=fields, central=fields)
 
 
-def and_a(name: str, data: bytes = b"x") -> bytes:
+def and_a(name: str | bytes, data: bytes = b"x") -> bytes:
     return write_zip([*checkpoint_records(PICKLE), Record(name, data)])
 
 
@@ -217,6 +217,7 @@ FAULTS = [  # (the content, what is said of it)
         "version 16.9 is needed, 6.3 is read: archive/data/0",
     ),
     *((both(2, method=m), UnsupportedFileError, f"packed by method {m},") for m in (1, 9, 12, 14, 93, 99)),
+    (and_a(b"\xff\xfe"), CorruptFileError, "whose name is not the UTF-8 that it says it is"),
     *((and_a(path), UnsafeFileError, "bad path") for path in BAD_PATHS),
     *(
         (
