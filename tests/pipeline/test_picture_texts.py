@@ -4,7 +4,7 @@ import gzip
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from sd.app.cli.like import read
@@ -137,3 +137,9 @@ def test_without_settings_no_prompt_is_taken(options, said, tmp_path):
     with pytest.raises(NoSettings) as error:
         read(tmp_path / name)
     assert said in str(error.value)
+
+
+def test_the_pixels_of_a_huge_picture_are_not_decoded_to_look_for_texts(tmp_path, monkeypatch):
+    Image.new("1", (16_384, 4_000)).save(tmp_path / "huge.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    assert read_foreign_texts(tmp_path / "huge.png") == {"pixels": "16384x4000"}

@@ -54,8 +54,9 @@ def read_foreign_texts(path: Path) -> dict[str, str]:
         texts |= dict(_chunks(picture.info))
         if picture.format == "PNG" and small and not {"sd", "parameters"} & set(texts):
             texts |= dict(_chunks(picture.text))  # also those behind the pixels; reads all of the file
-        with suppress(*DAMAGE):
-            texts |= {name: text for name, text in _tags(picture.getexif()) if name not in texts}
+        if picture.format != "PNG" or small or "exif" in picture.info:  # else Pillow decodes the pixels to look for it
+            with suppress(*DAMAGE):
+                texts |= {name: text for name, text in _tags(picture.getexif()) if name not in texts}
         texts |= {name: text for name, text in _xmp(picture.info) if name not in texts}
         if small and picture.format in ("PNG", "WEBP") and not any(TELLING.search(text) for text in texts.values()):
             with suppress(*DAMAGE):
