@@ -63,12 +63,13 @@ THEIRS = {
 }
 THEIR_SCHEDULES = {"beta": "beta_sigmas"}  # the same for schedules: Beta in the web UI
 # Valid but pointless combinations, with the reason; None stands for every schedule.
-POINTLESS = {("lcm", None): "is for networks distilled for it; others give blurred or empty pictures"} | {
-    (
-        "plms",
-        schedule,
-    ): f"assumes evenly spaced timesteps; with {schedule} its order falls to 1 (lms takes any spacing)"
-    for schedule in ("karras", "exponential", "beta", "beta_sigmas")
+POINTLESS = {
+    ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
+    ("unipc_bh1", "beta_sigmas"): "leaves specks with beta_sigmas, whose last steps are large (unipc_bh2 leaves fewer)",
+}
+POINTLESS |= {
+    ("plms", name): f"assumes evenly spaced timesteps; with {name} its order falls to 1 (lms takes any spacing)"
+    for name in ("karras", "exponential", "beta", "beta_sigmas")
 }
 CUSTOM = "custom"  # the name of the schedule when sigmas are given
 
