@@ -89,6 +89,8 @@ SCHEDULE_SPELLINGS = {
     for name, (label, spellings) in SCHEDULES.items()
     for spelling in (name, plain(label), *spellings.split())
 }
+OURS = {spelling: (name, False) for spelling, name in SAMPLER_SPELLINGS.items()}  # as `THEIRS`
+ENDINGS = {"": ""} | {f"_{spelling}": spelling for spelling in SCHEDULE_SPELLINGS} | {"_k": "karras", "_ka": "karras"}
 
 
 class Meaning(NamedTuple):
@@ -105,12 +107,9 @@ def meaning(text: str) -> Meaning | None:
     "Euler a" -> euler_a; "DPM++ 2M Karras" -> dpmpp_2m, karras; "DPM2 a" -> dpm2_a, discards; "dpm2_a" -> dpm2_a
     """
     name = re.sub(r"^(k|sample)_|_?scheduler$", "", plain(text))
-    ours = {spelling: (known, False) for spelling, known in SAMPLER_SPELLINGS.items()}
-    schedules = {f"_{each}": _in_case(each, text, SCHEDULE_SPELLINGS, THEIR_SCHEDULES) for each in SCHEDULE_SPELLINGS}
-    for ending, schedule in {"": None, **schedules, "_k": "karras", "_ka": "karras"}.items():
-        found = _in_case(name.removesuffix(ending), text, ours, THEIRS)
-        if found and name.endswith(ending):
-            return Meaning(found[0], schedule, found[1])
+    for ending, schedule in ENDINGS.items():
+        if name.endswith(ending) and (found := _in_case(name.removesuffix(ending), text, OURS, THEIRS)):
+            return Meaning(found[0], _in_case(schedule, text, SCHEDULE_SPELLINGS, THEIR_SCHEDULES), found[1])
     return None
 
 
@@ -118,15 +117,6 @@ def _in_case(name: str, text: str, ours: dict, theirs: dict) -> object:
     """The entry of a name: theirs where only they have it, or where the text has a capital."""
     first, second = (ours, theirs) if text == text.lower() else (theirs, ours)
     return first.get(name, second.get(name))
-
-
-def sampler_name(text: str) -> tuple[str, str | None] | None:
-    """Our name for any program's name of a sampler, and the schedule that it ends in, if any; None if unknown.
-
-    "Euler a" -> ("euler_a", None), "DPM++ 2M Karras" -> ("dpmpp_2m", "karras"), "k_euler_a" -> ("euler_a", None)
-    """
-    found = meaning(text)
-    return found and (found.sampler, found.schedule)
 
 
 def schedule_name(text: str) -> str | None:

@@ -16,9 +16,14 @@ from sd.sampling.names import (
     meaning,
     objection,
     plain,
-    sampler_name,
     schedule_name,
 )
+
+
+def sampler_name(text):
+    """The sampler and the schedule that a name means."""
+    found = meaning(text)
+    return found and (found.sampler, found.schedule)
 
 
 def test_the_table_has_the_samplers_and_schedules_that_exist():

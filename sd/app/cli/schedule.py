@@ -11,7 +11,7 @@ from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.app.jobs.outputs import require_free
 from sd.pipeline.settings import Settings, nearest
-from sd.sampling.names import SCHEDULES, sampler_name, schedule_name
+from sd.sampling.names import SCHEDULES, meaning, schedule_name
 
 if TYPE_CHECKING:
     from sd.sampling.schedule import Step
@@ -68,7 +68,7 @@ def compared(args: argparse.Namespace) -> list[Settings]:
     for name in args.compare.split(","):
         if schedule_name(name):
             asked.append(Settings(**{**given, "schedule": name}))
-        elif sampler_name(name):
+        elif meaning(name):
             asked.append(Settings(**{**given, "sampler": name}))
         else:
             raise UsageError(f"--compare {name.strip()!r} {nearest(name.strip(), SCHEDULES)}")
