@@ -15,11 +15,14 @@ from sd.pipeline.image.masks import (
     match,
     paste_back,
     prepare,
-    read_mask,
     rule_for,
 )
-from sd.pipeline.image.reading import PictureError
+from sd.pipeline.image.reading import PictureError, read_rgba
 from sd.pipeline.image.resizing import fit, natural
+
+
+def read_mask(path):
+    return mask_from(read_rgba(path, colour_managed=False))
 
 
 def noise(width, height, seed=0):

@@ -1,18 +1,17 @@
 """Masks: which pixels are repainted. White (255) is repainted, black (0) is kept bit for bit, grey is mixed.
 
-mask = prepare(match(read_mask(path), picture.size), blur=4)
+mask = prepare(match(mask_from(read_rgba(path, colour_managed=False)), picture.size), blur=4)
 placement = masked_region(mask, (512, 512), padding=32)      # or fit(...), natural(...) for the whole picture
 made = ... placement.place(picture), latent_mask(placement.place(mask)) ...
 result = paste_back(picture, made, mask, placement)
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from sd.pipeline.image.reading import PictureError, flatten, read_rgba
+from sd.pipeline.image.reading import PictureError, flatten
 from sd.pipeline.image.resizing import Placement, Size, fit, resized
 
 FAINT = 32  # a mask without brighter levels lets at most an eighth of the new picture through
@@ -29,11 +28,6 @@ RULES = {  # how a picture becomes a mask -> what to tell, None for the plain wa
 def has_hole(picture: Image.Image) -> bool:
     """Whether some pixel of a picture (RGB or RGBA) is more transparent than not."""
     return picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 128
-
-
-def read_mask(path: Path) -> Image.Image:
-    """A mask (L) from a picture file, as `mask_from` makes it. Raises PictureError for files that are not pictures."""
-    return mask_from(read_rgba(path, colour_managed=False))
 
 
 def mask_from(picture: Image.Image, rule: str | None = None) -> Image.Image:
