@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -32,8 +32,8 @@ def _hashing(path: Path, read: bool = False) -> Iterator[str | None]:
     """The work of `file_sha256` in pieces: yields None after each, and the hash at the end."""
     state = path.stat()
     key = _key(path, state)
-    if not read and key in (remembered := _remembered()):
-        yield remembered[key]
+    if not read and (known := remembered().get(key)):
+        yield known
         return
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -41,14 +41,17 @@ def _hashing(path: Path, read: bool = False) -> Iterator[str | None]:
             digest.update(chunk)
             yield None
     if _key(path, path.stat()) == key:
-        _remember({**_remembered(), key: digest.hexdigest()})
+        _remember({**remembered(), key: digest.hexdigest()})
     yield digest.hexdigest()
 
 
-def remembered_sha256(path: Path) -> str | None:
-    """The cached sha256 of a file; None if the file would have to be read."""
+def remembered_sha256(path: Path, known: Mapping[str, str] | None = None) -> str | None:
+    """The cached sha256 of a file; None if the file would have to be read.
+
+    known  what `remembered` gave, for whoever asks for many files
+    """
     path = Path(path).resolve()
-    return _remembered().get(_key(path, path.stat()))
+    return (remembered() if known is None else known).get(_key(path, path.stat()))
 
 
 class FileHash:
@@ -144,7 +147,8 @@ def _cache_file() -> Path:
     return cache_folder() / "sha256.json"
 
 
-def _remembered() -> dict[str, str]:
+def remembered() -> dict[str, str]:
+    """All cached hashes, by file and state."""
     try:
         with open(open_own(_cache_file()), encoding="utf-8") as file:
             known = json.load(file)

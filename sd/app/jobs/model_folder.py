@@ -10,14 +10,14 @@ from pathlib import Path
 
 from convert.actions.inspect import old_hash
 from convert.errors import shown, size_text
-from convert.files.hashing import file_sha256, remembered_sha256
+from convert.files.folder_kinds import CHECKPOINTS, INDEX
+from convert.files.hashing import file_sha256, remembered, remembered_sha256
 from convert.published.known import known_named
 from sd.app.errors import UsageError
 from sd.files import embedded_model, user_folder
 
-SUFFIXES = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 WHOLE_MODELS = (  # what is in the folder of one model: of diffusers, whole or without its index; of the hub's cache
-    {"model_index.json"},
+    {INDEX},
     {"unet", "vae", "text_encoder"},
     {"refs", "snapshots"},
 )
@@ -67,7 +67,7 @@ def models_in(folder: Path, others: Callable[[Path], object] = lambda path: None
         for entry in entries:
             if entry.is_dir():
                 inner += [] if entry.name.startswith(".") else [Path(entry.path)]
-            elif Path(entry.name).suffix.lower() in SUFFIXES and not entry.name.startswith("."):
+            elif Path(entry.name).suffix.lower() in CHECKPOINTS and not entry.name.startswith("."):
                 yield Path(entry.path)
             else:
                 others(Path(entry.path))
@@ -83,7 +83,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def _is_model(names: set[str]) -> bool:
-    component = "config.json" in names and any(Path(name).suffix in SUFFIXES for name in names)
+    component = "config.json" in names and any(Path(name).suffix in CHECKPOINTS for name in names)
     return component or any(whole <= names for whole in WHOLE_MODELS)
 
 
@@ -137,7 +137,7 @@ def _in_folders(kind: str) -> dict[str, Path]:
 def _stem(name: str) -> str:
     """ "sub/V1-5.CKPT" -> "v1-5" """
     name = re.split(r"[/\\]", name.casefold())[-1]
-    return next((name.removesuffix(suffix) for suffix in SUFFIXES if name.endswith(suffix)), name)
+    return next((name.removesuffix(suffix) for suffix in CHECKPOINTS if name.endswith(suffix)), name)
 
 
 def _listed(names: list[str]) -> str:
@@ -173,11 +173,11 @@ def find_again(made: Mapping, on_hash: Callable[[str], object]) -> Path | None:
     candidates = [path for path in [embedded_model(), *_in_folders("models").values()] if path.exists()]
     candidates.sort(key=lambda path: _stem(path.name) != stem)  # the likeliest first
 
-    left = MOST_READ
+    left, known = MOST_READ, remembered()
 
     def read(path: Path) -> str | None:
         nonlocal left
-        digest = remembered_sha256(path)
+        digest = remembered_sha256(path, known)
         if digest is None and left > 0:
             size = path.stat().st_size
             left -= size
@@ -187,7 +187,7 @@ def find_again(made: Mapping, on_hash: Callable[[str], object]) -> Path | None:
                 on_hash("no more files are read; -m NAME chooses one, and sd inspect --hash FILE reads one.")
         return digest
 
-    for sha256 in (remembered_sha256, read):
+    for sha256 in (lambda path: remembered_sha256(path, known), read):
         for path in candidates:
             with suppress(OSError):
                 if has_hash(path, made, sha256):
