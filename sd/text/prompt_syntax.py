@@ -31,6 +31,7 @@ WEIGHT_MARK = re.compile(
     re.VERBOSE,
 )
 BREAK = re.compile(r"\bBREAK\b")
+ADAPTER = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # not read here: for whoever has to say so
 
 
 class PromptError(ValueError):

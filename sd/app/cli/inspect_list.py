@@ -35,13 +35,13 @@ def expanded(given: Iterable[Path]) -> Iterator[Path]:
 
 
 def _opens(folder: Path) -> bool:
-    with suppress(UnsupportedFileError, OSError):
-        try:
-            open_checkpoint(folder).close()
-        except UnsafeFileError:
-            return True
+    try:
+        open_checkpoint(folder).close()
+    except UnsafeFileError:
         return True
-    return False
+    except (UnsupportedFileError, OSError):
+        return False
+    return True
 
 
 def each(paths: Iterable[Path], look: Callable[[Path], object], broken: Callable[[Path, str], object]) -> int:

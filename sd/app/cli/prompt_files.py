@@ -16,9 +16,9 @@ from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.app.jobs.request import Line
 from sd.pipeline.errors import shortened
-from sd.pipeline.settings import FIELDS, is_of_type, nearest
+from sd.pipeline.settings import FIELDS, LONGEST_PROMPT, is_of_type, nearest
 
-LARGEST_FILE, LONGEST_PROMPT = 64 << 20, 100_000  # bytes, characters
+LARGEST_FILE = 64 << 20  # bytes
 PATIENCE = 10  # seconds to wait for somebody who writes to a named pipe
 JSON_LINE = re.compile(r'\{\s*(["}]|$)')
 UNQUOTED_KEY = re.compile(r"\{\s*'?([\w-]+)'?\s*:")

@@ -1,6 +1,5 @@
 """From a request to picture files, batch by batch."""
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sd.app.jobs.vocabulary import embedded_model_knows
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
 from sd.sampling.names import objection
+from sd.text.prompt_syntax import ADAPTER
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from sd.pipeline.image.canvas import Canvas
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.sampling.init_image import InitImage
-
-ADAPTER_IN_PROMPT = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # as the common web UI writes them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "Stab
     """Say what is asked for and has no effect, or no point."""
     if problem := embedded_model_knows(request.file, jobs):
         events.warn(problem)
-    if adapters := dict.fromkeys(name for job in jobs for name in ADAPTER_IN_PROMPT.findall(job.prompt)):
+    if adapters := dict.fromkeys(name for job in jobs for name in ADAPTER.findall(job.prompt)):
         events.warn(f"adapters in prompts are not supported yet, and are read as words: {', '.join(adapters)}")
     if told := difference(made_with(request, "model"), request.file, model.source.sha256):
         events.warn(f"{request.like} was {told}")

@@ -10,6 +10,7 @@ from sd.pipeline.image.stored_settings.settings_line import MOST_SHOWN, parts_of
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import FIELDS, RNGS, Settings
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES, meaning, schedule_name
+from sd.text.prompt_syntax import ADAPTER
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -67,7 +68,6 @@ PROGRAMS = {  # name -> how what it writes as its version begins
     "AUTOMATIC1111's web UI": r"v?[0-9]+\.[0-9]",
 }
 WEB_UI = ("AUTOMATIC1111's web UI", "Forge")
-EXTRA_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")
 
 
 @dataclass
@@ -216,7 +216,7 @@ def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
 
 def leave_out_invalid(found: Found) -> None:
     """Remove what `Settings` would refuse, and name it. The prompt stays as it is: it is refused where it is used."""
-    found.unused[:0] = EXTRA_NETWORK.findall(found.settings.get("prompt", ""))
+    found.unused[:0] = ADAPTER.findall(found.settings.get("prompt", ""))
     needed = {"prompt": "", "width": 512, "height": 512, "seed": 0}
     while True:
         ours = {name: value for name, value in found.settings.items() if name in FIELDS}
