@@ -45,7 +45,7 @@ def _opens(folder: Path) -> bool:
 
 
 def each(paths: Iterable[Path], look: Callable[[Path], object], broken: Callable[[Path, str], object]) -> int:
-    """Look at every file; those that cannot be read are told, and no end. Returns UNREADABLE if there were any.
+    """Look at every file. One that cannot be read is reported, and the rest follow; then the result is UNREADABLE.
 
     look    may raise CheckpointError or OSError
     broken  called with a file and what is wrong with it, the predicate of a sentence

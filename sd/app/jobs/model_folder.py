@@ -45,7 +45,7 @@ def folders(kind: str = "models") -> list[Path]:
 def models_in(folder: Path, others: Callable[[Path], object] = lambda path: None) -> Iterator[Path]:
     """Every file of weights below a folder, in order; a diffusers model is one path, its folder.
 
-    others  called with each file that is none, and each folder that cannot be read
+    others  called with each other file, and each folder that cannot be read
     """
     seen: set[tuple[int, int]] = set()
     todo = [folder]

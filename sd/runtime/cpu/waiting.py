@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 RUN_AND_WAITED = Path("/proc/self/schedstat")  # nanoseconds on a processor, and ready but without one
-BUSY = 0.5  # of the time on a processor: so long, a process waits where others share its processors
+BUSY = 0.5  # waited longer than this share of the time on a processor: others share the processors
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # in the environment: the user has decided
 
 
