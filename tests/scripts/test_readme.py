@@ -118,6 +118,7 @@ def test_python_in_the_readme_runs(tmp_path, monkeypatch):
     assert found["image"].shape == (1, 3, 128, 128)
 
 
+@pytest.mark.slow
 def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.link(tiny_ckpt, "model.ckpt")
