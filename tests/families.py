@@ -8,20 +8,13 @@ from dataclasses import replace
 from functools import cache
 
 from convert.layouts.names import PREFIXES, Original, original_names
-from sd.config import SD_V1, ModelConfig, UNetConfig
+from sd.config import SD_V1, SD_V2_UNET, SDXL_REFINER_UNET, SDXL_UNET, ModelConfig, UNetConfig
 from sd.networks.build import build_networks, parameter_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 UNET = PREFIXES["unet"]
 
-V2_UNET = replace(SD_V1.unet, heads=(5, 10, 20, 20), context_width=1024)
-UPSCALER_UNET = replace(V2_UNET, in_channels=7, width=256, multipliers=(1, 2, 2, 4), depths=(0, 1, 1, 1))
-XL_UNET = replace(
-    SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
-)
-REFINER_UNET = replace(
-    SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
-)
+UPSCALER_UNET = replace(SD_V2_UNET, in_channels=7, width=256, multipliers=(1, 2, 2, 4), depths=(0, 1, 1, 1))
 
 
 def unet_shapes(config: UNetConfig, width: int | None = None, *, label: int = 0) -> Shapes:
@@ -87,7 +80,7 @@ def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def v2(*, unet: UNetConfig = V2_UNET, width: int | None = None, text_width: int = 1024, label: int = 0) -> Shapes:
+def v2(*, unet: UNetConfig = SD_V2_UNET, width: int | None = None, text_width: int = 1024, label: int = 0) -> Shapes:
     """Version 2 and its relatives. `width`: of the first level of UNet and VAE, that of the family if left out."""
     text = open_clip_shapes("cond_stage_model.model.", 24, text_width)
     return unet_shapes(unet, width, label=label) | vae_shapes(width) | text
@@ -100,7 +93,7 @@ def xl(*, width: int | None = None, text_widths: tuple[int, int] = (768, 1280)) 
         text_encoder=replace(SD_V1.text_encoder, width=first, hidden_width=4 * first, heads=1),
     )
     return (
-        unet_shapes(XL_UNET, width, label=2816)
+        unet_shapes(SDXL_UNET, width, label=2816)
         | vae_shapes(width)
         | v1_text_shapes("conditioner.embedders.0.transformer.text_model.", clip)
         | open_clip_shapes("conditioner.embedders.1.model.", 32, second)
@@ -109,4 +102,4 @@ def xl(*, width: int | None = None, text_widths: tuple[int, int] = (768, 1280)) 
 
 def refiner(*, width: int | None = None, text_width: int = 1280) -> Shapes:
     text = open_clip_shapes("conditioner.embedders.0.model.", 32, text_width)
-    return unet_shapes(REFINER_UNET, width, label=2560) | vae_shapes(width) | text
+    return unet_shapes(SDXL_REFINER_UNET, width, label=2560) | vae_shapes(width) | text

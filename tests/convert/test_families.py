@@ -6,7 +6,7 @@ from math import prod
 import families
 import pytest
 from conftest import TINY
-from families import REFINER_UNET, UNET, UPSCALER_UNET, V2_UNET, XL_UNET, unet_shapes, v1_text_shapes, vae_shapes
+from families import UNET, UPSCALER_UNET, unet_shapes, v1_text_shapes, vae_shapes
 
 from convert.errors import UnsupportedFileError, WeightMismatchError
 from convert.families.additions import ADDITIONS
@@ -20,12 +20,12 @@ from convert.families.table import (
     family_of_pipeline,
     task_refusal,
 )
-from sd.config import SD_V1
+from sd.config import SD_V1, SD_V2_UNET, SDXL_REFINER_UNET, SDXL_UNET
 from sd.pipeline.conditions import EXTRA, Extra
 
-V2_INPAINTING, V2_DEPTH, V2_EDIT = (replace(V2_UNET, in_channels=channels) for channels in (9, 5, 8))
+V2_INPAINTING, V2_DEPTH, V2_EDIT = (replace(SD_V2_UNET, in_channels=channels) for channels in (9, 5, 8))
 INPAINTING, EDIT, SEVEN = (replace(SD_V1.unet, in_channels=channels) for channels in (9, 8, 7))
-XL_INPAINTING, XL_EDIT = (replace(XL_UNET, in_channels=channels) for channels in (9, 8))
+XL_INPAINTING, XL_EDIT = (replace(SDXL_UNET, in_channels=channels) for channels in (9, 8))
 VISION = {"embedder.model.ln_final.weight": (32,), "embedder.model.visual.conv1.weight": (32, 3, 14, 14)}
 DEPTH = {
     "depth_model.model.pretrained.act_postprocess3.0.project.0.bias": (768,),
@@ -70,11 +70,11 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: {V1_TEXT_START.replace("text_model", "layers") + "0.weight": (4, 4)}, "ldm", "before CLIP", "layers.0"),
     # the UNet alone
     (lambda: unet_shapes(SD_V1.unet), "sd-v1", "UNet alone, of Stable Diffusion 1", "768 wide"),
-    (lambda: unet_shapes(V2_UNET), "sd-v2", "UNet alone, of Stable Diffusion 2", "1024 wide"),
-    (lambda: unet_shapes(V2_UNET, label=2048), "sd-v2-unclip-h", "UNet alone, of", "1024 wide"),
+    (lambda: unet_shapes(SD_V2_UNET), "sd-v2", "UNet alone, of Stable Diffusion 2", "1024 wide"),
+    (lambda: unet_shapes(SD_V2_UNET, label=2048), "sd-v2-unclip-h", "UNet alone, of", "1024 wide"),
     (lambda: unet_shapes(UPSCALER_UNET), "sd-x4-upscaler", "UNet alone, of", "7 channels"),
-    (lambda: unet_shapes(XL_UNET, label=2816), "sdxl", "UNet alone, of", "2048 wide"),
-    (lambda: unet_shapes(REFINER_UNET, label=2560), "sdxl-refiner", "UNet alone, of", "1280 wide"),
+    (lambda: unet_shapes(SDXL_UNET, label=2816), "sdxl", "UNet alone, of", "2048 wide"),
+    (lambda: unet_shapes(SDXL_REFINER_UNET, label=2560), "sdxl-refiner", "UNet alone, of", "1280 wide"),
     # narrow files: the names alone tell
     (lambda: families.v2(width=32, text_width=32), "sd-v2", "Stable Diffusion 2", "cond_stage_model.model."),
     (lambda: families.v2(unet=V2_DEPTH, width=32, text_width=32) | DEPTH, "sd-v2-depth", "depth", "depth_model."),
@@ -83,7 +83,7 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     # version 2 under the names of version 1, as a diffusers folder has it
     (
         lambda: (
-            unet_shapes(V2_UNET, 32)
+            unet_shapes(SD_V2_UNET, 32)
             | vae_shapes(32)
             | v1_text_shapes(V1_TEXT_START, replace(SD_V1, text_encoder=TEXT_OF_1024))
         ),
