@@ -132,3 +132,14 @@ FLOAT8 = {
     "float8_e5m2fnuz": _float8(5, 16, "fnuz"),
     "float8_e8m0fnu": np.append(2.0 ** np.arange(-127, 128), np.nan).astype("<f4"),  # an exponent alone
 }
+
+
+def number_in(file: CheckpointFile, record: TensorRecord) -> float | None:
+    """The one number in a tensor, its checksum verified; None for tensors with none or several, and complex ones."""
+    if record.numel != 1 or record.dtype.startswith(("complex", "float8")):
+        return None
+    file.verify(record)
+    (bits,) = np.concatenate(list(raw_pieces(file, record)))
+    if record.dtype == "bfloat16":
+        return float(np.array(int(bits) << 16, dtype="<u4").view("<f4"))
+    return float(np.array(bits).view(NUMPY[record.dtype]))

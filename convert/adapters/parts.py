@@ -1,0 +1,204 @@
+"""The tensors that adapters have for a module: what their names end in, and the shape of the change that they make.
+
+lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
+module                                   suffix: the part "down" of a LoRA
+"""
+
+from collections.abc import Mapping
+from math import prod
+
+from convert.files.records import trimmed
+
+Shape = tuple[int, ...]
+
+KINDS = {  # as in `sd.networks.adapters`, for a reader
+    "lora": "LoRA",
+    "loha": "LoHa",
+    "lokr": "LoKr",
+    "glora": "GLoRA",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "ia3": "(IA)³",
+    "full": "full difference",
+    "set": "replaced weight",
+}
+# What a name ends in -> kind and part; "" for parts that go with several kinds.
+SUFFIXES = {
+    **{
+        f"{mark}{word}{end}": ("lora", part)
+        for word, part in (("down", "down"), ("up", "up"), ("mid", "mid"))
+        for mark, end in (
+            *((".lora_", ".weight"), (".lora.", ".weight"), ("_lora.", ".weight"), (".lora_linear_layer.", ".weight")),
+            (".lora_", ""),
+        )
+    },
+    **{f".lora_{word}{end}": ("lora", part) for word, part in (("A", "down"), ("B", "up")) for end in (".weight", "")},
+    **{f".hada_{part}": ("loha", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
+    **{f".hada_{part}": ("loha", part) for part in ("t1", "t2")},
+    **{f".lokr_{part}": ("lokr", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{f".{part}.weight": ("glora", part) for part in ("a1", "a2", "b1", "b2", "bm")},
+    ".oft_blocks": ("oft", "blocks"),
+    ".rescale": ("oft", "rescale"),
+    ".on_input": ("ia3", "on_input"),
+    ".ia3_l": ("ia3", "factor"),  # PEFT's: what weights are multiplied with; LyCORIS keeps the difference from 1
+    ".diff": ("full", "weight"),
+    ".w_norm": ("full", "weight"),
+    ".set_weight": ("set", "weight"),
+    ".diff_b": ("", "bias"),
+    ".b_norm": ("", "bias"),
+    ".alpha": ("", "alpha"),
+    ".scale": ("", "scale"),
+    ".dora_scale": ("", "dora_scale"),
+    ".lora_magnitude_vector": ("", "magnitude"),
+    ".lora_magnitude_vector.weight": ("", "magnitude"),
+    ".weight": ("ia3", "weight"),  # beside .on_input
+}
+BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
+NAMED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.")  # PEFT may put an adapter's name behind these
+NUMBERS = ("alpha", "scale", "on_input")  # parts with one number, read with the names
+WHOLE = {  # what is needed of each kind: one of these sets
+    "lora": ({"down", "up"},),
+    "loha": ({"w1_a", "w1_b", "w2_a", "w2_b"},),
+    "lokr": tuple(a | b for a in ({"w1"}, {"w1_a", "w1_b"}) for b in ({"w2"}, {"w2_a", "w2_b"})),
+    "glora": ({"a1", "a2", "b1", "b2"},),
+    "oft": ({"blocks"},),
+    "boft": ({"blocks"},),
+    "ia3": ({"weight", "on_input"}, {"factor"}),
+    "full": ({"weight"}, {"bias"}),
+    "set": ({"weight"},),
+}
+
+
+def split(name: str, known: Mapping[str, object]) -> tuple[str, str, str] | None:
+    """The module that a name begins with, one of those known, and the kind and the part that it ends in."""
+    for mark in NAMED:
+        before, found, rest = name.partition(mark)
+        if found and rest.removesuffix("weight").count(".") <= 1 and before in known:
+            name = before + mark.rstrip(".")  # without the adapter's name
+    for suffix in BY_LENGTH:
+        if name.endswith(suffix) and (module := name.removesuffix(suffix)) in known:
+            return module, *SUFFIXES[suffix]
+    return None
+
+
+def kind_of(parts: Mapping[str, tuple[str, Shape]]) -> str:
+    """The kind of a module's change, from its parts: their kinds and shapes. "" if they are of several kinds."""
+    kinds = {kind for kind, _ in parts.values()} - {""}
+    if kinds == {"oft"} and "blocks" in parts and len(parts["blocks"][1]) == 4:
+        return "boft"
+    return next(iter(kinds), "full") if len(kinds) < 2 else ""
+
+
+def rank_of(kind: str, shapes: Mapping[str, Shape]) -> int | None:
+    """The rank of a change; None for kinds without one. The shapes are those that `result_shape` accepts."""
+    if kind == "lora":
+        return shapes["down"][0]
+    if kind == "loha":
+        return shapes["w1_b"][0]
+    if kind == "lokr":
+        split_factor = shapes.get("w1_b") or shapes.get("w2_b")
+        return split_factor[0] if split_factor else None
+    if kind == "glora":
+        return shapes["b1"][1] if shapes["b1"][1] == shapes["b2"][0] else shapes["b1"][0]
+    return None
+
+
+def result_shape(kind: str, shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    """The shape of the change that parts with these shapes make, (out, in) or (out, in, height, width).
+
+    weight   the shape of the weight to change
+    returns  None if the parts do not go together; the shape of the weight if the kind takes any
+    """
+    try:
+        return _RESULTS[kind](shapes, weight)
+    except (IndexError, ValueError):
+        return None
+
+
+def fits(result: Shape | None, weight: Shape) -> bool:
+    """Whether a change of one shape can be added to a weight of the other: axes of length 1 at the end do not matter,
+    and the inputs of a convolution may be flattened."""
+    if result is None:
+        return False
+    flattened = len(result) == 2 and (*result[:1], result[1]) == (weight[0], prod(weight[1:]))
+    return flattened or trimmed(result) == trimmed(weight)
+
+
+def _lora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    down, up, mid = shapes["down"], shapes["up"], shapes.get("mid")
+    rank, inputs, *kernel = down
+    outputs, inner, *one = up
+    if mid is not None:
+        if trimmed(tuple(kernel)) or len(mid) < 2 or mid[1] != rank:
+            return None
+        rank, kernel = mid[0], mid[2:]
+    return None if inner != rank or trimmed(tuple(one)) else (outputs, inputs, *kernel)
+
+
+def _loha(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    results = []
+    for index in (1, 2):
+        a, b, core = shapes[f"w{index}_a"], shapes[f"w{index}_b"], shapes.get(f"t{index}")
+        if core is None:
+            results.append(_product(a, b))
+        elif len(a) == len(b) == 2 and core[:2] == (a[0], b[0]):
+            results.append((a[1], b[1], *core[2:]))
+    return results[0] if len(results) == 2 and results[0] == results[1] else None
+
+
+def _lokr(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    first = shapes.get("w1") or _product(shapes["w1_a"], shapes["w1_b"])
+    second = shapes.get("w2")
+    if second is None:
+        a, b, core = shapes["w2_a"], shapes["w2_b"], shapes.get("t2")
+        second = _product(a, b) if core is None else (a[1], b[1], *core[2:]) if core[:2] == (a[0], b[0]) else None
+    if first is None or second is None or len(first) != 2 or len(second) < 2:
+        return None
+    return first[0] * second[0], first[1] * second[1], *second[2:]
+
+
+def _glora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    a1, a2, b1, b2 = (trimmed_to_two(shapes[name]) for name in ("a1", "a2", "b1", "b2"))
+    if b1[1] == b2[0] and a1[1] == a2[0] and a1[0] == a2[1] == b2[1]:
+        return b1[0], b2[1]
+    old = b2[1] == b1[0] and a2[1] == a1[0] and a2[0] == a1[1] == b1[1]  # in files of older versions
+    return (b2[0], b1[1]) if old else None
+
+
+def _oft(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    *_, blocks, height, width = shapes["blocks"]
+    return weight if height == width and blocks * height == weight[0] else None
+
+
+def _ia3(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    length = prod(shapes.get("weight") or shapes["factor"])
+    return weight if length in (weight[0], *weight[1:2]) else None
+
+
+def _whole(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
+    return shapes.get("weight", weight)
+
+
+def _product(a: Shape, b: Shape) -> Shape | None:
+    """Of two matrices; the axes behind the second of b stay."""
+    return (a[0], *b[1:]) if len(a) == 2 and len(b) >= 2 and a[1] == b[0] else None
+
+
+def trimmed_to_two(shape: Shape) -> Shape:
+    """A matrix stored with further axes of length 1. Raises ValueError for others."""
+    if prod(shape[2:]) != 1 or len(shape) < 2:
+        raise ValueError(f"not a matrix: {shape}")
+    return shape[:2]
+
+
+_RESULTS = {
+    "lora": _lora,
+    "loha": _loha,
+    "lokr": _lokr,
+    "glora": _glora,
+    "oft": _oft,
+    "boft": _oft,
+    "ia3": _ia3,
+    "full": _whole,
+    "set": _whole,
+}

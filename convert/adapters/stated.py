@@ -1,0 +1,63 @@
+"""What an adapter's settings say that its tensors do not: PEFT keeps alpha in a file of its own, or in the metadata."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from convert.errors import shown
+from convert.files.reader import CheckpointFile
+
+IN_METADATA = "lora_adapter_metadata"  # of diffusers' files: JSON, each name with its component in front
+ALPHAS = ("lora_alpha", "alpha")
+PATTERNS = "alpha_pattern"  # module -> alpha, where it differs
+
+
+@dataclass(frozen=True)
+class Stated:
+    """The settings of one module."""
+
+    alpha: float | None = None
+    rank_stabilized: bool = False  # the product is divided by the square root of the rank
+
+
+@dataclass(frozen=True)
+class StatedSettings:
+    """The settings of an adapter."""
+
+    values: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def of(self, module: str) -> Stated:
+        """For a module by diffusers' name, with its component in front: "unet.mid_block.attentions.0.proj_in"."""
+        component, _, path = module.partition(".")
+
+        def value(name: str) -> object:
+            return self.values.get(f"{component}.{name}", self.values.get(name))
+
+        alpha = next((number for name in ALPHAS if (number := _number(value(name))) is not None), None)
+        patterns = value(PATTERNS)
+        for pattern, other in patterns.items() if isinstance(patterns, dict) else ():
+            if isinstance(pattern, str) and f".{path}".endswith("." + pattern.removeprefix("^").removesuffix("$")):
+                alpha = _number(other) if _number(other) is not None else alpha
+        return Stated(alpha, value("use_rslora") is True)
+
+
+def stated_beside(file: CheckpointFile) -> StatedSettings:
+    """What is stated in the file that PEFT writes beside the weights, or in their metadata."""
+    if beside := file.configs.get("adapter"):
+        return StatedSettings(beside)
+    text = file.metadata.get(IN_METADATA)
+    if text is None:
+        return StatedSettings()
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if isinstance(values, dict):
+        return StatedSettings(values)
+    return StatedSettings(notes=(f"has metadata that is not JSON, and is not read: {IN_METADATA} {shown(text, 60)}.",))
+
+
+def _number(value: object) -> float | None:
+    """A setting that is a usable number: JSON also has 1e999, which is infinite."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e9 else None
