@@ -27,13 +27,13 @@ from sd.sampling.init_image import InitImage, PredictEps
 from sd.sampling.names import final_alpha
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import find_sampler
-from sd.sampling.schedule import Step, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
+from sd.sampling.schedule import Steps, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
 from sd.text.chunks import chunks_of, empty_chunk
 from sd.text.conditioning import ContextByStep, encode_chunks
 from sd.text.tokenizer import Tokenizer
 
 
-def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, list[Step]]:
+def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, Steps]:
     """alpha_bar by timestep, and the steps of the settings' schedule."""
     table = alphas_cumprod(config)
     if settings.zero_terminal_snr:

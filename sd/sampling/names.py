@@ -36,6 +36,7 @@ SAMPLER_INFO = {
     "unipc_bh1": SamplerInfo("UniPC bh1", "sgm_uniform", None, 1),
     "unipc_bh2": SamplerInfo("UniPC bh2", "sgm_uniform", None, 1),
     "lcm": SamplerInfo("LCM", "trailing", None, 1),
+    "tcd": SamplerInfo("TCD", "distilled", 0.3, 1),
 }
 SCHEDULES = {  # our name -> the label that other programs write, and other names
     "leading": ("DDIM", "ddim_uniform"),
@@ -48,6 +49,7 @@ SCHEDULES = {  # our name -> the label that other programs write, and other name
     "simple": ("Simple", ""),
     "beta": ("Beta", ""),
     "beta_sigmas": ("Beta sigmas", ""),
+    "distilled": ("Distilled", ""),
 }
 # Names by which other programs mean something else than we do by the nearest of ours: the sampler, and whether they
 # leave out the last noise level but one. Where the name itself is ours, it is theirs if written with a capital.
@@ -69,7 +71,7 @@ POINTLESS = {
 }
 POINTLESS |= {
     ("plms", name): f"assumes evenly spaced timesteps; with {name} its order falls to 1 (lms takes any spacing)"
-    for name in ("karras", "exponential", "beta", "beta_sigmas")
+    for name in ("karras", "exponential", "beta", "beta_sigmas", "distilled")
 }
 CUSTOM = "custom"  # the name of the schedule when sigmas are given
 
@@ -135,9 +137,9 @@ def objection(sampler: str, schedule: str) -> str | None:
 def final_alpha(sampler: str, schedule: str, *, discards: bool = False) -> str:
     """Where the last step ends, for `sd.sampling.schedule.sampling_steps`.
 
-    The original's two samplers with its schedule end at the first entry of the table, as in the original, and so does
-    the web UI's UniPC; all others end without noise.
+    The original's two samplers with its schedule end at the first entry of the table, as in the original, and so do
+    the web UI's UniPC and TCD with its authors' schedule; all others end without noise.
     """
     original = schedule == "leading" and sampler in ("ddim", "plms")
     web_ui = (sampler, schedule, discards) == ("unipc_bh1", "sgm_uniform", False)
-    return "first" if original or web_ui else "one"
+    return "first" if original or web_ui or (sampler, schedule) == ("tcd", "distilled") else "one"

@@ -8,7 +8,7 @@ standard deviation if the signal is not scaled down; and as the timestep, which 
 of the table, the timestep is linear in log(sigma), as in most programs for these networks, and not a whole number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -100,12 +100,23 @@ class Step(NamedTuple):
     alpha_bar_prev: Tensor  # () float64, after the step, so at the timestep before: larger, 1 without noise
 
 
-def steps_through(table: Tensor, alpha_bars: Tensor) -> list[Step]:
+class Steps(list[Step]):
+    """The steps of a run, and the table that their noise levels are from: (timesteps,) alpha_bar by timestep."""
+
+    def __init__(self, steps: Iterable[Step], table: Tensor):
+        super().__init__(steps)
+        self.table = table
+
+    def __getitem__(self, index: int | slice) -> "Step | Steps":
+        found = super().__getitem__(index)
+        return Steps(found, self.table) if isinstance(index, slice) else found
+
+
+def steps_through(table: Tensor, alpha_bars: Tensor) -> Steps:
     """The steps from each noise level to the next. alpha_bars (steps + 1,), rising."""
     alpha_bars = alpha_bars.double()
-    return [
-        Step(*row) for row in zip(timestep_at(table, alpha_bars[:-1]), alpha_bars[:-1], alpha_bars[1:], strict=True)
-    ]
+    rows = zip(timestep_at(table, alpha_bars[:-1]), alpha_bars[:-1], alpha_bars[1:], strict=True)
+    return Steps((Step(*row) for row in rows), table)
 
 
 def sampling_steps(
@@ -115,7 +126,7 @@ def sampling_steps(
     schedule: str = "leading",
     final_alpha: str = "first",
     discard_penultimate: bool = False,
-) -> list[Step]:
+) -> Steps:
     """The steps from noise to picture.
 
     table        (timesteps,) alpha_bar by timestep
@@ -144,7 +155,7 @@ def sampling_steps(
     return steps_through(table, torch.cat([alpha_bars[:steps], finals[final_alpha]]))
 
 
-def custom_steps(table: Tensor, sigmas: Sequence[float]) -> list[Step]:
+def custom_steps(table: Tensor, sigmas: Sequence[float]) -> Steps:
     """The steps through given noise levels, and a last step to no noise.
 
     sigmas  falling, above 0; a 0 at the end is optional

@@ -55,6 +55,17 @@ def beta(total: int, steps: int, shape: float = 0.6) -> Tensor:
     return (total - 1) * beta_quantile(shares, shape)
 
 
+def distilled(total: int, steps: int, grid: int = 50) -> Tensor:
+    """Some of the 50 timesteps 999, 979, … 19 that latent consistency models are distilled at, spread evenly.
+
+    More steps than 50, which such a network never saw, are `trailing`. Luo et al., "Latent Consistency Models" (2023),
+    section 4.3, with the skipping interval k = 20.
+    """
+    grid = total if steps > grid else grid
+    places = (torch.arange(steps, dtype=torch.float64, device="cpu") * grid / steps).floor()
+    return total - 1 - places * (total // grid)
+
+
 def karras(lowest: Tensor, highest: Tensor, steps: int, rho: float = 7.0) -> Tensor:
     """Even in sigma ** (1 / rho): short steps at little noise.
 
@@ -87,6 +98,7 @@ TIMESTEPS = {
     "sgm_uniform": sgm_uniform,
     "simple": simple,
     "beta": beta,
+    "distilled": distilled,
 }
 SIGMAS = {"karras": karras, "exponential": exponential, "beta_sigmas": beta_sigmas}
 

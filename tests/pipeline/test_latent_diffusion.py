@@ -66,7 +66,7 @@ def test_every_sampler_and_every_schedule_runs_and_stays_finite(model, sampler, 
     "options",
     [
         {"sampler": "ddim", "eta": 1.0},
-        *({"sampler": name} for name in ("ddim", "ddpm", "euler_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm")),
+        *({"sampler": name} for name in ("ddim", "ddpm", "euler_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "tcd")),
     ],
 )
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, options):

@@ -55,6 +55,6 @@ def test_most_pairs_of_sampler_and_schedule_make_sense():
     left_out = {(sampler, schedule) for sampler in SAMPLER_INFO for schedule in SCHEDULES} - set(PAIRS)
     assert left_out == {("lcm", schedule) for schedule in SCHEDULES} | {
         ("unipc_bh1", "beta_sigmas"),
-        *(("plms", schedule) for schedule in ("karras", "exponential", "beta", "beta_sigmas")),
+        *(("plms", schedule) for schedule in ("karras", "exponential", "beta", "beta_sigmas", "distilled")),
     }
     assert not any(objection(name, row.schedule) for name, row in SAMPLER_INFO.items() if name != "lcm")

@@ -56,7 +56,9 @@ SPELLINGS = {
     ("unipc_bh2", None): "uni_pc_bh2",
     ("plms", None): "PNDM",
     ("ddim", None): "k_ddim,  DDIM ",
-    ("lcm", None): "LCM",
+    ("lcm", None): "LCM, LCMScheduler",
+    ("lcm", "distilled"): "lcm distilled",
+    ("tcd", None): "TCD, TCDScheduler, sample_tcd",
     ("heun", "beta"): "heun_beta",
     ("heun", "beta_sigmas"): "Heun Beta",
     ("heun", "normal"): "Heun Normal, heun_uniform",
@@ -114,9 +116,10 @@ def test_no_spelling_means_two_samplers():
     assert all(spelling == plain(spelling) for spelling in sampler_names.SAMPLER_SPELLINGS)
 
 
-def test_only_the_originals_samplers_with_its_schedule_end_with_a_little_noise():
+def test_only_four_samplers_with_their_own_schedule_end_with_a_little_noise():
     ends = {(name, schedule): final_alpha(name, schedule) for name in SAMPLER_INFO for schedule in SCHEDULES}
-    first = [("ddim", "leading"), ("plms", "leading"), ("unipc_bh1", "sgm_uniform")]  # the last as in the web UI
+    # as in the web UI: unipc_bh1; as its authors do: tcd
+    first = [("ddim", "leading"), ("plms", "leading"), ("unipc_bh1", "sgm_uniform"), ("tcd", "distilled")]
     assert [pair for pair, end in ends.items() if end == "first"] == first
     assert final_alpha("unipc_bh1", "sgm_uniform", discards=True) == "one"
 

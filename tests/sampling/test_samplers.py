@@ -22,7 +22,7 @@ from sd.sampling.schedule import alpha_bar_of, sampling_steps, zero_terminal_snr
 
 POINT = Gaussian(mean=0.7, deviation=0.0)
 DETERMINISTIC = ["ddim", "plms", "euler", "heun", "lms", "dpm2", "dpmpp_2m", "unipc", "unipc_bh1", "unipc_bh2"]
-STOCHASTIC = ["ddpm", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm"]
+STOCHASTIC = ["ddpm", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "tcd"]
 
 
 def flow_errors(sampler, counts, steps_of=even_steps, **options):
@@ -103,9 +103,11 @@ def test_noise_of_a_whole_step_is_standard_and_contains_that_of_its_first_half()
     assert first**2 + second**2 == pytest.approx(1, rel=1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("sampler", ["euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "tcd"])
 def test_without_fresh_noise_the_flow_is_followed(sampler):
-    without = {"euler_a": "euler", "dpm2_a": "dpm2", "dpmpp_2m_sde": "dpmpp_2m"}.get(sampler, "dpmpp_2s_a")
+    without = {"euler_a": "euler", "dpm2_a": "dpm2", "dpmpp_2m_sde": "dpmpp_2m", "tcd": "ddim"}.get(
+        sampler, "dpmpp_2s_a"
+    )
     options = {"draw_noise": None, "eta": 0.0} if without == "dpmpp_2s_a" else {}
     steps = sampling_steps(TABLE, 9, schedule="karras", final_alpha="one")
     ours = list(find_sampler(sampler)(some_network, noise()(), steps, draw_noise=None, eta=0.0))
@@ -218,7 +220,7 @@ def test_a_picture_gets_the_same_noise_in_any_batch(sampler):
 
 def test_invalid_eta_and_order_are_refused():
     steps = sampling_steps(TABLE, 3)
-    for sampler in ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"):
+    for sampler in ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "tcd"):
         for eta in (-0.1, 1.1):
             with pytest.raises(ValueError, match="eta must be 0 to 1"):
                 last(find_sampler(sampler)(some_network, noise()(), steps, eta=eta, draw_noise=noise()))

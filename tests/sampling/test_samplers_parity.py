@@ -15,11 +15,13 @@ from diffusers import (
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from oracles import relative_error
 from sampling import TABLE, last, noise, some_network
 
+from sd.sampling.names import final_alpha
 from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import alpha_bar_of, sampling_steps, steps_through, timestep_at
 
@@ -214,6 +216,19 @@ def test_every_step_of_lcm_equals_diffusers(count):
     alpha_bars = torch.cat([TABLE[theirs.timesteps], torch.ones(1)])
     ours, asked, _ = run_ours(find_sampler("lcm"), steps_through(TABLE, alpha_bars))
     expected = run_theirs(theirs, asked, unscaled=False, step_options=lambda i: {"generator": seeded(i)})
+    assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 50])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_every_step_of_tcd_equals_diffusers(count, eta):
+    theirs = TCDScheduler(**BETAS)
+    theirs.set_timesteps(count)
+    steps = sampling_steps(TABLE, count, schedule="distilled", final_alpha=final_alpha("tcd", "distilled"))
+    assert [step.timestep.item() for step in steps] == theirs.timesteps.tolist()
+    ours, asked, _ = run_ours(find_sampler("tcd"), steps, eta=eta)
+    noises = lambda i: {"eta": eta, "generator": seeded(i)}  # noqa: E731
+    expected = run_theirs(theirs, asked, unscaled=False, step_options=noises)
     assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
 
 

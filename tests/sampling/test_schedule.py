@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import reference
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    TCDScheduler,
+)
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 from sd.config import SD_V1
@@ -56,6 +62,9 @@ def test_spacings_by_hand():
     assert timesteps(4, schedule="sgm_uniform") == pytest.approx([999, 749.25, 499.5, 249.75], abs=1e-3)
     # 999 - floor(i * 1000 / 7)
     assert timesteps(7, schedule="simple") == [999, 857, 714, 571, 428, 285, 142]
+    # 999 - 20 * floor(i * 50 / 4)
+    assert timesteps(4, schedule="distilled") == [999, 759, 499, 259]
+    assert timesteps(51, schedule="distilled")[:3] == [999, 980, 960]  # more than 50: 999 - floor(i * 1000 / 51)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -70,6 +79,14 @@ def test_every_schedule_falls_strictly_within_the_table(schedule):
     rescaled = sampling_steps(zero_terminal_snr(TABLE), 20, schedule=schedule, final_alpha="one")
     assert all(step.alpha_bar < step.alpha_bar_prev for step in rescaled)
     assert rescaled[0].timestep == {"leading": 951}.get(schedule, 999)
+
+
+@pytest.mark.parametrize("scheduler", [LCMScheduler, TCDScheduler])
+def test_timesteps_of_distillation_equal_diffusers(scheduler):
+    for steps in range(1, 51):
+        theirs = scheduler(**SCHEDULER)
+        theirs.set_timesteps(steps)
+        assert timesteps(steps, schedule="distilled") == theirs.timesteps.tolist(), steps
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -178,6 +195,12 @@ def test_noise_is_added_by_the_forward_process_and_x_0_found_again():
     assert add_noise(torch.tensor(2.0), torch.tensor(-1.0), torch.tensor(0.64)).item() == pytest.approx(1.6 - 0.6)
     x_0, eps, bar = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.5]), torch.tensor(0.3)
     assert torch.allclose(x_0_from_eps(add_noise(x_0, eps, bar), eps, bar), x_0)
+
+
+def test_a_part_of_the_steps_keeps_their_table():
+    steps = sampling_steps(TABLE, 4)
+    assert steps[1:].table is TABLE
+    assert [step.timestep for step in steps[1:]] == [steps[i].timestep for i in (1, 2, 3)]
 
 
 def test_steps_are_chained_and_end_at_the_first_entry_or_at_no_noise():

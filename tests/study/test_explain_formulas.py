@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from sampling import some_network
+from sampling import TABLE, some_network
 
 from sd.config import SD_V1
 from sd.pipeline.latent_diffusion import table_and_steps
@@ -101,8 +101,8 @@ def root(value):
 
 IDENTIFIERS = {
     "x′": "x_next", "x̂₀₋₁": "clean_past", "x̂₀₂": "clean_second", "x̂₀": "clean", "ε₋₁": "eps_1", "ε₋₂": "eps_2",
-    "ε₋₃": "eps_3", "ε₂": "eps_second", "ε": "eps", "ᾱ_d": "ab_down", "σ_d": "s_down", "ᾱ′": "ab_next", "σ′": "s_next",
-    "ᾱ": "ab", "σ": "s", "h₋₁": "h_past", "η": "eta", "β": "beta",
+    "ε₋₃": "eps_3", "ε₂": "eps_second", "ε": "eps", "ᾱ_d": "ab_down", "ᾱ_s": "ab_s", "σ_d": "s_down", "ᾱ′": "ab_next",
+    "σ′": "s_next", "ᾱ": "ab", "σ": "s", "h₋₁": "h_past", "η": "eta", "β": "beta",
 }  # fmt: skip
 
 
@@ -127,6 +127,8 @@ def test_lines_read_as_arithmetic_give_the_next_latents(name, options, kind):
             names |= {"eta": run.settings.eta or 0.0, "t": float(step.timestep)}
             h_past, h = h, math.log(sigma / sigma_next) if sigma_next else None
             names |= {"h": h, "h_past": h_past}
+            ends_at = float(run.steps[i + 1].timestep) if i + 1 < len(run.steps) else 0
+            names |= {"ab_s": float(TABLE[math.floor((1 - names["eta"]) * ends_at)])}
         made = evaluated(getattr(formula, kind), names)
         # six digits are printed; where alpha_bar is near 1, 1 - alpha_bar has fewer
         tolerance = 1e-8 if kind == "symbols" else 5e-3

@@ -33,6 +33,7 @@ SAMPLERS = {  # each sampler -> the file here that holds it
     "unipc_bh1": "unipc",
     "unipc_bh2": "unipc",
     "lcm": "lcm",
+    "tcd": "tcd",
 }
 
 

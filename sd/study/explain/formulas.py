@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sd.pipeline.settings import Settings
 from sd.sampling.samplers import find_sampler
-from sd.sampling.schedule import Step
+from sd.sampling.samplers.tcd import strategic_level
+from sd.sampling.schedule import Step, Steps
 
 NEGLIGIBLE = 1e-10  # factors below it are rounding
 CLEAN = "x̂₀ = (x − √(1 − ᾱ) · ε)/√ᾱ"
@@ -155,10 +156,15 @@ RULES = {
         lines=(CONSISTENCY, "x′ = √ᾱ′ · y + √(1 − ᾱ′) · z"),
         basis="x_0",
     ),
+    "tcd": Rule(
+        source="Zheng et al. (2024), strategic stochastic sampling",
+        lines=("y = √ᾱ_s · x̂₀ + √(1 − ᾱ_s) · ε", "x′ = √(ᾱ′/ᾱ_s) · y + √(1 − ᾱ′/ᾱ_s) · z"),
+        note="ᾱ_s is ᾱ at timestep (1 − η) · t′, rounded down; t′ is the timestep that the step ends at.",
+    ),
 }
 UNIPC_3 = replace(RULES["unipc"], source="Zhao et al. (2023), UniPC-3")
 RULES |= {"unipc_bh1": UNIPC_3, "unipc_bh2": UNIPC_3}
-LETTERS = re.compile("x̂₀₋₁|x̂₀₂|x̂₀|h₋₁|ᾱ_d|σ_d|ᾱ′|σ′|ᾱ|σ|η|h|t")
+LETTERS = re.compile("x̂₀₋₁|x̂₀₂|x̂₀|h₋₁|ᾱ_d|ᾱ_s|σ_d|ᾱ′|σ′|ᾱ|σ|η|h|t")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,7 @@ class Formula:
     terms: tuple[Term, ...]  # x′ is their sum
 
 
-def formulas(settings: Settings, steps: Sequence[Step]) -> list[Formula]:
+def formulas(settings: Settings, steps: Steps) -> list[Formula]:
     """One for each step."""
     rule, terms = RULES[settings.sampler], step_terms(settings, steps)
     found = []
@@ -197,7 +203,7 @@ def formulas(settings: Settings, steps: Sequence[Step]) -> list[Formula]:
     return found
 
 
-def step_values(settings: Settings, steps: Sequence[Step], i: int) -> dict[str, str]:
+def step_values(settings: Settings, steps: Steps, i: int) -> dict[str, str]:
     """The values of the formulas' symbols at a step, to six digits."""
 
     def sigma(alpha_bar: float) -> float:
@@ -217,11 +223,14 @@ def step_values(settings: Settings, steps: Sequence[Step], i: int) -> dict[str, 
         "η": 0.0 if settings.eta is None else settings.eta,
         "h": h(step),
         "h₋₁": h(steps[i - 1]) if i else None,
+        "ᾱ_s": float(strategic_level(steps.table, step.alpha_bar_prev, settings.eta))
+        if settings.sampler == "tcd"
+        else None,
     }
     return {name: f"{value:.6g}" for name, value in values.items() if value is not None}
 
 
-def step_terms(settings: Settings, steps: Sequence[Step]) -> list[tuple[Term, ...]]:
+def step_terms(settings: Settings, steps: Steps) -> list[tuple[Term, ...]]:
     """The factors of x, predictions and fresh noise in each step's x′."""
     symbols: list[tuple[str, int]] = [("x", 0)]  # kind, and the step it comes from
     now = 0
