@@ -31,6 +31,7 @@ FROM_TYPE = _names(("torch._tensor", "_rebuild_from_type _rebuild_from_type_v2")
 TENSOR_TYPES = _names(
     ("torch", "Tensor"), ("torch.nn.parameter", "Parameter Buffer UninitializedParameter UninitializedBuffer")
 )
+PARAMETER_CONTAINERS = _names(("torch.nn.modules.container", "ParameterDict ParameterList"))  # dictionary and list
 ENCODE = GlobalName("_codecs", "encode")
 NUMPY_DTYPE = GlobalName("numpy", "dtype")
 NUMPY_SCALARS = _names(("numpy.core.multiarray numpy._core.multiarray", "scalar"))
@@ -86,6 +87,7 @@ _HARMLESS = (
     | OTHER_DTYPES
     | TYPING
     | TENSOR_TYPES
+    | PARAMETER_CONTAINERS
     | _names(
         ("builtins __builtin__", "set frozenset complex slice range xrange"),
         ("builtins __builtin__", "abs all any enumerate iter len max min reversed round sorted sum zip"),
@@ -114,7 +116,6 @@ _HARMLESS = (
         ("torch.nested._internal.nested_tensor", "NestedTensor _rebuild_njt"),
         ("torch.storage", "TypedStorage _TypedStorage"),
         ("torch._C", "Generator"),
-        ("torch.nn.modules.container", "ParameterDict ParameterList"),
         ("numpy", "ndarray matrix recarray record bool_ bool str_ bytes_ void datetime64 timedelta64 longdouble"),
         ("numpy", "float16 float32 float64 complex64 complex128 int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
         ("numpy.core.multiarray numpy._core.multiarray", "_reconstruct"),

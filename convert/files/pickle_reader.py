@@ -19,6 +19,7 @@ from convert.files.pickle_names import (
     GETITEM,
     OLD_PARAMETER,
     ORDERED_DICT,
+    PARAMETER_CONTAINERS,
     TYPE,
     is_harmless,
     is_known,
@@ -92,6 +93,7 @@ def read_pickle(data: bytes, find_storage: FindStorage, *, views: bool = False) 
     machine.refuse_names()
     root = machine.stack.pop()
     networks = machine.objects.networks | set(filter(is_module_class, machine.ignored))
+    networks -= PARAMETER_CONTAINERS  # which hold data and no layers
     if networks and not holds_weights(root):
         raise program(networks)
     foreign = tuple(sorted(map(str, machine.ignored)))
