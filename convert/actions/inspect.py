@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from convert.actions.parts import Part, parts_beside, parts_of
 from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of
+from convert.adapters.adapter import is_adapter_folder, open_adapter
+from convert.adapters.facts import AdapterFacts, adapter_facts
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.family import PARTS
-from convert.families.recognition import Recognised, describe
+from convert.families.recognition import ADAPTERS, Recognised, describe
 from convert.families.table import MODELS
 from convert.files.hashing import file_sha256, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from convert.actions.values import Values
 
 NUMBERS = ("global_step", "epoch")
+QUICK = 512 << 20  # bytes of an adapter that are read for its hash unasked
 OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
 
@@ -77,6 +80,7 @@ class Report:
     tensors_sha256: str | None = None  # over the weights of the model or part; without one, over all tensors
     everything_sha256: str | None = None  # including the tensors beside the model
     values: "Values | None" = None
+    adapter: AdapterFacts | None = None  # of a LoRA or a relative that can be applied to a model
 
 
 def inspect(
@@ -99,7 +103,7 @@ def inspect(
     """
     sha256 = file_sha256(path) if (hashed or deep) and path.is_file() else None
     try:
-        file = open_checkpoint(path, variant=variant)
+        file = open_adapter(path) if is_adapter_folder(path) else open_checkpoint(path, variant=variant)
     except UnsafeFileError as error:
         return Report(
             path=str(path),
@@ -111,7 +115,7 @@ def inspect(
             sha256=sha256 or remembered_sha256(path),
         )
     with file:
-        report = _describe(path, file, sha256 or remembered_sha256(path))
+        report = _describe(path, file, sha256 or remembered_sha256(path), hashed=hashed or deep)
         if deep or tensors_hashed:
             tensors = tensors_of(file.root)
             if deep:
@@ -137,14 +141,19 @@ def old_hash(path: Path) -> str | None:
     return hashlib.sha256(data).hexdigest()[:8] if data else None
 
 
-def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
+def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: bool) -> Report:
     tensors, dropped = tensors_of(file.root), ()
     with suppress(CheckpointError):  # told as the problem
         plain, dropped = plain_names(tensors)
         tensors = {plain[name]: record for name, record in tensors.items()}
     kind = describe({name: record.shape for name, record in tensors.items()})
     checkpoint, problem = _read(file)
-    alone = None if checkpoint else _read_alone(file)
+    alone, adapter = None if checkpoint else _read_alone(file), None
+    if kind.family and kind.family.name in ADAPTERS:
+        hashed = hashed or file.size <= QUICK
+        sha256 = file_sha256(path) if hashed and path.is_file() else sha256
+        facts = adapter_facts(path, file, hashed=hashed)
+        adapter, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
     beside = _numbers_beside(file.root, file.metadata)
     known = find_by_sha256(sha256)
@@ -183,6 +192,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None) -> Report:
         old_hash=old_hash(path) if path.is_file() else None,
         sha256=sha256,
         known=known and known.file,
+        adapter=adapter,
     )
 
 

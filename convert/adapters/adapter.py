@@ -11,21 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convert.adapters.grouping import Module, best_family, bundled, sorted_in
 from convert.adapters.other_families import described, other_family
-from convert.adapters.parts import KINDS, NUMBERS, WHOLE, fits, kind_of, rank_of, result_shape, split
+from convert.adapters.parts import KINDS, NUMBERS, fits, rank_of
 from convert.adapters.stated import Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
-from convert.files.arrays import number_in
 from convert.files.folder_kinds import read_json
 from convert.files.reader import CheckpointFile, open_file
 from convert.files.records import TensorRecord
 from convert.layouts.adapter_names import (
-    FAMILIES,
     AdaptedFamily,
     adapted_family,
     diffusers_names,
-    module_names,
     modules,
 )
 from convert.layouts.wrapping import unwrap
@@ -37,7 +35,6 @@ IN_FOLDERS = tuple(
     for stem in ("adapter_model", "pytorch_lora_weights", "pytorch_custom_diffusion_weights")
     for ending in ("safetensors", "bin")
 )
-WORDS = "bundle_emb."  # embeddings that an adapter brings along
 FIRST_CONV = "unet.input_blocks.0.conv"  # takes more channels in models for inpainting, editing and depth
 LATENTS = 4
 
@@ -106,14 +103,8 @@ def open_adapter(path: str | os.PathLike) -> CheckpointFile:
     Raises UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError).
     """
     path = Path(path)
-    called, weights = path.name or str(path), path
-    if path.is_dir():
-        called = path.resolve().name
-        weights = next((path / name for name in IN_FOLDERS if (path / name).is_file()), None)
-        if weights is None:
-            fault = UnsupportedFileError(f"holds no adapter: none of {', '.join(IN_FOLDERS[:4])}. Give the file itself")
-            raise named(fault, called)
-    file = open_file(weights, called)
+    weights = weights_file(path)
+    file = open_file(weights, path.resolve().name if path.is_dir() else path.name or str(path))
     settings = weights.with_name(CONFIG)
     if weights.name.startswith("adapter_model.") and settings.exists():
         try:
@@ -122,6 +113,21 @@ def open_adapter(path: str | os.PathLike) -> CheckpointFile:
             file.close()
             raise
     return file
+
+
+def is_adapter_folder(path: Path) -> bool:
+    return path.is_dir() and any((path / name).is_file() for name in IN_FOLDERS)
+
+
+def weights_file(path: Path) -> Path:
+    """The file of a path: itself, or the one in a folder. Raises UnsupportedFileError for a folder without one."""
+    if not path.is_dir():
+        return path
+    for name in IN_FOLDERS:
+        if (path / name).is_file():
+            return path / name
+    fault = UnsupportedFileError(f"holds no adapter: none of {', '.join(IN_FOLDERS[:4])}. Give the file itself")
+    raise named(fault, path.resolve().name)
 
 
 def read_adapter(file: CheckpointFile, config: ModelConfig | None = None) -> Adapter:
@@ -135,58 +141,30 @@ def read_adapter(file: CheckpointFile, config: ModelConfig | None = None) -> Ada
     tensors = unwrap(file.root, lambda names: frozenset()).tensors
     if config is not None:
         return _read(file, tensors, adapted_family(config))
-    best = _best_family(tensors)
+    best, fitting = best_family(tensors)
     if best is None:
         raise described(tensors, file.metadata)
-    return _read(file, tensors, best)
+    return _read(file, tensors, best, any_width=not fitting)
 
 
-@dataclass
-class _Module:
-    """The tensors of a file that belong to one module."""
-
-    name: str  # in the file
-    parts: dict[str, TensorRecord] = field(default_factory=dict)
-    kinds: dict[str, str] = field(default_factory=dict)  # of each part
-    names: dict[str, str] = field(default_factory=dict)  # of each part, in the file
-
-
-def _sorted_in(tensors: Mapping[str, TensorRecord], family: AdaptedFamily) -> tuple[dict[str, _Module], list[str]]:
-    """The tensors by our names of their modules, and the names of those that belong to none."""
-    names = module_names(family)
-    found: dict[str, _Module] = {}
-    unknown = []
-    for name, record in tensors.items():
-        place = split(name, names)
-        if place is None:
-            unknown.append(name)
-            continue
-        module, kind, part = place
-        mine = found.setdefault(names[module], _Module(module))
-        if mine.name != module or part in mine.parts:
-            other = mine.names.get(part) or next(iter(mine.names.values()))
-            raise WeightMismatchError(
-                f"holds one module twice, as {shown(other)} and as {shown(name)}. It is unclear which one counts."
-            )
-        mine.parts[part], mine.kinds[part], mine.names[part] = record, kind, name
-    return found, unknown
-
-
-def _read(file: CheckpointFile, tensors: Mapping[str, TensorRecord], family: AdaptedFamily) -> Adapter:
-    words, adapting = _bundled(tensors)
-    found, unknown = _sorted_in(adapting, family)
+def _read(
+    file: CheckpointFile, tensors: Mapping[str, TensorRecord], family: AdaptedFamily, *, any_width: bool = False
+) -> Adapter:
+    """any_width: for models built like the family's, of widths that nobody knows."""
+    words, adapting = bundled(tensors)
+    found, unknown = sorted_in(adapting, family)
     stated = stated_beside(file)
     weights, theirs = modules(family), diffusers_names(family)
     changes, incomplete, misfits, names, zero = [], [], [], {}, Counter()
     for target, module in found.items():
-        lacks = _lacking(module)
-        if lacks == "nothing of an adapter":  # the plain weight of a network
+        if module.is_plain:
             unknown += module.names.values()
             continue
-        if lacks:
-            incomplete.append(f"{module.name} ({lacks})")
+        if module.lacks:
+            incomplete.append(f"{module.name} ({module.lacks})")
             continue
-        change, misfit = _change(file, target, module, weights[target], stated.of(theirs[target]))
+        weight = module.result(weights[target]) if any_width else None
+        change, misfit = _change(file, target, module, weight or weights[target], stated.of(theirs[target]))
         if misfit:
             misfits.append(misfit)
             continue
@@ -196,8 +174,10 @@ def _read(file: CheckpointFile, tensors: Mapping[str, TensorRecord], family: Ada
             changes.append(change)
             names |= {(target, part): name for part, name in module.names.items()}
     if misfits or not (changes or words or any(zero.values())):
-        raise other_family(tensors, file.metadata, family, misfits, incomplete, _best_family(tensors))
+        raise other_family(tensors, file.metadata, family, misfits, incomplete, best_family(tensors)[0])
     notes = []
+    if any_width:
+        notes.append(f"is for a model built like {family.title}, of other widths.")
     if zero["rank"]:
         notes.append(f"has the rank 0 in {counted(zero['rank'], 'module')}, which changes nothing.")
     if zero["alpha"]:
@@ -220,37 +200,11 @@ def _read(file: CheckpointFile, tensors: Mapping[str, TensorRecord], family: Ada
     )
 
 
-def _bundled(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, dict[str, TensorRecord]], dict[str, TensorRecord]]:
-    """The embeddings that an adapter brings along, by name and part, and the other tensors."""
-    words: dict[str, dict[str, TensorRecord]] = {}
-    others = {}
-    for name, record in tensors.items():
-        word, _, part = name.removeprefix(WORDS).removesuffix(".*").rpartition(".")
-        if name.startswith(WORDS) and word:
-            words.setdefault(word, {})[part] = record
-        else:
-            others[name] = record
-    return words, others
-
-
-def _lacking(module: _Module) -> str:
-    """Which parts a module has, if others are missing; "" if it is complete."""
-    shapes = {part: (module.kinds[part], record.shape) for part, record in module.parts.items()}
-    kind = kind_of(shapes)
-    if any(module.parts.keys() >= needed for needed in WHOLE.get(kind, ())):
-        return ""
-    if module.parts.keys() == {"weight"} and kind == "ia3":
-        return "nothing of an adapter"
-    has = sorted(module.parts.keys())
-    return f"only {', '.join(has)}" if kind else f"parts of several kinds: {', '.join(has)}"
-
-
 def _change(
-    file: CheckpointFile, target: str, module: _Module, weight: tuple[int, ...], stated: Stated
+    file: CheckpointFile, target: str, module: Module, weight: tuple[int, ...], stated: Stated
 ) -> tuple[Change | None, str]:
     """What a complete module's tensors do; or why they cannot be for that module, if their shapes do not fit."""
-    shapes = {part: record.shape for part, record in module.parts.items()}
-    kind = kind_of({part: (module.kinds[part], shape) for part, shape in shapes.items()})
+    shapes, kind = module.shapes, module.kind
     numbers = {part: _number(file, module, part) for part in NUMBERS if part in module.parts}
     parts = {part: record for part, record in module.parts.items() if part not in NUMBERS}
     for part, record in parts.items():
@@ -258,7 +212,7 @@ def _change(
             raise WeightMismatchError(
                 f"holds {shown(module.names[part])} as {record.dtype}; an adapter's tensors are floating-point numbers."
             )
-    result = result_shape(kind, shapes, weight)
+    result = module.result(weight)
     narrow = target == FIRST_CONV and result and result[1:2] == (LATENTS,) and fits((result[0], *weight[1:]), weight)
     if not (fits(result, weight) or narrow) or not _fits_beside(shapes, weight):
         listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items() if part not in NUMBERS)
@@ -295,34 +249,13 @@ def _fits_beside(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...])
     return all(length in (either if part == "dora_scale" else weight[:1]) for part, length in lengths.items())
 
 
-def _number(file: CheckpointFile, module: _Module, part: str) -> float:
+def _number(file: CheckpointFile, module: Module, part: str) -> float:
+    from convert.files.arrays import number_in  # numpy takes a tenth of a second to import
+
     value = number_in(file, module.parts[part])
     if value is None or not math.isfinite(value):
         raise WeightMismatchError(f"holds {shown(module.names[part])}, which is not one finite number.")
     return value
-
-
-def _best_family(tensors: Mapping[str, TensorRecord]) -> AdaptedFamily | None:
-    """The family that most modules of an adapter fit by name and shape, or by name alone; None if there is none."""
-    by_fit: list[tuple[int, int, int]] = []
-    _, adapting = _bundled(tensors)
-    for index, family in enumerate(FAMILIES):
-        try:
-            found, _ = _sorted_in(adapting, family)
-        except WeightMismatchError:
-            continue
-        weights = modules(family)
-        there = {target: module for target, module in found.items() if not _lacking(module)}
-        fitting = sum(_has_shape(module, weights[target]) for target, module in there.items())
-        if there:
-            by_fit.append((fitting, len(there), -index))
-    return FAMILIES[-max(by_fit)[2]] if by_fit else None
-
-
-def _has_shape(module: _Module, weight: tuple[int, ...]) -> bool:
-    shapes = {part: record.shape for part, record in module.parts.items()}
-    kind = kind_of({part: (module.kinds[part], shape) for part, shape in shapes.items()})
-    return fits(result_shape(kind, shapes, weight), weight)
 
 
 def summary(changes: Iterable[Change]) -> str:

@@ -223,6 +223,11 @@ def family_named(name: str) -> Family:
     return {row.name: row for row in MODELS if row.config}[name]
 
 
+def is_loaded(name: str) -> bool:
+    """Whether models of a family can be loaded."""
+    return any(row.name == name and row.config for row in MODELS)
+
+
 def family_of_pipeline(pipeline: str) -> Family | None:
     """The row of a diffusers pipeline, by the name of its class; None for classes not known here."""
     return next((row for row in (*MODELS, CONTROLNET) if row.pipeline and pipeline.startswith(row.pipeline)), None)

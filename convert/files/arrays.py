@@ -136,10 +136,8 @@ FLOAT8 = {
 
 def number_in(file: CheckpointFile, record: TensorRecord) -> float | None:
     """The one number in a tensor, its checksum verified; None for tensors with none or several, and complex ones."""
-    if record.numel != 1 or record.dtype.startswith(("complex", "float8")):
+    if record.numel != 1 or record.dtype.startswith("complex"):
         return None
     file.verify(record)
-    (bits,) = np.concatenate(list(raw_pieces(file, record)))
-    if record.dtype == "bfloat16":
-        return float(np.array(int(bits) << 16, dtype="<u4").view("<f4"))
-    return float(np.array(bits).view(NUMPY[record.dtype]))
+    (raw,) = raw_pieces(file, record)
+    return float(decoded(raw, record.dtype)[0])

@@ -19,28 +19,29 @@ KEPT = 1000  # files whose hash is remembered
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def file_sha256(path: Path, *, read: bool = False) -> str:
-    """The sha256 of a file, as 64 hex digits.
+def file_sha256(path: Path, *, read: bool = False, start: int = 0) -> str:
+    """The sha256 of a file, as 64 hex digits; of what follows its first `start` bytes.
 
     Computed once: a file with the same path, size, times of change and inode is not read again, unless `read` is set.
     """
-    *_, digest = _hashing(Path(path).resolve(), read)
+    *_, digest = _hashing(Path(path).resolve(), read, start)
     return digest
 
 
-def _hashing(path: Path, read: bool = False) -> Iterator[str | None]:
+def _hashing(path: Path, read: bool = False, start: int = 0) -> Iterator[str | None]:
     """The work of `file_sha256` in pieces: yields None after each, and the hash at the end."""
     state = path.stat()
-    key = _key(path, state)
+    key = _key(path, state, start)
     if not read and (known := remembered().get(key)):
         yield known
         return
     digest = hashlib.sha256()
     with open(path, "rb") as file:
+        file.seek(start)
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             yield None
-    if _key(path, path.stat()) == key:
+    if _key(path, path.stat(), start) == key:
         _remember({**remembered(), key: digest.hexdigest()})
     yield digest.hexdigest()
 
@@ -138,8 +139,9 @@ def compute_aside(digest: FileHash) -> None:
     threading.Thread(target=compute, daemon=True).start()
 
 
-def _key(path: Path, state: os.stat_result) -> str:
-    return json.dumps([str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino])
+def _key(path: Path, state: os.stat_result, start: int = 0) -> str:
+    changes = [str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
+    return json.dumps(changes + [start] * bool(start))
 
 
 def _cache_file() -> Path:

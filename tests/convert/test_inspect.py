@@ -243,7 +243,8 @@ def test_a_lora_is_named_with_its_rank_and_modules(tmp_path, call):
     code, out, _ = call("inspect", "lora.safetensors")
     assert code == 0
     assert "LoRA" in out
-    assert "usable       no: the file is a LoRA" in out
+    assert "adapter      for Stable Diffusion 1: LoRA (2 modules)" in out
+    assert "of other widths" in out
 
 
 def test_a_file_without_a_vae_is_still_described(tmp_path, plain):

@@ -15,6 +15,7 @@ from convert.families.family import PARTS
 from convert.files.reader import open_checkpoint
 from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
+from sd.app.cli.inspect_adapter import adapter_lines, adapter_use, hash_lines
 from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
@@ -154,11 +155,16 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     else:
         family = f" ({report.family}, {report.layout} layout)" if report.family else ""
         yield "holds", f"{shown(report.kind)}{family}"
-        yield from labelled("because", [shown(line) for line in report.evidence])
+        because = report.evidence[:1] if report.adapter else report.evidence  # what follows says the rest
+        yield from labelled("because", [shown(line) for line in because])
         usable = "yes, judging by its names; shapes are checked on loading"
         if report.dropped:
             yield "names", f"read without the words that a framework put into them: {shown_list(report.dropped)}"
-        yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
+        if report.adapter:
+            yield "usable", adapter_use(report.adapter, Path(report.path))
+            yield from adapter_lines(report.adapter)
+        else:
+            yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:
             yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
         if report.precision:
@@ -174,7 +180,9 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     short = [report.sha256[:10]] if report.sha256 else []
     old = [f"{report.old_hash} in older tools"] if report.old_hash else []
     yield "short hash", ", ".join(short + old) or "none"
-    if report.sha256:
+    if report.adapter:
+        yield from hash_lines(report.adapter)
+    elif report.sha256:
         yield "published", report.known or "no, not one of the original checkpoints"
     if report.tensors_sha256:
         yield "tensors", report.tensors_sha256
