@@ -92,6 +92,16 @@ def test_other_precisions_and_copies_have_weights_of_their_own():
         assert distance(unet.to(torch.bfloat16)(*inputs(torch.bfloat16)), expected) < 3e-2
 
 
+def test_gradients_pass_through_frozen_weights():
+    gradients = []
+    for unet in (packed_unet(), fill(TINY)["unet"]):
+        x_t, timestep, context = inputs()
+        with torch.enable_grad():
+            unet(x_t.requires_grad_(), timestep, context).square().mean().backward()
+        gradients.append(x_t.grad)
+    assert distance(*gradients) < 1e-5
+
+
 def test_gradients_reach_the_weights():
     unet = packed_unet().requires_grad_(True)
     with torch.enable_grad():

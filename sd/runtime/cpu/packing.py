@@ -28,13 +28,13 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 class PackedConv2d(nn.Conv2d):
     """A convolution that computes with a packed copy of its weight, without gradients.
 
-    The copy is made again when the weight has changed; changes through `.data` are not seen. In training, and where
-    packed weights cannot be used, the weight itself is.
+    The copy is made again when the weight has changed; changes through `.data` are not seen. Where gradients of the
+    weight or the input are needed, and where packed weights cannot be used, the weight itself is.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, out channels, H', W')"""
-        if self.weight.requires_grad or not can_pack(x.device, x.dtype):
+        if self.weight.requires_grad or x.requires_grad or not can_pack(x.device, x.dtype):
             return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
         options = self.bias, self.padding, self.stride, self.dilation, self.groups
         return CONVOLUTION(x, self._packed_weight(x.dtype), *options, "none", [], "")  # no other function joined to it
