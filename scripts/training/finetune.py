@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     pictures = PictureFolder(args.pictures, size, args.seed)
     networks = {part: getattr(model, part).requires_grad_(True) for part in ("unet", "vae", "text_encoder")}
     networks["vae"].requires_grad_(False)
-    networks["unet"].to(memory_format=torch.channels_last)  # on the CPU, it is as in the file
+    networks["unet"].to(torch.float32, memory_format=torch.channels_last)  # on the CPU, convolutions are as in the file
     rate, warmup = args.learning_rate, min(100, args.steps // 10)
     run = denoiser_run(
         model.config,

@@ -110,6 +110,7 @@ def test_a_trained_model_is_finetuned_on_a_folder(trained, tmp_path):
         (photos / f"{number}.txt").write_text(f"shade {number}")
     arguments = ["--steps", "2", "--batch-size", "2", "--learning-rate", "1e-3", "--ema-decay", "0.5", "--half"]
     finetune.main([str(trained / "model.ckpt"), str(photos), str(tmp_path / "run"), *arguments])
+    assert {values.dtype for values in load_file(tmp_path / "run" / "state.safetensors").values()} == {torch.float32}
     start = sd.load(trained / "model.ckpt", precision="fp32")
     own, averaged = (
         sd.load(tmp_path / "run" / "model.ckpt", precision="fp32", weights=which) for which in ("model", "ema")
