@@ -17,6 +17,7 @@ from torch import Tensor
 from sd.training.shapes.captions import caption
 from sd.training.shapes.scenes import HOLDERS, SHAPES, Background, Scene, Thing, sample_scene
 
+LINE = 0.09  # half the width of an outline
 LIGHT, RIM, RIM_SHADE = 0.07, 0.2, 0.14  # shading: brightness in [-1, 1], the rim's width in radii
 
 
@@ -70,6 +71,16 @@ def star(x: Tensor, y: Tensor) -> Tensor:
     return (x.abs() * edge_y - (y + 1) * edge_x) / sqrt(edge_x**2 + edge_y**2)
 
 
+def crescent(x: Tensor, y: Tensor) -> Tensor:
+    """A disc of radius 0.9 without one of radius 0.72, whose centre is 0.42 to the right; as wide to both sides."""
+    return torch.maximum(torch.hypot(x + 0.15, y) - 0.9, 0.72 - torch.hypot(x - 0.27, y))
+
+
+def hollow(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Only the outline of a shape, as a line inside it."""
+    return lambda x, y: (distance(x, y) + LINE).abs() - LINE
+
+
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "circle": circle,
     "square": square,
@@ -79,7 +90,9 @@ DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "diamond": diamond,
     "cross": cross,
     "ring": ring,
+    "crescent": crescent,
 }
+DISTANCES |= {f"outlined {name}": hollow(distance) for name, distance in DISTANCES.items()}
 
 
 def render(scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -100,7 +113,8 @@ def render(scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu
 
 def draw_things(image: Tensor, things: Sequence[Thing], grid: Tensor) -> Tensor:
     """Put one thing on each picture (N, 3, H, W), in place."""
-    order = sorted(range(len(things)), key=lambda i: SHAPES.index(things[i].shape))  # a shape's things together
+    names = list(DISTANCES)
+    order = sorted(range(len(things)), key=lambda i: names.index(things[i].shape))  # a shape's things together
     numbers = [(thing.x, thing.y, thing.radius, cos(thing.angle), sin(thing.angle)) for thing in things]
     x, y, radius, cosine, sine = torch.tensor(numbers, dtype=torch.float32, device=grid.device).T[:, :, None, None]
     x, y = (grid - x) / radius, (grid[:, None] - y) / radius  # (N, 1, W) and (N, H, 1), from the centre, in radii

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from sd.training.shapes.analysis import COLOURS, Picture, Thing
-from sd.training.shapes.outlines import SHAPES
+from sd.training.shapes.outlines import KNOWN
 
 RELATIONS = ("left of", "right of", "above", "below", "inside")
 
@@ -19,10 +19,10 @@ class Wanted:
 
     def __post_init__(self) -> None:
         unknown = {self.background, *(colour for _, colour in self.things)} - set(COLOURS)
-        unknown |= {shape for shape, _ in self.things} - set(SHAPES)
+        unknown |= {shape for shape, _ in self.things} - set(KNOWN)
         unknown |= {self.relation} - {None, *RELATIONS}
         if unknown:
-            raise ValueError(f"cannot measure {unknown}; the words are {SHAPES}, {COLOURS} and {RELATIONS}")
+            raise ValueError(f"cannot measure {unknown}; the words are {KNOWN}, {COLOURS} and {RELATIONS}")
         if self.relation and len(self.things) != 2:
             raise ValueError(f"{self.relation!r} relates two things, got {len(self.things)}")
 

@@ -1,4 +1,4 @@
-"""The eight shapes by plain geometry, and how well each fits the outline of a thing; for `analysis.py`.
+"""The eight shapes and the crescent by plain geometry, and how well each fits a thing's outline; for `analysis.py`.
 
 h w: a picture at the resolution of the analysis, N: outlines.
 """
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond", "cross", "ring")
+FURTHER_SHAPES = ("crescent",)  # that the embedded model never saw
+KNOWN = SHAPES + FURTHER_SHAPES
 SOFTENING = 1.2  # Gaussian blur in pixels: removes the noise of single pixels, keeps the points of a small star
 
 
@@ -44,6 +46,19 @@ def heart_of_circles(spread: float, depth: float) -> NDArray:
     return np.concatenate([[(0.0, depth)], right, (right * (-1, 1))[::-1]])
 
 
+def crescent(bite: float, offset: float) -> NDArray:
+    """A disc of radius 1 at the origin without one of radius `bite` at (offset, 0): open to the right."""
+    x = (1 + offset**2 - bite**2) / (2 * offset)  # of the tips, where the circles cross
+    tip, inner = math.acos(x), math.acos((x - offset) / bite)
+    outside, inside = np.linspace(tip, 2 * math.pi - tip, 40), np.linspace(2 * math.pi - inner, inner, 30)
+    return np.concatenate(
+        [
+            np.stack([np.cos(outside), np.sin(outside)], axis=1),
+            np.stack([offset + bite * np.cos(inside), bite * np.sin(inside)], axis=1),
+        ]
+    )
+
+
 def outlines() -> list[tuple[str, list[NDArray]]]:
     """Name and contours (corners, 2), outer and hole, of every variant of each shape, before turning and stretching."""
     disc = polygon(48)
@@ -54,11 +69,14 @@ def outlines() -> list[tuple[str, list[NDArray]]]:
     found += [("ring", [disc, inner * disc]) for inner in np.arange(0.35, 0.9, 0.05)]
     found += [("heart", [heart(lobes)]) for lobes in (4, 5, 6)]
     found += [("heart", [heart_of_circles(spread, depth)]) for spread, depth in ((0.9, 2.4), (0.9, 2.1), (0.8, 2.2))]
+    moons = [crescent(bite, offset) for bite, offset in ((0.7, 0.4), (0.8, 0.4), (0.8, 0.5), (0.9, 0.4), (0.9, 0.6))]
+    found += [("crescent", [moon * (side, 1)]) for moon in moons for side in (1, -1)]
     return found
 
 
 STRETCHES = {"triangle": (0.8, 0.9, 1, 1.12, 1.25), "diamond": (0.9, 1, 1.12, 1.25, 1.4, 1.6)}
 STRETCHES |= {"square": (0.85, 0.92, 1, 1.09, 1.18), "heart": (0.85, 0.95, 1.05, 1.15)}  # the others: 0.92, 1, 1.09
+STRETCHES |= {"crescent": (1,)}
 TURNS = (-18, -12, -6, 0, 6, 12, 18)  # degrees; a square turned by 22.5 is halfway to a diamond
 CELLS, REACH = 36, 1.25  # a standard view: cells per side, and half its side in roots of the thing's area
 
@@ -102,4 +120,4 @@ def fit_shapes(mask: NDArray) -> dict[str, float]:
     view = standard_view(mask)
     shared = views @ view
     fits = shared / ((views**2).sum(axis=1) + view @ view - shared)
-    return {shape: max(float(fit) for name, fit in zip(names, fits, strict=True) if name == shape) for shape in SHAPES}
+    return {shape: max(float(fit) for name, fit in zip(names, fits, strict=True) if name == shape) for shape in KNOWN}
