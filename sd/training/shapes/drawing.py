@@ -73,7 +73,7 @@ def star(x: Tensor, y: Tensor) -> Tensor:
 
 def crescent(x: Tensor, y: Tensor) -> Tensor:
     """A disc of radius 0.9 without one of radius 0.72, whose centre is 0.42 to the right; as wide to both sides."""
-    return torch.maximum(torch.hypot(x + 0.15, y) - 0.9, 0.72 - torch.hypot(x - 0.27, y))
+    return torch.maximum(torch.hypot(x - 0.17, y) - 0.9, 0.72 - torch.hypot(x - 0.59, y))
 
 
 def hollow(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
