@@ -35,7 +35,7 @@ SAMPLER_INFO = {
     "unipc": SamplerInfo("UniPC", "sgm_uniform", None, 1, "unipcmultistep"),
     "unipc_bh1": SamplerInfo("UniPC bh1", "sgm_uniform", None, 1),
     "unipc_bh2": SamplerInfo("UniPC bh2", "sgm_uniform", None, 1),
-    "lcm": SamplerInfo("LCM", "trailing", None, 1),
+    "lcm": SamplerInfo("LCM", "distilled", None, 1),
     "tcd": SamplerInfo("TCD", "distilled", 0.3, 1),
 }
 SCHEDULES = {  # our name -> the label that other programs write, and other names

@@ -21,7 +21,7 @@ from diffusers import (
 from oracles import relative_error
 from sampling import TABLE, last, noise, some_network
 
-from sd.sampling.names import final_alpha
+from sd.sampling.names import SAMPLER_INFO, final_alpha
 from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import alpha_bar_of, sampling_steps, steps_through, timestep_at
 
@@ -213,8 +213,9 @@ def test_every_step_of_plms_equals_diffusers(count):
 def test_every_step_of_lcm_equals_diffusers(count):
     theirs = LCMScheduler(**BETAS)
     theirs.set_timesteps(count)
-    alpha_bars = torch.cat([TABLE[theirs.timesteps], torch.ones(1)])
-    ours, asked, _ = run_ours(find_sampler("lcm"), steps_through(TABLE, alpha_bars))
+    steps = sampling_steps(TABLE, count, schedule=SAMPLER_INFO["lcm"].schedule, final_alpha="one")
+    assert [step.timestep.item() for step in steps] == theirs.timesteps.tolist()
+    ours, asked, _ = run_ours(find_sampler("lcm"), steps)
     expected = run_theirs(theirs, asked, unscaled=False, step_options=lambda i: {"generator": seeded(i)})
     assert max(relative_error(x, y) for x, y in zip(ours, expected, strict=True)) < 2e-6
 
