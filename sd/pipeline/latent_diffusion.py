@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -31,6 +32,9 @@ from sd.sampling.schedule import Steps, alphas_cumprod, custom_steps, sampling_s
 from sd.text.chunks import chunks_of, empty_chunk
 from sd.text.conditioning import ContextByStep, encode_chunks
 from sd.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sd.text.learned_words import LearnedWord
 
 
 def table_and_steps(config: ScheduleConfig, settings: Settings) -> tuple[Tensor, Steps]:
@@ -68,6 +72,7 @@ class LatentDiffusion:
     unet: UNet
     vae: VAE
     runner: Runner = field(default_factory=Runner)  # calls the networks
+    words: tuple["LearnedWord", ...] = ()  # that `sd.pipeline.learning` has added to the text encoder's own
 
     @property
     def device(self) -> torch.device:

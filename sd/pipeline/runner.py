@@ -4,17 +4,23 @@
 settings that change how the networks compute: seamless tiling, reused features and merged tokens.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sd.config import ModelConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.settings import SettingError, Settings
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from sd.text.learned_words import LearnedWord
 
 T = TypeVar("T")
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the UNet predicts
@@ -97,6 +103,10 @@ class Runner:
     def send(self, values: Tensor, device: torch.device) -> Tensor:
         """Copy values from the CPU to that device."""
         return values.to(device)
+
+    def read_words(self, files: "Sequence[str | PathLike]", config: ModelConfig) -> "list[LearnedWord]":
+        """The words in files of textual inversion, for a model like this."""
+        raise ValueError("words are read from files by the runner that sd.load hands in; teach gives this one words.")
 
     def notes(self, settings: Settings) -> dict[str, object]:
         """What is stored in a picture about how it was run."""

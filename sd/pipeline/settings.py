@@ -276,6 +276,11 @@ class Settings:
         prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 
+    def all_texts(self) -> tuple[str, ...]:
+        """Every text that the prompt and the negative prompt stand for, at any step of any pass, each once."""
+        lines = (line for each in self.passes() for line in each.texts_by_step())
+        return tuple(dict.fromkeys(text for line in lines for text in line))
+
     def to_dict(self) -> dict:
         return asdict(self)
 
@@ -338,4 +343,13 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> 
 
 
 FIELDS = {field.name: field.type for field in fields(Settings)}
-OF_THE_RUN = ("model", "family", "precision", "device", "version", "torch", "run")  # stored in a picture with them
+OF_THE_RUN = (
+    "model",
+    "embeddings",
+    "family",
+    "precision",
+    "device",
+    "version",
+    "torch",
+    "run",
+)  # stored in a picture with them

@@ -23,6 +23,8 @@ from sd.pipeline.settings import Settings
 from sd.sampling.init_image import InitImage
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from sd.pipeline.image.canvas import Canvas
     from sd.pipeline.image.given import Given
     from sd.pipeline.image.input_settings import InputSettings
@@ -61,6 +63,18 @@ class StableDiffusion(LatentDiffusion):
     """A loaded model: its parts, and the way from a prompt to a picture."""
 
     source: Source
+
+    def learn(self, files: Sequence["str | PathLike"]) -> None:
+        """Learn the words in files of textual inversion, in place of those learned from files before; [] forgets them.
+
+        files  and folders of them: of a folder, those that are for models of this family
+
+        `words` tells which there are. A word's name is that of its file; `sd.text.learned_words` says how prompts use
+        it. Raises `convert.errors.CheckpointError`, a ValueError, for what cannot be read or is for another family.
+        """
+        from sd.pipeline.learning import teach
+
+        teach(self, [*self.runner.read_words(files, self.config), *(word for word in self.words if word.bundled)])
 
     def make(
         self,
@@ -123,10 +137,18 @@ class StableDiffusion(LatentDiffusion):
         sha256, vae = made_of["sha256"], made_of.get("vae")
         if vae:  # as the common web UI names them
             labels = {"VAE hash": vae["sha256"] and vae["sha256"][:10], "VAE": vae["name"], **(labels or {})}
+        learned = {}
+        if self.words:
+            from sd.pipeline.learning import hashes_line, words_of
+
+            if words := words_of(self, settings):
+                learned["embeddings"] = [{"name": word.name, "sha256": word.sha256} for word in words]
+                labels = {"TI hashes": hashes_line(words), **(labels or {})}
         exact = {
             **settings.to_dict(),
             **(exact or {}),
             "model": made_of,
+            **learned,
             "family": self.config.family,
             "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
             "device": self.device.type,

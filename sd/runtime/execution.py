@@ -6,7 +6,7 @@ B pictures; C channels, H W height and width of the latents.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sd.config import ModelConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
@@ -24,10 +25,13 @@ from sd.runtime.patching import patched
 from sd.runtime.shortcuts.shared_halves import computed_once
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
     from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
     from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
+    from sd.text.learned_words import LearnedWord
 
 
 class Execution(Runner):
@@ -86,6 +90,11 @@ class Execution(Runner):
     def notes(self, settings: Settings) -> dict[str, object]:
         options = replace(self.options, compile=self.options.compile and not settings.acts_inside)
         return {} if options == RunOptions() else {"run": asdict(options)}
+
+    def read_words(self, files: "Sequence[str | PathLike]", config: ModelConfig) -> "list[LearnedWord]":
+        from sd.runtime.learned_words import read_words
+
+        return read_words(files, config)
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]

@@ -6,7 +6,7 @@ For "a horse, a (red:1.3) house":
     weights      1     1     1     1     1   1.3     1     1     1 ...     1
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -47,21 +47,26 @@ def chunks_of(text: str, tokenizer: Tokenizer, *, plain: bool = False) -> tuple[
     rows: list[list[WeightedToken]] = []
     for section in sections:
         tokens = [(token, piece.weight) for piece in section for token in tokenizer.encode(piece.text)]
-        rows += split(tokens, room)
+        rows += split(tokens, room, tokenizer.place_in_word)
     if len(rows) > 1 and not rows[-1]:  # the text ends in BREAK
         rows.pop()
     return tuple(chunk_of(row, tokenizer) for row in rows)
 
 
-def split(tokens: Sequence[WeightedToken], room: int) -> Iterator[list[WeightedToken]]:
+def split(
+    tokens: Sequence[WeightedToken], room: int, place_in_word: Callable[[int], int] = lambda token: 0
+) -> Iterator[list[WeightedToken]]:
     """Rows of at most `room` tokens. A full row ends after the last comma among its last 20 tokens, if there is one.
 
-    The tokens after that comma begin the next row. If the next token is itself a comma, the row stays full.
+    The tokens after that comma begin the next row. If the next token is itself a comma, the row stays full. A learned
+    word that does not fit as a whole begins the next row.
     """
     start = 0
     while len(tokens) - start > room:
         end = start + room
-        if tokens[end][0] != COMMA:
+        if place := place_in_word(tokens[end][0]):
+            end -= place
+        elif tokens[end][0] != COMMA:
             ends = range(end, max(end - LOOK_BACK, start), -1)
             end = next((after for after in ends if tokens[after - 1][0] == COMMA), end)
         yield list(tokens[start:end])

@@ -21,7 +21,8 @@ LARGEST_WEIGHT = 10
 OPENING = {")": "(", "]": "["}
 
 # Regular expressions: what `text_at` reads at a time, the number in [a:b:0.4], and what `read_weights` reads at a time.
-MARK = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.DOTALL)
+# In "embedding:easy", the colon belongs to the name of a learned word.
+MARK = re.compile(r"\\.|\bembedding:|[\[\]():|]|(?:(?!\bembedding:)[^\\\[\]():|])+|\\", re.DOTALL)
 STEP = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 WEIGHT_MARK = re.compile(
     r"""\\(?P<escaped>[()\[\]:|\\])

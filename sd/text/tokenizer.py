@@ -111,6 +111,10 @@ class Tokenizer:
         """
         return encode_cleaned(clean(text))
 
+    def place_in_word(self, token: int) -> int:
+        """How many tokens of the same learned word stand before this one: 0, since CLIP's own may be separated."""
+        return 0
+
     def pieces(self, text: str) -> list[tuple[int, str]]:
         """Each id with the text it stands for; a space marks the end of a word.
 

@@ -1,0 +1,63 @@
+"""Words of textual inversion from files, for a model that is loaded."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from convert.adapters.embedding import Embedding, bundled, read_embedding, words_in, wrong_family
+from convert.errors import WeightMismatchError, named, shown
+from convert.files.hashing import file_sha256
+from convert.files.reader import CheckpointFile
+from convert.files.records import TensorRecord
+from sd.config import ModelConfig
+from sd.text.learned_words import LearnedWord
+
+
+def read_words(files: Sequence[str | os.PathLike], config: ModelConfig) -> list[LearnedWord]:
+    """The words in files, and in folders: of a folder, those that are for models of this family.
+
+    Raises CheckpointError.
+    """
+    return [learned_word(embedding, config) for place in files for embedding in _in_place(Path(place), config)]
+
+
+def _in_place(place: Path, config: ModelConfig) -> Iterator[Embedding]:
+    if not place.is_dir():
+        yield read_embedding(place)
+        return
+    for _, path in words_in(place):
+        embedding = read_embedding(path)
+        if wrong_family(embedding, config) is None:
+            yield embedding
+
+
+def learned_word(embedding: Embedding, config: ModelConfig) -> LearnedWord:
+    """An embedding as a word of a model. Raises WeightMismatchError, which names both families, if it is not for it."""
+    if problem := wrong_family(embedding, config):
+        raise named(WeightMismatchError(problem), embedding.path.name)
+    return LearnedWord(
+        name=embedding.name,
+        vectors=embedding.vectors[0],
+        file=str(embedding.path),
+        sha256=file_sha256(embedding.path),
+    )
+
+
+def bundled_words(
+    file: CheckpointFile, words: Mapping[str, Mapping[str, TensorRecord]], config: ModelConfig
+) -> list[LearnedWord]:
+    """The words that an adapter brings along, for `sd.pipeline.learning.teach_bundled`.
+
+    file   the adapter's, open
+    words  of `convert.adapters.adapter.Adapter`
+
+    Raises CheckpointError.
+    """
+    found = []
+    for embedding in bundled(file, words):
+        if problem := wrong_family(embedding, config):
+            fault = WeightMismatchError(f"brings the word {shown(embedding.name)}, which {problem}")
+            raise named(fault, file.called)
+        vectors = embedding.vectors[0]
+        found.append(LearnedWord(name=embedding.name, vectors=vectors, file=str(file.path), bundled=True))
+    return found

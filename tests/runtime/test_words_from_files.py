@@ -1,0 +1,113 @@
+"""Words from files, in a loaded model."""
+
+import json
+
+import pytest
+import torch
+from conftest import TINY, assemble, fill
+from embeddings import LAYOUTS, as_json, made_up, text_card
+from hostile import refused
+from safetensors.torch import save_file
+
+import sd
+from convert.adapters.adapter import open_adapter, read_adapter
+from convert.errors import CorruptFileError, UnsupportedFileError, WeightMismatchError
+from convert.files.hashing import file_sha256
+from sd.config import SD_V1
+from sd.pipeline.learning import teach_bundled
+from sd.pipeline.runner import Runner
+from sd.runtime.learned_words import bundled_words
+from sd.text.tokenizer import Tokenizer
+
+WIDTH = TINY.text_encoder.width
+
+
+@pytest.fixture
+def model():
+    return assemble(TINY, fill(TINY))
+
+
+def test_a_model_learns_the_words_of_files_and_forgets_them(model, tmp_path):
+    plain = model.encode_prompts(["a easy other"])
+    easy = LAYOUTS["web ui"](tmp_path, "easy", made_up(2, WIDTH))
+    card = text_card(tmp_path / "file.png", as_json(made_up(1, WIDTH), "other"))
+    model.learn([easy, str(card)])
+    assert [(word.name, len(word.vectors), word.file) for word in model.words] == [
+        ("easy", 2, str(easy)),
+        ("other", 1, str(card)),
+    ]
+    assert model.words[0].sha256 == file_sha256(easy)
+    taught = model.encode_prompts(["a easy other"])
+    assert not torch.equal(taught, plain)
+    model.learn([tmp_path])
+    assert torch.equal(model.encode_prompts(["a easy other"]), taught)
+    model.learn([])
+    assert torch.equal(model.encode_prompts(["a easy other"]), plain)
+
+
+def test_a_loaded_model_makes_pictures_that_note_their_words(tiny_ckpt, tmp_path):
+    easy = LAYOUTS["kohya"](tmp_path, "easy", made_up(2, WIDTH))
+    model = sd.load(tiny_ckpt)
+    model.learn([easy])
+    with_it, without = (model.txt2img(prompt, width=64, height=64, steps=1, seed=1)[0].info for prompt in ("easy", "a"))
+    digest = file_sha256(easy)
+    assert f'TI hashes: "easy: {digest[:12]}"' in with_it["parameters"]
+    assert json.loads(with_it["sd"])["embeddings"] == [{"name": "easy", "sha256": digest}]
+    assert "TI hashes" not in without["parameters"]
+    assert "embeddings" not in json.loads(without["sd"])
+
+
+def test_of_a_folder_words_for_other_families_stay_out(model, tmp_path):
+    LAYOUTS["kohya"](tmp_path, "easy", made_up(2, WIDTH))
+    LAYOUTS["kohya"](tmp_path, "for-xl", made_up(2, 1280))
+    model.learn([tmp_path])
+    assert [word.name for word in model.words] == ["easy"]
+
+
+def test_files_that_cannot_be_used_are_refused_and_nothing_changes(model, tmp_path):
+    other = LAYOUTS["kohya"](tmp_path, "other", made_up(2, 1024))
+    both = "is for Stable Diffusion 2 (vectors of 1024 numbers); this model is sd-v1 (64 numbers)"
+    refused(other, WeightMismatchError, f"other.safetensors {both}", read=lambda path: model.learn([path]))
+    refused(tmp_path / "none.pt", UnsupportedFileError, "none.pt does not exist", read=lambda path: model.learn([path]))
+    (tmp_path / "other.safetensors").write_bytes(other.read_bytes()[:-1])
+    refused(other, CorruptFileError, "other.safetensors ", read=lambda path: model.learn([path]))
+    assert model.words == ()
+    assert model.tokenizer == Tokenizer()
+
+
+def test_the_plain_runner_reads_no_files(model):
+    model.runner = Runner()
+    with pytest.raises(ValueError, match=r"sd\.load"):
+        model.learn(["easy.pt"])
+
+
+def adapter_with(words, path):
+    module = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    lora = {f"{module}.lora_down.weight": torch.ones(4, 320), f"{module}.lora_up.weight": torch.ones(320, 4)}
+    save_file(lora | {f"bundle_emb.{name}": vectors for name, vectors in words.items()}, path)
+    return path
+
+
+def test_words_of_adapters_come_and_go_with_them(model, tmp_path):
+    model.learn([LAYOUTS["kohya"](tmp_path, "easy", made_up(2, WIDTH))])
+    vectors = made_up(3, WIDTH, 1)
+    path = adapter_with({"mine.string_to_param.*": vectors}, tmp_path / "lora.safetensors")
+    with open_adapter(path) as file:
+        words = bundled_words(file, read_adapter(file, SD_V1).words, TINY)
+    teach_bundled(model, words)
+    assert [word.name for word in model.words] == ["easy", "mine"]
+    assert torch.equal(torch.from_numpy(model.words[1].vectors), vectors)
+    model.learn([])
+    assert [word.name for word in model.words] == ["mine"]
+    teach_bundled(model, [])
+    assert model.words == ()
+
+
+def test_words_of_an_adapter_for_another_family_are_refused(tmp_path):
+    path = adapter_with({"mine.emb_params": made_up(1, 1024)}, tmp_path / "lora.safetensors")
+
+    def read(path):
+        with open_adapter(path) as file:
+            return bundled_words(file, read_adapter(file, SD_V1).words, SD_V1)
+
+    refused(path, WeightMismatchError, "lora.safetensors brings the word mine, which is for Stable", read=read)
