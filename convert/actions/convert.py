@@ -1,8 +1,8 @@
 """Convert a model from one layout to another; values stay as they are unless a precision is given."""
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from convert.actions.target import (
 from convert.actions.writing import (
     CHUNK,
     PRECISIONS,
+    Changes,
     Plan,
     Reporting,
     converted,
@@ -40,6 +41,11 @@ from sd.files import folder_written_whole, remove_leftovers, written_whole
 if TYPE_CHECKING:
     from convert.actions.verify import Verified
 
+Changing = Callable[[CheckpointFile, Checkpoint], AbstractContextManager[Changes]]
+
+
+PLAIN = {"format": "pt"}  # the metadata by which other programs know that tensors are torch's
+
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
@@ -51,6 +57,7 @@ class Conversion:
     nbytes: int  # of all tensors
     parameters: int
     left_out: int  # tensors beside the model that were not written
+    changed: int  # tensors with new values
     verified: "Verified | None"
 
 
@@ -65,6 +72,7 @@ def convert(
     variant: str | None = None,
     part: str | None = None,
     vae: Path | None = None,
+    changing: Changing | None = None,
     keep_all: bool = False,
     verify: bool = False,
     hash_source: bool = True,
@@ -84,6 +92,7 @@ def convert(
     variant    of a folder's weights: "fp16", "non_ema", ...; by default the plain ones, or those that there are
     part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own
+    changing   called with the open source and its model: new values for weights, which the context keeps at hand
     keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
                layout
     verify     read all of it back and compare it with the source, before it gets its name
@@ -125,7 +134,8 @@ def convert(
             check_original_has_room(checkpoint)
             check_yaml_beside(target, checkpoint)
         check_extras(checkpoint, layout, weights)
-        plan = plan_weights(checkpoint, layout, precision)
+        changes = stack.enter_context(changing(file, checkpoint)) if changing else Changes()
+        plan = plan_weights(checkpoint, layout, precision, changes.values)
         total = sum(planned.nbytes for planned in plan.values())
         _check_disk(target, total)
         if on_start:
@@ -139,15 +149,22 @@ def convert(
                 return None
             from convert.actions.verify import verify as read_back  # numpy takes a tenth of a second to import
 
-            return read_back(path, file, checkpoint, dtype=PRECISIONS.get(precision), on_bytes=on_bytes)
+            dtype = PRECISIONS.get(precision)
+            return read_back(path, file, checkpoint, dtype=dtype, values=changes.values, on_bytes=on_bytes)
 
         if layout == "diffusers":
             with folder_written_whole(target, force=force) as folder:
-                _write_folder(folder, reporting, file, checkpoint, plan, precision)
+                _write_folder(folder, reporting, file, checkpoint, plan, precision, changes.metadata)
                 verified = finish(folder)
         else:
             with written_whole(target, force=force) as reporting.out:
-                _write_file(target.suffix.lower(), reporting, file, checkpoint, plan, layout, precision, hash_source)
+                if target.suffix.lower() in PICKLES:
+                    beside = _beside(checkpoint) | changes.metadata
+                    write_pickle(reporting, converted(file, plan, precision), beside)
+                else:
+                    own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else PLAIN
+                    metadata = publisher_metadata(file, checkpoint) | own | changes.metadata
+                    write_plan(reporting, file, plan, precision, metadata)
                 reporting.out.flush()
                 verified = finish(Path(reporting.out.name))
     return Conversion(
@@ -157,6 +174,7 @@ def convert(
         nbytes=total,
         parameters=sum(record.numel for record in checkpoint.tensors.values()),
         left_out=left_out,
+        changed=len(changes.values),
         verified=verified,
     )
 
@@ -168,27 +186,20 @@ def _check_disk(target: Path, needed: int) -> None:
         raise OSError(f"{folder} has {free / 1e9:.2f} GB free, the file needs {needed / 1e9:.2f} GB.")
 
 
-def _write_file(
-    suffix: str,
+def _beside(checkpoint: Checkpoint) -> dict[str, int | str]:
+    """What a pickle has beside the weights."""
+    size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
+    return {"global_step": checkpoint.global_step or 0, **size}
+
+
+def _write_folder(
+    folder: Path,
     reporting: Reporting,
     file: CheckpointFile,
     checkpoint: Checkpoint,
     plan: Plan,
-    layout: str,
     precision: str,
-    hash_source: bool,
-) -> None:
-    if suffix in PICKLES:
-        size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
-        beside = {"global_step": checkpoint.global_step or 0, **size}
-        write_pickle(reporting, converted(file, plan, precision), beside)
-        return
-    own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else {"format": "pt"}
-    write_plan(reporting, file, plan, precision, publisher_metadata(file, checkpoint) | own)
-
-
-def _write_folder(
-    folder: Path, reporting: Reporting, file: CheckpointFile, checkpoint: Checkpoint, plan: Plan, precision: str
+    metadata: Mapping[str, str],
 ) -> None:
     write_settings(folder, checkpoint.config, checkpoint.part, ends_in_noise=checkpoint.said.ends_in_noise)
     for component, place in WEIGHTS.items():
@@ -198,4 +209,4 @@ def _write_folder(
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): planned for name, planned in plan.items() if name.startswith(prefix)}
         with written_whole(folder / place) as reporting.out:
-            write_plan(reporting, file, mine, precision, {"format": "pt"})
+            write_plan(reporting, file, mine, precision, {**PLAIN, **metadata})

@@ -32,21 +32,28 @@ def original_weights(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
 
     Where several of ours form one original tensor, they keep our names.
     """
+    return {name: checkpoint.tensors[ours] for ours, name in _original_names(checkpoint).items()}
+
+
+def _original_names(checkpoint: Checkpoint) -> dict[str, str]:
     shared = Counter(original.name for original in checkpoint.names.values())
+    originals = {ours: checkpoint.names[ours].name for ours in checkpoint.tensors}
+    return {ours: name if shared[name] == 1 else ours for ours, name in originals.items()}
+
+
+def names_among_everything(checkpoint: Checkpoint) -> dict[str, str]:
+    """Our name of each weight -> its name in `everything`."""
+    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras)  # then the extras have the plain names
     return {
-        checkpoint.names[ours].name if shared[checkpoint.names[ours].name] == 1 else ours: record
-        for ours, record in checkpoint.tensors.items()
+        ours: ema_name(name) if averaged and name.startswith(PREFIXES["unet"]) else name
+        for ours, name in _original_names(checkpoint).items()
     }
 
 
 def everything(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
     """A model and the tensors beside it, by the names of the original layout."""
-    averaged = checkpoint.weights == "ema" and bool(checkpoint.extras)  # then the extras have the plain names
-    weights = {
-        ema_name(name) if averaged and name.startswith(PREFIXES["unet"]) else name: record
-        for name, record in original_weights(checkpoint).items()
-    }
-    return weights | checkpoint.extras
+    names = names_among_everything(checkpoint)
+    return {name: checkpoint.tensors[ours] for ours, name in names.items()} | checkpoint.extras
 
 
 def tensor_digests(file: CheckpointFile, tensors: Mapping[str, TensorRecord]) -> list[tuple[str, TensorRecord, str]]:

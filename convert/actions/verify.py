@@ -6,14 +6,15 @@ tensors as it goes (`convert.actions.tensor_set`).
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from convert.actions.target import MismatchError
-from convert.actions.tensor_set import everything, original_weights, set_sha256
+from convert.actions.tensor_set import everything, names_among_everything, original_weights, set_sha256
+from convert.actions.writing import NewValue
 from convert.checkpoint import Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, counted, shown_list
 from convert.files.arrays import decoded, in_step, raw_pieces, rounded
@@ -29,6 +30,7 @@ class Verified:
 
     same: int  # tensors with the bits of the source
     rounded: int  # tensors with its numbers at another precision
+    changed: int  # tensors with the new values that were asked for
     tensors_sha256: str  # over the weights
     everything_sha256: str | None  # including the tensors beside them; None without any
 
@@ -39,12 +41,14 @@ def verify(
     checkpoint: Checkpoint,
     *,
     dtype: str | None = None,
+    values: Mapping[str, NewValue] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Verified:
     """Compare a file or folder with the model that was written to it.
 
     file, checkpoint  its source, extras included
     dtype             the requested precision, a key of DTYPE_WIDTHS; None: the precision of the source
+    values            new values of weights, as in `convert.actions.writing.Changes`; they are computed again
     on_bytes          called with the number of bytes that were just compared
 
     Raises MismatchError.
@@ -53,7 +57,7 @@ def verify(
     try:
         with open_checkpoint(path) as back:
             read = read_part(back, checkpoint.part) if checkpoint.part else read_checkpoint(back)
-            return _compare(file, checkpoint, back, read, dtype, on_bytes)
+            return _compare(file, checkpoint, back, read, dtype, values or {}, on_bytes)
     except CheckpointError as error:
         raise MismatchError(f"the new file cannot be read back and was removed: {error}") from None
 
@@ -64,6 +68,7 @@ def _compare(
     back: CheckpointFile,
     written: Checkpoint,
     dtype: str | None,
+    values: Mapping[str, NewValue],
     on_bytes: Callable[[int], None] | None,
 ) -> Verified:
     wanted, found = everything(source), everything(written)
@@ -75,6 +80,7 @@ def _compare(
     weights = original_weights(written).keys()
     release = [release_after_last(side, table.values()) for side, table in ((file, wanted), (back, found))]
     entries, same = [], 0
+    changes = {name: values[ours] for ours, name in names_among_everything(source).items() if ours in values}
 
     def place(name: str) -> tuple[int, int, int]:
         return found[name].storage.file, found[name].storage.offset, found[name].offset
@@ -83,9 +89,10 @@ def _compare(
         a, b = wanted[name], found[name]
         digest = hashlib.sha256()
         right = b.dtype in (a.dtype, dtype) and (b.dtype == (dtype or a.dtype) or name not in weights)
-        if trimmed(a.shape) != trimmed(b.shape) or not right or not _same_numbers(file, a, back, b, digest):
+        equal = trimmed(a.shape) == trimmed(b.shape) and right
+        if not (equal and _same_numbers(file, a, back, b, digest, changes.get(name))):
             wrong.append(name)
-        same += a.dtype == b.dtype
+        same += a.dtype == b.dtype and name not in changes
         entries.append((name, b, digest.hexdigest()))
         release[0](a)
         release[1](b)
@@ -98,15 +105,34 @@ def _compare(
         )
     return Verified(
         same=same,
-        rounded=len(entries) - same,
+        rounded=len(entries) - same - len(changes),
+        changed=len(changes),
         tensors_sha256=set_sha256(entry for entry in entries if entry[0] in weights),
         everything_sha256=set_sha256(entries) if written.extras else None,
     )
 
 
-def _same_numbers(file_a: CheckpointFile, a: TensorRecord, file_b: CheckpointFile, b: TensorRecord, digest) -> bool:
-    """Whether b holds the numbers of a at its own precision. Adds the bytes of b to `digest`."""
+def _same_numbers(
+    file_a: CheckpointFile,
+    a: TensorRecord,
+    file_b: CheckpointFile,
+    b: TensorRecord,
+    digest,
+    change: NewValue | None = None,
+) -> bool:
+    """Whether b holds the numbers of a, or the new ones, at its own precision. Adds the bytes of b to `digest`."""
     same = True
+    if change:
+        from convert.files.tensors import as_tensor
+
+        value = change(as_tensor(file_a, a)).contiguous().numpy().reshape(-1)
+        start = 0
+        for y in raw_pieces(file_b, b):
+            digest.update(y)
+            expected = as_written(value[start : start + len(y)].astype("f8"), b.dtype)
+            same = same and np.array_equal(expected, decoded(y, b.dtype).astype("f8"))
+            start += len(y)
+        return same
     for x, y in in_step(raw_pieces(file_a, a), raw_pieces(file_b, b)):
         digest.update(y)
         if a.dtype == b.dtype:

@@ -6,11 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
-from convert.errors import CorruptFileError, WeightMismatchError, shown
+from convert.errors import CorruptFileError, WeightMismatchError, counted, shown, shown_list
 from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha256
 from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
@@ -43,26 +44,42 @@ OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "va
 NOTHING = TensorRecord("float32", (0,), (1,), StorageRecord("", 0, 0, "little", None), 0)  # a tensor without elements
 
 
+NewValue = Callable[["Tensor"], "Tensor"]  # the value of a weight in its source -> the one to write, in float32 or more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a conversion changes in a model besides its layout and precision."""
+
+    values: Mapping[str, NewValue] = field(default_factory=dict)  # by our name of the weight, in our shape
+    metadata: Mapping[str, str] = field(default_factory=dict)  # that says so in the new file
+
+
 class Planned(NamedTuple):
     """A tensor to write."""
 
     record: TensorRecord  # its place in the source, with the shape to write
     dtype: str  # to write, a key of DTYPE_WIDTHS
+    change: NewValue | None = None  # in the shape to write
 
     @property
     def nbytes(self) -> int:
         return self.record.numel * DTYPE_WIDTHS[self.dtype]
 
     @property
-    def keeps_its_dtype(self) -> bool:
-        return self.dtype == self.record.dtype
+    def is_copy(self) -> bool:
+        return self.dtype == self.record.dtype and self.change is None
 
 
 Plan = dict[str, Planned]  # by the name to write
 
 
-def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
+def plan_weights(
+    checkpoint: Checkpoint, layout: str, precision: str, values: Mapping[str, NewValue] | None = None
+) -> Plan:
     """The weights of a model with the names and shapes of a layout; `<component>.<name>` for a diffusers folder.
+
+    values  new ones, as in `Changes`
 
     Together with the tensors beside the model, the original layout gives every tensor the name that it had in its
     source: averaged weights keep the names of averages. Beside the model, only weights change their precision.
@@ -74,15 +91,17 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
     averaged = checkpoint.weights == "ema" and bool(checkpoint.extras) and layout == "original"
     plan = {}
     for ours, record in checkpoint.tensors.items():
-        dtype = PRECISIONS.get(precision, record.dtype)
+        dtype, change = PRECISIONS.get(precision, record.dtype), (values or {}).get(ours)
         if layout == FORMAT:
-            plan[ours] = Planned(record, dtype)
+            plan[ours] = Planned(record, dtype, change)
         else:
             name, axes = names[ours]
             name = ema_name(name) if averaged and ours.startswith("unet.") else name
             unit = (1,) * axes
             plan[name.removeprefix(dropped)] = Planned(
-                replace(record, shape=record.shape + unit, stride=record.stride + unit), dtype
+                replace(record, shape=record.shape + unit, stride=record.stride + unit),
+                dtype,
+                partial(_reshaped, change, record.shape) if change and unit else change,
             )
     for original, record in checkpoint.extras.items():
         name = EXTRA + original if layout == FORMAT else original
@@ -97,6 +116,11 @@ def plan_weights(checkpoint: Checkpoint, layout: str, precision: str) -> Plan:
             else:
                 plan.pop(marker, None)
     return plan
+
+
+def _reshaped(change: NewValue, shape: tuple[int, ...], value: "Tensor") -> "Tensor":
+    """The new value of a weight whose shape in the new file is another than ours."""
+    return change(value.reshape(shape)).reshape(value.shape)
 
 
 def markers(checkpoint: Checkpoint) -> dict[str, bool]:
@@ -176,9 +200,7 @@ def write_plan(
     Bytes that need no change are copied from file to file; their checksums are computed meanwhile, in another thread.
     """
     entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
-    spans = {
-        name: span for name, planned in plan.items() if planned.keeps_its_dtype and (span := file.span(planned.record))
-    }
+    spans = {name: span for name, planned in plan.items() if planned.is_copy and (span := file.span(planned.record))}
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         checks = pool.submit(_verify, file, [plan[name].record for name in spans], stop)
@@ -218,29 +240,39 @@ def _pieces(
 def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str) -> "Iterator[tuple[str, Tensor]]":
     """One tensor after the other in its new precision, row by row; what needs no change lies in the mapped file.
 
-    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that another precision has no room for.
+    Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that the precision has no room for.
     """
     import torch
 
     from convert.files.tensors import as_tensor, in_range, out_of_range
 
     release = release_after_last(file, (planned.record for planned in plan.values()))
-    unusable = []
-    for name, (record, dtype_name) in plan.items():
+    unusable, overflown = [], []
+    for name, planned in plan.items():
+        record, dtype = planned.record, getattr(torch, planned.dtype)
         file.verify(record)
-        stored, dtype = as_tensor(file, record), getattr(torch, dtype_name)
-        if stored.dtype != dtype and not in_range(stored, dtype):
+        value = as_tensor(file, record)
+        if planned.change:
+            value = planned.change(value)
+            if not in_range(value, dtype):
+                overflown.append(name)
+        elif value.dtype != dtype and not in_range(value, dtype):
             unusable.append(name)
-        yield name, stored.to(dtype).contiguous()
+        yield name, value.to(dtype).contiguous()
         release(record)
     if unusable:
         raise out_of_range(unusable, precision)
+    if overflown:
+        raise WeightMismatchError(
+            f"would hold values that are NaN, infinite or beyond its precision in {counted(len(overflown), 'weight')}: "
+            f"{shown_list(overflown)}. Use a smaller strength or weight, or --precision fp32."
+        )
 
 
-def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside: Mapping[str, int]) -> None:
+def write_pickle(out: BinaryIO, weights: "Iterable[tuple[str, Tensor]]", beside: Mapping[str, int | str]) -> None:
     """The container that the original code reads with `torch.load`.
 
-    beside  numbers that stand beside the tensors
+    beside  what stands beside the tensors
     """
     import torch
 

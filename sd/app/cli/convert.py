@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from convert.actions.convert import convert
 from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
-from convert.errors import counted, shown
+from convert.errors import counted, joined, shown
 from convert.families.family import PARTS
 from sd.app.cli import say
 from sd.app.cli.flags import add_output_flags, add_reading_flags
@@ -110,5 +110,6 @@ def verified(found: "Verified") -> str:
     """What was compared, in one line."""
     exact = [f"{counted(found.same, 'tensor')} bit for bit"] if found.same else []
     cast = [f"{counted(found.rounded, 'tensor')} rounded from the source"] if found.rounded else []
+    new = [f"{counted(found.changed, 'tensor')} changed as computed anew"] if found.changed else []
     beside = f"; all tensors {found.everything_sha256}" if found.everything_sha256 else ""
-    return f"verified: read back {' and '.join(exact + cast)}; weights {found.tensors_sha256}{beside}"
+    return f"verified: read back {joined(exact + cast + new)}; weights {found.tensors_sha256}{beside}"
