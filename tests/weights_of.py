@@ -1,9 +1,12 @@
-"""The weights of a loaded model, beside those of the file that it came from."""
+"""The weights of a loaded model, and those of a file."""
 
 import torch
 from conftest import TINY
 
-from convert.layouts.names import ema_name, original_names
+from convert.checkpoint import match_shapes, read_checkpoint
+from convert.files.reader import open_checkpoint
+from convert.files.tensors import as_tensor
+from convert.layouts.names import ema_name, original_names, parameter_shapes
 
 PARTS = ("text_encoder", "unet", "vae")
 
@@ -25,3 +28,11 @@ def equal(ours, theirs):
     assert set(ours) == set(theirs)
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def stored(path, weights="auto"):
+    """The weights in a file or folder of any layout, by our names and in our shapes."""
+    with open_checkpoint(path) as file:
+        checkpoint = read_checkpoint(file, weights=weights)
+        found = match_shapes(checkpoint, parameter_shapes(checkpoint.config)).tensors
+        return {name: as_tensor(file, record).clone() for name, record in found.items()}

@@ -1,11 +1,11 @@
 """Convert a model from one layout to another; values stay as they are unless a precision is given."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from convert.actions.diffusers_writer import WEIGHTS, write_settings
 from convert.actions.target import (
@@ -41,7 +41,14 @@ from sd.files import folder_written_whole, remove_leftovers, written_whole
 if TYPE_CHECKING:
     from convert.actions.verify import Verified
 
-Changing = Callable[[CheckpointFile, Checkpoint], AbstractContextManager[Changes]]
+
+class Changing(Protocol):
+    """What changes a model while it is written: adapters, or another model that it is merged with."""
+
+    reads: Sequence[Path]  # the files that the new values come from
+
+    def __call__(self, file: CheckpointFile, checkpoint: Checkpoint) -> AbstractContextManager[Changes]:
+        """The changes of the model in an open file; the context keeps at hand what they are computed from."""
 
 
 PLAIN = {"format": "pt"}  # the metadata by which other programs know that tensors are torch's
@@ -92,7 +99,7 @@ def convert(
     variant    of a folder's weights: "fp16", "non_ema", ...; by default the plain ones, or those that there are
     part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own
-    changing   called with the open source and its model: new values for weights, which the context keeps at hand
+    changing   gives new values for weights: see `Changing`
     keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
                layout
     verify     read all of it back and compare it with the source, before it gets its name
@@ -109,7 +116,7 @@ def convert(
         raise TargetError(f"the part must be one of {', '.join(PARTS)}, got {part!r}")
     if part and (vae or keep_all):
         raise TargetError(f"--only writes one part alone: leave out {'--vae' if vae else '--keep-all'}.")
-    for path in (source, vae) if vae else (source,):
+    for path in (source, *([vae] if vae else []), *(changing.reads if changing else ())):
         check_target(path, target, layout, part, force)
     remove_leftovers([target])
     with ExitStack() as stack:
@@ -135,6 +142,7 @@ def convert(
             check_yaml_beside(target, checkpoint)
         check_extras(checkpoint, layout, weights)
         changes = stack.enter_context(changing(file, checkpoint)) if changing else Changes()
+        stack.enter_context(errors_named(file))  # not with the name of another file that is open for the changes
         plan = plan_weights(checkpoint, layout, precision, changes.values)
         total = sum(planned.nbytes for planned in plan.values())
         _check_disk(target, total)

@@ -1,22 +1,30 @@
 """`sd convert`: a checkpoint from one layout to another."""
 
 import argparse
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.actions.convert import convert
 from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
+from convert.adapters.adapter import summary
 from convert.errors import counted, joined, shown
 from convert.families.family import PARTS
 from sd.app.cli import say
 from sd.app.cli.flags import add_output_flags, add_reading_flags
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
+from sd.app.errors import UsageError
 from sd.app.jobs.model import describe
 from sd.app.jobs.model_folder import find
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from convert.actions.bake import Baking, Strengths
+    from convert.actions.convert import Conversion
     from convert.actions.verify import Verified
 
 WRITTEN, MISMATCH = 0, 1
@@ -32,6 +40,7 @@ def parser() -> Parser:
         "  sd convert v1-5-pruned-emaonly.ckpt v1-5.safetensors --precision fp16\n"
         "  sd convert model.ckpt folder --to diffusers --verify\n"
         "  sd convert model.ckpt baked.ckpt --vae vae-ft-mse-840000-ema-pruned.ckpt\n"
+        "  sd convert model.ckpt baked.safetensors --lora detail.safetensors:0.8\n"
         "  sd convert model.ckpt vae.safetensors --only vae --to original\n\n"
         "exit codes: 0 written; 1 --verify found a difference, and removed the file;\n"
         "2 the source cannot be read, or the target cannot be written",
@@ -53,6 +62,9 @@ def parser() -> Parser:
     add("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
     add("--vae", type=Path, metavar="FILE",
         help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none")
+    add("--lora", action="append", default=[], metavar="FILE[:S[:T]]",
+        help="add a LoRA, or a relative of it, to the weights, at strength S (default: 1) for the UNet and T (default: "
+        "as S) for the text encoder; may be given several times")
     add("--keep-all", action="store_true",
         help="also keep what is not part of the model: the other kind of UNet weights, schedule tables, counters, "
         "leftovers of the training (only tensors, no optimiser). Our layout stores them under extra.*; the original "
@@ -70,6 +82,7 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     args.source = find(args.source)
+    baking = baking_of(args.lora)
     with progress_bar("writing", args.quiet) as bar:
         try:
             done = convert(
@@ -82,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
                 variant=args.variant,
                 part=args.only,
                 vae=args.vae and find(args.vae, "vae"),
+                changing=baking,
                 keep_all=args.keep_all,
                 verify=args.verify,
                 hash_source=not args.no_hash,
@@ -98,12 +112,71 @@ def run(args: argparse.Namespace) -> int:
         say(f"{shown(args.source.name)}: {line}")
     for line in describe(args.source, done.checkpoint, written):
         say(line, quiet=args.quiet)
+    if baking:
+        for line in added_lines(baking, done):
+            say(line, quiet=args.quiet)
     if done.left_out:
         say(f"left out: {counted(done.left_out, 'tensor')} outside the model (--keep-all keeps them)", quiet=args.quiet)
     if done.verified:
         say(verified(done.verified), quiet=args.quiet)
     print(args.target)
     return WRITTEN
+
+
+def baking_of(given: list[str]) -> "Baking | None":
+    """The adapters that are to be added to the weights."""
+    if not given:
+        return None
+    from convert.actions.bake import Baking
+
+    def weight_change(*values: object, **options: object) -> "Tensor":
+        from sd.networks.adapters.weight_change import weight_change  # imports torch
+
+        return weight_change(*values, **options)
+
+    return Baking([strengths_of(text) for text in given], weight_change)
+
+
+def strengths_of(text: str) -> "Strengths":
+    """FILE, FILE:S or FILE:S:T; the file may be a name in the folder for LoRAs. Raises UsageError."""
+    from convert.actions.bake import Strengths
+
+    name, numbers = text, []
+    while len(numbers) < 2 and not Path(name).exists():
+        before, colon, last = name.rpartition(":")
+        if not (colon and before):
+            break
+        try:
+            numbers.insert(0, float(last))
+        except ValueError:
+            break
+        name = before
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"--lora {shown(text, 100)} must have finite strengths. 1 is the full strength.")
+    unet = numbers[0] if numbers else 1.0
+    return Strengths(find(Path(name), "loras"), unet, numbers[1] if len(numbers) > 1 else unet)
+
+
+def added_lines(baking: "Baking", done: "Conversion") -> Iterator[str]:
+    """What each adapter changed, and what of it did not match; problems are said even if quiet."""
+    for added in baking.added:
+        name = shown(added.strengths.path.name)
+        for problem in added.problems:
+            say(f"{name} {problem}")
+        for note in added.adapter.notes:
+            yield f"{name} {note}"
+        unet, text = added.strengths.unet, added.strengths.text_encoder
+        strength = f"strength {unet:g}" if unet == text else f"strength {unet:g}, {text:g} for the text encoder"
+        modules = joined([f"{added.modules[part]} of the {PARTS[part]}" for part in PARTS if part in added.modules])
+        number = counted(sum(added.modules.values()), "module")
+        changed = f"{counted(added.tensors, 'tensor')} changed at {strength}"
+        yield f"{name}: {summary(added.adapter.changes)} for {number} ({modules}), {changed}"
+    kinds = {"model": "own weights", "ema": "averaged weights (EMA)"}
+    other = done.checkpoint.other_weights
+    if other and any("unet" in added.modules for added in baking.added):
+        which = kinds[done.checkpoint.weights]
+        kept = ", which are kept unchanged" if done.checkpoint.extras else ""
+        yield f"changed: the UNet's {which}, not its {kinds[other]}{kept}"
 
 
 def verified(found: "Verified") -> str:
