@@ -141,7 +141,7 @@ class StableDiffusion(LatentDiffusion):
         if self.words:
             from sd.pipeline.learning import hashes_line, words_of
 
-            if words := words_of(self, settings):
+            if words := [word for word in words_of(self, settings) if not word.bundled]:
                 learned["embeddings"] = [{"name": word.name, "sha256": word.sha256} for word in words]
                 labels = {"TI hashes": hashes_line(words), **(labels or {})}
         exact = {

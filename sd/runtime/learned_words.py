@@ -31,9 +31,12 @@ def _in_place(place: Path, config: ModelConfig) -> Iterator[Embedding]:
             yield embedding
 
 
-def learned_word(embedding: Embedding, config: ModelConfig) -> LearnedWord:
-    """An embedding as a word of a model. Raises WeightMismatchError, which names both families, if it is not for it."""
-    if problem := wrong_family(embedding, config):
+def learned_word(embedding: Embedding, config: ModelConfig | None) -> LearnedWord:
+    """An embedding as a word of a model; None: of any model.
+
+    Raises WeightMismatchError, which names both families, if it is not for this one.
+    """
+    if config and (problem := wrong_family(embedding, config)):
         raise named(WeightMismatchError(problem), embedding.path.name)
     return LearnedWord(
         name=embedding.name,

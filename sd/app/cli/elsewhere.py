@@ -20,6 +20,8 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--out": "--output --output-path --output-dir --output-file --outfile --outpath --save --save-dir --save-path",
     "--from-file": "--prompts-file --prompts-from-file --input-file --batch-file",
     "--tile": "--seamless --circular",
+    "--embeddings": "--embedding --embd-dir --embeddings-dir --embedding-dir --textual-inversion "
+    "--textual-inversion-dir --embedding-path --ti",
     "--vae": "--vae-path --vae-name",
     "--tiled-vae": "--vae-tiling --vae-slicing --enable-vae-tiling --tiled",
     "--low-memory": "--lowvram --medvram --low-vram --novram --cpu-offload --offload --offload-to-cpu "
@@ -69,10 +71,6 @@ SAID = {  # flags -> our flag that it needs, and what to say
     "--lora --loras --lora-model-dir --lora-dir --lora-path --lora-weights --lora-apply-mode": (
         "--model",
         f"LoRAs are {NOT_YET}.",
-    ),
-    "--embeddings --embedding --embd-dir --embeddings-dir --textual-inversion --embedding-path": (
-        "--model",
-        f"Learned words (textual inversion) are {NOT_YET}.",
     ),
     "--controlnet --control-net --control-image --control-strength --controlnet-dir": (
         "--model",

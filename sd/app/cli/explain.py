@@ -59,7 +59,8 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    from sd.app.jobs.model import opened
+    from sd.app.jobs.embeddings import find_words
+    from sd.app.jobs.model import opened, teach_words
     from sd.app.jobs.plan import check_jobs, with_seeds
     from sd.app.jobs.run import warn_of_unused
     from sd.files import written_whole
@@ -76,9 +77,11 @@ def run(args: argparse.Namespace) -> int:
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)
+        learned = find_words(request.model, jobs, checkpoint.config, events)
         out = args.out.replace("{seed}", str(seed))
         path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
         model = prepare()(events)
+        teach_words(model, learned)
     if args.seed in (None, -1):
         events.note(f"seed {seed}")
     warn_of_unused(request.model, jobs, model, events)

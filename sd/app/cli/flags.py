@@ -116,6 +116,14 @@ def add_prompt_flags(parser: Parser) -> None:
         help="what not to show; -n=-TEXT for one that begins with a dash")
     add("--plain-prompts", "--plain_prompts", action="store_true",
         help="take brackets and BREAK in prompts literally; sd tokens shows how a prompt is read")
+    add_embeddings_flag(add)
+
+
+def add_embeddings_flag(add: Add) -> None:
+    """Where learned words are."""
+    add("--embeddings", type=Path, action="append", default=[], metavar="PATH",
+        help="a file of textual inversion, or a folder of them; can be given several times. A prompt uses one by its "
+        "file's name (default: the folder embeddings beside your models folder, too)")
 
 
 def add_model_flags(parser: Parser) -> Add:

@@ -87,6 +87,7 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
         request["prediction"] = again.get("prediction", "auto")
     if args.vae:
         request["vae"] = find(args.vae, "vae")
+    request["embeddings"] = tuple(find(place, "embeddings") for place in getattr(args, "embeddings", ()))
     return ModelRequest(**{**request, "file": file, "like": like})
 
 

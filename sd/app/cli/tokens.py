@@ -5,12 +5,16 @@ import json
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown
-from sd.app.cli.flags import whole_number
+from sd.app.cli.flags import add_embeddings_flag, whole_number
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.pipeline.settings import check_prompt
+
+if TYPE_CHECKING:
+    from sd.text.learned_words import LearnedTokenizer
 
 WIDEST = 24  # columns for one token
 
@@ -19,13 +23,15 @@ def parser() -> Parser:
     parser = Parser(
         prog="sd tokens",
         description="Show how a prompt is read: its tokens, their ids and weights, and where each chunk of\n"
-        "75 tokens ends. A + marks a token whose word continues in the next one.",
+        "75 tokens ends. A + marks a token whose word continues in the next one; an embedding shows\n"
+        "how many places it takes.",
         epilog='example:\n  sd tokens "a (red:1.3) lighthouse, [dawn:dusk:0.5]"',
     )
     add = parser.add_argument
     add("prompt", nargs="?", metavar="PROMPT", help="as for sd txt2img")
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt, all of a file's text; - is standard input")
     add("--plain-prompts", "--plain_prompts", action="store_true", help="brackets and BREAK are text")
+    add_embeddings_flag(add)
     add("--steps", "--ddim_steps", type=whole_number(1, 1000), default=30, metavar="N",
         help="for prompts that change during the steps (default: 30)")  # fmt: skip
     add("--json", action="store_true", help="print one JSON object instead")
@@ -34,6 +40,11 @@ def parser() -> Parser:
 
 def run(args: argparse.Namespace) -> int:
     from sd.app.cli.prompt_files import read_prompt
+    from sd.app.cli.terminal import Terminal
+    from sd.app.jobs.embeddings import find_words_of
+    from sd.app.jobs.model_folder import find
+    from sd.app.jobs.request import ModelRequest
+    from sd.files import embedded_model
     from sd.text.prompt_syntax import timeline
 
     if (args.prompt is None) == (args.prompt_file is None):
@@ -41,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
     check_prompt("prompt", prompt, args.steps, plain=args.plain_prompts)
     by_step = timeline(prompt, args.steps, plain=args.plain_prompts)
-    texts = [as_data(text, by_step, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
+    places = tuple(find(place, "embeddings") for place in args.embeddings)
+    request = ModelRequest(file=embedded_model(), embeddings=places)
+    tokenizer = find_words_of({args.plain_prompts: by_step}, request, None, Terminal(quiet=True)).tokenizer
+    texts = [as_data(text, by_step, tokenizer, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
     if args.json:
         print(json.dumps({"event": "tokens", "prompt": prompt, "steps": args.steps, "texts": texts}))
         return 0
@@ -54,12 +68,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def as_data(text: str, by_step: Sequence[str], *, plain: bool) -> dict:
+def as_data(text: str, by_step: Sequence[str], tokenizer: "LearnedTokenizer", *, plain: bool) -> dict:
     """One text that the prompt stands for, the steps at which it does, and its chunks."""
     from sd.text.chunks import chunks_of
-    from sd.text.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer()
     chunks = chunks_of(text, tokenizer, plain=plain)
     pieces = iter(tokenizer.pieces_of(token for chunk in chunks for token, _ in chunk.tokens))
     return {
@@ -67,12 +79,23 @@ def as_data(text: str, by_step: Sequence[str], *, plain: bool) -> dict:
         "steps": [i for i, now in enumerate(by_step, 1) if now == text],
         "chunks": [
             {
-                "tokens": [{"id": token, "text": next(pieces)[1], "weight": weight} for token, weight in chunk.tokens],
+                "tokens": [
+                    {"id": token, "text": next(pieces)[1], "weight": weight, **learned_at(token, tokenizer)}
+                    for token, weight in chunk.tokens
+                ],
                 "ids": list(chunk.ids),
             }
             for chunk in chunks
         ],
     }
+
+
+def learned_at(token: int, tokenizer: "LearnedTokenizer") -> dict[str, object]:
+    """The learned word that a token belongs to, which of its vectors it is, and how many there are; {} without one."""
+    word = tokenizer.word_of(token)
+    if word is None:
+        return {}
+    return {"embedding": word.name, "vector": tokenizer.place_in_word(token) + 1, "vectors": len(word.vectors)}
 
 
 def step_ranges(steps: Sequence[int]) -> str:
@@ -93,7 +116,8 @@ def strip_lines(chunks: Sequence[dict], columns: int) -> Iterator[str]:
         tokens = chunk["tokens"]
         room = len(chunk["ids"]) - 2
         yield f"chunk {i} of {len(chunks)}: {counted(len(tokens), 'token')} of {room}"
-        for number, cells in enumerate(rows_of([cell(token) for token in tokens], columns)):
+        first = [token for token in tokens if token.get("vector", 1) == 1]
+        for number, cells in enumerate(rows_of([cell(token) for token in first], columns)):
             if number:
                 yield ""
             widths = [max(map(width, column)) for column in cells]
@@ -104,9 +128,12 @@ def strip_lines(chunks: Sequence[dict], columns: int) -> Iterator[str]:
 
 def cell(token: dict) -> tuple[str, str, str]:
     """One column of the strip."""
+    weight = "" if token["weight"] == 1 else f"x{token['weight']:.4g}"
+    if "embedding" in token:
+        return shown(token["embedding"], WIDEST), counted(token["vectors"], "vector"), weight
     text = token["text"]
     word = shown(text.removesuffix(" "), WIDEST) + ("" if text.endswith(" ") else "+")
-    return word, str(token["id"]), "" if token["weight"] == 1 else f"x{token['weight']:.4g}"
+    return word, str(token["id"]), weight
 
 
 def rows_of(cells: Sequence[tuple[str, str, str]], columns: int) -> Iterator[list[tuple[str, str, str]]]:

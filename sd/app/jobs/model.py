@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from convert.files.reader import CheckpointFile
+    from sd.app.jobs.embeddings import Learned
     from sd.config import ModelConfig
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.device import RunOptions
@@ -126,6 +127,14 @@ def load_model(
     for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}{another}"):
         events.note(line)
     return model
+
+
+def teach_words(model: "StableDiffusion", learned: "Learned") -> None:
+    """Add the words that the run's prompts use to the model's own."""
+    if learned.words:
+        from sd.pipeline.learning import teach
+
+        teach(model, [*learned.words, *(word for word in model.words if word.bundled)])
 
 
 def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:

@@ -9,17 +9,20 @@ from pathlib import Path
 
 from convert.checkpoint import Checkpoint
 from convert.files.hashing import FileHash
+from sd.app.jobs.embeddings import Learned
 from sd.app.jobs.outputs import Names
 from sd.app.jobs.plan import with_seed_moved
 from sd.app.jobs.request import ModelRequest
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, Settings
 
 
-def same_facts(model: ModelRequest, checkpoint: Checkpoint, exact: dict) -> Callable[[dict], bool]:
-    """A test of whether a picture was made with the same model, and from the same input picture if there is one.
+def same_facts(model: ModelRequest, checkpoint: Checkpoint, learned: Learned, exact: dict) -> Callable[[dict], bool]:
+    """A test of whether a picture was made with the same model and words, and from the same input picture if any.
 
     exact  what a picture of this run notes of its input picture
     """
+    from sd.pipeline.image.metadata import settings_from
+
     sha256, vae_sha256 = FileHash(model.file), FileHash(model.vae) if model.vae else lambda: None
     said = checkpoint.said
     told = (said.prediction if said.outside else None, list(said.noise) if said.noise else None)
@@ -28,6 +31,9 @@ def same_facts(model: ModelRequest, checkpoint: Checkpoint, exact: dict) -> Call
         others = {name: value for name, value in stored.items() if name not in {*FIELDS, *OF_THE_RUN}}
         made_with = stored.get("model")
         if others != exact or not isinstance(made_with, dict) or made_with.get("weights") != checkpoint.weights:
+            return False
+        settings = settings_from(stored)
+        if settings is None or stored.get("embeddings", []) != learned.noted(settings):
             return False
         vae = made_with.get("vae")
         same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from convert.errors import counted
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
-from sd.app.jobs.model import made_with, opened
+from sd.app.jobs.embeddings import Learned, find_words
+from sd.app.jobs.model import made_with, opened, teach_words
 from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
 from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_moved, with_seeds, with_settings
@@ -67,11 +68,13 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
+        learned = find_words(request.model, jobs, checkpoint.config, events)
         load = prepare()
-        outputs = find_outputs(request, jobs, checkpoint, inputs, events)
+        outputs = find_outputs(request, jobs, checkpoint, inputs, learned, events)
         if len(outputs.finished) == len(jobs) and outputs.sheet is None:
             return
         model = load(events)
+        teach_words(model, learned)
     if "seed" not in request.settings:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
     if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
@@ -108,14 +111,19 @@ def labels_of(jobs: Sequence[Settings]) -> list[str]:
 
 
 def find_outputs(
-    request: JobRequest, jobs: list[Settings], checkpoint: "Checkpoint", inputs: "Inputs | None", events: Events
+    request: JobRequest,
+    jobs: list[Settings],
+    checkpoint: "Checkpoint",
+    inputs: "Inputs | None",
+    learned: Learned,
+    events: Events,
 ) -> Outputs:
     """Where the pictures go. Pictures that an earlier run left are found; if it drew its seed, the jobs get it, too."""
     names, finished, moved = name_pictures(request.out, jobs), None, 0
     if (request.is_batch_file or len(jobs) > 1) and not request.force:
         from sd.app.jobs.resuming import finished_pictures, same_facts, stopped_seed
 
-        same = same_facts(request.model, checkpoint, inputs.exact() if inputs else {})
+        same = same_facts(request.model, checkpoint, learned, inputs.exact() if inputs else {})
         if request.is_batch_file and "seed" not in request.settings:
             counting = ["seed" not in line.settings for line in request.lines for _ in range(request.count)]
             moved = stopped_seed(names, jobs, counting, same) or 0
@@ -140,7 +148,7 @@ def find_outputs(
 
 def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
     """Say what is asked for and has no effect, or no point."""
-    if problem := embedded_model_knows(request.file, jobs):
+    if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
     if adapters := dict.fromkeys(name for job in jobs for name in ADAPTER.findall(job.prompt)):
         events.warn(f"adapters in prompts are not supported yet, and are read as words: {', '.join(adapters)}")

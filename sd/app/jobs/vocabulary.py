@@ -25,14 +25,18 @@ def unknown_words(prompts: Iterable[str], known: frozenset[str]) -> list[str]:
     return [word for word in words if word not in known and word not in SMALL_WORDS and not word.isdecimal()]
 
 
-def embedded_model_knows(file: Path, jobs: Sequence[Settings]) -> str | None:
-    """What to say where these prompts have words that the embedded model does not know; None for other models."""
+def embedded_model_knows(file: Path, jobs: Sequence[Settings], learned: Iterable[str] = ()) -> str | None:
+    """What to say where these prompts have words that the embedded model does not know; None for other models.
+
+    learned  the names of embeddings, which it knows
+    """
     if file.resolve() != embedded_model().resolve():
         return None
     from sd.training.shapes.captions import vocabulary
     from sd.training.shapes.scenes import COLOURS, SHAPES
 
-    unknown = unknown_words(dict.fromkeys(job.prompt for job in jobs), vocabulary())
+    names = {word for name in learned for word in WORD.findall(f"embedding:{name.lower()}")}
+    unknown = unknown_words(dict.fromkeys(job.prompt for job in jobs), vocabulary() | names)
     if not unknown:
         return None
     more = f" and {counted(len(unknown) - MOST, 'other word')}" if len(unknown) > MOST else ""

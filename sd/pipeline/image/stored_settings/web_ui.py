@@ -57,7 +57,7 @@ OUR_NAMES = {  # by the labels that we write
     "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
-NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash")
+NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash", "TI hashes")
 PROGRAMS = {  # name -> how what it writes as its version begins
     OURS: "sd-zoo",
     "Fooocus": "Fooocus",
@@ -77,7 +77,7 @@ class Found:
     notes      what is worth knowing: what was chosen where the text says nothing
     program    that made the picture; empty if nothing says it
     made_with  what is stored of its model and device, by the names of OF_THE_RUN: "model" with "name", and "sha256",
-               whole or its first digits, or "hash", the 8 digits that older tools showed
+               whole or its first digits, or "hash", the 8 digits that older tools showed; "embeddings" likewise
     """
 
     settings: dict = field(default_factory=dict)
@@ -103,6 +103,7 @@ def settings_in(text: str) -> Found | None:
     if "hires" in found.settings and "strength" in found.settings:
         found.settings["hires_strength"] = found.settings.pop("strength")
     set_model(found, values.get("Model"), values.get("Model hash") or _hash_in(values.get("Hashes", "")))
+    set_embeddings(found, values.get("TI hashes", ""))
     leave_out_invalid(found)
     found.unused += unused
     return found
@@ -125,6 +126,14 @@ def set_model(found: Found, name: object, sha256: object) -> None:
         model["hash"] = sha256[:80]
     if model:
         found.made_with["model"] = model
+
+
+def set_embeddings(found: Found, hashes: str) -> None:
+    """Note the embeddings in such a text as "easynegative: c74b4e810b03, other: 1a2b3c4d5e6f"."""
+    pairs = (entry.rpartition(":") for entry in hashes.split(","))
+    noted = [{"name": name.strip(), "sha256": value.strip().lower()} for name, _, value in pairs if name.strip()]
+    if noted:
+        found.made_with["embeddings"] = noted
 
 
 def _hash_in(hashes: str) -> object:
