@@ -13,6 +13,7 @@ from sd.networks.build import build_networks
 from sd.networks.vae import VAE, sample_latents
 from sd.sampling.schedule import alphas_cumprod
 from sd.text.tokenizer import Tokenizer
+from sd.training.adapters import LowRankAdapter, NewWord, OnlyTrained
 from sd.training.latents import EncodedAsTheyCome, EncodedOnce, Pictures
 from sd.training.loop import TrainingOptions, TrainingRun, process_share
 from sd.training.losses import AutoencodingLoss, DenoisingLoss, draw, standardise_latents
@@ -97,12 +98,14 @@ def denoiser_run(
     snr_floor: float = 0.0,
     noise_offset: float = 0.0,
     train_text_encoder: bool = True,
+    adapter: LowRankAdapter | NewWord | None = None,
     workers: int = 0,
 ) -> TrainingRun:
     """Train the UNet on latents of the VAE, and the text encoder too unless `train_text_encoder` is False.
 
     prompt_dropout  share of pictures trained with the empty prompt, so that the network also learns what guidance moves
                     away from: Ho & Salimans (2022), algorithm 1
+    adapter         trained in place of the networks, which must be frozen
     workers         see `sd.training.loop.TrainingRun`; only for latents that are `EncodedOnce`
     """
     share = process_share(batch_size)
@@ -119,6 +122,8 @@ def denoiser_run(
     module.to(networks["unet"].out.conv.weight.device)
     text = config.text_encoder
     tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
+    if isinstance(adapter, NewWord):
+        tokenizer = adapter.tokenizer
 
     def batch(step: int) -> tuple[Tensor, ...]:
         mean, logvar, captions, *beside = encoded.batch(step, batch_size, share)
@@ -132,7 +137,7 @@ def denoiser_run(
         return latents, tokens, draws.timesteps[share], draws.noise[share], *beside
 
     return TrainingRun(
-        module,
+        OnlyTrained(adapter, module) if adapter else module,
         batch,
         options,
         folder,
@@ -143,4 +148,5 @@ def denoiser_run(
         min_snr_gamma=min_snr_gamma,
         snr_floor=snr_floor,
         noise_offset=noise_offset,
+        **(adapter.settings if adapter else {}),
     )

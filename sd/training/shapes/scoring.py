@@ -5,7 +5,7 @@ drawn, judges the results.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from sd.training.shapes.analysis import analyse
 from sd.training.shapes.captions import plain_caption, with_article
 from sd.training.shapes.drawing import ShapesDataset, render
 from sd.training.shapes.judging import RELATIONS, Verdict, Wanted, follows
+from sd.training.shapes.outlines import KNOWN, SHAPES
 from sd.training.shapes.scenes import COMBINATIONS, HELD_OUT
+from sd.training.shapes.subjects import HELD_OUT as SUBJECT_PAIRS
 
 MEASURES = tuple(field.name for field in fields(Verdict))  # background, count, colour, shape, relation, all
 
@@ -44,6 +46,20 @@ def one_thing(repeats: int) -> list[Request]:
     """Every held-out combination, `repeats` times with different seeds: "a red circle on a blue background"."""
     combinations = [each for each in COMBINATIONS if each in HELD_OUT] * repeats
     return [request_for(*combination, seed) for seed, combination in enumerate(combinations)]
+
+
+def subjects(word: str, count: int) -> list[Request]:
+    """Prompts for a subject in pairs of colours that its training never showed: "a red crescent on a blue background"
+
+    word  crescent; or a look, which the eight shapes in turn are asked for in: "a red circle on a …, pastel"
+    """
+    requests = []
+    for number in range(count):
+        colour, behind = SUBJECT_PAIRS[number % len(SUBJECT_PAIRS)]
+        shape = word if word in KNOWN else SHAPES[number % len(SHAPES)]
+        request = request_for(shape, colour, behind, number)
+        requests.append(request if shape == word else replace(request, prompt=f"{request.prompt}, {word}"))
+    return requests
 
 
 def two_things(each: int) -> list[Request]:
