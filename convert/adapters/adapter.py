@@ -8,6 +8,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from convert.adapters.stated import Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
 from convert.files.folder_kinds import read_json
-from convert.files.reader import CheckpointFile, open_file
+from convert.files.reader import CheckpointFile, JoinedFiles, open_file
 from convert.files.records import TensorRecord
 from convert.layouts.adapter_names import (
     AdaptedFamily,
@@ -29,6 +30,7 @@ from convert.layouts.adapter_names import (
 from convert.layouts.wrapping import unwrap
 from sd.config import ModelConfig
 
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")  # folders of their adapters
 CONFIG = "adapter_config.json"  # what PEFT writes beside its weights
 IN_FOLDERS = tuple(
     f"{stem}.{ending}"
@@ -103,6 +105,8 @@ def open_adapter(path: str | os.PathLike) -> CheckpointFile:
     Raises UnsafeFileError, CorruptFileError, UnsupportedFileError (all CheckpointError).
     """
     path = Path(path)
+    if folders := _of_networks(path):
+        return _joined(path, folders)
     weights = weights_file(path)
     file = open_file(weights, path.resolve().name if path.is_dir() else path.name or str(path))
     settings = weights.with_name(CONFIG)
@@ -116,18 +120,43 @@ def open_adapter(path: str | os.PathLike) -> CheckpointFile:
 
 
 def is_adapter_folder(path: Path) -> bool:
-    return path.is_dir() and any((path / name).is_file() for name in IN_FOLDERS)
+    return path.is_dir() and (any((path / name).is_file() for name in IN_FOLDERS) or bool(_of_networks(path)))
 
 
 def weights_file(path: Path) -> Path:
-    """The file of a path: itself, or the one in a folder. Raises UnsupportedFileError for a folder without one."""
+    """The file of a path: itself, or the one in a folder; of a folder for each network, the first one's.
+
+    Raises UnsupportedFileError for a folder without one.
+    """
     if not path.is_dir():
         return path
-    for name in IN_FOLDERS:
-        if (path / name).is_file():
-            return path / name
+    for folder in _of_networks(path) or [path]:
+        for name in IN_FOLDERS:
+            if (folder / name).is_file():
+                return folder / name
     fault = UnsupportedFileError(f"holds no adapter: none of {', '.join(IN_FOLDERS[:4])}. Give the file itself")
     raise named(fault, path.resolve().name)
+
+
+def _of_networks(path: Path) -> list[Path]:
+    """The folders inside a folder that hold the adapter of one network each, as PEFT's examples write them."""
+    return [path / name for name in NETWORKS if (path / name / CONFIG).is_file() and not (path / CONFIG).exists()]
+
+
+def _joined(path: Path, folders: list[Path]) -> CheckpointFile:
+    """The adapters of several networks as one, with the network in front of every name and setting."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_adapter(folder)) for folder in folders]
+        file, root, settings = files[0], {}, {}
+        for index, (folder, part) in enumerate(zip(folders, files, strict=True)):
+            file = JoinedFiles(file, part) if index else part
+            for name, record in unwrap(part.root, lambda names: frozenset()).tensors.items():
+                module = name.removeprefix("base_model.model.").removeprefix(f"{folder.name}.")
+                root[f"{folder.name}.{module}"] = file.of_second(record) if index else record
+            settings |= {f"{folder.name}.{key}": value for key, value in part.configs.get("adapter", {}).items()}
+        file.called, file.root, file.configs = path.resolve().name, root, {"adapter": settings}
+        stack.pop_all()
+    return file
 
 
 def read_adapter(file: CheckpointFile, config: ModelConfig | None = None) -> Adapter:

@@ -113,11 +113,14 @@ def module_names(family: AdaptedFamily) -> dict[str, str]:
 
 
 def kohya_names(family: AdaptedFamily) -> dict[str, str]:
-    """Our name of each module -> the one that kohya's scripts give it, with diffusers' names in it."""
+    """Our name of each module -> the one that kohya's scripts give it: of XL's UNet the original's, else diffusers'."""
     several = len(family.text_encoders) > 1
     texts = ("lora_te1_", "lora_te2_") if several else ("lora_te_",)
     starts = {"unet.": "lora_unet_", "text_encoder.": texts[0], "text_encoder_2.": texts[-1]}
-    return {ours: starts[root] + flat(theirs.removeprefix(root)) for ours, theirs, root in _diffusers(family)}
+    names = {ours: starts[root] + flat(theirs.removeprefix(root)) for ours, theirs, root in _diffusers(family)}
+    if family.more:
+        names |= {ours: starts["unet."] + flat(original) for original, _, ours, _ in _of_unet(family)}
+    return names
 
 
 def diffusers_names(family: AdaptedFamily) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Reading adapters: every spelling of every module, what does not match, and files of other families."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -230,3 +231,17 @@ def test_names_and_shapes_are_those_of_a_published_list():
     listed = (Path(__file__).parents[1] / "golden" / "lora-kohya-v1.txt").read_text().splitlines()
     published = {name: tuple(map(int, shape)) for name, *shape in map(str.split, listed)}
     assert lora_shapes(V1, rank=4, conv=True) == published
+
+
+@pytest.mark.parametrize(
+    ("conv", "digest"),
+    [
+        (False, "5374640e7c006cd05db9887323a4b8f5c5bd74f8841a408d0c0c4e61d6eb8a0f"),
+        (True, "eadb03bbbdc2f597d17f993df4d0e801944e0caaf6f12cd62301875f54d6dcf7"),
+    ],
+)
+def test_those_of_xl_are_too(conv, digest):
+    """2958 and 3156 tensors of the same program, sorted, a line each; the UNet's have the original names."""
+    shapes = lora_shapes(XL, rank=4, conv=conv)
+    lines = "".join(sorted(f"{name} {list(shape)}\n" for name, shape in shapes.items()))
+    assert hashlib.sha256(lines.encode()).hexdigest() == digest

@@ -42,7 +42,9 @@ def expected(base, adapter, unet=1.0, text_encoder=1.0):
         change = sum(torch.einsum("o,i...->oi...", up[:, r].flatten(), down[r]) for r in range(len(down)))
         strength = unet if ours.startswith("unet") else text_encoder
         weight = base[f"{ours}.weight"].double()
-        found[f"{ours}.weight"] = weight + strength * tensors[f"{name}.alpha"].item() / 4 * change.reshape(weight.shape)
+        found[f"{ours}.weight"] = weight + strength * tensors[f"{name}.alpha"].item() / len(down) * change.reshape(
+            weight.shape
+        )
     return found
 
 

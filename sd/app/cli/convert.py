@@ -10,6 +10,7 @@ from convert.actions.convert import convert
 from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
 from convert.adapters.adapter import summary
+from convert.adapters.spellings import SPELLINGS
 from convert.errors import counted, joined, shown
 from convert.families.family import PARTS
 from sd.app.cli import say
@@ -65,6 +66,9 @@ def parser() -> Parser:
     add("--lora", action="append", default=[], metavar="FILE[:S[:T]]",
         help="add a LoRA, or a relative of it, to the weights, at strength S (default: 1) for the UNet and T (default: "
         "as S) for the text encoder; may be given several times")
+    add("--spelling", choices=SPELLINGS,
+        help="IN is a LoRA, or a relative of it: write it as OUT with the names that kohya's scripts (read by most "
+        "programs), diffusers or PEFT give its tensors. For PEFT, OUT is a folder")
     add("--keep-all", action="store_true",
         help="also keep what is not part of the model: the other kind of UNet weights, schedule tables, counters, "
         "leftovers of the training (only tensors, no optimiser). Our layout stores them under extra.*; the original "
@@ -81,6 +85,8 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.spelling:
+        return run_respelling(args)
     args.source = find(args.source)
     baking = baking_of(args.lora)
     with progress_bar("writing", args.quiet) as bar:
@@ -119,6 +125,28 @@ def run(args: argparse.Namespace) -> int:
         say(f"left out: {counted(done.left_out, 'tensor')} outside the model (--keep-all keeps them)", quiet=args.quiet)
     if done.verified:
         say(verified(done.verified), quiet=args.quiet)
+    print(args.target)
+    return WRITTEN
+
+
+def run_respelling(args: argparse.Namespace) -> int:
+    """An adapter with the names of another program."""
+    from convert.actions.respell import respell
+
+    kept = {"source", "target", "spelling", "force", "quiet", "debug"}
+    for name, value in vars(args).items():
+        if name in args.parser.parse_args(["x", "y"]) and name not in kept and value != args.parser.get_default(name):
+            raise UsageError(f"--spelling rewrites the names of an adapter: leave out --{name.replace('_', '-')}.")
+    args.source = find(args.source, "loras")
+    done = respell(args.source, args.target, args.spelling, force=args.force)
+    for problem in done.adapter.problems:
+        say(f"{shown(args.source.name)} {problem}")
+    for note in done.adapter.notes:
+        say(f"{shown(args.source.name)} {note}", quiet=args.quiet)
+    kind = summary(done.adapter.changes)
+    number = counted(len(done.adapter.changes), "module")
+    written = f"{counted(done.tensors, 'tensor')} in the spelling of {args.spelling}"
+    say(f"{shown(args.source.name)}: {kind} for {number} of {done.adapter.title}, {written}", quiet=args.quiet)
     print(args.target)
     return WRITTEN
 
