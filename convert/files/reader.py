@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -106,6 +107,14 @@ class CheckpointFile:
         if self._descriptor is None or not as_they_are or (storage.byteorder != "little" and width > 1):
             return None
         return Span(self._descriptor, storage.offset + record.offset * width, record.nbytes)
+
+    def kept(self) -> "CheckpointFile":
+        """The same bytes, to be read on after this one is closed."""
+        other = copy(self)
+        other._descriptor = None if self._descriptor is None else os.dup(self._descriptor)
+        other._close_descriptor = other._descriptor and weakref.finalize(other, os.close, other._descriptor)
+        other._view, other._inflated = memoryview(self._mapping), {}
+        return other
 
     def check_length(self) -> None:
         """Raise CorruptFileError if another program has made the file shorter."""
@@ -237,6 +246,11 @@ class CheckpointFiles(CheckpointFile):
 
     def span(self, record: TensorRecord) -> Span | None:
         return self.files[record.storage.file].span(record)
+
+    def kept(self) -> "CheckpointFiles":
+        other = copy(self)
+        other.files = [file.kept() for file in self.files]
+        return other
 
     def check_length(self) -> None:
         for file in self.files:

@@ -1,10 +1,12 @@
 """Torch tensors over the bytes of a mapped file."""
 
+import os
+
 import torch
 from torch import Tensor
 
-from convert.errors import WeightMismatchError, counted, shown_list
-from convert.files.reader import CheckpointFile
+from convert.errors import CorruptFileError, WeightMismatchError, counted, named, shown_list
+from convert.files.reader import SHORTER, CheckpointFile
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
 
 
@@ -25,6 +27,25 @@ def as_tensor(file: CheckpointFile, record: TensorRecord) -> Tensor:
     elif data.data_ptr() % width:
         data = data.clone()  # old safetensors files do not align their tensors
     return data.view(dtype).as_strided(record.shape, record.stride, record.offset)
+
+
+def read_tensor(file: CheckpointFile, record: TensorRecord) -> Tensor:
+    """The tensor as it is on the disk, whatever was written to the bytes in memory; like `as_tensor` in other respects.
+
+    Tensors that are deflated, or not stored row by row, are read from memory.
+    """
+    span = file.span(record)
+    if span is None or record.numel == 0 or not hasattr(os, "preadv"):
+        return as_tensor(file, record)
+    file.check_length()
+    tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype), device="cpu")
+    rest, offset = raw_bytes(tensor), span.offset
+    while len(rest):
+        done = os.preadv(span.descriptor, [rest], offset)
+        if not done:
+            raise named(CorruptFileError(SHORTER), file.called)
+        rest, offset = rest[done:], offset + done
+    return tensor
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:
