@@ -14,7 +14,7 @@ from pathlib import Path
 
 from convert.adapters.grouping import Module, best_family, bundled, sorted_in
 from convert.adapters.other_families import described, other_family
-from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of
+from convert.adapters.parts import KINDS, NUMBERS, fits, rank_of
 from convert.adapters.stated import Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
@@ -242,14 +242,8 @@ def _change(
                 f"holds {shown(module.names[part])} as {record.dtype}; an adapter's tensors are floating-point numbers."
             )
     result = module.result(weight)
-    on_input = bool(numbers.get("on_input"))
-    if "factor" in shapes:  # PEFT's shape says it, except a convolution's (1, n, 1, 1), of outputs if both sides are n
-        one, *_ = factor = shapes["factor"]
-        on_input = math.prod(factor) != weight[0] if len(factor) > 2 else len(factor) > 1 and one == 1 != weight[0]
-    changed = weight
-    if target == FIRST_CONV and not fits(result, weight):
-        changed = (weight[0], LATENTS, *weight[2:])
-    if not fits(result, changed) or not fits_beside(shapes, changed, kind, on_input):
+    narrow = target == FIRST_CONV and result and result[1:2] == (LATENTS,) and fits((result[0], *weight[1:]), weight)
+    if not (fits(result, weight) or narrow) or not _fits_beside(shapes, weight):
         listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items() if part not in NUMBERS)
         return None, f"{shown(module.name, 100)} ({listed}) for a weight of {list(weight)}"
     rank, alpha = rank_of(kind, shapes), numbers.get("alpha", stated.alpha)
@@ -259,6 +253,9 @@ def _change(
         if rank and alpha:
             scale = alpha / (math.sqrt(rank) if stated.rank_stabilized else rank)
     generator = alpha * weight[0] if kind in ("oft", "boft") and alpha and alpha > 0 else None
+    on_input = bool(numbers.get("on_input"))
+    if "factor" in shapes:  # PEFT's shape says it
+        on_input = len(shapes["factor"]) > 1 and shapes["factor"][0] == 1 and weight[0] != 1
     return Change(
         target=target,
         stored=module.name,
@@ -270,6 +267,15 @@ def _change(
         on_input=on_input,
         constraint=generator,
     ), ""
+
+
+def _fits_beside(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
+    """Whether the parts that go with every kind have the length of an axis of the weight."""
+    either = (weight[0], *weight[1:2])
+    lengths = {
+        part: math.prod(shapes[part]) for part in ("bias", "dora_scale", "magnitude", "rescale") if part in shapes
+    }
+    return all(length in (either if part == "dora_scale" else weight[:1]) for part, length in lengths.items())
 
 
 def _number(file: CheckpointFile, module: Module, part: str) -> float:

@@ -99,7 +99,7 @@ def rank_of(kind: str, shapes: Mapping[str, Shape]) -> int | None:
         split_factor = shapes.get("w1_b") or shapes.get("w2_b")
         return split_factor[0] if split_factor else None
     if kind == "glora":
-        return _glora_in_order(shapes)[2][1]
+        return shapes["b1"][1] if shapes["b1"][1] == shapes["b2"][0] else shapes["b1"][0]
     return None
 
 
@@ -111,7 +111,7 @@ def result_shape(kind: str, shapes: Mapping[str, Shape], weight: Shape) -> Shape
     """
     try:
         return _RESULTS[kind](shapes, weight)
-    except (LookupError, ValueError):
+    except (IndexError, ValueError):
         return None
 
 
@@ -122,16 +122,6 @@ def fits(result: Shape | None, weight: Shape) -> bool:
         return False
     flattened = len(result) == 2 and (*result[:1], result[1]) == (weight[0], prod(weight[1:]))
     return flattened or trimmed(result) == trimmed(weight)
-
-
-def fits_beside(shapes: Mapping[str, Shape], weight: Shape, kind: str, on_input: bool) -> bool:
-    """Whether the parts with a value per output, or per input, have the length of that axis of the weight."""
-    lengths = {part: prod(shape) for part, shape in shapes.items()}
-    outputs, inputs = weight[0], (*weight[1:2], 1)[0]
-    if kind == "ia3" and lengths.get("weight", lengths.get("factor")) != (inputs if on_input else outputs):
-        return False
-    beside = [lengths[part] == outputs for part in ("bias", "magnitude", "rescale") if part in lengths]
-    return all(beside) and lengths.get("dora_scale", outputs) in (outputs, inputs)
 
 
 def _lora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
@@ -161,47 +151,28 @@ def _lokr(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
     second = shapes.get("w2")
     if second is None:
         a, b, core = shapes["w2_a"], shapes["w2_b"], shapes.get("t2")
-        if core is None:
-            second = _product(a, b)
-        elif len(a) == len(b) == 2 and core[:2] == (a[0], b[0]):
-            second = a[1], b[1], *core[2:]
+        second = _product(a, b) if core is None else (a[1], b[1], *core[2:]) if core[:2] == (a[0], b[0]) else None
     if first is None or second is None or len(first) != 2 or len(second) < 2:
         return None
     return first[0] * second[0], first[1] * second[1], *second[2:]
 
 
 def _glora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    a1, a2, b1, b2 = _glora_in_order(shapes)
-    a1, a2, b1 = trimmed_to_two(a1), trimmed_to_two(a2), trimmed_to_two(b1)
-    kernel, core = b2[2:], shapes.get("bm")
-    if core is not None:
-        b2, kernel = trimmed_to_two(b2), core[2:]
-        if core[:2] != (b1[1], b2[0]):
-            return None
-    return (b1[0], b2[1], *kernel) if a1[0] == a2[1] == b2[1] else None
-
-
-def _glora_in_order(shapes: Mapping[str, Shape]) -> tuple[Shape, Shape, Shape, Shape]:
-    """a1 (i, r), a2 (r, i), b1 (o, r) and b2 (r, i, ...), which files of older versions have as a2, a1, b2 and b1.
-
-    For a square weight both orders go together, and the smaller number is the rank. Raises ValueError for neither.
-    """
-    a1, a2, b1, b2 = (shapes[name] for name in ("a1", "a2", "b1", "b2"))
-    orders = ((a1, a2, b1, b2), (a2, a1, b2, b1))
-    return min((x for x in orders if x[0][1] == x[1][0] == x[2][1] == x[3][0]), key=lambda x: x[2][1])
+    a1, a2, b1, b2 = (trimmed_to_two(shapes[name]) for name in ("a1", "a2", "b1", "b2"))
+    if b1[1] == b2[0] and a1[1] == a2[0] and a1[0] == a2[1] == b2[1]:
+        return b1[0], b2[1]
+    old = b2[1] == b1[0] and a2[1] == a1[0] and a2[0] == a1[1] == b1[1]  # in files of older versions
+    return (b2[0], b1[1]) if old else None
 
 
 def _oft(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    *stages, blocks, height, width = shapes["blocks"]
-    if height != width or blocks * height != weight[0] or len(stages) > 1:
-        return None
-    butterfly = all(0 < m <= blocks.bit_length() and height % 2 == 0 == blocks % 2 ** (m - 1) for m in stages)
-    return weight if butterfly else None  # each stage joins rows twice as far apart
+    *_, blocks, height, width = shapes["blocks"]
+    return weight if height == width and blocks * height == weight[0] else None
 
 
 def _ia3(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
     length = prod(shapes.get("weight") or shapes["factor"])
-    return weight if length == weight[0] else (weight[0], length, *weight[2:])
+    return weight if length in (weight[0], *weight[1:2]) else None
 
 
 def _whole(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:

@@ -1,11 +1,11 @@
 """How the pipeline calls the three networks: directly.
 
-`sd.load` passes `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also supports the
-settings that change how the networks compute: seamless tiling, reused features and merged tokens.
+`sd.load` passes `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also supports
+adapters, and the settings that change how the networks compute: seamless tiling, reused features and merged tokens.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from sd.pipeline.settings import SettingError, Settings
 if TYPE_CHECKING:
     from os import PathLike
 
+    from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.text.learned_words import LearnedWord
 
 T = TypeVar("T")
@@ -73,6 +74,19 @@ class Runner:
     def device(self, network: nn.Module) -> torch.device:
         """The device on which a network computes."""
         return next(network.parameters()).device
+
+    def in_use(self) -> AbstractContextManager[None]:
+        """Within this context, in all threads, adapters stay as they are."""
+        return nullcontext()
+
+    @property
+    def adapters(self) -> tuple:
+        """The adapters that a model has, see `sd.runtime.adapters`."""
+        return ()
+
+    def apply(self, model: "StableDiffusion", adapters: Sequence) -> None:
+        """Change the networks of a model by adapters, see `StableDiffusion.apply`."""
+        raise SettingError("adapters", "need a model from sd.load; this one calls networks as they are.")
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         """tokens (B, 77) -> (B, 77, D)"""

@@ -64,6 +64,23 @@ class StableDiffusion(LatentDiffusion):
 
     source: Source
 
+    @property
+    def adapters(self) -> tuple:
+        """The adapters in use, in the order in which they were given: each a `sd.runtime.adapters.AppliedAdapter`."""
+        return self.runner.adapters
+
+    def apply(self, adapters: Sequence) -> None:
+        """Use these adapters (LoRA and its relatives) and no others; [] takes all off, to the bit.
+
+        adapters  of each its path, or (path, strength), or (path, strength, strength in the text encoder); without the
+                  last, both are the same. 1 is as trained, any number is allowed
+
+        Every adapter changes the weights that were loaded, whatever others do to them, so their order does not matter.
+        If one cannot be used, the model stays as it was. Raises CheckpointError for such files, SettingError for other
+        mistakes, RuntimeError while a picture is being made.
+        """
+        self.runner.apply(self, adapters)
+
     def learn(self, files: Sequence["str | PathLike"]) -> None:
         """Learn the words in files of textual inversion, in place of those learned from files before; [] forgets them.
 
@@ -119,12 +136,13 @@ class StableDiffusion(LatentDiffusion):
                     on_retry(f"{error}; retrying in fp32; the network stays in fp32")
                 return finite(stage)
 
-        latents = finite(lambda: denoise(batch, start))
-        if batch[0].hires:
-            larger = InitImage(latents=finite(lambda: self.enlarge(latents, batch[0])))
-            second = [settings.passes()[1] for settings in batch]
-            latents = finite(lambda: denoise(second, larger))
-        return finite(lambda: self.decode(latents, batch[0].tile))
+        with self.runner.in_use():
+            latents = finite(lambda: denoise(batch, start))
+            if batch[0].hires:
+                larger = InitImage(latents=finite(lambda: self.enlarge(latents, batch[0])))
+                second = [settings.passes()[1] for settings in batch]
+                latents = finite(lambda: denoise(second, larger))
+            return finite(lambda: self.decode(latents, batch[0].tile))
 
     def texts(
         self, settings: Settings, labels: dict[str, object] | None = None, exact: dict | None = None

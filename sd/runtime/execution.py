@@ -7,7 +7,7 @@ B pictures; C channels, H W height and width of the latents.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,12 @@ from sd.pipeline.settings import Settings
 from sd.runtime.device import LATENTS, RunOptions, is_set, one_by_one, send
 from sd.runtime.patching import patched
 from sd.runtime.shortcuts.shared_halves import computed_once
+from sd.runtime.weights import Weights
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
     from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
@@ -67,17 +69,19 @@ class Execution(Runner):
             from sd.runtime.low_memory.visits import Visits
 
             self._visits = Visits(visited)
+        self.weights = Weights()
         self._one_thread = threading.RLock()
 
     def for_watching(self) -> "Execution":
         """A copy that neither compiles nor captures the UNet, so that hooks see every layer and step."""
         execution = Execution(replace(self.options, compile=False), self.visited, watched=True)
-        execution.winograd, execution.on_build = self.winograd, self.on_build
+        execution.winograd, execution.on_build, execution.weights = self.winograd, self.on_build, self.weights
         return execution
 
     def __reduce__(self) -> tuple:
-        """Copies and pickles take the options along; locks, compiled code and copies of weights are made anew."""
-        return type(self), (self.options, self.visited, self.compiler, self.recorder, self.watched)
+        """Copies and pickles take options and adapters along; locks, compiled code and packed weights are made anew."""
+        arguments = self.options, self.visited, self.compiler, self.recorder, self.watched
+        return type(self), arguments, {"weights": self.weights}
 
     # What the pipeline calls
 
@@ -95,6 +99,25 @@ class Execution(Runner):
         from sd.runtime.learned_words import read_words
 
         return read_words(files, config)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        with self.weights.lock:  # waits while adapters change
+            self.weights.users += 1
+        try:
+            yield
+        finally:
+            with self.weights.lock:
+                self.weights.users -= 1
+
+    @property
+    def adapters(self) -> tuple:
+        return self.weights.adapters
+
+    def apply(self, model: "StableDiffusion", adapters: Sequence) -> None:
+        from sd.runtime.adapters import apply
+
+        apply(model, adapters, self.weights, self.drop_copies)
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
@@ -150,9 +173,18 @@ class Execution(Runner):
 
     # How it is done
 
-    def at_work(self, network: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def at_work(self, network: nn.Module) -> Iterator[None]:
         """Within this context, in all threads, the weights of a network are on the device where it computes."""
-        return self._visits.of(network) if self._visits else nullcontext()
+        with self.in_use(), self._visits.of(network) if self._visits else nullcontext():
+            yield
+
+    def drop_copies(self, convolutions: Iterable[nn.Module]) -> None:
+        """Forget what was made of the weights of convolutions that are about to change: it would take memory."""
+        for conv in convolutions:
+            vars(conv).pop("_packed", None)
+            for made in self.winograd.values():
+                made.forget(conv)
 
     def predict(
         self,

@@ -22,7 +22,7 @@ from sd.runtime.cpu.packing import can_pack, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
 from sd.runtime.execution import Execution
-from sd.runtime.weights import read_parameters
+from sd.runtime.weights import Weights, read_parameters
 from sd.text.tokenizer import Tokenizer
 
 
@@ -57,8 +57,9 @@ def load(
     damaged; ValueError for an unknown device, precision, weights or prediction, and if networks cannot be compiled
     here.
 
-    On a CPU the model keeps reading from the mapped file: while it is in use, you may replace the file but not
-    overwrite it in place. There, the weights of the UNet's convolutions keep the file's precision.
+    The model keeps the file open, to take adapters off exactly, and on a CPU it keeps reading from it: while it is in
+    use, you may replace the file but not overwrite it in place. On a CPU, the weights of the UNet's convolutions keep
+    the file's precision.
     """
     target = pick_device(device)
     pick_precision(target, precision)  # refuse a wrong name before the file is opened
@@ -104,6 +105,8 @@ def from_checkpoint(
         if home.type == "cpu":
             make_precise(network)
     make_packed({convolutions[name]: weight for name, weight in packed.items()}, dtype)
+    runner = Execution(options, None if home == device else device)
+    runner.weights = Weights(file.kept(), checkpoint.tensors, dtype)
     path = Path(file.path)
     text_encoder = checkpoint.config.text_encoder
     said = checkpoint.said
@@ -121,7 +124,7 @@ def from_checkpoint(
             beside=told,
             vae=other and VAESource(name=Path(other.path).name, sha256=FileHash(other.path)),
         ),
-        runner=Execution(options, None if home == device else device),
+        runner=runner,
     )
 
 

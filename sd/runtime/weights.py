@@ -5,16 +5,63 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from convert.checkpoint import Checkpoint
 from convert.files.reader import CheckpointFile, release_after_last
-from convert.files.tensors import as_tensor, in_range, out_of_range
+from convert.files.records import TensorRecord
+from convert.files.tensors import as_tensor, in_range, out_of_range, read_tensor
 from sd.pipeline.runner import PRECISIONS, precision_name
 
 ONE_LOAD = threading.Lock()
+
+
+@dataclass
+class Weights:
+    """Where the weights of a model came from, and what adapters have done to them since.
+
+    Copies share the file. Pickles do without it: they hold the base of each weight that adapters have changed.
+    """
+
+    file: CheckpointFile | None = None  # open; None for a model that was not loaded from a file
+    records: Mapping[str, TensorRecord] = field(default_factory=dict)  # of its parameters
+    dtype: torch.dtype = torch.float32  # that they were loaded in
+    adapters: tuple = ()  # in use, see `sd.runtime.adapters`
+    changed: dict = field(default_factory=dict)  # by parameter: what adapters did
+    users: int = 0  # pictures and texts being made, during which adapters stay
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # for `users`, and while adapters change
+
+    def __deepcopy__(self, memo: dict) -> "Weights":
+        changed = {name: weight.copied() for name, weight in self.changed.items()}
+        return Weights(self.file, self.records, self.dtype, self.adapters, changed)
+
+    def __reduce__(self) -> tuple:
+        changed = {name: weight.without_file(partial(self.stored, name)) for name, weight in self.changed.items()}
+        return Weights, (None, {}, self.dtype, self.adapters, changed)
+
+    def stored(self, name: str) -> Tensor | None:
+        """A parameter as it is in the file; None if it isn't."""
+        if name not in self.records:
+            return None
+        stored = read_tensor(self.file, self.records[name])
+        if self.records[name].storage.deflated is not None:
+            self.file.release(self.records[name])
+        return stored
+
+    def address(self, name: str) -> int | None:
+        """Where the bytes of a parameter are in memory as they are in the file; None if they cannot be used there."""
+        record = self.records.get(name)
+        if record is None or self.file.span(record) is None or record.nbytes != record.storage.nbytes:
+            return None
+        return as_tensor(self.file, record).data_ptr()
+
+    def release(self, name: str) -> None:
+        """Give the memory of these bytes back: changes of them are lost."""
+        self.file.release(self.records[name])
 
 
 def read_parameters(
@@ -45,8 +92,7 @@ def read_parameters(
             packed[name] = packers[name](stored.to(dtype))
             release(records[name])
             return stored, fits
-        layout = torch.channels_last if stored.dim() == 4 else torch.contiguous_format  # as convolutions read fastest
-        used = stored.to(device, dtype, memory_format=layout).contiguous(memory_format=layout)
+        used = laid_out(stored, device, dtype)
         if used.data_ptr() != stored.data_ptr():
             release(records[name])
         return used, fits
@@ -64,6 +110,12 @@ def read_parameters(
     if unusable:
         raise out_of_range(sorted(unusable), precision_name(dtype))
     return parameters, packed
+
+
+def laid_out(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A weight as a network holds it; itself if it is so already."""
+    layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format  # as convolutions read fastest
+    return weight.to(device, dtype, memory_format=layout).contiguous(memory_format=layout)
 
 
 @contextmanager

@@ -81,6 +81,12 @@ class WinogradConvolutions:
             return {}
         return {layer: self._forward(layer, layer.forward) for layer in self.layers}
 
+    def forget(self, conv: nn.Module) -> None:
+        """Drop the transformed weights of a convolution."""
+        for layer, own in self.layers.items():
+            if own is conv:
+                self._made.pop(layer, None)
+
     def _forward(self, layer: nn.Module, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
         conv, operator, upsampled = self.layers[layer], OPERATOR.call, not is_convolution(layer)
 
