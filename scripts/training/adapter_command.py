@@ -11,6 +11,7 @@ from tqdm import tqdm
 from training_command import options, prepare, save_sheet, train, training_parser
 
 import sd
+from sd.pipeline.runner import Runner
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.adapters import LowRankAdapter, NewWord
@@ -88,6 +89,7 @@ def load_frozen(args: argparse.Namespace) -> tuple[StableDiffusion, dict[str, nn
     model = sd.load(args.model, device=str(prepare(args)), precision="fp32")
     networks = {part: getattr(model, part).requires_grad_(False) for part in ("unet", "vae", "text_encoder")}
     networks["unet"].to(memory_format=torch.channels_last)
+    model.runner = Runner()  # the one for speed joins layers, past the adapters that hang on them
     return model, networks
 
 
@@ -99,7 +101,7 @@ def train_adapter(
     adapter: LowRankAdapter | NewWord,
 ) -> TrainingRun:
     """Train to the end, with sheets of sample pictures by the averaged weights."""
-    rate, warmup = args.learning_rate, min(100, args.steps // 10)
+    rate, warmup = args.learning_rate, min(50, args.steps // 4)
     training = denoiser_run(
         model.config,
         networks,

@@ -2,17 +2,19 @@
 
 import copy
 import json
+from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import adapter_command
 import numpy as np
 import pytest
 import torch
 import train_embedding
 import train_lora
 import training_example
-from conftest import TINY, fill
+from conftest import TINY, assemble, fill, final, settings
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
@@ -128,21 +130,39 @@ def test_what_is_added_is_that_of_peft(layer, shape):
     torch.testing.assert_close(layer(x) + added(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_the_file_changes_weights_by_what_the_training_added(tmp_path):
-    networks, merged = fill(TINY), fill(TINY)
-    path = saved(tmp_path / "x.safetensors", adapted(networks))
-    with open_adapter(path) as file, torch.no_grad():
+@torch.no_grad()
+def with_changes_of(path, networks):
+    """The networks with the file's changes added to their weights, and the number of changes."""
+    with open_adapter(path) as file:
         adapter = read_adapter(file, TINY)
+        assert adapter.problems == ()
         for change in adapter.changes:
             part, _, name = change.target.partition(".")
-            layer = merged[part].get_submodule(name)
+            layer = networks[part].get_submodule(name)
             parts = {name: as_tensor(file, record) for name, record in change.tensors.items()}
             layer.weight += weight_change(change.kind, parts, layer.weight, scale=change.scale)
-    assert (adapter.problems, len(adapter.changes)) == ((), 278 + 12)
+    return networks, len(adapter.changes)
+
+
+def test_the_file_changes_weights_by_what_the_training_added(tmp_path):
+    networks = fill(TINY)
+    merged, count = with_changes_of(saved(tmp_path / "x.safetensors", adapted(networks)), fill(TINY))
+    assert count == 278 + 12
     expected, found = predict(networks), predict(merged)
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
+@torch.no_grad()
+def test_sample_pictures_show_what_the_file_will_do(tiny_ckpt, tmp_path):
+    """At sizes at which the runtime computes upsampling and convolution as one, past the convolution's own adapter."""
+    model, networks = adapter_command.load_frozen(Namespace(model=tiny_ckpt, device="cpu"))
+    batch = [settings(width=256, height=256, steps=1, guidance_scale=1.0)]
+    merged, _ = with_changes_of(saved(tmp_path / "x.safetensors", adapted(networks)), fill(TINY))
+    expected, found = (final(each, batch) for each in (assemble(TINY, merged), model))
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@pytest.mark.slow
 def test_diffusers_loads_the_file_and_predicts_the_same(tmp_path):
     from oracles import diffusers_pipeline
 
@@ -283,8 +303,6 @@ SHORT = ["--steps", "2", "--batch-size", "2", "--size", "64", "--sample-every", 
 
 @pytest.fixture
 def without_sheets(monkeypatch):
-    import adapter_command
-
     monkeypatch.setattr(adapter_command, "save_sheet", lambda *_: None)
     monkeypatch.setattr("sd.pipeline.stable_diffusion.StableDiffusion.make", lambda *_: [])
 
@@ -327,6 +345,7 @@ def test_train_embedding_moves_the_vectors_away_from_the_word_it_begins_with(tin
     assert 0 < moved < 2.5e-3  # two steps of AdamW are as long as two learning rates
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_sheets")
 def test_drawn_subjects_are_encoded_once_and_trained_on(tiny_ckpt, tmp_path):
     arguments = [str(tiny_ckpt), "crescents", str(tmp_path / "moon"), *SHORT, "--drawn", "4", "--rank", "1"]
