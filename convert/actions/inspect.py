@@ -16,8 +16,11 @@ from convert.actions.parts import Part, parts_beside, parts_of
 from convert.actions.tensor_set import everything, original_weights, set_sha256, tensor_digests, tensors_of
 from convert.adapters.adapter import is_adapter_folder, open_adapter
 from convert.adapters.facts import AdapterFacts, adapter_facts
+from convert.adapters.image_card import is_picture
+from convert.adapters.word_facts import WordFacts, word_facts
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
+from convert.families.additions import EMBEDDING
 from convert.families.family import PARTS
 from convert.families.recognition import ADAPTERS, Recognised, describe
 from convert.families.table import MODELS
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from convert.actions.values import Values
 
 NUMBERS = ("global_step", "epoch")
+EMBEDDINGS = ("embedding", "sdxl-embedding")
 QUICK = 512 << 20  # bytes of an adapter that are read for its hash unasked
 OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
@@ -80,6 +84,7 @@ class Report:
     tensors_sha256: str | None = None  # over the weights of the model or part; without one, over all tensors
     everything_sha256: str | None = None  # including the tensors beside the model
     values: "Values | None" = None
+    word: WordFacts | None = None  # of an embedding that prompts can use
     adapter: AdapterFacts | None = None  # of a LoRA or a relative that can be applied to a model
 
 
@@ -102,6 +107,18 @@ def inspect(
     without a complete model are described.
     """
     sha256 = file_sha256(path) if (hashed or deep) and path.is_file() else None
+    if is_picture(path) and isinstance(facts := word_facts(path), WordFacts):
+        return Report(
+            path=str(path),
+            bytes=path.stat().st_size,
+            container="a picture",
+            safe=True,
+            problem="is a picture with an embedding in it, not a checkpoint.",
+            kind=EMBEDDING.title,
+            old_hash=None,
+            sha256=file_sha256(path),
+            word=facts,
+        )
     try:
         file = open_adapter(path) if is_adapter_folder(path) else open_checkpoint(path, variant=variant)
     except UnsafeFileError as error:
@@ -154,6 +171,12 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         sha256 = file_sha256(path) if hashed and path.is_file() else sha256
         facts = adapter_facts(path, file, hashed=hashed)
         adapter, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
+    word, name = None, kind.name
+    in_dictionary = isinstance(file.root, dict) and "string_to_param" in file.root
+    if path.is_file() and checkpoint is None and (in_dictionary or (kind.family and kind.family.name in EMBEDDINGS)):
+        sha256, facts = file_sha256(path), word_facts(path)
+        word, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
+        name = EMBEDDING.title if in_dictionary else name
     components, leftovers = parts_of(tensors, kind, averaged=checkpoint is not None and checkpoint.weights == "ema")
     beside = _numbers_beside(file.root, file.metadata)
     known = find_by_sha256(sha256)
@@ -167,7 +190,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         calls=file.calls,
         passed_over=file.passed_over,
         problem=problem,
-        kind=kind.name,
+        kind=name,
         evidence=(*kind.evidence, *kind.details),
         family=checkpoint and checkpoint.config.family,
         part=alone and alone.part,
@@ -193,6 +216,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         sha256=sha256,
         known=known and known.file,
         adapter=adapter,
+        word=word,
     )
 
 

@@ -48,10 +48,12 @@ DAMAGE += (struct.error, zlib.error, AssertionError)
 def is_picture(path: Path) -> bool:
     """Whether a file begins as one of FORMATS does."""
     try:
+        if not path.is_file():  # a pipe would have to be waited for
+            return False
         with open(path, "rb") as file:
             start = file.read(16)
     except (OSError, ValueError):
-        return False  # told when it is opened
+        return False  # told when it is opened as a checkpoint
     return start.startswith(STARTS) or start[4:12] in (b"ftypavif", b"ftypavis")
 
 

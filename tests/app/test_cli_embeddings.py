@@ -9,6 +9,7 @@ import torch
 from conftest import TINY, refused, settings, settings_of
 from embeddings import LAYOUTS, as_json, made_up, text_card
 from PIL import Image
+from safetensors.torch import save_file
 
 from convert.errors import CorruptFileError
 from convert.files.hashing import file_sha256
@@ -292,6 +293,34 @@ def test_tokens_takes_words_of_any_family_and_says_what_is_missing(run, tmp_path
     assert run("tokens", "a easy", "--embeddings", path)[1][5] == "  75 vectors"
     assert "embedding:hard is in none of your folders" in run("tokens", "embedding:hard")[2]
     refused(run("tokens", "a", "--embeddings", tmp_path / "none.pt"), "none.pt does not exist")
+
+
+def test_inspect_says_how_a_word_is_used(run, tmp_path):
+    path = LAYOUTS["original"](tmp_path, "easy", made_up(3, 768))
+    code, lines, _ = run("inspect", path)
+    digest = file_sha256(path)
+    told = {line[2:13].strip(): line[15:] for line in lines[1:]}
+    assert code == 0
+    assert told["holds"] == "textual inversion"
+    assert told["usable"] == "with a Stable Diffusion 1 model: easy in a prompt, --embeddings easy.pt"
+    assert told["word"] == "easy: 3 vectors of 768 numbers"
+    assert told["trained"] == "500 steps on base"
+    assert told["in pictures"] == f"TI hashes: easy: {digest[:12]}"
+
+
+def test_inspect_reads_cards_and_says_what_is_wrong_with_others(run, tmp_path):
+    text_card(tmp_path / "card.png", as_json(made_up(2, 768), "inner"))
+    assert "  word         inner: 2 vectors of 768 numbers" in run("inspect", tmp_path / "card.png")[1]
+    odd = LAYOUTS["kohya"](tmp_path, "odd", made_up(1, 40))
+    assert "  usable       no: vectors of 40 numbers fit no known text encoder" in run("inspect", odd)[1]
+    bad = LAYOUTS["kohya"](tmp_path, "bad", torch.full((1, 768), torch.nan))
+    said = "  usable       no: the file holds numbers that are NaN"
+    assert any(line.startswith(said) for line in run("inspect", bad)[1])
+    save_file({"clip_l": made_up(2, 768), "clip_g": made_up(2, 1280)}, tmp_path / "xl.safetensors")
+    code, lines, _ = run("inspect", tmp_path / "card.png", tmp_path / "xl.safetensors")
+    assert code == 0
+    assert "sdxl" in lines[2]
+    assert '"widths": [768, 1280]' in run("inspect", tmp_path / "xl.safetensors", "--json")[1][0]
 
 
 def test_explain_shows_words_and_the_embedded_model_knows_them(run, tmp_path):

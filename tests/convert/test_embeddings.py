@@ -1,6 +1,7 @@
 """Embeddings of every layout are read, and what cannot be one is refused with one sentence."""
 
 import json
+import os
 import random
 import zlib
 from dataclasses import replace
@@ -343,6 +344,12 @@ def test_a_file_saved_by_diffusers_is_called_by_the_word_inside(tmp_path):
 
 def test_a_folder_that_is_not_there_has_no_files(tmp_path):
     assert list(embedding_files(tmp_path / "nothing")) == []
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "easy.png")
+    refused(tmp_path / "easy.png", UnsupportedFileError, "easy.png is a pipe or a device", read=read_embedding)
+    assert list(words_in(tmp_path)) == []
 
 
 def test_the_web_uis_own_name_does_not_count(tmp_path):

@@ -17,6 +17,7 @@ from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
 from sd.app.cli.inspect_adapter import adapter_lines, adapter_use, hash_lines
 from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row
+from sd.app.cli.inspect_word import word_lines, word_use
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
 from sd.app.jobs.model_folder import find
@@ -138,7 +139,7 @@ def page(report: Report) -> Iterator[str]:
     yield shown(Path(report.path).name)
     for name, text in facts(report):
         yield f"  {name:<11}  {text}"
-    if report.components or report.leftovers:
+    if (report.components or report.leftovers) and not report.word:
         yield ""
         yield from table(report.components, report.leftovers)
 
@@ -155,7 +156,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     else:
         family = f" ({report.family}, {report.layout} layout)" if report.family else ""
         yield "holds", f"{shown(report.kind)}{family}"
-        because = report.evidence[:1] if report.adapter else report.evidence  # what follows says the rest
+        because = () if report.word else report.evidence[:1] if report.adapter else report.evidence
         yield from labelled("because", [shown(line) for line in because])
         usable = "yes, judging by its names; shapes are checked on loading"
         if report.dropped:
@@ -163,6 +164,9 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         if report.adapter:
             yield "usable", adapter_use(report.adapter, Path(report.path))
             yield from adapter_lines(report.adapter)
+        elif report.word:
+            yield "usable", word_use(report.word, Path(report.path))
+            yield from word_lines(report.word, report.sha256)
         else:
             yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:
@@ -182,7 +186,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "short hash", ", ".join(short + old) or "none"
     if report.adapter:
         yield from hash_lines(report.adapter)
-    elif report.sha256:
+    elif report.sha256 and not report.word:
         yield "published", report.known or "no, not one of the original checkpoints"
     if report.tensors_sha256:
         yield "tensors", report.tensors_sha256

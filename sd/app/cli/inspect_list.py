@@ -10,6 +10,7 @@ from convert.families.table import family_named
 from convert.files.reader import open_checkpoint
 from sd.app.cli import say
 from sd.app.cli.inspect_adapter import adapter_use
+from sd.app.cli.inspect_word import word_use
 from sd.app.cli.terminal import aligned
 from sd.app.jobs.model_folder import is_model_folder, models_in
 
@@ -83,7 +84,8 @@ def name_of(path: Path, given: Iterable[Path]) -> str:
 def row(name: str, report: Report) -> tuple[str, str, str, str, str, str]:
     """What a file is and whether it can be used, as cells."""
     kind = "DANGEROUS" if not report.safe else report.kind or "unknown"
-    family = report.family or (report.adapter and report.adapter.family) or "-"
+    described = report.adapter or report.word
+    family = report.family or (described and described.family) or "-"
     return name, shown(kind), family, report.precision or "-", size_text(report.bytes), usable(report)
 
 
@@ -100,6 +102,8 @@ def usable(report: Report) -> str:
         return f"no: it names {shown_list(report.dangerous)}" if report.dangerous else "no: made to mislead a reader"
     if report.adapter:
         use = adapter_use(report.adapter, Path(report.path))
+    elif report.word:
+        use = word_use(report.word, Path(report.path))
     elif report.problem is None:
         tasks = family_named(report.family).tasks
         use = ", ".join(COMMANDS[task] for task in tasks) if tasks else "sd convert; it makes no pictures yet"
