@@ -88,21 +88,27 @@ def sorted_in(tensors: Mapping[str, TensorRecord], family: AdaptedFamily) -> tup
 def best_family(tensors: Mapping[str, TensorRecord]) -> tuple[AdaptedFamily | None, int]:
     """The family whose modules most of an adapter's fit, and how many fit.
 
-    If the shapes fit none, it is the family that has most of the names; None if no family has any.
+    If the shapes fit none, it is the family that has most of the names; None if no family has any. Raises
+    WeightMismatchError if the names are those of a family, but one module is there twice.
     """
-    candidates: list[tuple[int, int, int]] = []
+    candidates: list[tuple[int, int, int, int]] = []
     _, adapting = bundled(tensors)
+    twice = None
     for index, family in enumerate(FAMILIES):
         try:
             found, _ = sorted_in(adapting, family)
-        except WeightMismatchError:
+        except WeightMismatchError as error:
+            twice = twice or error
             continue
         weights = modules(family)
-        there = [(module, weights[target]) for target, module in found.items() if not module.lacks]
-        if there:
-            fitting = sum(fits(module.result(weight), weight) for module, weight in there)
-            candidates.append((fitting, len(there), -index))
+        whole = [(module, weights[target]) for target, module in found.items() if not module.lacks]
+        fitting = sum(fits(module.result(weight), weight) for module, weight in whole)
+        named = sum(not module.is_plain for module in found.values())
+        if named:
+            candidates.append((fitting, len(whole), named, -index))
     if not candidates:
+        if twice:
+            raise twice
         return None, 0
-    fitting, _, index = max(candidates)
+    fitting, _, _, index = max(candidates)
     return FAMILIES[-index], fitting

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from convert.adapters.grouping import WORDS
 from convert.errors import CheckpointError, UnsupportedFileError, counted, shown, shown_list
 from convert.families.recognition import describe
 from convert.files.records import TensorRecord
@@ -23,7 +24,7 @@ OTHERS = (  # families of transformers: what names have in them; what the stated
 
 def described(tensors: Mapping[str, TensorRecord], metadata: Mapping[str, str]) -> CheckpointError:
     """The error for a file that no adapter of a known family is in."""
-    if not any(ADAPTER.search(name) for name in tensors):
+    if not any(ADAPTER.search(name) or name.startswith(WORDS) for name in tensors):
         kind = describe({name: record.shape for name, record in tensors.items()})
         use = ""
         if kind.parts:
@@ -31,13 +32,16 @@ def described(tensors: Mapping[str, TensorRecord], metadata: Mapping[str, str]) 
         elif kind.family and "embedding" in kind.family.name:
             use = ". An embedding is given with --embeddings"
         return UnsupportedFileError(f"is no adapter: it holds {kind.name}{use}")
+    if all(name.startswith(WORDS) for name in tensors):
+        return UnsupportedFileError(
+            f"changes no module: it only brings embeddings along: {shown_list(sorted(tensors))}"
+        )
     if all(name.startswith(("[", "tensor")) for name in tensors):
         return UnsupportedFileError("is a list of tensors without names, so nobody can say which modules they change")
     if other := _other(tensors, metadata):
         return UnsupportedFileError(f"is an adapter for {other}, which is not supported")
     return UnsupportedFileError(
-        f"is an adapter, but none of its {counted(len(tensors), 'tensor')} belongs to a module of Stable Diffusion: "
-        f"{shown_list(sorted(tensors))}"
+        f"is an adapter, but {_none_of(len(tensors))} to a module of Stable Diffusion: {shown_list(sorted(tensors))}"
     )
 
 
@@ -54,9 +58,9 @@ def other_family(
     misfits, incomplete  modules whose shapes do not fit, and those that lack tensors
     best                 the family that it fits best
     """
-    if best is None and not misfits and incomplete:
+    if (best is None or best.title == family.title) and not misfits and incomplete:
         return UnsupportedFileError(
-            f"changes nothing: {counted(len(incomplete), 'module')} of it lack tensors: {shown_list(incomplete)}"
+            f"changes nothing: it lacks tensors of {counted(len(incomplete), 'module')}: {shown_list(incomplete)}"
         )
     if best is None:
         return described(tensors, metadata)
@@ -68,6 +72,10 @@ def other_family(
     return UnsupportedFileError(
         f"is an adapter for {best.title}; the model is {family.title}. Use it with a model of its own family"
     )
+
+
+def _none_of(count: int) -> str:
+    return "its one tensor does not belong" if count == 1 else f"none of its {count} tensors belongs"
 
 
 def _other(tensors: Iterable[str], metadata: Mapping[str, str]) -> str | None:

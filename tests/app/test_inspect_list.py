@@ -61,7 +61,7 @@ def test_every_model_of_a_folder_has_a_line(call, things):
     assert found["tiny.ckpt"] == found["folder"] == model
     assert found["half.safetensors"][2] == "float16"
     assert found["sub/vae.safetensors"][3] == "--vae, sd convert --only vae"
-    assert found["sub/lora.safetensors"][3].startswith("no: is an adapter, but none of its")
+    assert found["sub/lora.safetensors"][3].startswith("no: is an adapter, but its one tensor does not")
     assert found["evil.ckpt"][0] == "DANGEROUS"
     assert ".system" in found["evil.ckpt"][3]
     assert found["cut.ckpt"][0] == found["empty.pt"][0] == found["gone.ckpt"][0] == "unreadable"

@@ -178,9 +178,12 @@ def test_adapters_of_other_families_are_refused_with_both_named(tmp_path):
     [
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (2, 8)}, "is an adapter for FLUX"),
         ({"transformer.x.lora_A.weight": (2, 8)}, "is an adapter for a transformer of another kind"),
-        ({"lora_unet_nothing.lora_down.weight": (2, 8)}, "none of its 1 tensor belongs to a module"),
+        ({"lora_unet_nothing.lora_down.weight": (2, 8)}, "its one tensor does not belong to a module"),
         ({"emb_params": (2, 768)}, "is no adapter: it holds .*textual inversion"),
-        ({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8)}, "changes nothing: 1 module"),
+        (
+            {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8)},
+            "changes nothing: it lacks tensors of 1 module",
+        ),
     ],
 )
 def test_what_is_no_adapter_of_stable_diffusion_is_named(tmp_path, shapes, sentence):
