@@ -10,6 +10,14 @@ def normal(*shape, deviation=0.5):
     return torch.randn(shape) * deviation
 
 
+def check(ours, expected, weight):
+    """To 1e-6 of the change, which is no small one."""
+    assert (ours.dtype, ours.shape) == (torch.float32, weight.shape)
+    error = (ours.double() - expected.double().reshape(ours.shape)).norm()
+    assert expected.norm() > 0.05 * weight.norm()
+    assert error <= 1e-6 * expected.norm()
+
+
 class Made:
     """Made-up tensors of a file, and the weight that they mean, calculated step by step in float64."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adapter_formulas import BY_HAND, normal
+from adapter_formulas import BY_HAND, check, normal
 from conftest import TINY, fill
 from oracles import diffusers_unet
 from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
@@ -43,14 +43,6 @@ def as_files_may_have(weight):
     if weight[0, 0].numel() > 1:
         return [weight]
     return [weight.flatten(1), weight.flatten(1)[:, :, None, None]]
-
-
-def check(ours, expected, weight):
-    """To 1e-6 of the weight and, where the change is not small beside it, to 1e-6 of the change."""
-    assert (ours.dtype, ours.shape) == (torch.float32, weight.shape)
-    error = (ours.double() - expected.double().reshape(ours.shape)).norm()
-    assert expected.norm() > 0.05 * weight.norm()
-    assert error <= 1e-6 * min(weight.double().norm(), expected.double().norm())
 
 
 def lora(**settings):
@@ -239,3 +231,4 @@ def test_norms_and_biases_take_differences():
         assert (change.dtype, change.shape) == (torch.float32, (32,))
     assert torch.equal(weight_change("full", parts, normal(32), strength=-0.5), -0.5 * parts["weight"].float())
     assert torch.equal(bias_change(parts, strength=-0.5), -0.5 * parts["bias"].float())
+    assert not weight_change("full", {"bias": parts["bias"]}, normal(32, 24)).any()

@@ -43,7 +43,9 @@ def dora(base: Tensor, change: Tensor, *, dora_scale: Tensor | None = None, magn
     as per input, and LyCORIS keeps all of ΔW at any strength.
     """
     length = dora_scale if magnitude is None else magnitude
-    axis = 1 if magnitude is None and dora_scale.shape[0] == 1 < base.shape[0] else 0
+    axis = 0
+    if magnitude is None and length.numel() == base.shape[1]:  # with as many outputs, the shape decides
+        axis = int(length.numel() != base.shape[0] or length.numel() > length.shape[0])
     moved = base + change
     others = [number for number in range(base.ndim) if number != axis]
     now = torch.linalg.vector_norm(moved, dim=others, keepdim=True).clamp(min=1e-12)  # a row of zeros stays one

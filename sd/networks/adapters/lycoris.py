@@ -24,14 +24,14 @@ def loha(
 ) -> Tensor:
     """ΔW = scale · (A₁ B₁) ⊙ (A₂ B₂): an element-wise product of two products has up to the square of their rank.
 
-    With cores t1 and t2 (r, r, k, k), the factors w1_a and w2_a are stored as (r, o).
+    With cores t1 and t2 (r, r, k, k), w1_a and w2_a are stored as (r, o).
 
     Hyeon-Woo et al., "FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning" (2022),
     prop. 1; with cores prop. 3.
     """
-    if t1 is not None:
-        w1_a, w2_a = w1_a.T, w2_a.T
-    return low_rank(scale * w1_a.float(), w1_b, t1).mul_(low_rank(w2_a, w2_b, t2))
+    w1_a = scale * (w1_a if t1 is None else w1_a.T).float()
+    w2_a = w2_a if t2 is None else w2_a.T
+    return low_rank(w1_a, w1_b, t1).mul_(low_rank(w2_a, w2_b, t2))
 
 
 def lokr(
@@ -93,9 +93,9 @@ def ia3(
     return base.flatten(1) * w[:, None]
 
 
-def full(base: Tensor, scale: float, weight: Tensor) -> Tensor:
-    """ΔW = scale · D: the difference itself is stored."""
-    return scale * weight.float()
+def full(base: Tensor, scale: float, weight: Tensor | None = None) -> Tensor:
+    """ΔW = scale · D: the difference itself is stored; no change if there is none, as beside that of a bias."""
+    return torch.zeros(base.shape, device=base.device) if weight is None else scale * weight.float()
 
 
 def replacement(base: Tensor, scale: float, weight: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def weight_change(
     """ΔW, to be added to a weight: strength · (W' - W), where W' is the weight that the adapter was trained to make.
 
     kind        a key of KINDS
-    parts       the tensors of the file by their short names ("up", "w1_a", "dora_scale"), in any float type. "bias" is
-                for `bias_change` and ignored here; at least one other is needed
+    parts       the tensors of the file by their short names ("up", "w1_a", "dora_scale"), in any float type; "bias" is
+                for `bias_change` and ignored here
     weight      the base W, (o, i) or (o, i, k, k), or (o,) of a norm; any float type. Files may have (o, i, 1, 1) for
                 (o, i), and the reverse
     scale       alpha / rank or what the file has in its place; 1 for kinds without a rank
@@ -55,11 +55,14 @@ def weight_change(
         named["on_input"] = on_input
     elif kind in ("oft", "boft"):
         named["constraint"] = constraint
-    change = _shaped(KINDS[kind](weight, scale if lengths else scale * strength, **named), weight, kind)
-    unknown = 0 if change.shape == weight.shape else weight.shape[1] - LATENT_CHANNELS
+    base = weight if weight.ndim > 1 else weight[:, None]
+    change = _shaped(KINDS[kind](base, scale if lengths else scale * strength, **named), base, kind)
+    unknown = base.shape[1] - change.shape[1]
     if lengths:
-        change = dora(weight[:, :LATENT_CHANNELS] if unknown else weight, change, **lengths).mul_(strength)
-    return F.pad(change, (0, 0, 0, 0, 0, unknown)).float() if unknown else change.float()
+        change = dora(base[:, :LATENT_CHANNELS] if unknown else base, change, **lengths).mul_(strength)
+    if unknown:
+        change = F.pad(change, (0, 0, 0, 0, 0, unknown))
+    return change.reshape(weight.shape).float()
 
 
 def bias_change(parts: Mapping[str, Tensor], *, strength: float = 1.0) -> Tensor:
