@@ -14,8 +14,8 @@ from pathlib import Path
 
 from convert.adapters.grouping import Module, best_family, bundled, sorted_in
 from convert.adapters.other_families import described, other_family
-from convert.adapters.parts import KINDS, NUMBERS, fits, rank_of
-from convert.adapters.stated import Stated, stated_beside
+from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of
+from convert.adapters.stated import LARGEST, Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
 from convert.files.folder_kinds import read_json
@@ -27,7 +27,7 @@ from convert.layouts.adapter_names import (
     diffusers_names,
     modules,
 )
-from convert.layouts.wrapping import unwrap
+from convert.layouts.wrapping import all_tensors, unwrap
 from sd.config import ModelConfig
 
 NETWORKS = ("unet", "text_encoder", "text_encoder_2")  # folders of their adapters
@@ -167,6 +167,8 @@ def read_adapter(file: CheckpointFile, config: ModelConfig | None = None) -> Ada
     Raises UnsupportedFileError for other kinds of files and adapters of other families, WeightMismatchError for tensors
     that cannot be an adapter's.
     """
+    if not all_tensors(file.root):
+        raise UnsupportedFileError("holds no tensors, so it is no adapter")
     tensors = unwrap(file.root, lambda names: frozenset()).tensors
     if config is not None:
         return _read(file, tensors, adapted_family(config))
@@ -242,20 +244,26 @@ def _change(
                 f"holds {shown(module.names[part])} as {record.dtype}; an adapter's tensors are floating-point numbers."
             )
     result = module.result(weight)
-    narrow = target == FIRST_CONV and result and result[1:2] == (LATENTS,) and fits((result[0], *weight[1:]), weight)
-    if not (fits(result, weight) or narrow) or not _fits_beside(shapes, weight):
+    on_input = bool(numbers.get("on_input"))
+    if "factor" in shapes:  # PEFT's shape says it, except a convolution's (1, n, 1, 1), of outputs if both sides are n
+        factor = shapes["factor"]
+        one = len(factor) > 1 and factor[0] == 1 != weight[0]
+        on_input = math.prod(factor) != weight[0] if len(factor) > 2 else one
+    changed = weight
+    if target == FIRST_CONV and not fits(result, weight):
+        changed = (weight[0], LATENTS, *weight[2:])
+    rank = rank_of(kind, shapes) if result else None
+    hollow = rank != 0 and any(0 in shape for shape in shapes.values())
+    if hollow or not fits(result, changed) or not fits_beside(shapes, changed, kind, on_input):
         listed = ", ".join(f"{part} {list(shape)}" for part, shape in shapes.items() if part not in NUMBERS)
         return None, f"{shown(module.name, 100)} ({listed}) for a weight of {list(weight)}"
-    rank, alpha = rank_of(kind, shapes), numbers.get("alpha", stated.alpha)
+    alpha = numbers.get("alpha", stated.alpha)
     scale = numbers.get("scale")
     if scale is None:
         scale = 1.0
         if rank and alpha:
             scale = alpha / (math.sqrt(rank) if stated.rank_stabilized else rank)
     generator = alpha * weight[0] if kind in ("oft", "boft") and alpha and alpha > 0 else None
-    on_input = bool(numbers.get("on_input"))
-    if "factor" in shapes:  # PEFT's shape says it
-        on_input = len(shapes["factor"]) > 1 and shapes["factor"][0] == 1 and weight[0] != 1
     return Change(
         target=target,
         stored=module.name,
@@ -269,21 +277,14 @@ def _change(
     ), ""
 
 
-def _fits_beside(shapes: Mapping[str, tuple[int, ...]], weight: tuple[int, ...]) -> bool:
-    """Whether the parts that go with every kind have the length of an axis of the weight."""
-    either = (weight[0], *weight[1:2])
-    lengths = {
-        part: math.prod(shapes[part]) for part in ("bias", "dora_scale", "magnitude", "rescale") if part in shapes
-    }
-    return all(length in (either if part == "dora_scale" else weight[:1]) for part, length in lengths.items())
-
-
 def _number(file: CheckpointFile, module: Module, part: str) -> float:
     from convert.files.arrays import number_in  # numpy takes a tenth of a second to import
 
     value = number_in(file, module.parts[part])
     if value is None or not math.isfinite(value):
         raise WeightMismatchError(f"holds {shown(module.names[part])}, which is not one finite number.")
+    if abs(value) > LARGEST:
+        raise WeightMismatchError(f"holds {value:g} as {shown(module.names[part])}; numbers up to {LARGEST:g} are read")
     return value
 
 

@@ -4,7 +4,7 @@ lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
 module                                   suffix: the part "down" of a LoRA
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 
 from convert.files.records import trimmed
@@ -53,7 +53,7 @@ SUFFIXES = {
     ".lora_magnitude_vector.weight": ("", "magnitude"),
     ".weight": ("ia3", "weight"),  # beside .on_input
 }
-BY_LENGTH = sorted(SUFFIXES, key=len, reverse=True)
+MOST_DOTS = max(suffix.count(".") for suffix in SUFFIXES)
 NAMED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.")  # PEFT may put an adapter's name behind these
 NUMBERS = ("alpha", "scale", "on_input")  # parts with one number, read with the names
 WHOLE = {  # what is needed of each kind: one of these sets
@@ -75,10 +75,19 @@ def split(name: str, known: Mapping[str, object]) -> tuple[str, str, str] | None
         before, found, rest = name.partition(mark)
         if found and rest.removesuffix("weight").count(".") <= 1 and before in known:
             name = before + mark.rstrip(".")  # without the adapter's name
-    for suffix in BY_LENGTH:
-        if name.endswith(suffix) and (module := name.removesuffix(suffix)) in known:
+    for suffix in _endings(name):  # the longest that is known counts
+        if suffix in SUFFIXES and (module := name.removesuffix(suffix)) in known:
             return module, *SUFFIXES[suffix]
     return None
+
+
+def _endings(name: str) -> Iterator[str]:
+    """What a name may end in, the longest first: from "_lora." or one of the last dots on."""
+    if (start := name.rfind("_lora.")) >= 0:
+        yield name[start:]
+    pieces = name.rsplit(".", MOST_DOTS)
+    for count in range(1, len(pieces)):
+        yield "." + ".".join(pieces[count:])
 
 
 def kind_of(parts: Mapping[str, tuple[str, Shape]]) -> str:
@@ -99,7 +108,7 @@ def rank_of(kind: str, shapes: Mapping[str, Shape]) -> int | None:
         split_factor = shapes.get("w1_b") or shapes.get("w2_b")
         return split_factor[0] if split_factor else None
     if kind == "glora":
-        return shapes["b1"][1] if shapes["b1"][1] == shapes["b2"][0] else shapes["b1"][0]
+        return _glora_in_order(shapes)[2][1]
     return None
 
 
@@ -111,7 +120,7 @@ def result_shape(kind: str, shapes: Mapping[str, Shape], weight: Shape) -> Shape
     """
     try:
         return _RESULTS[kind](shapes, weight)
-    except (IndexError, ValueError):
+    except (LookupError, ValueError):
         return None
 
 
@@ -122,6 +131,18 @@ def fits(result: Shape | None, weight: Shape) -> bool:
         return False
     flattened = len(result) == 2 and (*result[:1], result[1]) == (weight[0], prod(weight[1:]))
     return flattened or trimmed(result) == trimmed(weight)
+
+
+def fits_beside(shapes: Mapping[str, Shape], weight: Shape, kind: str, on_input: bool) -> bool:
+    """Whether the parts with a value per output, or per input, have the length of that axis of the weight."""
+    lengths = {part: prod(shape) for part, shape in shapes.items()}
+    outputs, inputs = weight[0], (*weight[1:2], 1)[0]
+    if kind == "ia3" and lengths.get("weight", lengths.get("factor")) != (inputs if on_input else outputs):
+        return False
+    if {"dora_scale", "magnitude"} <= shapes.keys() or len(shapes.get("bias", (1,))) != 1:
+        return False  # two lengths for one row; a bias with axes
+    beside = [lengths[part] == outputs for part in ("bias", "magnitude", "rescale") if part in lengths]
+    return all(beside) and lengths.get("dora_scale", outputs) in (outputs, inputs)
 
 
 def _lora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
@@ -147,32 +168,54 @@ def _loha(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
 
 
 def _lokr(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    first = shapes.get("w1") or _product(shapes["w1_a"], shapes["w1_b"])
+    for whole, split in (("w1", {"w1_a", "w1_b"}), ("w2", {"w2_a", "w2_b", "t2"})):
+        if whole in shapes and split & shapes.keys():  # both ways at once
+            return None
+    first = shapes["w1"] if "w1" in shapes else _product(shapes["w1_a"], shapes["w1_b"])
     second = shapes.get("w2")
     if second is None:
         a, b, core = shapes["w2_a"], shapes["w2_b"], shapes.get("t2")
-        second = _product(a, b) if core is None else (a[1], b[1], *core[2:]) if core[:2] == (a[0], b[0]) else None
+        if core is None:
+            second = _product(a, b)
+        elif len(a) == len(b) == 2 and core[:2] == (a[0], b[0]):
+            second = a[1], b[1], *core[2:]
     if first is None or second is None or len(first) != 2 or len(second) < 2:
         return None
     return first[0] * second[0], first[1] * second[1], *second[2:]
 
 
 def _glora(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    a1, a2, b1, b2 = (trimmed_to_two(shapes[name]) for name in ("a1", "a2", "b1", "b2"))
-    if b1[1] == b2[0] and a1[1] == a2[0] and a1[0] == a2[1] == b2[1]:
-        return b1[0], b2[1]
-    old = b2[1] == b1[0] and a2[1] == a1[0] and a2[0] == a1[1] == b1[1]  # in files of older versions
-    return (b2[0], b1[1]) if old else None
+    a1, a2, b1, b2 = _glora_in_order(shapes)
+    a1, a2, b1 = trimmed_to_two(a1), trimmed_to_two(a2), trimmed_to_two(b1)
+    kernel, core = b2[2:], shapes.get("bm")
+    if core is not None:
+        b2, kernel = trimmed_to_two(b2), core[2:]
+        if core[:2] != (b1[1], b2[0]):
+            return None
+    return (b1[0], b2[1], *kernel) if a1[0] == a2[1] == b2[1] else None
+
+
+def _glora_in_order(shapes: Mapping[str, Shape]) -> tuple[Shape, Shape, Shape, Shape]:
+    """a1 (i, r), a2 (r, i), b1 (o, r) and b2 (r, i, ...), which files of older versions have as a2, a1, b2 and b1.
+
+    For a square weight both orders go together, and the smaller number is the rank. Raises ValueError for neither.
+    """
+    a1, a2, b1, b2 = (shapes[name] for name in ("a1", "a2", "b1", "b2"))
+    orders = ((a1, a2, b1, b2), (a2, a1, b2, b1))
+    return min((x for x in orders if x[0][1] == x[1][0] == x[2][1] == x[3][0]), key=lambda x: x[2][1])
 
 
 def _oft(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    *_, blocks, height, width = shapes["blocks"]
-    return weight if height == width and blocks * height == weight[0] else None
+    *stages, blocks, height, width = shapes["blocks"]
+    if height != width or blocks * height != weight[0] or len(stages) > 1:
+        return None
+    butterfly = all(0 < m <= blocks.bit_length() and height % 2 == 0 == blocks % 2 ** (m - 1) for m in stages)
+    return weight if butterfly else None  # each stage joins rows twice as far apart
 
 
 def _ia3(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
-    length = prod(shapes.get("weight") or shapes["factor"])
-    return weight if length in (weight[0], *weight[1:2]) else None
+    length = prod(shapes["weight" if "weight" in shapes else "factor"])
+    return weight if length == weight[0] else (weight[0], length, *weight[2:])
 
 
 def _whole(shapes: Mapping[str, Shape], weight: Shape) -> Shape | None:
