@@ -228,7 +228,7 @@ def test_odd_notes_in_a_picture_are_passed_over(noted, folder):
     assert (names, said.warnings) == (["easy"], [])
 
 
-def test_a_picture_notes_its_words_and_like_makes_it_again(folder, draw):
+def test_a_picture_notes_its_words_and_like_makes_it_again(folder, draw, run):
     path = LAYOUTS["kohya"](folder, "easy", made_up(2, WIDTH))
     digest = file_sha256(path)
     first, said = draw("a easy", "--embeddings", "easy", name="first.png")
@@ -236,6 +236,8 @@ def test_a_picture_notes_its_words_and_like_makes_it_again(folder, draw):
     assert settings_of(first)["embeddings"] == [{"name": "easy", "sha256": digest}]
     with Image.open(first) as picture:
         assert f'TI hashes: "easy: {digest[:12]}"' in picture.text["parameters"]
+    assert f"embeddings:          easy ({digest[:12]})" in run("show", first)[1]
+    assert json.loads(run("show", first, "--json")[1][0])["embeddings"] == [{"name": "easy", "sha256": digest}]
     path.rename(folder / "renamed.safetensors")
     again, said = draw("a easy", "--like", first, name="again.png")
     assert "could not use" not in said

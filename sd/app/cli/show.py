@@ -9,6 +9,7 @@ from convert.errors import shown
 from sd.app.cli import BAD_INPUT, say
 from sd.app.cli.like import read
 from sd.app.cli.parser import Parser
+from sd.app.jobs.embeddings import noted_words
 
 if TYPE_CHECKING:
     from sd.pipeline.image.stored_settings.web_ui import Found
@@ -72,7 +73,8 @@ def as_data(found: "Found | None") -> dict[str, object]:
         return {"program": None, "settings": None}
     prompts = {name: found.settings.get(name) for name in ("prompt", "negative_prompt")}
     facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": model_of(found)}
-    return {**facts, "unused": found.unused, "notes": found.notes}
+    words = [{"name": name, "sha256": sha256} for name, sha256 in noted_words(found.made_with)]
+    return {**facts, **({"embeddings": words} if words else {}), "unused": found.unused, "notes": found.notes}
 
 
 def model_of(found: "Found") -> dict[str, str]:
@@ -88,6 +90,8 @@ def lines_about(found: "Found") -> list[str]:
     rows = {"program": found.program or "not said"}
     rows |= {name.replace("_", " "): value for name, value in settings.items() if says_something(name, value, found)}
     rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
+    if words := [f"{name} ({(sha256 or 'no hash')[:12]})" for name, sha256 in noted_words(found.made_with)]:
+        rows["embeddings"] = words
     if isinstance(found.made_with.get("init"), dict):
         rows["init"] = found.made_with["init"].get("name")
     lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
