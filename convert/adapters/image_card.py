@@ -67,9 +67,10 @@ def read_card(path: Path) -> dict | None:
     if not is_picture(path):
         return None
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=available(FORMATS)) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            data = data_in(picture)
+            with Image.open(path, formats=available(FORMATS)) as picture:
+                data = data_in(picture)
     except CheckpointError:
         raise
     except (*DAMAGE, Image.DecompressionBombError) as error:
