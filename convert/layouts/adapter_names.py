@@ -112,6 +112,7 @@ def module_names(family: AdaptedFamily) -> dict[str, str]:
     return names
 
 
+@lru_cache(maxsize=16)
 def kohya_names(family: AdaptedFamily) -> dict[str, str]:
     """Our name of each module -> the one that kohya's scripts give it: of XL's UNet the original's, else diffusers'."""
     several = len(family.text_encoders) > 1
@@ -123,6 +124,7 @@ def kohya_names(family: AdaptedFamily) -> dict[str, str]:
     return names
 
 
+@lru_cache(maxsize=16)
 def diffusers_names(family: AdaptedFamily) -> dict[str, str]:
     """Our name of each module -> diffusers', with the component in front."""
     return {ours: theirs for ours, theirs, _ in _diffusers(family)}

@@ -6,7 +6,8 @@
 
 FOLDER gets `corpus` (inputs that reached new code), `finds` (inputs that broke a rule, one a place in the code, made as
 small as they get) and `statistics.json`. What the rules are is told in `docs/fuzzing.md` and in `tests/examination.py`;
-where the files come from, in `tests/mutation.py`; both of pictures, in `tests/picture_fuzzing.py`.
+where the files come from, in `tests/mutation.py`; both of pictures, in `tests/picture_fuzzing.py`, and of adapters,
+embeddings and image cards, in `tests/adapter_fuzzing.py`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-KINDS = ["zip", "stream", "safetensors", "pickle", "picture"]
+KINDS = ["zip", "stream", "safetensors", "pickle", "picture", "adapter", "card"]
 LARGEST_INPUT = 12_000  # bytes: all limits that are not about bytes can be reached
 SECONDS = 1.0  # of processor time, for one input, in instrumented code
 GROWTH = 300 << 20  # bytes that one input may add to the largest resident set so far; 256 MiB are allowed to inflate
@@ -125,7 +126,8 @@ def run(folder: Path, kind: str | None, minutes: float, seed: int) -> None:
 
     for name in ("corpus", "finds"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with atheris.instrument_imports(include=["sd.pipeline.image", "PIL"] if kind == "picture" else ["convert"]):
+    pictures = {"picture": ["sd.pipeline.image", "PIL"], "card": ["convert", "PIL"]}
+    with atheris.instrument_imports(include=pictures.get(kind, ["convert"])):
         examine, seeds, mutated = subject(kind)
     for data in seeds:
         (folder / "corpus" / sha256(data).hexdigest()[:16]).write_bytes(data)
@@ -153,6 +155,12 @@ def subject(kind: str | None) -> tuple[Callable[[bytes], str], list[bytes], Call
         import picture_fuzzing as pictures
 
         return pictures.examine, pictures.seeds(), pictures.mutated
+    if kind in ("adapter", "card"):
+        import adapter_fuzzing as adapters
+
+        if kind == "card":
+            return adapters.examine_card, adapters.cards(), adapters.mutated_card
+        return adapters.examine, adapters.adapters(), adapters.mutated
     import mutation
     from examination import examine
 
@@ -192,7 +200,7 @@ def main() -> None:
     replaying = commands.add_parser("replay", help="examine given files", allow_abbrev=False)
     replaying.add_argument("place", type=Path, help="a file, or a folder of them")
     for command in (running, replaying):
-        command.add_argument("--kind", choices=KINDS, help="of the files to start from (default: all but pictures)")
+        command.add_argument("--kind", choices=KINDS, help="of the files to start from (default: the four containers)")
     args = parser.parse_args()
     if args.command == "replay":
         if not args.place.exists():
