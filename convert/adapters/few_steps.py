@@ -99,7 +99,9 @@ HYPER = FewSteps(
     steps=8,
     source=HUB + "ByteDance/Hyper-SD",
 )
-HYPER_1 = replace(HYPER, sampler="tcd", schedule="distilled", eta=1.0, steps=1, consistent=True)
+HYPER_1 = replace(
+    HYPER, title="a one-step Hyper-SD LoRA", sampler="tcd", schedule="distilled", eta=1.0, steps=1, consistent=True
+)
 HYPER_CFG = replace(HYPER, title="a Hyper-SD CFG LoRA", guidance=5.0, least_guidance=5.0, most_guidance=8.0)
 TURBO = FewSteps(
     title="a Turbo LoRA",

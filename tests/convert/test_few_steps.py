@@ -1,10 +1,12 @@
 """Adapters for few steps: which names mean one, and which settings are far from those that it is made for."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
-from convert.adapters.few_steps import PATTERNS, advice, objection, words
+from convert.adapters.few_steps import HYPER_1, PATTERNS, advice, objection, words
 from sd.pipeline.settings import Settings
 
 # As published, or as shared on from there: by title in the advice, and number of steps.
@@ -16,7 +18,7 @@ PUBLISHED = {
     ("SDXL-Lightning LoRA (2 steps)", 2): "sdxl_lightning_2step_lora",
     ("SDXL-Lightning LoRA (4 steps)", 4): "sdxl_lightning_4step_lora SDXL-Lightning-4steps",
     ("SDXL-Lightning LoRA (8 steps)", 8): "sdxl_lightning_8step_lora_rank1",
-    ("Hyper-SD LoRA", 1): "Hyper-SDXL-1step-lora Hyper-SD15-1step-lora hypersd-sd1-5-1-step-lora",
+    ("one-step Hyper-SD LoRA", 1): "Hyper-SDXL-1step-lora Hyper-SD15-1step-lora hypersd-sd1-5-1-step-lora",
     ("Hyper-SD LoRA (2 steps)", 2): "Hyper-SD15-2steps-lora",
     ("Hyper-SD LoRA (4 steps)", 4): "Hyper-SDXL-4steps-lora",
     ("Hyper-SD LoRA (8 steps)", 8): "Hyper-SD15-8steps-lora",
@@ -38,7 +40,7 @@ OTHERS = (
     "hyperdetailed_8steps porsche_911_turbo sdxl_turbo_diesel sdxl-turbo-DPO-LoRA camera_flash_sdxl dmd20_style "
     "tcdonald_sdxl pcmr_sdxl add_detail 4steps"
 )
-KINDS = {kind.title: kind for _, kind, _ in PATTERNS}
+KINDS = {kind.title: kind for kind in (HYPER_1, *(kind for _, kind, _ in PATTERNS))}
 
 
 def settings(**options):
@@ -123,6 +125,15 @@ def test_the_objection_names_all_that_is_far_and_what_to_use():
         "is an LCM-LoRA, and 30 steps, guidance scale 7.5 and the sampler dpmpp_2m are far from what it is made for. "
         "Recommended: --sampler lcm --schedule distilled --steps 4 --guidance-scale 1."
     )
+
+
+def test_the_documentation_recommends_the_same():
+    page = (Path(__file__).parents[2] / "docs" / "samplers.md").read_text()
+    for kind in KINDS.values():
+        if kind.for_pictures:
+            (line,) = re.findall(rf"^\| {kind.title.partition(' ')[2]} \|.*$", page, re.MULTILINE)
+            assert f"`{kind.flags}`" in line
+            assert any(f"({address})" in line for address in kind.source.split("; "))
 
 
 def test_names_are_compared_as_words():
