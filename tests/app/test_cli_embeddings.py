@@ -126,18 +126,18 @@ def test_a_file_that_no_prompt_uses_is_told(tmp_path):
     assert (names, said.warnings) == ([], [f"no prompt uses the word easy of --embeddings {path}."])
 
 
-def test_a_missing_name_is_told_with_the_nearest(folder):
+def test_a_missing_name_is_told_with_the_nearest(folder, tmp_path):
     LAYOUTS["kohya"](folder, "easynegative", made_up(2, WIDTH))
     (near, far) = find("a embedding:easynegativ, b (embedding:qqq:1.2)")[1].warnings
-    assert near.startswith("embedding:easynegativ is in none of your folders of embeddings (")
-    assert near.endswith("): it is read as ordinary words. Did you mean easynegative?")
-    assert far.startswith("embedding:qqq is in none of your folders")
-    assert far.endswith("it is read as ordinary words. Give its file or folder with --embeddings.")
+    assert near.startswith(f"embedding:easynegativ does not exist: no embedding of that name is in {tmp_path}")
+    assert near.endswith("It is read as ordinary words. Did you mean easynegative?")
+    assert far.startswith("embedding:qqq does not exist")
+    assert far.endswith("or given with --embeddings. It is read as ordinary words.")
 
 
 def test_without_any_embedding_a_missing_name_is_told():
     (warning,) = find("embedding:easy")[1].warnings
-    assert warning.startswith("embedding:easy is in none of your folders")
+    assert warning.startswith("embedding:easy does not exist")
 
 
 def test_of_two_files_with_one_name_the_first_is_used_and_both_are_named(folder, tmp_path):
@@ -293,7 +293,7 @@ def test_tokens_shows_words_with_their_places(folder, run):
 def test_tokens_takes_words_of_any_family_and_says_what_is_missing(run, tmp_path):
     path = LAYOUTS["kohya"](tmp_path, "easy", made_up(75, 1280))
     assert run("tokens", "a easy", "--embeddings", path)[1][5] == "  75 vectors"
-    assert "embedding:hard is in none of your folders" in run("tokens", "embedding:hard")[2]
+    assert "embedding:hard does not exist" in run("tokens", "embedding:hard")[2]
     refused(run("tokens", "a", "--embeddings", tmp_path / "none.pt"), "none.pt does not exist")
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from adapters import lora, lora_shapes
 from conftest import TINY, assemble, fill
 from embeddings import LAYOUTS, as_json, made_up, text_card
 from hostile import refused
@@ -101,6 +102,21 @@ def test_words_of_adapters_come_and_go_with_them(model, tmp_path):
     assert [word.name for word in model.words] == ["mine"]
     teach_bundled(model, [])
     assert model.words == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"precision": "bf16"}], ids=str)
+def test_words_and_adapters_work_together_and_come_off_to_the_bit(options, tiny_ckpt, tmp_path):
+    easy = LAYOUTS["kohya"](tmp_path, "easy", made_up(2, WIDTH))
+    words = {"bundle_emb.mine.emb_params": made_up(1, WIDTH, 3)}
+    path = lora(tmp_path / "lora.safetensors", lora_shapes(), extra=words)
+    model = sd.load(tiny_ckpt, device="cpu", **options)
+    contexts = {}
+    for step in ("none", "learn", "learn apply", "apply", "apply learn", "apply", "none"):
+        model.learn([easy] if "learn" in step else [])
+        model.apply([path] if "apply" in step else [])
+        now = model.encode_prompts(["a easy cat, mine"])
+        assert torch.equal(contexts.setdefault(frozenset(step.split()), now), now)
+    assert len({context.sum().item() for context in contexts.values()}) == 4
 
 
 def test_words_of_an_adapter_for_another_family_are_refused(tmp_path):

@@ -122,8 +122,8 @@ def add_prompt_flags(parser: Parser) -> None:
 def add_embeddings_flag(add: Add) -> None:
     """Where learned words are."""
     add("--embeddings", type=Path, action="append", default=[], metavar="PATH",
-        help="a file of textual inversion, or a folder of them; can be given several times. A prompt uses one by its "
-        "file's name (default: the folder embeddings beside your models folder, too)")
+        help="a file of textual inversion, or a folder of them, beside your own folder of embeddings; can be given "
+        "several times. A prompt uses one by its file's name")
 
 
 def add_model_flags(parser: Parser) -> Add:

@@ -182,6 +182,6 @@ def _missing(name: str, found: Sequence[Found]) -> str:
     hint = f" Did you mean {' or '.join(shown(names[each]) for each in near)}?" if near else ""
     places = " or ".join(shown(str(place)) for place in folders("embeddings"))
     return (
-        f"embedding:{shown(name, 60)} is in none of your folders of embeddings ({places}): it is read as ordinary "
-        f"words.{hint or ' Give its file or folder with --embeddings.'}"
+        f"embedding:{shown(name, 60)} does not exist: no embedding of that name is in {places}, or given with "
+        f"--embeddings. It is read as ordinary words.{hint}"
     )
