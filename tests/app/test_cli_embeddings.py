@@ -56,11 +56,11 @@ class Said(Events):
         self.warnings.append(text)
 
 
-def find(*prompts, embeddings=(), like=None, **options):
+def find(*prompts, embeddings=(), like=None, bundled=(), **options):
     """The names of the words that these prompts use with the narrow model, and what was said."""
     request = ModelRequest(file=Path("tiny.ckpt"), embeddings=tuple(embeddings), like="like.png", made_with=like or {})
     said = Said()
-    learned = find_words(request, [settings(prompt=prompt, **options) for prompt in prompts], TINY, said)
+    learned = find_words(request, [settings(prompt=prompt, **options) for prompt in prompts], TINY, said, bundled)
     return [word.name for word in learned.words], said
 
 
@@ -148,6 +148,17 @@ def test_of_two_files_with_one_name_the_first_is_used_and_both_are_named(folder,
     assert said.warnings == [f"two embeddings are called easy: {mine}, which is used, and {theirs}, which is not."]
     shutil.copy(mine, theirs)
     assert find("easy", embeddings=[mine])[1].warnings == []  # they are equal
+
+
+def test_words_of_adapters_are_not_missing_and_come_after_files(folder, tmp_path):
+    lora = tmp_path / "lora.safetensors"
+    lora.write_bytes(b"lora")
+    names, said = find("mine, embedding:mine", bundled=[("mine", lora)])
+    assert (names, said.notes, said.warnings) == ([], [], [])
+    path = LAYOUTS["kohya"](folder, "mine", made_up(2, WIDTH))
+    names, said = find("mine", bundled=[("mine", lora)])
+    assert names == ["mine"]
+    assert said.warnings == [f"two embeddings are called mine: {path}, which is used, and {lora}, which is not."]
 
 
 def test_a_word_of_a_folder_for_another_family_is_passed_over(folder):

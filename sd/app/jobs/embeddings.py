@@ -32,6 +32,7 @@ class Found:
     name: str  # in a prompt
     path: Path | None  # None: a picture notes it, and its file is gone
     given: bool = False  # --embeddings names this file
+    bundled: bool = False  # in an adapter's file, and known while that is applied
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -52,8 +53,16 @@ class Learned:
         return [{"name": word.name, "sha256": word.sha256} for word in used]
 
 
-def find_words(request: ModelRequest, jobs: Sequence["Settings"], config: "ModelConfig", events: Events) -> Learned:
+def find_words(
+    request: ModelRequest,
+    jobs: Sequence["Settings"],
+    config: "ModelConfig",
+    events: Events,
+    bundled: Iterable[tuple[str, Path]] = (),
+) -> Learned:
     """The words that these jobs' prompts use, from --embeddings and the user's folders of embeddings.
+
+    bundled  words that come with the jobs' adapters, and the adapters' files: not found here, and not missing
 
     A file that --embeddings names is always read. A word of a folder for another family is passed over with a warning,
     as it may have the name of an ordinary word.
@@ -63,14 +72,18 @@ def find_words(request: ModelRequest, jobs: Sequence["Settings"], config: "Model
     texts = {False: {}, True: {}}
     for job in jobs:
         texts[job.plain_prompts] |= dict.fromkeys(job.all_texts())
-    return find_words_of(texts, request, config, events)
+    return find_words_of(texts, request, config, events, bundled)
 
 
 def find_words_of(
-    texts: Mapping[bool, Iterable[str]], request: ModelRequest, config: "ModelConfig | None", events: Events
+    texts: Mapping[bool, Iterable[str]],
+    request: ModelRequest,
+    config: "ModelConfig | None",
+    events: Events,
+    bundled: Iterable[tuple[str, Path]] = (),
 ) -> Learned:
     """The same for texts, by whether they are plain; without a config, for any model."""
-    found = [*_given(request.embeddings), *_in_folders()]
+    found = [*_given(request.embeddings), *_in_folders(), *(Found(name, path, bundled=True) for name, path in bundled)]
     found = [*_noted(request, found), *found]
     named = {LearnedWord(name=each.name, vectors=NO_VECTORS): each for each in found}
     tokenizer = LearnedTokenizer(words=tuple(named)) if named else Tokenizer()
@@ -136,7 +149,10 @@ def _word(
     wanted: Found, found: Sequence[Found], request: ModelRequest, config: "ModelConfig | None", events: Events
 ) -> LearnedWord | None:
     """The word of that name for this model: the first file's that fits. None, with a warning, if there is none."""
-    same = [each for each in found if each.key == wanted.key]
+    same = [each for each in found if each.key == wanted.key and not each.bundled]
+    others = [each for each in found if each.key == wanted.key and each.bundled]
+    if others and not (same and wanted.path):
+        return None
     if wanted.path is None:
         events.warn(
             f"{request.like} was made with the embedding {shown(wanted.name)}, which is not in your folders of "
@@ -148,7 +164,7 @@ def _word(
         events.warn(f"{shown(str(wanted.path))} {_passed_over(wanted, config)}. Its name is read as ordinary words.")
         return None
     word = _read(fitting[0], config)
-    for other in fitting[1:]:
+    for other in [*fitting[1:], *others]:
         if not filecmp.cmp(fitting[0].path, other.path, shallow=False):
             events.warn(
                 f"two embeddings are called {shown(wanted.name)}: {shown(str(fitting[0].path))}, which is used, and "
