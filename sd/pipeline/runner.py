@@ -11,17 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sd.config import ModelConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.settings import SettingError, Settings
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from sd.pipeline.stable_diffusion import StableDiffusion
-    from sd.text.learned_words import LearnedWord
 
 T = TypeVar("T")
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the UNet predicts
@@ -88,6 +84,10 @@ class Runner:
         """Change the networks of a model by adapters, see `StableDiffusion.apply`."""
         raise SettingError("adapters", "need a model from sd.load; this one calls networks as they are.")
 
+    def learn(self, model: "StableDiffusion", files: Sequence) -> None:
+        """Teach a model the words in files, see `StableDiffusion.learn`."""
+        raise SettingError("embeddings", "need a model from sd.load; this one has sd.pipeline.learning.teach.")
+
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         """tokens (B, 77) -> (B, 77, D)"""
         return finite(text_encoder(tokens, skip_layers=skip_layers), "text_encoder", text_encoder)
@@ -117,10 +117,6 @@ class Runner:
     def send(self, values: Tensor, device: torch.device) -> Tensor:
         """Copy values from the CPU to that device."""
         return values.to(device)
-
-    def read_words(self, files: "Sequence[str | PathLike]", config: ModelConfig) -> "list[LearnedWord]":
-        """The words in files of textual inversion, for a model like this."""
-        raise ValueError("words are read from files by the runner that sd.load hands in; teach gives this one words.")
 
     def notes(self, settings: Settings) -> dict[str, object]:
         """What is stored in a picture about how it was run."""

@@ -87,11 +87,10 @@ class StableDiffusion(LatentDiffusion):
         files  and folders of them: of a folder, those that are for models of this family
 
         `words` tells which there are. A word's name is that of its file; `sd.text.learned_words` says how prompts use
-        it. Raises `convert.errors.CheckpointError`, a ValueError, for what cannot be read or is for another family.
+        it. Raises `convert.errors.CheckpointError`, a ValueError, for what cannot be read or is for another family;
+        RuntimeError while a picture is being made.
         """
-        from sd.pipeline.learning import teach
-
-        teach(self, [*self.runner.read_words(files, self.config), *(word for word in self.words if word.bundled)])
+        self.runner.learn(self, files)
 
     def make(
         self,

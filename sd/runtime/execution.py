@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sd.config import ModelConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
@@ -26,14 +25,11 @@ from sd.runtime.shortcuts.shared_halves import computed_once
 from sd.runtime.weights import Weights
 
 if TYPE_CHECKING:
-    from os import PathLike
-
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
     from sd.runtime.gpu.cuda_graphs import CapturedUNet, Recorder
     from sd.runtime.shortcuts.feature_reuse import ReusedFeatures
-    from sd.text.learned_words import LearnedWord
 
 
 class Execution(Runner):
@@ -95,11 +91,6 @@ class Execution(Runner):
         options = replace(self.options, compile=self.options.compile and not settings.acts_inside)
         return {} if options == RunOptions() else {"run": asdict(options)}
 
-    def read_words(self, files: "Sequence[str | PathLike]", config: ModelConfig) -> "list[LearnedWord]":
-        from sd.runtime.learned_words import read_words
-
-        return read_words(files, config)
-
     @contextmanager
     def in_use(self) -> Iterator[None]:
         with self.weights.lock:  # waits while adapters change
@@ -118,6 +109,11 @@ class Execution(Runner):
         from sd.runtime.adapters import apply
 
         apply(model, adapters, self.weights, self.drop_copies)
+
+    def learn(self, model: "StableDiffusion", files: Sequence) -> None:
+        from sd.runtime.learned_words import learn
+
+        learn(model, files, self.weights)
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]

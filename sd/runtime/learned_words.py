@@ -10,7 +10,25 @@ from convert.files.hashing import file_sha256
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
 from sd.config import ModelConfig
+from sd.pipeline.errors import SettingError, shortened
+from sd.pipeline.learning import teach
+from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.runtime.weights import Weights
 from sd.text.learned_words import LearnedWord
+
+
+def learn(model: StableDiffusion, files: Sequence[str | os.PathLike], weights: Weights) -> None:
+    """Teach a model the words in files, in place of those learned from files before; see `StableDiffusion.learn`.
+
+    weights  the model's
+    """
+    if isinstance(files, str | os.PathLike):
+        raise SettingError("embeddings", f"must be a list of paths; got {shortened(files)}.")
+    words = read_words(files, model.config)
+    with weights.lock:
+        if weights.users:
+            raise RuntimeError("words cannot change while a picture is being made. Learn them when it is done.")
+        teach(model, [*words, *(word for word in model.words if word.bundled)])
 
 
 def read_words(files: Sequence[str | os.PathLike], config: ModelConfig) -> list[LearnedWord]:

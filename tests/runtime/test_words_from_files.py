@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from adapters import lora, lora_shapes
-from conftest import TINY, assemble, fill
+from conftest import TINY, assemble, fill, settings
 from embeddings import LAYOUTS, as_json, made_up, text_card
 from hostile import refused
 from safetensors.torch import save_file
@@ -17,6 +17,7 @@ from convert.files.hashing import file_sha256
 from sd.config import SD_V1
 from sd.pipeline.learning import teach_bundled
 from sd.pipeline.runner import Runner
+from sd.pipeline.settings import SettingError
 from sd.runtime.learned_words import bundled_words
 from sd.text.tokenizer import Tokenizer
 
@@ -78,8 +79,25 @@ def test_files_that_cannot_be_used_are_refused_and_nothing_changes(model, tmp_pa
 
 def test_the_plain_runner_reads_no_files(model):
     model.runner = Runner()
-    with pytest.raises(ValueError, match=r"sd\.load"):
+    with pytest.raises(SettingError, match=r"embeddings need a model from sd\.load"):
         model.learn(["easy.pt"])
+
+
+def test_one_path_is_no_list(model):
+    with pytest.raises(SettingError, match=r"embeddings must be a list of paths; got 'easy\.pt'"):
+        model.learn("easy.pt")
+
+
+def test_words_stay_while_a_picture_is_made(model, tmp_path):
+    path = LAYOUTS["kohya"](tmp_path, "easy", made_up(2, WIDTH))
+    steps = model.sample([settings(steps=2)])
+    next(steps)
+    with pytest.raises(RuntimeError, match="words cannot change while a picture is being made"):
+        model.learn([path])
+    for _ in steps:
+        assert model.words == ()
+    model.learn([path])
+    assert len(model.words) == 1
 
 
 def adapter_with(words, path):
