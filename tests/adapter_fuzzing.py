@@ -197,12 +197,12 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
         header = json.loads(data[8 : 8 + length])
         metadata = header.pop("__metadata__", {})
         widths = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "F8_E4M3": 1, "BOOL": 1, "C64": 8}
-        entries = {key: [entry["dtype"], list(entry["shape"])] for key, entry in header.items()}
+        entries = {key: [entry["dtype"], [int(size) for size in entry["shape"]]] for key, entry in header.items()}
         for _ in range(pick.choice((1, 1, 2, 3))):
             entries = changed_entries(entries, pick, sorted(widths))
         if pick.random() < 0.3:
             metadata = changed_metadata(metadata, pick)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return mutated_file(data, pick)
     place, out = 0, {"__metadata__": metadata} if metadata else {}
     for key, (dtype, shape) in entries.items():
@@ -211,7 +211,8 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
         place += size
     raw = json.dumps(out).encode("utf-8", "surrogatepass")
     values = np.resize(
-        np.frombuffer(pick.choice((b"\0", b"\0<", b"\x7f", b"\xff", b"\0\0\x80?")), np.uint8), min(place, 60_000)
+        np.frombuffer(pick.choice((b"\0", b"\0<", b"\x7f", b"\xff", b"\0\0\x80?")), np.uint8),
+        min(max(place, 0), 60_000),
     )
     return struct.pack("<Q", len(raw)) + raw + values.tobytes()
 

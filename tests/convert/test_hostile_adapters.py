@@ -248,12 +248,21 @@ def test_thousands_of_unknown_names_are_counted_without_much_time_or_memory(tmp_
             None,  # both look at the same four numbers, again and again: torch writes such views
         ),
         (
+            dict_of(
+                **{
+                    f"{MODULE}.lora_up.weight": tensor(size=(OUT, 10**7), stride=(0, 0)),
+                    f"{MODULE}.lora_down.weight": tensor(size=(10**7, IN), stride=(0, 0)),
+                }
+            ),
+            "exceeds the limit for bytes of all tensors",
+        ),
+        (
             dict_of(**{f"{MODULE}.lora_up.weight": tensor(size=(OUT, 2), stride=(2, 1))}),
             "claims 1024 bytes of storage 0, which has 16",
         ),
         (storage(), "no dictionary of tensors|no tensors|not"),
     ],
-    ids=["code", "half, expanded", "overlapping views", "beyond the storage", "a storage"],
+    ids=["code", "half, expanded", "overlapping views", "a rank of ten million", "beyond the storage", "a storage"],
 )
 def test_pickles_are_held_to_the_same_rules(tmp_path, value, sentence):
     path = tmp_path / "x.pt"
