@@ -9,7 +9,7 @@ from pathlib import Path
 from convert.adapters.adapter import Adapter, read_adapter
 from convert.adapters.hashes import autov3
 from convert.adapters.parts import KINDS
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, counted, shown
 from convert.files.reader import CheckpointFile
 
 MOST_WORDS = 1000  # of the captions in the training
@@ -99,4 +99,5 @@ def _misread_scale(adapter: Adapter) -> tuple[str, ...]:
     without = sum(change.alpha is None and change.rank is not None for change in adapter.changes)
     if not without or stated in ("", "None"):
         return ()
-    return (f"states the alpha {stated[:20]} in its metadata, but {without} modules have no alpha tensor: they get 1.",)
+    alpha, modules = shown(stated, 20), counted(without, "module")
+    return (f"states the alpha {alpha} in its metadata, but has no alpha tensor for {modules}, whose scale is 1.",)

@@ -71,7 +71,7 @@ def test_what_makes_an_adapter_unusual_is_said(run, tmp_path):
     assert "1 module with a DoRA magnitude" in text
     assert "strength     not linear" in text
     assert "unknown      1 tensor of no module: lora_unet_nowhere.alpha" in text
-    assert "states the alpha 8 in its metadata, but 1 modules have no alpha tensor" in text
+    assert "states the alpha 8 in its metadata, but has no alpha tensor for 1 module, whose scale is 1." in text
 
 
 def test_the_hash_of_the_tensors_does_not_change_with_the_metadata(tmp_path, detail):

@@ -275,6 +275,16 @@ def test_pickles_are_held_to_the_same_rules(tmp_path, value, sentence):
     assert_showable(str(found.value))
 
 
+def test_metadata_do_not_control_the_terminal(tmp_path, run):
+    evil = "\x1b[31m\x07\u202e"
+    names = ("modelspec.trigger_phrase", "ss_network_alpha", "sshs_model_hash", "ss_output_name", "modelspec.title")
+    metadata = dict.fromkeys(names, evil) | {"ss_tag_frequency": json.dumps({evil: {evil: 3}}), evil: evil}
+    code, lines, err = run("inspect", saved(tmp_path, low(), metadata))
+    assert code == 0
+    assert all(line.isprintable() for line in (*lines, *err.splitlines()))
+    assert "states the alpha \\x1b[31m" in "".join(lines)
+
+
 def test_an_empty_file(tmp_path):
     path = tmp_path / "x.safetensors"
     path.touch()
