@@ -3,15 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from itertools import pairwise
 from types import UnionType
-from typing import get_args, get_origin
+from typing import TYPE_CHECKING, get_args, get_origin
 
 from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE
 from sd.pipeline.errors import SettingError, nearest, shortened
 from sd.pipeline.second_pass import passes_of, second_pass_of
 from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, meaning, plain, schedule_name
-from sd.text.prompt_syntax import PromptError, read_weights, timeline
+from sd.text.prompt_syntax import PromptError, read_weights, timeline, without_adapters
+
+if TYPE_CHECKING:
+    from sd.text.prompt_adapters import AdapterUse
 
 DEFAULT_STEPS = 30
 TILES = ("", "x", "y", "xy")
@@ -41,6 +45,8 @@ class Settings:
     prompt, negative_prompt  what to show, and what to move away from; both may be empty; syntax as in
                              `sd.text.prompt_syntax`
     plain_prompts            brackets and BREAK in the prompts are text
+    lora                     adapters beside those that the prompt names as <lora:NAME:STRENGTH>, each a text
+                             "NAME[:STRENGTH[:TEXT_STRENGTH]]": of the UNet, and of the text encoder
     clip_skip                1: the text encoder's last layer; 2: the one before it, and so on
     width, height            pixels, multiples of 8
     steps                    1 to 1000; None for 30, or the number of sigmas
@@ -75,6 +81,7 @@ class Settings:
     prompt: str
     negative_prompt: str = ""
     plain_prompts: bool = False
+    lora: str | tuple[str, ...] = ()
     clip_skip: int = 1
     width: int
     height: int
@@ -117,8 +124,9 @@ class Settings:
         self._resolve_sampler()
         for name, (low, high, problem) in RANGES.items():
             check(name, low <= (getattr(self, name) or 0) <= high, problem)
-        for name in ("prompt", "negative_prompt"):
-            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
+        check_prompt("prompt", self.prompt, self.steps, plain=self.plain_prompts, adapters=True)
+        check_prompt("negative_prompt", self.negative_prompt, self.steps, plain=self.plain_prompts)
+        self._resolve_adapters()
         check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
         levels = self.steps + self.discard_penultimate
         first = 1 + (levels - 1) * (1000 // levels)
@@ -203,6 +211,37 @@ class Settings:
         self._set("steps", len(levels))
         return CUSTOM
 
+    def _resolve_adapters(self) -> None:
+        """Set the adapters of flags as we write them, and check those of the prompt."""
+        self._set("lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
+        if self.lora:
+            from sd.text.prompt_adapters import from_flag, merged
+
+            try:
+                self._set("lora", tuple(use.as_flag for use in merged(map(from_flag, self.lora))))
+            except ValueError as error:
+                raise SettingError("lora", str(error)) from None
+        if self.prompt != self.prompt_text:
+            _ = self.adapters
+
+    @cached_property
+    def adapters(self) -> "tuple[AdapterUse, ...]":
+        """The adapters that prompt and flags name, each once with its strengths: what a model has to have applied."""
+        in_text = self.prompt != self.prompt_text
+        if not self.lora and not in_text:
+            return ()
+        from sd.text.prompt_adapters import from_flag, in_prompt, merged
+
+        try:
+            return merged([*(in_prompt(self.prompt) if in_text else ()), *map(from_flag, self.lora)])
+        except PromptError as error:
+            raise SettingError("prompt", str(error)) from None
+
+    @property
+    def prompt_text(self) -> str:
+        """The prompt without the adapters that it names."""
+        return self.prompt if self.plain_prompts else without_adapters(self.prompt)
+
     def _resolve_interval(self) -> None:
         self._set("guidance_interval", tuple(float(sigma) for sigma in self.guidance_interval))
         shown = shown_numbers(self.guidance_interval)
@@ -230,12 +269,12 @@ class Settings:
 
     @property
     def shared(self) -> tuple:
-        """What must be equal in all pictures of a batch: everything but prompts, seeds and variations.
+        """What must be equal in all pictures of a batch: everything but prompts, seeds and variations. Adapters, too.
 
         With reused features, prompts must also change at the same steps, at which the whole network runs.
         """
-        own = ("prompt", "negative_prompt", "seed", "vary", "vary_seed")
-        values = tuple(getattr(self, name) for name in FIELDS if name not in own)
+        own = ("prompt", "negative_prompt", "lora", "seed", "vary", "vary_seed")
+        values = (frozenset(self.adapters), *(getattr(self, name) for name in FIELDS if name not in own))
         return values if self.reuse_features == 1 else (*values, *self._word_changes())
 
     def goes_with(self, other: "Settings") -> bool:
@@ -273,7 +312,7 @@ class Settings:
 
         Steps count from the first that runs. At a strength below 1, the texts of the last steps are not reached.
         """
-        prompts = (self.prompt, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt,)
+        prompts = (self.prompt_text, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt_text,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 
     def all_texts(self) -> tuple[str, ...]:
@@ -319,8 +358,11 @@ def type_name(kind: type) -> str:
     return kind.__name__ if type(kind) is type else str(kind)
 
 
-def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> None:
-    """Raises SettingError for a prompt that is not text, is too long, or has a weight out of range at a step."""
+def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False, adapters: bool = False) -> None:
+    """Raises SettingError for a prompt that is not text, is too long, or has a weight out of range at a step.
+
+    adapters  whether it may name some
+    """
     if any("\ud800" <= character <= "\udfff" for character in prompt):
         raise SettingError(name, "holds bytes that are no UTF-8 text.")
     if "\0" in prompt:
@@ -336,7 +378,7 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False) -> 
             f"{MOST_CHANGING // steps:,} are read at so many steps.",
         )
     try:
-        for text in dict.fromkeys(timeline(prompt, steps)):
+        for text in dict.fromkeys(timeline(without_adapters(prompt) if adapters else prompt, steps)):
             read_weights(text)
     except PromptError as error:
         raise SettingError(name, str(error)) from None
@@ -346,6 +388,7 @@ FIELDS = {field.name: field.type for field in fields(Settings)}
 OF_THE_RUN = (
     "model",
     "embeddings",
+    "adapters",
     "family",
     "precision",
     "device",

@@ -6,6 +6,7 @@ r"""The syntax of prompts: weights, breaks between chunks, and words that change
     [a:0.4] [a::0.4]    nothing, then a; a, then nothing
     [a|b|c]             a, b, c in turn, one per step
     \( \) \[ \] \: \| \\  the character itself
+    <lora:detail:0.8>   an adapter, wherever it stands; it is taken out before all else is read
 
 `text_at` resolves what depends on the step, `read_weights` the rest. The syntax is that of the web UI for which most
 prompts are written; docs/prompts.md lists all rules and the differences.
@@ -32,7 +33,7 @@ WEIGHT_MARK = re.compile(
     re.VERBOSE,
 )
 BREAK = re.compile(r"\bBREAK\b")
-ADAPTER = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # not read here: for whoever has to say so
+ADAPTER = re.compile(r"<(?:lora|lyco):[^<>]+>", re.IGNORECASE)  # see `sd.text.prompt_adapters`
 
 
 class PromptError(ValueError):
@@ -104,6 +105,15 @@ def first_steps(number: str, steps: int, *, passed: int = 0) -> int:
     else:
         value -= passed
     return int(max(0.0, min(value, steps)))
+
+
+def without_adapters(prompt: str) -> str:
+    """The prompt without the adapters that it names. In negative prompts they are text, as in the web UI.
+
+    >>> without_adapters("a [cat<lora:detail:0.8>:dog:0.5]")
+    'a [cat:dog:0.5]'
+    """
+    return ADAPTER.sub("", prompt) if "<" in prompt else prompt
 
 
 def text_at(prompt: str, step: int, steps: int) -> str:

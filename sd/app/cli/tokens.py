@@ -11,7 +11,7 @@ from convert.errors import counted, shown
 from sd.app.cli.flags import add_embeddings_flag, whole_number
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
-from sd.pipeline.settings import check_prompt
+from sd.pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from sd.text.learned_words import LearnedTokenizer
@@ -45,20 +45,23 @@ def run(args: argparse.Namespace) -> int:
     from sd.app.jobs.model_folder import find
     from sd.app.jobs.request import ModelRequest
     from sd.files import embedded_model
-    from sd.text.prompt_syntax import timeline
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise UsageError('give one of PROMPT and --prompt-file. Example: sd tokens "a (red:1.3) horse".')
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
-    check_prompt("prompt", prompt, args.steps, plain=args.plain_prompts)
-    by_step = timeline(prompt, args.steps, plain=args.plain_prompts)
+    reading = {"steps": args.steps, "plain_prompts": args.plain_prompts, "guidance_scale": 1}
+    job = Settings(prompt=prompt, width=512, height=512, seed=0, **reading)
+    (by_step,) = job.texts_by_step()
     places = tuple(find(place, "embeddings") for place in args.embeddings)
     request = ModelRequest(file=embedded_model(), embeddings=places)
     tokenizer = find_words_of({args.plain_prompts: by_step}, request, None, Terminal(quiet=True)).tokenizer
     texts = [as_data(text, by_step, tokenizer, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
     if args.json:
-        print(json.dumps({"event": "tokens", "prompt": prompt, "steps": args.steps, "texts": texts}))
+        lora = {"lora": [use.as_flag for use in job.adapters]} if job.adapters else {}
+        print(json.dumps({"event": "tokens", "prompt": prompt, **lora, "steps": args.steps, "texts": texts}))
         return 0
+    for use in job.adapters:
+        print(f"not words, but an adapter: {shown(use.in_brackets)}")
     columns = min(80, shutil.get_terminal_size().columns)
     for i, text in enumerate(texts):
         if len(texts) > 1:
