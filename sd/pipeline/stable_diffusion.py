@@ -161,6 +161,11 @@ class StableDiffusion(LatentDiffusion):
             if words := [word for word in words_of(self, settings) if not word.bundled]:
                 learned["embeddings"] = [{"name": word.name, "sha256": word.sha256} for word in words]
                 labels = {"TI hashes": hashes_line(words), **(labels or {})}
+        if self.adapters:
+            from sd.pipeline.adapters import facts_of, hashes_line
+
+            learned["adapters"] = facts_of(self.adapters)
+            labels = {"Lora hashes": hashes_line(learned["adapters"]), **(labels or {})}
         exact = {
             **settings.to_dict(),
             **(exact or {}),
@@ -289,6 +294,8 @@ class StableDiffusion(LatentDiffusion):
         on_step, on_retry  as in `make`
         settings           other fields of `sd.pipeline.settings.Settings`: negative_prompt, steps, guidance_scale, …
         returns            pictures, whose `info` has the texts to store in a PNG
+
+        Raises SettingError for invalid settings, and where the prompt names an adapter that was not applied.
         """
         for name, number in (("count", count), ("batch_size", batch_size)):
             if number < 1:
@@ -298,6 +305,10 @@ class StableDiffusion(LatentDiffusion):
         if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
+        if self.adapters or first.adapters:
+            from sd.pipeline.adapters import with_applied
+
+            first = with_applied(first, self.adapters)
         jobs = [first.counted_on(i) for i in range(count * batch_size)]
         start = None if canvas is None else init_image_from(canvas.working_picture, canvas.working_mask)
         pictures = []

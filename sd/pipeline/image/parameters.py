@@ -54,7 +54,16 @@ def parameters_of(
     }
     line = ", ".join(f"{name}: {_quoted(value)}" for name, value in values.items() if value is not None)
     negative = [f"Negative prompt: {settings.negative_prompt}"] if settings.negative_prompt else []
-    return "\n".join([settings.prompt, *negative, line])
+    return "\n".join([_prompt_of(settings), *negative, line])
+
+
+def _prompt_of(settings: Settings) -> str:
+    """The prompt, with the adapters of flags in it, where other tools look for them."""
+    if not settings.lora:
+        return settings.prompt
+    from sd.text.prompt_adapters import from_flag
+
+    return " ".join(filter(None, [settings.prompt, *(from_flag(flag).in_brackets for flag in settings.lora)]))
 
 
 def _hires_labels(settings: Settings) -> dict[str, object]:
