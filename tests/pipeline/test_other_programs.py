@@ -99,8 +99,8 @@ def test_a_workflow_alone_says_the_same():
         ),
         (
             changed(n3={"model": ["20", 0]}, n20=node("LoraLoader", lora_name="oil.safetensors", model=["4", 0])),
-            COMMON,
-            ["LoRA oil.safetensors"],
+            {**COMMON, "lora": ["oil:1:0"]},  # the text encoder does not go through it
+            [],
         ),
         (
             changed(

@@ -45,11 +45,11 @@ def test_a_text_of_today_and_what_cannot_be_used_of_it():
     assert (job.sampler, job.schedule, job.seed, job.clip_skip) == ("euler_a", "karras", 2**32 - 1, 2)
     assert (job.vary, job.vary_seed, job.tile) == (0.25, 7, "xy")
     assert (job.hires, job.hires_steps, job.hires_strength, job.hires_upscale) == ((768, 768), 9, 0.4, "image")
+    assert job.adapters == (("oil", 0.8, 0.8),)
     assert found.unused == [
-        "<lora:oil:0.8>",
         "Hires upscaler: R-ESRGAN 4x+",
-        "Lora hashes: oil: 0123, b: 45",
         'Hashes: {"model": "6ce0161689", "vae": "1"}',
+        "LoRA b (45), whose strength is not noted",
     ]
     assert found.settings["rng"] == "cpu"
 

@@ -72,7 +72,7 @@ def test_without_a_line_of_settings_there_are_none(text):
             f"{START}, Refiner: xl [1], Hires CFG Scale: 7, Token merging ratio: x",
             ["Refiner: xl [1]", "Hires CFG Scale: 7", "Token merging ratio: x"],
         ),
-        (f'{START}, TI hashes: "a: b, c: d", Lora hashes: "e: f"', ["Lora hashes: e: f"]),
+        (f'{START}, TI hashes: "a: b, c: d", Lora hashes: "e: f"', ["LoRA e (f), whose strength is not noted"]),
     ],
 )
 def test_nothing_vanishes_unnamed(text, unused):

@@ -1,7 +1,9 @@
 """The settings of the picture that a graph of ComfyUI saves: its sampler's, and those of the nodes that lead to it."""
 
+from collections.abc import Iterator
 from itertools import islice
 
+from sd.pipeline.image.stored_settings.adapters import add, use_of
 from sd.pipeline.image.stored_settings.comfy_graph import Graph
 from sd.pipeline.image.stored_settings.web_ui import Found, read_value, set_model
 
@@ -133,15 +135,40 @@ def _add_origin(graph: Graph, found: Found, samplers: list[str]) -> None:
 
 
 def _add_model(graph: Graph, found: Found, name: str) -> None:
-    links, depth = graph.links(name), 50
+    """The model, and the adapters on its way to the sampler and to the text of the prompt."""
+    links = graph.links(name)
     link = links.get("model") or (graph.links(str(links["guider"][0])).get("model") if "guider" in links else None)
-    while link and depth:
-        node = str(link[0])
+    models = [*_chain(graph, link, "model")]
+    for node in models:
         set_model(found, graph.value(node, "ckpt_name", "unet_name", "base_ckpt_name", "model_name"), None)
-        lora = graph.value(node, "lora_name")
-        if isinstance(lora, str) and lora != "None":
-            found.unused.append(f"LoRA {lora[:60]}")
-        link, depth = graph.links(node).get("model"), depth - 1
+    texts = _conditioning(graph, name, "positive")
+    clips = [*_chain(graph, graph.links(texts[0][2]).get("clip"), "clip")] if texts else []
+    for node in dict.fromkeys([*models[::-1], *clips[::-1]]):
+        for file, unet, text in _adapters(graph, node):
+            use = use_of(file, unet if node in models else 0, text if node in clips else 0)
+            add(found, use, f"{file} ({_called(graph, node)})")
+
+
+def _chain(graph: Graph, link: list | None, key: str) -> Iterator[str]:
+    """The nodes from which a model or a text encoder comes, the last one first."""
+    for _ in range(50):
+        if not link:
+            return
+        yield (node := str(link[0]))
+        link = graph.links(node).get(key)
+
+
+def _adapters(graph: Graph, node: str) -> Iterator[tuple[str, object, object]]:
+    """File, strength of the UNet and of the text encoder of each adapter that a node applies."""
+    name = graph.value(node, "lora_name")
+    strengths = [graph.value(node, key) for key in ("strength_model", "strength_clip")]
+    rows = [(name, *(1 if strength is None else strength for strength in strengths))]
+    for row in graph.nodes[node][1].values():  # {"on": true, "lora": ..., "strength": ...}, as some nodes have several
+        if isinstance(row, dict) and row.get("on", True) and "lora" in row:
+            graph.read_from.add(node)
+            unet = row.get("strength", 1)
+            rows.append((row["lora"], unet, unet if row.get("strengthTwo") is None else row["strengthTwo"]))
+    yield from (row for row in rows if isinstance(row[0], str) and row[0] != "None")
 
 
 def _second_pass(graph: Graph, second: str, first: str) -> dict[str, object]:

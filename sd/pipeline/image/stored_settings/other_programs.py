@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from sd.pipeline.errors import shortened
+from sd.pipeline.image.stored_settings.adapters import take_from_json
 from sd.pipeline.image.stored_settings.comfy_graph import Graph
 from sd.pipeline.image.stored_settings.comfy_settings import graph_settings
 from sd.pipeline.image.stored_settings.settings_line import LONGEST_TEXT
@@ -209,7 +210,7 @@ def _named_settings(program: str, values: dict, pixels: str) -> Found:
     """Settings by the names of a program that writes JSON. What is false, 0 or empty changes nothing."""
     found = Found({"prompt": "", "negative_prompt": ""}, program=program)
     model: dict[str, object] = {}
-    for theirs, value in _flat(values):
+    for theirs, value in _flat(take_from_json(found, values)):
         name = OURS.get(_plain(theirs))
         if name in ("prompt", "negative_prompt") and isinstance(value, str):
             found.settings[name] = found.settings[name] or value.strip()

@@ -6,11 +6,11 @@ import re
 from dataclasses import dataclass, field
 
 from sd.pipeline.errors import SettingError, shortened
+from sd.pipeline.image.stored_settings.adapters import IN_LINE, add_from_line, move_from_prompt
 from sd.pipeline.image.stored_settings.settings_line import MOST_SHOWN, parts_of
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import FIELDS, RNGS, Settings
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES, meaning, schedule_name
-from sd.text.prompt_syntax import ADAPTER
 
 
 def _floats(text: str) -> tuple[float, ...]:
@@ -77,7 +77,8 @@ class Found:
     notes      what is worth knowing: what was chosen where the text says nothing
     program    that made the picture; empty if nothing says it
     made_with  what is stored of its model and device, by the names of OF_THE_RUN: "model" with "name", and "sha256",
-               whole or its first digits, or "hash", the 8 digits that older tools showed; "embeddings" likewise
+               whole or its first digits, or "hash", the 8 digits that older tools showed; "embeddings" and "adapters"
+               likewise, the latter with "autov3"
     """
 
     settings: dict = field(default_factory=dict)
@@ -96,12 +97,15 @@ def settings_in(text: str) -> Found | None:
     if found.program == OURS:  # our labels: in other programs, some of them mean something else
         values |= {name: OUR_NAMES[name].get(values[name], values[name]) for name in OUR_NAMES if name in values}
     for name, value in values.items():
-        if name not in NO_SETTINGS and not _read(found.settings, name, value):
+        if name not in NO_SETTINGS and not IN_LINE.fullmatch(name) and not _read(found.settings, name, value):
             found.unused.append(f"{name}: {value[:MOST_SHOWN]}")
     if found.program != OURS:
         _apply_their_defaults(found, values)
     if "hires" in found.settings and "strength" in found.settings:
         found.settings["hires_strength"] = found.settings.pop("strength")
+    add_from_line(found, values)
+    if found.program != OURS and found.settings.get("plain_prompts"):
+        move_from_prompt(found)
     set_model(found, values.get("Model"), values.get("Model hash") or _hash_in(values.get("Hashes", "")))
     set_embeddings(found, values.get("TI hashes", ""))
     leave_out_invalid(found)
@@ -225,7 +229,6 @@ def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
 
 def leave_out_invalid(found: Found) -> None:
     """Remove what `Settings` would refuse, and name it. The prompt stays as it is: it is refused where it is used."""
-    found.unused[:0] = ADAPTER.findall(found.settings.get("prompt", ""))
     needed = {"prompt": "", "width": 512, "height": 512, "seed": 0}
     while True:
         ours = {name: value for name, value in found.settings.items() if name in FIELDS}
