@@ -51,10 +51,3 @@ def test_only_the_embedded_model_says_so_once_and_not_of_negative_prompts(run, t
     assert "word7 and 2 other words." in run("txt2img", many, *SMALL, "-q")[2]
     assert run("txt2img", "a red circle", *SMALL, "-n", "blurry", "-q")[2] == ""
     assert run("txt2img", "an astronaut", *SMALL, "-q", "-m", tiny_ckpt)[2] == ""
-
-
-def test_adapters_in_prompts_are_not_taken_for_words_in_silence(run, tiny_ckpt):
-    prompt = "a hat <lora:detail:0.8>, <lora:detail:0.8> <hypernet:x:1>, 3<lora"
-    assert run("txt2img", prompt, *SMALL, "-q", "-m", tiny_ckpt)[2] == (
-        "sd: adapters in prompts are not supported yet, and are read as words: <lora:detail:0.8>, <hypernet:x:1>\n"
-    )

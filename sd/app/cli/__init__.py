@@ -133,7 +133,7 @@ def dispatch(argv: list[str]) -> int:
     if getattr(args, "like", None) is not None:
         from sd.app.cli.like import apply_like
 
-        unused, notes = apply_like(args)
+        unused, notes = apply_like(args, lambda text: say(text, quiet=args.quiet))
         if unused:
             say(f"{args.like.name}: could not use {'; '.join(unused)}")
         for note in notes:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.cli.arch import parse_size
-from sd.app.cli.flags import add_compile_flag, add_model_flags, add_output_flags, whole_number
+from sd.app.cli.flags import add_compile_flag, add_lora_flag, add_model_flags, add_output_flags, whole_number
 from sd.app.cli.make_pictures import model_of
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError, failures_as
 from sd.app.jobs.outputs import require_free
 from sd.files import written_whole
+from sd.pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from sd.pipeline.stable_diffusion import StableDiffusion
@@ -27,7 +28,9 @@ def parser() -> Parser:
         epilog="examples:\n  sd bench\n"
         "  sd bench -m v1-5-pruned-emaonly.ckpt --sizes 512,768x512 --batch-sizes 1,4 -o bench.json",
     )
-    add_compile_flag(add_model_flags(parser))
+    add = add_model_flags(parser)
+    add_compile_flag(add)
+    add_lora_flag(add)
     add = parser.group("what to measure")
     add("--sizes", metavar="A,B,...",
         help="of pictures in pixels: 512 or 768x512, multiples of 8 (default: the model's native size)")  # fmt: skip
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     sizes = None if args.sizes is None else parse_sizes(args.sizes)
     batch_sizes = parse_batch_sizes(args.batch_sizes)
     require_free(args.out, ".json", force=args.force)
+    from sd.app.jobs.adapters import announce, find_adapters
     from sd.app.jobs.model import announce_compiling, opened, pick_device_and_precision, run_options
     from sd.pipeline.runner import precision_name
     from sd.runtime.cpu import attention, winograd
@@ -58,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
     with opened(request, "text to picture") as (checkpoint, _):
         config = checkpoint.config
+        size = {"width": config.native_size, "height": config.native_size}
+        (job,), adapters = find_adapters([Settings(prompt="", seed=0, lora=args.lora or (), **size)], config)
     sizes = sizes or [(config.native_size, config.native_size)]
     device, dtype = pick_device_and_precision(request, config)
     options, precision = asdict(run_options(request, device, events)), precision_name(dtype)
@@ -69,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
         announce_compiling(model, events)
         if device.type == "cpu" and not request.low_memory:
             keep_freed_memory()  # like the commands that make pictures
+        adapters.apply(model, job)
         return model
 
+    announce(adapters, [job], events)
     stage = events.stage("measuring", units(len(sizes), len(batch_sizes), args.repeat), "run")
     counts = {"sizes": sizes, "batch_sizes": batch_sizes, "steps": args.steps, "repeat": args.repeat}
     with stage as advance, failures_as(UsageError, "this cannot be measured: "):
@@ -78,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in {attention.KERNEL.problem, winograd.KERNEL.problem} - {None}:
         events.warn(f"measured without the code that is compiled for this processor: {problem}")
     about = {"name": request.file.name, "family": config.family, "precision": precision}
+    about |= {"lora": list(job.lora)} if job.lora else {}
     data = {"event": "benchmark", "model": about, "run": options, "machine": hardware(device), **asdict(found)}
     if args.out is not None:
         with written_whole(args.out, force=args.force) as file:
@@ -119,8 +128,9 @@ def lines_about(data: dict) -> tuple[str, str]:
     model, machine = data["model"], data["machine"]
     threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
     options = "".join(f", --{name.replace('_', '-')}" for name, on in data["run"].items() if on)
+    adapters = f" with {', '.join(model['lora'])}" if "lora" in model else ""
     return (
-        f"{model['name']}: {model['family']}, {model['precision']} on {machine['device']}{options}",
+        f"{model['name']}{adapters}: {model['family']}, {model['precision']} on {machine['device']}{options}",
         f"{machine['device_name']}{threads}; {machine['system']}; sd-zoo {machine['sd_zoo']}, "
         f"torch {machine['torch']}, Python {machine['python']}",
     )

@@ -22,6 +22,7 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--tile": "--seamless --circular",
     "--embeddings": "--embedding --embd-dir --embeddings-dir --embedding-dir --textual-inversion "
     "--textual-inversion-dir --embedding-path --ti",
+    "--lora": "--loras --lora-path --lora-weights --lora-name --lora-file --adapter --adapters --use-lora",
     "--vae": "--vae-path --vae-name",
     "--tiled-vae": "--vae-tiling --vae-slicing --enable-vae-tiling --tiled",
     "--low-memory": "--lowvram --medvram --low-vram --novram --cpu-offload --offload --offload-to-cpu "
@@ -68,10 +69,15 @@ SAID = {  # flags -> our flag that it needs, and what to say
         "Leave it out: there is no safety checker.",
     ),
     "--config --original-config --yaml --inference-config": ("--model", "Leave it out: the file says what it holds."),
-    "--lora --loras --lora-model-dir --lora-dir --lora-path --lora-weights --lora-apply-mode": (
-        "--model",
-        f"LoRAs are {NOT_YET}.",
+    "--lora-model-dir --lora-dir --lora-folder --lora-models": (
+        "--lora",
+        "Give the file, --lora FOLDER/NAME.safetensors; names are looked up in the folder loras beside your models.",
     ),
+    "--lora-scale --lora-strength --lora-weight --lora-multiplier --lora-alpha": (
+        "--lora",
+        "Put the strength behind the name: --lora NAME:0.8.",
+    ),
+    "--lora-apply-mode --fuse-lora --merge-lora": ("--lora", "Leave it out: LoRAs are added to the weights, in fp32."),
     "--controlnet --control-net --control-image --control-strength --controlnet-dir": (
         "--model",
         f"ControlNet is {NOT_YET}.",

@@ -17,6 +17,7 @@ from sd.app.jobs.request import Events, JobRequest, Line
 from sd.pipeline.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
+    from sd.app.jobs.adapters import Adapters
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
@@ -44,7 +45,7 @@ def parser() -> Parser:
         '  sd explain "a lighthouse" -m model.ckpt --compare "prompt=a castle|a lighthouse at night"',
     )
     flags.add_prompt_flags(parser)
-    flags.add_model_flags(parser)
+    flags.add_lora_flag(flags.add_model_flags(parser))
     flags.add_picture_flags(parser, size_default="the model's native size", seed="of the picture's noise")
     flags.add_sampling_flags(parser)
     add = parser.group("page")
@@ -59,6 +60,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
+    from sd.app.jobs.adapters import announce, find_adapters
     from sd.app.jobs.embeddings import find_words
     from sd.app.jobs.model import opened, teach_words
     from sd.app.jobs.plan import check_jobs, with_seeds
@@ -77,15 +79,19 @@ def run(args: argparse.Namespace) -> int:
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)
-        learned = find_words(request.model, jobs, checkpoint.config, events)
+        jobs, adapters = find_adapters(jobs, checkpoint.config)
+        own, *others = jobs
+        comparisons = [(name, [others.pop(0) for _ in runs]) for name, runs in comparisons]
+        learned = find_words(request.model, jobs, checkpoint.config, events, adapters.words)
         out = args.out.replace("{seed}", str(seed))
         path = file_in(out, f"explain-{seed}.html", [".html", ".htm"], force=args.force)
         model = prepare()(events)
         teach_words(model, learned)
     if args.seed in (None, -1):
         events.note(f"seed {seed}")
-    warn_of_unused(request.model, jobs, model, events)
-    milliseconds, page = make_page(model, own, comparisons, events, attention=not args.no_attention)
+    announce(adapters, jobs, events)
+    warn_of_unused(request.model, jobs, adapters, model, events)
+    milliseconds, page = make_page(model, own, comparisons, adapters, events, attention=not args.no_attention)
     with written_whole(path, force=args.force) as file:
         file.write(page)
     if args.json:
@@ -144,6 +150,7 @@ def make_page(
     model: "StableDiffusion",
     own: Settings,
     comparisons: Sequence[tuple[str, list[Settings]]],
+    adapters: "Adapters",
     events: Events,
     *,
     attention: bool,
@@ -158,8 +165,10 @@ def make_page(
     previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for settings in others])
     total = own.steps + sum(settings.steps for settings in different) + previews
     with events.stage("explaining", total, "step") as advance, failures_as(JobError):
+        adapters.apply(model, own)
         made = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
         for settings in different:
+            adapters.apply(model, settings)
             made[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
         compared = []
         for name, runs in comparisons:

@@ -69,7 +69,9 @@ def add_making_flags(parser: Parser, **size: str) -> None:
         "UI. The same command again resumes a stopped run")
     parser.add_argument("--like", type=Path, metavar="PICTURE",
         help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
-    add_compile_flag(add_model_flags(parser))
+    add = add_model_flags(parser)
+    add_compile_flag(add)
+    add_lora_flag(add)
     add = add_picture_flags(parser, **size)
     add("--vary", "--variation-strength", type=float, metavar="X",
         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 changes details; "
@@ -124,6 +126,13 @@ def add_embeddings_flag(add: Add) -> None:
     add("--embeddings", type=Path, action="append", default=[], metavar="PATH",
         help="a file of textual inversion, or a folder of them, beside your own folder of embeddings; can be given "
         "several times. A prompt uses one by its file's name")
+
+
+def add_lora_flag(add: Add) -> None:
+    """Adapters."""
+    add("--lora", action="append", metavar="NAME[:S[:T]]",
+        help="apply a LoRA or a relative of it, by its file or its name, at strength S, and T in the text encoder "
+        "(default: 1, and T the same); can be given several times. In prompts: <lora:NAME:S>")
 
 
 def add_model_flags(parser: Parser) -> Add:

@@ -1,6 +1,7 @@
 """`--like picture.png`: the settings of a picture, ours or another tool's, in place of the flags' defaults."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ NO_EFFECT = {
     "hires_upscale": "latent",
     "hires_strength": 0.7,
     "exact_steps": False,
+    "lora": [],
 }
 PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
@@ -34,8 +36,10 @@ REPLACES = {  # a flag on the command line -> settings of the picture that do no
 }
 
 
-def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tuple[list[str], list[str]]:
     """Set the arguments to the settings of the picture; flags on the command line take precedence.
+
+    on_read  called with a sentence before files are read to find an adapter by its hash
 
     Returns the settings that could not be used, and what else is worth knowing. Raises UsageError or PictureError if
     the picture has none.
@@ -51,6 +55,12 @@ def apply_like(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     notes = [] if "rng" in given else stored.notes
     if given & PROMPTS:
         found.pop("prompt", None)
+    if "lora" in given:
+        found.pop("lora", None)
+    from sd.app.jobs.adapter_folder import use_again
+
+    missing, called = use_again(found, made_with, on_read)
+    unused, notes = [*missing, *unused], [*notes, *called]
     if found.get("sigmas"):
         for name in ("steps", "schedule"):
             found.pop(name, None)  # they follow from the noise levels

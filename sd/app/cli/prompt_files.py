@@ -180,6 +180,8 @@ def flag_settings(where: str, line: str, flags: dict[str, argparse.Action], pars
         except UsageError as error:
             raise UsageError(f"{where}{error}") from None
         found.append((flag, "prompt" if action is None else action.dest, value))
+    if loras := [value for _, name, value in found if name == "lora"]:  # can be given several times
+        found = [*(row for row in found if row[1] != "lora"), ("--lora", "lora", loras)]
     return checked(where, found)
 
 

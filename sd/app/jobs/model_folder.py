@@ -94,18 +94,18 @@ def find(given: Path, kind: str = "models") -> Path:
     """
     if os.path.lexists(given):
         return given
-    known = _in_folders(kind)
+    known = in_folders(kind)
     wanted = given.as_posix().casefold()
     tests = (
         lambda name: wanted in (name.casefold(), name.casefold().rpartition("/")[2]),
-        lambda name: wanted in (_stem(name), os.path.splitext(name.casefold())[0]),
-        lambda name: wanted in _stem(name),
+        lambda name: wanted in (stem_of(name), os.path.splitext(name.casefold())[0]),
+        lambda name: wanted in stem_of(name),
     )
     for test in tests:
         if found := [name for name in known if test(name)]:
             if len(found) == 1:
                 return known[found[0]]
-            raise UsageError(f"{shown(str(given))} could be {_listed(found)}. Give more of the name.")
+            raise UsageError(f"{shown(str(given))} could be {listed(found)}. Give more of the name.")
     raise UsageError(f"{shown(str(given))} {_nowhere(given, kind, known)}")
 
 
@@ -114,16 +114,16 @@ def _nowhere(given: Path, kind: str, known: Iterable[str]) -> str:
     published = [row.file for row in known_named(given.name)] if kind == "models" else []
     if published:
         name = published[0] if len(published) == 1 else "NAME"
-        which = "" if len(published) == 1 else f"Published ones of that name: {_listed(published)}. "
+        which = "" if len(published) == 1 else f"Published ones of that name: {listed(published)}. "
         return f"is not here. {which}Download it with: sd models get {name}"
     places = " or ".join(shown(str(place)) for place in folders(kind)) or "any folder"
-    names = {_stem(name): name.rpartition("/")[2] for name in known}
-    near = [names[stem] for stem in difflib.get_close_matches(_stem(given.name), names, n=2, cutoff=0.5)]
+    names = {stem_of(name): name.rpartition("/")[2] for name in known}
+    near = [names[stem] for stem in difflib.get_close_matches(stem_of(given.name), names, n=2, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(map(shown, near))}?" if near else ""
     return f"does not exist, and no file of that name is in {places}.{hint or ' Check the path.'}"
 
 
-def _in_folders(kind: str) -> dict[str, Path]:
+def in_folders(kind: str) -> dict[str, Path]:
     """Every file of a kind, by its path from its folder; of two with the same path, that in the first folder."""
     found: dict[str, Path] = {}
     for root in folders(kind):
@@ -134,13 +134,13 @@ def _in_folders(kind: str) -> dict[str, Path]:
     return found
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """ "sub/V1-5.CKPT" -> "v1-5" """
     name = re.split(r"[/\\]", name.casefold())[-1]
     return next((name.removesuffix(suffix) for suffix in CHECKPOINTS if name.endswith(suffix)), name)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
     more = f" or {len(names) - NEAR} others" if len(names) > NEAR else ""
     return " or ".join(shown(name, 100) for name in names[:NEAR]) + more
 
@@ -169,9 +169,9 @@ def find_again(made: Mapping, on_hash: Callable[[str], object]) -> Path | None:
     made     see `has_hash`; and "name"
     on_hash  called with a sentence before a file is read to know its hash
     """
-    stem = _stem(made["name"]) if isinstance(made.get("name"), str) else None
-    candidates = [path for path in [embedded_model(), *_in_folders("models").values()] if path.exists()]
-    candidates.sort(key=lambda path: _stem(path.name) != stem)  # the likeliest first
+    stem = stem_of(made["name"]) if isinstance(made.get("name"), str) else None
+    candidates = [path for path in [embedded_model(), *in_folders("models").values()] if path.exists()]
+    candidates.sort(key=lambda path: stem_of(path.name) != stem)  # the likeliest first
 
     left, known = MOST_READ, remembered()
 
@@ -192,7 +192,7 @@ def find_again(made: Mapping, on_hash: Callable[[str], object]) -> Path | None:
             with suppress(OSError):
                 if has_hash(path, made, sha256):
                     return path
-    return next((path for path in candidates if _stem(path.name) == stem), None)
+    return next((path for path in candidates if stem_of(path.name) == stem), None)
 
 
 def difference(made: Mapping, now: Path, sha256: Callable[[], str | None]) -> str | None:
@@ -203,7 +203,7 @@ def difference(made: Mapping, now: Path, sha256: Callable[[], str | None]) -> st
     same = has_hash(now, made, lambda path: sha256())
     name = made.get("name")
     if same is None and isinstance(name, str):
-        same = _stem(name) == _stem(now.name)
+        same = stem_of(name) == stem_of(now.name)
     if same or same is None:
         return None
     digest = made.get("sha256") or made.get("hash")

@@ -3,22 +3,32 @@
 Nothing is stored beside the pictures: each carries its settings, and a file that has its name is complete.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from convert.checkpoint import Checkpoint
 from convert.files.hashing import FileHash
-from sd.app.jobs.embeddings import Learned
 from sd.app.jobs.outputs import Names
 from sd.app.jobs.plan import with_seed_moved
 from sd.app.jobs.request import ModelRequest
 from sd.pipeline.settings import FIELDS, OF_THE_RUN, Settings
 
 
-def same_facts(model: ModelRequest, checkpoint: Checkpoint, learned: Learned, exact: dict) -> Callable[[dict], bool]:
-    """A test of whether a picture was made with the same model and words, and from the same input picture if any.
+class Noted(Protocol):
+    """Files that prompts name, each known by its hash."""
 
+    def noted(self, job: Settings) -> list[dict] | None:
+        """What a picture of a job notes of them."""
+
+
+def same_facts(
+    model: ModelRequest, checkpoint: Checkpoint, used: Mapping[str, Noted], exact: dict
+) -> Callable[[dict], bool]:
+    """A test of whether a picture was made with the same model, words and adapters, and from the same input picture.
+
+    used   "embeddings" and "adapters", as they are here
     exact  what a picture of this run notes of its input picture
     """
     from sd.pipeline.image.metadata import settings_from
@@ -33,7 +43,7 @@ def same_facts(model: ModelRequest, checkpoint: Checkpoint, learned: Learned, ex
         if others != exact or not isinstance(made_with, dict) or made_with.get("weights") != checkpoint.weights:
             return False
         settings = settings_from(stored)
-        if settings is None or stored.get("embeddings", []) != learned.noted(settings):
+        if settings is None or any(stored.get(name, []) != each.noted(settings) for name, each in used.items()):
             return False
         vae = made_with.get("vae")
         same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.errors import counted
+from convert.errors import CheckpointError, counted
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
-from sd.app.jobs.embeddings import Learned, find_words
+from sd.app.jobs.adapters import Adapters, announce, find_adapters, in_turn, misread, objections
+from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.model import made_with, opened, teach_words
 from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
@@ -19,7 +20,6 @@ from sd.app.jobs.vocabulary import embedded_model_knows
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
 from sd.sampling.names import objection
-from sd.text.prompt_syntax import ADAPTER
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from convert.checkpoint import Checkpoint
     from sd.app.jobs.inputs import Inputs
+    from sd.app.jobs.resuming import Noted
     from sd.pipeline.image.canvas import Canvas
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.sampling.init_image import InitImage
@@ -68,9 +69,11 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config)
-        learned = find_words(request.model, jobs, checkpoint.config, events)
+        jobs, adapters = find_adapters(jobs, checkpoint.config, [line.where for line in request.lines])
+        learned = find_words(request.model, jobs, checkpoint.config, events, adapters.words)
+        used = {"embeddings": learned, "adapters": adapters}
         load = prepare()
-        outputs = find_outputs(request, jobs, checkpoint, inputs, learned, events)
+        outputs = find_outputs(request, jobs, checkpoint, used, inputs, events)
         if len(outputs.finished) == len(jobs) and outputs.sheet is None:
             return
         model = load(events)
@@ -79,8 +82,9 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
     if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
         events.note(f"variation seed {seeded.settings['vary_seed']}")
-    warn_of_unused(request.model, outputs.jobs, model, events)
-    pictures, failed = run_batches(request, model, outputs, inputs, canvas, events)
+    announce(adapters, [job for i, job in enumerate(outputs.jobs) if i not in outputs.finished], events)
+    warn_of_unused(request.model, outputs.jobs, adapters, model, events)
+    pictures, failed = run_batches(request, model, outputs, adapters, inputs, canvas, events)
     if outputs.sheet and pictures:
         from sd.pipeline.image.tensors import contact_sheet, save_png
 
@@ -96,7 +100,8 @@ def make_pictures(request: JobRequest, events: Events) -> None:
 def facts_of(job: Settings, picture: "Image.Image") -> dict[str, object]:
     """What is reported of a picture, by the names of flags."""
     names = ("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale")
-    return {name: getattr(job, name) for name in names} | {"width": picture.width, "height": picture.height}
+    lora = {"lora": [use.as_flag for use in job.adapters]} if job.adapters else {}
+    return {**{name: getattr(job, name) for name in names}, **lora, "width": picture.width, "height": picture.height}
 
 
 def labels_of(jobs: Sequence[Settings]) -> list[str]:
@@ -114,8 +119,8 @@ def find_outputs(
     request: JobRequest,
     jobs: list[Settings],
     checkpoint: "Checkpoint",
+    used: "Mapping[str, Noted]",
     inputs: "Inputs | None",
-    learned: Learned,
     events: Events,
 ) -> Outputs:
     """Where the pictures go. Pictures that an earlier run left are found; if it drew its seed, the jobs get it, too."""
@@ -123,7 +128,7 @@ def find_outputs(
     if (request.is_batch_file or len(jobs) > 1) and not request.force:
         from sd.app.jobs.resuming import finished_pictures, same_facts, stopped_seed
 
-        same = same_facts(request.model, checkpoint, learned, inputs.exact() if inputs else {})
+        same = same_facts(request.model, checkpoint, used, inputs.exact() if inputs else {})
         if request.is_batch_file and "seed" not in request.settings:
             counting = ["seed" not in line.settings for line in request.lines for _ in range(request.count)]
             moved = stopped_seed(names, jobs, counting, same) or 0
@@ -146,12 +151,14 @@ def find_outputs(
     return Outputs(jobs=jobs, seed_moved=moved, paths=paths, finished=finished, sheet=sheet)
 
 
-def warn_of_unused(request: ModelRequest, jobs: Sequence[Settings], model: "StableDiffusion", events: Events) -> None:
+def warn_of_unused(
+    request: ModelRequest, jobs: Sequence[Settings], adapters: Adapters, model: "StableDiffusion", events: Events
+) -> None:
     """Say what is asked for and has no effect, or no point."""
     if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
-    if adapters := dict.fromkeys(name for job in jobs for name in ADAPTER.findall(job.prompt)):
-        events.warn(f"adapters in prompts are not supported yet, and are read as words: {', '.join(adapters)}")
+    for problem in (*misread(jobs), *objections(adapters, jobs)):
+        events.warn(problem)
     if told := difference(made_with(request, "model"), request.file, model.source.sha256):
         events.warn(f"{request.like} was {told}")
     vae, used = made_with(request, "model").get("vae"), model.source.vae
@@ -179,6 +186,7 @@ def run_batches(
     request: JobRequest,
     model: "StableDiffusion",
     outputs: Outputs,
+    adapters: Adapters,
     inputs: "Inputs | None",
     canvas: "Canvas | None",
     events: Events,
@@ -201,8 +209,17 @@ def run_batches(
         labels, exact = inputs.labels(), inputs.exact()
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             events.note(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})")
-    batches = group(jobs, request.batch_size, lambda job: tuple(model.chunk_count(each) for each in job.passes()))
+
+    def length(job: Settings) -> tuple:
+        if job.adapters and adapters.words:  # which count only once they are applied
+            return job.prompt, job.negative_prompt
+        return tuple(model.chunk_count(each) for each in job.passes())
+
+    batches = group(jobs, request.batch_size, length)
     batches = [batch for batch in batches if not finished.keys() >= set(batch)]
+    batches, sets, switches = in_turn(batches, jobs)
+    if sets > 1:
+        events.note(f"{sets} sets of adapters, {switches} {'switch' if switches == 1 else 'switches'}")
     passes = [each for batch in batches for each in jobs[batch[0]].passes()]
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     kept, failed = {}, 0  # by the number of the job
@@ -220,10 +237,11 @@ def run_batches(
         for batch in batches:
             started = time.perf_counter()
             try:
+                adapters.apply(model, jobs[batch[0]])
                 made = make_batch(request, model, [jobs[i] for i in batch], start, canvas, on_step, events.warn)
             except Exception as error:
-                problem = failure_of(error)
-                if problem is None:
+                problem = failure_of(error) or (str(error) if isinstance(error, CheckpointError) else None)
+                if problem is None or (isinstance(error, CheckpointError) and batch is batches[0]):
                     raise
                 events.warn(f"seed {jobs[batch[0]].seed}: {problem}")
                 failed += len(set(batch) - finished.keys())

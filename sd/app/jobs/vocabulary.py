@@ -28,7 +28,7 @@ def unknown_words(prompts: Iterable[str], known: frozenset[str]) -> list[str]:
 def embedded_model_knows(file: Path, jobs: Sequence[Settings], learned: Iterable[str] = ()) -> str | None:
     """What to say where these prompts have words that the embedded model does not know; None for other models.
 
-    learned  the names of embeddings, which it knows
+    learned  the names of embeddings, which it knows; what adapters teach it, nobody knows
     """
     if file.resolve() != embedded_model().resolve():
         return None
@@ -36,7 +36,7 @@ def embedded_model_knows(file: Path, jobs: Sequence[Settings], learned: Iterable
     from sd.training.shapes.scenes import COLOURS, SHAPES
 
     names = {word for name in learned for word in WORD.findall(f"embedding:{name.lower()}")}
-    unknown = unknown_words(dict.fromkeys(job.prompt for job in jobs), vocabulary() | names)
+    unknown = unknown_words(dict.fromkeys(job.prompt for job in jobs if not job.adapters), vocabulary() | names)
     if not unknown:
         return None
     more = f" and {counted(len(unknown) - MOST, 'other word')}" if len(unknown) > MOST else ""

@@ -1,0 +1,215 @@
+"""The adapters that prompts and flags name: found and checked before weights are read, applied batch by batch."""
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.adapters.adapter import Adapter, open_adapter, read_adapter, summary
+from convert.adapters.facts import COMPONENTS
+from convert.adapters.few_steps import advice, objection
+from convert.adapters.hashes import autov3
+from convert.errors import counted, shown, shown_list
+from convert.files.folder_kinds import CHECKPOINTS
+from convert.files.reader import CheckpointFile, errors_named
+from sd.app.errors import UsageError
+from sd.app.jobs.adapter_folder import find_adapter
+from sd.app.jobs.request import Events
+from sd.config import ModelConfig
+from sd.pipeline.settings import Settings
+from sd.text.prompt_adapters import AdapterUse, from_flag
+from sd.text.prompt_syntax import ADAPTER
+
+if TYPE_CHECKING:
+    from sd.pipeline.stable_diffusion import StableDiffusion
+
+UNCLOSED = re.compile(r"<(?:lora|lyco):[^\s,<>]{0,60}", re.IGNORECASE)
+HYPERNETWORK = re.compile(r"<hypernet:[^<>]{1,100}>", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """What the jobs of a run name.
+
+    paths  by the names in prompts and flags
+    read   by path: what is in the file, for this model
+    """
+
+    config: ModelConfig
+    paths: Mapping[str, Path]
+    read: Mapping[Path, Adapter]
+
+    def uses(self, job: Settings) -> dict[Path, AdapterUse]:
+        """What a job uses: each file once, by the first of its names, with the sum of its strengths."""
+        uses: dict[Path, AdapterUse] = {}
+        for use in job.adapters:
+            path = self.paths[use.name]
+            before = uses.get(path, AdapterUse(use.name, 0, 0))
+            uses[path] = AdapterUse(before.name, before.unet + use.unet, before.text + use.text)
+        return uses
+
+    def apply(self, model: "StableDiffusion", job: Settings) -> None:
+        """Apply those of a job to a model, and no others. Raises CheckpointError for values that cannot be used."""
+        from sd.runtime.adapters import OpenAdapter
+
+        given, files = [], []
+        try:
+            for path, use in self.uses(job).items():
+                files.append(open_adapter(path))
+                adapter = replace(read_named(files[-1], self.config), name=use.name)
+                given.append((OpenAdapter(files[-1], adapter), use.unet, use.text))
+            if given or model.adapters:
+                model.apply(given)
+        finally:
+            for file in files:
+                file.close()
+
+    @property
+    def words(self) -> list[tuple[str, Path]]:
+        """The words that they bring along, and their files."""
+        return [(word, path) for path, adapter in self.read.items() for word in adapter.words]
+
+    def noted(self, job: Settings) -> list[dict[str, object]] | None:
+        """What a picture of a job notes of its adapters; None if some are not among these.
+
+        Reads the files, unless their hashes are remembered.
+        """
+        if any(use.name not in self.paths for use in job.adapters):
+            return None
+        return [
+            {"name": use.name, "autov3": autov3(path), "strength": use.unet, "text_strength": use.text}
+            for path, use in self.uses(job).items()
+        ]
+
+
+def read_named(file: CheckpointFile, config: ModelConfig) -> Adapter:
+    with errors_named(file):
+        return read_adapter(file, config)
+
+
+def find_adapters(
+    jobs: Sequence[Settings], config: ModelConfig, where: Sequence[str] = ("",)
+) -> tuple[list[Settings], Adapters]:
+    """The jobs, with names in place of their flags' paths, and the adapters that they name, checked for this model.
+
+    where  what stands before an error about the jobs of each line, which are equally many
+
+    Raises UsageError for one that does not exist, CheckpointError for one that cannot be read or does not fit.
+    """
+    paths: dict[str, Path] = {}  # by name in a picture's settings
+    read: dict[Path, Adapter] = {}
+    called: dict[str, str] = {}  # flag -> that name
+
+    origins = [where[number * len(where) // len(jobs)] for number in range(len(jobs))]
+
+    def find(name: str, origin: str) -> Path:
+        try:
+            path = find_adapter(name)
+        except UsageError as error:
+            raise UsageError(f"{origin}{error}") from None
+        if path not in read:
+            with open_adapter(path) as file:
+                read[path] = read_named(file, config)
+        return path
+
+    for job, origin in zip(jobs, origins, strict=True):
+        for flag in map(from_flag, job.lora):
+            if flag.name not in called:
+                path = find(flag.name, origin)
+                called[flag.name] = name = _in_brackets(flag.name, path)
+                if not paths.setdefault(name, path).samefile(path):
+                    both = " and ".join(shown(str(each), 200) for each in (paths[name], path))
+                    raise UsageError(f"{origin}two adapters are called {shown(name)}: {both}. Rename one of them.")
+    jobs = [_renamed(job, called) for job in jobs]
+    for job, origin in zip(jobs, origins, strict=True):
+        for use in job.adapters:
+            if use.name not in paths:
+                paths[use.name] = find(use.name, origin)
+    return jobs, Adapters(config, paths, read)
+
+
+def _in_brackets(given: str, path: Path) -> str:
+    """What a prompt calls an adapter that a flag gives: its name in the user's folders, else the file's."""
+    is_path = path == Path(given).expanduser() or Path(given).suffix.lower() in CHECKPOINTS
+    return (path.resolve().name if path.is_dir() else path.stem) if is_path else given
+
+
+def _renamed(job: Settings, called: Mapping[str, str]) -> Settings:
+    flags = [flag._replace(name=called[flag.name]).as_flag for flag in map(from_flag, job.lora)]
+    return replace(job, lora=tuple(flags)) if flags else job
+
+
+def in_turn(batches: Sequence[list[int]], jobs: Sequence[Settings]) -> tuple[list[list[int]], int, int]:
+    """The batches with the same adapters one after the other, those without any first.
+
+    Returns the number of sets of adapters, too, and how often the model's change.
+    """
+    sets: dict[Hashable, list[list[int]]] = {frozenset(): []}
+    for batch in batches:
+        sets.setdefault(frozenset(jobs[batch[0]].adapters), []).append(batch)
+    filled = {adapters: some for adapters, some in sets.items() if some}
+    return [batch for some in filled.values() for batch in some], len(filled), len(filled.keys() - {frozenset()})
+
+
+# What is said of them
+
+
+def announce(adapters: Adapters, jobs: Sequence[Settings], events: Events) -> None:
+    """What is not applied of each file, and a line for each adapter in use."""
+    for path, adapter in adapters.read.items():
+        for problem in adapter.problems:
+            events.warn(f"{shown(path.name)} {problem}")
+        for note in adapter.notes:
+            events.note(f"{shown(path.name)} {note}")
+    sets = {job.adapters: job for job in jobs}
+    uses = {(path, use): None for job in sets.values() for path, use in adapters.uses(job).items()}
+    for path, use in uses:
+        events.note(line_about(use, adapters.read[path]))
+
+
+def objections(adapters: Adapters, jobs: Sequence[Settings]) -> Iterator[str]:
+    """What is said where an adapter for few steps is used with settings that are far from what it is made for."""
+    said = {}
+    for job in {(job.adapters, job.steps, job.sampler, job.schedule, job.guidance_scale): job for job in jobs}.values():
+        for path, use in adapters.uses(job).items():
+            few_steps = advice(adapters.read[path].name, adapters.read[path].metadata) if use.unet else None
+            if few_steps and (problem := objection(few_steps, job)):
+                said[f"{shown(path.name)} {problem}"] = None
+    yield from said
+
+
+def line_about(use: AdapterUse, adapter: Adapter) -> str:
+    """ "lora detail: 264 modules (192 UNet, 72 text encoder), rank 32, alpha 16, strength 0.8" """
+    changes = adapter.changes
+    counts = Counter(change.target.partition(".")[0] for change in changes)
+    where = ", ".join(f"{counts[name]} {title}" for name, title in COMPONENTS.items() if counts[name])
+    ranks, alphas = ({getattr(change, name) for change in changes} - {None} for name in ("rank", "alpha"))
+    facts = [f"{counted(len(changes), 'module')}{f' ({where})' if where else ''}"]
+    facts += [] if {change.kind for change in changes} == {"lora"} else [summary(changes)]
+    facts += [f"{name} {_span(values)}" for name, values in (("rank", ranks), ("alpha", alphas)) if values]
+    facts += [f"the words {shown_list(tuple(adapter.words))}"] if adapter.words else []
+    facts.append(f"strength {use.unet:g}" + (f" (text encoder {use.text:g})" if use.text != use.unet else ""))
+    return f"lora {shown(use.name)}: {', '.join(facts)}"
+
+
+def _span(values: set[float]) -> str:
+    lowest, highest = min(values), max(values)
+    return f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
+
+
+def misread(jobs: Sequence[Settings]) -> Iterator[str]:
+    """What looks like an adapter in a prompt, and is read as words."""
+
+    def found(pattern: re.Pattern, texts: Iterable[str]) -> str:
+        return ", ".join(dict.fromkeys(name for text in texts for name in pattern.findall(text)))
+
+    if names := found(ADAPTER, (job.prompt for job in jobs if job.plain_prompts)):
+        yield f"--plain-prompts: {names} is read as words. Use --lora for adapters."
+    if names := found(UNCLOSED, (job.prompt_text for job in jobs if not job.plain_prompts)):
+        yield f"{names} has no closing > and is read as words."
+    if names := found(ADAPTER, (job.negative_prompt for job in jobs if job.guidance_scale != 1)):
+        yield f"adapters in a negative prompt are read as words, as in the web UI: {names}. Name them in the prompt."
+    if names := found(HYPERNETWORK, (text for job in jobs for text in (job.prompt, job.negative_prompt))):
+        yield f"hypernetworks are not supported yet, and are read as words: {names}"
