@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapters import lora, lora_shapes
 from conftest import TINY, refused, settings, settings_of
 from embeddings import LAYOUTS, as_json, made_up, text_card
 from PIL import Image
@@ -266,6 +267,10 @@ def test_what_the_web_ui_notes_is_read():
     assert noted[0] == {"name": "easy", "sha256": "c74b4e810b03"}
     assert noted[-1]["sha256"] == "1a2b3c4d5e6f"
     assert "embeddings" not in settings_in(f"a\n{line}, TI hashes: ").made_with
+    found = settings_in(f'a\n{line}, Hashes: {{"embed:easy": "C74B4E810B", "lora:x": "1", "model": "6ce0161689"}}')
+    assert found.made_with["embeddings"] == [{"name": "easy", "sha256": "c74b4e810b"}]
+    for odd in ("[1]", "1", '{"embed:easy": [1]}', "[" * 50_000):
+        settings_in(f"a\n{line}, Hashes: {odd}")
 
 
 def test_a_resumed_run_makes_pictures_again_whose_words_have_changed(folder, run, tiny_ckpt, tmp_path):
@@ -277,6 +282,21 @@ def test_a_resumed_run_makes_pictures_again_whose_words_have_changed(folder, run
     assert run(*command)[1] == []
     LAYOUTS["kohya"](folder, "easy", made_up(2, WIDTH, 3))
     assert len(run(*command)[1]) == 1
+
+
+def test_a_word_that_comes_with_an_adapter_is_used_while_it_is_applied(draw, tmp_path):
+    path = lora(tmp_path / "lora.safetensors", lora_shapes(), extra={"bundle_emb.zzword.emb_params": made_up(2, WIDTH)})
+    with_it, said = draw("a zzword", "--lora", path, name="with.png")
+    assert "does not exist" not in draw("embedding:zzword", "--lora", path, name="mention.png")[1]
+    spelled, _ = draw("a zzother", "--lora", path, name="other.png")
+    assert pixels(with_it) != pixels(spelled)
+    assert "embeddings" not in settings_of(with_it)
+    assert "two embeddings" not in said
+
+
+def test_lines_of_a_file_share_their_embeddings(run, tiny_ckpt, tmp_path):
+    (tmp_path / "prompts.txt").write_text('--prompt "a" --embeddings x.pt\n')
+    refused(run("txt2img", "--from-file", "prompts.txt", "-m", tiny_ckpt), "Give --embeddings to the command.")
 
 
 # Other commands

@@ -34,6 +34,7 @@ OF_THE_RUN = {  # the same for what all lines share
     **dict.fromkeys(("n_iter", "batch_count", "count"), "Give --count to the command."),
     **dict.fromkeys(("batch_size", "n_samples"), "Give --batch-size to the command."),
     **dict.fromkeys(("sd_model", "model", "ckpt"), "Give -m to the command."),
+    "embeddings": "Give --embeddings to the command.",
     **dict.fromkeys(("outpath_samples", "outpath_grids", "out", "outdir"), "Give --out to the command."),
 }
 

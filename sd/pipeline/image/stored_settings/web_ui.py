@@ -106,8 +106,9 @@ def settings_in(text: str) -> Found | None:
     add_from_line(found, values)
     if found.program != OURS and found.settings.get("plain_prompts"):
         move_from_prompt(found)
-    set_model(found, values.get("Model"), values.get("Model hash") or _hash_in(values.get("Hashes", "")))
-    set_embeddings(found, values.get("TI hashes", ""))
+    hashes = _hashes_in(values.get("Hashes", ""))
+    set_model(found, values.get("Model"), values.get("Model hash") or hashes.get("model"))
+    set_embeddings(found, values.get("TI hashes", ""), hashes)
     leave_out_invalid(found)
     found.unused += unused
     return found
@@ -132,19 +133,28 @@ def set_model(found: Found, name: object, sha256: object) -> None:
         found.made_with["model"] = model
 
 
-def set_embeddings(found: Found, hashes: str) -> None:
-    """Note the embeddings in such a text as "easynegative: c74b4e810b03, other: 1a2b3c4d5e6f"."""
-    pairs = (entry.rpartition(":") for entry in hashes.split(","))
-    noted = [{"name": name.strip(), "sha256": value.strip().lower()} for name, _, value in pairs if name.strip()]
+def set_embeddings(found: Found, listed: str, hashes: dict) -> None:
+    """Note the embeddings.
+
+    listed  "easynegative: c74b4e810b03, other: 1a2b3c4d5e6f"
+    hashes  {"embed:easynegative": "c74b4e810b", ...}, where nothing is listed
+    """
+    pairs = [entry.rpartition(":")[::2] for entry in listed.split(",")] if listed else []
+    pairs = pairs or [
+        (name.removeprefix("embed:"), value) for name, value in hashes.items() if name.startswith("embed:")
+    ]
+    noted = [{"name": name.strip(), "sha256": str(value).strip().lower()} for name, value in pairs if name.strip()]
     if noted:
         found.made_with["embeddings"] = noted
 
 
-def _hash_in(hashes: str) -> object:
+def _hashes_in(text: str) -> dict:
+    """The JSON in which some programs list the hashes of all files; {} if it is none."""
     try:
-        return json.loads(hashes).get("model")
-    except (ValueError, AttributeError, RecursionError):
-        return None
+        hashes = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def read_value(found: Found, name: str, value: object) -> None:
