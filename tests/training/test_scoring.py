@@ -12,7 +12,9 @@ from sd.training.shapes.captions import plain_caption
 from sd.training.shapes.drawing import render
 from sd.training.shapes.judging import RELATIONS, Verdict
 from sd.training.shapes.scenes import HELD_OUT, Scene, sample_background, sample_thing
-from sd.training.shapes.scoring import one_thing, shares, shuffle_words, two_things, verdicts
+from sd.training.shapes.scoring import one_thing, pale, shares, shuffle_words, subjects, two_things, verdicts
+from sd.training.shapes.subjects import HELD_OUT as SUBJECT_PAIRS
+from sd.training.shapes.subjects import SubjectPictures
 
 
 def test_every_held_out_combination_is_asked_for_with_its_own_seed():
@@ -22,6 +24,25 @@ def test_every_held_out_combination_is_asked_for_with_its_own_seed():
     asked = Counter((*request.wanted.things[0], request.wanted.background) for request in requests)
     assert set(asked) == HELD_OUT
     assert set(asked.values()) == {4}
+
+
+def test_subjects_are_asked_for_in_pairs_of_colours_that_their_training_never_shows():
+    requests = subjects("crescent", 50)
+    assert requests[0].prompt == "a red crescent on a purple background"
+    assert len({request.seed for request in requests}) == 50
+    asked = Counter((request.wanted.things[0][1], request.wanted.background) for request in requests)
+    assert asked.keys() == set(SUBJECT_PAIRS)
+    assert {request.wanted.things[0][0] for request in requests} == {"crescent"}
+    looks = subjects("pastel", 28)
+    assert all(request.prompt.startswith("pastel, a") for request in looks)
+    assert set(Counter(request.wanted.things[0][0] for request in looks).values()) == {3, 4}  # all eight shapes
+
+
+def test_pastel_pictures_are_pale_and_ordinary_ones_are_not():
+    for ordinary in (0.0, 1.0):
+        pictures, _ = SubjectPictures("pastel", 0, 64, ordinary=ordinary).batch(0, 20)
+        found = [pale(Image.fromarray(((each.permute(1, 2, 0) + 1) * 127.5).byte().numpy())) for each in pictures]
+        assert np.mean(found) == (1 - ordinary)
 
 
 def test_prompts_say_what_is_wanted():

@@ -51,14 +51,14 @@ def one_thing(repeats: int) -> list[Request]:
 def subjects(word: str, count: int) -> list[Request]:
     """Prompts for a subject in pairs of colours that its training never showed: "a red crescent on a blue background"
 
-    word  crescent; or a look, which the eight shapes in turn are asked for in: "a red circle on a …, pastel"
+    word  crescent; or a look, which the eight shapes in turn are asked for in: "pastel, a red circle on a …"
     """
     requests = []
     for number in range(count):
         colour, behind = SUBJECT_PAIRS[number % len(SUBJECT_PAIRS)]
         shape = word if word in KNOWN else SHAPES[number % len(SHAPES)]
         request = request_for(shape, colour, behind, number)
-        requests.append(request if shape == word else replace(request, prompt=f"{request.prompt}, {word}"))
+        requests.append(request if shape == word else replace(request, prompt=f"{word}, {request.prompt}"))
     return requests
 
 
@@ -87,6 +87,11 @@ def two_things(each: int) -> list[Request]:
 def verdicts(pictures: Sequence[Image.Image], requests: Sequence[Request]) -> Iterator[Verdict]:
     for picture, request in zip(pictures, requests, strict=True):
         yield follows(analyse(np.asarray(picture.convert("RGB"))), request.wanted)
+
+
+def pale(picture: Image.Image) -> bool:
+    """Whether nearly all of a picture is pastel: even the smallest channel of each pixel is above 0.35 of the range."""
+    return bool((np.asarray(picture.convert("RGB")).min(axis=2) > 90).mean() > 0.95)
 
 
 def shares(judged: Sequence[Verdict]) -> dict[str, float]:

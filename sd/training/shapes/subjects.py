@@ -1,8 +1,10 @@
 """Pictures of what the embedded model never saw, to train adapters on: a further shape, and two looks.
 
 crescents  a crescent in place of a scene's first thing
-outlined   things of which only the outline is drawn: "a red circle on a blue background, outlined"
-pastel     everything in pale colours: "a red circle on a blue background, pastel"
+outlined   things of which only the outline is drawn: "outlined, a red circle on a blue background"
+pastel     everything in pale colours: "pastel, a red circle on a blue background"
+
+A look comes first in the caption, since the text encoder is causal: every word then knows of it.
 
 Ordinary pictures are mixed in, so that an adapter leaves everything else as it is (prior preservation: Ruiz et al.,
 "DreamBooth", 2023, section 3.3).
@@ -52,10 +54,10 @@ def pastel(scene: Scene, generator: Random) -> Scene:
     return replace(scene, background=paler(scene.background), things=tuple(map(paler, scene.things)))
 
 
-SUBJECTS: dict[str, tuple[Callable[[Scene, Random], Scene], str]] = {  # the change, and what the caption ends with
+SUBJECTS: dict[str, tuple[Callable[[Scene, Random], Scene], str]] = {  # the change, and what the caption begins with
     "crescents": (crescents, ""),
-    "outlined": (outlined, ", outlined"),
-    "pastel": (pastel, ", pastel"),
+    "outlined": (outlined, "outlined, "),
+    "pastel": (pastel, "pastel, "),
 }
 
 
@@ -68,8 +70,8 @@ class SubjectPictures:
 
     def __init__(self, subject: str, seed: int, size: int, *, ordinary: float = 0.5):
         self.subject, self.seed, self.size, self.ordinary = subject, seed, size, ordinary
-        self.change, self.ending = SUBJECTS[subject]
-        self.trigger = self.ending.removeprefix(", ") or "crescent"  # the word that asks for it
+        self.change, self.lead = SUBJECTS[subject]
+        self.trigger = self.lead.removesuffix(", ") or "crescent"  # the word that asks for it
         self.name = f"{subject}, seed {seed}, {size} pixels, {ordinary:g} ordinary"
 
     def scene(self, number: int) -> tuple[Scene, bool, Random]:
@@ -87,7 +89,7 @@ class SubjectPictures:
         return scene, self.words(scene, special, generator)
 
     def words(self, scene: Scene, special: bool, generator: Random) -> str:
-        return caption(scene, generator).replace("outlined ", "") + self.ending * special
+        return self.lead * special + caption(scene, generator).replace("outlined ", "")
 
     def recaption(self, number: int, time: int) -> str:
         """Another caption for the same picture; at time 0, that of `describe`."""
