@@ -19,6 +19,7 @@ from sd.training.folder import PictureFolder
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedAsTheyCome, EncodedOnce, encode_all
 from sd.training.loop import TrainingRun
+from sd.training.shapes.scenes import KINDS
 from sd.training.shapes.subjects import SUBJECTS, SubjectPictures
 
 SAMPLES = 8
@@ -38,6 +39,7 @@ def adapter_parser(
     add("--size", type=int, help="pixels of a side, a multiple of 8 (default: the model's native size)")
     add("--drawn", type=int, default=1600, help="how many pictures to draw (default: %(default)s)")
     add("--ordinary", type=float, default=0.5, help="share of drawn pictures without the subject (default: 0.5)")
+    add("--scenes", default="all", choices=KINDS, help="of drawn pictures, as for train_tiny.py (default: %(default)s)")
     add(
         "--prompt-dropout",
         type=float,
@@ -57,7 +59,7 @@ class TrainingPictures:
     def __init__(self, args: argparse.Namespace, model: StableDiffusion):
         self.size = args.size or model.config.native_size
         if args.pictures in SUBJECTS and not Path(args.pictures).is_dir():
-            drawn = SubjectPictures(args.pictures, args.seed, self.size, ordinary=args.ordinary)
+            drawn = SubjectPictures(args.pictures, args.seed, self.size, ordinary=args.ordinary, kind=args.scenes)
             latents = args.folder / "latents.safetensors"
             if not latents.exists():
                 args.folder.mkdir(parents=True, exist_ok=True)

@@ -10,12 +10,13 @@ and metadata, in float16 and with averaged weights.
 """
 
 import json
+from pathlib import Path
 
 import torch.distributed as dist
 from adapter_command import TrainingPictures, adapter_parser, load_frozen, metadata_of, train_adapter
 from training_command import run
 
-from sd.runtime.adapter_saving import save_lora
+from sd.runtime.adapter_saving import read_lora, save_lora
 from sd.training.adapters import LowRankAdapter, adapted_layers
 
 
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--alpha", type=float, help="the change is scaled by alpha / rank (default: the rank)")
     add("--conv-rank", type=int, default=0, help="also adapt residual blocks, 3x3 convolutions with this rank")
     add("--conv-alpha", type=float, help="(default: the rank of these)")
+    add("--init", type=Path, help="begin with this LoRA, which has the same layers, ranks and alphas")
     add("--train-text-encoder", action="store_true", help="also adapt the text encoder")
     args = parser.parse_args(arguments)
     if args.rank < 1 or args.conv_rank < 0:
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None) -> None:
         conv_alpha=args.conv_rank if args.conv_alpha is None else args.conv_alpha,
         seed=args.seed,
     )
+    if args.init:
+        adapter.begin_with(read_lora(args.init, model.config))
     training = train_adapter(args, model, networks, pictures, adapter)
     if training.is_first:
         told = {name: f"{value:g}" for name, value in adapter.settings.items()}

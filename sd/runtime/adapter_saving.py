@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convert.adapters.adapter import open_adapter, read_adapter
 from convert.files.safetensors_writer import write_safetensors
-from convert.files.tensors import raw_bytes
+from convert.files.tensors import as_tensor, raw_bytes
 from convert.layouts.adapter_names import adapted_family, kohya_names
 from convert.layouts.names import original_names
 from sd.config import ModelConfig
@@ -34,6 +35,23 @@ def save_lora(
         state[f"{names[layer]}.lora_up.weight"] = up.reshape(up.shape + axes)
         state[f"{names[layer]}.alpha"] = torch.tensor(alpha)
     write_halves(path, state, metadata)
+
+
+def read_lora(path: Path, config: ModelConfig) -> dict[str, dict[str, Tensor]]:
+    """The parts of each layer of a LoRA or LoCon, "down" and "up", in float32: what `save_lora` wrote.
+
+    Raises CheckpointError for other files, ValueError for other kinds of adapters.
+    """
+    with open_adapter(path) as file:
+        changes = read_adapter(file, config).changes
+        if other := {change.kind for change in changes} - {"lora"}:
+            raise ValueError(
+                f"{path} is no LoRA ({', '.join(sorted(other))}); training begins with LoRA or LoCon only."
+            )
+        return {
+            change.target: {part: as_tensor(file, record).float() for part, record in change.tensors.items()}
+            for change in changes
+        }
 
 
 def save_embedding(path: Path, vectors: Tensor, metadata: Mapping[str, str], *, step: int) -> None:

@@ -85,6 +85,24 @@ class LowRankAdapter(nn.Module):
             self.add_module(name.replace(".", "/"), added.to(layer.weight.device))
             layer.register_forward_hook(lambda _, inputs, output, added=added: output + added(*inputs))
 
+    @torch.no_grad()
+    def begin_with(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over the values of an adapter on the same layers, with the same ranks and alphas.
+
+        parts  "down" and "up" of each layer, with or without axes of length 1
+
+        Raises ValueError for other layers or ranks.
+        """
+        own = dict(self.layers())
+        if parts.keys() != own.keys():
+            raise ValueError(f"the adapter to begin with has {len(parts)} layers, this one {len(own)}, or others.")
+        for name, added in own.items():
+            for part, layer in (("down", added.down), ("up", added.up)):
+                given, shape = parts[name][part], layer.weight.shape
+                if given.numel() != shape.numel():
+                    raise ValueError(f"the adapter to begin with has other ranks: {name} is {tuple(given.shape)}")
+                layer.weight.copy_(given.reshape(shape))
+
     def layers(self) -> Iterator[tuple[str, LowRank]]:
         """The name of each adapted layer, and what is added to it."""
         for name, added in self.named_children():

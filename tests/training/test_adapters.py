@@ -26,7 +26,7 @@ from convert.files.tensors import as_tensor
 from sd.config import SD_V1
 from sd.networks.adapters.weight_change import weight_change
 from sd.networks.build import build_networks
-from sd.runtime.adapter_saving import save_embedding, save_lora
+from sd.runtime.adapter_saving import read_lora, save_embedding, save_lora
 from sd.text.tokenizer import Tokenizer
 from sd.training.adapters import LowRank, LowRankAdapter, NewWord, adapted_layers
 from sd.training.jobs import denoiser_run, fresh_networks
@@ -198,6 +198,23 @@ def test_the_file_has_the_names_and_shapes_that_a_version_1_file_has(tmp_path):
         assert tuple(state[f"{name}.lora_down.weight"].shape) == down, name
         assert tuple(state[f"{name}.lora_up.weight"].shape) == up, name
         assert state[f"{name}.alpha"] == (4.0 if large else 1.5)
+
+
+def test_training_begins_with_an_adapter_from_a_file_of_the_same_layers_and_ranks(tmp_path):
+    path = saved(tmp_path / "x.safetensors", adapted(fill(TINY)))
+    networks = fill(TINY)
+    layers = adapted_layers(networks, **EVERYTHING)
+    other, smaller = (
+        LowRankAdapter(layers, **{**RANKS, "rank": 2}),
+        LowRankAdapter(dict(list(layers.items())[1:]), **RANKS),
+    )
+    for one in (other, smaller):
+        with pytest.raises(ValueError, match="the adapter to begin with has"):
+            one.begin_with(read_lora(path, TINY))
+    networks = fill(TINY)
+    again = LowRankAdapter(adapted_layers(networks, **EVERYTHING), **RANKS)
+    again.begin_with(read_lora(path, TINY))
+    assert saved(tmp_path / "again.safetensors", again).read_bytes() == path.read_bytes()
 
 
 # Training

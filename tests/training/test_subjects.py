@@ -106,6 +106,13 @@ def test_a_subject_is_shown_in_its_share_of_pictures_and_named_in_their_captions
     assert torch.equal(images, render([pictures.describe(number)[0] for number in (6, 7)], 64))
 
 
+def test_a_subject_may_be_alone_in_all_of_its_pictures():
+    pictures = SubjectPictures("crescents", 0, 64, ordinary=0, kind="single")
+    scenes = [pictures.describe(number)[0] for number in range(20)]
+    assert {tuple(thing.shape for thing in scene.things) for scene in scenes} == {("crescent",)}
+    assert {scene.background.pattern for scene in scenes} == {"plain"}
+
+
 def test_half_of_the_pairs_of_colours_are_held_out_and_every_colour_is_seen_both_ways():
     assert len(HELD_OUT) == 28
     for colour in COLOURS:

@@ -66,20 +66,23 @@ class SubjectPictures:
 
     size      the pictures' side in pixels
     ordinary  the share of pictures without the subject
+    kind      one of scenes.KINDS, of three in five pictures; the others are single
     """
 
-    def __init__(self, subject: str, seed: int, size: int, *, ordinary: float = 0.5):
-        self.subject, self.seed, self.size, self.ordinary = subject, seed, size, ordinary
+    def __init__(self, subject: str, seed: int, size: int, *, ordinary: float = 0.5, kind: str = "all"):
+        self.subject, self.seed, self.size, self.ordinary, self.kind = subject, seed, size, ordinary, kind
         self.change, self.lead = SUBJECTS[subject]
         self.trigger = self.lead.removesuffix(", ") or "crescent"  # the word that asks for it
-        self.name = f"{subject}, seed {seed}, {size} pixels, {ordinary:g} ordinary"
+        self.name = (
+            f"{subject}, seed {seed}, {size} pixels, {ordinary:g} ordinary{f', scenes {kind}' * (kind != 'all')}"
+        )
 
     def scene(self, number: int) -> tuple[Scene, bool, Random]:
         """The picture's scene, whether it shows the subject, and the generator that the caption goes on with."""
         generator = Random(f"{self.subject} {self.seed} {number}")
         special = generator.random() >= self.ordinary
         while True:
-            scene = sample_scene(generator, kind="single" if generator.random() < 0.4 else "all")
+            scene = sample_scene(generator, kind="single" if generator.random() < 0.4 else self.kind)
             if not special or not any(is_held_out(thing.colour, scene.background.colour) for thing in scene.things):
                 break
         return self.change(scene, generator) if special else scene, special, generator
