@@ -286,9 +286,9 @@ def test_a_resumed_run_makes_pictures_again_whose_words_have_changed(folder, run
 
 def test_a_word_that_comes_with_an_adapter_is_used_while_it_is_applied(draw, tmp_path):
     path = lora(tmp_path / "lora.safetensors", lora_shapes(), extra={"bundle_emb.zzword.emb_params": made_up(2, WIDTH)})
-    with_it, said = draw("a zzword", "--lora", path, name="with.png")
-    assert "does not exist" not in draw("embedding:zzword", "--lora", path, name="mention.png")[1]
-    spelled, _ = draw("a zzother", "--lora", path, name="other.png")
+    with_it, said = draw("a zzword, embedding:zzword", "--lora", path, name="with.png")
+    assert "does not exist" not in said
+    spelled, _ = draw("a zzother, zzother", "--lora", path, name="other.png")
     assert pixels(with_it) != pixels(spelled)
     assert "embeddings" not in settings_of(with_it)
     assert "two embeddings" not in said

@@ -139,10 +139,8 @@ def set_embeddings(found: Found, listed: str, hashes: dict) -> None:
     listed  "easynegative: c74b4e810b03, other: 1a2b3c4d5e6f"
     hashes  {"embed:easynegative": "c74b4e810b", ...}, where nothing is listed
     """
-    pairs = [entry.rpartition(":")[::2] for entry in listed.split(",")] if listed else []
-    pairs = pairs or [
-        (name.removeprefix("embed:"), value) for name, value in hashes.items() if name.startswith("embed:")
-    ]
+    of_all = [(name.removeprefix("embed:"), value) for name, value in hashes.items() if name.startswith("embed:")]
+    pairs = [entry.rpartition(":")[::2] for entry in listed.split(",")] if listed else of_all
     noted = [{"name": name.strip(), "sha256": str(value).strip().lower()} for name, value in pairs if name.strip()]
     if noted:
         found.made_with["embeddings"] = noted
