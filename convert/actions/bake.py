@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.actions.target import TargetError
-from convert.actions.writing import Changes
+from convert.actions.writing import Changes, stated_json
 from convert.adapters.adapter import Adapter, Change, open_adapter, read_adapter, weights_file
 from convert.checkpoint import Checkpoint
 from convert.errors import WeightMismatchError, counted, shown, shown_list
@@ -172,10 +172,7 @@ def _sum(steps: Sequence[Step], weight: "Tensor") -> "Tensor":
 
 def _noted(before: Mapping[str, str], adapters: Sequence[Strengths]) -> str:
     """JSON of the adapters in a file: those that its source had already, and the new ones."""
-    try:
-        found = json.loads(before.get(NOTED, "[]"))
-    except (ValueError, RecursionError):
-        found = []
+    found = stated_json(before, NOTED)
     new = [
         {
             "name": shown(adapter.path.name),

@@ -195,7 +195,7 @@ class _Work:
             return None
         a, b = self.base.read(name), self.tuned.read(name)
         if a.shape != b.shape:
-            found.not_held.setdefault("tensors of another shape", Sums()).tensors += 1
+            found.not_held.setdefault("tensor of another shape", Sums()).tensors += 1
             return None
         if _same_but_rounded(a, b):
             found.rounded += a.dtype != b.dtype
@@ -261,10 +261,10 @@ def _square(tensor: Tensor) -> float:
 def _kind(name: str, target: str | None, change: Tensor) -> str:
     """What a tensor that a LoRA does not hold is, in words."""
     if not target:
-        return "embeddings"
+        return "embedding"
     if change.ndim > 1:
-        return "convolutions"
-    return "biases" if name.endswith(".bias") and "norm" not in target.rpartition(".")[2] else "norms"
+        return "convolution"
+    return "bias" if name.endswith(".bias") and "norm" not in target.rpartition(".")[2] else "norm"
 
 
 def _block(checkpoint: Checkpoint, ours: str) -> tuple[str, str]:

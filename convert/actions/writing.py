@@ -168,6 +168,14 @@ def publisher_metadata(file: CheckpointFile, checkpoint: Checkpoint) -> dict[str
     }
 
 
+def stated_json(metadata: Mapping[str, str], name: str) -> object:
+    """What a file's metadata hold under a name as JSON; None if there is nothing that can be read."""
+    try:
+        return json.loads(metadata.get(name, "null"))
+    except (ValueError, RecursionError):
+        return None
+
+
 def _source_hashes(file: CheckpointFile, compute: bool) -> dict[str, str | Callable[[], str]]:
     """The sha256 of the source; of a folder, those of its weights by their place in it, as JSON.
 

@@ -1,9 +1,10 @@
 """Write an adapter in one of the spellings of `convert.adapters.spellings`."""
 
+import hashlib
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -22,6 +23,8 @@ from convert.files.safetensors_writer import write_safetensors
 from convert.layouts.adapter_names import AdaptedFamily, diffusers_names, kohya_names, modules
 from convert.layouts.names import TEXT_PREFIX
 from sd.files import folder_written_whole, written_whole
+
+HASH = "sshs_model_hash"  # in the metadata of kohya's files
 
 
 class Values(NamedTuple):
@@ -49,7 +52,7 @@ def write_adapter(
     found: Sequence[Module],
     family: AdaptedFamily,
     spelling: str,
-    metadata: Mapping[str, str | Callable[[], str]],
+    metadata: Mapping[str, str],
     *,
     words: Mapping[str, Values] | None = None,
     force: bool = False,
@@ -65,7 +68,7 @@ def write_adapter(
     found = [_like_its_module(module, family) for module in found]
     if spelling == "kohya":
         with written_whole(target, force=force) as out:
-            return _write(out, _kohya(found, family) | words, metadata)
+            return _write(out, _kohya(found, family) | words, metadata, hashed=True)
     named, settings = _by_component(found, family)
     if spelling == "diffusers":
         tensors = {f"{component}.{name}": v for component, mine in named.items() for name, v in mine.items()}
@@ -206,7 +209,16 @@ def _plain(value: float) -> float | int:
     return int(value) if float(value).is_integer() else value
 
 
-def _write(out: BinaryIO, tensors: Mapping[str, Values], metadata: Mapping[str, str | Callable[[], str]]) -> int:
+def _write(out: BinaryIO, tensors: Mapping[str, Values], metadata: Mapping[str, str], *, hashed: bool = False) -> int:
+    """hashed  note the sha256 of the tensors' bytes, as kohya's scripts do"""
     entries = {name: (values.dtype, values.shape) for name, values in tensors.items()}
-    write_safetensors(out, entries, (piece for values in tensors.values() for piece in values.data()), metadata)
+    digest = hashlib.sha256()
+
+    def pieces() -> Iterator[memoryview | bytes]:
+        for values in tensors.values():
+            for piece in values.data():
+                digest.update(piece)
+                yield piece
+
+    write_safetensors(out, entries, pieces(), {**metadata, **({HASH: digest.hexdigest} if hashed else {})})
     return len(tensors)

@@ -30,6 +30,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "inspect": "what is in a file, and whether it is safe",
     "diff": "which tensors of two files differ, and by how much",
     "extract": "the difference between two checkpoints as a LoRA",
+    "merge": "a weighted sum of checkpoints, or a difference added to one",
     "models": "the original checkpoints: list, get, verify",
     "bench": "how fast a model is on this machine, and where the time goes",
     "arch": "what a model consists of, as a table or a page to explore",

@@ -104,13 +104,20 @@ def numbers(sums: "Sums") -> tuple[str, str, str]:
 def not_held(found: "Extraction") -> Iterator[str]:
     """What differs and is not in the LoRA."""
     if found.not_held:
-        kinds = joined([f"{sums.tensors} {kind}" for kind, sums in found.not_held.items()])
-        advice = "; --full writes biases and norms" if {"biases", "norms"} & found.not_held.keys() else ""
+        kinds = joined([plural(sums.tensors, kind) for kind, sums in found.not_held.items()])
+        advice = "; --full writes biases and norms" if {"bias", "norm"} & found.not_held.keys() else ""
         yield f"not in the LoRA, though they differ: {kinds}{advice}"
     if found.vae:
         yield f"the VAE differs, too, in {counted(found.vae, 'tensor')}, which no LoRA changes: use --vae with B's"
     if found.rounded:
         yield f"{counted(found.rounded, 'tensor')} differ by their precision only, and are left out"
+
+
+def plural(number: int, kind: str) -> str:
+    """ "2 biases" """
+    noun, _, more = kind.partition(" ")
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending} {more}".rstrip()
 
 
 def as_data(found: "Extraction", out: Path) -> dict:

@@ -1,0 +1,118 @@
+"""`sd merge`: a weighted sum of checkpoints."""
+
+import argparse
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from convert.actions.convert import convert
+from convert.actions.target import LAYOUTS, MismatchError
+from convert.actions.writing import PRECISIONS
+from convert.errors import counted, joined, shown
+from convert.families.family import PARTS
+from sd.app.cli import say
+from sd.app.cli.convert import MISMATCH, WRITTEN, verified
+from sd.app.cli.flags import add_output_flags, numbers
+from sd.app.cli.parser import Parser
+from sd.app.cli.terminal import progress_bar
+from sd.app.errors import UsageError
+from sd.app.jobs.model import describe
+from sd.app.jobs.model_folder import find
+
+USUAL = {2: 0.5, 3: 1.0}  # --weight, by how many models are given
+
+
+def parser() -> Parser:
+    parser = Parser(
+        prog="sd merge",
+        description="Merge checkpoints. Two models give their weighted sum, A + w (B - A). Three add a difference,\n"
+        "A + w (B - C), such as what a fine-tune B learned from its base C. The VAE is that of A.\n"
+        "Sums are computed in float32, tensor by tensor.",
+        epilog="examples:\n"
+        "  sd merge photo.ckpt painting.ckpt -o both.safetensors --weight 0.3\n"
+        "  sd merge v1-5-inpainting.ckpt tuned.ckpt v1-5.ckpt -o tuned-inpainting.ckpt\n\n"
+        "exit codes: 0 written; 1 --verify found a difference, and removed the file;\n"
+        "2 a model cannot be read, they do not fit together, or OUT cannot be written",
+    )
+    # fmt: off
+    add = parser.add_argument
+    add("first", type=Path, metavar="A", help="the model that is changed; one for inpainting stays one")
+    add("second", type=Path, metavar="B", help="the model that is added")
+    add("third", type=Path, nargs="?", metavar="C", help="the model that is subtracted from B")
+    add("-o", "--out", type=Path, required=True, metavar="OUT",
+        help=".safetensors; .ckpt, a pickle in the original layout; or, with --to diffusers, a folder")
+    add("-w", "--weight", "--alpha", "--multiplier", type=float, metavar="W",
+        help="how much of B, or of the difference: 0 none, 1 all (default: 0.5; 1 for a difference)")
+    add("--block-weights", type=numbers, metavar="W,W,...",
+        help="a weight for each block of the UNet: IN00 to IN11, M00, OUT00 to OUT11; the text encoder has --weight, "
+        "or one more number in front")
+    add("--vae", type=Path, metavar="FILE", help="use the VAE in FILE in place of A's")
+    add("--to", choices=LAYOUTS,
+        help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
+        "(default: original for a .ckpt; otherwise ours, or original if A is ours)")
+    add("--precision", choices=["keep", *PRECISIONS], default="keep",
+        help="convert all tensors to it (default: keep that of A)")
+    add("--verify", action="store_true", help="read OUT back and compare every number with its sum, computed again")
+    add("--no-hash", action="store_true",
+        help="do not read the models for their sha256, which OUT notes; known ones are noted anyway")
+    # fmt: on
+    add_output_flags(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    from convert.actions.merge import Merging, Share
+
+    first, second, third = (path and find(path) for path in (args.first, args.second, args.third))
+    weight = USUAL[3 if third else 2] if args.weight is None else args.weight
+    blocks = args.block_weights or ()
+    if not all(map(math.isfinite, (weight, *blocks))):
+        raise UsageError("--weight and --block-weights must be finite numbers, such as 0.3.")
+    if len(blocks) % 2 == 0 and blocks:  # a UNet has a block in the middle, so an even number includes the base
+        if args.weight is not None:
+            raise UsageError(f"the first of {len(blocks)} --block-weights is for the text encoder: leave out --weight.")
+        weight, *blocks = blocks
+    merging = Merging(second, third, Share(weight, tuple(blocks)), hashed=not args.no_hash)
+    with progress_bar("merging", args.quiet) as bar:
+        try:
+            done = convert(
+                first,
+                args.out,
+                layout=args.to,
+                precision=args.precision,
+                vae=args.vae and find(args.vae, "vae"),
+                changing=merging,
+                verify=args.verify,
+                hash_source=not args.no_hash,
+                force=args.force,
+                on_start=bar.reset,
+                on_bytes=bar.update,
+            )
+        except MismatchError as error:
+            say(f"{args.out}: {error}")
+            return MISMATCH
+    for line in done.checkpoint.said.warnings:
+        say(f"{shown(first.name)}: {line}")
+    written = (
+        f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB, {done.layout} layout"
+    )
+    for line in describe(first, done.checkpoint, written):
+        say(line, quiet=args.quiet)
+    say(f"merged: {by_network(merging.merged)}", quiet=args.quiet)
+    if merging.channels:
+        kept = f"{counted(merging.channels, 'channel')} that only {shown(first.name)} reads stay as they are"
+        say(f"the {kept}", quiet=args.quiet)
+    if merging.kept:
+        whose = f"{shown(args.vae.name)} and {shown(first.name)}" if args.vae else shown(first.name)
+        say(f"kept from {whose}: {by_network(merging.kept)}", quiet=args.quiet)
+    if done.left_out:
+        say(f"left out: {counted(done.left_out, 'tensor')} outside the model", quiet=args.quiet)
+    if done.verified:
+        say(verified(done.verified), quiet=args.quiet)
+    print(args.out)
+    return WRITTEN
+
+
+def by_network(tensors: Mapping[str, int]) -> str:
+    """ "686 tensors of the UNet and 196 tensors of the text encoder" """
+    return joined([f"{counted(tensors[part], 'tensor')} of the {PARTS[part]}" for part in PARTS if tensors.get(part)])
