@@ -1,7 +1,6 @@
 """`sd convert`: a checkpoint from one layout to another."""
 
 import argparse
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +17,10 @@ from sd.app.cli.flags import add_output_flags, add_reading_flags
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 from sd.app.errors import UsageError
+from sd.app.jobs.adapter_folder import find_adapter
 from sd.app.jobs.model import describe
 from sd.app.jobs.model_folder import find
+from sd.text.prompt_adapters import from_flag
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -137,7 +138,7 @@ def run_respelling(args: argparse.Namespace) -> int:
     for name, value in vars(args).items():
         if name in args.parser.parse_args(["x", "y"]) and name not in kept and value != args.parser.get_default(name):
             raise UsageError(f"--spelling rewrites the names of an adapter: leave out --{name.replace('_', '-')}.")
-    args.source = find(args.source, "loras")
+    args.source = find_adapter(str(args.source))
     done = respell(args.source, args.target, args.spelling, force=args.force)
     for problem in done.adapter.problems:
         say(f"{shown(args.source.name)} {problem}")
@@ -169,20 +170,11 @@ def strengths_of(text: str) -> "Strengths":
     """FILE, FILE:S or FILE:S:T; the file may be a name in the folder for LoRAs. Raises UsageError."""
     from convert.actions.bake import Strengths
 
-    name, numbers = text, []
-    while len(numbers) < 2 and not Path(name).exists():
-        before, colon, last = name.rpartition(":")
-        if not (colon and before):
-            break
-        try:
-            numbers.insert(0, float(last))
-        except ValueError:
-            break
-        name = before
-    if not all(map(math.isfinite, numbers)):
-        raise UsageError(f"--lora {shown(text, 100)} must have finite strengths. 1 is the full strength.")
-    unet = numbers[0] if numbers else 1.0
-    return Strengths(find(Path(name), "loras"), unet, numbers[1] if len(numbers) > 1 else unet)
+    try:
+        use = from_flag(text)
+    except ValueError as error:
+        raise UsageError(f"--lora {error}") from None
+    return Strengths(find_adapter(use.name), use.unet, use.text)
 
 
 def added_lines(baking: "Baking", done: "Conversion") -> Iterator[str]:
