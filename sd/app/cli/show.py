@@ -9,8 +9,6 @@ from convert.errors import shown
 from sd.app.cli import BAD_INPUT, say
 from sd.app.cli.like import read
 from sd.app.cli.parser import Parser
-from sd.app.jobs.adapter_folder import noted_adapters
-from sd.app.jobs.embeddings import noted_words
 
 if TYPE_CHECKING:
     from sd.pipeline.image.stored_settings.web_ui import Found
@@ -74,10 +72,21 @@ def as_data(found: "Found | None") -> dict[str, object]:
         return {"program": None, "settings": None}
     prompts = {name: found.settings.get(name) for name in ("prompt", "negative_prompt")}
     facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": model_of(found)}
-    words = [{"name": name, "sha256": sha256} for name, sha256 in noted_words(found.made_with)]
-    adapters = [{"name": name, "autov3": digest} for name, digest in noted_adapters(found.made_with)]
-    used = {name: noted for name, noted in (("embeddings", words), ("adapters", adapters)) if noted}
+    hashes = {"embeddings": "sha256", "adapters": "autov3"}
+    used = {
+        kind: [{"name": name, hashes[kind]: digest} for name, digest in noted]
+        for kind, noted in files_of(found).items()
+    }
     return {**facts, **used, "unused": found.unused, "notes": found.notes}
+
+
+def files_of(found: "Found") -> dict[str, list[tuple[str, str | None]]]:
+    """Name and hash of each embedding and adapter that the picture notes."""
+    from sd.app.jobs.adapter_folder import noted_adapters
+    from sd.app.jobs.embeddings import noted_words
+
+    noted = {"embeddings": [*noted_words(found.made_with)], "adapters": [*noted_adapters(found.made_with)]}
+    return {kind: files for kind, files in noted.items() if files}
 
 
 def model_of(found: "Found") -> dict[str, str]:
@@ -93,9 +102,8 @@ def lines_about(found: "Found") -> list[str]:
     rows = {"program": found.program or "not said"}
     rows |= {name.replace("_", " "): value for name, value in settings.items() if says_something(name, value, found)}
     rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
-    for kind, noted in (("embeddings", noted_words), ("adapters", noted_adapters)):
-        if files := [f"{name} ({(digest or 'no hash')[:12]})" for name, digest in noted(found.made_with)]:
-            rows[kind] = files
+    for kind, noted in files_of(found).items():
+        rows[kind] = [f"{name} ({(digest or 'no hash')[:12]})" for name, digest in noted]
     if isinstance(found.made_with.get("init"), dict):
         rows["init"] = found.made_with["init"].get("name")
     lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
