@@ -13,6 +13,7 @@ from PIL import Image
 
 import sd
 from convert.layouts.adapter_names import FAMILIES
+from sd.app.cli.flags import adapter
 from sd.app.errors import UsageError
 from sd.app.jobs.adapter_folder import find_adapter, find_again, use_again
 from sd.app.jobs.adapters import find_adapters, in_turn, line_about, misread, objections
@@ -178,6 +179,13 @@ def test_a_path_becomes_a_name_that_other_programs_can_find(loras, tmp_path):
         "other": "other.safetensors", "detail": "detail.safetensors", "sub/style": "style.safetensors"}  # fmt: skip
     (job,), adapters = find_adapters([settings("a <lora:fine detail:0.5>", lora="detail:0.25:1")], TINY)
     assert list(adapters.uses(job).values()) == [("fine detail", 0.75, 1.5)]
+
+
+def test_an_existing_file_is_one_as_a_whole_even_if_it_ends_like_a_strength(loras, monkeypatch):
+    monkeypatch.chdir(loras)
+    shutil.copy("detail.safetensors", "v:2")
+    job = settings("a", lora=[adapter("v:2"), adapter("v:2:0.5")])
+    assert job.adapters == (("v:2", 1, 1), ("v", 2, 0.5))
 
 
 # Refused, before any weights are read

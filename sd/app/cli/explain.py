@@ -45,7 +45,7 @@ def parser() -> Parser:
         '  sd explain "a lighthouse" -m model.ckpt --compare "prompt=a castle|a lighthouse at night"',
     )
     flags.add_prompt_flags(parser)
-    flags.add_lora_flag(flags.add_model_flags(parser))
+    flags.add_model_flags(parser)
     flags.add_picture_flags(parser, size_default="the model's native size", seed="of the picture's noise")
     flags.add_sampling_flags(parser)
     add = parser.group("page")

@@ -69,9 +69,7 @@ def add_making_flags(parser: Parser, **size: str) -> None:
         "UI. The same command again resumes a stopped run")
     parser.add_argument("--like", type=Path, metavar="PICTURE",
         help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
-    add = add_model_flags(parser)
-    add_compile_flag(add)
-    add_lora_flag(add)
+    add_compile_flag(add_model_flags(parser))
     add = add_picture_flags(parser, **size)
     add("--vary", "--variation-strength", type=float, metavar="X",
         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 changes details; "
@@ -118,6 +116,7 @@ def add_prompt_flags(parser: Parser) -> None:
         help="what not to show; -n=-TEXT for one that begins with a dash")
     add("--plain-prompts", "--plain_prompts", action="store_true",
         help="take brackets and BREAK in prompts literally; sd tokens shows how a prompt is read")
+    add_lora_flag(add)
     add_embeddings_flag(add)
 
 
@@ -128,11 +127,16 @@ def add_embeddings_flag(add: Add) -> None:
         "several times. A prompt uses one by its file's name")
 
 
+def adapter(text: str) -> str:
+    """The value of --lora. An existing file is one as a whole, also if its name ends like a strength."""
+    return f"{text}:1:1" if Path(text).is_file() else text
+
+
 def add_lora_flag(add: Add) -> None:
     """Adapters."""
-    add("--lora", action="append", metavar="NAME[:S[:T]]",
-        help="apply a LoRA or a relative of it, by its file or its name, at strength S, and T in the text encoder "
-        "(default: 1, and T the same); can be given several times. In prompts: <lora:NAME:S>")
+    add("--lora", type=adapter, action="append", metavar="NAME[:S[:T]]",
+        help="apply a LoRA, or a relative of it, by file or by name, at strength S, and T for the text encoder "
+        "(default: 1; T as S); can be given several times. <lora:NAME:S> in a prompt works, too")
 
 
 def add_model_flags(parser: Parser) -> Add:
