@@ -56,8 +56,8 @@ class Change:
     constraint: float | None = None  # of OFT: the largest norm of a rotation's generator
 
     @property
-    def is_linear(self) -> bool:
-        """Whether half the strength is half the change."""
+    def is_plain(self) -> bool:
+        """Whether all programs compute the same at every strength; of others, they agree at strength 1."""
         return self.kind not in ("oft", "boft") and not {"dora_scale", "magnitude"} & self.tensors.keys()
 
 
@@ -260,9 +260,12 @@ def _change(
     alpha = numbers.get("alpha", stated.alpha)
     scale = numbers.get("scale")
     if scale is None:
+        divisor = rank
+        if kind == "lokr" and rank is None and "alpha" not in numbers:
+            divisor = stated.rank  # PEFT divides by it even where both factors are whole; LyCORIS does not
         scale = 1.0
-        if rank and alpha:
-            scale = alpha / (math.sqrt(rank) if stated.rank_stabilized else rank)
+        if divisor and alpha:
+            scale = alpha / (math.sqrt(divisor) if stated.rank_stabilized else divisor)
     generator = alpha * weight[0] if kind in ("oft", "boft") and alpha and alpha > 0 else None
     return Change(
         target=target,

@@ -30,7 +30,7 @@ class AdapterFacts:
     ranks: dict[str, int]  # rank -> modules
     alphas: dict[str, int]  # alpha -> modules; "none" where none is stated
     scales: dict[str, int]  # what the product is multiplied with -> modules
-    linear: bool  # half the strength is half the change
+    plain: bool  # all programs compute the same at every strength
     dora: int  # modules with a magnitude of their own
     unknown: tuple[str, ...]  # tensors that match no module
     incomplete: tuple[str, ...]  # modules that lack tensors
@@ -61,7 +61,7 @@ def adapter_facts(path: Path, file: CheckpointFile, *, hashed: bool) -> AdapterF
         ranks=_counted(change.rank for change in changes if change.rank is not None),
         alphas=_counted(change.alpha for change in changes if change.rank is not None),
         scales=_counted(change.scale for change in changes if change.rank is not None),
-        linear=all(change.is_linear for change in changes),
+        plain=all(change.is_plain for change in changes),
         dora=sum(bool({"dora_scale", "magnitude"} & change.tensors.keys()) for change in changes),
         unknown=adapter.unknown,
         incomplete=adapter.incomplete,

@@ -19,6 +19,7 @@ class Stated:
 
     alpha: float | None = None
     rank_stabilized: bool = False  # the product is divided by the square root of the rank
+    rank: float | None = None  # where shapes do not show it
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class StatedSettings:
             spelled = (f"{before}{end}{behind}" for end in ends for before in ("", "^") for behind in ("", "$"))
             found = (number for text in spelled if (number := _number(patterns.get(text))) is not None)
             alpha = next(found, alpha)
-        return Stated(alpha, value("use_rslora") is True)
+        return Stated(alpha, value("use_rslora") is True, _number(value("r")))
 
 
 def stated_beside(file: CheckpointFile) -> StatedSettings:

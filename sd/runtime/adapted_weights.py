@@ -172,10 +172,9 @@ class WeightChanges:
         total = reduce(Tensor.add_, others, first).add_(base)
         if not in_range(total, dtype):
             names = joined(list(dict.fromkeys(shown(edit.adapter.name) for edit in edits)))
-            raise SettingError(
-                "adapters",
-                f"lead out of the range of {precision_name(dtype)} in {name}: {names}. Use a lower strength, or fp32.",
-            )
+            precision = precision_name(dtype)
+            advice = "Use a lower strength." if precision == "fp32" else "Use a lower strength, or fp32."
+            raise SettingError("adapters", f"lead out of the range of {precision} in {name}: {names}. {advice}")
         return total
 
     def place(self, name: str, module: nn.Module, value: Tensor, dtype: torch.dtype, changed: Changed) -> None:

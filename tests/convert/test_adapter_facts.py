@@ -26,7 +26,7 @@ def test_what_an_adapter_changes_is_counted(detail):
     facts = inspect(detail).adapter
     assert (facts.family, facts.kinds, facts.ranks) == ("sd-v1", {"LoRA": 264}, {"2": 264})
     assert facts.modules == {"UNet": 192, "text encoder": 72}
-    assert (facts.alphas, facts.scales, facts.linear, facts.dora) == ({"1": 264}, {"0.5": 264}, True, 0)
+    assert (facts.alphas, facts.scales, facts.plain, facts.dora) == ({"1": 264}, {"0.5": 264}, True, 0)
     assert (facts.trigger, facts.captions) == ("my cat", {"cat": 12, "sitting": 4})
 
 
@@ -69,7 +69,7 @@ def test_what_makes_an_adapter_unusual_is_said(run, tmp_path):
     path = lora(tmp_path / "d.safetensors", shapes, {"ss_network_alpha": "8"}, extra=extra)
     text = "\n".join(run("inspect", path)[1])
     assert "1 module with a DoRA magnitude" in text
-    assert "strength     not linear" in text
+    assert "strength     programs agree at 1" in text
     assert "unknown      1 tensor of no module: lora_unet_nowhere.alpha" in text
     assert "states the alpha 8 in its metadata, but has no alpha tensor for 1 module, whose scale is 1." in text
 

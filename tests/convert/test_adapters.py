@@ -135,6 +135,19 @@ def test_pickles_and_safetensors_read_alike(tmp_path, suffix):
     assert len(read(narrow(tmp_path, suffix=suffix)).changes) == 2
 
 
+@pytest.mark.parametrize(("settings", "scale"), [({"alpha": 6, "r": 4}, 1.5), ({"alpha": 6}, 1.0), ({}, 1.0)])
+def test_peft_divides_by_a_rank_that_whole_factors_do_not_show(tmp_path, settings, scale):
+    name = "mid_block.attentions.0.proj_in"
+    outputs, inputs = modules(FAMILY)[module_names(FAMILY)[name]]
+    shapes = {
+        f"base_model.model.{name}.lokr_w1": (2, 2),
+        f"base_model.model.{name}.lokr_w2": (outputs // 2, inputs // 2),
+    }
+    lora(tmp_path / "adapter_model.safetensors", shapes)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", **settings}))
+    assert [change.scale for change in read(tmp_path).changes] == [scale]
+
+
 @pytest.mark.parametrize(
     ("settings", "scales"),
     [

@@ -28,8 +28,8 @@ def adapter_lines(facts: AdapterFacts) -> Iterator[tuple[str, str]]:
         yield "changes", ", ".join(f"{counted(count, 'module')} of the {name}" for name, count in facts.modules.items())
     if facts.ranks:
         yield "rank", f"{several(facts.ranks)}, alpha {several(facts.alphas)}: scale {several(facts.scales)}"
-    if not facts.linear:
-        yield "strength", "not linear: half the strength is not half the change, and programs differ below 1"
+    if not facts.plain:
+        yield "strength", "programs agree at 1; at others, each computes something else"
     if facts.unknown:
         yield "unknown", f"{counted(len(facts.unknown), 'tensor')} of no module: {shown_list(facts.unknown)}"
     if facts.incomplete:
