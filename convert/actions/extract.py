@@ -82,6 +82,7 @@ def extract(
     rank: int = 16,
     conv_rank: int | None = None,
     full: bool = False,
+    weights: str = "auto",
     precision: str = "fp16",
     spelling: str = "kohya",
     force: bool = False,
@@ -93,6 +94,7 @@ def extract(
     rank       of linear layers, at least 1; a small layer has at most its own
     conv_rank  of convolutions, flattened to (outputs, inputs * kernel); 0 leaves them out; None: as `rank`
     full       also write differences of biases and norms, which only kohya's spelling has names for
+    weights    of the second model's UNet, as in `read_checkpoint`
     precision  of the factors, a key of PRECISIONS
     on_start, on_bytes  called with the number of bytes that will be, and that were just compared
 
@@ -106,7 +108,8 @@ def extract(
     check_adapter_target([base, tuned], target, spelling, force)
     remove_leftovers([target])
     with ExitStack() as stack:
-        sides = [_Side(*stack.enter_context(opened_model(path))) for path in (base, tuned)]
+        both = ((base, "auto"), (tuned, weights))
+        sides = [_Side(*stack.enter_context(opened_model(path, which))) for path, which in both]
         _check_alike(*sides)
         work = _Work(*sides, rank, conv_rank, full, getattr(torch, PRECISIONS[precision]))
         found = work.run(on_start, on_bytes)

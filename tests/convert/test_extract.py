@@ -162,6 +162,14 @@ def test_models_that_differ_by_rounding_only_are_the_same(tmp_path, run, base):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+def test_the_average_over_the_training_can_be_taken(tmp_path, run, base):
+    """The plain weights are those of the first model, the averaged ones are not."""
+    save_file(make_checkpoint.made_up_state_dict(TINY, ema=True), tmp_path / "both.safetensors")
+    assert run("extract", base, "both.safetensors", "-o", "x.safetensors")[0] == 1
+    assert run("extract", base, "both.safetensors", "-o", "y.safetensors", "--weights", "ema")[0] == 0
+    assert {name.partition("_")[0] for name in safetensors.torch.load_file(tmp_path / "y.safetensors")} == {"lora"}
+
+
 def test_a_difference_that_no_lora_holds_writes_nothing(tmp_path, run, base, differing):
     code, out, err = run("extract", base, differing(embedding=2), "-o", "x.safetensors")
     assert (code, out) == (1, [])

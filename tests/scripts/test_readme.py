@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from adapters import lora, lora_shapes
 from PIL import Image
 from test_course import FENCE, LINK, ROOT, anchors_of, blocks_of, commands_in, prose_of, run_python
 from test_course import PAGES as COURSE_PAGES
@@ -123,6 +124,9 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     os.link(tiny_ckpt, "model.ckpt")
     os.link(tiny_ckpt, "a.ckpt")
+    os.link(tiny_ckpt, "base.ckpt")
+    for name in ("lora", "detail"):
+        lora(Path(f"{name}.safetensors"), lora_shapes())
     Path("weights").mkdir()
     os.link(tiny_ckpt, "weights/a.ckpt")
     Image.new("RGB", (64, 64), "red").save("photo.jpg")
@@ -131,6 +135,7 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     for words in (
         ["txt2img", "a hat", "-m", "model.ckpt", "-o", "picture.png", *SIZE, *STEPS],
         ["convert", "model.ckpt", "b.safetensors"],
+        ["convert", "model.ckpt", "tuned.ckpt", "--lora", "lora.safetensors"],
         ["convert", "model.ckpt", "other.vae.pt", "--only", "vae", "--to", "original"],
     ):
         assert main(words) == 0, words

@@ -42,6 +42,9 @@ USED_ELSEWHERE = {  # what other programs call them
     **dict.fromkeys(("info", "scan", "identify"), "inspect"),
     **dict.fromkeys(("pnginfo", "exif", "metadata", "parameters"), "show"),
     **dict.fromkeys(("download", "pull", "verify"), "models"),
+    **dict.fromkeys(("extractlora", "svd"), "extract"),
+    **dict.fromkeys(("mergemodels", "checkpointmerger", "supermerger"), "merge"),
+    **dict.fromkeys(("bake", "bakelora", "mergelora", "fuse"), "convert"),
 }
 DONE, BAD_INPUT, SOME_FAILED, INTERNAL_ERROR, INTERRUPTED = 0, 2, 3, 70, 130
 

@@ -20,6 +20,11 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--out": "--output --output-path --output-dir --output-file --outfile --outpath --save --save-dir --save-path",
     "--from-file": "--prompts-file --prompts-from-file --input-file --batch-file",
     "--tile": "--seamless --circular",
+    "--rank": "--network-dim --lora-rank --lora-dim",
+    "--conv-rank": "--conv-dim --locon-dim",
+    "--weight": "--ratio --ratios --base-alpha --interpolation",
+    "--block-weights": "--weights-alpha --mbw --use-blocks",
+    "--spelling": "--key-format --naming",
     "--embeddings": "--embedding --embd-dir --embeddings-dir --embedding-dir --textual-inversion "
     "--textual-inversion-dir --embedding-path --ti",
     "--lora": "--loras --lora-path --lora-weights --lora-name --lora-file --adapter --adapters --use-lora",

@@ -44,6 +44,9 @@ def parser() -> Parser:
         help="of linear layers: more is nearer to B and a larger file (default: 16)")
     add("--conv-rank", "--conv_dim", type=whole_number(0), metavar="N",
         help="of convolutions; 0 leaves them out (default: as --rank)")
+    add("--weights", choices=["auto", "model", "ema"], default="auto",
+        help="which UNet weights of B, if it has both: its own, or their average over the training (default: auto, its "
+        "own)")
     add("--full", action="store_true",
         help="also write the differences of biases and norms, as they are; some programs cannot read them")
     add("--precision", choices=[*PRECISIONS], default="fp16", help="of the LoRA (default: fp16)")
@@ -66,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             rank=args.rank,
             conv_rank=args.conv_rank,
             full=args.full,
+            weights=args.weights,
             precision=args.precision,
             spelling=args.spelling,
             force=args.force,
@@ -76,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
         say(f"{shown(second.name)} {note}")
     for line in not_held(found):
         say(line)
+    if found.rounded:
+        number = counted(found.rounded, "tensor")
+        say(f"{number} differ by their precision only, and are left out", quiet=args.quiet)
     if not found.tensors:
         same = "differ in no layer that a LoRA could hold" if found.not_held or found.vae else "do not differ"
         say(f"{shown(first.name)} and {shown(second.name)} {same}: nothing is written.")
@@ -109,8 +116,6 @@ def not_held(found: "Extraction") -> Iterator[str]:
         yield f"not in the LoRA, though they differ: {kinds}{advice}"
     if found.vae:
         yield f"the VAE differs, too, in {counted(found.vae, 'tensor')}, which no LoRA changes: use --vae with B's"
-    if found.rounded:
-        yield f"{counted(found.rounded, 'tensor')} differ by their precision only, and are left out"
 
 
 def plural(number: int, kind: str) -> str:
