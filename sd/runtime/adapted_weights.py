@@ -190,7 +190,8 @@ class WeightChanges:
         if parameter.device.type != "cpu" or (parameter.dtype == dtype and not shared):
             parameter.detach().copy_(value)
             return
-        parameter.data = laid_out(value, parameter.device, dtype)
+        is_whole = value is changed.base and (value.device, value.dtype) == (parameter.device, dtype)
+        parameter.data = value if is_whole else laid_out(value, parameter.device, dtype)
         if in_file and changed.chain:  # its bytes in memory are as in the file: nothing is lost
             self.weights.release(name)
 
