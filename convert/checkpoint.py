@@ -13,7 +13,7 @@ from convert.families.stated_config import PREDICTIONS, is_native_size, stated_c
 from convert.families.table import family_named
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
-from convert.layouts.names import PREFIXES, Original, ema_name, original_names
+from convert.layouts.names import NEVER_RUN, OPEN_CLIP, PREFIXES, Original, ema_name, original_names
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import Found, find_tensors
 from convert.layouts.wrapping import ADAPTER, adapters_inside
@@ -123,10 +123,13 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         if not averaged:
             raise WeightMismatchError("has no EMA weights. Leave out --weights, or use --weights model.")
         shapes |= {name: record.shape for name, record in averaged.items()}
-    config = recognise(shapes)
+    family = None
     if file.configs:
-        from convert.families.diffusers_config import with_settings
+        from convert.families.diffusers_config import stated_family, with_settings
 
+        family = stated_family(file.configs, shapes)
+    config = recognise(shapes, family)
+    if file.configs:
         settings = dict(file.configs)
         if vae:  # of the settings of the VAE that is replaced, only the latent scale counts
             settings["vae"] = {n: value for n, value in settings.get("vae", {}).items() if n == "scaling_factor"}
@@ -135,6 +138,9 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         config = replace(config, native_size=found.beside["native_size"])
     said = foreign_statement(file, tensors, config, found.beside.get("global_step"), prediction)
     config = said.applied_to(config)
+    if not ("native_size" in found.beside or "sample_size" in file.configs.get("unet", {})):
+        sizes = family_named(config.family).native_sizes
+        config = replace(config, native_size=sizes.get(config.prediction, config.native_size))
     names = original_names(config)
     available = tensors
     if weights == "ema":  # never some of one kind and some of the other
@@ -200,8 +206,9 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
     Raises WeightMismatchError if one of them belongs to a network.
     """
     usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS}
-    others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(LEFTOVERS)]
-    inside = (*PREFIXES.values(), *(("unet.", "vae.") if found.layout == "diffusers" else ()))
+    leftovers = LEFTOVERS + NEVER_RUN
+    others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(leftovers)]
+    inside = (*PREFIXES.values(), OPEN_CLIP, *(("unet.", "vae.") if found.layout == "diffusers" else ()))
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
     if scales := [name for name in surplus if name.endswith(SCALES)]:
         raise WeightMismatchError(

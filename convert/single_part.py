@@ -20,6 +20,7 @@ from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
 from convert.layouts.noise_schedule import FAMILY, Statement
 from convert.layouts.original_layout import TEXT_PARTS, TEXT_ROOT, Found, find_tensors
+from sd.config import SD_V1
 
 # The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
 # encoder has the names of the transformers library, and a UNet is found by its prefix only.
@@ -76,10 +77,11 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
     kind = recognise_names({name: record.shape for name, record in found.tensors.items()})
     if not mine:
         what = f"it {kind.refusal}" if kind.refusal else "none of its tensors is part of one."
-        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1: {what}")
+        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1 or 2: {what}")
     if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
         raise UnsupportedFileError(kind.refusal)
-    config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()})
+    base = (kind.family and kind.family.config) or SD_V1
+    config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()}, base)
     if file.configs:
         config = with_settings(config, {n: value for n, value in file.configs.items() if n in (part, "scheduler")})
     step = found.beside.get("global_step")

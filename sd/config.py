@@ -132,17 +132,36 @@ SD_V1_INPAINTING = replace(SD_V1, family="sd-v1-inpainting", unet=replace(SD_V1.
 # InstructPix2Pix. Input channels: the noisy latents (4), the latents of the picture to edit (4).
 SD_V1_EDIT = replace(SD_V1, family="sd-v1-edit", unet=replace(SD_V1.unet, in_channels=8))
 
-# The networks of families whose models are not loaded yet: Stability-AI/stablediffusion, v2-inference.yaml;
-# Stability-AI/generative-models, sd_xl_base.yaml and sd_xl_refiner.yaml.
-SD_V2_UNET = replace(SD_V1.unet, heads=(5, 10, 20, 20), context_width=1024)
+# OpenCLIP's text encoder, ViT-H/14. Stable Diffusion 2 was trained with the output of the last layer but one: of the 24
+# layers in its files, the last is never run.
+OPEN_CLIP_H = replace(
+    SD_V1.text_encoder, width=1024, hidden_width=4096, layers=23, heads=16, activation="gelu", pad_token=0
+)
+
+# Stable Diffusion 2.0 and 2.1: Stability-AI/stablediffusion, v2-inference-v.yaml and its neighbours. The models for
+# 512x512 pictures predict eps: no name or shape tells them apart.
+SD_V2 = replace(
+    SD_V1,
+    family="sd-v2",
+    text_encoder=OPEN_CLIP_H,
+    unet=replace(SD_V1.unet, heads=(5, 10, 20, 20), context_width=1024),  # 64 channels in each head
+    prediction="v",
+    native_size=768,
+)
+SD_V2_INPAINTING = replace(
+    SD_V2,
+    family="sd-v2-inpainting",
+    unet=replace(SD_V2.unet, in_channels=9),
+    prediction="eps",
+    native_size=512,
+)
+
+# The networks of Stable Diffusion XL, whose models are not loaded yet: Stability-AI/generative-models, sd_xl_base.yaml
+# and sd_xl_refiner.yaml; OpenCLIP's ViT-bigG/14.
 SDXL_UNET = replace(
     SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
 )
 SDXL_REFINER_UNET = replace(
     SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
-)
-# OpenCLIP's text encoders: ViT-H/14 and ViT-bigG/14.
-OPEN_CLIP_H = replace(
-    SD_V1.text_encoder, width=1024, hidden_width=4096, layers=24, heads=16, activation="gelu", pad_token=0
 )
 OPEN_CLIP_BIG_G = replace(OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20)

@@ -8,13 +8,13 @@ from dataclasses import replace
 from functools import cache
 
 from convert.layouts.names import PREFIXES, Original, original_names
-from sd.config import SD_V1, SD_V2_UNET, SDXL_REFINER_UNET, SDXL_UNET, ModelConfig, UNetConfig
+from sd.config import SD_V1, SD_V2, SDXL_REFINER_UNET, SDXL_UNET, ModelConfig, UNetConfig
 from sd.networks.build import build_networks, parameter_shapes
 
 Shapes = dict[str, tuple[int, ...]]
 UNET = PREFIXES["unet"]
 
-UPSCALER_UNET = replace(SD_V2_UNET, in_channels=7, width=256, multipliers=(1, 2, 2, 4), depths=(0, 1, 1, 1))
+UPSCALER_UNET = replace(SD_V2.unet, in_channels=7, width=256, multipliers=(1, 2, 2, 4), depths=(0, 1, 1, 1))
 
 
 def unet_shapes(config: UNetConfig, width: int | None = None, *, label: int = 0) -> Shapes:
@@ -80,7 +80,7 @@ def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def v2(*, unet: UNetConfig = SD_V2_UNET, width: int | None = None, text_width: int = 1024, label: int = 0) -> Shapes:
+def v2(*, unet: UNetConfig = SD_V2.unet, width: int | None = None, text_width: int = 1024, label: int = 0) -> Shapes:
     """Version 2 and its relatives. `width`: of the first level of UNet and VAE, that of the family if left out."""
     text = open_clip_shapes("cond_stage_model.model.", 24, text_width)
     return unet_shapes(unet, width, label=label) | vae_shapes(width) | text

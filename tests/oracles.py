@@ -44,7 +44,8 @@ def empty_unet(config: ModelConfig) -> UNet2DConditionModel:
         "up_block_types": [kind.format("Up") for kind in reversed(cross)],
         "layers_per_block": unet.residuals_per_level,
         "cross_attention_dim": unet.context_width,
-        "attention_head_dim": unet.heads[0],  # diffusers' name for the number of heads
+        "attention_head_dim": list(unet.heads),  # diffusers' name for the number of heads
+        "use_linear_projection": config.family.startswith("sd-v2"),
         "norm_num_groups": unet.groups,
     }
     with torch.device("meta"):
@@ -73,7 +74,7 @@ def empty_vae(config: ModelConfig) -> AutoencoderKL:
         )
 
 
-def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextModel:
+def empty_text_encoder(config: ModelConfig) -> CLIPTextModel:
     text = config.text_encoder
     settings = CLIPTextConfig(
         vocab_size=text.vocabulary,
@@ -86,7 +87,11 @@ def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextMo
         bos_token_id=49406,
         eos_token_id=49407,
     )
-    model = CLIPTextModel(settings)
+    return CLIPTextModel(settings)
+
+
+def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextModel:
+    model = empty_text_encoder(config)
     state = original_state(config, {"text_encoder": networks["text_encoder"]})
     prefix = PREFIXES["text_encoder"]
     bare = {name.removeprefix(prefix): values for name, values in state.items()}

@@ -18,6 +18,7 @@ from convert.families.diffusers_config import (
 from convert.families.table import family_named
 from convert.files.diffusers_folder import CLASSES
 from convert.files.folder_kinds import INDEX
+from convert.layouts.names import has_linear_projections
 from sd.config import ModelConfig
 from sd.files import written_whole
 
@@ -30,7 +31,7 @@ WEIGHTS = {
 PLMS = {"skip_prk_steps": True, "timestep_spacing": "leading"}  # Liu et al. (2022), without its Runge-Kutta steps
 ENDING_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. (2023)
 NONE = [None, None]
-END_OF_WORD = "</w>"
+END_OF_WORD, END = "</w>", 49407
 
 
 def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict[str, dict]:
@@ -60,6 +61,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "_class_name": CLASSES["unet"],
             **version,
             **UNET_FIXED,
+            "use_linear_projection": has_linear_projections(config),
             **unet_settings(config.unet),
             "attention_head_dim": config.unet.heads[0] if len(heads) == 1 else list(config.unet.heads),
             "sample_size": latent_side,
@@ -102,12 +104,12 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
         "tokenizer/tokenizer_config.json": {
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": config.text_encoder.context_length,
-            **_special_tokens(),
+            **_special_tokens(config),
             "errors": "replace",
             "add_prefix_space": False,
             "do_lower_case": True,
         },
-        "tokenizer/special_tokens_map.json": _special_tokens(),
+        "tokenizer/special_tokens_map.json": _special_tokens(config),
     }
 
 
@@ -142,9 +144,10 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return texts + list(SPECIAL), merges
 
 
-def _special_tokens() -> dict[str, str]:
+def _special_tokens(config: ModelConfig) -> dict[str, str]:
     end = "<|endoftext|>"
-    return {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    padding = end if config.text_encoder.pad_token == END else vocabulary()[0][config.text_encoder.pad_token]
+    return {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": padding}
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from convert.files.safetensors_writer import write_safetensors
 from convert.files.tensors import raw_bytes
 from convert.layouts.names import ema_name, original_names
 from convert.layouts.noise_schedule import PREDICTS_V
+from convert.layouts.open_clip import has_open_clip, open_clip_names
 from sd.config import ModelConfig, ScheduleConfig
 from sd.files import written_whole
 
@@ -53,6 +54,9 @@ def original_state_dict(
     state = schedule_buffers(config.schedule)
     for ours, (name, axes) in names.items():
         state[name] = weights[ours].reshape(weights[ours].shape + (1,) * axes)
+    if has_open_clip(config):
+        for name, parts in open_clip_names(config.text_encoder.layers).items():
+            state[name] = torch.cat([state.pop(part) for part in parts])
     state["model_ema.decay"] = torch.tensor(0.9999)
     state["model_ema.num_updates"] = torch.tensor(updates, dtype=torch.int32)
     for ours, (name, _) in names.items():
@@ -60,7 +64,8 @@ def original_state_dict(
             state[ema_name(name)] = averaged[ours].reshape(state[name].shape)
     if config.prediction == "v":
         state[PREDICTS_V] = torch.empty(0)  # nothing else in the file could tell
-    state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
+    if not has_open_clip(config):
+        state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
     return state
 
 

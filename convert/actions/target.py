@@ -6,6 +6,7 @@ from pathlib import Path
 from convert.checkpoint import FORMAT, Checkpoint
 from convert.errors import CheckpointError
 from convert.families.family import PARTS, part_config, recognise
+from convert.families.table import family_named
 from convert.files.diffusers_folder import component_alone
 from convert.files.folder_kinds import INDEX
 from convert.layouts.names import PREFIXES
@@ -102,9 +103,10 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
     ours, part = checkpoint.config, checkpoint.part
     shapes = {checkpoint.names[name].name: record.shape for name, record in checkpoint.tensors.items()}
     if part:
-        told = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()})
+        inside = {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}
+        told = part_config(part, inside, family_named(ours.family).config)
     else:
-        told = recognise(shapes)
+        told = recognise(shapes, ours.family)
     for where, what, found, usual in (
         ("unet", "the noise schedule", ours.schedule, told.schedule),
         ("vae", "the latent scale", ours.vae.latent_scale, told.vae.latent_scale),

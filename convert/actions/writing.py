@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from convert.checkpoint import EXTRA, FLOATS, FORMAT, FORMAT_VERSION, Checkpoint
@@ -18,6 +20,7 @@ from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
+from convert.layouts.open_clip import has_open_clip, open_clip_names
 from convert.single_part import DROPPED
 
 if TYPE_CHECKING:
@@ -61,14 +64,24 @@ class Planned(NamedTuple):
     record: TensorRecord  # its place in the source, with the shape to write
     dtype: str  # to write, a key of DTYPE_WIDTHS
     change: NewValue | None = None  # in the shape to write
+    below: "tuple[Planned, ...]" = ()  # what is joined to it along the first axis
+
+    @property
+    def parts(self) -> "tuple[Planned, ...]":
+        return (self, *self.below)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = self.record.shape
+        return (sum(part.record.shape[0] for part in self.parts), *shape[1:]) if self.below else shape
 
     @property
     def nbytes(self) -> int:
-        return self.record.numel * DTYPE_WIDTHS[self.dtype]
+        return prod(self.shape) * DTYPE_WIDTHS[self.dtype]
 
     @property
     def is_copy(self) -> bool:
-        return self.dtype == self.record.dtype and self.change is None
+        return all(part.dtype == part.record.dtype and part.change is None for part in self.parts)
 
 
 Plan = dict[str, Planned]  # by the name to write
@@ -103,6 +116,10 @@ def plan_weights(
                 dtype,
                 partial(_reshaped, change, record.shape) if change and unit else change,
             )
+    if layout == "original" and not checkpoint.part and has_open_clip(checkpoint.config):
+        for name, parts in open_clip_names(checkpoint.config.text_encoder.layers).items():
+            first, *others = (plan.pop(part) for part in parts)
+            plan[name] = first._replace(below=tuple(others))
     for original, record in checkpoint.extras.items():
         name = EXTRA + original if layout == FORMAT else original
         if name in plan:
@@ -207,11 +224,14 @@ def write_plan(
 
     Bytes that need no change are copied from file to file; their checksums are computed meanwhile, in another thread.
     """
-    entries = {name: (planned.dtype, planned.record.shape) for name, planned in plan.items()}
-    spans = {name: span for name, planned in plan.items() if planned.is_copy and (span := file.span(planned.record))}
+    entries = {name: (planned.dtype, planned.shape) for name, planned in plan.items()}
+    places = {
+        name: [file.span(part.record) for part in planned.parts] for name, planned in plan.items() if planned.is_copy
+    }
+    spans = {name: found for name, found in places.items() if all(found)}
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        checks = pool.submit(_verify, file, [plan[name].record for name in spans], stop)
+        checks = pool.submit(_verify, file, [part.record for name in spans for part in plan[name].parts], stop)
         try:
             write_safetensors(out, entries, _pieces(file, plan, spans, precision), metadata)
         except BaseException:
@@ -230,18 +250,18 @@ def _verify(file: CheckpointFile, records: list[TensorRecord], stop: threading.E
 
 
 def _pieces(
-    file: CheckpointFile, plan: Mapping[str, Planned], spans: Mapping[str, Span], precision: str
+    file: CheckpointFile, plan: Mapping[str, Planned], spans: Mapping[str, list[Span]], precision: str
 ) -> Iterator[memoryview | Span]:
-    """The bytes of each tensor in order: a place in the source, or converted bytes."""
+    """The bytes of each tensor in order: places in the source, or converted bytes."""
     others = {name: planned for name, planned in plan.items() if name not in spans}
     if not others:  # and no torch is needed
-        yield from spans.values()
+        yield from chain.from_iterable(spans.values())
         return
     from convert.files.tensors import raw_bytes
 
     made = converted(file, others, precision)
     for name in plan:
-        yield spans[name] if name in spans else raw_bytes(next(made)[1])
+        yield from spans[name] if name in spans else [raw_bytes(next(made)[1])]
     next(made, None)  # raises for values out of range
 
 
@@ -254,20 +274,23 @@ def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str)
 
     from convert.files.tensors import as_tensor, in_range, out_of_range
 
-    release = release_after_last(file, (planned.record for planned in plan.values()))
+    release = release_after_last(file, (part.record for planned in plan.values() for part in planned.parts))
     unusable, overflown = [], []
     for name, planned in plan.items():
-        record, dtype = planned.record, getattr(torch, planned.dtype)
-        file.verify(record)
-        value = as_tensor(file, record)
-        if planned.change:
-            value = planned.change(value)
-            if not in_range(value, dtype):
-                overflown.append(name)
-        elif value.dtype != dtype and not in_range(value, dtype):
-            unusable.append(name)
-        yield name, value.to(dtype).contiguous()
-        release(record)
+        dtype, values = getattr(torch, planned.dtype), []
+        for part in planned.parts:
+            file.verify(part.record)
+            value = as_tensor(file, part.record)
+            if part.change:
+                value = part.change(value)
+                if not in_range(value, dtype):
+                    overflown.append(name)
+            elif value.dtype != dtype and not in_range(value, dtype):
+                unusable.append(name)
+            values.append(value.to(dtype))
+        yield name, torch.cat(values) if planned.below else values[0].contiguous()
+        for part in planned.parts:
+            release(part.record)
     if unusable:
         raise out_of_range(unusable, precision)
     if overflown:

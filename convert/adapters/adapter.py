@@ -14,7 +14,7 @@ from pathlib import Path
 
 from convert.adapters.grouping import Module, best_family, bundled, sorted_in
 from convert.adapters.other_families import described, other_family
-from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of
+from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of, split
 from convert.adapters.stated import LARGEST, Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
@@ -25,7 +25,9 @@ from convert.layouts.adapter_names import (
     AdaptedFamily,
     adapted_family,
     diffusers_names,
+    module_names,
     modules,
+    with_unused_layer,
 )
 from convert.layouts.wrapping import all_tensors, unwrap
 from sd.config import ModelConfig
@@ -207,6 +209,12 @@ def _read(
     if misfits or not (changes or words or any(zero.values())):
         raise other_family(tensors, file.metadata, family, misfits, incomplete, best_family(tensors)[0])
     notes = []
+    if unused := _of_unused_layer(unknown, family):
+        unknown = [name for name in unknown if name not in unused]
+        notes.append(
+            f"also changes the last layer of the text encoder, which {family.title} never runs: "
+            f"{counted(len(unused), 'tensor')} not applied."
+        )
     if any_width:
         notes.append(f"is for a model built like {family.title}, of other widths.")
     if zero["rank"]:
@@ -278,6 +286,14 @@ def _change(
         on_input=on_input,
         constraint=generator,
     ), ""
+
+
+def _of_unused_layer(names: Iterable[str], family: AdaptedFamily) -> set[str]:
+    """Those of the tensors that change the layer which version 2 never runs."""
+    known, longer = module_names(family), module_names(with_unused_layer(family))
+    if len(known) == len(longer):
+        return set()
+    return {name for name in names if (place := split(name, longer)) and place[0] not in known}
 
 
 def _number(file: CheckpointFile, module: Module, part: str) -> float:

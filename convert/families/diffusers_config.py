@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
+from convert.families.table import MODELS
+from convert.layouts.names import PREFIXES, has_linear_projections
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Settings = Mapping[str, object]
@@ -121,7 +123,8 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
     contradict the weights and for values that are not numbers.
     """
     unet, vae, text = (settings.get(name, {}) for name in ("unet", "vae", "text_encoder"))
-    _check_fixed("unet", unet, UNET_FIXED, {*unet_settings(seen.unet), *UNET_FREE})
+    linear = {"use_linear_projection": has_linear_projections(seen)}
+    _check_fixed("unet", unet, UNET_FIXED | linear, {*unet_settings(seen.unet), *UNET_FREE})
     _check_fixed("vae", vae, VAE_FIXED, {*vae_settings(seen.vae), *VAE_FREE})
     _check_fixed("text_encoder", text, TEXT_FIXED, None)
     _check_agreement("unet", unet, unet_settings(seen.unet))
@@ -147,6 +150,16 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
     check_heads(config)
     check_free_numbers(config)
     return config
+
+
+def stated_family(settings: Mapping[str, Settings], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The family that a folder's UNet says it belongs to, where widths may not tell."""
+    linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith("1.proj_in.weight"))
+    if not linear or settings.get("unet", {}).get("use_linear_projection") is not True:
+        return None
+    channels = shapes.get(f"{PREFIXES['unet']}input_blocks.0.0.weight", (0, 0))[1:2]
+    rows = (row for row in MODELS if row.config and has_linear_projections(row.config))
+    return next((row.name for row in rows if (row.channels,) == channels), None)
 
 
 def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:

@@ -10,22 +10,24 @@ from dataclasses import replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
 from convert.families.recognition import beside, recognise_names
-from convert.families.table import MODELS
+from convert.families.table import MODELS, row_named
 from convert.files.limits import LIMITS
 from convert.layouts.names import PREFIXES
-from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from sd.config import SD_V1, SD_V2, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
-HEAD_WIDTH = SD_V1.text_encoder.width // SD_V1.text_encoder.heads  # of CLIP, at every width
+HEAD_WIDTH = SD_V1.text_encoder.width // SD_V1.text_encoder.heads  # of CLIP and OpenCLIP, at every width
 
 
-def recognise(shapes: Shapes) -> ModelConfig:
+def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
     """The config of the model whose tensors have these original names and shapes.
 
+    family  if it is known from elsewhere
+
     Raises UnsupportedFileError for another kind of file, WeightMismatchError where a part of the model is missing or
-    has a shape that no v1 model has.
+    has a shape that no such model has.
     """
     found = recognise_names(shapes)
     if found.refusal:
@@ -35,7 +37,7 @@ def recognise(shapes: Shapes) -> ModelConfig:
         raise UnsupportedFileError("holds no tensors, so it is not a checkpoint.")
     if not present:
         raise UnsupportedFileError(
-            f"holds {counted(len(shapes), 'tensor')}, none with the name of a Stable Diffusion 1 weight. "
+            f"holds {counted(len(shapes), 'tensor')}, none with the name of a weight of Stable Diffusion 1 or 2. "
             f"Their names: {shown_list(sorted(shapes))}."
         )
     if missing := [words for part, words in PARTS.items() if part not in present]:
@@ -49,20 +51,21 @@ def recognise(shapes: Shapes) -> ModelConfig:
             f"has no {' and no '.join(missing)}: its {len(shapes)} tensors are only those of a {there}{more}. Use a "
             f"complete checkpoint{advice}."
         )
-    sizes = {part: READ_SIZES[part](_strip(shapes, prefix)) for part, prefix in PREFIXES.items()}
+    base = row.config if (row := row_named(family) or found.family) and row.config else SD_V1
+    sizes = {part: READ_SIZES[part](_strip(shapes, prefix), base) for part, prefix in PREFIXES.items()}
     unet, text_encoder = sizes["unet"], sizes["text_encoder"]
     if unet.context_width != text_encoder.width:
         raise WeightMismatchError(
             f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
             f"its text encoder gives {text_encoder.width}."
         )
-    allowed = [row.channels for row in MODELS if row.config]
-    if found.family is None or unet.in_channels != found.family.channels:
+    if row is None or unet.in_channels != row.channels:
+        title = "Stable Diffusion 2" if base is SD_V2 else "Stable Diffusion 1"
+        allowed = [each.channels for each in MODELS if each.config and each.title.startswith(title)]
         raise UnsupportedFileError(
-            f"has a UNet that takes {unet.in_channels} channels; a Stable Diffusion 1 model takes "
-            f"{', '.join(map(str, allowed))}."
+            f"has a UNet that takes {unet.in_channels} channels; a {title} model takes {', '.join(map(str, allowed))}."
         )
-    config = replace(found.family.config, **sizes)
+    config = replace(row.config, **sizes)
     check_counts(config)
     return config
 
@@ -70,9 +73,9 @@ def recognise(shapes: Shapes) -> ModelConfig:
 def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelConfig:
     """A model's config with one part read from these shapes, named without the part's prefix.
 
-    Raises WeightMismatchError for shapes that no v1 model has.
+    Raises WeightMismatchError for shapes that no such model has.
     """
-    config = replace(model, **{part: READ_SIZES[part](shapes)})
+    config = replace(model, **{part: READ_SIZES[part](shapes, model)})
     check_counts(config)
     return config
 
@@ -107,8 +110,8 @@ def check_complete(missing: list[str], total: int) -> None:
         )
 
 
-def unet_config(shapes: Shapes) -> UNetConfig:
-    """From the shapes of the UNet, named without its prefix."""
+def unet_config(shapes: Shapes, family: ModelConfig) -> UNetConfig:
+    """From the shapes of the UNet, named without its prefix, and what shapes do not show from the family."""
     width, in_channels = _shape(shapes, "input_blocks.0.0.weight", 4)[:2]
     levels: list[list[tuple[int, int]]] = [[]]  # (channels, transformer blocks) of the residuals of each level
     depth = _transformer_blocks(shapes)
@@ -130,27 +133,39 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         raise WeightMismatchError("has a UNet without attention, which cannot see a prompt.")
     block = 1 + first * (len(levels[0]) + 1)
     context = _shape(shapes, f"input_blocks.{block}.1.transformer_blocks.0.attn2.to_k.weight", 2)
+    widths = [level[0][0] for level in levels]
+    multipliers = _multipliers("UNet", width, widths)
     return replace(
-        SD_V1.unet,
+        family.unet,
         in_channels=in_channels,
         out_channels=_shape(shapes, "out.2.weight", 4)[0],
         width=width,
-        multipliers=_multipliers("UNet", width, [level[0][0] for level in levels]),
+        multipliers=multipliers,
         residuals_per_level=len(levels[0]),
         depths=depths,
         middle_depth=depth["middle_block.1"],
-        heads=SD_V1.unet.heads[:1] * len(levels),
+        heads=_heads(family.unet, widths),
         context_width=context[1],
     )
 
 
-def vae_config(shapes: Shapes) -> VAEConfig:
+def _heads(family: UNetConfig, widths: list[int]) -> tuple[int, ...]:
+    """Attention heads by level: as many at every level, or as wide at every level."""
+    if len(set(family.heads)) == 1:
+        return family.heads[:1] * len(widths)
+    channels = family.width * family.multipliers[0] // family.heads[0]
+    if any(width % channels for width in widths):
+        raise WeightMismatchError(f"has a UNet {widths[0]} wide; multiples of the {channels} of one head are expected.")
+    return tuple(width // channels for width in widths)
+
+
+def vae_config(shapes: Shapes, family: ModelConfig) -> VAEConfig:
     """From the shapes of the VAE, named without its prefix."""
     width, image_channels = _shape(shapes, "encoder.conv_in.weight", 4)[:2]
     levels = _count(shapes, "encoder.down.")
     widths = [_shape(shapes, f"encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(levels)]
     return replace(
-        SD_V1.vae,
+        family.vae,
         image_channels=image_channels,
         latent_channels=_shape(shapes, "post_quant_conv.weight", 4)[0],
         width=width,
@@ -159,7 +174,7 @@ def vae_config(shapes: Shapes) -> VAEConfig:
     )
 
 
-def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
+def text_encoder_config(shapes: Shapes, family: ModelConfig) -> TextEncoderConfig:
     """From the shapes of the CLIP text transformer, named without its prefix."""
     vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight", 2)
     if vocabulary != SD_V1.text_encoder.vocabulary:
@@ -172,7 +187,7 @@ def text_encoder_config(shapes: Shapes) -> TextEncoderConfig:
             f"has a text encoder {width} wide, which is not a multiple of the {HEAD_WIDTH} of one head."
         )
     return replace(
-        SD_V1.text_encoder,
+        family.text_encoder,
         context_length=_shape(shapes, "embeddings.position_embedding.weight", 2)[0],
         width=width,
         hidden_width=_shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],

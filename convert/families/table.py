@@ -8,8 +8,8 @@ Stability-AI/generative-models).
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from convert.layouts.names import PREFIXES
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
+from convert.layouts.names import OPEN_CLIP, PREFIXES
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SD_V2_INPAINTING, ModelConfig
 
 ANY_TASK = ("text to picture", "image to image", "inpainting")
 CHANNELS = {  # that a UNet takes -> what they are
@@ -19,7 +19,7 @@ CHANNELS = {  # that a UNet takes -> what they are
     8: "latents, and the latents of a picture to edit",
     9: "latents, a mask and masked latents",
 }
-NOT_YET = "This family is not supported yet; only Stable Diffusion 1 models can be used"
+NOT_YET = "This family is not supported yet; only Stable Diffusion 1 and 2 models can be used"
 UNET, VAE = PREFIXES["unet"], PREFIXES["vae"]
 XL_TEXT = "conditioner.embedders."
 V1_PARTS = {"UNet": UNET, "VAE": VAE, "text encoder": "cond_stage_model."}
@@ -45,6 +45,7 @@ class Family:
     config: ModelConfig | None = None  # None: recognised, and refused
     why_not: str = NOT_YET  # without a config: the sentence that refuses it
     tasks: tuple[str, ...] = ()  # that its channels allow
+    native_sizes: Mapping[str, int] = field(default_factory=dict)  # by prediction, where the config's is not everyone's
     prediction: str = "eps"  # of the UNet unless the file says otherwise; "" where neither names nor shapes tell
     parts: Mapping[str, str] = field(default_factory=lambda: V1_PARTS)  # in words -> what their names start with
 
@@ -58,6 +59,7 @@ V1 = Family(
     name="sd-v1",
     title="Stable Diffusion 1",
     starts=("cond_stage_model.transformer.text_model.", "text_encoder.layers."),  # the original layout and ours
+    lacks=OPEN_CLIP,
     context=768,
     channels=4,
     pipeline="StableDiffusionPipeline",
@@ -67,12 +69,16 @@ V1 = Family(
 V2 = Family(
     name="sd-v2",  # 512-base and 768-v, 2.0 and 2.1: the same names and shapes
     title="Stable Diffusion 2",
-    starts=("cond_stage_model.model.",),
+    starts=(OPEN_CLIP, "cond_stage_model.transformer.text_model."),  # and as diffusers names it
     context=1024,
     channels=4,
+    config=SD_V2,
+    pipeline="StableDiffusionPipeline",
     tasks=ANY_TASK,
+    native_sizes={"eps": 512},
     prediction="",
 )
+V2_TOLD = replace(V2, config=None, pipeline="")  # relatives that are recognised, and refused
 UNCLIP_PARTS = V1_PARTS | {"image encoder": "embedder."}
 UNCLIP = {"starts": ("embedder.model.",), "tasks": (), "prediction": "v", "parts": UNCLIP_PARTS}
 DEPTH = {"starts": ("depth_model.",), "channels": 5, "parts": V1_PARTS | {"depth network": "depth_model."}}
@@ -93,6 +99,7 @@ REFINER |= {"tasks": ("image to image",), "parts": {"UNet": UNET, "VAE": VAE, "t
 INPAINTING = {"channels": 9, "tasks": ("inpainting",)}
 EDIT = {"channels": 8, "tasks": ()}
 V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
+V2_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V2_INPAINTING}
 V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
 UPSCALER = {"channels": 7, "pipeline": "StableDiffusionUpscale", "tasks": (), "prediction": "v"}
 
@@ -151,14 +158,21 @@ MODELS = (
     V1,
     like(V1, "sd-v1-inpainting", "Stable Diffusion 1 inpainting", **V1_INPAINTING),
     like(V1, "sd-v1-edit", "Stable Diffusion 1 edit (InstructPix2Pix)", **V1_EDIT),
-    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth", pipeline="StableDiffusionDepth", prediction="eps", **DEPTH),
-    like(V2, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP", **UNCLIP),
-    like(V2, "sd-v2-unclip-h", "Stable Diffusion 2.1 unCLIP-H", label=2048, **UNCLIP),
+    like(
+        V2_TOLD,
+        "sd-v2-depth",
+        "Stable Diffusion 2 depth",
+        pipeline="StableDiffusionDepth",
+        prediction="eps",
+        **DEPTH,
+    ),
+    like(V2_TOLD, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP", **UNCLIP),
+    like(V2_TOLD, "sd-v2-unclip-h", "Stable Diffusion 2.1 unCLIP-H", label=2048, **UNCLIP),
     V2,
-    like(V2, "sd-v2-inpainting", "Stable Diffusion 2 inpainting", prediction="eps", **INPAINTING),
-    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
-    like(V2, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
-    like(V2, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
+    like(V2, "sd-v2-inpainting", "Stable Diffusion 2 inpainting", prediction="eps", **V2_INPAINTING),
+    like(V2_TOLD, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
+    like(V2_TOLD, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
+    like(V2_TOLD, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
     like(XL_BUILD, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),
     like(XL_BUILD, "cosxl", "CosXL (built like SDXL)", starts=("edm_vpred.",), prediction="v"),
     like(
@@ -220,12 +234,17 @@ FIRST = (  # told before a model is looked for: their names are partly those of 
 
 def family_named(name: str) -> Family:
     """The row of a config's family. Raises KeyError."""
-    return {row.name: row for row in MODELS if row.config}[name]
+    return {row.name: row for row in reversed(MODELS) if row.config}[name]
+
+
+def row_named(name: str | None) -> Family | None:
+    """The row of a family whose models can be loaded; None for others."""
+    return next((row for row in MODELS if row.name == name and row.config), None)
 
 
 def is_loaded(name: str) -> bool:
     """Whether models of a family can be loaded."""
-    return any(row.name == name and row.config for row in MODELS)
+    return row_named(name) is not None
 
 
 def family_of_pipeline(pipeline: str) -> Family | None:

@@ -21,7 +21,7 @@ from sd.config import (
     OPEN_CLIP_BIG_G,
     OPEN_CLIP_H,
     SD_V1,
-    SD_V2_UNET,
+    SD_V2,
     SDXL_REFINER_UNET,
     SDXL_UNET,
     ModelConfig,
@@ -73,7 +73,7 @@ V1 = AdaptedFamily(
 )  # before XL: what changes only the text encoder fits both
 FAMILIES = (
     V1,
-    AdaptedFamily(name="sd-v2", title="Stable Diffusion 2", unet=SD_V2_UNET, text_encoders=(OPEN_CLIP_H,)),
+    AdaptedFamily(name="sd-v2", title="Stable Diffusion 2", unet=SD_V2.unet, text_encoders=(OPEN_CLIP_H,)),
     AdaptedFamily(
         name="sdxl",
         title="Stable Diffusion XL",
@@ -93,7 +93,14 @@ FAMILIES = (
 
 def adapted_family(config: ModelConfig) -> AdaptedFamily:
     """The networks of a model."""
-    return replace(V1, name=config.family, unet=config.unet, text_encoders=(config.text_encoder,))
+    family = next(family for family in FAMILIES if config.family.startswith(family.name))
+    return replace(family, name=config.family, unet=config.unet, text_encoders=(config.text_encoder,))
+
+
+def with_unused_layer(family: AdaptedFamily) -> AdaptedFamily:
+    """The same with the last layer of OpenCLIP's text encoder, which version 2 never runs and some adapters change."""
+    text_encoders = tuple(replace(each, layers=each.layers + 1) for each in family.text_encoders)
+    return replace(family, text_encoders=text_encoders) if family.name.startswith("sd-v2") else family
 
 
 @lru_cache(maxsize=16)

@@ -100,10 +100,13 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.text_model.",
 }
+OPEN_CLIP = "cond_stage_model.model."  # and OpenCLIP's text encoder, in files of version 2: see `open_clip`
+OPEN_CLIP_LAYERS = OPEN_CLIP + "transformer.resblocks."
+NEVER_RUN = (OPEN_CLIP_LAYERS, f"{OPEN_CLIP}text_projection", f"{OPEN_CLIP}logit_scale")  # what keeps its own name
 TEXT_PREFIX = "text_model."  # of diffusers' names of the text encoder; transformers 5 leaves it out
 
-# Linear layers of ours that v1 files store as 1x1 convolutions: their weights have two more axes there, of length 1.
-# Diffusers does so in the UNet only.
+# Linear layers of ours that files store as 1x1 convolutions: their weights have two more axes there, of length 1.
+# Diffusers does so in the UNet only; since version 2, a UNet has them as linear layers everywhere.
 POINTWISE = {
     "unet": ("attention.proj_in.weight", "attention.proj_out.weight"),
     "vae": tuple(f"mid.attention.{name}.weight" for name, *_ in VAE_ATTENTION if name != "norm"),
@@ -217,7 +220,7 @@ def text_encoder_parameters(config: TextEncoderConfig) -> Iterator[Parameter]:
 
 
 def parameters(config: ModelConfig, part: str | None = None) -> Iterator[tuple[str, Parameter]]:
-    """Every parameter of a v1 model, or of one part, with its component, in the order in which our files keep them."""
+    """Every parameter of a model, or of one part, with its component, in the order in which our files keep them."""
     for component, found in (
         ("unet", unet_parameters(config.unet)),
         ("vae", vae_parameters(config.vae)),
@@ -234,9 +237,10 @@ def parameter_shapes(config: ModelConfig, part: str | None = None) -> dict[str, 
 
 
 def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Original]:
-    """Every parameter of a v1 model, `unet.… vae.… text_encoder.…`, with where an original file keeps it."""
+    """Every parameter of a model, `unet.… vae.… text_encoder.…`, with where an original file keeps it."""
+    pointwise = _pointwise(config)
     return {
-        f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(POINTWISE[component]))
+        f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(pointwise[component]))
         for component, (ours, original, _, _) in parameters(config, part)
     }
 
@@ -244,12 +248,20 @@ def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Or
 def diffusers_names(config: ModelConfig) -> dict[str, Original]:
     """The same with where a diffusers folder keeps it: `<component>.<name in its file>`."""
     prefixes = {"unet": "unet.", "vae": "vae.", "text_encoder": f"text_encoder.{TEXT_PREFIX}"}
+    pointwise = _pointwise(config) | {"vae": ()}
     return {
-        f"{component}.{ours}": Original(
-            prefixes[component] + theirs, 2 * (component == "unet" and ours.endswith(POINTWISE["unet"]))
-        )
+        f"{component}.{ours}": Original(prefixes[component] + theirs, 2 * ours.endswith(pointwise[component]))
         for component, (ours, _, theirs, _) in parameters(config)
     }
+
+
+def has_linear_projections(config: ModelConfig) -> bool:
+    """Whether files store the projections around the UNet's transformers as linear layers, not as convolutions."""
+    return not config.family.startswith("sd-v1")
+
+
+def _pointwise(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    return POINTWISE | {"unet": ()} if has_linear_projections(config) else POINTWISE
 
 
 def ema_name(unet_name: str) -> str:

@@ -7,11 +7,13 @@
     a .yaml beside it   model.params.parameterization, as in the original training code
     marker tensors      v_pred, ztsnr: without elements
     the training step   of version 2, whose families differ in nothing else
+    a rule of thumb     of version 2: how far the biases of one norm are spread
     the family          the usual prediction of its row in `convert.families.table`
 
 What tells something else than what counts is named in a warning.
 """
 
+import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -41,6 +43,10 @@ METADATA = {  # of safetensors: key -> what its values mean
 }
 TRUE_IN_METADATA = ("zero_terminal_snr", "ss_zero_terminal_snr")  # the first is ours
 STEPS = {875_000: "eps", 110_000: "v", 140_000: "v"}  # of version 2's published training runs: 2.0 base, 2.1, 2.0
+# The published v models have larger biases here than the eps models: ComfyUI, comfy/supported_models.py, class SD20.
+SPREAD_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
+SPREAD_OF_V = 0.09
+RULE_OF_THUMB = "the spread of the biases in one of its norms"
 FAMILY, SCHEDULER = "its family", "its scheduler_config.json"
 SUFFIXES = (".yaml", ".yml")
 PARAMETERS = "model.params."
@@ -118,6 +124,8 @@ def statement(
     """
     beside = Beside() if own or file.configs else yaml_beside(file.path)
     found = [*_evidence(file, tensors, beside, usual, step, asked, own)]
+    if not found and not usual and (spread := _spread(file, tensors.get(SPREAD_BIAS))) is not None:
+        found = [Evidence("v" if spread > SPREAD_OF_V else "eps", RULE_OF_THUMB)]
     first = found[0] if found else None
     if first and first.prediction not in ("eps", "v"):
         raise UnsupportedFileError(
@@ -131,6 +139,12 @@ def statement(
     for other in found[1:]:
         if other.prediction != first.prediction:
             warnings.append(f"predicts {first.prediction}, as {first.why} says; {other.why} says {other.prediction}.")
+    if first and first.why == RULE_OF_THUMB:
+        other = "v" if first.prediction == "eps" else "eps"
+        warnings.append(
+            f"nothing states whether it predicts eps or v; {first.prediction} is a guess, by {RULE_OF_THUMB}. If "
+            f"pictures are noise, give --prediction {other}."
+        )
     if not first and not usual:
         warnings.append("nothing tells whether it predicts eps or v. If pictures are noise, give --prediction.")
     usual_schedule = schedule
@@ -182,6 +196,26 @@ def _evidence(
         yield Evidence(STEPS[step], f"its training of {step:,} steps")
 
 
+def _spread(file: CheckpointFile, record: TensorRecord | None) -> float | None:
+    """The standard deviation of a vector; None if it cannot be read."""
+    values = _numbers(file, record)
+    if not values:
+        return None
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _numbers(file: CheckpointFile, record: TensorRecord | None) -> tuple[float, ...]:
+    """The numbers of a small vector; none if it is missing or unusual."""
+    if record is None or record.dtype not in NUMBERS or len(record.shape) != 1 or not record.is_contiguous:
+        return ()
+    file.verify(record)
+    order = "<" if record.storage.byteorder == "little" else ">"
+    width = struct.calcsize(NUMBERS[record.dtype])
+    data = file.storage_bytes(record)[record.offset * width :]
+    return struct.unpack_from(f"{order}{record.shape[0]}{NUMBERS[record.dtype]}", data)
+
+
 def yaml_beside(file: Path) -> Beside:
     """Read the .yaml that has the name of a single file, if there is one."""
     paths = [file.with_suffix(suffix) for suffix in SUFFIXES]
@@ -230,13 +264,9 @@ def _table_notes(
     schedule: ScheduleConfig, file: CheckpointFile, record: TensorRecord | None
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether the table in the file ends in pure noise; a sentence if it differs otherwise from what will be used."""
-    if record is None or record.dtype not in NUMBERS or record.shape != (schedule.timesteps,):
+    found = _numbers(file, record)
+    if len(found) != schedule.timesteps:
         return False, ()
-    if not record.is_contiguous or record.offset:
-        return False, ()
-    file.verify(record)
-    order = "<" if record.storage.byteorder == "little" else ">"
-    found = struct.unpack_from(f"{order}{schedule.timesteps}{NUMBERS[record.dtype]}", file.storage_bytes(record))
     usual = alphas_cumprod(schedule)
     if _is_near(found, ending_in_noise(usual)):
         return True, ()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from convert.errors import CheckpointError, WeightMismatchError, shown, shown_list
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
-from convert.layouts.names import PREFIXES
+from convert.layouts.names import OPEN_CLIP_LAYERS, PREFIXES
 from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
@@ -75,8 +75,15 @@ def find_tensors(file: CheckpointFile) -> Found:
                 f"holds {shown(original)} twice, as {shown(stored[original])} and as {shown(name)}. "
                 "It is unclear which of the two counts."
             )
+    tensors = {original: inside.tensors[name] for original, name in stored.items()}
+    if any(name.startswith(OPEN_CLIP_LAYERS) for name in tensors):
+        from convert.layouts.open_clip import as_clip
+
+        renamed = list(as_clip(tensors))
+        stored = {clip: stored[original] for original, clip, _ in renamed}
+        tensors = {clip: record for _, clip, record in renamed}
     return Found(
-        tensors={original: inside.tensors[name] for original, name in stored.items()},
+        tensors=tensors,
         stored_names=stored,
         beside=inside.beside,
         layout=layout,

@@ -20,21 +20,25 @@ import torch
 from torch import Tensor
 
 from convert.actions.original_writer import original_state_dict, write_original
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, ModelConfig
+from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS
+from convert.layouts.open_clip import LAYER, has_open_clip
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SD_V2_INPAINTING, ModelConfig
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
 
-FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT)}
+FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING)}
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
     """The same architecture, narrow enough for a test."""
+    by_width = len(set(config.unet.heads)) > 1  # each head has 64 channels
     return replace(
         config,
         text_encoder=replace(config.text_encoder, width=64, hidden_width=256, layers=2, heads=1),
-        unet=replace(config.unet, width=32, context_width=64),
+        unet=replace(config.unet, width=64, context_width=64, heads=config.unet.multipliers)
+        if by_width
+        else replace(config.unet, width=32, context_width=64),
         vae=replace(config.vae, width=32),
-        native_size=512,
     )
 
 
@@ -60,7 +64,23 @@ def made_up_state_dict(
 ) -> dict[str, Tensor]:
     """All tensors of an original file; with `ema`, also the averaged weights."""
     averaged = made_up_weights(config, seed + 1, dtype) if ema else None
-    return original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
+    state = original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
+    return state | unused_of_open_clip(config, dtype) if has_open_clip(config) else state
+
+
+def unused_of_open_clip(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What files have of OpenCLIP's text encoder and the model never runs: a layer more, and a projection."""
+    text, width = config.text_encoder, config.text_encoder.width
+    last = f"{OPEN_CLIP_LAYERS}{text.layers}."
+    shapes = {f"{last}{module}.bias": (width,) for module in LAYER}
+    shapes |= {f"{last}{module}.weight": (width, width) for module in LAYER}
+    shapes |= {f"{last}{norm}.weight": (width,) for norm in ("ln_1", "ln_2")}
+    shapes |= {f"{last}mlp.c_fc.weight": (text.hidden_width, width), f"{last}mlp.c_fc.bias": (text.hidden_width,)}
+    shapes |= {f"{last}mlp.c_proj.weight": (width, text.hidden_width)}
+    shapes |= {f"{last}attn.in_proj_weight": (3 * width, width), f"{last}attn.in_proj_bias": (3 * width,)}
+    shapes |= {f"{OPEN_CLIP}text_projection": (width, width), f"{OPEN_CLIP}logit_scale": ()}
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
 
 
 @contextmanager

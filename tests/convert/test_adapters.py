@@ -11,8 +11,15 @@ from conftest import TINY
 
 from convert.adapters.adapter import open_adapter, read_adapter
 from convert.errors import CheckpointError
-from convert.layouts.adapter_names import FAMILIES, diffusers_names, kohya_names, module_names, modules
-from sd.config import SD_V1
+from convert.layouts.adapter_names import (
+    FAMILIES,
+    diffusers_names,
+    kohya_names,
+    module_names,
+    modules,
+    with_unused_layer,
+)
+from sd.config import SD_V1, SD_V2
 
 V1, V2, XL, REFINER = FAMILIES
 
@@ -32,10 +39,10 @@ def test_no_name_means_two_modules(family):
 
 @pytest.mark.parametrize(
     ("family", "conv", "unet", "text"),
-    [(V1, False, 192, 72), (V1, True, 278, 72), (V2, False, 192, 138 + 6), (XL, False, 722, 72 + 192)],
+    [(V1, False, 192, 72), (V1, True, 278, 72), (V2, False, 192, 138), (XL, False, 722, 72 + 192)],
 )
 def test_every_module_of_a_full_size_file_is_found(tmp_path, family, conv, unet, text):
-    """The shapes of kohya's files at rank 4, with no values: of version 2, the 24th layer of the text encoder, too."""
+    """The shapes of kohya's files at rank 4."""
     shapes = lora_shapes(family, rank=4, conv=conv)
     found = read(lora(tmp_path / "full.safetensors", shapes), None)
     counts = {
@@ -261,3 +268,11 @@ def test_those_of_xl_are_too(conv, digest):
     shapes = lora_shapes(XL, rank=4, conv=conv)
     lines = "".join(sorted(f"{name} {list(shape)}\n" for name, shape in shapes.items()))
     assert hashlib.sha256(lines.encode()).hexdigest() == digest
+
+
+def test_a_layer_that_is_never_run_is_told_apart(tmp_path):
+    """Version 2 stops before the last layer of its text encoder."""
+    shapes = {name: shape for name, shape in lora_shapes(with_unused_layer(V2), rank=1).items() if "layers_2" in name}
+    found = read(lora(tmp_path / "v2.safetensors", shapes), SD_V2)
+    assert (found.unknown, len(found.changes)) == ((), 4 * 6)
+    assert "never runs: 18 tensors not applied" in found.notes[0]

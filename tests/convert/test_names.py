@@ -24,12 +24,16 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module")
-def manifest():
-    """name -> shape, of every tensor in the original v1 file"""
-    text = (Path(__file__).parents[1] / "golden" / "sd-v1.txt").read_text()
+def read_manifest(name):
+    """name -> shape, of every tensor in a published file"""
+    text = (Path(__file__).parents[1] / "golden" / name).read_text()
     rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {name: tuple(map(int, shape.split("x"))) if shape != "-" else () for name, _, shape in rows}
+
+
+@pytest.fixture(scope="module")
+def manifest():
+    return read_manifest("sd-v1.txt")
 
 
 def weights(manifest):

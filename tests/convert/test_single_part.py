@@ -148,7 +148,7 @@ def test_a_part_of_another_family_or_with_surplus_weights_is_refused(tmp_path, t
         name: torch.zeros(value.shape[0], 1024) if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) else value
         for name, value in unet.items()
     }
-    assert "is the UNet of a Stable Diffusion 2 checkpoint" in message(wide, "unet")
+    assert "has a UNet 32 wide; multiples of the 64 of one head are expected" in message(wide, "unet")
 
 
 def test_a_config_of_a_part_that_its_tensors_do_not_bear_out_is_refused(alone, tmp_path):

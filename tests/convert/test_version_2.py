@@ -1,0 +1,124 @@
+"""Files of Stable Diffusion 2: every name of the published one, both ways, and how it is told what they predict."""
+
+import make_checkpoint
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_convert import same_bits
+from test_names import read_manifest
+
+import sd
+from convert.actions.convert import convert
+from convert.actions.inspect import inspect
+from convert.actions.original_writer import schedule_buffers
+from convert.errors import WeightMismatchError
+from convert.layouts.names import NEVER_RUN, original_names, parameter_shapes
+from convert.layouts.noise_schedule import PREDICTS_V, SPREAD_BIAS
+from convert.layouts.open_clip import open_clip_names
+from sd.config import SD_V2, SD_V2_INPAINTING
+
+TINY = make_checkpoint.tiny(SD_V2)
+
+
+@pytest.fixture(scope="module")
+def state():
+    return make_checkpoint.made_up_state_dict(TINY, ema=True)
+
+
+@pytest.fixture
+def plain(state):
+    """Without averages, and without the marker that tells what it predicts."""
+    return {name: value for name, value in state.items() if "model_ema.d" not in name and name != PREDICTS_V}
+
+
+@pytest.fixture
+def path(tmp_path, plain):
+    save_file(plain, tmp_path / "v2.safetensors")
+    return tmp_path / "v2.safetensors"
+
+
+def test_every_tensor_of_the_published_file_has_its_place():
+    manifest = read_manifest("sd-v2.txt")
+    shapes = parameter_shapes(SD_V2)
+    found = {name: shapes[ours] + (1,) * axes for ours, (name, axes) in original_names(SD_V2).items()}
+    for name, parts in open_clip_names(SD_V2.text_encoder.layers).items():
+        of_parts = [found.pop(part) for part in parts]
+        found[name] = (sum(shape[0] for shape in of_parts), *of_parts[0][1:])
+    beside = make_checkpoint.unused_of_open_clip(SD_V2, torch.float32)
+    assert all(name.startswith(NEVER_RUN) for name in beside)
+    found |= {name: tuple(value.shape) for name, value in beside.items()}
+    found |= {name: tuple(value.shape) for name, value in schedule_buffers(SD_V2.schedule).items()}
+    assert found | {"model_ema.decay": (), "model_ema.num_updates": ()} == manifest
+
+
+@pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING], ids=lambda config: config.family)
+def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, family):
+    config = make_checkpoint.tiny(family)
+    weights = make_checkpoint.made_up_weights(config, 0)
+    make_checkpoint.save_original(tmp_path / "v2.ckpt", make_checkpoint.made_up_state_dict(config))
+    model = sd.load(tmp_path / "v2.ckpt", prediction=config.prediction, precision="fp32")
+    assert (model.config.family, model.config.text_encoder, model.config.unet) == (
+        family.family, config.text_encoder, config.unet,
+    )  # fmt: skip
+    assert model.tokenizer.pad_token == 0
+    for part in ("unet", "vae", "text_encoder"):
+        for name, parameter in getattr(model, part).named_parameters():
+            assert torch.equal(parameter, weights[f"{part}.{name}"]), name
+    inspected = inspect(tmp_path / "v2.ckpt")
+    assert (inspected.problem, inspected.family) == (None, family.family)
+    assert not any("other" in part.name for part in inspected.leftovers)
+
+
+@pytest.mark.parametrize("container", ["back.safetensors", "back.ckpt"])
+def test_original_ours_original_keeps_every_bit(tmp_path, path, plain, container):
+    convert(path, tmp_path / "ours.safetensors", prediction="v", keep_all=True, verify=True)
+    convert(tmp_path / "ours.safetensors", tmp_path / container, layout="original", verify=True)
+    back = tmp_path / container
+    back = load_file(back) if back.suffix == ".safetensors" else torch.load(back, weights_only=True)["state_dict"]
+    same_bits(back, plain | {PREDICTS_V: torch.empty(0)})
+
+
+def test_half_precision_joins_what_was_apart(tmp_path, path, plain):
+    """q, k and v are three tensors in ours, one in the original."""
+    convert(path, tmp_path / "ours.safetensors", prediction="v")
+    convert(
+        tmp_path / "ours.safetensors", tmp_path / "half.safetensors", layout="original", precision="fp16", verify=True
+    )
+    half = load_file(tmp_path / "half.safetensors")
+    name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert torch.equal(half[name], plain[name].half())
+
+
+def test_a_folder_of_diffusers_and_back(tmp_path, path, plain):
+    convert(path, tmp_path / "folder", layout="diffusers", prediction="v", verify=True)
+    convert(tmp_path / "folder", tmp_path / "back.safetensors", layout="original", verify=True)
+    back = load_file(tmp_path / "back.safetensors")
+    unused = {name for name in plain if not name.startswith(("model.", "first_stage_model.", "cond_stage_model."))}
+    unused |= set(make_checkpoint.unused_of_open_clip(TINY, torch.float32))
+    same_bits(back, {name: value for name, value in plain.items() if name not in unused} | {PREDICTS_V: torch.empty(0)})
+    assert inspect(tmp_path / "folder").family == "sd-v2"
+
+
+def spread(plain, value):
+    bias = torch.zeros_like(plain[SPREAD_BIAS])
+    bias[::2] = 2 * value  # half of them: the standard deviation is the value
+    return plain | {SPREAD_BIAS: bias}
+
+
+@pytest.mark.parametrize(("deviation", "predicts", "native"), [(0.05, "eps", 512), (0.12, "v", 768)])
+def test_the_spread_of_a_bias_is_the_last_evidence(tmp_path, plain, deviation, predicts, native):
+    save_file(spread(plain, deviation), tmp_path / "v2.safetensors")
+    report = inspect(tmp_path / "v2.safetensors")
+    assert report.prediction == predicts
+    assert "a guess" in report.warnings[0]
+    other = {"eps": "v", "v": "eps"}[predicts]
+    assert f"--prediction {other}" in report.warnings[0]
+    assert sd.load(tmp_path / "v2.safetensors").config.native_size == native
+    (tmp_path / "v2.yaml").write_text(f"model:\n  params:\n    parameterization: {other}\n")
+    assert inspect(tmp_path / "v2.safetensors").prediction == other
+
+
+def test_unknown_weights_of_the_text_encoder_are_refused(tmp_path, plain):
+    save_file(plain | {"cond_stage_model.model.more": torch.ones(2)}, tmp_path / "v2.safetensors")
+    with pytest.raises(WeightMismatchError, match="1 weight that an sd-v2 model has no place for: cond_stage_model"):
+        sd.load(tmp_path / "v2.safetensors")
