@@ -14,13 +14,15 @@ LINES = [
     f'{LINE}, Hashes: {{"model": "6ce0161689", "vae": "1"}}, Civitai resources: [{{"type": "a", "x": [1, 2]}}]',
     f'a\n{LINE}, Prompt: "two\nlines, and: \\"more\\"", Clip skip: 2, Tiling: True\nTemplate: {{a|b}}',
     f'a <lora:x:1>\n{LINE}, Variation seed: 3, Variation seed strength: 0.2, Lora hashes: "a: b, c: d", RNG: CPU',
+    f'a <lora:x:te=1:unet=1><lyco:y>\n{LINE}, Lora hashes: "x: 0123456789ab", Lora weights: "z: 1", Emphasis: None',
+    f'a\n{LINE}, AddNet Enabled: True, AddNet Model 1: x(01234567), AddNet Weight A 1: 2, Hashes: {{"lora:x": "0123"}}',
     'a\nSteps: 2, Sampler: Euler, Sigmas: "14, 3", Guidance interval: "0.3, 5"',
     '"a horse [blurry] \\" x" -s 50 -S 2980747362 -W 512 -H 768 -C 5 -A k_lms -G 0.9 -U 4 0.95',
 ]
 GRAPH = {
     "3": {"class_type": "KSampler", "inputs": {
         "seed": 5, "steps": 20, "cfg": 6.5, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0,
-        "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
+        "model": ["15", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.ckpt"}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a cat", "clip": ["4", 1]}},
@@ -32,6 +34,10 @@ GRAPH = {
         "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["11", 0], "end_at_step": 5}},
     "13": {"class_type": "VAEDecode", "inputs": {"samples": ["12", 0]}},
     "14": {"class_type": "Text", "inputs": {"value": "dog"}},
+    "15": {"class_type": "LoraLoader", "inputs": {
+        "lora_name": "x.pt", "strength_model": 1, "strength_clip": 0.5, "model": ["16", 0], "clip": ["16", 1]}},
+    "16": {"class_type": "Loaders", "inputs": {
+        "lora_1": {"on": True, "lora": "y.pt", "strength": 0.5}, "model": ["4", 0], "clip": ["4", 1]}},
 }  # fmt: skip
 WORKFLOW = {
     "nodes": [
@@ -47,13 +53,15 @@ OBJECTS = [
     GRAPH,
     WORKFLOW,
     {"positive_prompt": "a", "negative_prompt": "b", "steps": 9, "cfg_scale": 8.0, "scheduler": "euler", "seed": 1,
-     "model": {"model_name": "x", "hash": "sha256:0123456789"}, "width": 512, "height": 512, "clip_skip": 0},
+     "model": {"model_name": "x", "hash": "sha256:0123456789"}, "width": 512, "height": 512, "clip_skip": 0,
+     "loras": [{"model": {"name": "x", "hash": "blake3:0123"}, "weight": 0.75}]},
     {"model_weights": "x", "model_hash": "56d1442a0f", "image": {
         "prompt": [{"prompt": "a [b]", "weight": 1.0}], "steps": 50, "cfg_scale": 5, "sampler": "k_lms", "seed": 2}},
     {"steps": 50, "sampler": "k_euler_ancestral", "seed": 2, "strength": 0.4, "scale": 10.0, "uc": "b", "prompt": "a"},
     {"metadata_scheme": "fooocus", "prompt": "a", "resolution": "(768, 1280)", "sampler": "dpmpp_2m_sde_gpu",
      "steps": 30, "scheduler": "karras", "seed": "69", "guidance_scale": 4, "base_model": "x", "loras": [["a", 1]]},
-    {"sui_image_params": {"prompt": "a", "model": "x", "seed": 5, "steps": 20, "cfgscale": 6, "width": 512}},
+    {"sui_image_params": {"prompt": "a", "model": "x", "seed": 5, "steps": 20, "cfgscale": 6, "width": 512,
+                          "loras": ["x"], "loraweights": ["0.5"]}},
     {"c": "a", "uc": "b", "steps": 20, "sampler": "Euler", "seed": 5, "scale": 6.5, "size": "512x768"},
     {"prompt": "a", "num_inference_steps": 9, "use_stable_diffusion_model": "x", "seed": 4, "guidance_scale": 6},
 ]  # fmt: skip
@@ -62,6 +70,7 @@ OURS = {
     "schedule": "karras", "sigmas": [], "eta": None, "guidance_scale": 7.5, "guidance_interval": [0.3, 5], "seed": 7,
     "hires": [128, 128], "hires_strength": 0.5, "tile": "xy", "vary": 0.1, "vary_seed": 3, "strength": 1,
     "expand": "left=8", "mask_blur": 4.0, "resize_mode": "crop", "only_masked": False, "model": {"name": "x"},
+    "lora": ["x:0.5", "y:1:0"], "adapters": [{"name": "x", "autov3": "0123456789ab"}],
 }  # fmt: skip
 HOSTILE = [2**64, -1, 0, 10**30, 1e308, 1e-300, float("inf"), float("nan"), True, None, "", "x", "\0", "nan", "1e999"]
 HOSTILE += [

@@ -215,8 +215,10 @@ class Settings:
         """Set the adapters of flags as we write them, and check those of the prompt."""
         self._set("lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
         if self.lora:
-            from sd.text.prompt_adapters import from_flag, merged
+            from sd.text.prompt_adapters import MOST, from_flag, merged
 
+            if len(self.lora) > MOST:
+                raise SettingError("lora", f"names {len(self.lora)} adapters; at most {MOST} are read.")
             try:
                 self._set("lora", tuple(use.as_flag for use in merged(map(from_flag, self.lora))))
             except ValueError as error:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from sd.text.prompt_syntax import ADAPTER, PromptError
 
 STRONGEST = 100
+MOST = 100  # of one picture
 NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 THIRDS = ("in", "mid", "out")  # SD.Next's strengths for parts of the UNet
 NAMED = ("te", "unet", "dyn", *THIRDS)
@@ -61,7 +62,10 @@ def from_flag(text: str) -> AdapterUse:
 
 def in_prompt(prompt: str) -> list[AdapterUse]:
     """The adapters that a prompt names, in order. Raises PromptError."""
-    return [_in_brackets(bracket) for bracket in ADAPTER.findall(prompt)]
+    brackets = ADAPTER.findall(prompt)
+    if len(brackets) > MOST:
+        raise PromptError(f"names {len(brackets)} adapters; at most {MOST} are read.")
+    return [_in_brackets(bracket) for bracket in brackets]
 
 
 def _in_brackets(bracket: str) -> AdapterUse:
@@ -102,7 +106,11 @@ def merged(uses: Iterable[AdapterUse]) -> tuple[AdapterUse, ...]:
 
 
 def renamed(prompt: str, name: Callable[[str], str | None]) -> str:
-    """The prompt with other names for its adapters; those for which `name` gives None are taken out."""
+    """The prompt with other names for its adapters; those for which `name` gives None are taken out.
+
+    Raises PromptError.
+    """
+    in_prompt(prompt)
 
     def replaced(bracket: re.Match) -> str:
         use = _in_brackets(bracket[0])

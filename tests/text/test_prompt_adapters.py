@@ -109,6 +109,12 @@ def test_a_flag_without_a_name_or_with_a_huge_strength_is_refused(text):
     assert error.value.name == "lora"
 
 
+@pytest.mark.parametrize("options", [{"prompt": "<lora:x:1>" * 101}, {"prompt": "", "lora": ["x"] * 101}])
+def test_a_picture_has_at_most_a_hundred(options):
+    with pytest.raises(SettingError, match="names 101 adapters; at most 100 are read"):
+        settings(**options)
+
+
 def test_adapters_of_flags_and_prompts_add_up_and_keep_batches_apart():
     both = settings("a <lora:x:0.5>", lora=["x:0.25:0", "y", "y"])
     assert both.adapters == (("x", 0.75, 0.5), ("y", 2, 2))

@@ -75,10 +75,18 @@ def _as_written(name: str) -> str:
 def _aliases(known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """Of each adapter that has one, the name that its training gave it."""
     for name, path in known.items():
-        if path.is_dir() or path.suffix.lower() == ".safetensors":
-            with suppress(CheckpointError, OSError), open_adapter(path) as file:
-                if ALIAS in file.metadata:
-                    yield name, file.metadata[ALIAS]
+        with suppress(CheckpointError, OSError):
+            if alias := _alias(path, weights_file(path).stat().st_mtime_ns):
+                yield name, alias
+
+
+@cache
+def _alias(path: Path, changed: int) -> str | None:
+    """Only .safetensors have metadata. changed: when the file was, so that it is read again then."""
+    if weights_file(path).suffix.lower() != ".safetensors":
+        return None
+    with open_adapter(path) as file:
+        return file.metadata.get(ALIAS)
 
 
 def has_hash(path: Path, digest: str) -> bool:
