@@ -47,7 +47,10 @@ class Edit(NamedTuple):
         if "factor" in parts:  # PEFT's (IA)³; the other programs store the difference from 1
             parts["weight"] = parts.pop("factor").float() - 1
         options = {"on_input": change.on_input, "constraint": change.constraint}
-        return weight_change(change.kind, parts, base, scale=change.scale, strength=self.strength, **options)
+        result = weight_change(change.kind, parts, base, scale=change.scale, strength=self.strength, **options)
+        for record in change.tensors.values():
+            file.release(record)
+        return result
 
 
 Edits = tuple[Edit, ...]
