@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 import finetune
+import numpy as np
 import pytest
 import score_inpainting
 import score_samplers
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 from training_command import run
 
 import sd
+from convert.actions.extract import extract
+from sd.files import embedded_model
 from sd.pipeline.settings import Settings
 from sd.training.shapes.scoring import one_thing
 
@@ -120,6 +123,34 @@ def test_a_trained_model_is_finetuned_on_a_folder(trained, tmp_path):
     assert 0 < distances[1] < distances[2]
     assert torch.equal(start.text_encoder.final_norm.weight, own.text_encoder.final_norm.weight)
     assert torch.equal(start.vae.decoder.conv_in.weight, own.vae.decoder.conv_in.weight)
+
+
+def test_what_finetuning_taught_fits_into_a_lora(tmp_path):
+    """At rank 16, the pictures are the fine-tuned model's to 40 dB; without the LoRA they are 12 dB further away."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (128, 128), colour).save(photos / f"{number}.png")
+        (photos / f"{number}.txt").write_text(f"nothing but {colour}")
+    finetune.main([str(embedded_model()), str(photos), str(tmp_path / "run"), "--steps", "60", "--batch-size", "2"])
+    tuned, adapter = tmp_path / "run" / "model.ckpt", tmp_path / "x.safetensors"
+    with torch.no_grad():
+        extract(embedded_model(), tuned, adapter, rank=16)
+        plain, target = (sd.load(path, precision="fp32") for path in (embedded_model(), tuned))
+
+        def pictures(model):
+            found = (model.txt2img(f"nothing but {colour}", steps=12, seed=3)[0] for colour in ("red", "blue"))
+            return [np.asarray(picture).astype(float) for picture in found]
+
+        wanted, before = pictures(target), pictures(plain)
+        plain.apply([adapter])
+        after = pictures(plain)
+
+    def decibels(found):
+        return [10 * np.log10(255**2 / ((a - b) ** 2).mean()) for a, b in zip(wanted, found, strict=True)]
+
+    assert min(decibels(after)) >= 40
+    assert all(b < a - 12 for a, b in zip(decibels(after), decibels(before), strict=True))
 
 
 def test_the_score_counts_pictures_of_every_kind(trained, tmp_path, capsys, monkeypatch):
