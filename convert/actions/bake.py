@@ -18,7 +18,7 @@ from convert.actions.target import TargetError
 from convert.actions.writing import Changes, stated_json
 from convert.adapters.adapter import Adapter, Change, open_adapter, read_adapter, weights_file
 from convert.checkpoint import Checkpoint
-from convert.errors import WeightMismatchError, counted, shown, shown_list
+from convert.errors import counted, shown, shown_list
 from convert.families.family import PARTS
 from convert.files.hashing import file_sha256
 from convert.files.reader import CheckpointFile, errors_named
@@ -83,13 +83,15 @@ class Baking:
     @contextmanager
     def __call__(self, source: CheckpointFile, checkpoint: Checkpoint) -> Iterator[Changes]:
         """Raises CheckpointError for a file that is no adapter of this model, TargetError if nothing would change."""
+        from convert.adapters.values import check_values  # imports torch
+
         with ExitStack() as stack:
             steps: dict[str, list[Step]] = defaultdict(list)
             for strengths in self.adapters:
                 file = stack.enter_context(open_adapter(strengths.path))
                 with errors_named(file):
                     added = Added(strengths=strengths, adapter=read_adapter(file, checkpoint.config))
-                    check_finite(file, added.adapter)
+                    check_values(file, added.adapter)
                 self._add(added, file, checkpoint, steps)
                 self.added.append(added)
             metadata = {NOTED: _noted(source.metadata, self.adapters)}
@@ -122,9 +124,11 @@ class Baking:
             )
 
     def _weight(self, file: CheckpointFile, change: Change, strength: float, base: "Tensor") -> "Tensor":
+        from convert.adapters.values import tensors_of
+
         return self.weight_change(
             change.kind,
-            _tensors(file, change),
+            tensors_of(file, change),
             base,
             scale=change.scale,
             strength=strength,
@@ -133,30 +137,10 @@ class Baking:
         )
 
 
-def check_finite(file: CheckpointFile, adapter: Adapter) -> None:
-    """Raises WeightMismatchError for NaN and infinity, CorruptFileError for a wrong checksum. Reads all of the file."""
-    bad = []
-    for change in adapter.changes:
-        for record in change.tensors.values():
-            file.verify(record)
-        for part, tensor in _tensors(file, change).items():
-            if not tensor.float().isfinite().all():
-                bad.append(adapter.stored_names[change.target, part])
-    if bad:
-        raise WeightMismatchError(
-            f"holds NaN or infinity in {counted(len(bad), 'tensor')}: {shown_list(bad)}. Its training failed, or it is "
-            "damaged."
-        )
-
-
-def _tensors(file: CheckpointFile, change: Change) -> "dict[str, Tensor]":
+def _bias(file: CheckpointFile, change: Change, strength: float, base: "Tensor") -> "Tensor":
     from convert.files.tensors import as_tensor
 
-    return {part: as_tensor(file, record) for part, record in change.tensors.items()}
-
-
-def _bias(file: CheckpointFile, change: Change, strength: float, base: "Tensor") -> "Tensor":
-    return strength * _tensors(file, change)["bias"].float().reshape(base.shape)
+    return strength * as_tensor(file, change.tensors["bias"]).float().reshape(base.shape)
 
 
 def _sum(steps: Sequence[Step], weight: "Tensor") -> "Tensor":

@@ -12,14 +12,12 @@ from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import nn
 
 from convert.adapters.adapter import Adapter, open_adapter, read_adapter, weights_file
 from convert.adapters.hashes import autov3
-from convert.errors import WeightMismatchError, counted, shown_list
+from convert.adapters.values import check_values
 from convert.files.reader import CheckpointFile, errors_named
-from convert.files.tensors import as_tensor, in_range
 from sd.config import ModelConfig
 from sd.pipeline.errors import SettingError, shortened
 from sd.pipeline.learning import teach_bundled
@@ -140,21 +138,6 @@ def opened(given: Sequence, before: Mapping[Key, AppliedAdapter], config: ModelC
 def key_of(path: Path, strength: float, text_strength: float) -> Key:
     state = path.stat()
     return str(path.resolve()), (state.st_size, state.st_mtime_ns, state.st_ino), float(strength), float(text_strength)
-
-
-def check_values(file: CheckpointFile, adapter: Adapter) -> None:
-    """Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are NaN or infinite."""
-    unusable = []
-    for change in adapter.changes:
-        for part, record in change.tensors.items():
-            file.verify(record)
-            if not in_range(as_tensor(file, record), torch.float32):
-                unusable.append(adapter.stored_names[change.target, part])
-    if unusable:
-        raise WeightMismatchError(
-            f"holds NaN or infinite values in {counted(len(unusable), 'tensor')}: {shown_list(unusable)}. "
-            "It is damaged."
-        )
 
 
 def edits_of(adapters: Iterable[AppliedAdapter]) -> dict[str, Edits]:

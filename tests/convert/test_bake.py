@@ -206,7 +206,7 @@ def test_what_is_not_in_the_new_weights_is_said_even_if_quiet(tmp_path, run, tin
         (("--lora", "nothere"), "nothere"),
         (("--lora", "DETAIL:1e9"), "has a strength out of range"),
         (("--lora", "DETAIL", "--only", "vae"), "changes nothing in the VAE, the network that --only writes"),
-        (("--lora", "BAD"), "bad.safetensors holds NaN or infinity in 1 tensor"),
+        (("--lora", "BAD"), "bad.safetensors holds NaN or infinite values in 1 tensor"),
         (
             ("--lora", "HUGE:100", "--precision", "fp16"),
             "would hold values that are NaN, infinite or beyond its precision",
