@@ -19,7 +19,7 @@ from sd.app.jobs.adapter_folder import find_adapter, find_again, use_again
 from sd.app.jobs.adapters import find_adapters, in_turn, line_about, misread, objections
 from sd.pipeline.settings import SettingError, Settings
 
-SMALL = ["-W", 64, "-H", 64, "--steps", 2, "-s", 1, "--precision", "fp32", "-g", 1]
+SMALL = ["-W", 64, "-H", 64, "--steps", 1, "-s", 1, "--precision", "fp32", "-g", 1]
 
 
 @pytest.fixture
@@ -62,19 +62,18 @@ def test_flag_brackets_and_python_make_the_same_picture_and_note_it_alike(run, l
     _, (plain,), _ = run("txt2img", "a cat ", *common, "-o", "plain.png")
     model = sd.load(tiny_ckpt, precision="fp32")
     model.apply([(loras / "detail.safetensors", 0.8, 0.5)])
-    (python,) = model.txt2img("a cat", width=64, height=64, steps=2, seed=1, guidance_scale=1)
+    (python,) = model.txt2img("a cat", width=64, height=64, steps=1, seed=1, guidance_scale=1)
     assert rendered(flag) == rendered(brackets) == python.tobytes() != rendered(plain)
     digest = autov3(loras / "detail.safetensors")
     for texts in (Image.open(flag).text, Image.open(brackets).text, python.info):
-        assert texts["parameters"].startswith("a cat <lora:detail:0.5:0.8>\nSteps: 2, ")
+        assert texts["parameters"].startswith("a cat <lora:detail:0.5:0.8>\nSteps: 1, ")
         assert f", Lora hashes: detail: {digest[:12]}, Version" in texts["parameters"].replace('"', "")
         noted = [{"name": "detail", "autov3": digest, "strength": 0.8, "text_strength": 0.5}]
         assert json.loads(texts["sd"])["adapters"] == noted
     assert json.loads(python.info["sd"])["lora"] == settings_of(flag)["lora"] == ["detail:0.8:0.5"]
     assert "adapters" not in settings_of(plain)
-    for made in (flag, brackets):
-        code, (again,), _ = run("txt2img", "--like", made, "-m", tiny_ckpt, "-o", f"again-{Path(made).name}")
-        assert (code, Path(again).read_bytes()) == (0, Path(made).read_bytes())
+    code, (again,), _ = run("txt2img", "--like", flag, "-m", tiny_ckpt, "-o", "again.png")
+    assert (code, Path(again).read_bytes()) == (0, Path(flag).read_bytes())
     code, out, _ = run("show", flag)
     assert f"adapters:            detail ({digest[:12]})" in out
     assert "lora:                detail:0.8:0.5" in out
@@ -347,6 +346,7 @@ def test_explain_applies_to_each_run_what_its_prompt_names(run, loras, tiny_ckpt
     assert [line.split(":")[1] for line in err.splitlines() if "sd: lora" in line] == [" lora detail", " lora style"]
 
 
+@pytest.mark.slow
 def test_bench_measures_with_adapters(run, loras, tiny_ckpt):
     code, out, _ = run(
         "bench", "-m", tiny_ckpt, "--sizes", 64, "--steps", 2, "--repeat", 1, "--lora", "detail", "--json"
