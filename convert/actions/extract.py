@@ -5,8 +5,7 @@ the factors as they are written, rounding included.
 """
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from convert.actions.diff import block_of
+from convert.actions.extraction import Extraction, Sums
 from convert.actions.respell import check_adapter_target
 from convert.actions.target import TargetError
 from convert.actions.writing import PRECISIONS
@@ -32,46 +32,6 @@ from sd.files import remove_leftovers
 OVERSAMPLING = 16  # further columns of the random sketch, and
 ITERATIONS = 3  # products with the matrix, after which the error is within a percent of the smallest one
 BASE_VERSIONS = {"sd-v1": "sd_v1"}  # as kohya's scripts call families, by how ours begin
-
-
-@dataclass
-class Sums:
-    """Squared norms over several tensors."""
-
-    tensors: int = 0
-    base: float = 0.0  # of the first model's weights
-    change: float = 0.0  # of the difference
-    left: float = 0.0  # of what the LoRA lacks of it
-
-    @property
-    def error(self) -> float:
-        """The norm of what is left out, relative to that of the difference."""
-        return math.sqrt(self.left / self.change) if self.change else 0.0
-
-    @property
-    def relative_change(self) -> float:
-        return math.sqrt(self.change / self.base) if self.base else math.inf
-
-
-@dataclass
-class Extraction:
-    """The result."""
-
-    blocks: dict[tuple[str, str], Sums] = field(default_factory=dict)  # network and block, of what the LoRA holds
-    not_held: dict[str, Sums] = field(default_factory=dict)  # kind of tensor, in words -> those that differ
-    vae: int = 0  # tensors of the VAE that differ
-    rounded: int = 0  # tensors that differ by their precision only
-    notes: list[str] = field(default_factory=list)
-    tensors: int = 0  # written; 0: there was nothing to write
-
-    @property
-    def held(self) -> Sums:
-        return _total(self.blocks.values())
-
-    @property
-    def whole(self) -> Sums:
-        """With everything in the UNet and the text encoder that the LoRA does not hold."""
-        return _total([*self.blocks.values(), *self.not_held.values()])
 
 
 def extract(
@@ -227,9 +187,9 @@ class _Work:
             parts[part] = change.to(self.dtype)
             sums.left = _square(change - parts[part].float())
         else:
-            _add(found.not_held.setdefault(_kind(name, target, change), Sums()), sums)
+            found.not_held.setdefault(_kind(name, target, change), Sums()).add(sums)
             return
-        _add(found.blocks.setdefault(_block(self.base.checkpoint, name), Sums()), sums)
+        found.blocks.setdefault(_block(self.base.checkpoint, name), Sums()).add(sums)
 
     def _write(self, target: str, parts: Mapping[str, Tensor]) -> None:
         if not all(in_range(tensor, tensor.dtype) for tensor in parts.values()):
@@ -272,20 +232,6 @@ def _kind(name: str, target: str | None, change: Tensor) -> str:
 
 def _block(checkpoint: Checkpoint, ours: str) -> tuple[str, str]:
     return block_of(checkpoint.names[ours].name)
-
-
-def _add(to: Sums, sums: Sums) -> None:
-    to.tensors += sums.tensors
-    to.base += sums.base
-    to.change += sums.change
-    to.left += sums.left
-
-
-def _total(several: Iterable[Sums]) -> Sums:
-    total = Sums()
-    for sums in several:
-        _add(total, sums)
-    return total
 
 
 def _release(base: _Side, tuned: _Side, name: str) -> None:

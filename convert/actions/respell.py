@@ -1,7 +1,7 @@
 """Write an adapter with the names of another program; its numbers stay as they are."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from convert.adapters.grouping import WORDS
 from convert.adapters.spellings import SPELLINGS
 from convert.adapters.stated import IN_METADATA
 from convert.adapters.writing import Module, Values, write_adapter
-from convert.errors import shown
 from convert.files.arrays import raw_pieces
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
@@ -113,8 +112,3 @@ def _module(file: CheckpointFile, change: Change) -> Module:
         alpha=alpha,
         on_input=change.on_input,
     )
-
-
-def not_written(adapter: Adapter) -> Sequence[str]:
-    """What of the source is not in the result, and other remarks: one sentence each whose subject is the file."""
-    return [shown(line, 2000) for line in (*adapter.problems, *adapter.notes)]

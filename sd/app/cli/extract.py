@@ -18,7 +18,7 @@ from sd.app.cli.terminal import aligned, progress_bar
 from sd.app.jobs.model_folder import find
 
 if TYPE_CHECKING:
-    from convert.actions.extract import Extraction, Sums
+    from convert.actions.extraction import Extraction, Sums
 
 WRITTEN, SAME = 0, 1
 TITLES = {"unet": "UNet", "text_encoder": "text encoder"}
