@@ -53,6 +53,27 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DepthConfig:
+    stem_width: int  # channels after the first convolution
+    stage_widths: tuple[int, ...]  # channels of each convolutional stage; the first is at 1/4 of the picture's size
+    stage_blocks: tuple[int, ...]  # residual blocks in each stage
+    groups: int  # of every group norm
+    width: int  # of a token's vector in the transformer
+    hidden_width: int  # inside the feed-forward
+    layers: int
+    heads: int
+    grid: int  # tokens along one side of a training picture: as many positions as were trained, squared
+    taps: tuple[int, ...]  # transformer layers whose outputs are read, counted from 0
+    fusion_width: int  # channels on the way back to the picture's size
+    head_width: int  # channels before the last convolution
+
+    @property
+    def native_size(self) -> int:
+        """Side of the training pictures, in pixels: each token stands for 16x16."""
+        return 16 * self.grid
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     timesteps: int  # of the forward process
     beta_start: float  # variance of the noise added at the first timestep
@@ -165,3 +186,20 @@ SDXL_REFINER_UNET = replace(
     SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
 )
 OPEN_CLIP_BIG_G = replace(OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20)
+
+# MiDaS 3's DPT-Hybrid, which lies in the files of Stable Diffusion 2 depth: Ranftl et al. (2021), section 3, with the
+# numbers of the original code, midas/vit.py; its encoder is the R50+ViT-B/16 of Dosovitskiy et al. (2021).
+DPT_HYBRID = DepthConfig(
+    stem_width=64,
+    stage_widths=(256, 512, 1024),
+    stage_blocks=(3, 4, 9),
+    groups=32,
+    width=768,
+    hidden_width=3072,
+    layers=12,
+    heads=12,
+    grid=24,
+    taps=(8, 11),
+    fusion_width=256,
+    head_width=32,
+)
