@@ -17,9 +17,8 @@ MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"
 def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The colours (L, RGB or CMYK), and the opacity (L) or None; 8 bits a channel. Raises PictureError."""
     mode = picture.mode
-    tags = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
-    white, is_negative = _tiff_white(name, mode, tags)
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
+    white, is_negative = _tiff_white(name, picture)
+    if _is_deep(picture):
         return _split_16_bits(picture, white, is_negative=is_negative)
     if mode in ("I", "F"):
         raise PictureError(
@@ -40,8 +39,29 @@ def split(name: Path | str, picture: Image.Image) -> tuple[Image.Image, Image.Im
     return picture.convert("L" if grey else "RGB"), None
 
 
-def _tiff_white(name: Path | str, mode: str, tags: Mapping) -> tuple[int, bool]:
+def deep_grey(name: Path | str, picture: Image.Image) -> np.ndarray | None:
+    """The levels (H, W) of a picture in greys of up to 16 bits, 0 is black; None for any other. Raises PictureError."""
+    if not _is_deep(picture):
+        return None
+    white, is_negative = _tiff_white(name, picture)
+    levels = _deep_levels(picture)
+    return white - levels if is_negative else levels
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    return picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+
+
+def _deep_levels(picture: Image.Image) -> np.ndarray:
+    """(H, W) uint16"""
+    levels = np.asarray(picture)
+    return levels if levels.dtype.itemsize == 2 else levels.clip(0, 65535).astype(np.uint16)
+
+
+def _tiff_white(name: Path | str, picture: Image.Image) -> tuple[int, bool]:
     """The largest level of deep greys, and whether it is black. Raises PictureError for pixels that Pillow misreads."""
+    mode = picture.mode
+    tags: Mapping = getattr(picture, "tag_v2", {}) if picture.format == "TIFF" else {}
     bits = tags.get(BITS) or (16,)
     if 2 in (tags.get(NUMBERS) or ()) and bits[0] == 8:
         raise PictureError(f"{name} has levels from -128 to 127. Save it with levels from 0 to 255.")
@@ -54,9 +74,7 @@ def _tiff_white(name: Path | str, mode: str, tags: Mapping) -> tuple[int, bool]:
 
 def _split_16_bits(picture: Image.Image, white: int, *, is_negative: bool) -> tuple[Image.Image, Image.Image | None]:
     """Greys of up to 16 bits, in 8. Pillow would cut off at 255 instead of scaling."""
-    levels = np.asarray(picture)
-    if levels.dtype.itemsize != 2:
-        levels = levels.clip(0, 65535).astype(np.uint16)
+    levels = _deep_levels(picture)
     scaled = ((2 * 255 * np.arange(65536) + white) // (2 * white)).clip(0, 255).astype(np.uint8)
     if not is_negative and levels.max() < 256:  # labels, or 8 bits in 16: all but 0 stay apart from black
         scaled[1:] = scaled[1:].clip(1)

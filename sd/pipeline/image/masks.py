@@ -96,14 +96,14 @@ def faint_note(mask: Image.Image) -> str | None:
     )
 
 
-def match(mask: Image.Image, size: Size) -> Image.Image:
-    """The mask at the size of its picture. Raises PictureError if it has another shape."""
+def match(mask: Image.Image, size: Size, name: str = "mask") -> Image.Image:
+    """The mask, or depth map, at the size of its picture. Raises PictureError if it has another shape."""
     (width, height), (wanted_width, wanted_height) = mask.size, size
     # sides that were rounded to whole pixels differ by half a pixel
     if abs(width * wanted_height - height * wanted_width) > (wanted_width + wanted_height) / 2:
         raise PictureError(
-            f"the mask is {width}x{height} and the picture {wanted_width}x{wanted_height}. "
-            "Give a mask of the same size, or at least of the same shape."
+            f"the {name} is {width}x{height} and the picture {wanted_width}x{wanted_height}. "
+            f"Give a {name} of the same size, or at least of the same shape."
         )
     return resized(mask, size)
 

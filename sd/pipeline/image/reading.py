@@ -8,10 +8,11 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from PIL import Image, ImageChops, UnidentifiedImageError
 
@@ -20,6 +21,7 @@ from sd.pipeline.image.colours import in_srgb, split
 from sd.pipeline.image.input_settings import MEGAPIXELS
 from sd.pipeline.image.png_chunks import png_size, slim
 
+Read = TypeVar("Read")
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
 LARGEST_PIXELS = MEGAPIXELS * 10**6
 HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # ISO/IEC 23008-12, annex B
@@ -72,6 +74,16 @@ def read_rgba(path: Path, *, colour_managed: bool = True, megapixels: float = ME
 
     Raises PictureError for files that are not exactly one picture.
     """
+    return read_as(path, partial(as_rgba, colour_managed=colour_managed), megapixels=megapixels)
+
+
+def read_as(path: Path, convert: Callable[[Path, Image.Image], Read], *, megapixels: float = MEGAPIXELS) -> Read:
+    """What `convert` makes of the picture in a file, as Pillow opens it.
+
+    megapixels  of the largest picture that is read
+
+    Raises PictureError for files that are not exactly one picture.
+    """
     path = Path(path)
     with opened(path) as file, decoding(path):
         if size := png_size(file):
@@ -82,22 +94,26 @@ def read_rgba(path: Path, *, colour_managed: bool = True, megapixels: float = ME
         check_size(path, picture.size, megapixels)  # also of a PNG: it may say its size a second time
         _check_frames(path, picture)
         picture.load()
-        return as_rgba(path, picture, colour_managed=colour_managed)
+        return convert(path, picture)
 
 
 def as_rgba(name: Path | str, picture: Image.Image, *, colour_managed: bool = True) -> Image.Image:
     """A picture opened with Pillow, upright, 8 bits a channel: RGBA if some pixel is not opaque, otherwise RGB."""
     colours, opacity = split(name, picture)
     profile = picture.info.get("icc_profile") if colour_managed else None
-    rgb = in_srgb(colours, profile) if profile else colours.convert("RGB")
-    with suppress(*DAMAGE):  # damaged metadata is ignored, as viewers do
-        turn = TURNS.get(picture.getexif().get(ORIENTATION))
-        if turn is not None:
-            rgb, opacity = rgb.transpose(turn), opacity and opacity.transpose(turn)
+    rgb = upright(in_srgb(colours, profile) if profile else colours.convert("RGB"), picture)
     if opacity is None or opacity.getextrema() == (255, 255):
         rgb.info = {}
         return rgb
-    return Image.merge("RGBA", (*rgb.split(), opacity))
+    return Image.merge("RGBA", (*rgb.split(), upright(opacity, picture)))
+
+
+def upright(pixels: Image.Image, picture: Image.Image) -> Image.Image:
+    """Pixels of a picture, turned as its Exif data say. Damaged ones are ignored, as viewers do."""
+    with suppress(*DAMAGE):
+        turn = TURNS.get(picture.getexif().get(ORIENTATION))
+        return pixels if turn is None else pixels.transpose(turn)
+    return pixels
 
 
 def readable(formats: Iterable[str]) -> list[str]:

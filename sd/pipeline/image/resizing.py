@@ -36,7 +36,7 @@ class Placement:
     shown: Box
 
     def place(self, picture: Image.Image) -> Image.Image:
-        """A picture (RGB) or its mask (L) at the working size. Padding repeats the nearest row or column."""
+        """A picture (RGB), mask (L) or depth map (F) at the working size. Padding repeats the nearest row or column."""
         if picture.size != self.picture:
             raise ValueError(f"the placement is for a picture of {self.picture}, got one of {picture.size}")
         part = resized(picture.crop(self.taken), size_of(self.shown))
@@ -71,11 +71,11 @@ def size_of(box: Box) -> Size:
 
 
 def resized(picture: Image.Image, size: Size) -> Image.Image:
-    """A picture (RGB) or mask (L) at another size; unchanged if it already has it."""
+    """A picture (RGB), mask (L) or depth map (F) at another size; unchanged if it already has it."""
     if picture.size == size:
         return picture
     # Lanczos rings: around the white part of a mask it would leave grey specks on black
-    return picture.resize(size, Image.Resampling.BILINEAR if picture.mode == "L" else Image.Resampling.LANCZOS)
+    return picture.resize(size, Image.Resampling.LANCZOS if picture.mode == "RGB" else Image.Resampling.BILINEAR)
 
 
 def fit(picture: Size, working: Size, mode: str) -> Placement:
