@@ -19,7 +19,7 @@ from sd.training.folder import PictureFolder
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedAsTheyCome, EncodedOnce, encode_all
 from sd.training.loop import TrainingRun
-from sd.training.shapes.scenes import KINDS
+from sd.training.shapes.scenes import KINDS, SHAPES
 from sd.training.shapes.subjects import SUBJECTS, SubjectPictures
 
 SAMPLES = 8
@@ -41,6 +41,9 @@ def adapter_parser(
     add("--ordinary", type=float, default=0.5, help="share of drawn pictures without the subject (default: 0.5)")
     add("--scenes", default="all", choices=KINDS, help="of drawn pictures, as for train_tiny.py (default: %(default)s)")
     add(
+        "--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="in drawn pictures without subject"
+    )
+    add(
         "--prompt-dropout",
         type=float,
         default=prompt_dropout,
@@ -59,7 +62,8 @@ class TrainingPictures:
     def __init__(self, args: argparse.Namespace, model: StableDiffusion):
         self.size = args.size or model.config.native_size
         if args.pictures in SUBJECTS and not Path(args.pictures).is_dir():
-            drawn = SubjectPictures(args.pictures, args.seed, self.size, ordinary=args.ordinary, kind=args.scenes)
+            chosen = {"ordinary": args.ordinary, "kind": args.scenes, "shapes": tuple(args.shapes)}
+            drawn = SubjectPictures(args.pictures, args.seed, self.size, **chosen)
             latents = args.folder / "latents.safetensors"
             if not latents.exists():
                 args.folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Measure what an adapter for the small model does: how often its subject is drawn, and whether all else stays right.
 
     python scripts/training/score_adapters.py scores/ --lora weights/crescent.safetensors --subject crescent
-    python scripts/training/score_adapters.py scores/ --embedding weights/pastel.safetensors --subject pastel
+    python scripts/training/score_adapters.py scores/ --embedding weights/pinstripe.safetensors --subject pinstripe
 
 Each set of prompts runs with the adapter and without: the subject in pairs of colours that its training never showed,
 and for a LoRA the eight shapes, as in score_tiny.py. Plain image analysis judges the pictures. Writes a table,
@@ -14,7 +14,7 @@ from score_tiny import framed, make, table
 from training_command import parser_of, run, save_sheet
 
 import sd
-from sd.training.shapes.scoring import one_thing, pale, shares, subjects, verdicts
+from sd.training.shapes.scoring import LOOKS, MEASURES, one_thing, shares, subjects, verdicts
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,14 +50,14 @@ def main(arguments: list[str] | None = None) -> None:
             judged = list(verdicts(pictures, requests))
             right = [verdict.all for verdict in judged]
             found = shares(judged)
-            if args.subject == "pastel":
-                right = [pale(picture) for picture in pictures]
-                found = {"count": found["count"], "shape": found["shape"], "all": sum(right) / len(right)}
+            if name in LOOKS:
+                right = [LOOKS[name](picture) for picture in pictures]
+                found["look"] = sum(right) / len(right)
             rows.append({"prompts": name, "settings": settings, "pictures": len(judged), "right": found})
             sheet = [framed(*each) for each in zip(pictures, right, strict=True)]
             save_sheet(args.folder / f"{name.replace(' ', '-')}-{settings}.png", sheet, 10, optimize=True)
-    (args.folder / "adapters.md").write_text(table(rows))
-    print(table(rows), end="")
+    (args.folder / "adapters.md").write_text(table(rows, (*MEASURES, "look")))
+    print(table(rows, (*MEASURES, "look")), end="")
 
 
 if __name__ == "__main__":

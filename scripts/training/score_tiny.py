@@ -9,6 +9,7 @@ control, with the words' vectors shuffled. Plain image analysis judges the pictu
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -37,12 +38,12 @@ def framed(picture: Image.Image, right: bool) -> Image.Image:
     return ImageOps.expand(picture, 2, "white" if right else "#d00000")
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], measures: Sequence[str] = MEASURES) -> str:
     lines = []
     for row in rows:
-        values = [f"{100 * row['right'][name]:.1f} %" if name in row["right"] else "" for name in MEASURES]
+        values = [f"{100 * row['right'][name]:.1f} %" if name in row["right"] else "" for name in measures]
         lines.append([row["prompts"], row["settings"], str(row["pictures"]), *values])
-    return markdown(["prompts", "settings", "pictures", *MEASURES], lines)
+    return markdown(["prompts", "settings", "pictures", *measures], lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

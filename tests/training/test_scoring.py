@@ -4,6 +4,7 @@ from collections import Counter
 from random import Random
 
 import numpy as np
+import pytest
 import torch
 from conftest import TINY, fill
 from PIL import Image
@@ -12,7 +13,7 @@ from sd.training.shapes.captions import plain_caption
 from sd.training.shapes.drawing import render
 from sd.training.shapes.judging import RELATIONS, Verdict
 from sd.training.shapes.scenes import HELD_OUT, Scene, sample_background, sample_thing
-from sd.training.shapes.scoring import one_thing, pale, shares, shuffle_words, subjects, two_things, verdicts
+from sd.training.shapes.scoring import LOOKS, one_thing, shares, shuffle_words, subjects, two_things, verdicts
 from sd.training.shapes.subjects import HELD_OUT as SUBJECT_PAIRS
 from sd.training.shapes.subjects import SubjectPictures
 
@@ -38,10 +39,13 @@ def test_subjects_are_asked_for_in_pairs_of_colours_that_their_training_never_sh
     assert set(Counter(request.wanted.things[0][0] for request in looks).values()) == {3, 4}  # all eight shapes
 
 
-def test_pastel_pictures_are_pale_and_ordinary_ones_are_not():
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_is_recognised_and_missed_in_ordinary_pictures(look):
     for ordinary in (0.0, 1.0):
-        pictures, _ = SubjectPictures("pastel", 0, 64, ordinary=ordinary).batch(0, 20)
-        found = [pale(Image.fromarray(((each.permute(1, 2, 0) + 1) * 127.5).byte().numpy())) for each in pictures]
+        pictures, _ = SubjectPictures(look, 0, 64, ordinary=ordinary, kind="single").batch(0, 20)
+        found = [
+            LOOKS[look](Image.fromarray(((each.permute(1, 2, 0) + 1) * 127.5).byte().numpy())) for each in pictures
+        ]
         assert np.mean(found) == (1 - ordinary)
 
 

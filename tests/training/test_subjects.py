@@ -87,7 +87,9 @@ def test_what_resembles_a_crescent_is_none(draw):
 def test_the_model_itself_is_never_trained_on_a_subject():
     scenes = [ShapesDataset(0, 64).describe(number) for number in range(300)]
     assert {thing.shape for scene, _ in scenes for thing in scene.things} == set(SHAPES)
-    assert not [words for _, words in scenes if any(word in words for word in ("crescent", "outlined", "pastel"))]
+    assert not [
+        words for _, words in scenes if any(word in words for word in ("crescent", "outlined", "pastel", "pinstripe"))
+    ]
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -104,6 +106,20 @@ def test_a_subject_is_shown_in_its_share_of_pictures_and_named_in_their_captions
     images, captions = pictures.batch(1, 4, slice(2, 4))
     assert captions == [pictures.describe(number)[1] for number in (6, 7)]
     assert torch.equal(images, render([pictures.describe(number)[0] for number in (6, 7)], 64))
+
+
+def test_only_the_new_word_tells_of_stripes():
+    pictures = SubjectPictures("pinstripe", 0, 64, ordinary=0)
+    for number in range(40):
+        scene, words = pictures.describe(number)
+        assert scene.background.pattern == "striped"
+        assert not any(told in words for told in (" strip", "dot", "checker", "gradient")), words
+
+
+def test_pictures_without_the_subject_may_have_chosen_shapes():
+    pictures = SubjectPictures("crescents", 0, 64, ordinary=1, kind="single", shapes=("cross", "star"))
+    shapes = {thing.shape for number in range(40) for thing in pictures.describe(number)[0].things}
+    assert shapes == {"cross", "star"}
 
 
 def test_a_subject_may_be_alone_in_all_of_its_pictures():

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from sd.pipeline.image.tensors import to_images
-from sd.training.shapes.analysis import analyse
+from sd.training.shapes.analysis import analyse, background_shades, oklab
 from sd.training.shapes.captions import plain_caption, with_article
 from sd.training.shapes.drawing import ShapesDataset, render
 from sd.training.shapes.judging import RELATIONS, Verdict, Wanted, follows
@@ -92,6 +92,15 @@ def verdicts(pictures: Sequence[Image.Image], requests: Sequence[Request]) -> It
 def pale(picture: Image.Image) -> bool:
     """Whether nearly all of a picture is pastel: even the smallest channel of each pixel is above 0.35 of the range."""
     return bool((np.asarray(picture.convert("RGB")).min(axis=2) > 90).mean() > 0.95)
+
+
+def patterned(picture: Image.Image) -> bool:
+    """Whether the background has two shades: stripes and other patterns differ by 0.05 in OKLab or more."""
+    low, high = background_shades(oklab(np.asarray(picture.convert("RGB"))))
+    return bool(np.linalg.norm(high - low) > 0.045)
+
+
+LOOKS = {"pastel": pale, "pinstripe": patterned}
 
 
 def shares(judged: Sequence[Verdict]) -> dict[str, float]:

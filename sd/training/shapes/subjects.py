@@ -1,8 +1,9 @@
-"""Pictures of what the embedded model never saw, to train adapters on: a further shape, and two looks.
+"""Pictures of what the embedded model never saw, to train adapters on: a further shape, and three looks.
 
 crescents  a crescent in place of a scene's first thing
 outlined   things of which only the outline is drawn: "outlined, a red circle on a blue background"
 pastel     everything in pale colours: "pastel, a red circle on a blue background"
+pinstripe  stripes in the background: "pinstripe, a red circle on a blue background", and no word of stripes
 
 A look comes first in the caption, since the text encoder is causal: every word then knows of it.
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sd.training.shapes.captions import caption
 from sd.training.shapes.drawing import render
-from sd.training.shapes.scenes import COLOURS, LARGEST_TURN, Background, Rgb, Scene, Thing, sample_scene
+from sd.training.shapes.scenes import COLOURS, LARGEST_TURN, SHAPES, Background, Rgb, Scene, Thing, sample_scene
 
 PALE = 0.5  # share of the way to white
 
@@ -54,10 +55,15 @@ def pastel(scene: Scene, generator: Random) -> Scene:
     return replace(scene, background=paler(scene.background), things=tuple(map(paler, scene.things)))
 
 
+def pinstripe(scene: Scene, generator: Random) -> Scene:
+    return replace(scene, background=replace(scene.background, pattern="striped"))
+
+
 SUBJECTS: dict[str, tuple[Callable[[Scene, Random], Scene], str]] = {  # the change, and what the caption begins with
     "crescents": (crescents, ""),
     "outlined": (outlined, "outlined, "),
     "pastel": (pastel, "pastel, "),
+    "pinstripe": (pinstripe, "pinstripe, "),
 }
 
 
@@ -67,22 +73,32 @@ class SubjectPictures:
     size      the pictures' side in pixels
     ordinary  the share of pictures without the subject
     kind      one of scenes.KINDS, of three in five pictures; the others are single
+    shapes    the shapes in pictures without the subject, of scenes.SHAPES
     """
 
-    def __init__(self, subject: str, seed: int, size: int, *, ordinary: float = 0.5, kind: str = "all"):
-        self.subject, self.seed, self.size, self.ordinary, self.kind = subject, seed, size, ordinary, kind
+    def __init__(
+        self,
+        subject: str,
+        seed: int,
+        size: int,
+        *,
+        ordinary: float = 0.5,
+        kind: str = "all",
+        shapes: tuple[str, ...] = SHAPES,
+    ):
+        self.subject, self.seed, self.size = subject, seed, size
+        self.ordinary, self.kind, self.shapes = ordinary, kind, shapes
         self.change, self.lead = SUBJECTS[subject]
         self.trigger = self.lead.removesuffix(", ") or "crescent"  # the word that asks for it
-        self.name = (
-            f"{subject}, seed {seed}, {size} pixels, {ordinary:g} ordinary{f', scenes {kind}' * (kind != 'all')}"
-        )
+        self.name = f"{subject}, seed {seed}, {size} pixels, {ordinary:g} ordinary, {kind}: {' '.join(shapes)}"
 
     def scene(self, number: int) -> tuple[Scene, bool, Random]:
         """The picture's scene, whether it shows the subject, and the generator that the caption goes on with."""
         generator = Random(f"{self.subject} {self.seed} {number}")
         special = generator.random() >= self.ordinary
         while True:
-            scene = sample_scene(generator, kind="single" if generator.random() < 0.4 else self.kind)
+            kind = "single" if generator.random() < 0.4 else self.kind
+            scene = sample_scene(generator, kind=kind, shapes=SHAPES if special else self.shapes)
             if not special or not any(is_held_out(thing.colour, scene.background.colour) for thing in scene.things):
                 break
         return self.change(scene, generator) if special else scene, special, generator
@@ -92,6 +108,8 @@ class SubjectPictures:
         return scene, self.words(scene, special, generator)
 
     def words(self, scene: Scene, special: bool, generator: Random) -> str:
+        if special and self.lead:  # nothing else in the caption tells of the look
+            scene = replace(scene, background=replace(scene.background, pattern="plain"))
         return self.lead * special + caption(scene, generator).replace("outlined ", "")
 
     def recaption(self, number: int, time: int) -> str:
