@@ -14,7 +14,8 @@ from pathlib import Path
 
 from convert.adapters.grouping import Module, best_family, bundled, sorted_in
 from convert.adapters.other_families import described, other_family
-from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of, split
+from convert.adapters.parts import KINDS, NUMBERS, fits, fits_beside, rank_of
+from convert.adapters.spellings import split
 from convert.adapters.stated import LARGEST, Stated, stated_beside
 from convert.checkpoint import FLOATS
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, named, shown, shown_list
@@ -190,7 +191,7 @@ def _read(
     weights, theirs = modules(family), diffusers_names(family)
     changes, incomplete, misfits, names, zero = [], [], [], {}, Counter()
     for target, module in found.items():
-        if module.is_plain:
+        if module.is_weight:
             unknown += module.names.values()
             continue
         if module.lacks:

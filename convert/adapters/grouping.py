@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from convert.adapters.parts import WHOLE as NEEDED
-from convert.adapters.parts import Shape, fits, kind_of, result_shape, split
+from convert.adapters.parts import WHOLE, Shape, fits, kind_of, result_shape
+from convert.adapters.spellings import split
 from convert.errors import WeightMismatchError, shown
 from convert.files.records import TensorRecord
 from convert.layouts.adapter_names import FAMILIES, AdaptedFamily, module_names, modules
@@ -31,8 +31,8 @@ class Module:
         return kind_of({part: (self.kinds[part], shape) for part, shape in self.shapes.items()})
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it is the weight of a network, and nothing of an adapter."""
+    def is_weight(self) -> bool:
+        """Whether it is a weight of a network, and nothing of an adapter."""
         return self.parts.keys() == {"weight"} and self.kind == "ia3"
 
     @property
@@ -41,7 +41,7 @@ class Module:
         has = ", ".join(sorted(self.parts))
         if not self.kind:
             return f"parts of several kinds: {has}"
-        return "" if any(self.parts.keys() >= needed for needed in NEEDED[self.kind]) else f"only {has}"
+        return "" if any(self.parts.keys() >= needed for needed in WHOLE[self.kind]) else f"only {has}"
 
     def result(self, weight: Shape) -> Shape | None:
         """The shape of the change to a weight of this shape; None if the parts do not go together."""
@@ -103,7 +103,7 @@ def best_family(tensors: Mapping[str, TensorRecord]) -> tuple[AdaptedFamily | No
         weights = modules(family)
         whole = [(module, weights[target]) for target, module in found.items() if not module.lacks]
         fitting = sum(fits(module.result(weight), weight) for module, weight in whole)
-        named = sum(not module.is_plain for module in found.values())
+        named = sum(not module.is_weight for module in found.values())
         if named:
             candidates.append((fitting, len(whole), named, -index))
     if not candidates:

@@ -1,10 +1,6 @@
-"""The tensors that adapters have for a module: what their names end in, and the shape of the change that they make.
+"""The tensors that adapters have for a module, by part: the kind, rank and shape of the change that they make."""
 
-lora_unet_mid_block_attentions_0_proj_in.lora_down.weight
-module                                   suffix: the part "down" of a LoRA
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from math import prod
 
 from convert.files.records import trimmed
@@ -22,39 +18,6 @@ KINDS = {  # as in `sd.networks.adapters`, for a reader
     "full": "full difference",
     "set": "replaced weight",
 }
-# What a name ends in -> kind and part; "" for parts that go with several kinds.
-SUFFIXES = {
-    **{
-        f"{mark}{word}{end}": ("lora", part)
-        for word, part in (("down", "down"), ("up", "up"), ("mid", "mid"))
-        for mark, end in (
-            *((".lora_", ".weight"), (".lora.", ".weight"), ("_lora.", ".weight"), (".lora_linear_layer.", ".weight")),
-            (".lora_", ""),
-        )
-    },
-    **{f".lora_{word}{end}": ("lora", part) for word, part in (("A", "down"), ("B", "up")) for end in (".weight", "")},
-    **{f".hada_{part}": ("loha", part) for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
-    **{f".hada_{part}": ("loha", part) for part in ("t1", "t2")},
-    **{f".lokr_{part}": ("lokr", part) for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
-    **{f".{part}.weight": ("glora", part) for part in ("a1", "a2", "b1", "b2", "bm")},
-    ".oft_blocks": ("oft", "blocks"),
-    ".rescale": ("oft", "rescale"),
-    ".on_input": ("ia3", "on_input"),
-    ".ia3_l": ("ia3", "factor"),  # PEFT's: what weights are multiplied with; LyCORIS keeps the difference from 1
-    ".diff": ("full", "weight"),
-    ".w_norm": ("full", "weight"),
-    ".set_weight": ("set", "weight"),
-    ".diff_b": ("", "bias"),
-    ".b_norm": ("", "bias"),
-    ".alpha": ("", "alpha"),
-    ".scale": ("", "scale"),
-    ".dora_scale": ("", "dora_scale"),
-    ".lora_magnitude_vector": ("", "magnitude"),
-    ".lora_magnitude_vector.weight": ("", "magnitude"),
-    ".weight": ("ia3", "weight"),  # beside .on_input
-}
-MOST_DOTS = max(suffix.count(".") for suffix in SUFFIXES)
-NAMED = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.", ".ia3_l.")  # PEFT may put an adapter's name behind these
 NUMBERS = ("alpha", "scale", "on_input")  # parts with one number, read with the names
 WHOLE = {  # what is needed of each kind: one of these sets
     "lora": ({"down", "up"},),
@@ -67,27 +30,6 @@ WHOLE = {  # what is needed of each kind: one of these sets
     "full": ({"weight"}, {"bias"}),
     "set": ({"weight"},),
 }
-
-
-def split(name: str, known: Mapping[str, object]) -> tuple[str, str, str] | None:
-    """The module that a name begins with, one of those known, and the kind and the part that it ends in."""
-    for mark in NAMED:
-        before, found, rest = name.partition(mark)
-        if found and rest.removesuffix("weight").count(".") <= 1 and before in known:
-            name = before + mark.rstrip(".")  # without the adapter's name
-    for suffix in _endings(name):  # the longest that is known counts
-        if suffix in SUFFIXES and (module := name.removesuffix(suffix)) in known:
-            return module, *SUFFIXES[suffix]
-    return None
-
-
-def _endings(name: str) -> Iterator[str]:
-    """What a name may end in, the longest first: from "_lora." or one of the last dots on."""
-    if (start := name.rfind("_lora.")) >= 0:
-        yield name[start:]
-    pieces = name.rsplit(".", MOST_DOTS)
-    for count in range(1, len(pieces)):
-        yield "." + ".".join(pieces[count:])
 
 
 def kind_of(parts: Mapping[str, tuple[str, Shape]]) -> str:

@@ -141,13 +141,13 @@ def _kohya(found: Sequence[Module], family: AdaptedFamily) -> dict[str, Values]:
         name, weight = names[module.target], modules(family)[module.target]
         ends = {**KOHYA[module.kind], **BESIDE, **(OF_NORMS if module.kind == "full" and len(weight) == 1 else {})}
         if module.alpha is not None:
-            tensors[f"{name}.alpha"] = _number(module.alpha, module.parts)
+            tensors[name + ends["alpha"]] = _number(module.alpha, module.parts)
         for part, values in module.parts.items():
             if part == "magnitude":  # per output, which the shape must say
                 part, values = "dora_scale", values._replace(shape=(math.prod(values.shape), *(1 for _ in weight[1:])))
             tensors[name + ends[part]] = values
         if module.kind == "ia3":
-            tensors[f"{name}.on_input"] = _scalar(int(module.on_input), "int64")
+            tensors[name + ends["on_input"]] = _scalar(int(module.on_input), "int64")
     return tensors
 
 
