@@ -16,16 +16,15 @@ from torch import Tensor
 from convert.actions.diff import block_of
 from convert.actions.extraction import Extraction, Sums
 from convert.actions.respell import check_adapter_target
+from convert.actions.second_model import OpenModel
 from convert.actions.target import TargetError
 from convert.actions.writing import PRECISIONS
-from convert.adapters.adapter import FIRST_CONV
 from convert.adapters.writing import Module, Values, write_adapter
-from convert.checkpoint import Checkpoint, match_shapes
-from convert.errors import WeightMismatchError, counted, named, shown, shown_list
-from convert.files.reader import CheckpointFile
-from convert.files.tensors import as_tensor, in_range, raw_bytes
+from convert.checkpoint import Checkpoint
+from convert.errors import WeightMismatchError, shown
+from convert.files.tensors import in_range, raw_bytes
 from convert.layouts.adapter_names import adapted_family, modules
-from convert.layouts.names import parameter_shapes
+from convert.layouts.names import FIRST_CONV
 from convert.other_vae import opened_model
 from sd.files import remove_leftovers
 
@@ -69,7 +68,7 @@ def extract(
     remove_leftovers([target])
     with ExitStack() as stack:
         both = ((base, "auto"), (tuned, weights))
-        sides = [_Side(*stack.enter_context(opened_model(path, which))) for path, which in both]
+        sides = [OpenModel(*stack.enter_context(opened_model(path, which))) for path, which in both]
         _check_alike(*sides)
         work = _Work(*sides, rank, conv_rank, full, getattr(torch, PRECISIONS[precision]))
         found = work.run(on_start, on_bytes)
@@ -104,25 +103,9 @@ def nearest_of_rank(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass
-class _Side:
-    """One of the two models."""
-
-    file: CheckpointFile
-    checkpoint: Checkpoint
-
-    def __post_init__(self) -> None:
-        self.checkpoint = match_shapes(self.checkpoint, parameter_shapes(self.checkpoint.config))
-
-    def read(self, ours: str) -> Tensor:
-        record = self.checkpoint.tensors[ours]
-        self.file.verify(record)
-        return as_tensor(self.file, record)
-
-
-@dataclass
 class _Work:
-    base: _Side
-    tuned: _Side
+    base: OpenModel
+    tuned: OpenModel
     rank: int
     conv_rank: int
     full: bool
@@ -141,7 +124,8 @@ class _Work:
             for name in names:
                 if pair := self._pair(name, found):
                     self._take(name, target if target in weights else None, *pair, parts, found)
-                _release(self.base, self.tuned, name)
+                self.base.release(name)
+                self.tuned.release(name)
                 if on_bytes:
                     on_bytes(records[name].nbytes)
             if parts:
@@ -234,23 +218,13 @@ def _block(checkpoint: Checkpoint, ours: str) -> tuple[str, str]:
     return block_of(checkpoint.names[ours].name)
 
 
-def _release(base: _Side, tuned: _Side, name: str) -> None:
-    for side in (base, tuned):
-        if record := side.checkpoint.tensors.get(name):
-            side.file.release(record)
-
-
-def _check_alike(base: _Side, tuned: _Side) -> None:
+def _check_alike(base: OpenModel, tuned: OpenModel) -> None:
     """Raises WeightMismatchError for models of different architectures."""
     a, b = base.checkpoint, tuned.checkpoint
     other = [name for name, record in a.tensors.items() if name in b.tensors and record.shape != b.tensors[name].shape]
     other += sorted(a.tensors.keys() ^ b.tensors.keys())
     if any(name != f"{FIRST_CONV}.weight" for name in other):
-        fault = WeightMismatchError(
-            f"is not built like {shown(base.file.called)}: {counted(len(other), 'weight')} of another shape, or in one "
-            f"of them only: {shown_list(other)}"
-        )
-        raise named(fault, tuned.file.called)
+        raise tuned.not_like(base.file, other)
 
 
 def _metadata(

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.actions.inspect import old_hash
+from convert.actions.second_model import OpenModel
 from convert.actions.target import TargetError
 from convert.actions.writing import Changes, stated_json
-from convert.checkpoint import Checkpoint, match_shapes
-from convert.errors import WeightMismatchError, counted, named, shown, shown_list
+from convert.checkpoint import Checkpoint
+from convert.errors import shown
 from convert.files.hashing import file_sha256
 from convert.files.reader import CheckpointFile
-from convert.layouts.names import parameter_shapes
+from convert.layouts.names import FIRST_CONV
 from convert.other_vae import opened_model
 from sd.config import ModelConfig
 from sd.networks.block_plan import block_plan
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"  # in a file's metadata, as the AUTOMATIC1111 web UI writes them
-FIRST_CONV = "unet.input_blocks.0.conv.weight"  # reads more channels in models for inpainting, editing and depth
+FIRST_WEIGHT = f"{FIRST_CONV}.weight"
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,6 @@ class Share:
         plan = [row.name for row in block_plan(config.unet)]
         names = {"time_embed": plan[0], "out": plan[-1], "middle_block": "middle_block"}
         return self.blocks[plan.index(names.get(block, f"{block}.{number}"))]
-
-
-@dataclass
-class _Model:
-    """The second or third model."""
-
-    file: CheckpointFile
-    checkpoint: Checkpoint
-
-    def __post_init__(self) -> None:
-        self.checkpoint = match_shapes(self.checkpoint, parameter_shapes(self.checkpoint.config))
-
-    def read(self, ours: str, dtype) -> "Tensor":
-        from convert.files.tensors import as_tensor
-
-        record = self.checkpoint.tensors[ours]
-        self.file.verify(record)
-        value = as_tensor(self.file, record).to(dtype, copy=True)
-        self.file.release(record)
-        return value
 
 
 class Merging:
@@ -98,7 +79,7 @@ class Merging:
                 f"of the text encoder in front; got {len(self.share.blocks)}."
             )
         with ExitStack() as stack:
-            others = [_Model(*stack.enter_context(opened_model(path))) for path in self.reads]
+            others = [OpenModel(*stack.enter_context(opened_model(path))) for path in self.reads]
             for other in others:
                 _check_alike(source, checkpoint, other)
             _check_difference(others)
@@ -108,7 +89,7 @@ class Merging:
                 if share := self.share.of(ours, config):
                     values[ours] = partial(_sum, ours, share, others)
                     self.merged[component] += 1
-                    if ours == FIRST_CONV:
+                    if ours == FIRST_WEIGHT:
                         self.channels = record.shape[1] - others[0].checkpoint.tensors[ours].shape[1]
                 else:
                     self.kept[component] += 1
@@ -116,7 +97,7 @@ class Merging:
                 raise TargetError("every weight is 0, so the result would be the first model. Give others.")
             yield Changes(values=values, metadata=self._metadata(source, others))
 
-    def _metadata(self, source: CheckpointFile, others: Sequence[_Model]) -> dict[str, str]:
+    def _metadata(self, source: CheckpointFile, others: Sequence[OpenModel]) -> dict[str, str]:
         """The recipe, and the models with their own recipes."""
         recipe: dict[str, object] = {
             "type": "sd-zoo",
@@ -139,22 +120,29 @@ class Merging:
         return {RECIPE: json.dumps(recipe), MODELS: json.dumps(models)}
 
 
-def _sum(ours: str, share: float, others: Sequence[_Model], value: "Tensor") -> "Tensor":
+def _sum(ours: str, share: float, others: Sequence[OpenModel], value: "Tensor") -> "Tensor":
     """The new value of a weight, in float32; in float64 if the first model has it so."""
     import torch
 
     dtype = torch.promote_types(value.dtype, torch.float32)
     base = value.to(dtype)
-    second = others[0].read(ours, dtype)
+    second = _copy(others[0], ours, dtype)
     first = base if base.shape == second.shape else base[:, : second.shape[1]]
     if len(others) == 2:
-        new = torch.add(first, second.sub_(others[1].read(ours, dtype)), alpha=share)
+        new = torch.add(first, second.sub_(_copy(others[1], ours, dtype)), alpha=share)
     else:
         new = torch.lerp(first, second, share)  # which is exactly the second one at 1
     return new if first is base else torch.cat([new, base[:, second.shape[1] :]], dim=1)
 
 
-def _check_alike(source: CheckpointFile, first: Checkpoint, other: _Model) -> None:
+def _copy(model: OpenModel, ours: str, dtype) -> "Tensor":
+    """A weight in memory of its own."""
+    value = model.read(ours).to(dtype, copy=True)
+    model.release(ours)
+    return value
+
+
+def _check_alike(source: CheckpointFile, first: Checkpoint, other: OpenModel) -> None:
     """Raises WeightMismatchError, with the name of the other model, if it cannot be merged with the first one."""
     a, b, theirs = first.config, other.checkpoint.config, other.checkpoint.tensors
     called = shown(source.called)
@@ -163,24 +151,20 @@ def _check_alike(source: CheckpointFile, first: Checkpoint, other: _Model) -> No
         for ours, record in first.tensors.items()
         if not ours.startswith("vae.") and (ours not in theirs or record.shape != theirs[ours].shape)
     ]
-    fault = None
-    if [name for name in wrong if name != FIRST_CONV]:
-        number = counted(len(wrong), "weight")
-        fault = f"is not built like {called}: {number} of another shape, or in one of them only: {shown_list(wrong)}"
-    elif wrong and (b.unet.in_channels != b.unet.out_channels or a.unet.in_channels < b.unet.in_channels):
-        fault = (
+    if any(name != FIRST_WEIGHT for name in wrong):
+        raise other.not_like(source, wrong)
+    if wrong and (b.unet.in_channels != b.unet.out_channels or a.unet.in_channels < b.unet.in_channels):
+        raise other.fault(
             f"reads {b.unet.in_channels} channels, {called} {a.unet.in_channels}. The model that reads more than the "
             "latents must be the first one"
         )
-    elif a.prediction != b.prediction:
-        fault = f"predicts {b.prediction}, {called} {a.prediction}; a sum of them would predict neither"
-    if fault:
-        raise named(WeightMismatchError(fault), other.file.called)
+    if a.prediction != b.prediction:
+        raise other.fault(f"predicts {b.prediction}, {called} {a.prediction}; a sum of them would predict neither")
 
 
-def _check_difference(others: Sequence[_Model]) -> None:
+def _check_difference(others: Sequence[OpenModel]) -> None:
     """Raises WeightMismatchError if the second and third model read different channels."""
     channels = [other.checkpoint.config.unet.in_channels for other in others]
     if len(set(channels)) > 1:
-        fault = f"reads {channels[1]} channels, {shown(others[0].file.called)} {channels[0]}: there is no difference"
-        raise named(WeightMismatchError(fault), others[1].file.called)
+        first = shown(others[0].file.called)
+        raise others[1].fault(f"reads {channels[1]} channels, {first} {channels[0]}: there is no difference")

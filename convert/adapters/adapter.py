@@ -30,6 +30,7 @@ from convert.layouts.adapter_names import (
     modules,
     with_unused_layer,
 )
+from convert.layouts.names import FIRST_CONV
 from convert.layouts.wrapping import all_tensors, unwrap
 from sd.config import ModelConfig
 
@@ -40,7 +41,6 @@ IN_FOLDERS = tuple(
     for stem in ("adapter_model", "pytorch_lora_weights", "pytorch_custom_diffusion_weights")
     for ending in ("safetensors", "bin")
 )
-FIRST_CONV = "unet.input_blocks.0.conv"  # takes more channels in models for inpainting, editing and depth
 LATENTS = 4
 
 

@@ -14,6 +14,8 @@ from sd.networks.block_plan import BlockRow, block_plan
 Row = tuple[str, str, str, tuple[str | int, ...]]
 Table = tuple[Row, ...]
 
+FIRST_CONV = "unet.input_blocks.0.conv"  # reads more channels in models for inpainting, editing and depth
+
 # A row is a module: ours, the original's, diffusers', the shape of its weight. A bias has the first axis of the weight;
 # a name that ends in .weight has none. Where a block changes the number of channels, it is from `channels` to `width`.
 UNET_ENDS: Table = (

@@ -44,8 +44,6 @@ class Edit(NamedTuple):
         parts = {part: as_tensor(file, record).to(base.device) for part, record in change.tensors.items()}
         if leaf == "bias":
             return bias_change(parts, strength=self.strength).reshape(base.shape)
-        if "factor" in parts:  # PEFT's (IA)³; the other programs store the difference from 1
-            parts["weight"] = parts.pop("factor").float() - 1
         options = {"on_input": change.on_input, "constraint": change.constraint}
         result = weight_change(change.kind, parts, base, scale=change.scale, strength=self.strength, **options)
         for record in change.tensors.values():
