@@ -19,10 +19,11 @@ from convert.actions.respell import check_adapter_target
 from convert.actions.second_model import OpenModel
 from convert.actions.target import TargetError
 from convert.actions.writing import PRECISIONS
-from convert.adapters.writing import Module, Values, write_adapter
+from convert.adapters.values import to_write
+from convert.adapters.writing import Module, write_adapter
 from convert.checkpoint import Checkpoint
 from convert.errors import WeightMismatchError, shown
-from convert.files.tensors import in_range, raw_bytes
+from convert.files.tensors import in_range
 from convert.layouts.adapter_names import adapted_family, modules
 from convert.layouts.names import FIRST_CONV
 from convert.other_vae import opened_model
@@ -183,15 +184,11 @@ class _Work:
             Module(
                 target=target,
                 kind="lora" if rank else "full",
-                parts={part: _values(tensor) for part, tensor in parts.items()},
+                parts={part: to_write(tensor) for part, tensor in parts.items()},
                 rank=rank,
                 alpha=None if rank is None else float(rank),
             )
         )
-
-
-def _values(tensor: Tensor) -> Values:
-    return Values(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), lambda: [raw_bytes(tensor)])
 
 
 def _same_but_rounded(a: Tensor, b: Tensor) -> bool:

@@ -4,14 +4,20 @@ import torch
 from torch import Tensor
 
 from convert.adapters.adapter import Adapter, Change
+from convert.adapters.writing import Values
 from convert.errors import WeightMismatchError, counted, shown_list
 from convert.files.reader import CheckpointFile
-from convert.files.tensors import as_tensor, in_range
+from convert.files.tensors import as_tensor, in_range, raw_bytes
 
 
 def tensors_of(file: CheckpointFile, change: Change) -> dict[str, Tensor]:
     """What changes one module, by part, over the bytes of the open file."""
     return {part: as_tensor(file, record) for part, record in change.tensors.items()}
+
+
+def to_write(tensor: Tensor) -> Values:
+    """A tensor, for `convert.adapters.writing`."""
+    return Values(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), lambda: [raw_bytes(tensor)])
 
 
 def check_values(file: CheckpointFile, adapter: Adapter) -> None:

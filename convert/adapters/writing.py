@@ -67,8 +67,7 @@ def write_adapter(
     check_spelling(found, words, spelling)
     found = [_like_its_module(module, family) for module in found]
     if spelling == "kohya":
-        with written_whole(target, force=force) as out:
-            return _write(out, _kohya(found, family) | words, metadata, hashed=True)
+        return write_hashed(target, _kohya(found, family) | words, metadata, force=force)
     named, settings = _by_component(found, family)
     if spelling == "diffusers":
         tensors = {f"{component}.{name}": v for component, mine in named.items() for name, v in mine.items()}
@@ -86,6 +85,12 @@ def write_adapter(
                 tensors = {f"base_model.model.{name}": values for name, values in mine.items()}
                 count += _write(out, tensors, {"format": "pt", **metadata})
     return count
+
+
+def write_hashed(target: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str], *, force: bool) -> int:
+    """Write tensors as kohya's scripts do: in the order of their names, with the sha256 of their bytes noted."""
+    with written_whole(target, force=force) as out:
+        return _write(out, dict(sorted(tensors.items())), metadata, hashed=True)
 
 
 def check_spelling(found: Sequence[Module], words: Mapping[str, Values], spelling: str) -> None:
@@ -210,7 +215,7 @@ def _plain(value: float) -> float | int:
 
 
 def _write(out: BinaryIO, tensors: Mapping[str, Values], metadata: Mapping[str, str], *, hashed: bool = False) -> int:
-    """hashed  note the sha256 of the tensors' bytes, as kohya's scripts do"""
+    """hashed  note the sha256 of the tensors' bytes"""
     entries = {name: (values.dtype, values.shape) for name, values in tensors.items()}
     digest = hashlib.sha256()
 

@@ -1,6 +1,5 @@
 """From what was trained to an adapter file, in the spelling that everything reads: kohya's."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import torch
 from torch import Tensor
 
 from convert.adapters.adapter import open_adapter, read_adapter
-from convert.files.safetensors_writer import write_safetensors
-from convert.files.tensors import as_tensor, raw_bytes
-from convert.layouts.adapter_names import adapted_family, kohya_names
-from convert.layouts.names import original_names
+from convert.adapters.values import to_write
+from convert.adapters.writing import Module, Values, write_adapter, write_hashed
+from convert.files.tensors import as_tensor
+from convert.layouts.adapter_names import adapted_family
 from sd.config import ModelConfig
 from sd.files import written_whole
 
@@ -27,14 +26,11 @@ def save_lora(
     layers    each layer's name, `unet.… text_encoder.…`, down, up, and alpha
     metadata  `ss_*` and `modelspec.*`; `sshs_model_hash` is added, the sha256 of everything behind the header
     """
-    names, v1 = kohya_names(adapted_family(config)), original_names(config)
-    state = {}
-    for layer, down, up, alpha in layers:
-        axes = (1,) * v1[f"{layer}.weight"].unit_axes if down.ndim == 2 else ()  # a 1x1 convolution in v1 files
-        state[f"{names[layer]}.lora_down.weight"] = down.reshape(down.shape + axes)
-        state[f"{names[layer]}.lora_up.weight"] = up.reshape(up.shape + axes)
-        state[f"{names[layer]}.alpha"] = torch.tensor(alpha)
-    write_halves(path, state, metadata)
+    modules = [
+        Module(target=layer, kind="lora", parts={"down": halved(down), "up": halved(up)}, rank=len(down), alpha=alpha)
+        for layer, down, up, alpha in layers
+    ]
+    write_adapter(path, modules, adapted_family(config), "kohya", metadata, force=True)
 
 
 def read_lora(path: Path, config: ModelConfig) -> dict[str, dict[str, Tensor]]:
@@ -60,7 +56,7 @@ def save_embedding(path: Path, vectors: Tensor, metadata: Mapping[str, str], *, 
     A `.pt` is in the layout of AUTOMATIC1111's web UI, in float32. In both, the word is the file's name.
     """
     if path.suffix == ".safetensors":
-        write_halves(path, {"emb_params": vectors}, metadata)
+        write_hashed(path, {"emb_params": halved(vectors)}, metadata, force=True)
         return
     values = {
         "string_to_token": {"*": 265},
@@ -74,13 +70,6 @@ def save_embedding(path: Path, vectors: Tensor, metadata: Mapping[str, str], *, 
         torch.save(values, file)
 
 
-def write_halves(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors in float16, in the order of their names, as kohya's scripts do."""
-    halves = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in sorted(state.items())}
-    entries = {name: ("float16", tuple(value.shape)) for name, value in halves.items()}
-    data = [raw_bytes(value) for value in halves.values()]
-    digest = hashlib.sha256()
-    for piece in data:
-        digest.update(piece)
-    with written_whole(path, force=True) as file:
-        write_safetensors(file, entries, data, {**metadata, "sshs_model_hash": digest.hexdigest()})
+def halved(values: Tensor) -> Values:
+    """In float16."""
+    return to_write(values.detach().to("cpu", torch.float16))
