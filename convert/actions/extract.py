@@ -19,6 +19,7 @@ from convert.actions.respell import check_adapter_target
 from convert.actions.second_model import OpenModel
 from convert.actions.target import TargetError
 from convert.actions.writing import PRECISIONS
+from convert.adapters.model_metadata import model_metadata
 from convert.adapters.values import to_write
 from convert.adapters.writing import Module, write_adapter
 from convert.checkpoint import Checkpoint
@@ -31,7 +32,6 @@ from sd.files import remove_leftovers
 
 OVERSAMPLING = 16  # further columns of the random sketch, and
 ITERATIONS = 3  # products with the matrix, after which the error is within a percent of the smallest one
-BASE_VERSIONS = {"sd-v1": "sd_v1"}  # as kohya's scripts call families, by how ours begin
 
 
 def extract(
@@ -229,21 +229,17 @@ def _metadata(
 ) -> dict[str, str]:
     """What kohya's scripts and readers of modelspec find in a LoRA."""
     config = checkpoint.config
-    version = next((name for start, name in BASE_VERSIONS.items() if config.family.startswith(start)), config.family)
     convolutions = {"conv_dim": str(conv_rank), "conv_alpha": str(conv_rank)} if conv_rank else {}
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
         **({"ss_network_args": json.dumps(convolutions)} if convolutions else {}),
-        "ss_base_model_version": version,
-        "ss_v2": "False",
         "ss_sd_model_name": shown(base.name),
         "ss_output_name": shown(target.stem),
+        **model_metadata(config, "lora"),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
         "modelspec.title": shown(target.stem),
         "modelspec.description": f"{shown(tuned.name)} - {shown(base.name)}",
-        "modelspec.prediction_type": {"eps": "epsilon"}.get(config.prediction, config.prediction),
         "modelspec.resolution": f"{config.native_size}x{config.native_size}",
     }

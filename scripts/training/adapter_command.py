@@ -11,6 +11,7 @@ from tqdm import tqdm
 from training_command import options, prepare, save_sheet, train, training_parser
 
 import sd
+from convert.adapters.model_metadata import model_metadata
 from sd.pipeline.runner import Runner
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
@@ -141,9 +142,8 @@ def metadata_of(
 
     kind  lora or textual-inversion
     """
-    predicts_v = model.config.prediction == "v"
     return {
-        "ss_base_model_version": "sd_v1_v" if predicts_v else "sd_v1",
+        **model_metadata(model.config, kind),
         "ss_sd_model_name": args.model.name,
         "ss_new_sd_model_hash": str(model.source.sha256()),
         "ss_output_name": args.folder.name,
@@ -156,10 +156,8 @@ def metadata_of(
         "ss_min_snr_gamma": str(args.min_snr_gamma),
         "ss_tag_frequency": json.dumps(pictures.tags),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"stable-diffusion-v1/{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": args.folder.name,
         **({"modelspec.trigger_phrase": pictures.trigger} if pictures.trigger else {}),
         "modelspec.resolution": f"{pictures.size}x{pictures.size}",
-        "modelspec.prediction_type": "v" if predicts_v else "epsilon",
     }

@@ -19,8 +19,9 @@ from convert.actions.convert import convert
 from convert.actions.extract import extract, nearest_of_rank
 from convert.adapters.adapter import open_adapter, read_adapter
 from convert.adapters.hashes import autov3
+from convert.adapters.model_metadata import model_metadata
 from convert.layouts.adapter_names import kohya_names, modules
-from sd.config import SD_V1_INPAINTING
+from sd.config import SD_V1_INPAINTING, SD_V2
 from sd.networks.adapters.weight_change import weight_change
 
 NORM = "unet.middle_block.residual1.norm1.weight"
@@ -187,6 +188,20 @@ def test_the_file_is_one_of_kohyas(tmp_path, base, differing):
     assert metadata["ss_base_model_version"] == "sd_v1"
     assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lora"
     assert metadata["sshs_model_hash"] == autov3(tmp_path / "my.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("config", "version", "architecture", "predicted"),
+    [
+        (SD_V1_INPAINTING, "sd_v1", "stable-diffusion-v1/lora", "epsilon"),
+        (SD_V2, "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v"),
+        (replace(SD_V2, prediction="eps"), "sd_v2", "stable-diffusion-v2-512/lora", "epsilon"),
+    ],
+)
+def test_metadata_name_the_model_as_kohya_does(config, version, architecture, predicted):
+    told = model_metadata(config, "lora")
+    assert (told["ss_base_model_version"], told["ss_v2"]) == (version, str("v2" in version))
+    assert (told["modelspec.architecture"], told["modelspec.prediction_type"]) == (architecture, predicted)
 
 
 @pytest.mark.parametrize("spelling", ["diffusers", "peft"])
