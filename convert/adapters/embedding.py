@@ -23,6 +23,7 @@ from convert.errors import CheckpointError, UnsupportedFileError, WeightMismatch
 from convert.files.folder_kinds import CHECKPOINTS
 from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
 from convert.files.records import Inert, TensorRecord
+from convert.layouts.adapter_names import FAMILIES as ADAPTED
 from sd.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -34,11 +35,8 @@ WIDEST = 8192  # numbers of one vector; known text encoders have at most 1280
 CARDS = (".png", ".webp", ".avif")  # pictures that may hold an embedding
 SAVED_AS = "learned_embeds"  # what diffusers calls every file; the word is inside
 XL = {"clip_l": 0, "text_encoders_0": 0, "clip_g": 1, "text_encoders_1": 1}  # key -> which of the two text encoders
-FAMILIES = {  # widths of the vectors -> the models that they are for: family, and its title
-    (768,): ("sd-v1", "Stable Diffusion 1"),
-    (1024,): ("sd-v2", "Stable Diffusion 2"),
-    (768, 1280): ("sdxl", "Stable Diffusion XL"),
-    (1280,): ("sdxl-refiner", "the second text encoder of Stable Diffusion XL"),
+FAMILIES = {  # widths of the vectors -> the models that they are for
+    tuple(encoder.width for encoder in family.text_encoders): family for family in ADAPTED
 }
 FACTS = ("step", "sd_checkpoint", "sd_checkpoint_name")
 PARAMETERS = "torch.nn.modules.container.ParameterDict"
@@ -208,12 +206,11 @@ def wrong_family(embedding: Embedding, config: ModelConfig) -> str | None:
     own = (config.text_encoder.width,)
     if embedding.widths == own:
         return None
-    made_for = FAMILIES.get(embedding.widths, (None, "an unknown text encoder"))[1]
-    model = FAMILIES.get(own, (None, config.family))[1]
+    made_for, model = (FAMILIES[each].title if each in FAMILIES else None for each in (embedding.widths, own))
     widths = joined([str(width) for width in embedding.widths])
     return (
-        f"is for {made_for} (vectors of {widths} numbers); this model is {model} ({own[0]} numbers). Give a word or a "
-        "model of the same family"
+        f"is for {made_for or 'an unknown text encoder'} (vectors of {widths} numbers); this model is "
+        f"{model or config.family} ({own[0]} numbers). Give a word or a model of the same family"
     )
 
 

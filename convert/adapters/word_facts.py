@@ -26,13 +26,13 @@ def word_facts(path: Path) -> WordFacts | str:
         embedding = read_embedding(path)
     except CheckpointError as error:
         return str(error).removeprefix(f"{path.name} ")
-    family, title = FAMILIES.get(embedding.widths, (None, "unknown"))
+    family = FAMILIES.get(embedding.widths)
     return WordFacts(
         name=embedding.name,
         vectors=embedding.count,
         widths=embedding.widths,
-        family=family,
-        title=title,
+        family=family and family.name,
+        title=family.title if family else "unknown",
         inside=embedding.inside,
         stated=dict(embedding.facts),
     )

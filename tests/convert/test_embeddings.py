@@ -68,7 +68,7 @@ def test_a_word_of_xl_has_vectors_for_both_text_encoders(keys, tmp_path):
         ((1024,), SD_V1, "is for Stable Diffusion 2 (vectors of 1024 numbers); this model is Stable Diffusion 1 (768"),
         ((768,), V2, "is for Stable Diffusion 1 (vectors of 768 numbers); this model is Stable Diffusion 2 (1024"),
         ((768, 1280), SD_V1, "is for Stable Diffusion XL (vectors of 768 and 1280 numbers); this model is"),
-        ((1280,), SD_V1, "is for the second text encoder of Stable Diffusion XL"),
+        ((1280,), SD_V1, "is for Stable Diffusion XL refiner"),
         ((320,), SD_V1, "is for an unknown text encoder (vectors of 320 numbers); this model is Stable Diffusion 1"),
         ((768,), SD_V1, None),
         ((1024,), V2, None),
