@@ -1,12 +1,15 @@
-"""Adapters in a picture's settings: whether the model has those that a prompt names, and what is noted of them."""
+"""Adapters and learned words of a picture: whether the model has the adapters of the prompt, and what is noted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sd.pipeline.errors import SettingError
 from sd.pipeline.settings import Settings
-from sd.text.prompt_adapters import AdapterUse, merged
+from sd.text.prompt_adapters import AdapterUse, merged, name_beside
+
+if TYPE_CHECKING:
+    from sd.pipeline.stable_diffusion import StableDiffusion
 
 
 class Applied(Protocol):
@@ -35,21 +38,34 @@ def with_applied(settings: Settings, adapters: Sequence[Applied]) -> Settings:
     return replace(settings, lora=(*settings.lora, *(use.as_flag for use in applied.values())))
 
 
-def facts_of(adapters: Sequence[Applied]) -> list[dict[str, object]]:
-    """What a picture notes of the adapters; the hash is None for a file that is gone."""
-    return [
-        {"name": a.name, "autov3": _hash(a), "strength": a.strength, "text_strength": a.text_strength} for a in adapters
-    ]
+def noted(model: "StableDiffusion", settings: Settings) -> tuple[dict[str, str | None], dict[str, list[dict]]]:
+    """What a picture notes of the adapters and learned words in use: hashes as the web UI has them, and exact facts."""
+    from sd.pipeline.learning import words_of
+
+    words = [word for word in words_of(model, settings) if not word.bundled] if model.words else []
+    facts = {
+        "embeddings": [{"name": word.name, "sha256": word.sha256} for word in words],
+        "adapters": [
+            {"name": a.name, "autov3": _hash(a), "strength": a.strength, "text_strength": a.text_strength}
+            for a in model.adapters
+        ],
+    }
+    labels = {
+        "Lora hashes": _line((each["name"], each["autov3"]) for each in facts["adapters"]),
+        "TI hashes": _line((each["name"], each["sha256"]) for each in facts["embeddings"]),
+    }
+    return labels, {name: files for name, files in facts.items() if files}
 
 
 def _hash(adapter: Applied) -> str | None:
+    """None for a file that is gone."""
     try:
         return adapter.autov3()
     except OSError:
         return None
 
 
-def hashes_line(facts: Sequence[dict]) -> str | None:
-    """ "detail: 0123456789ab, style: ba9876543210", as the web UI notes it; None without any."""
-    hashes = {each["name"].translate({ord(","): None, ord(":"): None}): each["autov3"] for each in facts}
-    return ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes.items() if digest) or None
+def _line(hashes: Iterable[tuple[str, str | None]]) -> str | None:
+    """ "detail: 0123456789ab, style: ba9876543210"; None without any."""
+    known = {name_beside(name): digest for name, digest in hashes}
+    return ", ".join(f"{name}: {digest[:12]}" for name, digest in known.items() if digest) or None

@@ -40,8 +40,3 @@ def teach_bundled(model: LatentDiffusion, words: Sequence[LearnedWord]) -> None:
 def words_of(model: LatentDiffusion, settings: Settings) -> tuple[LearnedWord, ...]:
     """The learned words in a picture's prompts, at any step of any pass."""
     return words_used(settings.all_texts(), model.tokenizer, plain=settings.plain_prompts)
-
-
-def hashes_line(words: Sequence[LearnedWord]) -> str | None:
-    """The words with the first 12 digits of their hashes, as the web UI notes them; None without any."""
-    return ", ".join(f"{word.name}: {word.sha256[:12]}" for word in words if word.sha256) or None

@@ -154,23 +154,17 @@ class StableDiffusion(LatentDiffusion):
         sha256, vae = made_of["sha256"], made_of.get("vae")
         if vae:  # as the common web UI names them
             labels = {"VAE hash": vae["sha256"] and vae["sha256"][:10], "VAE": vae["name"], **(labels or {})}
-        learned = {}
-        if self.words:
-            from sd.pipeline.learning import hashes_line, words_of
+        used = {}
+        if self.words or self.adapters:
+            from sd.pipeline.adapters import noted
 
-            if words := [word for word in words_of(self, settings) if not word.bundled]:
-                learned["embeddings"] = [{"name": word.name, "sha256": word.sha256} for word in words]
-                labels = {"TI hashes": hashes_line(words), **(labels or {})}
-        if self.adapters:
-            from sd.pipeline.adapters import facts_of, hashes_line
-
-            learned["adapters"] = facts_of(self.adapters)
-            labels = {"Lora hashes": hashes_line(learned["adapters"]), **(labels or {})}
+            hashes, used = noted(self, settings)
+            labels = {**hashes, **(labels or {})}
         exact = {
             **settings.to_dict(),
             **(exact or {}),
             "model": made_of,
-            **learned,
+            **used,
             "family": self.config.family,
             "precision": {part: precision_name(dtype) for part, dtype in self.dtypes.items()},
             "device": self.device.type,

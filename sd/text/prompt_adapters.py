@@ -96,6 +96,11 @@ def _in_brackets(bracket: str) -> AdapterUse:
     return AdapterUse(name, float(named.get("unet", text)), text)
 
 
+def name_beside(name: str) -> str:
+    """The name in `Lora hashes`, where commas and colons separate."""
+    return name.replace(":", "").replace(",", "")
+
+
 def merged(uses: Iterable[AdapterUse]) -> tuple[AdapterUse, ...]:
     """Each adapter once: the strengths of one that is named several times add up."""
     found: dict[str, AdapterUse] = {}

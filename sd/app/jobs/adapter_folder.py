@@ -13,7 +13,7 @@ from convert.files.folder_kinds import CHECKPOINTS
 from convert.files.hashing import file_sha256
 from sd.app.errors import UsageError
 from sd.app.jobs.model_folder import folders, in_folders, listed, stem_of
-from sd.text.prompt_adapters import from_flag, renamed
+from sd.text.prompt_adapters import from_flag, name_beside, renamed
 from sd.text.prompt_syntax import PromptError
 
 ALIAS = "ss_output_name"  # metadata: the name that an adapter was given in training
@@ -147,7 +147,7 @@ def use_again(
 
     @cache
     def name_here(name: str) -> str | None:
-        digest = hashes.get(name) or hashes.get(name.replace(":", "").replace(",", ""))
+        digest = hashes.get(name) or hashes.get(name_beside(name))
         of = f" ({shown(digest[:AUTOV3])})" if digest else ""
         path, differs = find_again(name, digest, on_read)
         if path is None:

@@ -19,7 +19,7 @@ from sd.app.jobs.adapter_folder import find_adapter
 from sd.app.jobs.request import Events
 from sd.config import ModelConfig
 from sd.pipeline.settings import Settings
-from sd.text.prompt_adapters import AdapterUse, from_flag
+from sd.text.prompt_adapters import AdapterUse, from_flag, merged
 from sd.text.prompt_syntax import ADAPTER
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ class Adapters:
 
     def uses(self, job: Settings) -> dict[Path, AdapterUse]:
         """What a job uses: each file once, by the first of its names, with the sum of its strengths."""
-        uses: dict[Path, AdapterUse] = {}
+        first: dict[Path, str] = {}
         for use in job.adapters:
-            path = self.paths[use.name]
-            before = uses.get(path, AdapterUse(use.name, 0, 0))
-            uses[path] = AdapterUse(before.name, before.unet + use.unet, before.text + use.text)
-        return uses
+            first.setdefault(self.paths[use.name], use.name)
+        uses = merged(use._replace(name=first[self.paths[use.name]]) for use in job.adapters)
+        return {self.paths[use.name]: use for use in uses}
 
     def apply(self, model: "StableDiffusion", job: Settings) -> None:
         """Apply those of a job to a model, and no others. Raises CheckpointError for values that cannot be used."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from sd.text.prompt_adapters import NUMBER, AdapterUse, from_flag, in_prompt
+from sd.text.prompt_adapters import MOST, NUMBER, AdapterUse, from_flag, in_prompt, name_beside
 from sd.text.prompt_syntax import PromptError, without_adapters
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ COMBINED = re.compile(r"lora_combined_[0-9]{1,2}")
 IN_LINE = re.compile(r"lora hashes|lora weights|addnet .*", re.IGNORECASE)  # names in a line of settings
 NAMES = ("loras", "lora", "use_lora_model")  # in JSON
 WEIGHTS = ("loraweights", "lora_weights", "lora_alpha")  # in JSON: one number, or one for each
-MOST = 100  # of one picture
 
 
 def use_of(name: object, unet: object, text: object = None) -> AdapterUse | None:
@@ -77,7 +76,7 @@ def add_from_line(found: "Found", values: Mapping[str, str]) -> None:
 def _named_in(prompt: str) -> set[str]:
     """The adapters that a prompt names, as they are called beside it."""
     try:
-        return {use.name.replace(":", "").replace(",", "") for use in in_prompt(prompt)}
+        return {name_beside(use.name) for use in in_prompt(prompt)}
     except PromptError:  # which is said where the prompt is used
         return set()
 
