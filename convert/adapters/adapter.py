@@ -110,12 +110,11 @@ def open_adapter(path: str | os.PathLike) -> CheckpointFile:
     path = Path(path)
     if folders := _of_networks(path):
         return _joined(path, folders)
-    weights = weights_file(path)
+    weights, *settings = files_of(path)
     file = open_file(weights, path.resolve().name if path.is_dir() else path.name or str(path))
-    settings = weights.with_name(CONFIG)
-    if weights.name.startswith("adapter_model.") and settings.exists():
+    if settings:
         try:
-            file.configs["adapter"] = read_json(settings, CONFIG)
+            file.configs["adapter"] = read_json(settings[0], CONFIG)
         except BaseException:
             file.close()
             raise
@@ -139,6 +138,18 @@ def weights_file(path: Path) -> Path:
                 return folder / name
     fault = UnsupportedFileError(f"holds no adapter: none of {', '.join(IN_FOLDERS[:4])}. Give the file itself")
     raise named(fault, path.resolve().name)
+
+
+def files_of(path: Path) -> list[Path]:
+    """All files that `open_adapter` reads: the weights, and the settings beside them if there are any.
+
+    Raises UnsupportedFileError for a folder without weights.
+    """
+    if folders := _of_networks(path):
+        return [file for folder in folders for file in files_of(folder)]
+    weights = weights_file(path)
+    settings = weights.with_name(CONFIG)
+    return [weights, settings] if weights.name.startswith("adapter_model.") and settings.exists() else [weights]
 
 
 def _of_networks(path: Path) -> list[Path]:

@@ -158,6 +158,8 @@ class WeightChanges:
             return False
         if place_of(parameter) == changed.placed and not parameter.requires_grad:  # some optimisers leave no trace
             return False
+        if not all(edit.adapter.is_intact() for edit in changed.edits):
+            return False  # nobody can tell any more
         made = self.edited(name, stored, changed, changed.edits, module, changed.made_in)
         return not torch.equal(through(made, (changed.made_in, parameter.dtype)), parameter)
 

@@ -3,20 +3,21 @@
 What they do to a weight is in `sd.runtime.adapted_weights`.
 """
 
-import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import nn
 
-from convert.adapters.adapter import Adapter, open_adapter, read_adapter, weights_file
+from convert.adapters.adapter import Adapter, files_of, open_adapter, read_adapter
 from convert.adapters.hashes import autov3
 from convert.adapters.values import check_values
+from convert.errors import CorruptFileError, joined, shown
 from convert.files.reader import CheckpointFile, errors_named
 from sd.config import ModelConfig
 from sd.pipeline.errors import SettingError, shortened
@@ -27,7 +28,8 @@ from sd.runtime.learned_words import bundled_words
 from sd.runtime.weights import Weights
 from sd.text.learned_words import LearnedWord
 
-Key = tuple[str, tuple[int, ...], float, float]
+State = tuple[str, int, int, int]  # of a file: path, size, time of change, inode
+Key = tuple[tuple[State, ...], float, float]
 
 
 class OpenAdapter(NamedTuple):
@@ -35,11 +37,15 @@ class OpenAdapter(NamedTuple):
 
     file: CheckpointFile
     adapter: Adapter
+    place: Path | None = None  # that was opened; None: the file's path
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedAdapter:
-    """An adapter in use. Two are equal if their files and strengths are."""
+    """An adapter in use. Two are equal if their files and strengths are.
+
+    key  the states of its files when they were read, and the strengths
+    """
 
     key: Key
     path: Path = field(compare=False)
@@ -63,9 +69,23 @@ class AppliedAdapter:
         """What of the file is not applied, one sentence each whose subject is the file."""
         return self.adapter.problems
 
-    def autov3(self) -> str:
-        """The hash that pictures note; takes a moment for a large file, the first time."""
+    def autov3(self) -> str | None:
+        """The hash that pictures note; None if the file is gone or another by now.
+
+        Takes a moment for a large file, the first time.
+        """
+        if any(state_now(state[0]) != state for state in self.key[0]):
+            return None
         return autov3(self.path)
+
+    def is_intact(self) -> bool:
+        """Whether its bytes are still what was read: none of its files was overwritten in place."""
+        for state in self.key[0]:
+            now = state_now(state[0])
+            replaced = self.file and (now is None or now[-1] != state[-1])  # the open file is still as it was
+            if now != state and not replaced:
+                return False
+        return True
 
     def opened(self) -> CheckpointFile:
         return self.file or open_adapter(self.path)
@@ -85,6 +105,7 @@ def apply(
     weights      the model's
     drop_copies  called with the convolutions whose weights are about to change
     """
+    given = listed(given)
     with weights.lock:
         if weights.users:
             raise RuntimeError("adapters cannot change while a picture is being made. Apply them when it is done.")
@@ -92,32 +113,55 @@ def apply(
         change = WeightChanges(weights, {"text_encoder": model.text_encoder, "unet": model.unet}, drop_copies)
         try:
             change(edits_of(adapters))
-        except BaseException:
+        except BaseException as error:
+            if gone := [shown(adapter.name) for adapter in weights.adapters if not adapter.is_intact()]:
+                change({})
+                weights.adapters = ()
+                teach_bundled(model, [])
+                told = f"{error} All adapters are off now: {joined(gone)} cannot be applied again"
+                raise CorruptFileError(f"{told}, since its file was overwritten.") from error
             change(edits_of(weights.adapters))
             raise
         weights.adapters = adapters
         teach_bundled(model, [word for adapter in adapters for word in adapter.words])
 
 
-def opened(given: Sequence, before: Mapping[Key, AppliedAdapter], config: ModelConfig) -> Iterator[AppliedAdapter]:
-    """Open, read and check adapters; those in use are open already."""
-    if isinstance(given, str | os.PathLike | OpenAdapter) or not isinstance(given, Iterable):
+def listed(given: Sequence) -> list[tuple]:
+    """What is given, one by one: what it is, and its strengths, checked. Raises SettingError."""
+    if isinstance(given, str | bytes | os.PathLike | OpenAdapter | Mapping) or not isinstance(given, Iterable):
         raise SettingError("adapters", f"must be a list, each a path or (path, strength); got {shortened(given)}.")
+    rows = []
     for each in given:
-        what, *strengths = each if isinstance(each, tuple | list) and not isinstance(each, OpenAdapter) else (each,)
-        if not isinstance(what, str | os.PathLike | OpenAdapter) or len(strengths) > 2:
+        row = tuple(each) if isinstance(each, tuple | list) and not isinstance(each, OpenAdapter) else (each,)
+        what, *strengths = row or (None,)
+        if isinstance(what, AppliedAdapter) and not strengths:
+            strengths = [what.strength, what.text_strength]
+        if not isinstance(what, str | os.PathLike | OpenAdapter | AppliedAdapter) or len(strengths) > 2:
             raise SettingError(
                 "adapters",
                 "must each be a path, (path, strength) or (path, strength, strength in the text encoder); "
                 f"got {shortened(each)}.",
             )
         for strength in strengths:
-            if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+            if isinstance(strength, bool) or not isinstance(strength, Real) or not abs(strength) <= sys.float_info.max:
                 raise SettingError("adapters", f"need finite numbers as strengths, got {shortened(strength)}.")
-        strength, text_strength = (strengths[0], strengths[-1]) if strengths else (1.0, 1.0)
-        path = what.file.path if isinstance(what, OpenAdapter) else weights_file(Path(what))
-        if path.is_file() and (known := before.get(key_of(path, strength, text_strength))):
-            yield known
+        rows.append((what, float(strengths[0]), float(strengths[-1])) if strengths else (what, 1.0, 1.0))
+    return rows
+
+
+def opened(
+    given: Iterable[tuple], before: Mapping[Key, AppliedAdapter], config: ModelConfig
+) -> Iterator[AppliedAdapter]:
+    """Open, read and check adapters; those in use are open already."""
+    for what, *strengths in given:
+        if isinstance(what, AppliedAdapter):
+            if (key := (what.key[0], *strengths)) in before and what.is_intact():
+                yield before[key]
+                continue
+            what = what.path
+        key = (states_of(what), *strengths)
+        if known := before.get(key):
+            yield replace(known, adapter=what.adapter) if isinstance(what, OpenAdapter) else known  # by its name now
             continue
         file = what.file.kept() if isinstance(what, OpenAdapter) else open_adapter(what)
         with errors_named(file):
@@ -125,19 +169,32 @@ def opened(given: Sequence, before: Mapping[Key, AppliedAdapter], config: ModelC
             check_values(file, adapter)
             words = tuple(bundled_words(file, adapter.words, config))
         yield AppliedAdapter(
-            key=key_of(path, strength, text_strength),
-            path=path.resolve(),
-            strength=float(strength),
-            text_strength=float(text_strength),
+            key=key,
+            path=place_of(what).resolve(),
+            strength=strengths[0],
+            text_strength=strengths[1],
             adapter=adapter,
             words=words,
             file=file,
         )
 
 
-def key_of(path: Path, strength: float, text_strength: float) -> Key:
-    state = path.stat()
-    return str(path.resolve()), (state.st_size, state.st_mtime_ns, state.st_ino), float(strength), float(text_strength)
+def states_of(what: str | os.PathLike | OpenAdapter) -> tuple[State, ...]:
+    """The states of all files of an adapter; () for a path where there is none."""
+    return tuple(state for file in files_of(place_of(what)) if (state := state_now(file)))
+
+
+def place_of(what: str | os.PathLike | OpenAdapter) -> Path:
+    return what.place or what.file.path if isinstance(what, OpenAdapter) else Path(what)
+
+
+def state_now(path: str | os.PathLike) -> State | None:
+    try:
+        path = os.path.realpath(path)
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return path, state.st_size, state.st_mtime_ns, state.st_ino
 
 
 def edits_of(adapters: Iterable[AppliedAdapter]) -> dict[str, Edits]:

@@ -1,6 +1,7 @@
 """Adapters on a loaded model: what they make of its weights, and that no bit of them stays."""
 
 import copy
+import os
 import pickle
 import threading
 from dataclasses import replace
@@ -301,6 +302,8 @@ FAULTS = {  # a file or argument, the precision of the model, the error, a part 
     "strength": (("large.safetensors", "1"), "fp32", SettingError, "finite numbers"),
     "infinite": (("large.safetensors", float("nan")), "fp32", SettingError, "finite numbers"),
     "form": (("large.safetensors", 1, 1, 1), "fp32", SettingError, "a path, (path, strength)"),
+    "endless": (("large.safetensors", 10**400), "fp32", SettingError, "finite numbers"),
+    "nothing": ((), "fp32", SettingError, "a path, (path, strength)"),
     "number": (3, "fp32", SettingError, "a path, (path, strength)"),
 }
 
@@ -324,9 +327,10 @@ def test_with_one_that_cannot_be_used_everything_stays(loaded_in, tiny_ckpt, fil
     assert model.adapters == used
 
 
-def test_one_path_is_no_list_of_paths(loaded, files):
+@pytest.mark.parametrize("form", [str, bytes, lambda path: {path: 0.5}])
+def test_one_path_is_no_list_of_paths(loaded, files, form):
     with pytest.raises(SettingError, match="must be a list"):
-        loaded.apply(str(files["lora"]))
+        loaded.apply(form(files["lora"]))
 
 
 def test_an_interrupt_leaves_the_model_as_it_was(loaded, files, monkeypatch):
@@ -473,3 +477,71 @@ def test_words_that_an_adapter_brings_along_are_known_while_it_is_used(loaded, f
     assert loaded.tokenizer.encode("a blorb") == plain
     loaded.apply([])
     assert same(state_of(loaded), before)
+
+
+def test_one_that_is_applied_can_be_given_again(loaded, files):
+    loaded.apply([(files["lora"], 0.5, 1)])
+    (first,) = loaded.adapters
+    loaded.apply([*loaded.adapters, files["text"]])
+    assert loaded.adapters[0] is first
+    assert [each.strength for each in loaded.adapters] == [0.5, 1]
+    loaded.apply([(first, 2)])
+    assert [(each.path, each.strength, each.text_strength) for each in loaded.adapters] == [(first.path, 2, 2)]
+
+
+def test_a_folder_for_two_networks_is_not_its_first_one(loaded, tmp_path):
+    """Nor are other settings beside the same weights the same adapter."""
+    target = "text_encoder.layers.0.attention.v.weight"
+    modules = {
+        "unet": ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", 128),
+        "text_encoder": ("text_model.encoder.layers.0.self_attn.v_proj", 64),
+    }
+    for network, (name, width) in modules.items():
+        folder = tmp_path / network
+        folder.mkdir()
+        shapes = {"lora_A": (2, width), "lora_B": (width, 2)}
+        ones = {f"base_model.model.{name}.{part}.weight": torch.ones(shape) for part, shape in shapes.items()}
+        save_file(ones, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    before = state_of(loaded)[target]
+    loaded.apply([tmp_path / "unet"])
+    assert torch.equal(state_of(loaded)[target], before)
+    loaded.apply([tmp_path])
+    assert torch.allclose(state_of(loaded)[target], before + 2)
+    (tmp_path / "text_encoder" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 8}')
+    loaded.apply([tmp_path])
+    assert torch.allclose(state_of(loaded)[target], before + 8)
+    other = pickle.loads(pickle.dumps(loaded))
+    other.apply([(other.adapters[0], 0.5)])
+    assert torch.allclose(state_of(other)[target], before + 4)
+
+
+def test_a_file_that_changes_after_it_was_applied(loaded, files, tmp_path):
+    """Replaced, its hash is not noted any more; overwritten, nothing is read of it again: that would be a signal."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(files["lora"].read_bytes())
+    loaded.apply([path])
+    assert loaded.adapters[0].autov3() is not None
+    changed = state_of(loaded)
+    (tmp_path / "b").write_bytes(files["text"].read_bytes())
+    (tmp_path / "b").replace(path)
+    assert loaded.adapters[0].autov3() is None
+    with pytest.raises(SettingError):
+        loaded.apply([(files["locon"], 1e300)])
+    assert same(state_of(loaded), changed)
+    loaded.apply([path])
+    os.truncate(path, 1000)
+    with pytest.raises(CheckpointError, match="All adapters are off now: a cannot be applied again"):
+        loaded.apply([(files["locon"], 1e300)])
+    assert loaded.adapters == ()
+
+
+def test_networks_can_be_cast_when_an_adapter_is_gone(tiny_ckpt, tmp_path):
+    path = lora(tmp_path / "a.safetensors", lora_shapes())
+    model, other = (load(tiny_ckpt, device="cpu", precision="fp32") for _ in range(2))
+    model.apply([path])
+    os.truncate(path, 1000)
+    for each in (model, other):
+        each.unet.half()
+    model.apply([])
+    assert same(state_of(model), state_of(other))

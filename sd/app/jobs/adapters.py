@@ -58,7 +58,7 @@ class Adapters:
             for path, use in self.uses(job).items():
                 files.append(open_adapter(path))
                 adapter = replace(read_named(files[-1], self.config), name=use.name)
-                given.append((OpenAdapter(files[-1], adapter), use.unet, use.text))
+                given.append((OpenAdapter(files[-1], adapter, path), use.unet, use.text))
             if given or model.adapters:
                 model.apply(given)
         finally:
