@@ -73,7 +73,8 @@ class StableDiffusion(LatentDiffusion):
         """Use these adapters (LoRA and its relatives) and no others; [] takes all off, to the bit.
 
         adapters  of each its path, or (path, strength), or (path, strength, strength in the text encoder); without the
-                  last, both are the same. 1 is as trained, any number is allowed
+                  last, both are the same. 1 is as trained, any number is allowed. One of `adapters` stays as it is:
+                  model.apply([*model.adapters, path]) adds one
 
         Every adapter changes the weights that were loaded, whatever others do to them, so their order does not matter.
         If one cannot be used, the model stays as it was. Raises CheckpointError for such files, SettingError for other
@@ -299,17 +300,20 @@ class StableDiffusion(LatentDiffusion):
         if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
-        if self.adapters or first.adapters:
-            from sd.pipeline.adapters import with_applied
+        with self.runner.in_use():  # adapters and words stay until they are noted
+            if self.adapters or first.adapters:
+                from sd.pipeline.adapters import with_applied
 
-            first = with_applied(first, self.adapters)
-        jobs = [first.counted_on(i) for i in range(count * batch_size)]
-        start = None if canvas is None else init_image_from(canvas.working_picture, canvas.working_mask)
-        pictures = []
-        for begin in range(0, len(jobs), batch_size):
-            batch = jobs[begin : begin + batch_size]
-            for picture, job in zip(self.make(batch, start, on_step=on_step, on_retry=on_retry), batch, strict=True):
-                finished = picture if canvas is None else canvas.finish(picture)
-                finished.info.update(self.texts(job))
-                pictures.append(finished)
+                first = with_applied(first, self.adapters)
+            jobs = [first.counted_on(i) for i in range(count * batch_size)]
+            start = None if canvas is None else init_image_from(canvas.working_picture, canvas.working_mask)
+            pictures = []
+            for begin in range(0, len(jobs), batch_size):
+                batch = jobs[begin : begin + batch_size]
+                for picture, job in zip(
+                    self.make(batch, start, on_step=on_step, on_retry=on_retry), batch, strict=True
+                ):
+                    finished = picture if canvas is None else canvas.finish(picture)
+                    finished.info.update(self.texts(job))
+                    pictures.append(finished)
         return pictures

@@ -545,3 +545,18 @@ def test_networks_can_be_cast_when_an_adapter_is_gone(tiny_ckpt, tmp_path):
         each.unet.half()
     model.apply([])
     assert same(state_of(model), state_of(other))
+
+
+def test_a_picture_notes_the_adapters_that_it_was_made_with(loaded, files, monkeypatch):
+    """Whatever other threads do between the last step and the note."""
+    texts = loaded.texts
+
+    def late(*given):
+        with pytest.raises(RuntimeError, match="while a picture is being made"):
+            loaded.apply([])
+        return texts(*given)
+
+    monkeypatch.setattr(loaded, "texts", late)
+    loaded.apply([files["lora"]])
+    (made,) = loaded.txt2img("a cat", width=64, height=64, steps=1)
+    assert '"lora": ["lora:1"]' in made.info["sd"]
