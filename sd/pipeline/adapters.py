@@ -1,14 +1,15 @@
-"""Adapters and learned words of a picture: whether the model has the adapters of the prompt, and what is noted."""
+"""The adapters that settings name, whether the model has them, and what a picture notes of them and of its words."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from sd.pipeline.errors import SettingError
-from sd.pipeline.settings import Settings
-from sd.text.prompt_adapters import AdapterUse, merged, name_beside
+from sd.text.prompt_adapters import MOST, AdapterUse, from_flag, in_prompt, merged, name_beside
+from sd.text.prompt_syntax import PromptError
 
 if TYPE_CHECKING:
+    from sd.pipeline.settings import Settings
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 
@@ -21,7 +22,26 @@ class Applied(Protocol):
     autov3: Callable[[], str]
 
 
-def with_applied(settings: Settings, adapters: Sequence[Applied]) -> Settings:
+def checked_flags(flags: Sequence[str]) -> tuple[str, ...]:
+    """The adapters of flags as we write them, each once. Raises SettingError."""
+    if len(flags) > MOST:
+        raise SettingError("lora", f"names {len(flags)} adapters; at most {MOST} are read.")
+    try:
+        return tuple(use.as_flag for use in merged(map(from_flag, flags)))
+    except ValueError as error:
+        raise SettingError("lora", str(error)) from None
+
+
+def named_in(settings: "Settings") -> tuple[AdapterUse, ...]:
+    """The adapters of prompt and flags, each once. Raises SettingError."""
+    try:
+        in_text = [] if settings.plain_prompts else in_prompt(settings.prompt)
+    except PromptError as error:
+        raise SettingError("prompt", str(error)) from None
+    return merged([*in_text, *map(from_flag, settings.lora)])
+
+
+def with_applied(settings: "Settings", adapters: Sequence[Applied]) -> "Settings":
     """The settings with all adapters of the model, so that the picture notes those that the prompt does not name.
 
     Raises SettingError where the prompt names one that the model does not have, or has at another strength: a prompt
@@ -38,13 +58,13 @@ def with_applied(settings: Settings, adapters: Sequence[Applied]) -> Settings:
     return replace(settings, lora=(*settings.lora, *(use.as_flag for use in applied.values())))
 
 
-def noted(model: "StableDiffusion", settings: Settings) -> tuple[dict[str, str | None], dict[str, list[dict]]]:
+def noted(model: "StableDiffusion", settings: "Settings") -> tuple[dict[str, str | None], dict[str, list[dict]]]:
     """What a picture notes of the adapters and learned words in use: hashes as the web UI has them, and exact facts."""
-    from sd.pipeline.learning import words_of
+    from sd.text.learned_words import words_used
 
-    words = [word for word in words_of(model, settings) if not word.bundled] if model.words else []
+    words = words_used(settings.all_texts(), model.tokenizer, plain=settings.plain_prompts) if model.words else ()
     facts = {
-        "embeddings": [{"name": word.name, "sha256": word.sha256} for word in words],
+        "embeddings": [{"name": word.name, "sha256": word.sha256} for word in words if not word.bundled],
         "adapters": [
             {"name": a.name, "autov3": _hash(a), "strength": a.strength, "text_strength": a.text_strength}
             for a in model.adapters

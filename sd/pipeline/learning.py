@@ -1,4 +1,4 @@
-"""Textual inversion: words that are added to a model's own, and which of them a picture uses."""
+"""Textual inversion: words that are added to a model's own."""
 
 from collections.abc import Sequence
 
@@ -6,8 +6,7 @@ import torch
 
 from sd.networks.learned_rows import with_rows
 from sd.pipeline.latent_diffusion import LatentDiffusion
-from sd.pipeline.settings import Settings
-from sd.text.learned_words import LearnedTokenizer, LearnedWord, words_used
+from sd.text.learned_words import LearnedTokenizer, LearnedWord
 from sd.text.tokenizer import Tokenizer
 
 
@@ -35,8 +34,3 @@ def teach_bundled(model: LatentDiffusion, words: Sequence[LearnedWord]) -> None:
     kept = [word for word in model.words if not word.bundled]
     if len(kept) != len(model.words) or words:
         teach(model, [*kept, *words])
-
-
-def words_of(model: LatentDiffusion, settings: Settings) -> tuple[LearnedWord, ...]:
-    """The learned words in a picture's prompts, at any step of any pass."""
-    return words_used(settings.all_texts(), model.tokenizer, plain=settings.plain_prompts)

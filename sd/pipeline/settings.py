@@ -213,31 +213,22 @@ class Settings:
 
     def _resolve_adapters(self) -> None:
         """Set the adapters of flags as we write them, and check those of the prompt."""
-        self._set("lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora))
-        if self.lora:
-            from sd.text.prompt_adapters import MOST, from_flag, merged
+        flags = (self.lora,) if isinstance(self.lora, str) else tuple(self.lora)
+        if flags:
+            from sd.pipeline.adapters import checked_flags
 
-            if len(self.lora) > MOST:
-                raise SettingError("lora", f"names {len(self.lora)} adapters; at most {MOST} are read.")
-            try:
-                self._set("lora", tuple(use.as_flag for use in merged(map(from_flag, self.lora))))
-            except ValueError as error:
-                raise SettingError("lora", str(error)) from None
-        if self.prompt != self.prompt_text:
-            _ = self.adapters
+            flags = checked_flags(flags)
+        self._set("lora", flags)
+        _ = self.adapters
 
     @cached_property
     def adapters(self) -> "tuple[AdapterUse, ...]":
         """The adapters that prompt and flags name, each once with its strengths: what a model has to have applied."""
-        in_text = self.prompt != self.prompt_text
-        if not self.lora and not in_text:
+        if not self.lora and self.prompt == self.prompt_text:
             return ()
-        from sd.text.prompt_adapters import from_flag, in_prompt, merged
+        from sd.pipeline.adapters import named_in
 
-        try:
-            return merged([*(in_prompt(self.prompt) if in_text else ()), *map(from_flag, self.lora)])
-        except PromptError as error:
-            raise SettingError("prompt", str(error)) from None
+        return named_in(self)
 
     @property
     def prompt_text(self) -> str:
@@ -387,14 +378,5 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False, ada
 
 
 FIELDS = {field.name: field.type for field in fields(Settings)}
-OF_THE_RUN = (
-    "model",
-    "embeddings",
-    "adapters",
-    "family",
-    "precision",
-    "device",
-    "version",
-    "torch",
-    "run",
-)  # stored in a picture with them
+# What is stored in a picture beside them.
+OF_THE_RUN = ("model", "embeddings", "adapters", "family", "precision", "device", "version", "torch", "run")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import diffusers_pipeline, relative_error
 
-from sd.pipeline.learning import teach, words_of
+from sd.pipeline.learning import teach
 from sd.pipeline.runner import Runner
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
@@ -331,7 +331,7 @@ def test_words_in_negative_prompts_and_at_some_steps_only_change_the_picture(own
     same = [(i, j) for i in range(len(made)) for j in range(i) if torch.equal(made[i], made[j])]
     assert same == [(2, 1), (4, 1), (4, 2)]  # in two steps, [cat|easy] is [cat:easy:0.5]
     job = settings(prompt="a [cat:easy:0.5]", negative_prompt="[hard-one:a:0.5]")
-    assert words_of(own_model, job) == (EASY, HARD)
+    assert words_used(job.all_texts(), own_model.tokenizer) == (EASY, HARD)
 
 
 def test_copies_and_pickles_know_the_words(own_model):
