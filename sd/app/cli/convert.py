@@ -1,7 +1,7 @@
 """`sd convert`: a checkpoint from one layout to another."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,21 +113,27 @@ def run(args: argparse.Namespace) -> int:
         except MismatchError as error:
             say(f"{args.target}: {error}")
             return MISMATCH
-    numbers = f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB"
-    written = f"{numbers}, {done.layout} layout"
-    for line in done.checkpoint.said.warnings:
-        say(f"{shown(args.source.name)}: {line}")
-    for line in describe(args.source, done.checkpoint, written):
-        say(line, quiet=args.quiet)
-    if baking:
-        for line in added_lines(baking, done):
-            say(line, quiet=args.quiet)
-    if done.left_out:
-        say(f"left out: {counted(done.left_out, 'tensor')} outside the model (--keep-all keeps them)", quiet=args.quiet)
-    if done.verified:
-        say(verified(done.verified), quiet=args.quiet)
+    lines = added_lines(baking, done) if baking else ()
+    report(done, args.source, lines, left_out=" (--keep-all keeps them)", quiet=args.quiet)
     print(args.target)
     return WRITTEN
+
+
+def report(done: "Conversion", source: Path, lines: Iterable[str], *, left_out: str = "", quiet: bool) -> None:
+    """Say what was written.
+
+    lines     what else is said of it
+    left_out  what is said behind the number of tensors that were not
+    """
+    for warning in done.checkpoint.said.warnings:
+        say(f"{shown(source.name)}: {warning}")
+    numbers = f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB"
+    for line in (*describe(source, done.checkpoint, f"{numbers}, {done.layout} layout"), *lines):
+        say(line, quiet=quiet)
+    if done.left_out:
+        say(f"left out: {counted(done.left_out, 'tensor')} outside the model{left_out}", quiet=quiet)
+    if done.verified:
+        say(verified(done.verified), quiet=quiet)
 
 
 def run_respelling(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from convert.actions.writing import PRECISIONS
 from convert.adapters.spellings import SPELLINGS
 from convert.errors import counted, joined, shown
+from convert.families.family import PARTS
 from sd.app.cli import say
 from sd.app.cli.flags import add_output_flags, whole_number
 from sd.app.cli.parser import Parser
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from convert.actions.extraction import Extraction, Sums
 
 WRITTEN, SAME = 0, 1
-TITLES = {"unet": "UNet", "text_encoder": "text encoder"}
 
 
 def parser() -> Parser:
@@ -96,7 +96,7 @@ def table(found: "Extraction") -> Iterator[str]:
     """How far apart the models are, block by block, and what share of that the LoRA lacks."""
     rows = [("", "layers", "B - A", "left out")]
     for (part, block), sums in found.blocks.items():
-        rows.append((f"{TITLES[part]} {block}", *numbers(sums)))
+        rows.append((f"{PARTS[part]} {block}", *numbers(sums)))
     rows.append(("together", *numbers(found.held)))
     yield "differences relative to A, and what the LoRA lacks of them, as norms:"
     yield from (f"  {line}" for line in aligned(rows, "<>>>"))

@@ -2,8 +2,9 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert.actions.convert import convert
 from convert.actions.target import LAYOUTS, MismatchError
@@ -11,13 +12,15 @@ from convert.actions.writing import PRECISIONS
 from convert.errors import counted, joined, shown
 from convert.families.family import PARTS
 from sd.app.cli import say
-from sd.app.cli.convert import MISMATCH, WRITTEN, verified
+from sd.app.cli.convert import MISMATCH, WRITTEN, report
 from sd.app.cli.flags import add_output_flags, numbers
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 from sd.app.errors import UsageError
-from sd.app.jobs.model import describe
 from sd.app.jobs.model_folder import find
+
+if TYPE_CHECKING:
+    from convert.actions.merge import Merging
 
 USUAL = {2: 0.5, 3: 1.0}  # --weight, by how many models are given
 
@@ -91,26 +94,19 @@ def run(args: argparse.Namespace) -> int:
         except MismatchError as error:
             say(f"{args.out}: {error}")
             return MISMATCH
-    for line in done.checkpoint.said.warnings:
-        say(f"{shown(first.name)}: {line}")
-    written = (
-        f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB, {done.layout} layout"
-    )
-    for line in describe(first, done.checkpoint, written):
-        say(line, quiet=args.quiet)
-    say(f"merged: {by_network(merging.merged)}", quiet=args.quiet)
-    if merging.channels:
-        kept = f"{counted(merging.channels, 'channel')} that only {shown(first.name)} reads stay as they are"
-        say(f"the {kept}", quiet=args.quiet)
-    if merging.kept:
-        whose = f"{shown(args.vae.name)} and {shown(first.name)}" if args.vae else shown(first.name)
-        say(f"kept from {whose}: {by_network(merging.kept)}", quiet=args.quiet)
-    if done.left_out:
-        say(f"left out: {counted(done.left_out, 'tensor')} outside the model", quiet=args.quiet)
-    if done.verified:
-        say(verified(done.verified), quiet=args.quiet)
+    report(done, first, merged_lines(merging, first, args.vae), quiet=args.quiet)
     print(args.out)
     return WRITTEN
+
+
+def merged_lines(merging: "Merging", first: Path, vae: Path | None) -> Iterator[str]:
+    """Which tensors are new, and which are those of the first model or of another VAE."""
+    yield f"merged: {by_network(merging.merged)}"
+    if merging.channels:
+        yield f"the {counted(merging.channels, 'channel')} that only {shown(first.name)} reads stay as they are"
+    if merging.kept:
+        whose = f"{shown(vae.name)} and {shown(first.name)}" if vae else shown(first.name)
+        yield f"kept from {whose}: {by_network(merging.kept)}"
 
 
 def by_network(tensors: Mapping[str, int]) -> str:
