@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -358,3 +359,9 @@ def test_tokens_are_those_of_words_only(run):
     code, out, _ = run("tokens", "a cat<lora:x:0.5>", "--json")
     data = json.loads(out[0])
     assert (code, data["lora"], data["texts"][0]["text"]) == (0, ["x:0.5"], "a cat")
+
+
+def test_a_plain_picture_imports_nothing_of_adapters(run, tiny_ckpt, monkeypatch):
+    for name in ("runtime.adapters", "runtime.learned_words", "networks.adapters.weight_change", "pipeline.learning"):
+        monkeypatch.setitem(sys.modules, f"sd.{name}", None)  # an import of it fails
+    assert run("txt2img", "a cat", "-m", tiny_ckpt, "-W", 64, "-H", 64, "--steps", 1)[0] == 0

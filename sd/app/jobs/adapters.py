@@ -51,16 +51,18 @@ class Adapters:
 
     def apply(self, model: "StableDiffusion", job: Settings) -> None:
         """Apply those of a job to a model, and no others. Raises CheckpointError for values that cannot be used."""
+        uses = self.uses(job)
+        if not (uses or model.adapters):
+            return
         from sd.runtime.adapters import OpenAdapter
 
         given, files = [], []
         try:
-            for path, use in self.uses(job).items():
+            for path, use in uses.items():
                 files.append(open_adapter(path))
                 adapter = replace(read_named(files[-1], self.config), name=use.name)
                 given.append((OpenAdapter(files[-1], adapter, path), use.unet, use.text))
-            if given or model.adapters:
-                model.apply(given)
+            model.apply(given)
         finally:
             for file in files:
                 file.close()
