@@ -26,12 +26,14 @@ def described(tensors: Mapping[str, TensorRecord], metadata: Mapping[str, str]) 
     """The error for a file that no adapter of a known family is in."""
     if not any(ADAPTER.search(name) or name.startswith(WORDS) for name in tensors):
         kind = describe({name: record.shape for name, record in tensors.items()})
-        use = ""
+        holds, use = kind.name, ""
         if kind.parts:
             use = ". A checkpoint is given with --model"
-        elif kind.family and "embedding" in kind.family.name:
-            use = ". An embedding is given with --embeddings"
-        return UnsupportedFileError(f"is no adapter: it holds {kind.name}{use}")
+        elif "*" in tensors or (kind.family and "embedding" in kind.family.name):
+            holds, use = "textual inversion", ". An embedding is given with --embeddings"
+        elif holds == "unknown":
+            holds = "; ".join(kind.details)
+        return UnsupportedFileError(f"is no adapter: it holds {holds}{use}")
     if all(name.startswith(WORDS) for name in tensors):
         return UnsupportedFileError(
             f"changes no module: it only brings embeddings along: {shown_list(sorted(tensors))}"

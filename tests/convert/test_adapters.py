@@ -200,6 +200,8 @@ def test_adapters_of_other_families_are_refused_with_both_named(tmp_path):
         ({"transformer.x.lora_A.weight": (2, 8)}, "is an adapter for a transformer of another kind"),
         ({"lora_unet_nothing.lora_down.weight": (2, 8)}, "its one tensor does not belong to a module"),
         ({"emb_params": (2, 768)}, "is no adapter: it holds .*textual inversion"),
+        ({"*": (2, 768)}, "is no adapter: it holds textual inversion. An embedding is given with --embeddings"),
+        ({"blorb": (2,)}, "is no adapter: it holds 1 tensor, none with a known name; the first is blorb"),
         (
             {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8)},
             "changes nothing: it lacks tensors of 1 module",
