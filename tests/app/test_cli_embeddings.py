@@ -12,8 +12,8 @@ from embeddings import LAYOUTS, as_json, made_up, text_card
 from PIL import Image
 from safetensors.torch import save_file
 
-from convert.errors import CorruptFileError
 from convert.files.hashing import file_sha256
+from sd.app.errors import UsageError
 from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.request import Events, ModelRequest
 from sd.pipeline.image.stored_settings.web_ui import settings_in
@@ -101,7 +101,7 @@ def test_only_files_that_a_prompt_uses_are_read(folder):
     LAYOUTS["kohya"](folder, "for-xl", made_up(1, 1280))
     names, said = find("a cat")
     assert (names, said.notes, said.warnings) == ([], [], [])
-    with pytest.raises(CorruptFileError, match=r"^damaged\.pt "):
+    with pytest.raises(UsageError, match=r"^the prompt's word damaged is an embedding in \S+: damaged\.pt "):
         find("a damaged cat")
 
 

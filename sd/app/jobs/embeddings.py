@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.adapters.embedding import read_embedding, words_in, wrong_family
-from convert.errors import counted, shown
+from convert.adapters.embedding import Embedding, read_embedding, words_in, wrong_family
+from convert.errors import CheckpointError, counted, shown
 from convert.files.hashing import file_sha256
 from sd.app.errors import UsageError
 from sd.app.jobs.model_folder import folders
@@ -182,14 +182,24 @@ def _word(
 
 def _passed_over(found: Found, config: "ModelConfig | None") -> str | None:
     """Why a word of a folder is not for this model; None if it is."""
-    return config and wrong_family(read_embedding(found.path), config)
+    return config and wrong_family(_embedding(found), config)
 
 
 def _read(found: Found, config: "ModelConfig | None") -> LearnedWord:
     """The word in a file. Raises CheckpointError, which names both families if it is for another."""
     from sd.runtime.learned_words import learned_word
 
-    return replace(learned_word(read_embedding(found.path), config), name=found.name)
+    return replace(learned_word(_embedding(found), config), name=found.name)
+
+
+def _embedding(found: Found) -> Embedding:
+    try:
+        return read_embedding(found.path)
+    except CheckpointError as error:
+        if found.given:
+            raise
+        where = shown(str(found.path.parent))
+        raise UsageError(f"the prompt's word {shown(found.name)} is an embedding in {where}: {error}") from None
 
 
 def _missing(name: str, found: Sequence[Found]) -> str:
