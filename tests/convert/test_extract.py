@@ -74,7 +74,7 @@ def applied(base, adapter, target):
     return stored(target)
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("fp16", 1e-3)])
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), pytest.param("fp16", 1e-3, marks=pytest.mark.slow)])
 def test_all_of_it_gives_the_second_model_back(tmp_path, base, tuned, precision, most):
     """At the full rank of every layer, with biases and norms."""
     found = extract(base, tuned, tmp_path / "x.safetensors", rank=10_000, full=True, precision=precision)

@@ -157,7 +157,7 @@ SOURCES = {  # what a model is loaded from, made by a conversion of the narrow c
     "averages": ([], "fp32", {"weights": "ema"}),
     "low memory": ([], "fp32", {"low_memory": True}),
 }
-SLOW = "ours", "fp16", "averages", "low memory"
+SLOW = "ours", "fp16", "fp16, widened", "averages", "low memory"
 
 
 @pytest.mark.parametrize("source", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in SOURCES])
@@ -277,7 +277,14 @@ def test_what_is_trained_on_top_of_an_adapter_is_the_base_of_the_next(tiny_ckpt,
     assert torch.equal(weight, trained)
 
 
-@pytest.mark.parametrize(("when", "kind"), [("before", "float"), ("meanwhile", "float"), ("meanwhile", "half")])
+@pytest.mark.parametrize(
+    ("when", "kind"),
+    [
+        pytest.param("before", "float", marks=pytest.mark.slow),
+        pytest.param("meanwhile", "float", marks=pytest.mark.slow),
+        ("meanwhile", "half"),
+    ],
+)
 def test_another_precision_is_no_other_base(tiny_ckpt, loaded, files, when, kind):
     """As after a network has failed in a narrow one. The base has been through the same precisions."""
     model, other = (load(tiny_ckpt, device="cpu", precision="bf16") for _ in range(2))
@@ -352,8 +359,19 @@ def test_an_interrupt_leaves_the_model_as_it_was(loaded, files, monkeypatch):
     assert same(state_of(loaded), before)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize(
+    ("copied", "precision"),
+    [
+        (copy.deepcopy, "fp32"),
+        (pickled, "bf16"),
+        pytest.param(copy.deepcopy, "bf16", marks=pytest.mark.slow),
+        pytest.param(pickled, "fp32", marks=pytest.mark.slow),
+    ],
+)
 def test_copies_take_their_adapters_along_and_off(loaded_in, files, copied, precision):
     model = loaded_in(precision)
     plain = state_of(model)
