@@ -64,7 +64,7 @@ class Added:
             yield f"also changes {counted(self.elsewhere, 'module')} of networks that are not written."
         if self.adapter.words:
             yield (
-                f"brings {counted(len(self.adapter.words), 'word')} along, for which a model has no place: "
+                f"brings {counted(len(self.adapter.words), 'word')} along, which a model cannot store: "
                 f"{shown_list(tuple(self.adapter.words))}."
             )
 
@@ -82,7 +82,7 @@ class Baking:
 
     @contextmanager
     def __call__(self, source: CheckpointFile, checkpoint: Checkpoint) -> Iterator[Changes]:
-        """Raises CheckpointError for a file that is no adapter of this model, TargetError if nothing would change."""
+        """Raises CheckpointError for a file that is no such model's adapter, TargetError if nothing would change."""
         from convert.adapters.values import check_values  # imports torch
 
         with ExitStack() as stack:

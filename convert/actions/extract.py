@@ -49,7 +49,7 @@ def extract(
     on_start: Callable[[int], None] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> Extraction:
-    """Write what makes the second model of the first one, as nearly as a rank allows; nothing if they are the same.
+    """Write the difference between two models, as closely as a rank allows; nothing if they are the same.
 
     rank       of linear layers, at least 1; a small layer has at most its own
     conv_rank  of convolutions, flattened to (outputs, inputs * kernel); 0 leaves them out; None: as `rank`
@@ -158,7 +158,7 @@ class _Work:
     ) -> None:
         """Put the parts that hold a difference beside those of its module, and add up what they lack."""
         if not change.isfinite().all():
-            raise WeightMismatchError(f"differs by NaN or infinity in {shown(name)}, of which there is no LoRA.")
+            raise WeightMismatchError(f"differs by NaN or infinity in {shown(name)}, which a LoRA cannot hold.")
         sums = Sums(1, _square(base), _square(change), _square(change))
         rank = self.conv_rank if change.ndim > 2 else self.rank
         matrix = change.flatten(1) if change.ndim > 1 else change

@@ -167,4 +167,4 @@ def _check_difference(others: Sequence[OpenModel]) -> None:
     channels = [other.checkpoint.config.unet.in_channels for other in others]
     if len(set(channels)) > 1:
         first = shown(others[0].file.called)
-        raise others[1].fault(f"reads {channels[1]} channels, {first} {channels[0]}: there is no difference")
+        raise others[1].fault(f"reads {channels[1]} channels, {first} {channels[0]}, so they cannot be subtracted")

@@ -182,7 +182,7 @@ def read_adapter(file: CheckpointFile, config: ModelConfig | None = None) -> Ada
     that cannot be an adapter's.
     """
     if not all_tensors(file.root):
-        raise UnsupportedFileError("holds no tensors, so it is no adapter")
+        raise UnsupportedFileError("is not an adapter: it holds no tensors")
     tensors = unwrap(file.root, lambda names: frozenset()).tensors
     if config is not None:
         return _read(file, tensors, adapted_family(config))

@@ -196,7 +196,7 @@ def numbers_of(tensor: Tensor, file: CheckpointFile | None) -> "np.ndarray":
     from convert.files.arrays import decoded, raw_pieces
 
     file.verify(tensor)
-    with np.errstate(over="ignore"):  # infinite, and told as such
+    with np.errstate(over="ignore"):  # infinite, which is reported
         pieces = [decoded(piece, tensor.dtype).astype("f4") for piece in raw_pieces(file, tensor)]
     return np.concatenate(pieces).reshape(-1, tensor.shape[-1])
 
@@ -250,5 +250,5 @@ def words_in(place: Path) -> Iterator[tuple[str, Path]]:
                 with open_checkpoint(path) as file:
                     name = contents_of(file.root)[0] or name
         except CheckpointError:
-            pass  # told if a prompt uses the word, which is then the stem
+            pass  # reported if a prompt uses the word, which is then the stem
         yield name, path

@@ -53,7 +53,7 @@ def is_picture(path: Path) -> bool:
         with open(path, "rb") as file:
             start = file.read(16)
     except (OSError, ValueError):
-        return False  # told when it is opened as a checkpoint
+        return False  # reported when it is opened as a checkpoint
     return start.startswith(STARTS) or start[4:12] in (b"ftypavif", b"ftypavis")
 
 
@@ -175,7 +175,7 @@ def array_of(rows: object) -> "np.ndarray":
     if len({len(row) for row in table}) > 1:
         raise WeightMismatchError("holds an embedding whose vectors have different lengths")
     try:
-        with np.errstate(over="ignore"):  # infinite, and told as such
+        with np.errstate(over="ignore"):  # infinite, which is reported
             return np.array(rows, dtype="f8").astype("f4")
     except OverflowError:  # a whole number beyond all floats
         raise WeightMismatchError("holds numbers that are NaN or infinite. It is damaged: get it again") from None

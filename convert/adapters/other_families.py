@@ -1,4 +1,4 @@
-"""What a file is that is no adapter of the model in use, in one sentence."""
+"""What a file is if it is not an adapter for the model in use, in one sentence."""
 
 from collections.abc import Iterable, Mapping
 
@@ -33,7 +33,7 @@ def described(tensors: Mapping[str, TensorRecord], metadata: Mapping[str, str]) 
             holds, use = "textual inversion", ". An embedding is given with --embeddings"
         elif holds == "unknown":
             holds = "; ".join(kind.details)
-        return UnsupportedFileError(f"is no adapter: it holds {holds}{use}")
+        return UnsupportedFileError(f"is not an adapter: it holds {holds}{use}")
     if all(name.startswith(WORDS) for name in tensors):
         return UnsupportedFileError(
             f"changes no module: it only brings embeddings along: {shown_list(sorted(tensors))}"

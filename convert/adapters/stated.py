@@ -9,7 +9,7 @@ from convert.files.reader import CheckpointFile
 
 IN_METADATA = "lora_adapter_metadata"  # of diffusers' files: JSON, each name with its component in front
 ALPHAS = ("lora_alpha", "alpha")
-LARGEST = 1e9  # alpha or scale; more is no adapter's, and float32 could overflow
+LARGEST = 1e9  # alpha or scale; no adapter has more, and float32 could overflow
 PATTERNS = "alpha_pattern"  # module -> alpha, where it differs
 
 

@@ -357,7 +357,7 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False, ada
     adapters  whether it may name some
     """
     if any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise SettingError(name, "holds bytes that are no UTF-8 text.")
+        raise SettingError(name, "holds bytes that are not UTF-8 text.")
     if "\0" in prompt:
         raise SettingError(name, "holds a NUL character.")
     if len(prompt) > LONGEST_PROMPT:

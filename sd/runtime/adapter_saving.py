@@ -42,7 +42,7 @@ def read_lora(path: Path, config: ModelConfig) -> dict[str, dict[str, Tensor]]:
         changes = read_adapter(file, config).changes
         if other := {change.kind for change in changes} - {"lora"}:
             raise ValueError(
-                f"{path} is no LoRA ({', '.join(sorted(other))}); training begins with LoRA or LoCon only."
+                f"{path} is not a LoRA ({', '.join(sorted(other))}); training begins with LoRA or LoCon only."
             )
         return {
             change.target: {part: as_tensor(file, record).float() for part, record in change.tensors.items()}

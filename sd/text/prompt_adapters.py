@@ -53,7 +53,7 @@ def from_flag(text: str) -> AdapterUse:
     if not name or name.endswith(":"):
         raise ValueError(f"{text[:120]!r} is not NAME, NAME:STRENGTH or NAME:STRENGTH:TEXT_STRENGTH.")
     if any("\ud800" <= character <= "\udfff" for character in name) or "\0" in name:
-        raise ValueError(f"{text[:120]!r} holds bytes that are no UTF-8 text. Rename the file.")
+        raise ValueError(f"{text[:120]!r} holds bytes that are not UTF-8 text. Rename the file.")
     unet, text_encoder = (numbers * 2 or [1.0, 1.0])[:2]
     if max(abs(unet), abs(text_encoder)) > STRONGEST:
         raise ValueError(f"{text[:120]!r} has a strength out of range: {-STRONGEST} to {STRONGEST}.")

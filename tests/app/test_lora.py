@@ -255,11 +255,11 @@ def test_what_is_not_applied_of_a_file_is_said_once(run, loras, tiny_ckpt, tmp_p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"prompt": "a <lora:x:1"}, "<lora:x:1 has no closing > and is read as words."),
+        ({"prompt": "a <lora:x:1"}, "read as words, for want of a closing >: <lora:x:1"),
         ({"prompt": "<lyco:x", "plain_prompts": True}, None),
         ({"prompt": "a <lora:x:1>"}, None),
         ({"prompt": "<lora:x:1>", "plain_prompts": True},
-         "--plain-prompts: <lora:x:1> is read as words. Use --lora for adapters."),
+         "with --plain-prompts, brackets are words: <lora:x:1>. Use --lora for adapters."),
         ({"prompt": "", "negative_prompt": "<lora:x:1> <lora:x:1>"},
          "adapters in a negative prompt are read as words, as in the web UI: <lora:x:1>. Name them in the prompt."),
         ({"prompt": "", "negative_prompt": "<lora:x:1>", "guidance_scale": 1}, None),

@@ -199,9 +199,9 @@ def test_adapters_of_other_families_are_refused_with_both_named(tmp_path):
         ({"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (2, 8)}, "is an adapter for FLUX"),
         ({"transformer.x.lora_A.weight": (2, 8)}, "is an adapter for a transformer of another kind"),
         ({"lora_unet_nothing.lora_down.weight": (2, 8)}, "its one tensor does not belong to a module"),
-        ({"emb_params": (2, 768)}, "is no adapter: it holds .*textual inversion"),
-        ({"*": (2, 768)}, "is no adapter: it holds textual inversion. An embedding is given with --embeddings"),
-        ({"blorb": (2,)}, "is no adapter: it holds 1 tensor, none with a known name; the first is blorb"),
+        ({"emb_params": (2, 768)}, "is not an adapter: it holds .*textual inversion"),
+        ({"*": (2, 768)}, "is not an adapter: it holds textual inversion. An embedding is given with --embeddings"),
+        ({"blorb": (2,)}, "is not an adapter: it holds 1 tensor, none with a known name; the first is blorb"),
         (
             {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (2, 8)},
             "changes nothing: it lacks tensors of 1 module",
@@ -214,7 +214,7 @@ def test_what_is_no_adapter_of_stable_diffusion_is_named(tmp_path, shapes, sente
 
 
 def test_a_checkpoint_is_no_adapter(tiny_ckpt):
-    with pytest.raises(CheckpointError, match=r"is no adapter: it holds .* A checkpoint is given with --model"):
+    with pytest.raises(CheckpointError, match=r"is not an adapter: it holds .* A checkpoint is given with --model"):
         read(tiny_ckpt)
 
 

@@ -197,7 +197,7 @@ def test_what_is_not_in_the_new_weights_is_said_even_if_quiet(tmp_path, run, tin
     assert code == 0
     assert "x.safetensors holds 1 tensor of 5 that match no module" in err
     assert f"x.safetensors has a bias for 1 module without one, left out: {query}" in err
-    assert "x.safetensors brings 1 word along, for which a model has no place: tree" in err
+    assert "x.safetensors brings 1 word along, which a model cannot store: tree" in err
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_what_is_not_in_the_new_weights_is_said_even_if_quiet(tmp_path, run, tin
             ("--lora", "HUGE:100", "--precision", "fp16"),
             "would hold values that are NaN, infinite or beyond its precision",
         ),
-        (("--lora", "TINY.ckpt"), "is no adapter"),
+        (("--lora", "TINY.ckpt"), "is not an adapter"),
     ],
 )
 def test_what_cannot_be_baked_is_refused_and_leaves_no_file(tmp_path, run, tiny_ckpt, adapter, arguments, said):

@@ -114,7 +114,7 @@ REFUSED = {
     "a prefix": ({"lora_unet_": torch.ones(2)}, "its one tensor does not belong"),
     "a suffix": ({".lora_up.weight": torch.ones(2), ".alpha": torch.ones(())}, "none of its 2 tensors belongs"),
     "a module": ({MODULE: torch.ones(OUT, IN)}, "its one tensor does not belong"),
-    "no tensors": ({}, "holds no tensors, so it is no adapter"),
+    "no tensors": ({}, "is not an adapter: it holds no tensors"),
     "only embeddings of no name": ({"bundle_emb.": torch.ones(2), "bundle_emb.*": torch.ones(2)}, "only brings embed"),
     "control characters": ({"lora_unet_\n\0\x1b[31m.alpha": torch.ones(())}, "not printable"),
     "right to left": ({"\u202e" * 5000: torch.ones(())}, "not printable"),

@@ -151,7 +151,7 @@ def others(tmp_path, models):
             "A W",
             "wide.safetensors reads 9 channels, a.safetensors 4. The model that reads more",
         ),
-        ("W W B", "b.safetensors reads 4 channels, wide.safetensors 9: there is no difference"),
+        ("W W B", "b.safetensors reads 4 channels, wide.safetensors 9, so they cannot be subtracted"),
         ("A B -w 0", "every weight is 0, so the result would be the first model"),
         ("A B -w nan", "must be finite numbers"),
         (

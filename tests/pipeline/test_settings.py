@@ -28,7 +28,7 @@ GOOD = {"prompt": "a horse", "width": 512, "height": 512, "seed": 42}
         ),
         ({"steps": 2.5}, "steps cannot be 2.5; it is of type int | None."),
         ({"prompt": ["a"]}, "prompt cannot be ['a']; it is of type str."),
-        ({"prompt": "a\udcff"}, "prompt holds bytes that are no UTF-8 text."),
+        ({"prompt": "a\udcff"}, "prompt holds bytes that are not UTF-8 text."),
         ({"negative_prompt": "a\0"}, "negative_prompt holds a NUL character."),
         ({"prompt": "a (horse:12)"}, "prompt gives 'horse' the weight 12; weights are -10 to 10."),
         ({"prompt": "[a:(b:12):0.9]"}, "prompt gives 'b' the weight 12"),

@@ -27,8 +27,8 @@ WRITTEN, SAME = 0, 1
 def parser() -> Parser:
     parser = Parser(
         prog="sd extract",
-        description="Write the difference between two checkpoints as a LoRA: added to A, it makes B, as nearly as its\n"
-        "rank allows. The error is measured on what is written, block by block.",
+        description="Write the difference between two checkpoints as a LoRA: added to A, it gives B, as closely as\n"
+        "its rank allows. The error is measured on what is written, block by block.",
         epilog="examples:\n"
         "  sd extract v1-5-pruned-emaonly.ckpt tuned.safetensors -o tuned-lora.safetensors\n"
         "  sd extract base.ckpt tuned.ckpt -o lora.safetensors --rank 64 --conv-rank 16\n\n"
@@ -38,17 +38,17 @@ def parser() -> Parser:
     # fmt: off
     add = parser.add_argument
     add("first", type=Path, metavar="A", help="the model that the LoRA is for")
-    add("second", type=Path, metavar="B", help="the model that it makes of A")
+    add("second", type=Path, metavar="B", help="the model that A becomes with it")
     add("-o", "--out", type=Path, required=True, metavar="OUT", help="a .safetensors; for PEFT's spelling, a folder")
     add("-r", "--rank", "--dim", type=whole_number(1), default=16, metavar="N",
-        help="of linear layers: more is nearer to B and a larger file (default: 16)")
+        help="of linear layers; a higher rank comes closer to B and takes a larger file (default: 16)")
     add("--conv-rank", "--conv_dim", type=whole_number(0), metavar="N",
         help="of convolutions; 0 leaves them out (default: as --rank)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights of B, if it has both: its own, or their average over the training (default: auto, its "
         "own)")
     add("--full", action="store_true",
-        help="also write the differences of biases and norms, as they are; some programs cannot read them")
+        help="also write the differences of biases and norms, in full; some programs cannot read them")
     add("--precision", choices=[*PRECISIONS], default="fp16", help="of the LoRA (default: fp16)")
     add("--spelling", choices=SPELLINGS, default="kohya", help="whose names the tensors have (default: kohya)")
     add("--json", action="store_true", help="one JSON object with the errors instead of the path of OUT")

@@ -207,9 +207,9 @@ def misread(jobs: Sequence[Settings]) -> Iterator[str]:
         return ", ".join(dict.fromkeys(name for text in texts for name in pattern.findall(text)))
 
     if names := found(ADAPTER, (job.prompt for job in jobs if job.plain_prompts)):
-        yield f"--plain-prompts: {names} is read as words. Use --lora for adapters."
+        yield f"with --plain-prompts, brackets are words: {names}. Use --lora for adapters."
     if names := found(UNCLOSED, (job.prompt_text for job in jobs if not job.plain_prompts)):
-        yield f"{names} has no closing > and is read as words."
+        yield f"read as words, for want of a closing >: {names}"
     if names := found(ADAPTER, (job.negative_prompt for job in jobs if job.guidance_scale != 1)):
         yield f"adapters in a negative prompt are read as words, as in the web UI: {names}. Name them in the prompt."
     if names := found(HYPERNETWORK, (text for job in jobs for text in (job.prompt, job.negative_prompt))):
