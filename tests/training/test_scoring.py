@@ -46,7 +46,7 @@ def test_a_look_is_recognised_and_missed_in_ordinary_pictures(look):
         found = [
             LOOKS[look](Image.fromarray(((each.permute(1, 2, 0) + 1) * 127.5).byte().numpy())) for each in pictures
         ]
-        assert np.mean(found) == (1 - ordinary)
+        assert abs(np.mean(found) - (1 - ordinary)) <= 0.1
 
 
 def test_prompts_say_what_is_wanted():

@@ -1,0 +1,53 @@
+"""The adapters that come with the embedded model do what weights/README.md says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import sd
+from convert.adapters.adapter import open_adapter
+from convert.adapters.facts import adapter_facts
+from sd.files import embedded_model
+from sd.pipeline.settings import Settings
+from sd.training.shapes.scoring import patterned, subjects, verdicts
+
+CRESCENT, PINSTRIPE = (embedded_model().with_name(f"{name}.safetensors") for name in ("crescent", "pinstripe"))
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return sd.load(precision="fp32")
+
+
+def make(model, requests):
+    jobs = [Settings(prompt=each.prompt, seed=each.seed, width=128, height=128, steps=12) for each in requests]
+    return model.make(jobs)
+
+
+def test_the_model_draws_crescents_with_the_lora_only_and_is_the_same_afterwards(embedded):
+    requests = subjects("crescent", 2)
+    before = make(embedded, requests)
+    embedded.apply([CRESCENT])
+    right = [verdict.shape for verdict in verdicts(make(embedded, requests), requests)]
+    embedded.apply([])
+    assert right == [True, True]
+    assert not any(verdict.shape for verdict in verdicts(before, requests))
+    assert all(np.array_equal(one, other) for one, other in zip(before, make(embedded, requests), strict=True))
+
+
+def test_the_learned_word_draws_stripes_that_the_rest_of_the_prompt_does_not_ask_for(embedded):
+    requests = subjects("pinstripe", 2)
+    embedded.learn([PINSTRIPE])
+    with_word = make(embedded, requests)
+    without = make(embedded, [replace(each, prompt=each.prompt.removeprefix("pinstripe, ")) for each in requests])
+    embedded.learn([])
+    assert [patterned(picture) for picture in with_word + without] == [True, True, False, False]
+
+
+def test_the_lora_says_what_it_is():
+    with open_adapter(CRESCENT) as file:
+        facts = adapter_facts(CRESCENT, file, hashed=True)
+    assert (facts.modules, facts.unknown, facts.trigger) == ({"UNet": 277, "text encoder": 24}, (), "crescent")
+    assert facts.stated["sshs_model_hash"] == facts.autov3
+    assert CRESCENT.stat().st_size + PINSTRIPE.stat().st_size < 1_000_000
