@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import score_adapters
 
 import sd
 from convert.adapters.adapter import open_adapter
@@ -51,3 +52,20 @@ def test_the_lora_says_what_it_is():
     assert (facts.modules, facts.unknown, facts.trigger) == ({"UNet": 277, "text encoder": 24}, (), "crescent")
     assert facts.stated["sshs_model_hash"] == facts.autov3
     assert CRESCENT.stat().st_size + PINSTRIPE.stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_the_score_compares_pictures_with_and_without_an_adapter(tmp_path, capsys):
+    for given, subject in (("--lora", "crescent"), ("--embedding", "pinstripe")):
+        path = str(CRESCENT.with_name(f"{subject}.safetensors"))
+        options = ["--subject", subject, "--count", "2", "--repeats", "0", "--steps", "12", "--precision", "fp32"]
+        score_adapters.main([str(tmp_path / subject), given, path, *options])
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split(" | ")[1:3] for line in lines[2:]] == [["without", "2"], ["with", "2"]]
+        assert lines[-1].count("100.0 %") >= 5
+        assert {file.name for file in (tmp_path / subject).glob("*.png")} == {
+            f"{subject}-with.png",
+            f"{subject}-without.png",
+        }
+    with pytest.raises(ValueError, match="either --lora or --embedding"):
+        score_adapters.main([str(tmp_path)])
