@@ -1,11 +1,12 @@
-"""Draw the figures of docs/course, from the embedded model and the log of its training.
+"""Draw the figures of docs/course, from the embedded model, its adapters and the log of its training.
 
     python scripts/figures/draw_course.py                               # all of them, into docs/course/figures
     python scripts/figures/draw_course.py noise-levels.svg tokens.png   # some of them
     python scripts/figures/draw_course.py --model other.ckpt --out /tmp/figures
+    python scripts/figures/draw_course.py singular-values.svg --tuned runs/crescents/model.ckpt
 
 The same model gives the same bytes on the same machine. If a figure cannot be drawn, it is named and the exit code is
-3.
+3. What needs a fine-tuned model is drawn only if one is given; course_adapters.py says how it was made.
 """
 
 import argparse
@@ -15,20 +16,23 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import course_adapters
 import course_pictures
 import course_plots
 import torch
 
 import sd
+from convert.errors import CheckpointError
 from sd.files import written_whole
 
 ROOT = Path(__file__).parents[2]
 FIGURES_FOLDER = ROOT / "docs" / "course" / "figures"
-TRAINING_FOLDER = ROOT / "weights" / "training"
+WEIGHTS_FOLDER = ROOT / "weights"
+TRAINING_FOLDER = WEIGHTS_FOLDER / "training"
 
 
 class Figure(NamedTuple):
-    needs: str  # "nothing", a "model", or the folder of its "training"
+    needs: str  # "nothing"; a "model", also with its "adapters" or with a "tuned" one; the folder of its "training"
     draw: Callable[..., bytes]  # takes what it needs
 
 
@@ -53,6 +57,9 @@ FIGURES = {
     "strengths.png": Figure("model", course_pictures.strengths),
     "inpainting.png": Figure("model", course_pictures.inpainting),
     "checkpoint-bytes.svg": Figure("nothing", course_plots.checkpoint_bytes),
+    "singular-values.svg": Figure("tuned", course_adapters.singular_values),
+    "lora-strengths.png": Figure("adapters", course_adapters.lora_strengths),
+    "word-and-lora.png": Figure("adapters", course_adapters.word_and_lora),
 }
 
 
@@ -66,6 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--training", type=Path, default=TRAINING_FOLDER, help="folder with loss.csv and samples-*.png of its training"
     )
+    parser.add_argument(
+        "--adapters", type=Path, default=WEIGHTS_FOLDER, help="folder of those that come with the model"
+    )
+    parser.add_argument("--tuned", type=Path, help="a fine-tune of the model")
     parser.add_argument("--out", type=Path, default=FIGURES_FOLDER, help="folder for the figures")
     args = parser.parse_args(arguments)
     if unknown := [name for name in args.figures if name not in FIGURES]:
@@ -80,15 +91,21 @@ def main(arguments: list[str] | None = None) -> int:
     def given(needs: str) -> tuple:
         if needs == "model":
             return (sd.load(args.model, device="cpu", precision="fp32"),)
+        if needs == "adapters":
+            return (*given("model"), args.adapters)
+        if needs == "tuned":
+            if args.tuned is None:
+                raise FileNotFoundError("it needs a fine-tuned model; give one by --tuned")
+            return (*given("model"), sd.load(args.tuned, device="cpu", precision="fp32"))
         return (args.training,) if needs == "training" else ()
 
     left_out = []
-    for name in args.figures or FIGURES:
+    for name in args.figures or [name for name in FIGURES if args.tuned or FIGURES[name].needs != "tuned"]:
         figure = FIGURES[name]
         try:
             data = figure.draw(*given(figure.needs))
-        except FileNotFoundError as problem:
-            if figure.needs != "training":
+        except (FileNotFoundError, CheckpointError) as problem:
+            if figure.needs in ("nothing", "model"):
                 raise
             left_out.append(f"{name} is not drawn: {problem}")
             continue

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+import course_adapters
 import course_pictures
 import draw_course
 import pytest
 import torch
+from adapters import lora, lora_shapes
+from conftest import TINY
 from PIL import Image
+from safetensors.torch import save_file
 
+import sd
 from sd.app.cli import main
 
 ROOT = Path(__file__).parents[2]
 COURSE = ROOT / "docs" / "course"
-CHAPTERS = sorted(COURSE.glob("[0-9]-*.md"))
+CHAPTERS = sorted(COURSE.glob("[0-9]*-*.md"), key=lambda page: int(page.name.partition("-")[0]))
 PAGES = [COURSE / "README.md", *CHAPTERS]
 BY_TIME = [pytest.param(page, marks=[pytest.mark.slow] * ("training" in page.stem)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -119,10 +124,11 @@ def test_shown_output_must_be_printed():
             run_python(Block("python", 1, code), page, {})
 
 
-def test_there_are_nine_chapters_in_the_order_of_the_first_page():
-    assert [int(page.name[0]) for page in CHAPTERS] == list(range(1, 10))
-    numbered = re.findall(r"^(\d)\. \[.*?\]\((.*?)\)", prose_of(COURSE / "README.md"), re.MULTILINE)
-    assert numbered == [(page.name[0], page.name) for page in CHAPTERS]
+def test_there_are_ten_chapters_in_the_order_of_the_first_page():
+    numbers = [page.name.partition("-")[0] for page in CHAPTERS]
+    assert numbers == [str(number) for number in range(1, 11)]
+    numbered = re.findall(r"^(\d+)\. \[.*?\]\((.*?)\)", prose_of(COURSE / "README.md"), re.MULTILINE)
+    assert numbered == list(zip(numbers, (page.name for page in CHAPTERS), strict=True))
     for page, following in pairwise(CHAPTERS):
         assert LINK.findall(prose_of(page))[-1] == following.name
     for page in PAGES:
@@ -162,11 +168,43 @@ def test_figures_of_a_model_can_be_drawn_from_any_model(name, model, monkeypatch
             assert picture.width > 4 * course_pictures.CELL
 
 
-def test_a_missing_training_log_or_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
-    code = draw_course.main(["--out", str(tmp_path), "--training", str(tmp_path / "none"), "training-loss.svg"])
-    assert code == 3
+@pytest.mark.slow
+def test_the_figures_of_adapters_are_drawn_from_a_lora_and_a_fine_tune(model, tiny_ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(course_pictures, "STEPS", 2)
+    monkeypatch.setattr(course_adapters, "PROMPTS", course_adapters.PROMPTS[:1])
+    path = lora(tmp_path / "crescent.safetensors", lora_shapes(rank=4))
+    loaded = sd.load(tiny_ckpt, device="cpu", precision="fp32")
+    small = replace(loaded, config=replace(loaded.config, native_size=64))
+    save_file({"emb_params": torch.ones(1, TINY.text_encoder.width)}, tmp_path / "pinstripe.safetensors")
+    for draw in (course_adapters.lora_strengths, course_adapters.word_and_lora):
+        with Image.open(io.BytesIO(draw(small, tmp_path))) as picture:
+            assert picture.width > 4 * course_pictures.CELL
+        assert not small.adapters
+        assert not small.words
+    small.apply([path])
+    values = course_adapters.spectra(model, small)
+    assert len(values["fine-tune's difference"]) == 192
+    assert all((s[:4] > 1e-4).all() and (s[4:] < 1e-4 * s[0]).all() for s in values["fine-tune's difference"])
+    assert ElementTree.fromstring(course_adapters.singular_values(model, small)).tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("training-loss.svg", "loss.csv"),
+        ("lora-strengths.png", "crescent.safetensors"),
+        ("singular-values.svg", "--tuned"),
+    ],
+)
+def test_what_a_figure_lacks_is_reported_in_one_line(name, missing, tiny_ckpt, tmp_path, capsys):
+    folders = ["--training", str(tmp_path / "none"), "--adapters", str(tmp_path / "none")]
+    assert draw_course.main(["--out", str(tmp_path), "--model", str(tiny_ckpt), *folders, name]) == 3
     (line,) = capsys.readouterr().err.splitlines()
-    assert "loss.csv" in line
+    assert missing in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert draw_course.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == ["Plots need matplotlib. Install it: pip install '.[plots]'"]
