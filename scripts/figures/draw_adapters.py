@@ -1,4 +1,4 @@
-"""Draw docs/adapters.png: the two adapters that come with the embedded model, at several strengths and without.
+"""Draw docs/adapters.png: the crescent that comes with the embedded model, at several strengths and without.
 
 python scripts/figures/draw_adapters.py docs/adapters.png
 """
@@ -14,7 +14,6 @@ from sd.pipeline.stable_diffusion import StableDiffusion
 
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)
 CRESCENTS = ("a red crescent on a purple background", "a green crescent on a white background")
-PASTEL = "a blue star on a yellow background"
 SEED = 3
 
 

@@ -17,7 +17,7 @@ from convert.layouts.adapter_names import FAMILIES
 from sd.app.cli.flags import adapter
 from sd.app.errors import UsageError
 from sd.app.jobs.adapter_folder import find_adapter, find_again, use_again
-from sd.app.jobs.adapters import find_adapters, in_turn, line_about, misread, objections
+from sd.app.jobs.adapters import are_consistent, find_adapters, in_turn, line_about, misread, objections
 from sd.pipeline.settings import SettingError, Settings
 
 SMALL = ["-W", 64, "-H", 64, "--steps", 1, "-s", 1, "--precision", "fp32", "-g", 1]
@@ -283,6 +283,7 @@ def test_an_adapter_for_few_steps_objects_to_usual_settings_only_where_it_is_use
         "lcm-lora-sdv1-5.safetensors is an LCM-LoRA, and "
     ]
     assert not list(objections(adapters, jobs[2:]))
+    assert [are_consistent(adapters, job) for job in jobs] == [True, True, False, True]
     (use,) = adapters.uses(jobs[0]).values()
     assert line_about(use, adapters.read[loras / "lcm-lora-sdv1-5.safetensors"]).endswith("alpha 2, strength 1")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from convert.adapters.adapter import Adapter, open_adapter, read_adapter, summary
 from convert.adapters.facts import COMPONENTS
-from convert.adapters.few_steps import advice, objection
+from convert.adapters.few_steps import FewSteps, advice, objection
 from convert.adapters.hashes import autov3
 from convert.errors import counted, shown, shown_list
 from convert.files.folder_kinds import CHECKPOINTS
@@ -174,11 +174,23 @@ def objections(adapters: Adapters, jobs: Sequence[Settings]) -> Iterator[str]:
     """What is said where an adapter for few steps is used with settings that are far from what it is made for."""
     said = {}
     for job in {(job.adapters, job.steps, job.sampler, job.schedule, job.guidance_scale): job for job in jobs}.values():
-        for path, use in adapters.uses(job).items():
-            few_steps = advice(adapters.read[path].name, adapters.read[path].metadata) if use.unet else None
-            if few_steps and (problem := objection(few_steps, job)):
+        for path, few_steps in _for_few_steps(adapters, job):
+            if problem := objection(few_steps, job):
                 said[f"{shown(path.name)} {problem}"] = None
     yield from said
+
+
+def are_consistent(adapters: Adapters, job: Settings) -> bool:
+    """Whether an adapter makes the network one that samplers such as lcm are for."""
+    return any(few_steps.consistent for _, few_steps in _for_few_steps(adapters, job))
+
+
+def _for_few_steps(adapters: Adapters, job: Settings) -> Iterator[tuple[Path, FewSteps]]:
+    """The adapters of a picture that are for few steps, and what they are made for."""
+    for path, use in adapters.uses(job).items():
+        few_steps = advice(adapters.read[path].name, adapters.read[path].metadata) if use.unet else None
+        if few_steps:
+            yield path, few_steps
 
 
 def line_about(use: AdapterUse, adapter: Adapter) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from convert.errors import CheckpointError, counted
 from sd.app.errors import JobError, UsageError, failure_of
 from sd.app.jobs import step_files
-from sd.app.jobs.adapters import Adapters, announce, find_adapters, in_turn, misread, objections
+from sd.app.jobs.adapters import Adapters, announce, are_consistent, find_adapters, in_turn, misread, objections
 from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.model import made_with, opened, teach_words
 from sd.app.jobs.model_folder import difference
@@ -177,7 +177,9 @@ def warn_of_unused(
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
     if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
-    for sampler, schedule in dict.fromkeys((job.sampler, job.schedule) for job in jobs):
+    distilled = ("lcm", "tcd")
+    plain = [job for job in jobs if not (job.sampler in distilled and are_consistent(adapters, job))]
+    for sampler, schedule in dict.fromkeys((job.sampler, job.schedule) for job in plain):
         if reason := objection(sampler, schedule):
             events.warn(f"--sampler {sampler} {reason}.")
 
