@@ -196,8 +196,9 @@ class DepthNetwork(nn.Module):
             self.stages.append(stage(channels, width, blocks, stride, config.groups))
             channels = width
         self.patch_proj = nn.Conv2d(channels, config.width, 1)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width))
+        made = {"dtype": torch.float32, "device": torch.get_default_device()}  # which may be the meta device
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width, **made))
+        self.position_embedding = nn.Parameter(torch.zeros(1, 1 + config.grid**2, config.width, **made))
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
         self.readouts = nn.ModuleList(Readout(config.width, halves=tap == config.taps[-1]) for tap in config.taps)
         tapped = (*config.stage_widths[:-1], *(config.width for _ in config.taps))

@@ -24,8 +24,11 @@ def teach(model: LatentDiffusion, words: Sequence[LearnedWord]) -> None:
             raise ValueError(f"the vectors of {name!r} must have the shape (n, {width}), got {shape}")
     framing = {"context_length": model.tokenizer.context_length, "pad_token": model.tokenizer.pad_token}
     tokenizer = LearnedTokenizer(**framing, words=tuple(words)) if words else Tokenizer(**framing)
-    rows = [torch.as_tensor(word.vectors, dtype=torch.float32) for word in words]
-    embedding = with_rows(model.text_encoder.token_embedding, torch.cat(rows) if rows else torch.empty(0, width))
+    rows = [torch.as_tensor(word.vectors, dtype=torch.float32, device="cpu") for word in words]
+    embedding = with_rows(
+        model.text_encoder.token_embedding,
+        torch.cat(rows) if rows else torch.empty(0, width, dtype=torch.float32, device="cpu"),
+    )
     model.text_encoder.token_embedding, model.tokenizer, model.words = embedding, tokenizer, tuple(words)
 
 

@@ -165,6 +165,7 @@ def test_the_table_says_what_was_found():
         assert line in lines
 
 
+@pytest.mark.slow
 def test_json_holds_every_figure_and_goes_into_a_file_too(run, tiny_ckpt, tmp_path):
     flags = ["--sizes", "64", "--batch-sizes", "1,2", "--steps", "3", "--repeat", "1", "--precision", "fp32"]
     code, (line,), err = run("bench", "-m", tiny_ckpt, *flags, "--device", "cpu", "--json", "-o", "x.json")

@@ -65,6 +65,7 @@ def test_the_checkpoint_is_hashed_behind_the_first_step(txt2img, tiny_ckpt, monk
     assert happened[1]() == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_numbering_goes_on_and_nothing_is_overwritten(txt2img):
     assert txt2img("a", "--seed", 7)[1] == ["outputs/00001-7.png"]
     assert txt2img("a", "--seed", 7)[1] == ["outputs/00002-7.png"]
@@ -133,6 +134,7 @@ def test_json_has_path_seed_hash_and_time_and_a_drawn_seed_is_reported_and_store
     assert event["sha256"] == hashlib.sha256(Path(event["path"]).read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_a_prompt_may_be_a_files_whole_text_or_empty(txt2img, tmp_path):
     (tmp_path / "prompt.txt").write_bytes(b"\xef\xbb\xbf\n  a (red:1.2) horse,\r\nat dusk \n")
     code, (path,), err = txt2img("--prompt-file", "prompt.txt", "--seed", 1, "-n", "b " * 200, "-q")
@@ -247,6 +249,7 @@ def test_help_and_version_need_no_torch(call, monkeypatch):
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == call("convert", "--help")[1]
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_ends_quietly(tmp_path, tiny_ckpt):
     child = started(making(tiny_ckpt, 3), tmp_path, {})
     child.stdout.readline()
@@ -261,6 +264,7 @@ def making(checkpoint, count):
     return [sys.executable, "-m", "sd", "txt2img", "a", "-m", str(checkpoint), *SMALL, "--count", str(count)]
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
     child = started(
         making(tiny_ckpt, 1000), tmp_path, {signal.SIGINT: signal.SIG_DFL}
@@ -276,6 +280,7 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path, tiny_ckpt):
     assert not [name for name in os.listdir(tmp_path / "outputs") if name.endswith(".tmp")]
 
 
+@pytest.mark.slow
 def test_a_command_started_by_nohup_outlives_its_terminal(tmp_path, tiny_ckpt):
     child = started(making(tiny_ckpt, 3), tmp_path, {signal.SIGHUP: signal.SIG_IGN})
     child.stdout.readline()
@@ -327,6 +332,7 @@ def shell(command, folder, **environment):
     )
 
 
+@pytest.mark.slow
 def test_streams_may_be_closed_or_narrow(tmp_path, tiny_ckpt):
     make = f"SD txt2img a -m {tiny_ckpt} -W 64 -H 64 --steps 1 -s 1"
     assert shell("set -o pipefail; SD --help | true", tmp_path).stderr == ""

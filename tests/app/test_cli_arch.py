@@ -73,6 +73,7 @@ def test_json_holds_everything_once(arch, tiny_ckpt):
     assert all(node["milliseconds"] is None for node in nodes.values())
 
 
+@pytest.mark.slow
 def test_measured_times_say_what_they_were_measured_on(arch, tiny_ckpt):
     flags = ["-m", tiny_ckpt, "--size", "64x64", "--measure", "--device", "cpu", "--precision", "fp32"]
     code, (line,), err = arch(*flags, "--json")
@@ -82,6 +83,7 @@ def test_measured_times_say_what_they_were_measured_on(arch, tiny_ckpt):
     assert nodes["unet"]["milliseconds"] > nodes["unet.middle_block"]["milliseconds"] > 0
 
 
+@pytest.mark.slow
 def test_page_is_written_and_its_path_printed(arch, tiny_ckpt, tmp_path):
     code, lines, err = arch("-m", tiny_ckpt, "--size", "64x64", "--html", "x.html", "--source-url", "../..")
     assert (code, lines, err) == (0, ["x.html"], "")

@@ -32,6 +32,7 @@ def script() -> str:
     return re.search(r'^sd = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["sd", script()])
 @pytest.mark.parametrize("moment", ["sd.app.cli", "argparse", "sd.pipeline.settings", "PIL", "torch", "exit"])
 def test_an_interrupt_is_one_line_and_exit_code_130(tmp_path, entry, moment):

@@ -53,6 +53,7 @@ def rendered(path):
 # Pictures
 
 
+@pytest.mark.slow
 def test_flag_brackets_and_python_make_the_same_picture_and_note_it_alike(run, loras, tiny_ckpt, tmp_path):
     common = [*SMALL, "-m", tiny_ckpt]
     code, (flag,), err = run("txt2img", "a cat", *common, "--lora", "detail:0.8:0.5", "-o", "flag.png")
@@ -80,6 +81,7 @@ def test_flag_brackets_and_python_make_the_same_picture_and_note_it_alike(run, l
     assert "lora:                detail:0.8:0.5" in out
 
 
+@pytest.mark.slow
 def test_lines_with_the_same_adapters_run_together_and_a_stopped_run_is_resumed(run, loras, tiny_ckpt, tmp_path):
     lines = [
         "a cat <lora:detail:1>",
@@ -320,6 +322,7 @@ def test_settings_are_brought_to_what_adapters_are_called_here(loras):
     assert (use_again(plain, {}, print), plain["prompt"]) == (([], []), "a <lora:gone:1>")
 
 
+@pytest.mark.slow
 def test_like_goes_on_without_what_is_gone_and_says_so(run, loras, tiny_ckpt, tmp_path):
     _, (made,), _ = run("txt2img", "a <lora:detail:1>", *SMALL, "-m", tiny_ckpt, "--lora", "style", "-o", "made.png")
     shutil.move(loras / "detail.safetensors", tmp_path / "elsewhere.safetensors")

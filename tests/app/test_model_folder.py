@@ -232,6 +232,7 @@ def test_another_model_is_told(library, made, told):
     assert (said is None) if told is None else told in said
 
 
+@pytest.mark.slow
 def test_like_uses_the_model_of_the_picture_or_says_that_it_is_another(run, home, plain, tmp_path):
     save_file(plain, home / "mine.safetensors")
     assert run("txt2img", "a", "-m", "mine", *SMALL, "-o", "first.png")[0] == 0

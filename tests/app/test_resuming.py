@@ -110,6 +110,7 @@ def test_only_the_half_written_files_of_these_names_are_removed(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".a.png.tmp", ".b.png.0123abcd.tmp", "a.png.0123abcd.tmp"]
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_and_says_what_is_there(run, tiny_ckpt, tmp_path):
     (tmp_path / "jobs.txt").write_text("a\nb\nc\n")
     command = ["txt2img", "--from-file", "jobs.txt", "-m", tiny_ckpt, *SMALL, "--count", 2, "-b", 2, "-o", "x/"]

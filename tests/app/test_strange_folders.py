@@ -192,6 +192,7 @@ def test_a_full_stdout_is_one_sentence(words, tiny_ckpt, tmp_path, monkeypatch, 
     assert (code, capsys.readouterr().err) == (2, "sd: standard output: No space left on device.\n")
 
 
+@pytest.mark.slow
 def test_a_full_or_closed_stderr_changes_no_exit_code(tmp_path, tiny_ckpt):
     make = f"SD txt2img a -m {tiny_ckpt} -W 64 -H 64 --steps 1 -s 1"
     full = shell(f"{make} 2>/dev/full", tmp_path)

@@ -39,6 +39,7 @@ def test_words_outside_it_are_found_once_each(prompt, unknown):
 SMALL = ["-W", 64, "-H", 64, "--steps", 1, "-s", 1]
 
 
+@pytest.mark.slow
 def test_only_the_embedded_model_says_so_once_and_not_of_negative_prompts(run, tiny_ckpt, tmp_path):
     (tmp_path / "jobs.txt").write_text("an astronaut\na red circle\na horse\nan astronaut")
     code, _, err = run("txt2img", "--from-file", "jobs.txt", *SMALL, "-n", "blurry", "-q")

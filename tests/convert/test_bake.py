@@ -120,6 +120,7 @@ def test_a_strength_of_zero_changes_no_byte(tmp_path, tiny_ckpt, adapter, base):
     assert all(name.startswith("text_encoder.") for name in changed)
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_can_be_chosen_and_those_kept_beside_do_not_change(
     tmp_path, run, tiny_ckpt, adapter, base
 ):

@@ -94,6 +94,7 @@ def test_the_hash_of_the_source_can_be_left_out_but_a_known_one_is_noted(tmp_pat
     assert noted() == noted("--no-hash") == hashlib.sha256(tiny_ckpt.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_our_file_makes_the_same_picture(tmp_path, tiny_ckpt):
     path = tmp_path / "ours.safetensors"
     convert(tiny_ckpt, path)

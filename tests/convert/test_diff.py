@@ -98,6 +98,7 @@ def test_axes_of_length_one_at_the_end_do_not_matter(two, plain):
     assert diff(*two({name: plain[name].flatten(1)})).is_same
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_rounding_alone_is_said_to_be_so(tmp_path, tiny_ckpt, run, precision):
     small = tmp_path / "small.safetensors"

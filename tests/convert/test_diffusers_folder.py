@@ -439,6 +439,7 @@ def test_what_the_original_layout_cannot_say_is_not_lost_silently(tmp_path, copy
     assert look(tmp_path / "again").config.schedule.beta_end == 0.02
 
 
+@pytest.mark.slow
 def test_a_model_that_predicts_v_does_so_in_every_layout(tmp_path, copy):
     edit(copy / "scheduler/scheduler_config.json", prediction_type="v_prediction")
     convert(copy, tmp_path / "a.ckpt", verify=True)

@@ -163,6 +163,7 @@ def test_models_that_differ_by_rounding_only_are_the_same(tmp_path, run, base):
     assert not (tmp_path / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_average_over_the_training_can_be_taken(tmp_path, run, base):
     """The plain weights are those of the first model, the averaged ones are not."""
     save_file(make_checkpoint.made_up_state_dict(TINY, ema=True), tmp_path / "both.safetensors")

@@ -212,7 +212,7 @@ FOREIGN = {  # class of a component -> what is said of a folder that holds one
     "CLIPTextModelWithProjection": "is a CLIP text encoder: its",
     "T5EncoderModel": "is a T5 text encoder: its",
     "LlamaForCausalLM": "is a language model: its",
-    "VQModel": "is the folder of one component (VQModel), which is no part of a Stable Diffusion 1 model",
+    "VQModel": "is the folder of one component (VQModel), which is no part of Stable Diffusion 1 or 2",
 }
 
 

@@ -129,6 +129,7 @@ def test_a_published_file_is_recognised_by_its_hash(tmp_path, plain, monkeypatch
     assert inspect(tmp_path / "renamed.safetensors", hashed=True).known == "v1-5-pruned-emaonly.safetensors"
 
 
+@pytest.mark.slow
 def test_the_tensors_hash_is_the_same_in_every_container_and_layout(tmp_path, tiny_ckpt, plain):
     ours, back, shuffled = (tmp_path / name for name in ("ours.safetensors", "back.ckpt", "shuffled.safetensors"))
     convert(tiny_ckpt, ours)

@@ -69,6 +69,7 @@ def block_number(name):
     return starts[parts[1]] + (int(parts[2]) if parts[1] in ("input_blocks", "output_blocks") else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base_in_front", [False, True])
 def test_every_block_has_its_weight(tmp_path, run, models, base_in_front):
     weights = [index / 40 for index in range(25)]

@@ -51,6 +51,7 @@ def test_the_vae_of_another_file_is_in_the_place_of_the_models_own(tmp_path, tin
     same_bits(torch.load(tmp_path / "back.ckpt")["state_dict"], expected)
 
 
+@pytest.mark.slow
 def test_a_vae_comes_from_any_layout_into_a_model_of_any(tmp_path, tiny_ckpt, other, expected):
     convert(other, tmp_path / "ours.safetensors", part="vae")
     convert(other, tmp_path / "folder", part="vae", layout="diffusers")
@@ -131,6 +132,7 @@ def test_neither_of_the_two_sources_is_overwritten(tmp_path, tiny_ckpt, other_st
         convert(tiny_ckpt, vae, vae=vae, force=True)
 
 
+@pytest.mark.slow
 def test_pictures_are_decoded_by_it_and_can_be_made_again(tmp_path, tiny_ckpt, other, run):
     vae, quick = shutil.copy(other, tmp_path / "other.vae.pt"), ("-m", tiny_ckpt, "-q")
     size = ("x", "-W", 64, "-H", 64, "--steps", 1, "-s", 1)

@@ -535,6 +535,7 @@ def test_a_limit_is_named_with_what_was_found(monkeypatch, limits, within, beyon
     fails(beyond, UnsupportedFileError, words)
 
 
+@pytest.mark.slow
 def test_the_limit_of_opcodes_is_reached_within_seconds():
     data = PROTO2 + b"]" + b"Na" * 1_100_000 + b"."
     spent = seconds(lambda: fails(data, UnsupportedFileError, "pickle opcodes: found 2000001, allowed 2000000"))

@@ -232,6 +232,7 @@ def test_of_version_2_it_is_told_or_said_to_be_open(tmp_path, metadata, yaml, st
 # The command line
 
 
+@pytest.mark.slow
 def test_pictures_use_it_and_can_be_made_again(save, run, tmp_path):
     """The same picture by the flag, by a .yaml, by a marker, and by the picture's own settings."""
     path, quick = save(), ("-W", 64, "-H", 64, "--steps", 1, "-s", 1, "-q")

@@ -332,6 +332,7 @@ def test_what_people_take_for_a_checkpoint_is_named(save, value, words):
     refused_model(save(value), UnsupportedFileError, words)
 
 
+@pytest.mark.slow
 def test_a_stream_of_before_torch_1_6_loads_as_a_model(tmp_path, tiny_state):
     path = tmp_path / "old.ckpt"
     with make_checkpoint.pretended_lightning() as callback:

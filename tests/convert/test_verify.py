@@ -118,6 +118,7 @@ def faulty(monkeypatch):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target", "options"),
     [

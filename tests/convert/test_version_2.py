@@ -51,6 +51,7 @@ def test_every_tensor_of_the_published_file_has_its_place():
     assert found | {"model_ema.decay": (), "model_ema.num_updates": ()} == manifest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING], ids=lambda config: config.family)
 def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, family):
     config = make_checkpoint.tiny(family)
@@ -69,6 +70,7 @@ def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, family):
     assert not any("other" in part.name for part in inspected.leftovers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["back.safetensors", "back.ckpt"])
 def test_original_ours_original_keeps_every_bit(tmp_path, path, plain, container):
     convert(path, tmp_path / "ours.safetensors", prediction="v", keep_all=True, verify=True)
@@ -89,6 +91,7 @@ def test_half_precision_joins_what_was_apart(tmp_path, path, plain):
     assert torch.equal(half[name], plain[name].half())
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_and_back(tmp_path, path, plain):
     convert(path, tmp_path / "folder", layout="diffusers", prediction="v", verify=True)
     convert(tmp_path / "folder", tmp_path / "back.safetensors", layout="original", verify=True)

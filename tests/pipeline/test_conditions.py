@@ -222,6 +222,7 @@ def files(tmp_path, picture, mask):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tiny_ckpt, files):
     common = ["--init", "in.png", "-m", tiny_ckpt, "--seed", 3, "-W", 64, "-H", 64]
     code, (path,), err = run("img2img", "a cat", *common, "--steps", 4)
@@ -243,6 +244,7 @@ def test_the_commands_tell_what_they_run_and_store_what_they_began_with(run, tin
     assert (code, Image.open(path).size) == (0, (128, 64))
 
 
+@pytest.mark.slow
 def test_what_is_done_with_transparent_parts_is_told_once(run, tiny_ckpt, files):
     hole = Image.open(files / "in.png").convert("RGBA")
     hole.paste((0, 0, 0, 0), (0, 0, 32, 64))

@@ -182,6 +182,7 @@ def save(path, **texts):
     Image.new("RGB", (8, 8)).save(path, pnginfo=info)
 
 
+@pytest.mark.slow
 def test_like_makes_the_same_file_and_flags_beside_it_win(run, tiny_ckpt):
     common = ["-m", tiny_ckpt, "-W", 64, "-H", 72, "--steps", 2, "--sampler", "Euler a", "--eta", 0.5, "-g", 3]
     _, (first,), _ = run("txt2img", "a (red:1.2) horse", "-n", "b", "--seed", 5, *common)
@@ -225,6 +226,7 @@ def test_like_says_what_it_uses_in_place_of_an_unknown_sampler(run, tiny_ckpt, t
     assert "is used instead" not in err
 
 
+@pytest.mark.slow
 def test_like_makes_a_picture_from_a_picture_again_whose_size_followed_from_it(run, tiny_ckpt, tiny_state, tmp_path):
     Image.effect_noise((124, 92), 60).convert("RGB").save(tmp_path / "in.png")
     torch.save({"state_dict": tiny_state, "native_size": 128}, tmp_path / "small.ckpt")

@@ -130,6 +130,7 @@ def worst(model, expected):
     return max(((found[name].double() - value).norm() / value.norm()).item() for name, value in expected.items())
 
 
+@pytest.mark.slow
 def test_a_weight_is_its_base_and_the_sum_of_all_changes(loaded, files):
     """Of one adapter at every sign of strength, and of three at once; each list begins with the base."""
     before = state_of(loaded)

@@ -108,6 +108,7 @@ def test_with_reused_features_the_network_runs_as_it_is(models):
     assert not traces.programs
 
 
+@pytest.mark.slow
 def test_changed_weights_are_seen_without_compiling():
     plain = assemble(SMALL, fill(SMALL))
     traces = Traces()
@@ -226,6 +227,7 @@ def test_programs_are_kept_where_only_the_user_can_write(monkeypatch, tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_nothing_of_the_compiler_is_imported_without_it(tiny_ckpt):
     code = (
         "import sys, sd\n"

@@ -86,6 +86,7 @@ def test_a_copy_is_run_with_the_same_options():
         assert picture_of(other) == picture_of(model)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_makes_pictures_before_and_after_the_first_of_its_parent():
     """With one thread: OpenMP's others exist in the parent only."""

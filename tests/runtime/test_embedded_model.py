@@ -112,6 +112,7 @@ def test_kernels_for_large_pictures_make_the_same_picture(model, monkeypatch, pr
     assert psnr(found, expected) > least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "most"),
     [({"precision": "fp32"}, 1), ({"precision": "bf16"}, 0), ({"precision": "bf16", "low_memory": True}, 0)],
@@ -125,6 +126,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(options, most):
         assert np.abs(difference).max() <= most
 
 
+@pytest.mark.slow
 def test_what_is_repainted_follows_the_prompt_and_all_else_keeps_every_bit(model):
     """An ordinary network, with blending: pictures of one thing under the mask, and a prompt for another one there."""
     for each in other_things(3, model.config.native_size):

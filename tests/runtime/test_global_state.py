@@ -85,6 +85,7 @@ def expected(embedded):
     return {name: made(embedded, name) for name in (*RUNS, "inpaint")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", STATES)
 def test_a_picture_is_the_same_whatever_the_program_around_has_set(embedded, expected, state):
     numbers = state in ("float64", "bfloat16", "meta", "autocast")  # these change what a forgotten dtype or device does

@@ -49,6 +49,7 @@ def test_the_vae_knows_no_edge_either_way(tiny_networks):
     assert relative_error(rolled, vae.decode(latents)) > 0.01
 
 
+@pytest.mark.slow
 def test_the_axes_are_settings_of_the_picture(run, model, tiny_ckpt):
     common = ["txt2img", "a", "-m", tiny_ckpt, "-s", 1, "--steps", 1, "-W", 64, "-H", 64]
     _, (path,), _ = run(*common, "--tile")

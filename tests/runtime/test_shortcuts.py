@@ -14,6 +14,7 @@ SHORTCUTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "off", "value", "text"), SHORTCUTS)
 def test_a_shortcut_is_stored_read_back_and_may_stand_in_a_line(run, tiny_ckpt, tmp_path, name, off, value, text):
     flag = name.replace("_", "-")

@@ -195,6 +195,7 @@ class Seen(TorchFunctionMode):
         return result
 
 
+@pytest.mark.slow
 @needs_kernel
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_a_prediction_is_the_same_up_to_rounding_and_counts_the_same_operations(dtype):

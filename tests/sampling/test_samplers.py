@@ -85,6 +85,7 @@ def test_mean_and_deviation_approach_those_of_the_data_at_the_methods_order(samp
     assert measured == pytest.approx([order], abs=0.25)
 
 
+@pytest.mark.slow
 def test_dpmpp_sde_is_of_order_two_only_if_the_two_noises_of_a_step_belong_together(monkeypatch):
     errors = [moment_error(dpmpp_sde, even_steps(count)) for count in (16, 32)]
     monkeypatch.setattr("sd.sampling.samplers.dpmpp_2s.whole_step_noise", lambda first, second, *_: second)
@@ -115,6 +116,7 @@ def test_without_fresh_noise_the_flow_is_followed(sampler):
     assert all(relative_error(a, b) < 1e-6 for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.slow
 def test_some_fresh_noise_keeps_the_moments():
     for sampler in ("euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde"):
         assert moment_error(find_sampler(sampler), even_steps(32), eta=0.5) < 0.02, sampler

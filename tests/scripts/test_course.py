@@ -102,6 +102,7 @@ def run_shell(block, page):
         assert not shown or fits(shown, printed), f"{where}: shown {shown}, printed {printed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", BY_TIME, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_and_prints_as_shown(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -148,6 +149,7 @@ def test_the_figures_shown_are_those_that_the_script_draws_and_they_are_small():
     assert sum(sizes.values()) < LARGEST_TOGETHER, sizes
 
 
+@pytest.mark.slow
 def test_figures_without_a_model_are_the_same_bytes_each_time():
     cheap = [name for name, figure in draw_course.FIGURES.items() if figure.needs == "nothing"]
     assert len(cheap) >= 5
@@ -156,6 +158,7 @@ def test_figures_without_a_model_are_the_same_bytes_each_time():
         assert draw() == draw(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, figure in draw_course.FIGURES.items() if figure.needs == "model"])
 def test_figures_of_a_model_can_be_drawn_from_any_model(name, model, monkeypatch):
     monkeypatch.setattr(course_pictures, "STEPS", 2)

@@ -152,6 +152,7 @@ def test_the_file_changes_weights_by_what_the_training_added(tmp_path):
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_sample_pictures_show_what_the_file_will_do(tiny_ckpt, tmp_path):
     """At sizes at which the runtime computes upsampling and convolution as one, past the convolution's own adapter."""
@@ -324,6 +325,7 @@ def without_sheets(monkeypatch):
     monkeypatch.setattr("sd.pipeline.stable_diffusion.StableDiffusion.make", lambda *_: [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_sheets")
 def test_train_lora_writes_a_file_that_says_what_it_is(tiny_ckpt, photos, tmp_path, capsys):
     folder = tmp_path / "red"

@@ -84,6 +84,7 @@ def test_the_scenes_have_every_shape_colour_pattern_and_relation():
     assert {wanted.relation for _, wanted in known} == {None, *RELATIONS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "damage", "least"),
     [(64, np.array, 0.99), (128, np.array, 0.99), (64, noisy, 0.95), (128, noisy, 0.95), (128, jpeg, 0.95)],

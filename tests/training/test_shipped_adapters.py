@@ -26,6 +26,7 @@ def make(model, requests):
     return model.make(jobs)
 
 
+@pytest.mark.slow
 def test_the_model_draws_crescents_with_the_lora_only_and_is_the_same_afterwards(embedded):
     requests = subjects("crescent", 2)
     before = make(embedded, requests)
@@ -37,6 +38,7 @@ def test_the_model_draws_crescents_with_the_lora_only_and_is_the_same_afterwards
     assert all(np.array_equal(one, other) for one, other in zip(before, make(embedded, requests), strict=True))
 
 
+@pytest.mark.slow
 def test_the_learned_word_draws_stripes_that_the_rest_of_the_prompt_does_not_ask_for(embedded):
     requests = subjects("pinstripe", 2)
     embedded.learn([PINSTRIPE])

@@ -187,6 +187,7 @@ def assert_same_training(first: Path, second: Path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_writes_it_down(tmp_path):
     module = AutoencodingLoss(fresh_networks(training_example.CONFIG, 0)["vae"])
     image = training_example.RandomPictures().batch(0, 4, slice(0, 4))[0]

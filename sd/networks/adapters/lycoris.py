@@ -95,7 +95,9 @@ def ia3(
 
 def full(base: Tensor, scale: float, weight: Tensor | None = None) -> Tensor:
     """ΔW = scale · D: the difference itself is stored; no change if there is none, as beside that of a bias."""
-    return torch.zeros(base.shape, device=base.device) if weight is None else scale * weight.float()
+    return (
+        torch.zeros(base.shape, dtype=torch.float32, device=base.device) if weight is None else scale * weight.float()
+    )
 
 
 def replacement(base: Tensor, scale: float, weight: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ def oft(
     """
     q = skew(blocks, constraint)
     rows = base.float().reshape(*q.shape[:2], -1)
-    turn = torch.linalg.solve(torch.eye(q.shape[-1], device=q.device) + q, -2 * q)  # Rᵀ - I
+    turn = torch.linalg.solve(torch.eye(q.shape[-1], dtype=torch.float32, device=q.device) + q, -2 * q)  # Rᵀ - I
     return _scaled(base, (turn @ rows).reshape(len(base), -1), rescale, scale)
 
 
@@ -143,7 +145,7 @@ def boft(
     1, LyCORIS weakens every stage, the AUTOMATIC1111 web UI the first and the result; here it is the result alone.
     """
     q = skew(blocks, constraint)
-    eye = torch.eye(q.shape[-1], device=q.device)
+    eye = torch.eye(q.shape[-1], dtype=torch.float32, device=q.device)
     rows = base.float().flatten(1)
     for stage, turn in enumerate(torch.linalg.solve(eye - q, eye + q)):  # R
         pairs = rows.unflatten(0, (-1, 2, q.shape[-1] // 2 * 2**stage)).transpose(1, 2)  # joined rows become neighbours
