@@ -38,7 +38,6 @@ check-data: $(VENV)/installed
 docs: $(VENV)/installed-for-plots
 	$(RUN) scripts/figures/draw_architecture.py docs/architecture.svg
 	$(RUN) scripts/figures/draw_denoising.py docs/denoising.png
-	$(RUN) scripts/figures/draw_adapters.py docs/adapters.png
 	$(RUN) scripts/figures/draw_course.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
