@@ -3,7 +3,6 @@
 By default it reads only names, shapes and offsets, so it is fast whatever the size of the file.
 """
 
-import hashlib
 import math
 import struct
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from convert.families.additions import EMBEDDING
 from convert.families.family import PARTS
 from convert.families.recognition import ADAPTERS, Recognised, describe
 from convert.families.table import MODELS
-from convert.files.hashing import file_sha256, remembered_sha256
+from convert.files.hashing import file_sha256, old_hash, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
 from convert.layouts.noise_schedule import PREDICTIONS, SCHEDULER, Evidence, Statement, statement
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 NUMBERS = ("global_step", "epoch")
 EMBEDDINGS = ("embedding", "sdxl-embedding")
 QUICK = 512 << 20  # bytes of an adapter that are read for its hash unasked
-OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,19 +141,6 @@ def inspect(
                 checkpoint = _read(file)[0] or (read_part(file, report.part) if report.part else None)
                 report = replace(report, **_hashes(file, checkpoint, tensors))
         return report
-
-
-def old_hash(path: Path) -> str | None:
-    """The "model hash" of 8 hex digits that tools showed before they took the whole file's sha256.
-
-    It is over 64 KiB behind the first MiB; None for a file that ends before, since all such files had the same one.
-
-    AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash.
-    """
-    with open(path, "rb") as file:
-        file.seek(OLD_HASH_START)
-        data = file.read(OLD_HASH_BYTES)
-    return hashlib.sha256(data).hexdigest()[:8] if data else None
 
 
 def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: bool) -> Report:

@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.actions.inspect import old_hash
 from convert.actions.second_model import OpenModel
 from convert.actions.target import TargetError
 from convert.actions.writing import Changes, stated_json
 from convert.checkpoint import Checkpoint
 from convert.errors import shown
-from convert.files.hashing import file_sha256
+from convert.files.hashing import file_sha256, old_hash
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import FIRST_CONV
 from convert.other_vae import opened_model

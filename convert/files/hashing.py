@@ -15,6 +15,7 @@ from sd.files import cache_folder, written_whole
 
 CHUNK = 4 << 20
 LEAST_URGENT = 19  # as setpriority(2) counts
+OLD_HASH_START, OLD_HASH_BYTES = 0x100000, 0x10000
 KEPT = 1000  # files whose hash is remembered
 SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -53,6 +54,19 @@ def remembered_sha256(path: Path, known: Mapping[str, str] | None = None) -> str
     """
     path = Path(path).resolve()
     return (remembered() if known is None else known).get(_key(path, path.stat()))
+
+
+def old_hash(path: Path) -> str | None:
+    """The "model hash" of 8 hex digits that tools showed before they took the whole file's sha256.
+
+    It is over 64 KiB behind the first MiB; None for a file that ends before, since all such files had the same one.
+
+    AUTOMATIC1111/stable-diffusion-webui, modules/sd_models.py, model_hash.
+    """
+    with open(path, "rb") as file:
+        file.seek(OLD_HASH_START)
+        data = file.read(OLD_HASH_BYTES)
+    return hashlib.sha256(data).hexdigest()[:8] if data else None
 
 
 class FileHash:

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from convert.actions.convert import convert
-from convert.actions.inspect import inspect, old_hash
+from convert.actions.inspect import inspect
 from convert.checkpoint import POSITION_IDS
 from convert.errors import CorruptFileError, UnsupportedFileError
 from convert.files.arrays import FLOAT8, decoded, raw_pieces, rounded
+from convert.files.hashing import old_hash
 from convert.files.reader import open_checkpoint
 
 UNET = "model.diffusion_model."

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from convert.actions.inspect import old_hash
 from convert.errors import shown, size_text
 from convert.files.folder_kinds import CHECKPOINTS, INDEX
-from convert.files.hashing import file_sha256, remembered, remembered_sha256
+from convert.files.hashing import file_sha256, old_hash, remembered, remembered_sha256
 from convert.published.known import known_named
 from sd.app.errors import UsageError
 from sd.files import embedded_model, user_folder
