@@ -53,9 +53,7 @@ def parser() -> Parser:
         help="an original .ckpt or .safetensors, one of ours, or a diffusers folder")
     add("target", type=Path, metavar="OUT",
         help=".safetensors; .ckpt, a pickle in the original layout; or, with --to diffusers, a folder")
-    add("--to", choices=LAYOUTS,
-        help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
-        "(default: original for a .ckpt; otherwise ours, or original if IN is ours)")
+    add_layout_flag(parser, "IN")
     add("--precision", choices=["keep", *PRECISIONS], default="keep", help="convert all tensors to it (default: keep)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if there are both: the model's own, or their average over the training "
@@ -85,38 +83,64 @@ def parser() -> Parser:
     return parser
 
 
+def add_layout_flag(parser: Parser, source: str) -> None:
+    """The flag of commands that write a model. source: what the help calls the model that it is made from."""
+    parser.add_argument("--to", choices=LAYOUTS,
+        help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
+        f"(default: original for a .ckpt; otherwise ours, or original if {source} is ours)")  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     if args.spelling:
         return run_respelling(args)
     args.source = find(args.source)
     baking = baking_of(args.lora)
-    with progress_bar("writing", args.quiet) as bar:
+    done = converted(
+        args,
+        args.source,
+        args.target,
+        "writing",
+        weights=args.weights,
+        prediction=args.prediction,
+        variant=args.variant,
+        part=args.only,
+        changing=baking,
+        keep_all=args.keep_all,
+    )
+    if not done:
+        return MISMATCH
+    lines = added_lines(baking, done) if baking else ()
+    report(done, args.source, lines, left_out=" (--keep-all keeps them)", quiet=args.quiet)
+    print(args.target)
+    return WRITTEN
+
+
+def converted(
+    args: argparse.Namespace, source: Path, target: Path, doing: str, **options: object
+) -> "Conversion | None":
+    """Write a model, by the flags that all such commands have; None if --verify found a difference, which is said.
+
+    doing    what the progress bar says
+    options  further ones of `convert.actions.convert.convert`
+    """
+    with progress_bar(doing, args.quiet) as bar:
         try:
-            done = convert(
-                args.source,
-                args.target,
+            return convert(
+                source,
+                target,
                 layout=args.to,
                 precision=args.precision,
-                weights=args.weights,
-                prediction=args.prediction,
-                variant=args.variant,
-                part=args.only,
                 vae=args.vae and find(args.vae, "vae"),
-                changing=baking,
-                keep_all=args.keep_all,
                 verify=args.verify,
                 hash_source=not args.no_hash,
                 force=args.force,
                 on_start=bar.reset,
                 on_bytes=bar.update,
+                **options,
             )
         except MismatchError as error:
-            say(f"{args.target}: {error}")
-            return MISMATCH
-    lines = added_lines(baking, done) if baking else ()
-    report(done, args.source, lines, left_out=" (--keep-all keeps them)", quiet=args.quiet)
-    print(args.target)
-    return WRITTEN
+            say(f"{target}: {error}")
+            return None
 
 
 def report(done: "Conversion", source: Path, lines: Iterable[str], *, left_out: str = "", quiet: bool) -> None:

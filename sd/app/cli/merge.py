@@ -6,16 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.actions.convert import convert
-from convert.actions.target import LAYOUTS, MismatchError
 from convert.actions.writing import PRECISIONS
 from convert.errors import counted, joined, shown
 from convert.families.family import PARTS
-from sd.app.cli import say
-from sd.app.cli.convert import MISMATCH, WRITTEN, report
+from sd.app.cli.convert import MISMATCH, WRITTEN, add_layout_flag, converted, report
 from sd.app.cli.flags import add_output_flags, numbers
 from sd.app.cli.parser import Parser
-from sd.app.cli.terminal import progress_bar
 from sd.app.errors import UsageError
 from sd.app.jobs.model_folder import find
 
@@ -50,9 +46,7 @@ def parser() -> Parser:
         help="a weight for each block of the UNet: IN00 to IN11, M00, OUT00 to OUT11; the text encoder has --weight, "
         "or one more number in front")
     add("--vae", type=Path, metavar="FILE", help="use the VAE in FILE in place of A's")
-    add("--to", choices=LAYOUTS,
-        help="layout of OUT: ours, that of the original files, or that of the diffusers library, a folder "
-        "(default: original for a .ckpt; otherwise ours, or original if A is ours)")
+    add_layout_flag(parser, "A")
     add("--precision", choices=["keep", *PRECISIONS], default="keep",
         help="convert all tensors to it (default: keep that of A)")
     add("--verify", action="store_true", help="read OUT back and compare every number with its sum, computed again")
@@ -76,24 +70,9 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"the first of {len(blocks)} --block-weights is for the text encoder: leave out --weight.")
         weight, *blocks = blocks
     merging = Merging(second, third, Share(weight, tuple(blocks)), hashed=not args.no_hash)
-    with progress_bar("merging", args.quiet) as bar:
-        try:
-            done = convert(
-                first,
-                args.out,
-                layout=args.to,
-                precision=args.precision,
-                vae=args.vae and find(args.vae, "vae"),
-                changing=merging,
-                verify=args.verify,
-                hash_source=not args.no_hash,
-                force=args.force,
-                on_start=bar.reset,
-                on_bytes=bar.update,
-            )
-        except MismatchError as error:
-            say(f"{args.out}: {error}")
-            return MISMATCH
+    done = converted(args, first, args.out, "merging", changing=merging)
+    if not done:
+        return MISMATCH
     report(done, first, merged_lines(merging, first, args.vae), quiet=args.quiet)
     print(args.out)
     return WRITTEN
