@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from convert.errors import WeightMismatchError, shown
 from convert.families.family import check_complete, check_counts, part_config, recognise
-from convert.families.table import is_loaded
+from convert.families.table import row_named
 from convert.files.records import TensorRecord
 from convert.layouts.names import PREFIXES, original_names
 from sd.config import SD_V1, ModelConfig
@@ -39,7 +39,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
     check_complete([ours for ours in names if ours not in tensors], len(names))
     shapes = {name: tensors[ours].shape + (1,) * axes for ours, (name, axes) in names.items()}
     if part:
-        if not is_loaded(stated.family):
+        if not row_named(stated.family):
             raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is unknown.")
         seen = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}, stated)
     else:

@@ -232,19 +232,16 @@ FIRST = (  # told before a model is looked for: their names are partly those of 
 )
 
 
-def family_named(name: str) -> Family:
-    """The row of a config's family. Raises KeyError."""
-    return {row.name: row for row in reversed(MODELS) if row.config}[name]
-
-
 def row_named(name: str | None) -> Family | None:
     """The row of a family whose models can be loaded; None for others."""
     return next((row for row in MODELS if row.name == name and row.config), None)
 
 
-def is_loaded(name: str) -> bool:
-    """Whether models of a family can be loaded."""
-    return row_named(name) is not None
+def family_named(name: str) -> Family:
+    """The row of a config's family. Raises KeyError."""
+    if row := row_named(name):
+        return row
+    raise KeyError(name)
 
 
 def family_of_pipeline(pipeline: str) -> Family | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convert.adapters.facts import AdapterFacts
 from convert.errors import counted, shown, shown_list
-from convert.families.table import is_loaded
+from convert.families.table import row_named
 
 SHOWN_WORDS = 12
 MOST = 5  # ranks, alphas
@@ -14,7 +14,7 @@ MOST = 5  # ranks, alphas
 
 def adapter_use(facts: AdapterFacts, path: Path) -> str:
     """How an adapter can be used, or why it cannot."""
-    if not is_loaded(facts.family):
+    if not row_named(facts.family):
         return f"no: {facts.title} models are not supported yet"
     return f"with a {facts.title} model: --lora {shlex.quote(path.stem)}"
 

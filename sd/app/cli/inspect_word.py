@@ -6,14 +6,14 @@ from pathlib import Path
 
 from convert.adapters.word_facts import WordFacts
 from convert.errors import counted, joined, shown
-from convert.families.table import is_loaded
+from convert.families.table import row_named
 
 
 def word_use(facts: WordFacts, path: Path) -> str:
     """How an embedding can be used, or why it cannot."""
     if facts.family is None:
         return f"no: vectors of {numbers(facts)} fit no known text encoder"
-    if not is_loaded(facts.family):
+    if not row_named(facts.family):
         return f"no: {facts.title} models are not supported yet"
     return f"with a {facts.title} model: {shown(facts.name)} in a prompt, --embeddings {shlex.quote(path.name)}"
 
