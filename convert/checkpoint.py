@@ -71,7 +71,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Find the model in a file. Needs no torch; shapes are checked by `match_shapes`.
 
-    weights     "model", "ema", or "auto": the model's own unless the file has only averaged ones
+    weights     "model", "ema", or "auto": the model's own unless the file has only averaged ones, or is for editing
     prediction  "eps", "v", or "auto": what the file, a .yaml beside it or its family says
     vae         a VAE to use instead of the model's own, if any: see `convert.other_vae`
 
@@ -113,6 +113,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
     shapes = {name: record.shape for name, record in tensors.items()}
     averaged, left = _averaged(tensors)
     has_model = any(name.startswith(PREFIXES["unet"]) for name in tensors)
+    may_choose = weights == "auto" and has_model
     if weights == "auto":
         weights = "ema" if averaged and not has_model else "model"
     if weights == "ema":
@@ -142,6 +143,9 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         sizes = family_named(config.family).native_sizes
         config = replace(config, native_size=sizes.get(config.prediction, config.native_size))
     names = original_names(config)
+    if may_choose and family_named(config.family).averaged and not left:  # if they are complete
+        unet = (original.name for ours, original in names.items() if ours.startswith("unet."))
+        weights = "ema" if averaged.keys() >= {*unet} else "model"
     available = tensors
     if weights == "ema":  # never some of one kind and some of the other
         available = {name: record for name, record in tensors.items() if not name.startswith(PREFIXES["unet"])}

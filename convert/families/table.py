@@ -8,10 +8,17 @@ Stability-AI/generative-models).
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from convert.errors import joined
 from convert.layouts.names import OPEN_CLIP, PREFIXES
 from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SD_V2_INPAINTING, ModelConfig
 
-ANY_TASK = ("text to picture", "image to image", "inpainting")
+ANY_TASK = ("text to picture", "image to image", "inpainting")  # of a UNet with 4 channels
+TASKS = {  # -> the command for it, and the channels that its UNet takes
+    "text to picture": ("txt2img", "4"),
+    "image to image": ("img2img", "4"),
+    "inpainting": ("inpaint", "4 or 9"),
+    "editing": ("edit", "8"),
+}
 CHANNELS = {  # that a UNet takes -> what they are
     4: "latents",
     5: "latents and a depth map",
@@ -46,6 +53,7 @@ class Family:
     why_not: str = NOT_YET  # without a config: the sentence that refuses it
     tasks: tuple[str, ...] = ()  # that its channels allow
     native_sizes: Mapping[str, int] = field(default_factory=dict)  # by prediction, where the config's is not everyone's
+    averaged: bool = False  # the averaged weights are used where a file has both
     prediction: str = "eps"  # of the UNet unless the file says otherwise; "" where neither names nor shapes tell
     parts: Mapping[str, str] = field(default_factory=lambda: V1_PARTS)  # in words -> what their names start with
 
@@ -97,7 +105,7 @@ XL_BUILD = replace(XL, context=None, pipeline="")  # built like XL and recognise
 REFINER = {"starts": (XL_TEXT + "0.model.",), "lacks": XL_TEXT + "1.", "context": 1280, "label": 2560, "pipeline": ""}
 REFINER |= {"tasks": ("image to image",), "parts": {"UNet": UNET, "VAE": VAE, "text encoder": XL_TEXT + "0."}}
 INPAINTING = {"channels": 9, "tasks": ("inpainting",)}
-EDIT = {"channels": 8, "tasks": ()}
+EDIT = {"channels": 8, "tasks": ("editing",), "averaged": True}
 V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
 V2_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V2_INPAINTING}
 V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
@@ -261,13 +269,13 @@ def refusal(row: Family, evidence: Iterable[str], part: str | None = None) -> st
 
 
 def task_refusal(config: ModelConfig, task: str) -> str | None:
-    """Why a model cannot do a task, one of ANY_TASK, in a sentence; None where it can."""
+    """Why a model cannot do a task, one of TASKS, in a sentence; None where it can."""
     family = family_named(config.family)
     if task in family.tasks:
         return None
     channels = config.unet.in_channels
-    use = " Use it with sd inpaint." if family.tasks else ""
+    use = joined([f"sd {TASKS[each][0]}" for each in family.tasks], "or")
     return (
-        f"this is an {config.family} checkpoint: its UNet takes {channels} channels ({CHANNELS[channels]}).{use} "
-        f"{task[0].upper()}{task[1:]} needs a checkpoint whose UNet takes 4."
+        f"this is an {config.family} checkpoint: its UNet takes {channels} channels ({CHANNELS[channels]}). Use it "
+        f"with {use}. {task[0].upper()}{task[1:]} needs a checkpoint whose UNet takes {TASKS[task][1]}."
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sd.config import ModelConfig
-from sd.sampling.init_image import InitImage, PredictEps, keep_unmasked, with_channels
+from sd.sampling.init_image import InitImage, PredictEps, keep_unmasked, with_channels, with_picture
 from sd.sampling.schedule import Step, add_noise
 
 
@@ -21,18 +21,24 @@ class Conditions:
     x_0       (1 or B, 4, H, W)  latents of the init image, scaled, float32
     mask      (1, 1, H, W)       1 is repainted, 0 is kept; for a UNet that was not trained for inpainting
     channels  (1, C, H, W)       for a UNet that was: it reads them after x_t
+    edited    (1, 4, H, W)       latents of the picture to edit, not scaled; a UNet that edits reads them after x_t
     """
 
     x_0: Tensor | None = None
     mask: Tensor | None = None
     channels: Tensor | None = None
+    edited: Tensor | None = None
 
     def initial(self, noise: Tensor, steps: list[Step], skipped: int) -> Tensor:
         """x_t at the first step that is run: pure noise, or the noisy init image if steps are skipped."""
         return noise if not skipped else add_noise(self.x_0, noise, steps[skipped].alpha_bar)
 
-    def unet(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """The UNet with its further channels, if it has any."""
+    def unet(
+        self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], pictures: int
+    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """The UNet with its further channels, if it has any, for a batch of that many pictures."""
+        if self.edited is not None:
+            return with_picture(predict, self.edited, pictures)
         return predict if self.channels is None else with_channels(predict, self.channels)
 
     def denoiser(self, predict_eps: PredictEps) -> PredictEps:
@@ -59,16 +65,25 @@ class Extra:
 
 EXTRA = {  # number of channels that a UNet reads after the latents -> what they are for; a family adds its own here
     0: Extra(("text to picture", "image to image", "inpainting")),
+    4: Extra(("editing",)),
     5: Extra(("inpainting",), mask_and_masked_latents),
 }
 
 
-def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: EncodeImage) -> Conditions:
+def conditions_for(
+    config: ModelConfig, init: InitImage | None, encode_image: EncodeImage, *, edits: bool = False
+) -> Conditions:
     """The conditions of a run with this model.
+
+    edits  the init image is edited by instruction
 
     Raises ValueError if the model's UNet reads other channels than the task provides.
     """
     task = "text to picture" if init is None else "image to image" if init.mask is None else "inpainting"
+    if edits:
+        if task != "image to image":
+            raise ValueError("image_guidance is for editing a picture as a whole; give a picture and no mask")
+        task = "editing"
     latents, given = config.vae.latent_channels, config.unet.in_channels
     allowed = [latents + number for number, extra in EXTRA.items() if task in extra.tasks]
     if given not in allowed:
@@ -79,6 +94,8 @@ def conditions_for(config: ModelConfig, init: InitImage | None, encode_image: En
     if init is None:
         return Conditions()
     x_0 = init.latents if init.image is None else encode_image(init.image)
+    if edits:
+        return Conditions(edited=x_0 / config.vae.latent_scale)
     make_channels = EXTRA[given - latents].channels
     if make_channels is not None:
         return Conditions(x_0=x_0, channels=make_channels(init, encode_image))

@@ -153,13 +153,14 @@ class LatentDiffusion:
         """
         self._require_one_batch(batch)
         common, noise, contexts = batch[0], self.noise_of(batch), self._contexts(batch)
-        conditions = conditions_for(self.config, init, partial(self.encode_image, tile=common.tile))
+        edits = common.image_guidance is not None
+        conditions = conditions_for(self.config, init, partial(self.encode_image, tile=common.tile), edits=edits)
         table, steps = table_and_steps(self.config.schedule, common)
         skipped = 0 if init is None else len(steps) - steps_run(len(steps), common.strength)
         if skipped == len(steps):
             yield conditions.x_0.expand(len(batch), -1, -1, -1)
             return
-        unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)))
+        unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)), len(batch))
         denoiser = self._denoiser(unet, table, common, [context(0) for context in contexts])
         predict_eps = LastPrediction(conditions.denoiser(denoiser))
 
@@ -188,6 +189,7 @@ class LatentDiffusion:
             guidance_scale=settings.guidance_scale,
             guidance_rescale=settings.guidance_rescale,
             guidance_interval=settings.guidance_interval or (0.0, math.inf),
+            image_guidance=1.0 if settings.image_guidance is None else settings.image_guidance,
         )
 
     def _require_one_batch(self, batch: Sequence[Settings]) -> None:

@@ -29,6 +29,7 @@ RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "eta": (0, 1, "is out of range: 0 (no fresh noise) to 1 (as much as DDPM)."),
     "guidance_scale": (-1000, 1000, "is out of range: -1000 to 1000."),
     "guidance_rescale": (0, 1, "is out of range: 0 to 1."),
+    "image_guidance": (0, 1000, "is out of range: 0 to 1000."),
     "reuse_features": (1, 1000, "is out of range: 1 (off: all is computed at every prediction) to 1000."),
     "merge_tokens": (0, 0.75, "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left)."),
     "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all of it is new)."),
@@ -57,6 +58,8 @@ class Settings:
                              whose name the sampler has does so
     eta                      0 to 1, the share of fresh noise; None for the sampler's default
     guidance_scale           1 turns guidance off
+    image_guidance           of models that edit a picture, how much to keep to it: 1 is as the model predicts; None for
+                             others
     guidance_rescale         0 to 1, how much of the contrast added by guidance is removed
     guidance_interval        lowest and highest sigma with guidance; empty for all
     reuse_features           N: the inner blocks of the UNet run at every N-th prediction only; 1 is off
@@ -92,6 +95,7 @@ class Settings:
     discard_penultimate: bool | None = None
     eta: float | None = None
     guidance_scale: float = 7.5
+    image_guidance: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, ...] = ()
     reuse_features: int = 1
@@ -139,7 +143,10 @@ class Settings:
         usual_eta = SAMPLER_INFO[self.sampler].eta
         check("eta", not self.eta or usual_eta is not None, f"does nothing: {self.sampler} has no such setting.")
         self._set("eta", usual_eta if self.eta is None or usual_eta is None else self.eta)
-        check("guidance_rescale", not self.guidance_rescale or self.guidance_scale != 1,
+        check("hires", self.hires is None or self.image_guidance is None, "works only without an input image.")
+        check("strength", self.strength == 1 or self.image_guidance is None,
+              "does nothing: editing begins at pure noise.")  # fmt: skip
+        check("guidance_rescale", not self.guidance_rescale or self.guided,
               "does nothing: guidance scale 1 turns guidance off.")  # fmt: skip
         self._resolve_interval()
         self._set("vary_seed", self.vary_seed if self.vary else None)
@@ -245,7 +252,7 @@ class Settings:
             or not 0 <= self.guidance_interval[0] < self.guidance_interval[1] < math.inf
         ):
             raise SettingError("guidance_interval", f"{shown} is not an interval: give LOW,HIGH, such as 0.3,5.")
-        if self.guidance_scale == 1:
+        if not self.guided:
             raise SettingError("guidance_interval", f"{shown} does nothing: guidance scale 1 turns guidance off.")
 
     def require_prediction(self, prediction: str) -> None:
@@ -254,6 +261,11 @@ class Settings:
             raise SettingError(
                 "zero_terminal_snr", f"needs a model that predicts v; this one predicts {prediction}. Leave it out."
             )
+
+    @property
+    def guided(self) -> bool:
+        """Whether the UNet predicts for the negative prompt, too."""
+        return self.guidance_scale != 1 or self.image_guidance not in (None, 1)
 
     @property
     def acts_inside(self) -> bool:
@@ -305,7 +317,7 @@ class Settings:
 
         Steps count from the first that runs. At a strength below 1, the texts of the last steps are not reached.
         """
-        prompts = (self.prompt_text, self.negative_prompt) if self.guidance_scale != 1 else (self.prompt_text,)
+        prompts = (self.prompt_text, self.negative_prompt) if self.guided else (self.prompt_text,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 
     def all_texts(self) -> tuple[str, ...]:

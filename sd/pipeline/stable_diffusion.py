@@ -228,6 +228,22 @@ class StableDiffusion(LatentDiffusion):
         canvas = image_to_image(init, size, self.config.native_size, InputSettings(resize_mode=resize_mode))
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
+    def edit(
+        self, instruction: str, picture: "Given", *, image_guidance: float = 1.5, **options: object
+    ) -> list[Image.Image]:
+        """Change a picture by an instruction, with a model trained for it: its UNet takes 8 channels.
+
+        instruction     what to change: "make it snow"
+        image_guidance  how much to keep to the picture: s_I in eq. 3 of Brooks et al., "InstructPix2Pix" (2023), whose
+                        s_T is guidance_scale; at 1, the prediction without the picture is not needed
+        picture, options
+                        as in `img2img`; there is no strength, since editing begins at pure noise
+
+        Raises ValueError for another model, PictureError for files that cannot be read, TypeError for what is no
+        picture.
+        """
+        return self.img2img(instruction, picture, **{"strength": 1.0, **options, "image_guidance": image_guidance})
+
     def inpaint(
         self,
         prompt: str,

@@ -41,7 +41,7 @@ class Execution(Runner):
     watched   the UNet is neither compiled nor captured, so that hooks see every layer and step
 
     on_compile  may be set: called with the shape of the latents (B, C, H, W) before the UNet is compiled for them; with
-                guidance, B is twice the number of pictures
+                guidance, B is twice the number of pictures, or three times if one is edited
     on_build    may be set: called before the project's C++ kernels are compiled, once per machine
     """
 
@@ -130,7 +130,7 @@ class Execution(Runner):
 
         def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
             options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
-            return self.predict(unet, x, timestep, context, guided=len(context) > pictures, **options)
+            return self.predict(unet, x, timestep, context, predictions=len(context) // pictures, **options)
 
         return predict
 
@@ -189,39 +189,40 @@ class Execution(Runner):
         timestep: Tensor,
         context: Tensor,
         *,
-        guided: bool = False,
+        predictions: int = 1,
         tile: str = "",
         reused: "ReusedFeatures | None" = None,
         merge: float = 0.0,
     ) -> Tensor:
         """The UNet's prediction for x (B, C, H, W), called within `at_work`.
 
-        guided  the second half of x is the same as the first, and the context has the negative prompts' rows first
-        tile    the axes, "x" and "y", along which the picture continues at its opposite edge
-        reused  the features that the run keeps from prediction to prediction; the UNet is then not compiled
-        merge   the share of tokens merged before self-attention in the blocks with the most; above 0, not compiled
+        predictions  for each picture. 2: the second half of x is the same as the first, and the context has the
+                     negative prompts' rows first; 3: see `sd.sampling.denoiser`
+        tile         the axes, "x" and "y", along which the picture continues at its opposite edge
+        reused       the features that the run keeps from prediction to prediction; the UNet is then not compiled
+        merge        the share of tokens merged before self-attention in the blocks with the most; above 0, not compiled
         """
         if reused:
             reused.begin(x, context)
-        parts = self._parts(x, guided)
+        parts = self._parts(x, predictions)
+        guided = predictions == 2 and not self.options.low_memory
         if len(parts) == 1:
             return self._predict(unet, x, timestep, context, guided, tile, reused, merge)
-        guided = guided and not self.options.low_memory
-        predictions = [
+        predicted = [
             self._predict(unet, x[rows], timestep, context[rows], guided, tile, reused, merge, part)
             for part, rows in enumerate(parts)
         ]
         order = torch.tensor([row for rows in parts for row in rows], dtype=torch.int64, device=x.device)
-        return torch.cat(predictions)[order.argsort()]
+        return torch.cat(predicted)[order.argsort()]
 
-    def _parts(self, x: Tensor, guided: bool) -> list[list[int]]:
-        """The rows that are predicted together: all, or one picture's, or half of either."""
-        pictures = len(x) // 2 if guided else len(x)
-        halves = [0, pictures] if guided else [0]  # where they begin
+    def _parts(self, x: Tensor, predictions: int) -> list[list[int]]:
+        """The rows that are predicted together: all, or one picture's, or one prediction of either."""
+        pictures = len(x) // predictions
+        begins = [prediction * pictures for prediction in range(predictions)]
         groups = [[picture] for picture in range(pictures)] if one_by_one(x) else [list(range(pictures))]
         if self.options.low_memory:
-            return [[half + picture for picture in group] for half in halves for group in groups]
-        return [[half + picture for half in halves for picture in group] for group in groups]
+            return [[begin + picture for picture in group] for begin in begins for group in groups]
+        return [[begin + picture for begin in begins for picture in group] for group in groups]
 
     def _predict(
         self,

@@ -25,6 +25,17 @@ def guide(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
     return negative + guidance_scale * (positive - negative)
 
 
+def guide_edit(both: Tensor, picture: Tensor, neither: Tensor, guidance_scale: float, image_guidance: float) -> Tensor:
+    """Guidance with two conditions: one scale for the instruction, the other for the picture that is edited.
+
+    both, picture, neither  predictions with picture and instruction, with the picture alone, and without either
+
+    Brooks et al., "InstructPix2Pix: Learning to Follow Image Editing Instructions" (2023), eq. 3, with guidance_scale =
+    s_T and image_guidance = s_I.
+    """
+    return neither + image_guidance * (picture - neither) + guidance_scale * (both - picture)
+
+
 def rescale_guidance(guided: Tensor, positive: Tensor, guidance_rescale: float) -> Tensor:
     """Undo the rise in standard deviation that guidance causes, which makes pictures too bright.
 
@@ -47,6 +58,8 @@ class Denoiser:
     context            (B, S, D) of the prompts, in the UNet's dtype and on its device
     negative_context   (B, S, D) of what to move away from
     guidance_scale     1: no guidance, so the negative context is unused and the work is halved
+    image_guidance     of a UNet that edits a picture, see `guide_edit`; at 1, the prediction without the picture is not
+                       needed. Else the first third of the rows is that one, for which the UNet must leave it out
     guidance_rescale   0 to 1, see `rescale_guidance`
     guidance_interval  the lowest and the highest sigma with guidance; at others the work is halved. Kynkäänniemi et
                        al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
@@ -63,31 +76,37 @@ class Denoiser:
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, math.inf),
+        image_guidance: float = 1.0,
     ):
         if prediction not in ("eps", "v"):
             raise ValueError(f'prediction must be "eps" or "v", got {prediction!r}')
-        if guidance_scale != 1 and negative_context is None:
+        self.predictions = 3 if image_guidance != 1 else 2 if guidance_scale != 1 else 1  # for each picture
+        if self.predictions > 1 and negative_context is None:
             raise ValueError("guidance needs a negative context: without a negative prompt, that of the empty prompt")
         self.unet, self.prediction, self.table = unet, prediction, table
-        self.guidance_scale, self.guidance_rescale = guidance_scale, guidance_rescale
-        self.guided, self.guidance_interval = guidance_scale != 1, guidance_interval
+        self.guidance_scale, self.image_guidance = guidance_scale, image_guidance
+        self.guidance_rescale, self.guidance_interval = guidance_rescale, guidance_interval
         self.set_context(context, negative_context)
 
     def set_context(self, context: Tensor, negative_context: Tensor | None = None) -> None:
         """Change the prompts, between two steps."""
-        self.context = torch.cat([negative_context, context]) if self.guided else context
+        self.context = torch.cat([*[negative_context] * (self.predictions - 1), context])
 
     def __call__(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
         """x_t (B, 4, H, W) float32, alpha_bar () float64 -> eps (B, 4, H, W) float32, on the device of x_t"""
         lowest, highest = self.guidance_interval
-        guided = self.guided and lowest <= sigma_of(alpha_bar) <= highest
-        x = torch.cat([x_t, x_t]) if guided else x_t
+        predictions = self.predictions if lowest <= sigma_of(alpha_bar) <= highest else 1
+        x = torch.cat([x_t] * predictions)
         context = self.context[-len(x) :]  # without guidance, only the prompts', which is the last part
         timestep = x_t.new_full((), timestep_at(self.table, alpha_bar).item())  # copying a tensor would block a GPU
         output = self.unet(x.to(context.dtype), timestep, context).to(x_t.dtype)
-        if guided:
-            negative, positive = output.chunk(2)
-            output = guide(positive, negative, self.guidance_scale)
+        if predictions > 1:
+            *others, positive = output.chunk(predictions)
+            if predictions == 2:
+                output = guide(positive, *others, self.guidance_scale)
+            else:
+                neither, picture = others
+                output = guide_edit(positive, picture, neither, self.guidance_scale, self.image_guidance)
             if self.guidance_rescale:
                 output = rescale_guidance(output, positive, self.guidance_rescale)
         return eps_from_v(output, x_t, alpha_bar) if self.prediction == "v" else output

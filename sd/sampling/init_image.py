@@ -1,8 +1,9 @@
-"""Sampling that begins with an image: image to image, and inpainting.
+"""Sampling that begins with an image: image to image, inpainting, and editing by instruction.
 
 Image to image begins at a lower noise level, with the image made that noisy: Meng et al., "SDEdit: Guided Image
 Synthesis and Editing with Stochastic Differential Equations" (2022), algorithm 1. Inpainting repaints a part of it:
 with an ordinary network, the rest is set to the known latents; one trained for it reads the rest as further channels.
+A network for editing reads the picture that way, and begins at pure noise.
 
 Shape letters: B pictures, H W latent height and width.
 """
@@ -59,5 +60,23 @@ def with_channels(
 
     def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
         return unet(torch.cat([x, channels.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1), timestep, context)
+
+    return predict
+
+
+def with_picture(
+    unet: Callable[[Tensor, Tensor, Tensor], Tensor], latents: Tensor, pictures: int
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A UNet that reads the picture to edit after x_t: Brooks et al., "InstructPix2Pix" (2023), section 3.2.
+
+    latents   (1, 4, H, W)  of that picture, not scaled
+    pictures  B: of 3 B rows, the first B are predicted without it, with zeros in its place (section 3.2.1)
+    """
+
+    def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        seen = latents.to(x.dtype).expand(len(x), -1, -1, -1)
+        without = max(0, len(x) - 2 * pictures)
+        seen = torch.cat([torch.zeros_like(seen[:without]), seen[without:]])
+        return unet(torch.cat([x, seen], dim=1), timestep, context)
 
     return predict

@@ -16,6 +16,7 @@ from convert.families.table import (
     ANY_TASK,
     FIRST,
     MODELS,
+    TASKS,
     family_named,
     family_of_pipeline,
     task_refusal,
@@ -233,8 +234,8 @@ def test_the_rows_agree_with_the_configs_and_each_can_be_told():
 
 def test_tasks_are_those_that_the_channels_allow():
     configs = {row.channels: row.config for row in MODELS if row.config and row.name.startswith("sd-v1")}
-    allowed = {channels: [t for t in ANY_TASK if task_refusal(c, t) is None] for channels, c in configs.items()}
-    assert allowed == {4: list(ANY_TASK), 9: ["inpainting"], 8: []}
+    allowed = {channels: [t for t in TASKS if task_refusal(c, t) is None] for channels, c in configs.items()}
+    assert allowed == {4: list(ANY_TASK), 9: ["inpainting"], 8: ["editing"]}
     text = task_refusal(configs[9], "image to image")
     assert "sd-v1-inpainting" in text
     assert "takes 9 channels (latents, a mask and masked latents). Use it with sd inpaint. Image to image" in text

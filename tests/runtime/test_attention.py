@@ -157,7 +157,7 @@ def test_a_prediction_is_the_same_up_to_rounding(guided):
     with Seen() as by_pytorch:
         plain = unet(x_t, torch.tensor(500.0), context).float()
     with Seen() as seen:
-        found = Execution().predict(unet, x_t, torch.tensor(500.0), context, guided=guided).float()
+        found = Execution().predict(unet, x_t, torch.tensor(500.0), context, predictions=1 + guided).float()
     assert (found - plain).norm() / plain.norm() < 3e-2
     layers = [each for each in unet.modules() if isinstance(each, module.Attention)]
     assert seen.kinds == [ATTENTION] * len(layers) * (1 if guided else 2)  # two pictures, one after the other

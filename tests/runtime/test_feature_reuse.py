@@ -123,7 +123,7 @@ def test_it_goes_with_shared_halves_packed_convolutions_low_memory_and_seamless_
     reused, features = ReusedFeatures(2), None
     for number in range(3):
         given = guided_inputs(number, rows=4)
-        found = execution.predict(unet, *given, guided=guided, tile=tile, reused=reused)
+        found = execution.predict(unet, *given, predictions=1 + guided, tile=tile, reused=reused)
         with seamless(unet, tile):
             expected, features = by_hand(unet, *given, features if number == 1 else None)
         assert relative_error(found, expected) < ROUNDING, number
@@ -133,7 +133,7 @@ def test_where_attention_begins_in_the_inner_blocks_halves_are_shared_up_to_ther
     unet, reused = unet_with_attention_at(0, 2, 1, 0), ReusedFeatures(2)
     _, features = by_hand(unet, *guided_inputs(0))
     for number in range(2):
-        found = Execution().predict(unet, *guided_inputs(number), guided=True, reused=reused)
+        found = Execution().predict(unet, *guided_inputs(number), predictions=2, reused=reused)
     assert relative_error(found, by_hand(unet, *guided_inputs(1), features)[0]) < ROUNDING
 
 

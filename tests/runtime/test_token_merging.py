@@ -165,11 +165,11 @@ def test_attention_is_that_of_plain_loops(height, width, share):
 def test_predictions_are_those_with_plain_loops_in_the_largest_blocks(tiny_networks, options, guided, tile):
     """Also where halves are shared, weights are packed, one half comes after the other, or a compiler is there."""
     unet, given = tiny_networks["unet"], guided_inputs()
-    plain = Execution().predict(unet, *given, guided=guided, tile=tile)
+    plain = Execution().predict(unet, *given, predictions=1 + guided, tile=tile)
     with slowly(unet, 0.5, 8, 9):
         expected = Execution().predict(unet, *given, tile=tile)
     execution = Execution(RunOptions(**options), compiler=lambda _: pytest.fail("compiled"))
-    found = execution.predict(unet, *given, guided=guided, tile=tile, merge=0.5)
+    found = execution.predict(unet, *given, predictions=1 + guided, tile=tile, merge=0.5)
     assert relative_error(found, expected) < ROUNDING
     assert relative_error(found, plain) > 1e-2
     assert not is_patched(unet)
@@ -180,7 +180,7 @@ def test_merging_goes_with_features_that_are_reused(tiny_networks):
     execution, merged, slow_one = Execution(), ReusedFeatures(2), ReusedFeatures(2)
     for number in range(3):
         given = guided_inputs(number)
-        found = execution.predict(unet, *given, guided=True, reused=merged, merge=0.5)
+        found = execution.predict(unet, *given, predictions=2, reused=merged, merge=0.5)
         with slowly(unet, 0.5, 8, 9):
             expected = execution.predict(unet, *given, reused=slow_one)
         assert relative_error(found, expected) < ROUNDING, number

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from convert.actions.inspect import Report
 from convert.errors import CheckpointError, UnsafeFileError, UnsupportedFileError, counted, shown, shown_list, size_text
-from convert.families.table import family_named
+from convert.families.table import TASKS, family_named
 from convert.files.reader import open_checkpoint
 from sd.app.cli import say
 from sd.app.cli.inspect_adapter import adapter_use
@@ -14,7 +14,6 @@ from sd.app.cli.inspect_word import word_use
 from sd.app.cli.terminal import aligned
 from sd.app.jobs.model_folder import is_model_folder, models_in
 
-COMMANDS = {"text to picture": "txt2img", "image to image": "img2img", "inpainting": "inpaint"}
 LONGEST = 100  # characters of a reason
 READABLE, UNREADABLE = 0, 2
 
@@ -105,8 +104,7 @@ def usable(report: Report) -> str:
     elif report.word:
         use = word_use(report.word, Path(report.path))
     elif report.problem is None:
-        tasks = family_named(report.family).tasks
-        use = ", ".join(COMMANDS[task] for task in tasks) if tasks else "sd convert; it makes no pictures yet"
+        use = ", ".join(TASKS[task][0] for task in family_named(report.family).tasks)
     elif report.part:
         use = f"{'--vae, ' if report.part == 'vae' else ''}sd convert --only {report.part}"
     else:

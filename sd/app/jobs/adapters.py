@@ -222,7 +222,7 @@ def misread(jobs: Sequence[Settings]) -> Iterator[str]:
         yield f"with --plain-prompts, brackets are words: {names}. Use --lora for adapters."
     if names := found(UNCLOSED, (job.prompt_text for job in jobs if not job.plain_prompts)):
         yield f"read as words, for want of a closing >: {names}"
-    if names := found(ADAPTER, (job.negative_prompt for job in jobs if job.guidance_scale != 1)):
+    if names := found(ADAPTER, (job.negative_prompt for job in jobs if job.guided)):
         yield f"adapters in a negative prompt are read as words, as in the web UI: {names}. Name them in the prompt."
     if names := found(HYPERNETWORK, (text for job in jobs for text in (job.prompt, job.negative_prompt))):
         yield f"hypernetworks are not supported yet, and are read as words: {names}"

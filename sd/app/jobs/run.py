@@ -175,7 +175,7 @@ def warn_of_unused(
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
-    if any(job.negative_prompt and job.guidance_scale == 1 for job in jobs):
+    if any(job.negative_prompt and not job.guided for job in jobs):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
     distilled = ("lcm", "tcd")
     plain = [job for job in jobs if not (job.sampler in distilled and are_consistent(adapters, job))]

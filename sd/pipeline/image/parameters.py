@@ -31,6 +31,7 @@ def parameters_of(
         "Discard penultimate sigma": settings.discard_penultimate or None,
         "Sigmas": ", ".join(_shortest(sigma) for sigma in settings.sigmas) or None,
         "CFG scale": _shortest(settings.guidance_scale),
+        "Image CFG scale": None if settings.image_guidance is None else _shortest(settings.image_guidance),
         "Seed": settings.seed,
         "Size": f"{settings.width}x{settings.height}",
         "Tiling": {"": None, "xy": True}.get(settings.tile, settings.tile),

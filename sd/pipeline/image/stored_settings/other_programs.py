@@ -22,6 +22,7 @@ NAMES = {  # name in a settings line, "prompt", "negative_prompt" or "model" -> 
     "Seed": "seed",
     "Steps": "steps num_inference_steps",
     "CFG scale": "cfg_scale cfgscale guidance_scale scale cfg",
+    "Image CFG scale": "image_cfg_scale image_guidance_scale",
     "Size": "size resolution",
     "width": "width",
     "height": "height",

@@ -26,6 +26,7 @@ OURS = "sd-zoo"
 VALUES = {  # as other tools write it -> our name, and its type
     "Steps": ("steps", _whole),
     "CFG scale": ("guidance_scale", float),
+    "Image CFG scale": ("image_guidance", float),
     "Seed": ("seed", _whole),
     "Sigmas": ("sigmas", _floats),
     "Clip skip": ("clip_skip", _whole),
