@@ -65,7 +65,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "a --scheduler karras": "Use --sampler; --schedule chooses its noise levels.",
         "a --fp16": "Use --precision fp16.",
         "a --medvram": "Use --low-memory.",
-        "a --mode img_gen": "Each mode is a command: sd txt2img, sd img2img, sd inpaint.",
+        "a --mode img_gen": "Each mode is a command: sd txt2img, sd img2img, sd inpaint, sd edit.",
         "a --xformers": "Leave it out: attention is computed the fast way.",
         "a --threads 4": "Set the environment variable OMP_NUM_THREADS instead.",
         "a --controlnet x": "ControlNet is not supported yet.",
@@ -74,7 +74,7 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "-- '-a cat' --steps 3": "--steps stands after --, where every word is text. Put flags before it.",
         "a \u2013steps 3": "\u2013steps begins with a long dash. Did you mean --steps?",
         "\u2014steps 3 a": "\u2014steps begins with a long dash. Did you mean --steps?",
-        "a --init x.png": "--init is not a flag of sd txt2img. It is a flag of sd img2img and sd inpaint.",
+        "a --init x.png": "--init is not a flag of sd txt2img. It is a flag of sd img2img, sd inpaint and sd edit.",
         f"a --steps {'9' * 5000}": f"--steps '{'9' * 60}' is not a whole number.",
         "a -p b": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
         "": "no prompt given",
@@ -185,11 +185,12 @@ def test_without_the_model_of_the_package_one_must_be_given(run, monkeypatch):
     refused(run("txt2img", "a"), "no model given. Give a checkpoint with -m FILE")
 
 
-@pytest.mark.parametrize("page", ["txt2img", "img2img", "inpaint"])
+@pytest.mark.parametrize("page", ["txt2img", "img2img", "inpaint", "edit"])
 def test_the_help_of_pictures_is_short_and_help_all_has_the_rest(call, page):
     _, short, _ = call(page, "--help")
     usage, _, rest = short.partition("\n")
-    assert usage == f"usage: sd {page} [PROMPT] {'' if page == 'txt2img' else '--init IMAGE '}[FLAGS]"
+    prompt = "INSTRUCTION" if page == "edit" else "PROMPT"
+    assert usage == f"usage: sd {page} [{prompt}] {'' if page == 'txt2img' else '--init IMAGE '}[FLAGS]"
     assert rest.index("examples:") < rest.index("arguments:")
     assert 20 <= len(re.findall(r"^  -", short, re.M)) <= 30
     _, whole, _ = call(page, "--help-all")
@@ -206,7 +207,8 @@ def test_every_rare_flag_exists():
 
 def test_a_flag_of_another_program_leads_to_one_of_ours():
     parsers = [
-        import_module(f"sd.app.cli.{name}").parser() for name in ("inpaint", "txt2img", "convert", "extract", "merge")
+        import_module(f"sd.app.cli.{name}").parser()
+        for name in ("inpaint", "txt2img", "edit", "convert", "extract", "merge")
     ]
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     assert {ours for ours, _ in USE_INSTEAD.values() if ours} <= known

@@ -6,7 +6,8 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--pretrained-model-name-or-path --pretrained-model --sd-model --weights-path",
     "--prompt": "--text --positive --positive-prompt --caption --prompts",
     "--negative-prompt": "--negative --neg --neg-prompt --uc --unconditional-prompt",
-    "--guidance-scale": "--cfg --cfg-scale --guidance --cfg-weight --unconditional-guidance-scale",
+    "--guidance-scale": "--cfg --cfg-scale --guidance --cfg-weight --unconditional-guidance-scale --cfg-text",
+    "--image-guidance": "--image-guidance-scale --img-cfg-scale --img-cfg --image-cfg --cfg-img",
     "--steps": "--num-inference-steps --ddim-steps --sample-steps --sampling-steps --num-steps --inference-steps",
     "--sampler": "--sampler-name --sampler-index --sampling-method --sample-method",
     "--schedule": "--noise-schedule --scheduler-type --schedule-type",
@@ -59,7 +60,7 @@ SAID = {  # flags -> our flag that it needs, and what to say
     "--gpu --cuda --use-gpu": ("--device", "Use --device cuda."),
     "--threads --num-threads": ("", "Set the environment variable OMP_NUM_THREADS instead."),
     "--verbose": ("--quiet", "Messages are shown anyway; --quiet hides them, --debug shows where an error arises."),
-    "--mode": ("", "Each mode is a command: sd txt2img, sd img2img, sd inpaint."),
+    "--mode": ("", "Each mode is a command: sd txt2img, sd img2img, sd inpaint, sd edit."),
     "--listen --port --share --api --autolaunch --server-name": ("", "There is no server and no page yet."),
     "--xformers --opt-sdp-attention --diffusion-fa --flash-attn --opt-split-attention": (
         "--model",

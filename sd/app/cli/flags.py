@@ -60,9 +60,15 @@ def add_output_flags(parser: Parser) -> Add:
     return add
 
 
-def add_making_flags(parser: Parser, **size: str) -> None:
-    """The flags of every command that makes picture files. size: as in `add_picture_flags`."""
-    add_prompt_flags(parser)
+def add_making_flags(
+    parser: Parser, prompt: tuple[str, str] = (), **size: str
+) -> None:
+    """The flags of every command that makes picture files.
+
+    prompt  what it is called, and its help, as in `add_prompt_flags`
+    size    as in `add_picture_flags`
+    """
+    add_prompt_flags(parser, *prompt)
     parser.add_argument("--from-file", "--from_file", metavar="FILE",
         help="prompts from a file; - is standard input. Each line is a prompt; one that begins with {\" is JSON with "
         'settings of its own, {"prompt": "...", "seed": 7}; one that begins with -- has flags, as in the common web '
@@ -106,11 +112,11 @@ def add_making_flags(parser: Parser, **size: str) -> None:
         help="print one JSON object per picture instead of its path: with prompt, size, seed, steps, model and hash")
 
 
-def add_prompt_flags(parser: Parser) -> None:
+def add_prompt_flags(parser: Parser, name: str = "PROMPT", meaning: str = 'what to show; "" means no prompt') -> None:
     """One prompt, and how it is read."""
     add = parser.add_argument
-    add("prompt", nargs="?", metavar="PROMPT", help='what to show; "" means no prompt')
-    add("-p", "--prompt", dest="prompt_flag", metavar="PROMPT", help="PROMPT, given as a flag")
+    add("prompt", nargs="?", metavar=name, help=meaning)
+    add("-p", "--prompt", dest="prompt_flag", metavar=name, help=f"{name}, given as a flag")
     add("--prompt-file", "--prompt_file", metavar="FILE", help="one prompt: a file's whole text; - is standard input")
     add("-n", "--negative-prompt", "--negative_prompt", default="", metavar="TEXT",
         help="what not to show; -n=-TEXT for one that begins with a dash")
@@ -146,7 +152,7 @@ def add_model_flags(parser: Parser) -> Add:
         help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd convert wrote; or "
         "the name of one in your models folder (default: the small model of the package)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
-        help="which UNet weights, if the file has both (default: auto, the model's own)")
+        help="which UNet weights, if the file has both (default: auto, the model's own; the averaged ones if it edits)")
     add_reading_flags(add)
     add("--vae", type=Path, metavar="FILE", help="use the VAE of another file or folder, in place of the model's own")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")

@@ -1,12 +1,11 @@
 """`sd img2img`: a picture from a picture and text."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from sd.app.cli import make_pictures
 from sd.app.cli.flags import add_making_flags
-from sd.app.cli.parser import Parser
+from sd.app.cli.parser import Add, Parser
 from sd.app.errors import UsageError
 from sd.pipeline.image.input_settings import MEGAPIXELS, RESIZE_NAMES
 from sd.pipeline.second_pass import steps_for
@@ -30,19 +29,24 @@ def parser() -> Parser:
 
 
 def add_input_flags(parser: Parser, strength: float) -> None:
-    """The flags of every command that begins with a picture."""
+    """The flags of every command that begins with a noisy picture."""
     add = parser.group("the picture to begin with")
-    add("-i", "--init", "--init-img", "--init_img", required=True, type=Path, metavar="IMAGE",
-        help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file with one picture")  # fmt: skip
+    add_init_flags(add)
     add("--strength", type=float, default=strength, metavar="X",
         help=f"how much of it changes, 0 to 1: the share of the steps to run (default: {strength:g})")  # fmt: skip
     add("--exact-steps", action="store_true", help="run all of --steps, with a longer schedule")
+
+
+def add_init_flags(add: Add) -> None:
+    """The picture, and how it is read and brought to size."""
+    add("-i", "--init", "--init-img", "--init_img", required=True, type=Path, metavar="IMAGE",
+        help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file with one picture")  # fmt: skip
     add("--resize-mode", "--resize_mode", choices=sorted(RESIZE_NAMES), default="crop",
         help="if --width and --height have another shape (default: crop)")  # fmt: skip
     add_size_limit(add)
 
 
-def add_size_limit(add: Callable[..., object]) -> None:
+def add_size_limit(add: Add) -> None:
     """The flag of every command that reads pictures."""
     add("--max-megapixels", "--max_megapixels", type=float, default=MEGAPIXELS, metavar="N",
         help=f"the largest picture to read, in millions of pixels (default: {MEGAPIXELS})")  # fmt: skip

@@ -44,6 +44,7 @@ def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tu
     Returns the settings that could not be used, and what else is worth knowing. Raises UsageError or PictureError if
     the picture has none.
     """
+    from convert.families.table import row_named
     from sd.pipeline.image.stored_settings.other_programs import NoSettings
 
     try:
@@ -81,8 +82,10 @@ def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tu
         if name not in given and any(part.startswith(f"{label}: ") for part in unused):
             notes = [*notes, f"the default {name} is used instead; expect another picture"]
     model = made_with.get("model")
-    if isinstance(model, dict) and model.get("weights") == "ema" and "weights" not in given:
-        args.weights = "ema"
+    row = row_named(made_with.get("family"))
+    other = "model" if row and row.averaged else "ema"  # than auto means
+    if isinstance(model, dict) and model.get("weights") == other and "weights" not in given:
+        args.weights = other
     args.made_with = made_with
     return unused, notes
 

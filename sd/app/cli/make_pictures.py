@@ -19,7 +19,7 @@ from sd.pipeline.settings import Settings
 def run(args: argparse.Namespace, task: str) -> int:
     """Make the pictures that the flags ask for.
 
-    task  "text to picture", "image to image" or "inpainting"
+    task  a key of `convert.families.table.TASKS`
     """
     from sd.app.jobs.run import make_pictures
 

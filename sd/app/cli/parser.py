@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NoReturn
 
+from convert.errors import joined
 from sd.app.cli.elsewhere import USE_INSTEAD
 from sd.app.errors import UsageError
 from sd.pipeline.errors import nearest
 
 Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
 LONG_DASHES = ("\u2013", "\u2014")  # which word processors make of hyphens
-PICTURES = ("txt2img", "img2img", "inpaint")  # commands that have most of their flags in common
+PICTURES = ("txt2img", "img2img", "inpaint", "edit")  # commands that have most of their flags in common
 NUMBERS = {int: "a whole number", float: "a number"}
 
 # flags that only --help-all shows
@@ -146,7 +147,7 @@ class Parser(argparse.ArgumentParser):
         if hint and (not needs or needs in ours):
             return hint
         if others := [name for name in PICTURES if self.prog.split()[-1] in PICTURES and flag in flags_of(name)]:
-            return f"It is a flag of {' and '.join(f'sd {name}' for name in others)}."
+            return f"It is a flag of {joined([f'sd {name}' for name in others])}."
         near = difflib.get_close_matches(flag, ours, n=1)
         return f"Did you mean {near[0]}?" if near else ""
 

@@ -86,6 +86,8 @@ def check_jobs(request: JobRequest, jobs: Sequence[Settings], config: ModelConfi
     """Raise UsageError or SettingError for what does not go with the model, or with a picture to begin with."""
     if request.init is None and any(job.strength != 1 for job in jobs):
         raise UsageError("strength does nothing without a picture to begin with. See sd img2img --help.")
+    if request.task != "editing" and any(job.image_guidance is not None for job in jobs):
+        raise UsageError("image guidance is for editing by instruction. See sd edit --help.")
     if request.init is not None and any(job.hires for job in jobs):
         raise UsageError("hires works only without an input image.")
     pixels = sum(math.prod(job.size) for job in jobs)

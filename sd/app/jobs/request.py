@@ -45,7 +45,7 @@ class Line:
 class JobRequest:
     """Everything that a run of pictures needs."""
 
-    task: str  # "text to picture", "image to image" or "inpainting"
+    task: str  # a key of `convert.families.table.TASKS`
     model: ModelRequest
 
     lines: tuple[Line, ...]
