@@ -30,7 +30,7 @@ def files(tmp_path):
     return tmp_path
 
 
-COMMON = ["--init", "in.png", "--steps", 2, "-W", 64, "-H", 64]
+COMMON = ["--init", "in.png", "--steps", 1, "-W", 64, "-H", 64]
 
 
 def test_the_averaged_weights_are_used_unless_asked_otherwise(edit_ckpt, tmp_path, edit_state):
@@ -61,13 +61,13 @@ def test_the_command_edits_a_picture_and_notes_how(run, edit_ckpt, files):
     assert "image guidance:      1.5" in out
 
 
-@pytest.mark.parametrize("weights", ["auto", "model"])
-def test_like_takes_the_weights_and_the_scale_of_the_picture(run, edit_ckpt, files, weights):
-    flags = [*COMMON, "-m", edit_ckpt, "--seed", 3, "--weights", weights, "--image-guidance", 1.2]
+def test_like_takes_the_weights_and_the_scale_of_the_picture(run, edit_ckpt, files):
+    flags = [*COMMON, "-m", edit_ckpt, "--seed", 3, "--weights", "model", "--image-guidance", 1.2]
     _, (path,), _ = run("edit", "make it snow", *flags)
     _, (again,), _ = run("edit", "--like", path, "--init", "in.png", "-m", edit_ckpt, "-o", "again.png")
     assert pixels(Image.open(again)).tolist() == pixels(Image.open(path)).tolist()
-    assert settings_of(again)["image_guidance"] == 1.2
+    stored = settings_of(again)
+    assert (stored["image_guidance"], stored["model"]["weights"]) == (1.2, "model")
 
 
 def test_like_a_picture_of_another_kind_keeps_the_defaults_and_says_what_it_cannot_use(
@@ -93,8 +93,7 @@ def test_lines_of_a_file_have_scales_of_their_own_and_a_stopped_run_goes_on(run,
     code, again, err = run(*job)
     assert (code, len(again)) == (0, 1), err
     assert "2 of 3 pictures exist already" in err
-    assert pixels(Image.open(again[0])).tolist() == pixels(Image.open(files / paths[1])).tolist()
-    assert before
+    assert (again, (files / paths[1]).read_bytes()) == ([paths[1]], before)
 
 
 @pytest.mark.parametrize(
@@ -124,9 +123,8 @@ def test_the_commands_refuse_what_does_not_go_together(run, edit_ckpt, tiny_ckpt
     refused(run(command, *[{"TINY": tiny_ckpt, "EDIT": edit_ckpt}.get(flag, flag) for flag in flags]), *parts)
 
 
-@pytest.mark.parametrize("target", ["out.ckpt", "out.safetensors"])
-def test_conversions_that_keep_both_kinds_of_weights_are_read_back(run, edit_ckpt, files, target):
-    code, _, err = run("convert", edit_ckpt, target, "--keep-all", "--verify")
+def test_a_conversion_that_keeps_both_kinds_of_weights_is_read_back(run, edit_ckpt, files):
+    code, _, err = run("convert", edit_ckpt, "out.ckpt", "--keep-all", "--verify")
     assert code == 0, err
-    with open_checkpoint(files / target) as file:
+    with open_checkpoint(files / "out.ckpt") as file:
         assert read_checkpoint(file).weights == "ema"

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+import make_checkpoint
 import pytest
 from adapters import lora, lora_shapes
 from PIL import Image
@@ -13,6 +14,7 @@ from test_course import FENCE, LINK, ROOT, anchors_of, blocks_of, commands_in, p
 from test_course import PAGES as COURSE_PAGES
 
 from sd.app.cli import COMMANDS, main
+from sd.config import SD_V1_EDIT
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "weights/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -20,8 +22,9 @@ IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 RUN = ("README.md", "docs/commands.md")  # the commands of these run on narrow stand-ins for the reader's files
 SPAN = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(r"(?:sd|convert|scripts|tests|docs|weights)/[\w./-]*\w")
+EDITS = make_checkpoint.tiny(SD_V1_EDIT)
 SIZE, STEPS = ["-W", "64", "-H", "64"], ["--steps", "2"]
-MAKES = {"txt2img", "img2img", "inpaint", "explain", "noise"}
+MAKES = {"txt2img", "img2img", "inpaint", "edit", "explain", "noise"}
 # Parsed, but not run: they take long, use the network, or need files that have the names of real ones
 ONLY_PARSED = ("sd bench", "sd models", "v1-5-", "--expand")
 OTHER_TOOLS = ("pip", "python3", "python3.11", "source", "fuzz/bin/pip", "fuzz/bin/python", "fuzz/bin/coverage", "cat")
@@ -125,6 +128,7 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     os.link(tiny_ckpt, "model.ckpt")
     os.link(tiny_ckpt, "a.ckpt")
     os.link(tiny_ckpt, "base.ckpt")
+    make_checkpoint.save_original(Path("instruct-pix2pix.ckpt"), make_checkpoint.made_up_state_dict(EDITS))
     for name in ("lora", "detail"):
         lora(Path(f"{name}.safetensors"), lora_shapes())
     Path("weights").mkdir()

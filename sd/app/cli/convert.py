@@ -57,7 +57,7 @@ def parser() -> Parser:
     add("--precision", choices=["keep", *PRECISIONS], default="keep", help="convert all tensors to it (default: keep)")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if there are both: the model's own, or their average over the training "
-        "(default: auto, the model's own unless there are only averaged ones)")
+        "(default: auto, the model's own unless there are only averaged ones, or the model is for editing)")
     add_reading_flags(add)
     add("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
     add("--vae", type=Path, metavar="FILE",

@@ -27,6 +27,7 @@ def parser() -> Parser:
         f"of the work (default: {IMAGE_GUIDANCE:g})")  # fmt: skip
     instruction = ("INSTRUCTION", 'what to change, such as "make it snow"')
     add_making_flags(parser, size_default="the picture's, or near it", prompt=instruction)
+    parser._option_string_actions["--guidance-scale"].help = "how much to follow the instruction (default: 7.5)"
     return parser
 
 
