@@ -13,7 +13,7 @@ from convert.families.stated_config import PREDICTIONS, is_native_size, stated_c
 from convert.families.table import family_named
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
-from convert.layouts.names import NEVER_RUN, OPEN_CLIP, PREFIXES, Original, ema_name, original_names
+from convert.layouts.names import DEPTH_NETWORK, NEVER_RUN, OPEN_CLIP, PREFIXES, Original, ema_name, original_names
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import Found, find_tensors
 from convert.layouts.wrapping import ADAPTER, adapters_inside
@@ -153,7 +153,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
     missing = [original.name for original in names.values() if original.name not in available]
     in_unet = weights == "ema" and missing and missing[0].startswith(PREFIXES["unet"])
     check_complete([ema_name(name) for name in missing] if in_unet else missing, len(names))
-    others = _others(tensors, {original.name for original in names.values()}, found, config.family)
+    others = _others(tensors, {original.name for original in names.values()}, found, config)
     other, there = ("model", tensors) if weights == "ema" else ("ema", {} if left else averaged)
     complete = all(original.name in there for ours, original in names.items() if ours.startswith("unet."))
     stored, used = found.stored_names, {original.name for original in names.values()}
@@ -204,15 +204,26 @@ def _with_vae(found: Found, vae: Checkpoint) -> Found:
     )
 
 
-def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, family: str) -> tuple[str, ...]:
+def _others(
+    tensors: Mapping[str, TensorRecord], expected: set[str], found: Found, config: ModelConfig
+) -> tuple[str, ...]:
     """The stored names of tensors that are neither weights of the model nor the usual extras.
 
     Raises WeightMismatchError if one of them belongs to a network.
     """
     usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS}
+    if config.depth:
+        from convert.layouts.depth_layout import unused_parameters
+
+        usual |= {DEPTH_NETWORK[1] + parameter.original for parameter in unused_parameters(config.depth)}
     leftovers = LEFTOVERS + NEVER_RUN
     others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(leftovers)]
-    inside = (*PREFIXES.values(), OPEN_CLIP, *(("unet.", "vae.") if found.layout == "diffusers" else ()))
+    inside = (
+        *PREFIXES.values(),
+        DEPTH_NETWORK[1],
+        OPEN_CLIP,
+        *(("unet.", "vae.") if found.layout == "diffusers" else ()),
+    )
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
     if scales := [name for name in surplus if name.endswith(SCALES)]:
         raise WeightMismatchError(
@@ -223,7 +234,7 @@ def _others(tensors: Mapping[str, TensorRecord], expected: set[str], found: Foun
         raise adapters_inside(adapters)
     if surplus:
         raise WeightMismatchError(
-            f"holds {counted(len(surplus), 'weight')} that an {family} model has no place for: "
+            f"holds {counted(len(surplus), 'weight')} that an {config.family} model has no place for: "
             f"{shown_list(surplus)}. It is another architecture; leaving them out would change the pictures."
         )
     return tuple(found.stored_names[name] for name in others)

@@ -89,15 +89,17 @@ class ModelConfig:
     schedule: ScheduleConfig
     prediction: str  # what the UNet predicts: "eps", the noise, or "v", the velocity
     native_size: int  # side of the training pictures, in pixels
+    depth: DepthConfig | None = None  # of a model that has a depth network
 
     def to_dict(self) -> dict:
-        """Plain nested data, for JSON."""
-        return asdict(self)
+        """Plain nested data, for JSON. Without a depth network, it does not name one."""
+        return {name: value for name, value in asdict(self).items() if name != "depth" or value is not None}
 
     @classmethod
     def from_dict(cls, data: dict) -> "ModelConfig":
         """The inverse of `to_dict`; also takes the lists that JSON makes of tuples."""
         parts = {"text_encoder": TextEncoderConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
+        parts |= {"depth": DepthConfig} if data.get("depth") else {}
         built = {
             name: part(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
             for name, part in parts.items()
@@ -153,6 +155,9 @@ SD_V1_INPAINTING = replace(SD_V1, family="sd-v1-inpainting", unet=replace(SD_V1.
 # InstructPix2Pix. Input channels: the noisy latents (4), the latents of the picture to edit (4).
 SD_V1_EDIT = replace(SD_V1, family="sd-v1-edit", unet=replace(SD_V1.unet, in_channels=8))
 
+# Input channels: the noisy latents (4), the depth (1). Without a depth network: depth maps are given to it.
+SD_V1_DEPTH = replace(SD_V1, family="sd-v1-depth", unet=replace(SD_V1.unet, in_channels=5))
+
 # OpenCLIP's text encoder, ViT-H/14. Stable Diffusion 2 was trained with the output of the last layer but one: of the 24
 # layers in its files, the last is never run.
 OPEN_CLIP_H = replace(
@@ -177,16 +182,6 @@ SD_V2_INPAINTING = replace(
     native_size=512,
 )
 
-# The networks of Stable Diffusion XL, whose models are not loaded yet: Stability-AI/generative-models, sd_xl_base.yaml
-# and sd_xl_refiner.yaml; OpenCLIP's ViT-bigG/14.
-SDXL_UNET = replace(
-    SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
-)
-SDXL_REFINER_UNET = replace(
-    SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
-)
-OPEN_CLIP_BIG_G = replace(OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20)
-
 # MiDaS 3's DPT-Hybrid, which lies in the files of Stable Diffusion 2 depth: Ranftl et al. (2021), section 3, with the
 # numbers of the original code, midas/vit.py; its encoder is the R50+ViT-B/16 of Dosovitskiy et al. (2021).
 DPT_HYBRID = DepthConfig(
@@ -203,3 +198,23 @@ DPT_HYBRID = DepthConfig(
     fusion_width=256,
     head_width=32,
 )
+
+# Input channels: the noisy latents (4), the depth (1).
+SD_V2_DEPTH = replace(
+    SD_V2,
+    family="sd-v2-depth",
+    unet=replace(SD_V2.unet, in_channels=5),
+    prediction="eps",
+    native_size=512,
+    depth=DPT_HYBRID,
+)
+
+# The networks of Stable Diffusion XL, whose models are not loaded yet: Stability-AI/generative-models, sd_xl_base.yaml
+# and sd_xl_refiner.yaml; OpenCLIP's ViT-bigG/14.
+SDXL_UNET = replace(
+    SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
+)
+SDXL_REFINER_UNET = replace(
+    SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
+)
+OPEN_CLIP_BIG_G = replace(OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20)

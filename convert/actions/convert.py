@@ -24,6 +24,7 @@ from convert.actions.writing import (
     Plan,
     Reporting,
     converted,
+    kept_in_folders,
     our_metadata,
     plan_weights,
     publisher_metadata,
@@ -132,7 +133,8 @@ def convert(
         layout = layout_of(target, layout, checkpoint.layout)
         returning = layout == "original" and checkpoint.layout == FORMAT
         if not (keep_all or returning):
-            left_out, checkpoint = len(checkpoint.extras), replace(checkpoint, extras={})
+            kept = kept_in_folders(checkpoint) if layout == "diffusers" else {}
+            left_out, checkpoint = len(checkpoint.extras) - len(kept), replace(checkpoint, extras=kept)
         else:
             left_out, checkpoint = 0, replace(checkpoint, unknown=())
         shapes = parameter_shapes(checkpoint.config, checkpoint.part)
@@ -140,7 +142,8 @@ def convert(
         if layout == "original":
             check_original_has_room(checkpoint)
             check_yaml_beside(target, checkpoint)
-        check_extras(checkpoint, layout, weights)
+        if keep_all or returning:
+            check_extras(checkpoint, layout, weights)
         changes = stack.enter_context(changing(file, checkpoint)) if changing else Changes()
         stack.enter_context(errors_named(file))  # not with the name of another file that is open for the changes
         plan = plan_weights(checkpoint, layout, precision, changes.values)
@@ -216,5 +219,7 @@ def _write_folder(
         place = Path(place).name if checkpoint.part else place
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): planned for name, planned in plan.items() if name.startswith(prefix)}
+        if not mine:  # few models have a depth network
+            continue
         with written_whole(folder / place) as reporting.out:
             write_plan(reporting, file, mine, precision, {**PLAIN, **metadata})

@@ -16,9 +16,9 @@ from convert.families.diffusers_config import (
     vae_settings,
 )
 from convert.families.table import family_named
-from convert.files.diffusers_folder import CLASSES
+from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS
 from convert.files.folder_kinds import INDEX
-from convert.layouts.names import has_linear_projections
+from convert.layouts.names import DEPTH_ESTIMATOR, has_linear_projections
 from sd.config import ModelConfig
 from sd.files import written_whole
 
@@ -27,6 +27,7 @@ WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
+    DEPTH_ESTIMATOR: f"{DEPTH_ESTIMATOR}/model.safetensors",  # of few models
 }
 PLMS = {"skip_prk_steps": True, "timestep_spacing": "leading"}  # Liu et al. (2022), without its Runge-Kutta steps
 ENDING_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. (2023)
@@ -43,14 +44,12 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
     latent_side = config.native_size // config.vae.factor
     heads = set(config.unet.heads)
     version = {"_diffusers_version": DIFFUSERS_VERSION}
+    others, beside = _beside(config)
     return {
         INDEX: {
             "_class_name": family_named(config.family).pipeline,
             **version,
-            "feature_extractor": NONE,
-            "image_encoder": NONE,
-            "requires_safety_checker": False,
-            "safety_checker": NONE,
+            **others,
             "scheduler": ["diffusers", scheduler],
             "text_encoder": ["transformers", CLASSES["text_encoder"]],
             "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -110,6 +109,39 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "do_lower_case": True,
         },
         "tokenizer/special_tokens_map.json": _special_tokens(config),
+        **beside,
+    }
+
+
+def _beside(config: ModelConfig) -> tuple[dict[str, object], dict[str, dict]]:
+    """What the index lists of components that most models do not have, and their settings."""
+    if config.depth is None:
+        nothing = {"feature_extractor": NONE, "image_encoder": NONE, "safety_checker": NONE}
+        return {**nothing, "requires_safety_checker": False}, {}
+    from convert.families.depth_sizes import depth_settings
+
+    side = config.depth.native_size
+    preparing = {
+        "image_processor_type": "DPTImageProcessor",
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "keep_aspect_ratio": False,  # the library's network takes squares only
+        "ensure_multiple_of": 1,
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+    listed = {
+        DEPTH_ESTIMATOR: ["transformers", DEPTH_CLASS],
+        "feature_extractor": ["transformers", preparing["image_processor_type"]],
+    }
+    network = {"architectures": [DEPTH_CLASS], "model_type": "dpt", **depth_settings(config.depth)}
+    return listed, {
+        f"{DEPTH_ESTIMATOR}/config.json": network,
+        "feature_extractor/preprocessor_config.json": preparing,
     }
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from convert.checkpoint import POSITION_IDS
 from convert.files.safetensors_writer import write_safetensors
 from convert.files.tensors import raw_bytes
+from convert.layouts.joined import joined_names
 from convert.layouts.names import ema_name, original_names
 from convert.layouts.noise_schedule import PREDICTS_V
-from convert.layouts.open_clip import has_open_clip, open_clip_names
+from convert.layouts.open_clip import has_open_clip
 from sd.config import ModelConfig, ScheduleConfig
 from sd.files import written_whole
 
@@ -54,9 +55,8 @@ def original_state_dict(
     state = schedule_buffers(config.schedule)
     for ours, (name, axes) in names.items():
         state[name] = weights[ours].reshape(weights[ours].shape + (1,) * axes)
-    if has_open_clip(config):
-        for name, parts in open_clip_names(config.text_encoder.layers).items():
-            state[name] = torch.cat([state.pop(part) for part in parts])
+    for name, parts in joined_names(config).items():
+        state[name] = torch.cat([state.pop(part) for part in parts])
     state["model_ema.decay"] = torch.tensor(0.9999)
     state["model_ema.num_updates"] = torch.tensor(updates, dtype=torch.int32)
     for ours, (name, _) in names.items():

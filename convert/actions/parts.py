@@ -17,6 +17,8 @@ from convert.layouts.wrapping import unwrap
 PREFIXES = {  # what names start with -> what that is
     **{prefix: part for row in reversed((*MODELS, *ADDITIONS)) for part, prefix in row.parts.items() if prefix},
     **{"control_model.": "ControlNet", "unet.": "UNet", "vae.": "VAE", "text_encoder.": "text encoder"},
+    "depth_network.": "depth network",
+    "depth_estimator.": "depth network",
 }
 EXTRAS = (  # beside a model: (what names start with, what that is)
     ("model_ema.decay", "EMA counters"),

@@ -112,6 +112,7 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
         ("vae", "the latent scale", ours.vae.latent_scale, told.vae.latent_scale),
         ("unet", "the UNet's heads", ours.unet.heads, told.unet.heads),
         ("text_encoder", "the text encoder's heads", ours.text_encoder.heads, told.text_encoder.heads),
+        ("depth_network", "the depth network's heads, groups and taps", ours.depth, told.depth),
         ("text_encoder", "the text encoder's activation", ours.text_encoder.activation, told.text_encoder.activation),
     ):
         if part in (None, where) and found != usual:

@@ -18,10 +18,11 @@ from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha2
 from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
+from convert.layouts.joined import joined_names
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
-from convert.layouts.open_clip import has_open_clip, open_clip_names
 from convert.single_part import DROPPED
+from sd.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,12 +117,13 @@ def plan_weights(
                 dtype,
                 partial(_reshaped, change, record.shape) if change and unit else change,
             )
-    if layout == "original" and not checkpoint.part and has_open_clip(checkpoint.config):
-        for name, parts in open_clip_names(checkpoint.config.text_encoder.layers).items():
+    if layout == "original" and not checkpoint.part:
+        for name, parts in joined_names(checkpoint.config).items():
             first, *others = (plan.pop(part) for part in parts)
             plan[name] = first._replace(below=tuple(others))
+    of_folders = kept_names(checkpoint.config) if layout == "diffusers" else {}
     for original, record in checkpoint.extras.items():
-        name = EXTRA + original if layout == FORMAT else original
+        name = EXTRA + original if layout == FORMAT else of_folders.get(original, original)
         if name in plan:
             raise WeightMismatchError(f"holds {shown(original)} twice, as a weight and beside the model.")
         is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
@@ -133,6 +135,21 @@ def plan_weights(
             else:
                 plan.pop(marker, None)
     return plan
+
+
+def kept_names(config: ModelConfig) -> dict[str, str]:
+    """Tensors beside a model that a diffusers folder has, too: their original names -> their names there."""
+    if not config.depth:
+        return {}
+    from convert.layouts.depth_layout import unused_names
+
+    return unused_names(config.depth)
+
+
+def kept_in_folders(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
+    """Those of `kept_names` that a checkpoint has."""
+    names = kept_names(checkpoint.config)
+    return {name: record for name, record in checkpoint.extras.items() if name in names}
 
 
 def _reshaped(change: NewValue, shape: tuple[int, ...], value: "Tensor") -> "Tensor":

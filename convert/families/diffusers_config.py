@@ -12,7 +12,7 @@ from dataclasses import replace
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
 from convert.families.table import MODELS
-from convert.layouts.names import PREFIXES, has_linear_projections
+from convert.layouts.names import DEPTH_ESTIMATOR, PREFIXES, has_linear_projections
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Settings = Mapping[str, object]
@@ -141,6 +141,10 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
             activation=text.get("hidden_act", seen.text_encoder.activation),
         ),
     )
+    if config.depth and DEPTH_ESTIMATOR in settings:
+        from convert.families.depth_sizes import with_depth_settings
+
+        config = replace(config, depth=with_depth_settings(config.depth, settings[DEPTH_ESTIMATOR]))
     if "scheduler" in settings:
         config = _with_schedule(config, settings["scheduler"])
     side = unet.get("sample_size")

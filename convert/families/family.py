@@ -12,7 +12,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError, counted, s
 from convert.families.recognition import beside, recognise_names
 from convert.families.table import MODELS, row_named
 from convert.files.limits import LIMITS
-from convert.layouts.names import PREFIXES
+from convert.layouts.names import DEPTH_NETWORK, PREFIXES
 from sd.config import SD_V1, SD_V2, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -60,12 +60,17 @@ def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
             f"its text encoder gives {text_encoder.width}."
         )
     if row is None or unet.in_channels != row.channels:
-        title = "Stable Diffusion 2" if base is SD_V2 else "Stable Diffusion 1"
+        title = "Stable Diffusion 2" if base.text_encoder == SD_V2.text_encoder else "Stable Diffusion 1"
         allowed = [each.channels for each in MODELS if each.config and each.title.startswith(title)]
         raise UnsupportedFileError(
             f"has a UNet that takes {unet.in_channels} channels; a {title} model takes {', '.join(map(str, allowed))}."
         )
-    config = replace(row.config, **sizes)
+    depth = _strip(shapes, DEPTH_NETWORK[1])
+    if depth:
+        from convert.families.depth_sizes import depth_config
+
+        depth = depth_config(depth)
+    config = replace(row.config, **sizes, depth=depth or None)
     check_counts(config)
     return config
 
@@ -100,6 +105,10 @@ def check_counts(config: ModelConfig) -> None:
             raise WeightMismatchError(f"has {shown(str(found))} {what}; {least} to {most} can be used.")
     if not len(unet.multipliers) == len(unet.depths) == len(unet.heads):
         raise WeightMismatchError("has a UNet with different numbers of levels, depths and heads.")
+    if config.depth:
+        from convert.families.depth_sizes import check_depth
+
+        check_depth(config.depth)
 
 
 def check_complete(missing: list[str], total: int) -> None:

@@ -7,14 +7,14 @@ the right type and be in range.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from convert.errors import WeightMismatchError, shown
 from convert.families.family import check_complete, check_counts, part_config, recognise
 from convert.families.table import row_named
 from convert.files.records import TensorRecord
 from convert.layouts.names import PREFIXES, original_names
-from sd.config import SD_V1, ModelConfig
+from sd.config import DPT_HYBRID, SD_V1, ModelConfig
 
 PREDICTIONS = ("eps", "v")
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -31,7 +31,8 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise WeightMismatchError("has no usable config in its metadata: it is not JSON.") from None
-    if not _same_types(data, SD_V1.to_dict()):
+    model = SD_V1.to_dict() | ({"depth": asdict(DPT_HYBRID)} if isinstance(data, dict) and "depth" in data else {})
+    if not _same_types(data, model):
         raise WeightMismatchError("has no usable config in its metadata: its fields or their types are not a config's.")
     stated = ModelConfig.from_dict(data)
     check_counts(stated)
@@ -57,6 +58,9 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         prediction=stated.prediction,
         native_size=stated.native_size,
     )
+    if config.depth and stated.depth:
+        depth = replace(config.depth, heads=stated.depth.heads, groups=stated.depth.groups, taps=stated.depth.taps)
+        config = replace(config, depth=depth)
     if stated != config:
         raise WeightMismatchError("has a config in its metadata that contradicts its tensors.")
     return config

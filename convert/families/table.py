@@ -10,7 +10,16 @@ from dataclasses import dataclass, field, replace
 
 from convert.errors import joined
 from convert.layouts.names import OPEN_CLIP, PREFIXES
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SD_V2_INPAINTING, ModelConfig
+from sd.config import (
+    SD_V1,
+    SD_V1_DEPTH,
+    SD_V1_EDIT,
+    SD_V1_INPAINTING,
+    SD_V2,
+    SD_V2_DEPTH,
+    SD_V2_INPAINTING,
+    ModelConfig,
+)
 
 ANY_TASK = ("text to picture", "image to image", "inpainting")  # of a UNet with 4 channels
 TASKS = {  # -> the command for it, and the channels that its UNet takes
@@ -18,6 +27,7 @@ TASKS = {  # -> the command for it, and the channels that its UNet takes
     "image to image": ("img2img", "4"),
     "inpainting": ("inpaint", "4 or 9"),
     "editing": ("edit", "8"),
+    "depth to image": ("depth2img", "5"),
 }
 CHANNELS = {  # that a UNet takes -> what they are
     4: "latents",
@@ -89,7 +99,9 @@ V2 = Family(
 V2_TOLD = replace(V2, config=None, pipeline="")  # relatives that are recognised, and refused
 UNCLIP_PARTS = V1_PARTS | {"image encoder": "embedder."}
 UNCLIP = {"starts": ("embedder.model.",), "tasks": (), "prediction": "v", "parts": UNCLIP_PARTS}
-DEPTH = {"starts": ("depth_model.",), "channels": 5, "parts": V1_PARTS | {"depth network": "depth_model."}}
+DEPTH = {"channels": 5, "tasks": ("depth to image",), "pipeline": "StableDiffusionDepth2ImgPipeline"}
+DEPTH |= {"parts": V1_PARTS | {"depth network": "depth_model."}}
+V2_DEPTH = DEPTH | {"config": SD_V2_DEPTH, "native_sizes": {}, "prediction": "eps"}
 XL = Family(
     name="sdxl",
     title="Stable Diffusion XL base",
@@ -166,19 +178,13 @@ MODELS = (
     V1,
     like(V1, "sd-v1-inpainting", "Stable Diffusion 1 inpainting", **V1_INPAINTING),
     like(V1, "sd-v1-edit", "Stable Diffusion 1 edit (InstructPix2Pix)", **V1_EDIT),
-    like(
-        V2_TOLD,
-        "sd-v2-depth",
-        "Stable Diffusion 2 depth",
-        pipeline="StableDiffusionDepth",
-        prediction="eps",
-        **DEPTH,
-    ),
+    like(V1, "sd-v1-depth", "Stable Diffusion 1 depth", config=SD_V1_DEPTH, **DEPTH),
+    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth", starts=("depth_model.",), **V2_DEPTH),
     like(V2_TOLD, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP", **UNCLIP),
     like(V2_TOLD, "sd-v2-unclip-h", "Stable Diffusion 2.1 unCLIP-H", label=2048, **UNCLIP),
     V2,
     like(V2, "sd-v2-inpainting", "Stable Diffusion 2 inpainting", prediction="eps", **V2_INPAINTING),
-    like(V2_TOLD, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", channels=5, tasks=()),
+    like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", **V2_DEPTH),
     like(V2_TOLD, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
     like(V2_TOLD, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
     like(XL_BUILD, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),

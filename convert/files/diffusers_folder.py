@@ -3,7 +3,7 @@
     model_index.json                        which pipeline it is for, which class each component is of
     unet/config.json                        settings
     unet/diffusion_pytorch_model.safetensors    weights; or .bin, a pickle; or several files and an index of them
-    vae/ text_encoder/                      likewise
+    vae/ text_encoder/ depth_estimator/     likewise; few models have the last
     scheduler/scheduler_config.json         the noise schedule
 
 One component may also stand alone, in a folder with its config.json and its weights. No class is looked up; the safety
@@ -22,11 +22,13 @@ from convert.files.folder_weights import FolderWeights
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
 from convert.layouts.diffusers_names import COMPONENTS
+from convert.layouts.names import DEPTH_ESTIMATOR
 
 if TYPE_CHECKING:
     from convert.files.reader import CheckpointFile
 
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+DEPTH_CLASS = "DPTForDepthEstimation"  # of a depth_estimator, which few models have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def read_folder(
         configs, absent = _read_configs(folder)
     weights = FolderWeights(folder, open_file, variant)
     try:
-        for component in [alone] if alone else [component for component in COMPONENTS if component in configs]:
+        for component in [alone] if alone else [name for name in (*COMPONENTS, DEPTH_ESTIMATOR) if name in configs]:
             if why := weights.read(component, "" if alone else f"{component}/"):
                 absent[component] = why
         if not weights.files:
@@ -108,6 +110,9 @@ def _read_configs(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
         averaged = next((why for component, why in absent.items() if (folder / f"{component}_ema").is_dir()), None)
         why = other_format(folder) or next(iter(absent.values())) if index else not_a_model(folder)
         raise UnsupportedFileError(averaged or why)
+    if index.get(DEPTH_ESTIMATOR) == ["transformers", DEPTH_CLASS]:
+        name = f"{DEPTH_ESTIMATOR}/config.json"
+        configs[DEPTH_ESTIMATOR] = read_json(folder / name, name)
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
         configs["scheduler"] = read_json(folder / name, name)

@@ -1,29 +1,33 @@
 """Every parameter of the depth network: our name, the original's, transformers', and its shape.
 
-The original is the depth network in the files of Stable Diffusion 2 depth, where `PREFIX` stands before these names.
-Transformers' is the `DPTForDepthEstimation` in a diffusers folder's `depth_estimator`, whose file has these names.
+The original is the depth network in the files of Stable Diffusion 2 depth, where `depth_model.model.` stands before
+these names. Transformers' is the `DPTForDepthEstimation` in a diffusers folder's `depth_estimator`, whose file has
+these names.
 
-The original keeps the queries, keys and values of a layer in one tensor. In this table, all three of ours have its
-name: they are its parts along the first axis, in the order of their rows. Ours are apart, as transformers' are, so that
-the depth network uses the attention of all other networks.
+The original keeps the queries, keys and values of a layer in one tensor, `attn.qkv`, one below the other. In this
+table, its parts have names of their own, `attn.q` and so on: see `convert.layouts.depth_layout`. Ours are apart, as
+transformers' are, so that the depth network uses the attention of all other networks.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
-from convert.layouts.names import Parameter, Table, expand
 from sd.config import DepthConfig
 
-PREFIX = "depth_model.model."
-COMPONENT = "depth_estimator"  # the folder in diffusers' layout
+if TYPE_CHECKING:
+    from convert.layouts.names import Table
+
+Rows = Iterator[tuple["Table", tuple[str, str, str], dict[str, int]]]  # what `convert.layouts.names.expand` takes
+BLOCKS = "pretrained.model.blocks."
 BACKBONES = "pretrained.model.patch_embed.backbone", "dpt.embeddings.backbone.bit"
 CLASSES = 1000  # of ImageNet, on which the transformer was trained first
 
-STEM: Table = (
+STEM: "Table" = (
     ("conv.weight", "conv.weight", "convolution.weight", ("width", 3, 7, 7)),
     ("norm", "norm", "norm", ("width",)),
 )
-BOTTLENECK: Table = (
+BOTTLENECK: "Table" = (
     ("conv1.weight", "conv1.weight", "conv1.weight", ("middle", "channels", 1, 1)),
     ("norm1", "norm1", "norm1", ("middle",)),
     ("conv2.weight", "conv2.weight", "conv2.weight", ("middle", "middle", 3, 3)),
@@ -31,53 +35,58 @@ BOTTLENECK: Table = (
     ("conv3.weight", "conv3.weight", "conv3.weight", ("width", "middle", 1, 1)),
     ("norm3", "norm3", "norm3", ("width",)),
 )
-SHORTCUT: Table = (  # of the first block of a stage
+SHORTCUT: "Table" = (  # of the first block of a stage
     ("conv.weight", "conv.weight", "conv.weight", ("width", "channels", 1, 1)),
     ("norm", "norm", "norm", ("width",)),
 )
-PATCH_PROJ: Table = (
+PATCH_PROJ: "Table" = (
     ("patch_proj", "pretrained.model.patch_embed.proj", "dpt.embeddings.projection", ("width", "channels", 1, 1)),
 )
-LAYER: Table = (
+LAYER: "Table" = (
     ("norm1", "norm1", "layernorm_before", ("width",)),
-    ("attention.q", "attn.qkv", "attention.attention.query", ("width", "width")),
-    ("attention.k", "attn.qkv", "attention.attention.key", ("width", "width")),
-    ("attention.v", "attn.qkv", "attention.attention.value", ("width", "width")),
+    ("attention.q", "attn.q", "attention.attention.query", ("width", "width")),
+    ("attention.k", "attn.k", "attention.attention.key", ("width", "width")),
+    ("attention.v", "attn.v", "attention.attention.value", ("width", "width")),
     ("attention.out", "attn.proj", "attention.output.dense", ("width", "width")),
     ("norm2", "norm2", "layernorm_after", ("width",)),
     ("feed_forward.proj_in", "mlp.fc1", "intermediate.dense", ("hidden", "width")),
     ("feed_forward.proj_out", "mlp.fc2", "output.dense", ("width", "hidden")),
 )
-PROJECT: Table = (("project", "0.project.0", "0", ("width", "twice")),)  # of a readout
-READOUT: Table = (
+PROJECT: "Table" = (("project", "0.project.0", "0", ("width", "twice")),)  # of a readout
+READOUT: "Table" = (
     ("conv", "3", "projection", ("width", "width", 1, 1)),
     ("downsample", "4", "resize", ("width", "width", 3, 3)),  # in the last one only
 )
-RESIDUAL_UNIT: Table = (
+RESIDUAL_UNIT: "Table" = (
     ("conv1", "conv1", "convolution1", ("fusion", "fusion", 3, 3)),
     ("conv2", "conv2", "convolution2", ("fusion", "fusion", 3, 3)),
 )
-OUT: Table = (("out", "out_conv", "projection", ("fusion", "fusion", 1, 1)),)
-HEAD: Table = (
+OUT: "Table" = (("out", "out_conv", "projection", ("fusion", "fusion", 1, 1)),)
+HEAD: "Table" = (
     ("conv1", "0", "0", ("half", "fusion", 3, 3)),
     ("conv2", "2", "2", ("last", "half", 3, 3)),
     ("conv3", "4", "4", (1, "last", 1, 1)),
 )
 # In the files, and used by nothing.
-NORM: Table = (("norm", "pretrained.model.norm", "dpt.layernorm", ("width",)),)
-CLASSIFIER: Table = (("head", "pretrained.model.head", "", (CLASSES, "width")),)
-TOKENS = (  # ours, the original's, transformers'; each (1, tokens, width)
-    ("class_token", "pretrained.model.cls_token", "dpt.embeddings.cls_token"),
-    ("position_embedding", "pretrained.model.pos_embed", "dpt.embeddings.position_embeddings"),
+NORM: "Table" = (("norm", "pretrained.model.norm", "dpt.layernorm", ("width",)),)
+CLASSIFIER: "Table" = (("head", "pretrained.model.head", "", (CLASSES, "width")),)
+TOKENS: "Table" = (
+    ("class_token", "pretrained.model.cls_token", "dpt.embeddings.cls_token", (1, 1, "width")),
+    (
+        "position_embedding",
+        "pretrained.model.pos_embed",
+        "dpt.embeddings.position_embeddings",
+        (1, "positions", "width"),
+    ),
 )
 
 
-def depth_parameters(config: DepthConfig) -> Iterator[Parameter]:
-    """Every parameter of our network, in the order in which it uses them."""
+def depth_rows(config: DepthConfig) -> Rows:
+    """The tables of every parameter of our network, in the order in which it uses them."""
     sizes = {"width": config.width, "twice": 2 * config.width, "hidden": config.hidden_width}
     sizes |= {"fusion": config.fusion_width, "half": config.fusion_width // 2, "last": config.head_width}
     original, theirs = BACKBONES
-    yield from expand(STEM, ("stem", f"{original}.stem", f"{theirs}.embedder"), width=config.stem_width)
+    yield STEM, ("stem", f"{original}.stem", f"{theirs}.embedder"), {"width": config.stem_width}
     for number, (before, width) in enumerate(pairwise((config.stem_width, *config.stage_widths))):
         for block in range(config.stage_blocks[number]):
             paths = (
@@ -86,37 +95,36 @@ def depth_parameters(config: DepthConfig) -> Iterator[Parameter]:
                 f"{theirs}.encoder.stages.{number}.layers.{block}",
             )
             channels = width if block else before
-            yield from expand(BOTTLENECK, paths, channels=channels, middle=width // 4, width=width)
+            yield BOTTLENECK, paths, {"channels": channels, "middle": width // 4, "width": width}
             if not block:
                 shortcut = f"{paths[0]}.shortcut", f"{paths[1]}.downsample", f"{paths[2]}.downsample"
-                yield from expand(SHORTCUT, shortcut, channels=channels, width=width)
-    yield from expand(PATCH_PROJ, ("", "", ""), channels=config.stage_widths[-1], width=config.width)
-    for names, tokens in zip(TOKENS, (1, 1 + config.grid**2), strict=True):
-        yield Parameter(*names, (1, tokens, config.width))
+                yield SHORTCUT, shortcut, {"channels": channels, "width": width}
+    yield PATCH_PROJ, ("", "", ""), {"channels": config.stage_widths[-1], "width": config.width}
+    yield TOKENS, ("", "", ""), sizes | {"positions": 1 + config.grid**2}
     for layer in range(config.layers):
-        paths = f"layers.{layer}", f"pretrained.model.blocks.{layer}", f"dpt.encoder.layer.{layer}"
-        yield from expand(LAYER, paths, **sizes)
+        paths = f"layers.{layer}", f"{BLOCKS}{layer}", f"dpt.encoder.layer.{layer}"
+        yield LAYER, paths, sizes
     tapped = len(config.stage_widths) - 1  # stages whose output goes to the fusion as it is
     for readout in range(len(config.taps)):
         index = tapped + readout
         ours, path = f"readouts.{readout}", f"pretrained.act_postprocess{index + 1}"
-        yield from expand(PROJECT, (ours, path, f"neck.reassemble_stage.readout_projects.{index}"), **sizes)
+        yield PROJECT, (ours, path, f"neck.reassemble_stage.readout_projects.{index}"), sizes
         table = READOUT if readout == len(config.taps) - 1 else READOUT[:1]
-        yield from expand(table, (ours, path, f"neck.reassemble_stage.layers.{index}"), **sizes)
+        yield table, (ours, path, f"neck.reassemble_stage.layers.{index}"), sizes
     widths = (*config.stage_widths[:-1], *(config.width for _ in config.taps))
     for index, channels in enumerate(widths):
-        paths = f"reduce.{index}", f"scratch.layer{index + 1}_rn", f"neck.convs.{index}"
-        yield Parameter(*(f"{path}.weight" for path in paths), (config.fusion_width, channels, 3, 3))
+        names = f"reduce.{index}.weight", f"scratch.layer{index + 1}_rn.weight", f"neck.convs.{index}.weight"
+        yield ((*names, ("fusion", "channels", 3, 3)),), ("", "", ""), sizes | {"channels": channels}
     for index in range(len(widths)):
         paths = _fusion(index, len(widths))
         for unit in (1, 2) if index < len(widths) - 1 else (2,):  # the deepest has nothing to add to
-            yield from expand(RESIDUAL_UNIT, _residual(paths, unit), **sizes)
-        yield from expand(OUT, paths, **sizes)
-    yield from expand(HEAD, ("head", "scratch.output_conv", "head.head"), **sizes)
+            yield RESIDUAL_UNIT, _residual(paths, unit), sizes
+        yield OUT, paths, sizes
+    yield HEAD, ("head", "scratch.output_conv", "head.head"), sizes
 
 
-def unused_parameters(config: DepthConfig) -> Iterator[Parameter]:
-    """Parameters in the files that nothing uses, so that our network has none of them: their name of ours is empty.
+def unused_rows(config: DepthConfig) -> Rows:
+    """The tables of what is in the files and nothing uses, so that our network has none of it.
 
     They are the norm after the last layer, one residual unit of the deepest fusion, which has no deeper feature map to
     add to, and the classifier of an earlier training. Transformers' files do not have the classifier: its name there is
@@ -124,11 +132,9 @@ def unused_parameters(config: DepthConfig) -> Iterator[Parameter]:
     """
     count = len(config.stage_widths) - 1 + len(config.taps)
     sizes = {"width": config.width, "fusion": config.fusion_width}
-    deepest = _residual(_fusion(count - 1, count), 1)
-    for found in (*expand(NORM, ("", "", ""), **sizes), *expand(RESIDUAL_UNIT, deepest, **sizes)):
-        yield found._replace(ours="")
-    for found in expand(CLASSIFIER, ("", "", ""), **sizes):
-        yield found._replace(ours="", diffusers="")
+    yield NORM, ("", "", ""), sizes
+    yield RESIDUAL_UNIT, _residual(_fusion(count - 1, count), 1), sizes
+    yield CLASSIFIER, ("", "", ""), sizes
 
 
 def _fusion(index: int, count: int) -> tuple[str, str, str]:

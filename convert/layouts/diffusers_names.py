@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from convert.errors import WeightMismatchError
 from convert.files.limits import LIMITS
-from convert.layouts.names import TEXT_PREFIX, diffusers_names, original_names
+from convert.layouts.names import DEPTH_ESTIMATOR, TEXT_PREFIX, diffusers_names, original_names
 from convert.layouts.wrapping import BARE_DIFFUSERS
 from sd.config import SD_V1
 
@@ -67,5 +67,12 @@ def original_by_diffusers(names: Iterable[str]) -> dict[str, str]:
         ),
         text_encoder=replace(SD_V1.text_encoder, layers=count("text_encoder.text_model.encoder.layers.")),
     )
+    unused = {}
+    if any(name.startswith(f"{DEPTH_ESTIMATOR}.") for name in names):
+        from convert.layouts.depth_layout import counted_config, unused_names
+
+        if depth := counted_config(names, LIMITS.text_layers):
+            widest = replace(widest, depth=depth)
+            unused = {theirs: original for original, theirs in unused_names(depth).items()}
     originals = original_names(widest)
-    return {theirs.name: originals[ours].name for ours, theirs in diffusers_names(widest).items()}
+    return unused | {theirs.name: originals[ours].name for ours, theirs in diffusers_names(widest).items()}

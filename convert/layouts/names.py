@@ -17,7 +17,8 @@ Table = tuple[Row, ...]
 FIRST_CONV = "unet.input_blocks.0.conv"  # reads more channels in models for inpainting, editing and depth
 
 # A row is a module: ours, the original's, diffusers', the shape of its weight. A bias has the first axis of the weight;
-# a name that ends in .weight has none. Where a block changes the number of channels, it is from `channels` to `width`.
+# a name that ends in .weight has none, and what has three axes is the parameter itself. Where a block changes the
+# number of channels, it is from `channels` to `width`.
 UNET_ENDS: Table = (
     ("time_embed.linear1", "time_embed.0", "time_embedding.linear_1", ("time", "width")),
     ("time_embed.linear2", "time_embed.2", "time_embedding.linear_2", ("time", "time")),
@@ -102,6 +103,8 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "text_encoder": "cond_stage_model.transformer.text_model.",
 }
+DEPTH_NETWORK = "depth_network", "depth_model.model."  # which few models have, in ours and in the original layout
+DEPTH_ESTIMATOR = "depth_estimator"  # the same in a diffusers folder
 OPEN_CLIP = "cond_stage_model.model."  # and OpenCLIP's text encoder, in files of version 2: see `open_clip`
 OPEN_CLIP_LAYERS = OPEN_CLIP + "transformer.resblocks."
 NEVER_RUN = (OPEN_CLIP_LAYERS, f"{OPEN_CLIP}text_projection", f"{OPEN_CLIP}logit_scale")  # what keeps its own name
@@ -113,6 +116,7 @@ POINTWISE = {
     "unet": ("attention.proj_in.weight", "attention.proj_out.weight"),
     "vae": tuple(f"mid.attention.{name}.weight" for name, *_ in VAE_ATTENTION if name != "norm"),
     "text_encoder": (),
+    DEPTH_NETWORK[0]: (),
 }
 
 
@@ -138,7 +142,9 @@ def expand(table: Table, paths: tuple[str, str, str], **sizes: int) -> Iterator[
         if names[0] == "skip" and sizes["channels"] == sizes["width"]:
             continue
         weight = tuple(sizes.get(axis, axis) for axis in axes)
-        leaves = {"": weight} if names[0].endswith(".weight") else {"weight": weight, "bias": weight[:1]}
+        leaves = (
+            {"": weight} if names[0].endswith(".weight") or len(axes) == 3 else {"weight": weight, "bias": weight[:1]}
+        )
         for leaf, shape in leaves.items():
             parts = ((path, name, leaf) for path, name in zip(paths, names, strict=True))
             yield Parameter(*(".".join(filter(None, part)) for part in parts), shape)
@@ -231,6 +237,12 @@ def parameters(config: ModelConfig, part: str | None = None) -> Iterator[tuple[s
         if part in (None, component):
             for parameter in found:
                 yield component, parameter
+    if config.depth and part in (None, DEPTH_NETWORK[0]):
+        from convert.layouts.depth_names import depth_rows
+
+        for table, paths, sizes in depth_rows(config.depth):
+            for parameter in expand(table, paths, **sizes):
+                yield DEPTH_NETWORK[0], parameter
 
 
 def parameter_shapes(config: ModelConfig, part: str | None = None) -> dict[str, tuple[int, ...]]:
@@ -239,10 +251,13 @@ def parameter_shapes(config: ModelConfig, part: str | None = None) -> dict[str, 
 
 
 def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Original]:
-    """Every parameter of a model, `unet.… vae.… text_encoder.…`, with where an original file keeps it."""
-    pointwise = _pointwise(config)
+    """Every parameter of a model, `unet.… vae.… text_encoder.…`, with where an original file keeps it.
+
+    Where a file keeps several in one tensor, each has a name of its own here: see `convert.layouts.joined`.
+    """
+    pointwise, prefixes = _pointwise(config), PREFIXES | dict([DEPTH_NETWORK])
     return {
-        f"{component}.{ours}": Original(PREFIXES[component] + original, 2 * ours.endswith(pointwise[component]))
+        f"{component}.{ours}": Original(prefixes[component] + original, 2 * ours.endswith(pointwise[component]))
         for component, (ours, original, _, _) in parameters(config, part)
     }
 
@@ -250,6 +265,7 @@ def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Or
 def diffusers_names(config: ModelConfig) -> dict[str, Original]:
     """The same with where a diffusers folder keeps it: `<component>.<name in its file>`."""
     prefixes = {"unet": "unet.", "vae": "vae.", "text_encoder": f"text_encoder.{TEXT_PREFIX}"}
+    prefixes |= {DEPTH_NETWORK[0]: f"{DEPTH_ESTIMATOR}."}
     pointwise = _pointwise(config) | {"vae": ()}
     return {
         f"{component}.{ours}": Original(prefixes[component] + theirs, 2 * ours.endswith(pointwise[component]))

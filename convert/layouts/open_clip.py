@@ -45,7 +45,7 @@ def as_clip(tensors: Mapping[str, TensorRecord]) -> Iterator[tuple[str, str, Ten
             yield name, CLIP + ENDS[end], record
         elif not in_layer or layer == last:
             yield name, name, record
-        elif inner in FUSED:
+        elif inner in FUSED and has_thirds(record):
             for part, clip in enumerate(FUSED[inner]):
                 yield name, f"{CLIP}encoder.layers.{layer}.{clip}", third(record, part)
         elif (module := inner.rpartition("."))[0] in LAYER:
@@ -64,11 +64,13 @@ def _unused_layer(tensors: Mapping[str, TensorRecord]) -> str:
     return str(max((int(layer) for layer in found if layer.isdecimal()), default=0)) if whole else ""
 
 
+def has_thirds(record: TensorRecord) -> bool:
+    return bool(record.shape) and record.shape[0] % 3 == 0
+
+
 def third(record: TensorRecord, part: int) -> TensorRecord:
-    """One of three equal parts of a tensor, along its first axis. A tensor that has no such parts stays whole."""
-    rows, odd = divmod(record.shape[0] if record.shape else 1, 3)
-    if odd:
-        return record
+    """One of three equal parts of a tensor, along its first axis."""
+    rows = record.shape[0] // 3
     return replace(record, shape=(rows, *record.shape[1:]), offset=record.offset + part * rows * record.stride[0])
 
 

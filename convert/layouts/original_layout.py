@@ -12,7 +12,7 @@ from typing import NamedTuple
 from convert.errors import CheckpointError, WeightMismatchError, shown, shown_list
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
-from convert.layouts.names import OPEN_CLIP_LAYERS, PREFIXES
+from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP_LAYERS, PREFIXES
 from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
@@ -82,6 +82,12 @@ def find_tensors(file: CheckpointFile) -> Found:
         renamed = list(as_clip(tensors))
         stored = {clip: stored[original] for original, clip, _ in renamed}
         tensors = {clip: record for _, clip, record in renamed}
+    if any(name.startswith(DEPTH_NETWORK[1]) for name in tensors):
+        from convert.layouts.depth_layout import apart
+
+        renamed = list(apart(tensors))
+        stored = {part: stored[original] for original, part, _ in renamed}
+        tensors = {part: record for _, part, record in renamed}
     return Found(
         tensors=tensors,
         stored_names=stored,
@@ -133,7 +139,7 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
     table[f"{COMPONENTS[2]}.text_model.embeddings.position_ids"] = PREFIXES["text_encoder"] + "embeddings.position_ids"
     originals = {
         name: table.get(today, today)
-        if today.partition(".")[0] in set(COMPONENTS) - original  # the others are in the original layout
+        if today.partition(".")[0] in {*COMPONENTS, DEPTH_ESTIMATOR} - original  # the others are in the original layout
         else _with_prefix(plain[name], has_unet=True, has_vae=True)
         for name, today in current.items()
     }

@@ -20,13 +20,25 @@ import torch
 from torch import Tensor
 
 from convert.actions.original_writer import original_state_dict, write_original
+from convert.layouts.depth_layout import PREFIX, unused_parameters
 from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS
 from convert.layouts.open_clip import LAYER, has_open_clip
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SD_V2_INPAINTING, ModelConfig
+from sd.config import (
+    SD_V1,
+    SD_V1_EDIT,
+    SD_V1_INPAINTING,
+    SD_V2,
+    SD_V2_DEPTH,
+    SD_V2_INPAINTING,
+    DepthConfig,
+    ModelConfig,
+)
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
 
-FAMILIES = {config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING)}
+FAMILIES = {
+    config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH)
+}
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
@@ -39,7 +51,14 @@ def tiny(config: ModelConfig) -> ModelConfig:
         if by_width
         else replace(config.unet, width=32, context_width=64),
         vae=replace(config.vae, width=32),
+        depth=config.depth and tiny_depth(config.depth),
     )
+
+
+def tiny_depth(config: DepthConfig) -> DepthConfig:
+    """All layers, since no shape shows which of them are read."""
+    small = replace(config, stem_width=32, stage_widths=(128, 128, 128), stage_blocks=(2, 1, 1), grid=4)
+    return replace(small, width=64, hidden_width=128, heads=1, fusion_width=32)
 
 
 def made_up(name: str, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -49,6 +68,8 @@ def made_up(name: str, shape: Sequence[int], generator: torch.Generator) -> Tens
         return 0.05 * values
     if "norm" in name:
         return 1 + 0.1 * values
+    if name.endswith("head.conv3.weight"):  # of the depth network, which then sees depths above 0
+        values = values.abs()
     return values * (0.5 if "embedding" in name else math.sqrt(1 / math.prod(shape[1:])))
 
 
@@ -65,7 +86,8 @@ def made_up_state_dict(
     """All tensors of an original file; with `ema`, also the averaged weights."""
     averaged = made_up_weights(config, seed + 1, dtype) if ema else None
     state = original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
-    return state | unused_of_open_clip(config, dtype) if has_open_clip(config) else state
+    state |= unused_of_open_clip(config, dtype) if has_open_clip(config) else {}
+    return state | unused_of_depth(config.depth, dtype) if config.depth else state
 
 
 def unused_of_open_clip(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -81,6 +103,15 @@ def unused_of_open_clip(config: ModelConfig, dtype: torch.dtype) -> dict[str, Te
     shapes |= {f"{OPEN_CLIP}text_projection": (width, width), f"{OPEN_CLIP}logit_scale": ()}
     generator = torch.Generator().manual_seed(1)
     return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def unused_of_depth(config: DepthConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What files have of the depth network and nothing uses."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        PREFIX + parameter.original: torch.randn(parameter.shape, generator=generator).to(dtype)
+        for parameter in unused_parameters(config)
+    }
 
 
 @contextmanager

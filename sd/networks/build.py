@@ -1,4 +1,4 @@
-"""Build the three networks of a model, without values yet."""
+"""Build the networks of a model, without values yet."""
 
 import torch
 from torch import nn
@@ -31,6 +31,10 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
             "unet": UNet(config.unet),
             "vae": VAE(config.vae),
         }
+        if config.depth:
+            from sd.networks.depth import DepthNetwork
+
+            networks["depth_network"] = DepthNetwork(config.depth)
     for network in networks.values():
         network.requires_grad_(False).eval()
     return networks

@@ -34,6 +34,7 @@ from sd.text.conditioning import ContextByStep, encode_chunks
 from sd.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from sd.networks.depth import DepthNetwork
     from sd.text.learned_words import LearnedWord
 
 
@@ -71,6 +72,7 @@ class LatentDiffusion:
     text_encoder: TextEncoder
     unet: UNet
     vae: VAE
+    depth_network: "DepthNetwork | None" = None  # which few models have
     runner: Runner = field(default_factory=Runner)  # calls the networks
     words: tuple["LearnedWord", ...] = ()  # that `sd.pipeline.learning` has added to the text encoder's own
 
@@ -131,6 +133,19 @@ class LatentDiffusion:
         """
         mean = self.runner.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
         return self.config.vae.latent_scale * mean.float()
+
+    @undisturbed()
+    def estimate_depth(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> inverse depth (B, 1, any height, any width), float32: large is near.
+
+        Raises SettingError if the model has no depth network.
+        """
+        from sd.pipeline.image.depth_maps import network_input
+
+        if self.depth_network is None:
+            raise SettingError("depth", f"must be given: this model ({self.config.family}) has no depth network.")
+        scaled = network_input(image.to(self.device), self.config.depth.native_size)
+        return self.runner.estimate_depth(self.depth_network, scaled)
 
     @undisturbed()
     def sample(

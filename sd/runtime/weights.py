@@ -18,6 +18,7 @@ from convert.files.tensors import as_tensor, in_range, out_of_range, read_tensor
 from sd.pipeline.runner import PRECISIONS, precision_name
 
 ONE_LOAD = threading.Lock()
+PRECISE = "depth_network."  # always float32: it runs once for a picture, and depths have no scale to round to
 
 
 @dataclass
@@ -74,6 +75,8 @@ def read_parameters(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
+    The depth network is always float32.
+
     A tensor is a view of the mapped file, or a copy if its precision or memory format changes.
 
     packers  for weights that stay as they are in the file: what packs one in `dtype`, see `sd.runtime.cpu.packing`
@@ -87,12 +90,13 @@ def read_parameters(
     def read(name: str) -> tuple[Tensor, bool]:
         file.verify(records[name])
         stored = as_tensor(file, records[name])
-        fits = in_range(stored, dtype)
+        wanted = torch.float32 if name.startswith(PRECISE) else dtype
+        fits = in_range(stored, wanted)
         if packers and name in packers and stored.dtype in PRECISIONS.values():
             packed[name] = packers[name](stored.to(dtype))
             release(records[name])
             return stored, fits
-        used = laid_out(stored, device, dtype)
+        used = laid_out(stored, device, wanted)
         if used.data_ptr() != stored.data_ptr():
             release(records[name])
         return used, fits

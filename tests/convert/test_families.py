@@ -235,7 +235,8 @@ def test_the_rows_agree_with_the_configs_and_each_can_be_told():
 def test_tasks_are_those_that_the_channels_allow():
     configs = {row.channels: row.config for row in MODELS if row.config and row.name.startswith("sd-v1")}
     allowed = {channels: [t for t in TASKS if task_refusal(c, t) is None] for channels, c in configs.items()}
-    assert allowed == {4: list(ANY_TASK), 9: ["inpainting"], 8: ["editing"]}
+    assert allowed == {4: list(ANY_TASK), 9: ["inpainting"], 8: ["editing"], 5: ["depth to image"]}
+    assert "Use it with sd depth2img. Inpainting needs" in task_refusal(configs[5], "inpainting")
     text = task_refusal(configs[9], "image to image")
     assert "sd-v1-inpainting" in text
     assert "takes 9 channels (latents, a mask and masked latents). Use it with sd inpaint. Image to image" in text

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from oracles import relative_error
 
-from convert.layouts.depth_names import PREFIX, depth_parameters, unused_parameters
+from convert.layouts.depth_layout import PREFIX, depth_parameters, fused_names, unused_parameters
 from sd.config import DPT_HYBRID, DepthConfig
 from sd.networks import depth
 from sd.networks.depth import Bottleneck, DepthNetwork, StandardisedConv, Stem, pad_same
@@ -157,11 +157,13 @@ def test_table_has_the_names_and_shapes_of_the_network_and_of_transformers(confi
 
 
 def original_shapes(parameters):
-    """By original name; parameters of one name lie below each other."""
+    """By original name; parameters that are parts of one tensor lie below each other."""
+    whole = {part: name for name, parts in fused_names(DPT_HYBRID).items() for part in parts}
     shapes = {}
     for parameter in parameters:
         first, *rest = parameter.shape
-        shapes[parameter.original] = (shapes.get(parameter.original, (0,))[0] + first, *rest)
+        name = whole.get(PREFIX + parameter.original, PREFIX + parameter.original).removeprefix(PREFIX)
+        shapes[name] = (shapes.get(name, (0,))[0] + first, *rest)
     return shapes
 
 
@@ -179,11 +181,15 @@ def test_every_original_tensor_is_named_and_has_its_shape():
 
 
 def test_queries_keys_and_values_are_thirds_of_the_original_in_that_order():
-    shared = [p.ours for p in depth_parameters(NARROW) if p.original == "pretrained.model.blocks.2.attn.qkv.weight"]
-    assert shared == [f"layers.2.attention.{name}.weight" for name in "qkv"]
-    joined = [p.original for p in depth_parameters(NARROW)]
-    assert {name for name in joined if joined.count(name) > 1} == {
-        f"pretrained.model.blocks.{layer}.attn.qkv.{leaf}" for layer in range(4) for leaf in ("weight", "bias")
+    ours = {PREFIX + p.original: p.ours for p in depth_parameters(NARROW)}
+    assert len(ours) == len(list(depth_parameters(NARROW)))
+    joined = {name: [ours[part] for part in parts] for name, parts in fused_names(NARROW).items()}
+    assert joined == {
+        f"{PREFIX}pretrained.model.blocks.{layer}.attn.qkv.{leaf}": [
+            f"layers.{layer}.attention.{name}.{leaf}" for name in "qkv"
+        ]
+        for layer in range(4)
+        for leaf in ("weight", "bias")
     }
 
 
