@@ -1,4 +1,4 @@
-"""What a run gets in addition to its prompts: an init image, a mask, and further channels for the UNet.
+"""What a run gets in addition to its prompts: an init image, a mask, depth, and further channels for the UNet.
 
 Shape letters: B pictures, H W latent height and width.
 """
@@ -55,6 +55,14 @@ def mask_and_masked_latents(init: InitImage, encode_image: EncodeImage) -> Tenso
     return torch.cat([(init.latent_mask.to(masked_latents.device) >= 0.5).float(), masked_latents], dim=1)
 
 
+def depth_of_latents(init: InitImage, encode_image: EncodeImage) -> Tensor:
+    """(1, 1, H, W) from -1, far, to 1, near"""
+    from sd.pipeline.image.depth_maps import latent_depth
+
+    size = init.latents.shape[-2:] if init.image is None else [side // 8 for side in init.image.shape[-2:]]
+    return latent_depth(init.depth, tuple(size))
+
+
 @dataclass(frozen=True)
 class Extra:
     """What a UNet of a family reads after the latents."""
@@ -65,6 +73,7 @@ class Extra:
 
 EXTRA = {  # number of channels that a UNet reads after the latents -> what they are for; a family adds its own here
     0: Extra(("text to picture", "image to image", "inpainting")),
+    1: Extra(("depth to image",), depth_of_latents),
     4: Extra(("editing",)),
     5: Extra(("inpainting",), mask_and_masked_latents),
 }
@@ -80,6 +89,8 @@ def conditions_for(
     Raises ValueError if the model's UNet reads other channels than the task provides.
     """
     task = "text to picture" if init is None else "image to image" if init.mask is None else "inpainting"
+    if init is not None and init.depth is not None:
+        task = "depth to image"
     if edits:
         if task != "image to image":
             raise ValueError("image_guidance is for editing a picture as a whole; give a picture and no mask")
@@ -98,5 +109,5 @@ def conditions_for(
         return Conditions(edited=x_0 / config.vae.latent_scale)
     make_channels = EXTRA[given - latents].channels
     if make_channels is not None:
-        return Conditions(x_0=x_0, channels=make_channels(init, encode_image))
+        return Conditions(x_0=x_0, channels=make_channels(init, encode_image).to(x_0.device))
     return Conditions(x_0=x_0, mask=None if init.mask is None else init.latent_mask.to(x_0.device))

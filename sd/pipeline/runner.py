@@ -1,4 +1,4 @@
-"""How the pipeline calls the three networks: directly.
+"""How the pipeline calls the networks: directly.
 
 `sd.load` passes `sd.runtime.execution.Execution` instead, which has the same calls and is faster. It also supports
 adapters, and the settings that change how the networks compute: seamless tiling, reused features and merged tokens.
@@ -17,6 +17,7 @@ from sd.networks.vae import VAE
 from sd.pipeline.settings import SettingError, Settings
 
 if TYPE_CHECKING:
+    from sd.networks.depth import DepthNetwork
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ class NonFiniteError(ArithmeticError):
     """
 
     def __init__(self, part: str, network: nn.Module):
-        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE"}
+        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
         dtype = next(network.parameters()).dtype
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part = part
@@ -113,6 +114,10 @@ class Runner:
     def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
         """Unscaled latents (B, 4, H, W) -> image (B, 3, 8H, 8W) in about [-1, 1]"""
         return finite(vae.decode(latents), "vae", vae)
+
+    def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1], at a size of the network's -> inverse depth (B, 1, H, W)"""
+        return finite(depth_network(image), "depth_network", depth_network)
 
     def send(self, values: Tensor, device: torch.device) -> Tensor:
         """Copy values from the CPU to that device."""

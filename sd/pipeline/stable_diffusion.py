@@ -6,7 +6,7 @@ How the networks work together is in `sd.pipeline.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -283,6 +283,74 @@ class StableDiffusion(LatentDiffusion):
         canvas = inpainting(init, mask, size, self.config.native_size, inputs or InputSettings())
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
+    def depth2img(
+        self,
+        prompt: str,
+        picture: "Given",
+        depth: "Given | None" = None,
+        *,
+        strength: float = 0.8,
+        size: tuple[int, int] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        resize_mode: str = "crop",
+        invert_depth: bool = False,
+        max_megapixels: float = 64,
+        **options: object,
+    ) -> list[Image.Image]:
+        """Pictures from a picture and a prompt that keep its depth: how near each of its points is.
+
+        picture       as the picture of `img2img`
+        depth         a depth map of the same shape, near is bright: a path, a PIL image of any kind, or an array of
+                      numbers (H, W); by default, the model's depth network estimates it from the picture
+        strength      how much of the picture is changed; at 1, only its depth is kept
+        invert_depth  dark is near in the depth map
+        size, width, height, resize_mode, max_megapixels, options  as in `img2img`
+
+        Needs a model whose UNet reads depth. Raises PictureError for files that cannot be read, TypeError for what is
+        no picture, SettingError if the model has no depth network and no depth map is given.
+        """
+        from sd.pipeline.image.canvas import depth_to_image, size_from
+        from sd.pipeline.image.depth_maps import given_depth_map
+        from sd.pipeline.image.given import given_picture
+        from sd.pipeline.image.input_settings import InputSettings
+        from sd.pipeline.image.reading import flatten
+
+        size = size_from(size, width, height)
+        init = flatten(given_picture(picture, megapixels=max_megapixels), "white")
+        if depth is not None:
+            depth = given_depth_map(depth, invert=invert_depth, megapixels=max_megapixels)
+        canvas = depth_to_image(init, depth, size, self.config.native_size, InputSettings(resize_mode=resize_mode))
+        return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
+
+    def depth(self, picture: "Given", *, max_megapixels: float = 64) -> Image.Image:
+        """The depth map of a picture: how near each of its points is, estimated by the model's depth network.
+
+        picture         as the picture of `img2img`
+        max_megapixels  the largest picture that is read
+        returns         a grey picture of the same size, 16 bits, from 0, far, to 65535, near
+
+        Raises PictureError and TypeError as `img2img` does, SettingError if the model has no depth network.
+        """
+        from sd.pipeline.image.depth_maps import grey_picture
+        from sd.pipeline.image.given import given_picture
+        from sd.pipeline.image.reading import flatten
+        from sd.pipeline.image.tensors import to_tensor
+
+        picture = flatten(given_picture(picture, megapixels=max_megapixels), "white")
+        return grey_picture(self.estimate_depth(to_tensor(picture)), picture.size)
+
+    def start_of(self, canvas: "Canvas") -> InitImage:
+        """What a run begins with: a canvas at the working size, and its depth if the model reads that."""
+        start = init_image_from(canvas.working_picture, canvas.working_mask)
+        if not canvas.reads_depth:
+            return start
+        if canvas.depth_map is None:
+            return replace(start, depth=self.estimate_depth(start.image))
+        from sd.pipeline.image.depth_maps import to_depth
+
+        return replace(start, depth=to_depth(canvas.working_depth))
+
     def pictures(
         self,
         prompt: str,
@@ -322,7 +390,7 @@ class StableDiffusion(LatentDiffusion):
 
                 first = with_applied(first, self.adapters)
             jobs = [first.counted_on(i) for i in range(count * batch_size)]
-            start = None if canvas is None else init_image_from(canvas.working_picture, canvas.working_mask)
+            start = None if canvas is None else self.start_of(canvas)
             pictures = []
             for begin in range(0, len(jobs), batch_size):
                 batch = jobs[begin : begin + batch_size]

@@ -25,6 +25,7 @@ from sd.runtime.shortcuts.shared_halves import computed_once
 from sd.runtime.weights import Weights
 
 if TYPE_CHECKING:
+    from sd.networks.depth import DepthNetwork
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
@@ -166,6 +167,10 @@ class Execution(Runner):
             else:
                 image = vae.decode(latents)
             return finite(image, "vae", vae)
+
+    def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:
+        with self._one_thread, self.at_work(depth_network):
+            return super().estimate_depth(depth_network, image)
 
     # How it is done
 

@@ -25,12 +25,14 @@ class InitImage:
     latents      (B or 1, 4, H, W) scaled, float32, instead of an image
     mask         (1, 1, 8H, 8W) in [0, 1]: 1 is repainted, 0 is kept; None: all of it is repainted
     latent_mask  (1, 1, H, W), the mask of the latents; None if there is no mask
+    depth        (1, 1, any height, any width), large is near, in any unit, for a network that reads it; or None
     """
 
     image: Tensor | None = None
     latents: Tensor | None = None
     mask: Tensor | None = None
     latent_mask: Tensor | None = None
+    depth: Tensor | None = None
 
 
 def keep_unmasked(predict_eps: PredictEps, x_0: Tensor, mask: Tensor) -> PredictEps:

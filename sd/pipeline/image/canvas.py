@@ -1,6 +1,6 @@
 """Bring an input picture to the working size, and the result back: before and after image to image and inpainting."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from PIL import Image
 
@@ -15,11 +15,17 @@ HOLE_HINT = " This picture has a transparent part: to repaint that, give the pic
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """picture (RGB), mask (L, of the same size, 255 is repainted, or None), and their place at the working size."""
+    """picture (RGB), mask (L, of the same size, 255 is repainted, or None), and their place at the working size.
+
+    reads_depth  whether the model also reads the depth of the picture
+    depth_map    of floats (F), of the same size, large is near; None: it is estimated
+    """
 
     picture: Image.Image
     mask: Image.Image | None
     placement: Placement
+    reads_depth: bool = False
+    depth_map: Image.Image | None = None
 
     @property
     def working_picture(self) -> Image.Image:
@@ -28,6 +34,10 @@ class Canvas:
     @property
     def working_mask(self) -> Image.Image | None:
         return None if self.mask is None else self.placement.place(self.mask)
+
+    @property
+    def working_depth(self) -> Image.Image | None:
+        return None if self.depth_map is None else self.placement.place(self.depth_map)
 
     def finish(self, made: Image.Image) -> Image.Image:
         """The networks' picture -> the result: without padding, or pasted into the whole picture."""
@@ -59,6 +69,20 @@ def image_to_image(picture: Image.Image, size: Size | None, native: int, setting
     """
     placement = natural(picture.size, native) if size is None else fit(picture.size, size, settings.resize_mode)
     return Canvas(picture=picture, mask=None, placement=placement)
+
+
+def depth_to_image(
+    picture: Image.Image, depth_map: Image.Image | None, size: Size | None, native: int, settings: InputSettings
+) -> Canvas:
+    """The canvas for a picture with the depth of another.
+
+    depth_map  of floats (F), large is near; None: the depth is estimated from the picture
+
+    Raises PictureError if the depth map has another shape than the picture.
+    """
+    canvas = image_to_image(picture, size, native, settings)
+    depth_map = depth_map and match(depth_map, picture.size, "depth map")
+    return replace(canvas, reads_depth=True, depth_map=depth_map)
 
 
 def inpainting(

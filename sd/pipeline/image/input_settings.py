@@ -80,6 +80,7 @@ class InputSettings:
     mask_padding    pixels of the picture around the mask in that region; 0 to 1024
     expand          new area around the picture, or None
     overlap         pixels of the old picture over which the new area fades out; 0 to 256
+    invert_depth    dark is near in the depth map that is given, instead of far
     """
 
     resize_mode: str = "crop"
@@ -90,6 +91,7 @@ class InputSettings:
     mask_padding: int = 32
     expand: Expansion | None = None
     overlap: int = 32
+    invert_depth: bool = False
 
     def __post_init__(self):
         for field in fields(self):
