@@ -21,7 +21,9 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "txt2img": "a picture from text",
     "img2img": "a picture from a picture and text",
     "inpaint": "repaint a part of a picture, or beyond its edges",
+    "depth2img": "a picture from text and the depth of a picture",
     "edit": "change a picture by an instruction",
+    "depth": "how near each point of a picture is",
     "show": "how pictures were made: their settings, whoever made them",
     "explain": "a picture from text, and a page that shows how it was made",
     "noise": "what noise and the VAE do to a picture",
@@ -39,6 +41,8 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
 USED_ELSEWHERE = {  # what other programs call them
     **dict.fromkeys(("generate", "dream", "imagine", "t2i", "text2img", "text2image", "texttoimage"), "txt2img"),
     **dict.fromkeys(("i2i", "image2image", "imagetoimage"), "img2img"),
+    **dict.fromkeys(("d2i", "depthtoimage", "depth2image"), "depth2img"),
+    **dict.fromkeys(("depthmap", "midas", "estimatedepth"), "depth"),
     **dict.fromkeys(("outpaint", "outpainting", "inpainting"), "inpaint"),
     **dict.fromkeys(("instruct", "instructpix2pix", "pix2pix", "ip2p", "editing", "editcli"), "edit"),
     **dict.fromkeys(("info", "scan", "identify"), "inspect"),

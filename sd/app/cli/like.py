@@ -122,7 +122,7 @@ def read(path: Path) -> "tuple[Found, dict[str, str]]":
         # no size was asked for: it followed from the input picture, and does so again
         exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
     found = {name: value for name, value in settings.to_dict().items() if name in exact}
-    unused = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask"}]
+    unused = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask", "depth"}]
     for name in MASK_FIELDS:
         if name in exact and is_input_setting(name, exact[name]):
             found[name] = exact[name]

@@ -14,7 +14,7 @@ from sd.pipeline.errors import nearest
 
 Add = Callable[..., argparse.Action]  # `add_argument` of a parser or of a group of flags
 LONG_DASHES = ("\u2013", "\u2014")  # which word processors make of hyphens
-PICTURES = ("txt2img", "img2img", "inpaint", "edit")  # commands that have most of their flags in common
+PICTURES = ("txt2img", "img2img", "inpaint", "depth2img", "edit")  # commands that have most of their flags in common
 NUMBERS = {int: "a whole number", float: "a number"}
 
 # flags that only --help-all shows

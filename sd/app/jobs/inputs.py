@@ -1,23 +1,27 @@
-"""The picture that a run begins with, and its mask: read, brought to the working size, noted in what is made."""
+"""The picture that a run begins with, its mask or depth map: read, sized for the networks, noted in what is made."""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
-from sd.pipeline.image.canvas import Canvas, image_to_image, inpainting
+from sd.pipeline.image.canvas import Canvas, depth_to_image, image_to_image, inpainting
 from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
 from sd.pipeline.image.masks import RULES, faint_note, mask_from, rule_for
 from sd.pipeline.image.reading import MEGAPIXELS, flatten, read_rgba
 
+if TYPE_CHECKING:
+    from sd.config import ModelConfig
+
 
 @dataclass(frozen=True)
 class Inputs:
-    """An init image (RGB or RGBA) and a mask (L) that were read, and the request that names them.
+    """An init image (RGB or RGBA), a mask (L) and a depth map (F) that were read, and the request that names them.
 
     notes  what there is to say about how they are used
     """
@@ -26,6 +30,7 @@ class Inputs:
     picture: Image.Image
     mask: Image.Image | None
     notes: tuple[str, ...] = ()
+    depth: Image.Image | None = None
 
     @property
     def settings(self) -> InputSettings:
@@ -36,7 +41,18 @@ class Inputs:
         size = working_size(self.request.settings)
         if self.request.task == "inpainting":
             return inpainting(self.picture, self.mask, size, native, self.settings)
-        return image_to_image(flatten(self.picture, "white"), size, native, self.settings)
+        picture = flatten(self.picture, "white")
+        if self.request.task == "depth to image":
+            return depth_to_image(picture, self.depth, size, native, self.settings)
+        return image_to_image(picture, size, native, self.settings)
+
+    def check_depth(self, config: "ModelConfig") -> None:
+        """Raises UsageError if the run needs a depth map that neither the request nor the model gives."""
+        if self.request.task == "depth to image" and self.depth is None and config.depth is None:
+            raise UsageError(
+                f"{self.request.model.file.name} has no depth network to estimate the depth. Give a depth map with "
+                "--depth IMAGE."
+            )
 
     def labels(self) -> dict[str, object]:
         """What a made picture says of them, by the names that other tools have for it."""
@@ -69,6 +85,8 @@ class Inputs:
             found["expand"] = str(settings.expand)
         elif request.mask is not None:
             found["mask"] = file_facts(request.mask)
+        if request.depth is not None:
+            found |= {"depth": file_facts(request.depth), "invert_depth": settings.invert_depth}
         return found
 
 
@@ -79,12 +97,20 @@ def read_inputs(request: JobRequest) -> Inputs:
     picture = read_rgba(request.init, megapixels=request.max_megapixels)
     if request.mask is None:
         white = f"{request.init.name}: transparent parts are laid on white"
-        return Inputs(request, picture, None, () if picture.mode == "RGB" else (white,))
+        depth = None if request.depth is None else read_depth(request)
+        return Inputs(request, picture, None, () if picture.mode == "RGB" else (white,), depth)
     mask = read_rgba(request.mask, colour_managed=False, megapixels=request.max_megapixels)
     rule = rule_for(mask, picture)
     mask = mask_from(mask, rule)
     notes = [RULES[rule], None if request.inputs and request.inputs.mask_threshold else faint_note(mask)]
     return Inputs(request, picture, mask, tuple(f"{request.mask.name}: {note}" for note in notes if note))
+
+
+def read_depth(request: JobRequest) -> Image.Image:
+    from sd.pipeline.image.depth_maps import given_depth_map
+
+    invert = bool(request.inputs and request.inputs.invert_depth)
+    return given_depth_map(request.depth, invert=invert, megapixels=request.max_megapixels)
 
 
 def allow(megapixels: float) -> None:

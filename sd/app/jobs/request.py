@@ -56,8 +56,9 @@ class JobRequest:
 
     init: Path | None = None  # the picture to begin with
     mask: Path | None = None
+    depth: Path | None = None  # a depth map of one's own
     max_megapixels: float = MEGAPIXELS  # the largest picture that is read
-    inputs: InputSettings | None = None  # how both are prepared; None: the defaults
+    inputs: InputSettings | None = None  # how they are prepared; None: the defaults
 
     out: str  # a .png file, a folder or a template such as "cat-{seed}.png"
     force: bool = False  # replace files that exist

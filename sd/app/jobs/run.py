@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import CheckpointError, counted
-from sd.app.errors import JobError, UsageError, failure_of
+from sd.app.errors import JobError, UsageError, failure_of, failures_as
 from sd.app.jobs import step_files
 from sd.app.jobs.adapters import Adapters, announce, are_consistent, find_adapters, in_turn, misread, objections
 from sd.app.jobs.embeddings import find_words
@@ -62,6 +62,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
     with opened(request.model, request.task) as (checkpoint, prepare):
         native = checkpoint.config.native_size
         if inputs:
+            inputs.check_depth(checkpoint.config)
             canvas = inputs.canvas(native)
             width, height = canvas.placement.working
             seeded = with_settings(seeded, width=width, height=height)
@@ -205,9 +206,8 @@ def run_batches(
     jobs, paths, finished = outputs.jobs, outputs.paths, outputs.finished
     start, labels, exact = None, {}, {}
     if canvas is not None:
-        from sd.pipeline.image.tensors import init_image_from
-
-        start = init_image_from(canvas.working_picture, canvas.working_mask)
+        with failures_as(JobError):
+            start = model.start_of(canvas)
         labels, exact = inputs.labels(), inputs.exact()
         for steps, strength in dict.fromkeys((job.steps, job.strength) for job in jobs if job.strength < 1):
             events.note(f"running {steps_run(steps, strength)} of {steps} steps (strength {strength:g})")
