@@ -19,10 +19,10 @@ from convert.errors import CheckpointError, WeightMismatchError
 from convert.files.arrays import decoded, in_step, raw_pieces, rounded
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord, trimmed
-from convert.layouts.names import PREFIXES
+from convert.layouts.names import DEPTH_NETWORK, PREFIXES
 
 STEMS = ("time_embed", "label_emb", "middle_block", "out")  # blocks of the UNet that are one row each
-PARTS = {prefix: part for part, prefix in PREFIXES.items()} | {"model_ema.": "ema"}
+PARTS = {prefix: part for part, prefix in (*PREFIXES.items(), DEPTH_NETWORK)} | {"model_ema.": "ema"}
 
 
 @dataclass(frozen=True, kw_only=True)

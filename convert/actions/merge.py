@@ -22,7 +22,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import shown
 from convert.files.hashing import file_sha256, old_hash
 from convert.files.reader import CheckpointFile
-from convert.layouts.names import FIRST_CONV
+from convert.layouts.names import DEPTH_NETWORK, FIRST_CONV
 from convert.other_vae import opened_model
 from sd.config import ModelConfig
 from sd.networks.block_plan import block_plan
@@ -45,7 +45,7 @@ class Share:
         """In a weight by our name. As in other programs, the UNet's time embedding counts as IN00, its end as the last
         OUT."""
         component, block, number = (*ours.split("."), "")[:3]
-        if component == "vae":
+        if component in ("vae", DEPTH_NETWORK[0]):
             return 0.0
         if component != "unet" or not self.blocks:
             return self.base

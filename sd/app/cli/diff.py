@@ -21,7 +21,8 @@ SAME, DIFFERENT = 0, 1
 BAR = 30  # characters of the longest bar
 MOST_ROWS = 40  # of one network
 MOST_GROUPS = 6  # of names
-TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "ema": "EMA of the UNet", "other": "others"}
+TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "other": "others"}
+TITLES |= {"depth_network": "depth network", "ema": "EMA of the UNet"}
 
 
 def parser() -> Parser:

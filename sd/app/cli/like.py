@@ -23,6 +23,7 @@ NO_EFFECT = {
     "hires_strength": 0.7,
     "exact_steps": False,
     "lora": [],
+    "invert_depth": False,
 }
 PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
@@ -78,6 +79,8 @@ def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tu
             unused.append(f"{name.replace('_', ' ')} {value}")
     if "init" not in known and isinstance(made_with.get("init"), dict):
         unused.append(f"init {made_with['init'].get('name')}")
+    if getattr(args, "depth", None) is None and isinstance(made_with.get("depth"), dict):
+        unused.append(f"depth {made_with['depth'].get('name')}")
     for label, name in {"Sampler": "sampler", "Schedule type": "schedule"}.items():
         if name not in given and any(part.startswith(f"{label}: ") for part in unused):
             notes = [*notes, f"the default {name} is used instead; expect another picture"]
@@ -128,7 +131,7 @@ def read(path: Path) -> "tuple[Found, dict[str, str]]":
             found[name] = exact[name]
         elif name in exact:
             unused.append(f"{name.replace('_', ' ')} {shortened(exact[name])}")
-    made_with = {name: exact[name] for name in (*OF_THE_RUN, "init") if name in exact}
+    made_with = {name: exact[name] for name in (*OF_THE_RUN, "init", "depth") if name in exact}
     return Found(found, unused, program=OURS, made_with=made_with), texts
 
 

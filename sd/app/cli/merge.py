@@ -90,4 +90,5 @@ def merged_lines(merging: "Merging", first: Path, vae: Path | None) -> Iterator[
 
 def by_network(tensors: Mapping[str, int]) -> str:
     """ "686 tensors of the UNet and 196 tensors of the text encoder" """
-    return joined([f"{counted(tensors[part], 'tensor')} of the {PARTS[part]}" for part in PARTS if tensors.get(part)])
+    words = PARTS | {"depth_network": "depth network"}
+    return joined([f"{counted(tensors[part], 'tensor')} of the {words[part]}" for part in words if tensors.get(part)])

@@ -81,7 +81,12 @@ def passes(
         timestep = torch.zeros((), dtype=torch.int64, device=device)
         return networks["unet"](filled("unet", 1, config.unet.in_channels, *sides), timestep, context)
 
+    depth = {}
+    if config.depth:
+        side = config.depth.native_size
+        depth = {"depth_network": [lambda: networks["depth_network"](filled("depth_network", 1, 3, side, side))]}
     return {
+        **depth,
         "text_encoder": [lambda: networks["text_encoder"](tokens)],
         "unet": [unet],
         "vae": [

@@ -13,7 +13,7 @@ from sd.study.architecture.description import Architecture, Node, Parameter
 from sd.study.architecture.table import blocks, summary
 
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
-TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "vae": "VAE"}
+TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "vae": "VAE", "depth_network": "Depth network"}
 LEADS = {
     "text_encoder": "A prompt, as token ids, becomes one vector per token: the context that the UNet attends to.",
     "unet": "Predicts the noise in noisy latents, given the timestep and the text: once per step, twice with guidance. "
@@ -21,6 +21,8 @@ LEADS = {
     "counterpart on the left. The timestep goes to every residual block, the text to every attention.",
     "vae": "The encoder turns a picture into latents, the decoder turns latents into a picture. Text to image needs "
     "only the decoder; the totals are for both.",
+    "depth_network": "Estimates how near each point of a picture is, once for each picture. The UNet reads this depth "
+    "beside the noisy latents. The size is that of the depth network's training pictures.",
 }
 
 
