@@ -12,10 +12,11 @@ from test_names import read_manifest
 import sd
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect
+from convert.actions.merge import Merging, Share
 from convert.actions.original_writer import schedule_buffers
 from convert.actions.target import TargetError
 from convert.errors import CheckpointError, WeightMismatchError
-from convert.layouts.depth_layout import PREFIX, unused_parameters
+from convert.layouts.depth_layout import PREFIX, depth_parameters, unused_parameters
 from convert.layouts.joined import joined_names
 from convert.layouts.names import original_names, parameter_shapes
 from sd.config import DPT_HYBRID, SD_V1, SD_V1_DEPTH, SD_V2, SD_V2_DEPTH, ModelConfig
@@ -166,3 +167,19 @@ def test_other_heads_and_taps_stay_in_ours_and_in_folders_and_are_refused_for_th
     settings.unlink()
     with pytest.raises(CheckpointError, match=r"has no depth_estimator/config\.json"):
         sd.load(tmp_path / "folder")
+
+
+def test_a_merge_keeps_the_depth_network_of_the_first_model(tmp_path):
+    for seed in (0, 1):
+        state = make_checkpoint.made_up_state_dict(TINY, seed)
+        make_checkpoint.save_original(tmp_path / f"{seed}.ckpt", state)
+    merging = Merging(tmp_path / "1.ckpt", None, Share(base=0.5))
+    convert(tmp_path / "0.ckpt", tmp_path / "merged.safetensors", changing=merging)
+    assert (merging.kept["depth_network"], merging.merged["depth_network"]) == (
+        len(list(depth_parameters(TINY.depth))),
+        0,
+    )
+    merged, first = (load_file(tmp_path / "merged.safetensors"), make_checkpoint.made_up_weights(TINY, 0))
+    name = "depth_network.layers.3.attention.k.weight"
+    assert torch.equal(merged[name], first[name])
+    assert not torch.equal(merged["unet.out.conv.weight"], first["unet.out.conv.weight"])

@@ -125,3 +125,11 @@ def test_unknown_weights_of_the_text_encoder_are_refused(tmp_path, plain):
     save_file(plain | {"cond_stage_model.model.more": torch.ones(2)}, tmp_path / "v2.safetensors")
     with pytest.raises(WeightMismatchError, match="1 weight that an sd-v2 model has no place for: cond_stage_model"):
         sd.load(tmp_path / "v2.safetensors")
+
+
+def test_a_fused_tensor_without_three_parts_is_refused(tmp_path, plain):
+    """Its rows are as many as those of one part, so each of the three would have the right shape."""
+    name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_bias"
+    save_file(plain | {name: torch.ones(TINY.text_encoder.width)}, tmp_path / "v2.safetensors")
+    with pytest.raises(WeightMismatchError, match="lacks 3 of"):
+        sd.load(tmp_path / "v2.safetensors")

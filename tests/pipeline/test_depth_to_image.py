@@ -174,6 +174,9 @@ def test_the_command_stores_what_it_began_with_and_like_makes_the_same_picture(r
     code, (again,), err = run("depth2img", "--like", mapped, *common, "--depth", "map.png", "-o", "again.png")
     assert (code, "could not use" in err) == (0, False)
     assert Image.open(again).tobytes() == Image.open(mapped).tobytes()
+    code, _, err = run("txt2img", "--like", mapped)
+    assert "could not use" in err
+    assert "depth map.png" in err
 
 
 def test_the_depth_command_writes_a_map_and_a_picture_of_it(run, checkpoint, files):
