@@ -46,6 +46,10 @@ def parser() -> Parser:
     return parser
 
 
+def as_data(architecture: "Architecture") -> dict[str, object]:
+    return asdict(architecture) | {"config": architecture.config.to_dict()}
+
+
 def run(args: argparse.Namespace) -> int:
     if args.source_url is not None and args.html is None:
         raise UsageError("--source-url needs a page. Give --html FILE as well.")
@@ -63,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         with written_whole(args.html, force=args.force) as file:
             file.write(page(architecture, source_url=args.source_url).encode())
     if args.json:
-        print(json.dumps({"event": "architecture", **written, **asdict(architecture)}))
+        print(json.dumps({"event": "architecture", **written, **as_data(architecture)}))
     elif written:
         print(args.html)
     else:
