@@ -74,7 +74,8 @@ REFUSED = {  # command -> arguments -> what is said; an ellipsis stands for anyt
         "-- '-a cat' --steps 3": "--steps stands after --, where every word is text. Put flags before it.",
         "a \u2013steps 3": "\u2013steps begins with a long dash. Did you mean --steps?",
         "\u2014steps 3 a": "\u2014steps begins with a long dash. Did you mean --steps?",
-        "a --init x.png": "--init is not a flag of sd txt2img. It is a flag of sd img2img, sd inpaint, sd depth2img and sd edit.",
+        "a --init x.png": "--init is not a flag of sd txt2img. It is a flag of sd img2img, sd inpaint, "
+        "sd depth2img and sd edit.",
         f"a --steps {'9' * 5000}": f"--steps '{'9' * 60}' is not a whole number.",
         "a -p b": "more than one of PROMPT, --prompt, --prompt-file and --from-file given",
         "": "no prompt given",
