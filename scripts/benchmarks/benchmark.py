@@ -3,6 +3,7 @@
     python scripts/benchmarks/benchmark.py --folder files              # 512x512, one picture; full-size made-up weights
     python scripts/benchmarks/benchmark.py --folder files --sizes 256,512,768,1024 --json x.json
     python scripts/benchmarks/benchmark.py --contenders sd-zoo,diffusers,diffusers-tuned,diffusers-compiled,openvino
+    python scripts/benchmarks/benchmark.py --family sd-v2 --sizes 512,768
     python scripts/benchmarks/benchmark.py --device cuda --contenders sd-zoo-compiled,diffusers-compiled --start-at-once
 
 Each contender is a process that loads the same weights and then waits for requests: a step, a decoding, a whole
@@ -19,7 +20,7 @@ there is no report and the exit code is 1.
     diffusers-compiled  the same, with the UNet compiled by torch.compile; on CUDA in the mode of --compile-mode
     openvino            the networks compiled by OpenVINO, for CPUs
 
-Full-size files take 4.3 GB of disk per layout; each contender takes the memory of one model.
+Full-size files take 4.3 to 5.2 GB of disk per layout; each contender takes the memory of one model.
 """
 
 import argparse
@@ -31,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import benchmark_report as reports
@@ -52,7 +54,7 @@ NEEDS = {  # contender -> modules, and what installs them
     "openvino": (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers"),
 }
 DEFAULT = "sd-zoo,diffusers,diffusers-tuned"
-SPACE = {"full": 4.4e9, "tiny": 1e8}  # bytes of one layout in float32
+SPACE = {"full": 5.3e9, "tiny": 1e8}  # bytes of one layout in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -71,11 +73,11 @@ def missing_files(options: Options, contenders: Sequence[str]) -> list[Path]:
     return [Path(path) for path in needed if not Path(path).exists()]
 
 
-def make_files(options: Options, contenders: Sequence[str], size: str, precision: str) -> None:
+def make_files(options: Options, contenders: Sequence[str], *made_up: str) -> None:
     """Write the missing layouts of the same made-up weights, and bring all of them into the page cache."""
     for path in missing_files(options, contenders):
         if path == Path(options.checkpoint):
-            run("scripts/benchmarks/make_checkpoint.py", options.checkpoint, "--size", size, "--precision", precision)
+            run("scripts/benchmarks/make_checkpoint.py", options.checkpoint, *made_up)
         elif path == Path(options.folder):
             run("-m", "sd", "convert", options.checkpoint, options.folder, "--to", "diffusers", "--no-hash", "-q")
         else:
@@ -128,6 +130,7 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=count_to(1024), help="of the CPU (default: each program's choice)")
     add("--folder", type=Path, help="folder for the weights (default: a new one, removed at the end)")
     add("--file-precision", choices=PRECISIONS, default="fp32", help="of the weights there (default: %(default)s)")
+    add("--family", choices=("sd-v1", "sd-v2"), default="sd-v1", help="of the made-up model (default: %(default)s)")
     add("--tiny", action="store_true", help="a narrow model, 64x64: to try the script")
     add("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     add("--logs", type=Path, metavar="FOLDER", help="also keep the contenders' standard error")
@@ -186,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         folder = Path(temporary.name) if temporary else args.folder.resolve()
         name = f"made-up-{size}" + ("" if args.file_precision == "fp32" else f"-{args.file_precision}")
+        name += "" if args.family == "sd-v1" else f"-{args.family}"
         options = Options(
             checkpoint=str(folder / f"{name}.ckpt"),
             folder=str(folder / f"{name}-diffusers"),
@@ -200,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if free < needed:
             print(f"{folder} has {free / 1e9:.1f} GB free, but needs {needed / 1e9:.1f} GB", file=sys.stderr)
             return 2
-        make_files(options, names, size, args.file_precision)
+        made_up = {"--family": args.family, "--size": size, "--precision": args.file_precision}
+        make_files(options, names, *chain.from_iterable(made_up.items()))
         report = measure(names, options, args, lambda report: write_json(report, args))
     except Wrong as wrong:
         print(wrong, file=sys.stderr)
