@@ -16,10 +16,11 @@ from training_command import options, prepare, run, train, training_parser
 
 import sd
 from sd.runtime.saving import save_model
-from sd.training.inpainting import inpainting_config, show_holes, widened
+from sd.training.inpainting import inpainting_config, show_holes
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.shapes.drawing import ShapesDataset
+from sd.training.widening import widened
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sd.config import SD_V1_INPAINTING, ModelConfig
-from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.scenes import Thing
@@ -29,21 +28,6 @@ def inpainting_config(config: ModelConfig) -> ModelConfig:
     """The same model with channels for the mask and the latents of the masked picture."""
     channels = config.unet.in_channels + 1 + config.vae.latent_channels
     return replace(config, family=SD_V1_INPAINTING.family, unet=replace(config.unet, in_channels=channels))
-
-
-@torch.no_grad()
-def widened(unet: UNet, config: ModelConfig) -> UNet:
-    """A UNet with more input channels that still predicts the same, whatever the new channels contain.
-
-    config  from `inpainting_config`
-    """
-    wider = UNet(config.unet)
-    state = unet.state_dict()
-    name = "input_blocks.0.conv.weight"
-    more = config.unet.in_channels - state[name].shape[1]
-    state[name] = F.pad(state[name], (0, 0, 0, 0, 0, more))
-    wider.load_state_dict(state)
-    return wider.to(unet.out.conv.weight.device)
 
 
 def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:

@@ -10,10 +10,11 @@ from torch import nn
 from sd.pipeline.image.masks import latent_mask
 from sd.sampling.init_image import with_channels
 from sd.sampling.schedule import alphas_cumprod
-from sd.training.inpainting import EVERYTHING, hole, inpainting_config, show_holes, widened
+from sd.training.inpainting import EVERYTHING, hole, inpainting_config, show_holes
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.losses import DenoisingLoss
 from sd.training.shapes.drawing import ShapesDataset
+from sd.training.widening import widened
 
 CONFIG = inpainting_config(TINY)
 

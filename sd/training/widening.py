@@ -1,0 +1,26 @@
+"""Give a UNet more input channels: how every training for a task with further inputs begins.
+
+The weights of the new channels start at zero, as for the published inpainting checkpoints:
+runwayml/stable-diffusion-inpainting, model card.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from sd.config import ModelConfig
+from sd.networks.unet import UNet
+
+
+@torch.no_grad()
+def widened(unet: UNet, config: ModelConfig) -> UNet:
+    """A copy of a UNet with more input channels. It predicts the same, whatever the new channels contain.
+
+    config  of the model with the wider UNet
+    """
+    wider = UNet(config.unet)
+    state = unet.state_dict()
+    name = "input_blocks.0.conv.weight"
+    more = config.unet.in_channels - state[name].shape[1]
+    state[name] = F.pad(state[name], (0, 0, 0, 0, 0, more))
+    wider.load_state_dict(state)
+    return wider.to(unet.out.conv.weight.device)
