@@ -1,0 +1,95 @@
+"""What the trainings for another task share: widen a model's UNet, train it on pictures and what it reads beside them.
+
+The VAE and the text encoder stay unchanged.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from training_command import options, prepare, train, training_parser
+
+import sd
+from sd.config import ModelConfig
+from sd.runtime.saving import save_model
+from sd.training.jobs import denoiser_run
+from sd.training.latents import EncodedOnce, encode_all
+from sd.training.shapes.drawing import ShapesDataset
+from sd.training.widening import widened
+
+LookBeside = Callable[[int, Tensor], Tensor]  # see `sd.training.latents.encode_all`
+
+
+def parse(
+    description: str, arguments: list[str] | None, *, pictures: str, count: int, steps: int
+) -> argparse.Namespace:
+    """The flags of such a training. pictures: help on them; count, steps: defaults."""
+    parser = training_parser(description, batch_size=32, seed=2, save_every=250)
+    add = parser.add_argument
+    add("folder", type=Path, help="output folder")
+    add("--model", type=Path, help="a model with four channels (default: the embedded model)")
+    add("--pictures", type=int, default=count, help=f"{pictures} (default: %(default)s)")
+    add("--steps", type=int, default=steps, help="(default: %(default)s)")
+    add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
+    add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
+    return parser.parse_args(arguments)
+
+
+def train_wider(
+    args: argparse.Namespace,
+    config_from: Callable[[ModelConfig], ModelConfig],
+    look_beside_of: Callable[[ModelConfig, nn.Module, ShapesDataset], LookBeside],
+) -> None:
+    """Train, and write `model.ckpt` in the original layout, for the first time after --save-every steps.
+
+    config_from     the wider model's config, from that of the ordinary one
+    look_beside_of  config, VAE and pictures -> what the new channels hold for a batch of pictures
+    """
+    device = prepare(args)
+    model = sd.load(args.model, device=str(device), precision="fp32")
+    config = config_from(model.config)
+    networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
+    networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
+    pictures = ShapesDataset(args.seed, config.native_size, device=device)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    latents = args.folder / "latents.safetensors"
+    if not latents.exists():
+        with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
+            encode_all(
+                model.vae,
+                pictures,
+                args.pictures,
+                latents,
+                batch_size=args.batch_size,
+                on_batch=bar.update,
+                made_of=pictures.name,
+                look_beside=look_beside_of(config, model.vae, pictures),
+            )
+    rate, warmup = args.learning_rate, min(100, args.steps // 4)
+    run = denoiser_run(
+        config,
+        networks,
+        EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
+        options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 20, ema_decay=0.998),
+        args.folder / "denoiser",
+        batch_size=args.batch_size,
+        seed=args.seed,
+        min_snr_gamma=5.0,
+        snr_floor=0.2,
+        noise_offset=0.25,
+        train_text_encoder=False,
+        workers=args.workers,
+    )
+    target = args.folder / "model.ckpt"
+
+    def save(step: int) -> None:
+        with run.ema.applied(run.module):
+            save_model(target, config, networks, {}, step=step, dtype=torch.float16, merge=True)
+
+    train(run, "denoiser", args.save_every, save)
+    if run.is_first:
+        save(run.step)
+        print(target)
