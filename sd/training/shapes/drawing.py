@@ -101,7 +101,7 @@ def render(scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu
     size     the picture's side in pixels; the same scene looks the same at every size
     returns  (B, 3, size, size) float32 in [-1, 1]
     """
-    grid = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size  # centres of the pixels
+    grid = pixel_centres(size, device)
     image = draw_backgrounds([scene.background for scene in scenes], grid)
     for depth in (1, 0):  # the first thing lies on top of the second
         rows = [row for row, scene in enumerate(scenes) if len(scene.things) > depth]
@@ -111,13 +111,33 @@ def render(scenes: Sequence[Scene], size: int, device: torch.device | str = "cpu
     return image.clamp_(-1, 1)
 
 
+def pixel_centres(size: int, device: torch.device | str = "cpu") -> Tensor:
+    """(size,), as shares of the picture's side"""
+    return (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size
+
+
 def draw_things(image: Tensor, things: Sequence[Thing], grid: Tensor) -> Tensor:
     """Put one thing on each picture (N, 3, H, W), in place."""
+    distance, x, y, radius = from_edges(things, grid)
+    cover = (distance * (radius * -len(grid))).add_(0.5).clamp_(0, 1)
+    # light from the top left, and a rim that gets darker outwards: round, not flat
+    depth = distance.clamp_(-RIM, 0)
+    shade = (-LIGHT * x - RIM_SHADE) - LIGHT * y - depth.mul_(RIM_SHADE / RIM)
+    colours = colour_tensor([thing.rgb for thing in things], grid)
+    return image.lerp_(colours, cover[:, None]).addcmul_(shade[:, None], cover[:, None])
+
+
+def from_edges(things: Sequence[Thing], grid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where each pixel is from the edge and the centre of one thing a picture.
+
+    returns  (N, H, W) distance from the edge, negative inside; (N, 1, W) and (N, H, 1) x and y from the centre, all in
+             radii; (N, 1, 1) the radii, as shares of the picture's side
+    """
     names = list(DISTANCES)
     order = sorted(range(len(things)), key=lambda i: names.index(things[i].shape))  # a shape's things together
     numbers = [(thing.x, thing.y, thing.radius, cos(thing.angle), sin(thing.angle)) for thing in things]
     x, y, radius, cosine, sine = torch.tensor(numbers, dtype=torch.float32, device=grid.device).T[:, :, None, None]
-    x, y = (grid - x) / radius, (grid[:, None] - y) / radius  # (N, 1, W) and (N, H, 1), from the centre, in radii
+    x, y = (grid - x) / radius, (grid[:, None] - y) / radius
     parts = []
     for shape, group in groupby(order, key=lambda i: things[i].shape):
         where = torch.tensor(list(group), dtype=torch.int64, device=grid.device)
@@ -125,13 +145,7 @@ def draw_things(image: Tensor, things: Sequence[Thing], grid: Tensor) -> Tensor:
         turned = own_cosine * own_x + own_sine * own_y, own_cosine * own_y - own_sine * own_x
         parts.append(DISTANCES[shape](*turned))
     back = torch.tensor(order, dtype=torch.int64, device=grid.device).argsort()
-    distance = torch.cat(parts)[back]  # (N, H, W)
-    cover = (distance * (radius * -len(grid))).add_(0.5).clamp_(0, 1)
-    # light from the top left, and a rim that gets darker outwards: round, not flat
-    depth = distance.clamp_(-RIM, 0)
-    shade = (-LIGHT * x - RIM_SHADE) - LIGHT * y - depth.mul_(RIM_SHADE / RIM)
-    colours = colour_tensor([thing.rgb for thing in things], grid)
-    return image.lerp_(colours, cover[:, None]).addcmul_(shade[:, None], cover[:, None])
+    return torch.cat(parts)[back], x, y, radius
 
 
 def draw_backgrounds(backgrounds: Sequence[Background], grid: Tensor) -> Tensor:
