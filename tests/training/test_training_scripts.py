@@ -9,10 +9,12 @@ from functools import partial
 import finetune
 import numpy as np
 import pytest
+import score_depth
 import score_inpainting
 import score_samplers
 import score_tiny
 import torch
+import train_depth
 import train_inpainting
 import train_tiny
 from PIL import Image
@@ -197,3 +199,20 @@ def test_a_network_for_inpainting_is_made_from_the_small_model_trained_and_score
         ["network for inpainting", "2"],
     ]
     assert Image.open(tmp_path / "scores" / "inpainting.png").height > 4 * 64
+
+
+def test_a_network_for_depth_to_image_is_made_from_the_small_model_trained_and_scored(trained, tmp_path, capsys):
+    folder = tmp_path / "depth"
+    short = ["--model", str(trained / "model.ckpt"), "--pictures", "4", "--batch-size", "2", "--steps", "2"]
+    train_depth.main([str(folder), *short])
+    model = sd.load(folder / "model.ckpt", precision="fp32")
+    assert (model.config.family, model.config.unet.in_channels) == ("sd-v1-depth", 5)
+    assert model.unet.input_blocks[0].conv.weight[:, 4].any()
+    capsys.readouterr()
+    ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "2", "--steps", "2"]
+    score_depth.main([str(folder / "model.ckpt"), str(tmp_path / "scores"), *ordinary])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[:3] for line in lines[2:]] == [
+        [f"| {task} to image", strength, "2"] for strength in ("0.8", "1") for task in ("image", "depth")
+    ]
+    assert Image.open(tmp_path / "scores" / "depth.png").height > 6 * 64

@@ -241,8 +241,11 @@ def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray
     )
 
 
-def analyse(pixels: NDArray[np.uint8]) -> Picture:
-    """Say what a picture (H, W, 3) of uint8 shows. Raises ValueError for other arrays."""
+def coloured_regions(pixels: NDArray[np.uint8]) -> tuple[str, list[tuple[NDArray, str]]]:
+    """The background's colour, and the visible part (h, w) and colour of each thing in a picture (H, W, 3) of uint8.
+
+    Raises ValueError for other arrays.
+    """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"a picture is (H, W, 3) of uint8, got {pixels.shape} of {pixels.dtype}")
     scale = SIDE / max(pixels.shape[:2])
@@ -253,7 +256,7 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
     regions = components(classes)
     least = LEAST_AREA * regions.size
 
-    seen = []  # visible part and colour of each thing
+    seen = []
     areas = np.bincount(regions.reshape(-1))
     for region in np.argsort(-areas)[:MOST_REGIONS]:
         if areas[region] < least:
@@ -263,6 +266,12 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
         if kind:
             # far from the edges, where even a thin ring's colour is least mixed with its surroundings
             seen.append((mask, colour_name(oklab(sharp[deepest(mask)].mean(axis=0)))))
+    return names[0], seen
+
+
+def analyse(pixels: NDArray[np.uint8]) -> Picture:
+    """Say what a picture (H, W, 3) of uint8 shows. Raises ValueError for other arrays."""
+    background, seen = coloured_regions(pixels)
     seen = see_through(seen)
 
     found = []  # whole area, how the shapes fit, colour, and what the thing surrounds
@@ -271,7 +280,7 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
         inner = [other for other, enclosed in zip(masks, encloses, strict=True) if enclosed]
         whole, fits, gaps = outline_of(mask, np.logical_or.reduce([np.zeros_like(mask), *inner]))
         found.append((whole, fits, colour))
-        found += [(gap, fit_shapes(gap), names[0]) for gap in gaps if gap.sum() >= least]
+        found += [(gap, fit_shapes(gap), background) for gap in gaps if gap.sum() >= LEAST_AREA * gap.size]
     found.sort(key=lambda thing: -thing[0].sum())
     around = enclosures([whole for whole, _, _ in found]).T
-    return Picture(background=names[0], things=tuple(describe(*found[i], around[i]) for i in range(len(found))))
+    return Picture(background=background, things=tuple(describe(*found[i], around[i]) for i in range(len(found))))

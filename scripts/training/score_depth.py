@@ -1,0 +1,66 @@
+"""Score depth to image, and image to image for comparison: are the asked colours where the depth map has its things?
+
+    python scripts/training/train_depth.py runs/depth
+    python scripts/training/score_depth.py runs/depth/model.ckpt scores/depth
+
+Each scene has a picture and a depth map; the prompt asks for the same things in other colours. Plain image analysis
+finds the region in each asked colour, and compares it with the thing's region: intersection over union (IoU), of two
+things the lower one. Writes a table, `depth.md`, and a sheet, `depth.png`: the pictures, the maps, and a row for each
+line of the table, with red frames where the IoU is below 0.8.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from score_tiny import framed
+from tqdm import tqdm
+from training_command import parser_of, save_sheet
+
+import sd
+from sd.pipeline.image.depth_maps import colour_picture
+from sd.study.benchmark.table import markdown
+from sd.training.shapes.recolouring import overlap, recolourings
+
+SHOWN = 12  # columns of the sheet
+ENOUGH = 0.8  # IoU of a right picture
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("model", type=Path, help="a checkpoint with five channels")
+    add("folder", type=Path, help="output folder")
+    add("--ordinary", type=Path, help="a checkpoint with four channels (default: the embedded model)")
+    add("--count", type=int, default=100, help="scenes (default: %(default)s)")
+    add("--steps", type=int, default=20, help="(default: %(default)s)")
+    add("--strengths", type=float, nargs="+", default=(0.8, 1.0), help="(default: 0.8 1)")
+    args = parser.parse_args(arguments)
+    ordinary, model = sd.load(args.ordinary), sd.load(args.model)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    scenes = recolourings(args.count, model.config.native_size)
+    maps = [colour_picture(torch.from_numpy(each.depth)[None, None], each.picture.size) for each in scenes[:SHOWN]]
+    sheet = [framed(picture, True) for picture in (*(each.picture for each in scenes[:SHOWN]), *maps)]
+    rows = []
+    for strength in args.strengths:
+        for what in ("image to image", "depth to image"):
+            found = []
+            for each in tqdm(scenes, desc=f"{what}, strength {strength:g}", leave=False):
+                make = partial(ordinary.img2img, each.prompt, each.picture)
+                if what == "depth to image":
+                    make = partial(model.depth2img, each.prompt, each.picture, each.depth)
+                (picture,) = make(strength=strength, seed=each.seed, steps=args.steps)
+                found.append(overlap(picture, each.asked))
+                if len(found) <= SHOWN:
+                    sheet.append(framed(picture, found[-1] >= ENOUGH))
+            enough = np.mean(np.array(found) >= ENOUGH)
+            rows.append([what, f"{strength:g}", str(len(found)), f"{np.mean(found):.3f}", f"{100 * enough:.0f} %"])
+    save_sheet(args.folder / "depth.png", sheet, min(SHOWN, args.count), optimize=True)
+    table = markdown(["task", "strength", "scenes", "mean IoU", f"IoU of at least {ENOUGH}"], rows)
+    (args.folder / "depth.md").write_text(table)
+    print(table, end="")
+
+
+if __name__ == "__main__":
+    main()
