@@ -1,0 +1,102 @@
+"""Measure how well a model edits by instruction, and for comparison, what img2img makes of the result's caption.
+
+    python scripts/training/train_editing.py runs/editing
+    python scripts/training/score_editing.py runs/editing/model.ckpt scores/editing
+
+The instructions change a thing's colour or shape, or the background's colour, in pictures of one or two things.
+Training showed none of the results. An instruction is followed if plain image analysis finds the change and everything
+else as it was; the rest is kept if it has a PSNR of 25 dB or more. Writes a table, `editing.md`, and a sheet,
+`editing.png`, with pictures above, results below, and red frames around wrong ones.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from PIL import Image, ImageDraw
+from score_tiny import framed
+from tqdm import tqdm
+from training_command import parser_of, save_sheet
+
+import sd
+from sd.study.benchmark.table import markdown
+from sd.training.shapes.edit_scoring import Edit, EditVerdict, judge, new_edits
+from sd.training.shapes.edits import CHANGES
+
+SHOWN = 18  # pictures on the sheet
+STRENGTH = 0.8  # of img2img
+
+
+def line(way: str, what: str, judged: Sequence[EditVerdict]) -> list[str]:
+    followed, kept = [each.followed for each in judged], [each.kept for each in judged]
+    both = [each.followed and each.kept for each in judged]
+    shares = [f"{100 * fmean(values):.0f} %" for values in (followed, kept, both)]
+    return [way, what, str(len(judged)), *shares, f"{fmean(each.psnr for each in judged):.1f} dB"]
+
+
+def lines(way: str, edits: Sequence[Edit], judged: Sequence[EditVerdict]) -> list[list[str]]:
+    rows = [
+        line(way, what, [verdict for edit, verdict in zip(edits, judged, strict=True) if edit.what == what])
+        for what in CHANGES
+        if any(edit.what == what for edit in edits)
+    ]
+    return [*rows, line(way, "all", judged)]
+
+
+def shown(edit: Edit, result: Image.Image, right: bool) -> Image.Image:
+    """The picture, the instruction, and the result, from top to bottom."""
+    above, below = framed(edit.picture, True), framed(result, right)
+    words = textwrap.fill(edit.instruction, 22)
+    sheet = Image.new("RGB", (above.width, above.height + 30 + below.height), "white")
+    ImageDraw.Draw(sheet).multiline_text((4, above.height + 1), words, "black", spacing=2)
+    sheet.paste(above, (0, 0))
+    sheet.paste(below, (0, above.height + 30))
+    return sheet
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = parser_of(__doc__)
+    add = parser.add_argument
+    add("model", type=Path, help="a checkpoint with eight channels")
+    add("folder", type=Path, help="output folder")
+    add("--ordinary", type=Path, help="a checkpoint with four channels (default: the embedded model)")
+    add("--count", type=int, default=100, help="instructions (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the instructions (default: %(default)s)")
+    add("--steps", type=int, default=20, help="(default: %(default)s)")
+    add("--guidance-scale", type=float, default=3.0, help="(default: %(default)s)")
+    add("--image-guidance", type=float, default=1.5, help="(default: %(default)s)")
+    add("--plain", action="store_true", help="skip img2img")
+    args = parser.parse_args(arguments)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    model = sd.load(args.model)
+    edits = new_edits(args.count, model.config.native_size, args.seed)
+    scales = {"guidance_scale": args.guidance_scale, "image_guidance": args.image_guidance}
+    results = [
+        model.edit(edit.instruction, edit.picture, seed=edit.result.seed, steps=args.steps, **scales)[0]
+        for edit in tqdm(edits, desc="edit", leave=False)
+    ]
+    judged = judge(results, edits)
+    rows = lines("edit, by instruction", edits, judged)
+    cells = [
+        shown(edit, result, verdict.followed and verdict.kept)
+        for edit, result, verdict in list(zip(edits, results, judged, strict=True))[:SHOWN]
+    ]
+    save_sheet(args.folder / "editing.png", cells, min(SHOWN // 2, args.count), optimize=True)
+    if not args.plain:
+        ordinary = sd.load(args.ordinary)
+        results = [
+            ordinary.img2img(
+                edit.result.prompt, edit.picture, strength=STRENGTH, seed=edit.result.seed, steps=args.steps
+            )[0]
+            for edit in tqdm(edits, desc="img2img", leave=False)
+        ]
+        rows += lines(f"img2img, by caption, strength {STRENGTH}", edits, judge(results, edits))
+    header = ["way", "change", "instructions", "followed", "rest kept", "both", "PSNR of the rest"]
+    written = markdown(header, rows)
+    (args.folder / "editing.md").write_text(written)
+    print(written, end="")
+
+
+if __name__ == "__main__":
+    main()
