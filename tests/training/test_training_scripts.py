@@ -10,11 +10,13 @@ import finetune
 import numpy as np
 import pytest
 import score_depth
+import score_editing
 import score_inpainting
 import score_samplers
 import score_tiny
 import torch
 import train_depth
+import train_editing
 import train_inpainting
 import train_tiny
 from PIL import Image
@@ -216,3 +218,24 @@ def test_a_network_for_depth_to_image_is_made_from_the_small_model_trained_and_s
         [f"| {task} to image", strength, "2"] for strength in ("0.8", "1") for task in ("image", "depth")
     ]
     assert Image.open(tmp_path / "scores" / "depth.png").height > 6 * 64
+
+
+def test_a_network_for_editing_is_made_from_the_small_model_trained_and_scored(trained, tmp_path, capsys):
+    folder = tmp_path / "editing"
+    short = ["--model", str(trained / "model.ckpt"), "--pictures", "4", "--batch-size", "2", "--steps", "2"]
+    train_editing.main([str(folder), *short])
+    model = sd.load(folder / "model.ckpt", precision="fp32")
+    assert (model.config.family, model.config.unet.in_channels) == ("sd-v1-edit", 8)
+    assert model.config.prediction == "v"
+    before = sd.load(trained / "model.ckpt", precision="fp32")
+    for part in ("unet", "text_encoder", "vae"):  # whether the file carries what was trained
+        old, new = (getattr(each, part).state_dict() for each in (before, model))
+        shared = [name for name in old if name != "input_blocks.0.conv.weight"]  # this one is wider
+        assert all(torch.equal(old[name], new[name]) for name in shared) == (part == "vae")
+    assert model.unet.input_blocks[0].conv.weight[:, 4:].any()
+    capsys.readouterr()
+    ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "3", "--steps", "2"]
+    score_editing.main([str(folder / "model.ckpt"), str(tmp_path / "scores"), *ordinary])
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[1:3] for line in lines] == 2 * [["colour", "1"], ["shape", "1"], ["background", "1"], ["all", "3"]]
+    assert Image.open(tmp_path / "scores" / "editing.png").height > 2 * 64
