@@ -1,6 +1,6 @@
 """What the trainings for another task share: widen a model's UNet, train it on pictures and what it reads beside them.
 
-The VAE and the text encoder stay unchanged.
+The VAE stays unchanged, and mostly the text encoder.
 """
 
 import argparse
@@ -16,17 +16,21 @@ import sd
 from sd.config import ModelConfig
 from sd.runtime.saving import save_model
 from sd.training.jobs import denoiser_run
-from sd.training.latents import EncodedOnce, encode_all
+from sd.training.latents import EncodedOnce, Pictures, encode_all
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.widening import widened
 
 LookBeside = Callable[[int, Tensor], Tensor]  # see `sd.training.latents.encode_all`
 
 
+def recaptioned(latents: Path, pictures: ShapesDataset, seed: int) -> EncodedOnce:
+    return EncodedOnce(latents, pictures.recaption, seed, pictures.name)
+
+
 def parse(
-    description: str, arguments: list[str] | None, *, pictures: str, count: int, steps: int
+    description: str, arguments: list[str] | None, *, pictures: str, count: int, steps: int, **defaults: object
 ) -> argparse.Namespace:
-    """The flags of such a training. pictures: help on them; count, steps: defaults."""
+    """The flags of such a training. pictures: help on them; count, steps, and flags by name: defaults."""
     parser = training_parser(description, batch_size=32, seed=2, save_every=250)
     add = parser.add_argument
     add("folder", type=Path, help="output folder")
@@ -35,25 +39,35 @@ def parse(
     add("--steps", type=int, default=steps, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
     add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
+    parser.set_defaults(**defaults)
     return parser.parse_args(arguments)
 
 
 def train_wider(
     args: argparse.Namespace,
     config_from: Callable[[ModelConfig], ModelConfig],
-    look_beside_of: Callable[[ModelConfig, nn.Module, ShapesDataset], LookBeside],
+    look_beside_of: Callable[[ModelConfig, nn.Module, Pictures], LookBeside] | None = None,
+    *,
+    pictures_of: Callable[..., Pictures] = ShapesDataset,
+    encoded_of: Callable[[Path, Pictures, int], EncodedOnce] = recaptioned,
+    ema_decay: float = 0.998,
+    **learning: object,
 ) -> None:
     """Train, and write `model.ckpt` in the original layout, for the first time after --save-every steps.
 
     config_from     the wider model's config, from that of the ordinary one
-    look_beside_of  config, VAE and pictures -> what the new channels hold for a batch of pictures
+    look_beside_of  config, VAE and pictures -> what the new channels hold for a batch of pictures; None if `encoded_of`
+                    knows
+    pictures_of     seed, size and device -> the pictures to train on
+    encoded_of      file of latents, pictures and seed -> what each batch is taken from
+    learning        options of `denoiser_run` that differ from those of inpainting
     """
     device = prepare(args)
     model = sd.load(args.model, device=str(device), precision="fp32")
     config = config_from(model.config)
     networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
     networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
-    pictures = ShapesDataset(args.seed, config.native_size, device=device)
+    pictures = pictures_of(args.seed, config.native_size, device=device)
     args.folder.mkdir(parents=True, exist_ok=True)
     latents = args.folder / "latents.safetensors"
     if not latents.exists():
@@ -66,22 +80,19 @@ def train_wider(
                 batch_size=args.batch_size,
                 on_batch=bar.update,
                 made_of=pictures.name,
-                look_beside=look_beside_of(config, model.vae, pictures),
+                look_beside=look_beside_of and look_beside_of(config, model.vae, pictures),
             )
     rate, warmup = args.learning_rate, min(100, args.steps // 4)
     run = denoiser_run(
         config,
         networks,
-        EncodedOnce(latents, pictures.recaption, args.seed, pictures.name),
-        options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 20, ema_decay=0.998),
+        encoded_of(latents, pictures, args.seed),
+        options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 20, ema_decay=ema_decay),
         args.folder / "denoiser",
         batch_size=args.batch_size,
         seed=args.seed,
-        min_snr_gamma=5.0,
-        snr_floor=0.2,
-        noise_offset=0.25,
-        train_text_encoder=False,
         workers=args.workers,
+        **{"min_snr_gamma": 5.0, "snr_floor": 0.2, "noise_offset": 0.25, "train_text_encoder": False, **learning},
     )
     target = args.folder / "model.ckpt"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
+import torch
 from torch import Tensor
 
 from sd.training.shapes.captions import with_article
@@ -117,8 +118,8 @@ class PicturePairs:
     size  the pictures' side in pixels
     """
 
-    def __init__(self, seed: int, size: int):
-        self.seed, self.size = seed, size
+    def __init__(self, seed: int, size: int, *, device: torch.device | str = "cpu"):
+        self.seed, self.size, self.device = seed, size, device
         self.name = f"pairs, seed {seed}, {size} pixels: {' '.join(CHANGES)}"
 
     def scene(self, number: int) -> Scene:
@@ -132,4 +133,5 @@ class PicturePairs:
     def batch(self, step: int, batch_size: int, share: slice = slice(None)) -> tuple[Tensor, list[str]]:
         """(B, 3, size, size) in [-1, 1], and B instructions, as in `ShapesDataset`."""
         numbers = range(step * batch_size, (step + 1) * batch_size)[share]
-        return render([self.scene(number) for number in numbers], self.size), [self.instruction(n, 0) for n in numbers]
+        pictures = render([self.scene(number) for number in numbers], self.size, self.device)
+        return pictures, [self.instruction(number, 0) for number in numbers]
