@@ -37,6 +37,10 @@ TELLING = ("unet.down_blocks.", "unet.mid_block.", "vae.encoder.down_blocks.", "
 TELLING += ("down_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.")
 TELLING += tuple(f"text_encoder.{start}" for start in ("text_model.", "transformer.text_model.", "embeddings."))
 OUR_NAMES = ("unet.input_blocks.0.conv.weight", "vae.encoder.mid.attention.norm.weight")  # not the original's
+# Where Stability-AI/generative-models keeps the text encoder of Stable Diffusion 1 and 2, and where the original code
+# does. The refiner of XL has one there, too, and beside it a part that is told the size of the picture.
+GENERATIVE_MODELS = ("conditioner.embedders.0.", "cond_stage_model.")
+ONLY_XL = ("conditioner.embedders.1.", PREFIXES["unet"] + "label_emb.")
 # Found in files and not used: their names do not matter, nor how often they are there.
 NO_WEIGHTS = ("model_ema.decay", "model_ema.num_updates", "loss.", "first_stage_model.loss.")
 NO_WEIGHTS += ("first_stage_model.model_ema.",)
@@ -54,9 +58,12 @@ class Found:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was dropped, in a sentence whose subject is the file, if anything was."""
-        words = shown_list(self.dropped)
-        return (f"its names are read without the words that a framework put into them: {words}.",) * bool(words)
+        """What was dropped or renamed, a sentence each."""
+        words, (theirs, ours) = shown_list(self.dropped), GENERATIVE_MODELS
+        notes = (f"its names are read without the words that a framework put into them: {words}.",) * bool(words)
+        if any(theirs in name for original, name in self.stored_names.items() if original.startswith(ours)):
+            notes += (f"its text encoder is named as in generative-models, {theirs}*; it is read as {ours}*.",)
+        return notes
 
 
 def find_tensors(file: CheckpointFile) -> Found:
@@ -125,6 +132,7 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
                     n: right + today[len(root) :] if today.startswith(root) else today for n, today in plain.items()
                 }
         plain = {name: vae_attention_name(today) for name, today in plain.items()}
+        plain = _without_conditioner(plain)
     original = {part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in plain.values())}
     if not (is_folder or any(name.startswith(TELLING) for name in plain.values())):
         # Names without a prefix belong to a part that has no names with its prefix; else they are leftovers.
@@ -144,6 +152,17 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
         for name, today in current.items()
     }
     return Spelling("original" if "unet" in original else "diffusers", originals, dropped)
+
+
+def _without_conditioner(plain: dict[str, str]) -> dict[str, str]:
+    """The same with the text encoder where the original code of Stable Diffusion 1 and 2 keeps it."""
+    theirs, ours = GENERATIVE_MODELS
+    starts = {
+        start for name in plain.values() for start in (theirs, *ONLY_XL, PREFIXES["unet"]) if name.startswith(start)
+    }
+    if starts != {theirs, PREFIXES["unet"]}:
+        return plain
+    return {n: ours + name.removeprefix(theirs) if name.startswith(theirs) else name for n, name in plain.items()}
 
 
 def vae_attention_name(name: str) -> str:
