@@ -181,6 +181,7 @@ SD_V2_INPAINTING = replace(
     prediction="eps",
     native_size=512,
 )
+SD_V2_EDIT = replace(SD_V2, family="sd-v2-edit", unet=replace(SD_V2.unet, in_channels=8))
 
 # MiDaS 3's DPT-Hybrid, which lies in the files of Stable Diffusion 2 depth: Ranftl et al. (2021), section 3, with the
 # numbers of the original code, midas/vit.py; its encoder is the R50+ViT-B/16 of Dosovitskiy et al. (2021).

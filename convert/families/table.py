@@ -17,6 +17,7 @@ from sd.config import (
     SD_V1_INPAINTING,
     SD_V2,
     SD_V2_DEPTH,
+    SD_V2_EDIT,
     SD_V2_INPAINTING,
     ModelConfig,
 )
@@ -99,6 +100,9 @@ V2 = Family(
 V2_TOLD = replace(V2, config=None, pipeline="")  # relatives that are recognised, and refused
 UNCLIP_PARTS = V1_PARTS | {"image encoder": "embedder."}
 UNCLIP = {"starts": ("embedder.model.",), "tasks": (), "prediction": "v", "parts": UNCLIP_PARTS}
+UNCLIP |= {
+    "why_not": "It makes variations of a picture, which is not supported; a plain Stable Diffusion 2.1 can be used"
+}
 DEPTH = {"channels": 5, "tasks": ("depth to image",), "pipeline": "StableDiffusionDepth2ImgPipeline"}
 DEPTH |= {"parts": V1_PARTS | {"depth network": "depth_model."}}
 V2_DEPTH = DEPTH | {"config": SD_V2_DEPTH, "native_sizes": {}, "prediction": "eps"}
@@ -121,7 +125,9 @@ EDIT = {"channels": 8, "tasks": ("editing",), "averaged": True}
 V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
 V2_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V2_INPAINTING}
 V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
+V2_EDIT = V1_EDIT | {"config": SD_V2_EDIT}
 UPSCALER = {"channels": 7, "pipeline": "StableDiffusionUpscale", "tasks": (), "prediction": "v"}
+UPSCALER |= {"why_not": "It enlarges pictures, which is not supported; --hires enlarges with a plain Stable Diffusion"}
 
 
 def other(name: str, title: str, *names: str, **conditions: object) -> Family:
@@ -180,12 +186,13 @@ MODELS = (
     like(V1, "sd-v1-edit", "Stable Diffusion 1 edit (InstructPix2Pix)", **V1_EDIT),
     like(V1, "sd-v1-depth", "Stable Diffusion 1 depth", config=SD_V1_DEPTH, **DEPTH),
     like(V2, "sd-v2-depth", "Stable Diffusion 2 depth", starts=("depth_model.",), **V2_DEPTH),
-    like(V2_TOLD, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, pipeline="StableUnCLIP", **UNCLIP),
+    like(V2_TOLD, "sd-v2-unclip-l", "Stable Diffusion 2.1 unCLIP-L", label=1536, **UNCLIP),
     like(V2_TOLD, "sd-v2-unclip-h", "Stable Diffusion 2.1 unCLIP-H", label=2048, **UNCLIP),
+    like(V2_TOLD, "sd-v2-unclip", "Stable Diffusion 2.1 unCLIP", context=None, pipeline="StableUnCLIP", **UNCLIP),
     V2,
     like(V2, "sd-v2-inpainting", "Stable Diffusion 2 inpainting", prediction="eps", **V2_INPAINTING),
     like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", **V2_DEPTH),
-    like(V2_TOLD, "sd-v2-edit", "Stable Diffusion 2 edit", **EDIT),
+    like(V2, "sd-v2-edit", "Stable Diffusion 2 edit (InstructPix2Pix)", **V2_EDIT),
     like(V2_TOLD, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
     like(XL_BUILD, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),
     like(XL_BUILD, "cosxl", "CosXL (built like SDXL)", starts=("edm_vpred.",), prediction="v"),

@@ -29,6 +29,7 @@ from sd.config import (
     SD_V1_INPAINTING,
     SD_V2,
     SD_V2_DEPTH,
+    SD_V2_EDIT,
     SD_V2_INPAINTING,
     DepthConfig,
     ModelConfig,
@@ -37,7 +38,8 @@ from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
 
 FAMILIES = {
-    config.family: config for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH)
+    config.family: config
+    for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT)
 }
 
 

@@ -47,6 +47,11 @@ def without_middle(shapes):
     return {name: shape for name, shape in shapes.items() if not name.startswith(UNET + "middle_block.1")}
 
 
+def of_generative_models(shapes):
+    """The names that Stability-AI/generative-models gives to the text encoder."""
+    return {name.replace("cond_stage_model.", "conditioner.embedders.0."): shape for name, shape in shapes.items()}
+
+
 KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: unet_shapes(SD_V1.unet) | vae_shapes() | FULL_V1_TEXT, "sd-v1", "Stable Diffusion 1", "768 wide"),
     (lambda: unet_shapes(INPAINTING) | vae_shapes() | FULL_V1_TEXT, "sd-v1-inpainting", "1 inpainting", "9 channels"),
@@ -59,6 +64,10 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: families.v2(unet=UPSCALER_UNET), "sd-x4-upscaler", "x4 upscaler", "7 channels"),
     (lambda: families.v2(label=1536) | VISION, "sd-v2-unclip-l", "unCLIP-L", "gets 1536 numbers"),
     (lambda: families.v2(label=2048) | VISION, "sd-v2-unclip-h", "unCLIP-H", "gets 2048 numbers"),
+    (lambda: families.v2(label=512) | VISION, "sd-v2-unclip", "2.1 unCLIP", "gets 512 numbers"),
+    (lambda: of_generative_models(families.v2()), "sd-v2", "Stable Diffusion 2", "conditioner.embedders.0.model."),
+    (lambda: of_generative_models(families.v2(unet=V2_INPAINTING)), "sd-v2-inpainting", "2 inpainting", "9 channels"),
+    (lambda: of_generative_models(families.v2(width=32, text_width=32)), "sd-v2", "Stable Diffusion 2", "conditioner."),
     (families.xl, "sdxl", "XL base", "conditioner.embedders."),
     (lambda: xl_with(XL_INPAINTING), "sdxl-inpainting", "XL inpainting", "9 channels"),
     (lambda: xl_with(XL_EDIT), "sdxl-edit", "XL edit", "8 channels"),
@@ -136,7 +145,7 @@ def test_each_family_is_told_by_one_row_and_refused_with_what_is_seen(make, row,
             recognise(shapes)
         assert str(caught.value) == found.refusal
         assert found.family.title in found.refusal
-        assert found.refusal.endswith("not supported yet; only Stable Diffusion 1 and 2 models can be used.")
+        assert found.refusal.endswith(f"{found.family.why_not}.")
         assert found.refusal.startswith("is the UNet of a") == found.name.startswith("UNet alone")
     elif set(found.parts) == {"UNet", "VAE", "text encoder"} and found.family.name.startswith("sd-v1"):
         config = recognise(shapes)

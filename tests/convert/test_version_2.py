@@ -1,8 +1,13 @@
 """Files of Stable Diffusion 2: every name of the published one, both ways, and how it is told what they predict."""
 
+import json
+
+import families
 import make_checkpoint
 import pytest
 import torch
+from conftest import refused
+from hostile import look
 from safetensors.torch import load_file, save_file
 from test_convert import same_bits
 from test_names import read_manifest
@@ -11,11 +16,11 @@ import sd
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect
 from convert.actions.original_writer import schedule_buffers
-from convert.errors import WeightMismatchError
+from convert.errors import UnsupportedFileError, WeightMismatchError
 from convert.layouts.names import NEVER_RUN, original_names, parameter_shapes
 from convert.layouts.noise_schedule import PREDICTS_V, SPREAD_BIAS
 from convert.layouts.open_clip import open_clip_names
-from sd.config import SD_V2, SD_V2_INPAINTING
+from sd.config import SD_V1, SD_V2, SD_V2_EDIT, SD_V2_INPAINTING
 
 TINY = make_checkpoint.tiny(SD_V2)
 
@@ -52,7 +57,7 @@ def test_every_tensor_of_the_published_file_has_its_place():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING], ids=lambda config: config.family)
+@pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING, SD_V2_EDIT], ids=lambda config: config.family)
 def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, family):
     config = make_checkpoint.tiny(family)
     weights = make_checkpoint.made_up_weights(config, 0)
@@ -100,6 +105,63 @@ def test_a_folder_of_diffusers_and_back(tmp_path, path, plain):
     unused |= set(make_checkpoint.unused_of_open_clip(TINY, torch.float32))
     same_bits(back, {name: value for name, value in plain.items() if name not in unused} | {PREDICTS_V: torch.empty(0)})
     assert inspect(tmp_path / "folder").family == "sd-v2"
+
+
+@pytest.mark.parametrize("family", [SD_V2, SD_V1], ids=lambda config: config.family)
+def test_the_names_of_generative_models_are_read_and_the_originals_are_written(tmp_path, family):
+    """Under the names under which a refiner of XL has its text encoder."""
+    state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(family))
+    theirs = {name.replace("cond_stage_model.", "conditioner.embedders.0."): value for name, value in state.items()}
+    save_file(theirs, tmp_path / "sgm.safetensors")
+    report = inspect(tmp_path / "sgm.safetensors")
+    assert (report.problem, report.family) == (None, family.family)
+    assert "conditioner.embedders.0." in report.evidence[0]
+    assert "named as in generative-models, conditioner.embedders.0.*" in look(tmp_path / "sgm.safetensors").notes[0]
+    convert(tmp_path / "sgm.safetensors", tmp_path / "ours.safetensors", keep_all=True, verify=True)
+    convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", layout="original")
+    same_bits(load_file(tmp_path / "back.safetensors"), state)
+
+
+REFUSED = {  # what no released command makes pictures with -> the class of its folder, and what is said
+    "unclip-l": (
+        families.v2(width=32, text_width=32, label=1536),
+        "StableUnCLIPPipeline",
+        "unCLIP",
+        "makes variations of a picture",
+    ),
+    "unclip-h": (
+        families.v2(width=32, text_width=32, label=2048),
+        "StableUnCLIPImg2ImgPipeline",
+        "unCLIP",
+        "makes variations",
+    ),
+    "upscaler": (
+        families.v2(unet=families.UPSCALER_UNET, width=32, text_width=32),
+        "StableDiffusionUpscalePipeline",
+        "x4 upscaler",
+        "enlarges pictures",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+def test_relatives_that_are_not_supported_are_named(tmp_path, run, kind, is_folder):
+    shapes, pipeline, *words = REFUSED[kind]
+    path = tmp_path / "model"
+    if is_folder:
+        path.mkdir()
+        (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline, "unet": ["diffusers", "U"]}))
+    else:
+        vision = {"embedder.model.visual.conv1.weight": (8, 3, 2, 2)} if "unclip" in kind else {}
+        state = {name: torch.zeros((), dtype=torch.float16).expand(shape) for name, shape in (shapes | vision).items()}
+        torch.save({"state_dict": state}, path := tmp_path / "model.ckpt")
+    for command in (("txt2img", "x", "-m", path), ("convert", path, "x.safetensors")):
+        refused(run(*command), *words, "not supported")
+    with pytest.raises(UnsupportedFileError, match=words[1]):
+        sd.load(path)
+    _, out, err = run("inspect", path)
+    assert words[0] in "\n".join(out) + err
 
 
 def spread(plain, value):
