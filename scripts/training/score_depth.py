@@ -9,7 +9,7 @@ things the lower one. Writes a table, `depth.md`, and a sheet, `depth.png`: the 
 line of the table, with red frames where the IoU is below 0.8.
 """
 
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ import sd
 from sd.pipeline.image.depth_maps import colour_picture
 from sd.study.benchmark.table import markdown
 from sd.training.shapes.recolouring import overlap, recolourings
+from sd.training.shapes.scenes import KINDS
 
 SHOWN = 12  # columns of the sheet
 ENOUGH = 0.8  # IoU of a right picture
@@ -36,28 +37,37 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=100, help="scenes (default: %(default)s)")
     add("--steps", type=int, default=20, help="(default: %(default)s)")
     add("--strengths", type=float, nargs="+", default=(0.8, 1.0), help="(default: 0.8 1)")
+    add("--guidance-scale", type=float, default=2.0, help="(default: %(default)s)")
+    add("--kinds", nargs="+", choices=KINDS, default=("single", "all"),
+        help="of scenes: one thing, not small; one or two things of any size (default: single all)")  # fmt: skip
     args = parser.parse_args(arguments)
     ordinary, model = sd.load(args.ordinary), sd.load(args.model)
     args.folder.mkdir(parents=True, exist_ok=True)
-    scenes = recolourings(args.count, model.config.native_size)
-    maps = [colour_picture(torch.from_numpy(each.depth)[None, None], each.picture.size) for each in scenes[:SHOWN]]
-    sheet = [framed(picture, True) for picture in (*(each.picture for each in scenes[:SHOWN]), *maps)]
-    rows = []
-    for strength in args.strengths:
-        for what in ("image to image", "depth to image"):
+    options = {"steps": args.steps, "guidance_scale": args.guidance_scale}
+    rows, sheet = [], []
+    for kind in args.kinds:
+        scenes = recolourings(args.count, model.config.native_size, kind=kind)
+        shown = scenes[:SHOWN]
+        maps = [colour_picture(torch.from_numpy(each.depth)[None, None], each.picture.size) for each in shown]
+        sheet += [framed(picture, True) for picture in (*(each.picture for each in shown), *maps)]
+        for strength, what in product(args.strengths, ("image to image", "depth to image")):
             found = []
-            for each in tqdm(scenes, desc=f"{what}, strength {strength:g}", leave=False):
-                make = partial(ordinary.img2img, each.prompt, each.picture)
-                if what == "depth to image":
-                    make = partial(model.depth2img, each.prompt, each.picture, each.depth)
-                (picture,) = make(strength=strength, seed=each.seed, steps=args.steps)
-                found.append(overlap(picture, each.asked))
+            for each in tqdm(scenes, desc=f"{kind}, {what}, strength {strength:g}", leave=False):
+                given = (each.prompt, each.picture)
+                made = (
+                    model.depth2img(*given, each.depth, strength=strength, seed=each.seed, **options)
+                    if what == "depth to image"
+                    else ordinary.img2img(*given, strength=strength, seed=each.seed, **options)
+                )
+                found.append(overlap(made[0], each.asked))
                 if len(found) <= SHOWN:
-                    sheet.append(framed(picture, found[-1] >= ENOUGH))
+                    sheet.append(framed(made[0], found[-1] >= ENOUGH))
             enough = np.mean(np.array(found) >= ENOUGH)
-            rows.append([what, f"{strength:g}", str(len(found)), f"{np.mean(found):.3f}", f"{100 * enough:.0f} %"])
+            rows.append(
+                [kind, what, f"{strength:g}", str(len(found)), f"{np.mean(found):.3f}", f"{100 * enough:.0f} %"]
+            )
     save_sheet(args.folder / "depth.png", sheet, min(SHOWN, args.count), optimize=True)
-    table = markdown(["task", "strength", "scenes", "mean IoU", f"IoU of at least {ENOUGH}"], rows)
+    table = markdown(["scenes", "task", "strength", "pictures", "mean IoU", f"at least {ENOUGH}"], rows)
     (args.folder / "depth.md").write_text(table)
     print(table, end="")
 

@@ -13,8 +13,19 @@ from torch import nn
 
 from sd.pipeline.image.tensors import to_images
 from sd.sampling.schedule import alphas_cumprod
-from sd.training.depth import APART, LARGEST_SLOPE, SOFTEST, depth_config, depth_map, map_of, planes, show_depth
+from sd.training.depth import (
+    APART,
+    LARGEST_SLOPE,
+    SOFTEST,
+    ScenesWithDepth,
+    depth_config,
+    depth_map,
+    map_of,
+    planes,
+    show_depth,
+)
 from sd.training.losses import DenoisingLoss
+from sd.training.shapes.captions import SIZE_WORDS
 from sd.training.shapes.drawing import ShapesDataset, render
 from sd.training.shapes.recolouring import overlap, recoloured, recolourings, regions
 from sd.training.shapes.scenes import COLOURS, HELD_OUT
@@ -111,6 +122,17 @@ def test_the_first_step_already_moves_the_new_weights():
             show_depth(8, SCENES)(0, images),
         ).backward()
     assert unet.input_blocks[0].conv.weight.grad[:, 4].abs().max() > 0
+
+
+def test_captions_leave_sizes_to_the_map():
+    words = {word for group in SIZE_WORDS.values() for word in group}
+    pictures, usual = ScenesWithDepth(0, 64), ShapesDataset(0, 64)
+    assert pictures.name == usual.name
+    for number in range(40):
+        said = pictures.recaption(number, number % 3)
+        assert not words & set(said.split())
+        assert all(f"{thing.colour} {thing.shape}" in said for thing in pictures.describe(number)[0].things)
+    assert any(words & set(usual.recaption(number, 0).split()) for number in range(40))
 
 
 @pytest.fixture(scope="module")

@@ -211,13 +211,17 @@ def test_a_network_for_depth_to_image_is_made_from_the_small_model_trained_and_s
     assert (model.config.family, model.config.unet.in_channels) == ("sd-v1-depth", 5)
     assert model.unet.input_blocks[0].conv.weight[:, 4].any()
     capsys.readouterr()
-    ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "2", "--steps", "2"]
+    ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "2", "--steps", "2", "--kinds", "single"]
     score_depth.main([str(folder / "model.ckpt"), str(tmp_path / "scores"), *ordinary])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[:3] for line in lines[2:]] == [
-        [f"| {task} to image", strength, "2"] for strength in ("0.8", "1") for task in ("image", "depth")
+    assert [line.split(" | ")[:4] for line in lines[2:]] == [
+        ["| single", f"{task} to image", strength, "2"] for strength in ("0.8", "1") for task in ("image", "depth")
     ]
     assert Image.open(tmp_path / "scores" / "depth.png").height > 6 * 64
+    train_depth.main([str(tmp_path / "more"), *short[2:], "--model", str(folder / "model.ckpt")])
+    more = sd.load(tmp_path / "more" / "model.ckpt", precision="fp32")
+    assert more.unet.input_blocks[0].conv.weight.shape[1] == 5
+    assert not torch.equal(more.unet.out.conv.weight, model.unet.out.conv.weight)
 
 
 def test_a_network_for_editing_is_made_from_the_small_model_trained_and_scored(trained, tmp_path, capsys):

@@ -40,11 +40,14 @@ def plain_caption(scene: Scene) -> str:
     return f"{between.join(things)} on {with_article(scene.background.colour)} background"
 
 
-def caption(scene: Scene, generator: Random) -> str:
-    """A randomly worded caption. It always names the shape and colour of every thing, and mostly the background's."""
+def caption(scene: Scene, generator: Random, *, sizes: bool = True) -> str:
+    """A randomly worded caption. It always names the shape and colour of every thing, and mostly the background's.
+
+    sizes  whether it may say how large things are
+    """
     bare = generator.random() < 0.1  # "red circle on blue background"
     article = str if bare else with_article
-    subject = describe(scene, generator, article)
+    subject = describe(scene, generator, article, sizes)
     if not bare and generator.random() < 0.35:
         subject = generator.choice(LEADS) + subject
     ending = generator.random()
@@ -59,16 +62,16 @@ def caption(scene: Scene, generator: Random) -> str:
     return f"{subject} {joint} {article(words)}"
 
 
-def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> str:
+def describe(scene: Scene, generator: Random, article: Callable[[str], str], sizes: bool) -> str:
     """The thing and sometimes its position, or both things and mostly their relation."""
     if scene.relation is None:
         (thing,) = scene.things
         where = place_words(thing)
-        words = article(thing_words(thing, generator))
+        words = article(thing_words(thing, generator, sizes=sizes))
         return f"{words} {where}" if where and generator.random() < 0.5 else words
 
     inside = scene.relation == "inside"
-    first, second = (article(thing_words(thing, generator, inside=inside)) for thing in scene.things)
+    first, second = (article(thing_words(thing, generator, inside=inside, sizes=sizes)) for thing in scene.things)
     form = generator.random()
     if form < 0.1:
         return f"{first} and {second}"
@@ -85,11 +88,11 @@ def describe(scene: Scene, generator: Random, article: Callable[[str], str]) -> 
     return f"{first} {generator.choice(RELATION_WORDS[scene.relation])} {second}"
 
 
-def thing_words(thing: Thing, generator: Random, *, inside: bool = False) -> str:
+def thing_words(thing: Thing, generator: Random, *, inside: bool = False, sizes: bool = True) -> str:
     """Colour and shape, and sometimes the size: mostly for small things, unless they are inside another."""
     words = f"{thing.colour} {thing.shape}"
     said = 0.9 if thing.size == "small" and not inside else 0.35
-    return f"{generator.choice(SIZE_WORDS[thing.size])} {words}" if generator.random() < said else words
+    return f"{generator.choice(SIZE_WORDS[thing.size])} {words}" if sizes and generator.random() < said else words
 
 
 def place_words(thing: Thing) -> str | None:

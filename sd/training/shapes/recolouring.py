@@ -32,9 +32,12 @@ class Recolouring:
     seed: int
 
 
-def recolourings(count: int, size: int) -> list[Recolouring]:
-    """Scenes of combinations that training never shows, with other such combinations asked for."""
-    scenes = ShapesDataset(4, size, held_out=True)
+def recolourings(count: int, size: int, *, kind: str = "all", seed: int = 4) -> list[Recolouring]:
+    """Scenes of combinations that training never shows, with other such combinations asked for.
+
+    kind  one of scenes.KINDS
+    """
+    scenes = ShapesDataset(seed, size, held_out=True, kind=kind)
     found = []
     number = -1
     while len(found) < count:
