@@ -7,7 +7,9 @@
     a .yaml beside it   model.params.parameterization, as in the original training code
     marker tensors      v_pred, ztsnr: without elements
     the training step   of version 2, whose families differ in nothing else
+    pure noise          of version 2: noise levels that end in it, where eps would say nothing of the picture
     a rule of thumb     of version 2: how far the biases of one norm are spread
+    a trial             of version 2, once its weights are read: see `sd.runtime.trial`
     the family          the usual prediction of its row in `convert.families.table`
 
 What tells something else than what counts is named in a warning.
@@ -47,11 +49,17 @@ STEPS = {875_000: "eps", 110_000: "v", 140_000: "v"}  # of version 2's published
 SPREAD_BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 SPREAD_OF_V = 0.09
 RULE_OF_THUMB = "the spread of the biases in one of its norms"
+ENDS_IN_NOISE_NOTE = {  # by whether it predicts v
+    True: "trained with noise levels that end in pure noise (ztsnr), so pictures begin there: best with --schedule "
+    "trailing --guidance-rescale 0.7; --no-zero-terminal-snr turns it off.",
+    False: "trained with noise levels that end in pure noise (ztsnr), but it predicts eps: pictures begin as usual.",
+}
+NO_GUESS = "nothing tells whether it predicts eps or v. If pictures are noise, give --prediction."
 FAMILY, SCHEDULER = "its family", "its scheduler_config.json"
 SUFFIXES = (".yaml", ".yml")
 PARAMETERS = "model.params."
 IN_YAML = ("model.target", *(PARAMETERS + name for name in ("parameterization", "linear_start", "linear_end")))
-NUMBERS = {"float64": "d", "float32": "f", "float16": "e"}
+NUMBERS = {"float64": "d", "float32": "f", "float16": "e", "bfloat16": "H"}  # the last: the upper half of a float32
 TOLERANCE = 0.02  # half precision changes the entries by less than a tenth of it
 
 
@@ -74,6 +82,16 @@ class Statement:
     warnings: tuple[str, ...] = ()  # for the user, a sentence each
     notes: tuple[str, ...] = ()
 
+    @property
+    def begins_at_noise(self) -> bool:
+        """Whether pictures begin at pure noise, as in the training; eps says nothing of a picture there."""
+        return self.ends_in_noise and self.prediction == "v"
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether nothing states what it predicts."""
+        return self.prediction is None or self.why == RULE_OF_THUMB
+
     def applied_to(self, config: ModelConfig) -> ModelConfig:
         return replace(config, schedule=self.schedule, prediction=self.prediction or config.prediction)
 
@@ -83,6 +101,15 @@ def prediction_text(prediction: str | None, why: str) -> str:
     if prediction is None:
         return "eps or v: nothing tells which; --prediction chooses"
     return f"{prediction}, as {'usual in its family' if why == FAMILY else f'{why} says'}"
+
+
+def guess(prediction: str, why: str) -> str:
+    """The warning that a prediction is only guessed."""
+    other = "v" if prediction == "eps" else "eps"
+    return (
+        f"nothing states whether it predicts eps or v; {prediction} is a guess, {why}. If pictures are noise, give "
+        f"--prediction {other}."
+    )
 
 
 @dataclass(kw_only=True)
@@ -123,9 +150,17 @@ def statement(
     Raises UnsupportedFileError where the UNet predicts something else.
     """
     beside = Beside() if own or file.configs else yaml_beside(file.path)
+    usual_schedule, (schedule, problem) = schedule, _with_range(schedule, beside)
+    table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
+    metadata = {name: file.metadata.get(name, "").strip().lower() == "true" for name in TRUE_IN_METADATA}
+    ends_in_noise = ends_in_noise or table or ENDS_IN_NOISE in tensors or any(metadata.values())
     found = [*_evidence(file, tensors, beside, usual, step, asked, own)]
-    if not found and not usual and (spread := _spread(file, tensors.get(SPREAD_BIAS))) is not None:
-        found = [Evidence("v" if spread > SPREAD_OF_V else "eps", RULE_OF_THUMB)]
+    if not found and not usual:
+        spread = _spread(file, tensors.get(SPREAD_BIAS))
+        if ends_in_noise:
+            found = [Evidence("v", "its noise schedule, which ends in pure noise,")]
+        elif spread is not None:
+            found = [Evidence("v" if spread > SPREAD_OF_V else "eps", RULE_OF_THUMB)]
     first = found[0] if found else None
     if first and first.prediction not in ("eps", "v"):
         raise UnsupportedFileError(
@@ -140,23 +175,13 @@ def statement(
         if other.prediction != first.prediction:
             warnings.append(f"predicts {first.prediction}, as {first.why} says; {other.why} says {other.prediction}.")
     if first and first.why == RULE_OF_THUMB:
-        other = "v" if first.prediction == "eps" else "eps"
-        warnings.append(
-            f"nothing states whether it predicts eps or v; {first.prediction} is a guess, by {RULE_OF_THUMB}. If "
-            f"pictures are noise, give --prediction {other}."
-        )
+        warnings.append(guess(first.prediction, f"by {RULE_OF_THUMB}"))
     if not first and not usual:
-        warnings.append("nothing tells whether it predicts eps or v. If pictures are noise, give --prediction.")
-    usual_schedule = schedule
-    schedule, problem = _with_range(schedule, beside)
+        warnings.append(NO_GUESS)
     warnings += [problem] if problem else []
-    table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
-    metadata = {name: file.metadata.get(name, "").strip().lower() == "true" for name in TRUE_IN_METADATA}
-    ends_in_noise = ends_in_noise or table or ENDS_IN_NOISE in tensors or any(metadata.values())
     prediction = first.prediction if first else usual or None
     if ends_in_noise:
-        use = "the usual schedule is used" if prediction == "eps" else "--zero-terminal-snr uses it"
-        notes = (f"trained with a noise schedule that ends in pure noise (ztsnr); {use}.",)
+        notes = (ENDS_IN_NOISE_NOTE[prediction == "v"],)
     return Statement(
         prediction=prediction,
         why=first.why if first else FAMILY if usual else "nothing tells",
@@ -213,7 +238,11 @@ def _numbers(file: CheckpointFile, record: TensorRecord | None) -> tuple[float, 
     order = "<" if record.storage.byteorder == "little" else ">"
     width = struct.calcsize(NUMBERS[record.dtype])
     data = file.storage_bytes(record)[record.offset * width :]
-    return struct.unpack_from(f"{order}{record.shape[0]}{NUMBERS[record.dtype]}", data)
+    count = record.shape[0]
+    numbers = struct.unpack_from(f"{order}{count}{NUMBERS[record.dtype]}", data)
+    if record.dtype == "bfloat16":
+        return struct.unpack(f"{count}f", struct.pack(f"{count}I", *(half << 16 for half in numbers)))
+    return numbers
 
 
 def yaml_beside(file: Path) -> Beside:

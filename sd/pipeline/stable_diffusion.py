@@ -63,6 +63,7 @@ class StableDiffusion(LatentDiffusion):
     """A loaded model: its parts, and the way from a prompt to a picture."""
 
     source: Source
+    zero_terminal_snr: bool = False  # trained to begin at pure noise: pictures do, unless their settings say otherwise
 
     @property
     def adapters(self) -> tuple:
@@ -383,6 +384,7 @@ class StableDiffusion(LatentDiffusion):
         seed = secrets.randbits(32) if seed in (None, -1) else seed
         if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
+        settings = {"zero_terminal_snr": self.zero_terminal_snr, **settings}
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
         with self.runner.in_use():  # adapters and words stay until they are noted
             if self.adapters or first.adapters:

@@ -125,6 +125,7 @@ def from_checkpoint(
             vae=other and VAESource(name=Path(other.path).name, sha256=FileHash(other.path)),
         ),
         runner=runner,
+        zero_terminal_snr=said.begins_at_noise,
     )
 
 

@@ -164,8 +164,10 @@ def test_zero_terminal_snr_survives_every_layout(save, tmp_path):
     for name in ("a.safetensors", "folder", "b.ckpt", "c.safetensors"):
         checkpoint = look(tmp_path / name)
         assert checkpoint.said.ends_in_noise
+        assert checkpoint.said.begins_at_noise
         assert checkpoint.notes == (
-            "trained with a noise schedule that ends in pure noise (ztsnr); --zero-terminal-snr uses it.",
+            "trained with noise levels that end in pure noise (ztsnr), so pictures begin there: best with --schedule "
+            "trailing --guidance-rescale 0.7; --no-zero-terminal-snr turns it off.",
         )
 
 
@@ -178,7 +180,11 @@ def test_zero_terminal_snr_is_told_by_a_marker_metadata_or_a_table(save, extra, 
         roots = schedule_buffers(TINY.schedule)["alphas_cumprod"].double().sqrt()
         table = ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2
         extra = {"alphas_cumprod": table.clamp(min=4.8973451890853435e-08).float()}
-    assert look(save(extra, metadata)).said.ends_in_noise
+    path = save(extra, metadata)
+    assert look(path).said.ends_in_noise
+    assert not look(path).said.begins_at_noise
+    assert "but it predicts eps: pictures begin as usual" in look(path).notes[0]
+    assert read(path, prediction="v").said.begins_at_noise
 
 
 # Who is told
@@ -203,6 +209,7 @@ def test_inspect_says_what_is_predicted_and_why(save, run):
     ("metadata", "yaml", "step", "expected"),
     [
         ({}, None, None, None),
+        ({"ss_zero_terminal_snr": "True"}, None, None, "v"),  # eps would say nothing of a picture there
         ({}, None, 875_000, "eps"),
         ({}, None, 140_000, "v"),
         ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, None, None, "v"),

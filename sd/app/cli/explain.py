@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.app.jobs.adapters import announce, find_adapters
     from sd.app.jobs.embeddings import find_words
     from sd.app.jobs.model import opened, teach_words
-    from sd.app.jobs.plan import check_jobs, with_seeds
+    from sd.app.jobs.plan import check_jobs, for_model, with_seeds
     from sd.app.jobs.run import warn_of_unused
     from sd.files import written_whole
 
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     )
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
     with opened(request.model, request.task) as (checkpoint, prepare):
+        request = for_model(request, checkpoint.said)
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)

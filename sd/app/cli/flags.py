@@ -50,7 +50,10 @@ def add_schedule_flags(add: Add) -> None:
     add("--discard-penultimate", action="store_true", default=None,
         help="choose one noise level more, and leave out the last before the end, as some programs do for dpm2, dpm2_a "
         "and unipc (default: if the sampler's name is theirs, such as DPM2)")
-    add("--zero-terminal-snr", action="store_true", help="begin at pure noise: for v-prediction models trained for it")
+    add("--zero-terminal-snr", action="store_const", const=True,
+        help="begin at pure noise: for v-prediction models trained for it (default: if the file says so)")
+    add("--no-zero-terminal-snr", action="store_const", const=False, dest="zero_terminal_snr",
+        help="begin with the usual noise levels, whatever the file says")
 
 
 def add_output_flags(parser: Parser) -> Add:

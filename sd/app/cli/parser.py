@@ -20,10 +20,10 @@ NUMBERS = {int: "a whole number", float: "a number"}
 # flags that only --help-all shows
 RARE = """
     --debug --prompt --prompt-file --plain-prompts --weights --precision --low-memory --tiled-vae --compile --clip-skip
-    --schedule --sigmas --zero-terminal-snr --eta --plms --guidance-rescale --guidance-interval --reuse-features
-    --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps --save-steps-as --hires-upscale
-    --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold --mask-blur --mask-padding --overlap
-    --prediction --variant --rng --seed-delta --discard-penultimate
+    --schedule --sigmas --zero-terminal-snr --no-zero-terminal-snr --eta --plms --guidance-rescale
+    --guidance-interval --reuse-features --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps
+    --save-steps-as --hires-upscale --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold
+    --mask-blur --mask-padding --overlap --prediction --variant --rng --seed-delta --discard-penultimate
     --max-megapixels
 """
 

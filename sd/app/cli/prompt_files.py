@@ -150,7 +150,8 @@ def json_settings(where: str, line: str, flags: dict[str, argparse.Action]) -> d
         given = json.loads(line, object_pairs_hook=Pairs, parse_int=whole_number)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}not a JSON object: {error}. Each line must be one whole object.") from None
-    return checked(where, ((key, flags[key].dest if key in flags else key, value) for key, value in given))
+    names = {key: flag.dest for key, flag in flags.items() if flag.const is not False}  # true means what it says
+    return checked(where, ((key, names.get(key, key), value) for key, value in given))
 
 
 def flag_settings(where: str, line: str, flags: dict[str, argparse.Action], parser: Parser) -> dict[str, object]:
@@ -192,7 +193,7 @@ def value_of(action: argparse.Action, words: list[str], parser: Parser) -> objec
     if action.nargs in (0, "?") and text.lower() in ("", "true", "1"):  # the web UI writes --tiling true
         return action.const
     if action.nargs in (0, "?") and text.lower() in ("false", "0"):
-        return action.default
+        return not action.const if isinstance(action.const, bool) else action.default
     if action.nargs == 0:
         raise UsageError(f"{action.option_strings[0]} takes no value, got {text!r}.")
     if not words:

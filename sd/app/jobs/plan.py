@@ -4,12 +4,16 @@ import math
 import secrets
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
 from sd.config import ModelConfig
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import SettingError, Settings
+
+if TYPE_CHECKING:
+    from convert.layouts.noise_schedule import Statement
 
 MOST_PICTURES, LARGEST_SHEET = 100_000, 500 * 10**6  # the latter in pixels
 
@@ -45,6 +49,11 @@ def with_seeds(request: JobRequest) -> JobRequest:
     """The same request, with seeds drawn where it has none."""
     needed = ["seed", "vary_seed"] if varies(request) else ["seed"]
     return with_settings(request, **{name: secrets.randbits(32) for name in needed if name not in request.settings})
+
+
+def for_model(request: JobRequest, said: "Statement") -> JobRequest:
+    """The same request with what the model was trained for, where the request does not say otherwise."""
+    return replace(request, settings={"zero_terminal_snr": said.begins_at_noise, **request.settings})
 
 
 def plan(request: JobRequest, native: int) -> list[Settings]:

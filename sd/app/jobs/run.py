@@ -14,7 +14,16 @@ from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.model import made_with, opened, teach_words
 from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
-from sd.app.jobs.plan import check_jobs, check_request, group, plan, with_seed_moved, with_seeds, with_settings
+from sd.app.jobs.plan import (
+    check_jobs,
+    check_request,
+    for_model,
+    group,
+    plan,
+    with_seed_moved,
+    with_seeds,
+    with_settings,
+)
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.app.jobs.vocabulary import embedded_model_knows
 from sd.pipeline.second_pass import steps_run
@@ -66,6 +75,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
             canvas = inputs.canvas(native)
             width, height = canvas.placement.working
             seeded = with_settings(seeded, width=width, height=height)
+        seeded = for_model(seeded, checkpoint.said)
         jobs = plan(seeded, native)
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
