@@ -137,7 +137,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         config = with_settings(config, settings)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])
-    said = foreign_statement(file, tensors, config, found.beside.get("global_step"), prediction)
+    said = foreign_statement(file, averaged | tensors, config, found.beside.get("global_step"), prediction)
     config = said.applied_to(config)
     if not ("native_size" in found.beside or "sample_size" in file.configs.get("unet", {})):
         sizes = family_named(config.family).native_sizes

@@ -74,7 +74,12 @@ def load(
             file, checkpoint = stack.enter_context(opened_model(path, weights, prediction, variant, vae))
         options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
         dtype = pick_precision(target, precision, checkpoint.config.unet.width)
-        return from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
+        model = from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
+    if checkpoint.said.is_guess:
+        from sd.runtime.trial import warnings_after_trial
+
+        warnings_after_trial(model, checkpoint.said)
+    return model
 
 
 def from_checkpoint(

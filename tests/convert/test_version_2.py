@@ -17,7 +17,7 @@ from convert.actions.convert import convert
 from convert.actions.inspect import inspect
 from convert.actions.original_writer import schedule_buffers
 from convert.errors import UnsupportedFileError, WeightMismatchError
-from convert.layouts.names import NEVER_RUN, original_names, parameter_shapes
+from convert.layouts.names import NEVER_RUN, ema_name, original_names, parameter_shapes
 from convert.layouts.noise_schedule import PREDICTS_V, SPREAD_BIAS
 from convert.layouts.open_clip import open_clip_names
 from sd.config import SD_V1, SD_V2, SD_V2_EDIT, SD_V2_INPAINTING
@@ -181,6 +181,15 @@ def test_the_spread_of_a_bias_is_the_last_evidence(tmp_path, plain, deviation, p
     assert sd.load(tmp_path / "v2.safetensors").config.native_size == native
     (tmp_path / "v2.yaml").write_text(f"model:\n  params:\n    parameterization: {other}\n")
     assert inspect(tmp_path / "v2.safetensors").prediction == other
+
+
+@pytest.mark.parametrize(("deviation", "predicts"), [(0.05, "eps"), (0.12, "v")])
+def test_the_spread_is_read_in_bfloat16_and_of_averaged_weights(tmp_path, plain, deviation, predicts):
+    state = {name: value.bfloat16() for name, value in spread(plain, deviation).items()}
+    averaged = {ema_name(name) if name.startswith("model.") else name: value for name, value in state.items()}
+    for number, tensors in enumerate([state, averaged]):
+        save_file(tensors, tmp_path / f"{number}.safetensors")
+        assert look(tmp_path / f"{number}.safetensors").said.prediction == predicts
 
 
 def test_unknown_weights_of_the_text_encoder_are_refused(tmp_path, plain):

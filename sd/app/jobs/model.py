@@ -121,7 +121,12 @@ def load_model(
     with events.stage("loading", total, "B") as advance:
         model = from_checkpoint(file, checkpoint, device, dtype, options, advance)
     announce_compiling(model, events)
-    for line in checkpoint.said.warnings:
+    warnings = checkpoint.said.warnings
+    if checkpoint.said.is_guess:
+        from sd.runtime.trial import warnings_after_trial
+
+        warnings = warnings_after_trial(model, checkpoint.said)
+    for line in warnings:
         events.warn(f"{shown(request.file.name)}: {line}")
     another = "; -m FILE takes another" if request.file == embedded_model() else ""
     for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}{another}"):
