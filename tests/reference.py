@@ -33,6 +33,12 @@ class Gaussian:
     def eps(self, x_t, alpha_bar):
         return (1 - alpha_bar) ** 0.5 * (x_t - alpha_bar**0.5 * self.mean) / self.spread(alpha_bar) ** 2
 
+    def v(self, x_t, alpha_bar):
+        """The best prediction of sqrt(alpha_bar) * eps - sqrt(1 - alpha_bar) * x_0, by regression on x_t."""
+        covariance = (alpha_bar * (1 - alpha_bar)) ** 0.5 * (1 - self.deviation**2)
+        distance = x_t - alpha_bar**0.5 * self.mean
+        return covariance / self.spread(alpha_bar) ** 2 * distance - (1 - alpha_bar) ** 0.5 * self.mean
+
     def flow(self, x, alpha_bar, alpha_bar_end):
         """Where the probability flow carries x: it keeps its distance from the mean, in deviations."""
         deviations = (x - alpha_bar**0.5 * self.mean) / self.spread(alpha_bar)

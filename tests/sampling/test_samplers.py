@@ -8,6 +8,7 @@ from oracles import relative_error
 from reference import Gaussian
 from sampling import DATA, TABLE, best_eps, even_steps, last, moment_error, moments, noise, orders, some_network
 
+from sd.sampling.denoiser import Denoiser
 from sd.sampling.names import SAMPLER_INFO
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import SAMPLERS, find_sampler
@@ -18,7 +19,7 @@ from sd.sampling.samplers.euler import euler
 from sd.sampling.samplers.lcm import lcm
 from sd.sampling.samplers.lms import adams_bashforth, lms
 from sd.sampling.samplers.unipc import unipc
-from sd.sampling.schedule import alpha_bar_of, sampling_steps, zero_terminal_snr
+from sd.sampling.schedule import alpha_bar_at, alpha_bar_of, sampling_steps, zero_terminal_snr
 
 POINT = Gaussian(mean=0.7, deviation=0.0)
 DETERMINISTIC = ["ddim", "plms", "euler", "heun", "lms", "dpm2", "dpmpp_2m", "unipc", "unipc_bh1", "unipc_bh2"]
@@ -242,6 +243,21 @@ def test_from_pure_noise_the_data_is_reached(sampler):
     # 30 steps of order 1, with the last one from sigma 0.17 on, leave a tenth
     assert out.mean().item() == pytest.approx(DATA.mean, abs=0.1)
     assert out.std().item() == pytest.approx(DATA.deviation, abs=0.1)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_network_that_predicts_v_leads_where_one_that_predicts_eps_does(sampler):
+    """Both in closed form; v through the denoiser that pictures are made with, which knows timesteps only."""
+
+    def best_v(x, timestep, context):
+        return DATA.v(x, alpha_bar_at(TABLE, timestep.reshape(1))[0])
+
+    steps = sampling_steps(TABLE, 12, schedule="karras", final_alpha="one")
+    x, denoiser = noise()().double(), Denoiser(best_v, "v", TABLE, torch.zeros(2, 1, 1, dtype=torch.float64))
+    by_v, by_eps = (
+        last(find_sampler(sampler)(predict, x, steps, draw_noise=noise(5))) for predict in (denoiser, best_eps(DATA))
+    )
+    assert relative_error(by_v, by_eps) < 1e-5
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
