@@ -64,6 +64,7 @@ class Report:
     prediction_because: str | None = None  # the evidence: "m.yaml beside it"
     schedule: ScheduleConfig | None = None  # the noise levels of the training
     zero_terminal_snr: bool | None = None  # they end in pure noise
+    native_size: int | None = None  # of a complete model: side of the training pictures, in pixels
     warnings: tuple[str, ...] = ()  # what may spoil the pictures
     notes: tuple[str, ...] = ()
     weights: str | None = None  # which of the UNet's are used: "model" or "ema"
@@ -185,6 +186,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         prediction_because=said and said.why,
         schedule=said and said.schedule,
         zero_terminal_snr=said and said.ends_in_noise,
+        native_size=checkpoint and checkpoint.config.native_size,
         warnings=said.warnings if said else (),
         notes=(*file.notes, *(said.notes if said else ())),
         weights=checkpoint and checkpoint.weights,

@@ -77,7 +77,8 @@ def _place(name: str, kind: Recognised) -> tuple[bool, str, str]:
             return False, part, prefix if prefix.endswith(".") else prefix.rpartition(".")[0] + "."
     for prefix, part in PREFIXES.items():
         if name.startswith(prefix):
-            return True, part, prefix
+            one = kind.family and part == "text encoder 1" and part not in kind.family.parts
+            return True, "text encoder" if one else part, prefix
     if kind.family and "" in kind.family.parts.values():
         return True, next(part for part, prefix in kind.family.parts.items() if not prefix), ""
     if len(kind.parts) == 1:  # a network alone, without a prefix

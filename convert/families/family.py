@@ -61,7 +61,7 @@ def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
         )
     if row is None or unet.in_channels != row.channels:
         title = "Stable Diffusion 2" if base.text_encoder == SD_V2.text_encoder else "Stable Diffusion 1"
-        allowed = [each.channels for each in MODELS if each.config and each.title.startswith(title)]
+        allowed = sorted({each.channels for each in MODELS if each.config and each.title.startswith(title)})
         raise UnsupportedFileError(
             f"has a UNet that takes {unet.in_channels} channels; a {title} model takes {', '.join(map(str, allowed))}."
         )

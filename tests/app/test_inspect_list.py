@@ -40,13 +40,14 @@ def things(made, monkeypatch, call):  # `call` changes the folder, too
 def cells(out):
     """The table as a dictionary: file -> kind, family, precision, size, use."""
     header, *lines = out.splitlines()
-    starts = [header.index(word) for word in ("file", "kind", "family", "precision")]
+    starts = [header.index(word) for word in ("file", "kind", "family", "pixels", "precision")]
     found = {}
     for line in lines:
-        name, kind, family, rest = (
+        name, kind, family, pixels, rest = (
             line[a:b].strip() for a, b in zip(starts, [*starts[1:], None], strict=True)
         )  # fmt: skip
         found[name] = (kind, family, rest.split("  ")[0], rest.rpartition("  ")[2])
+        assert pixels == ("512" if family == "sd-v1" else "-")
     return found
 
 

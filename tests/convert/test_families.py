@@ -35,6 +35,7 @@ DEPTH = {
 V1_TEXT_START = "cond_stage_model.transformer.text_model."
 V1_TEXT, FULL_V1_TEXT = v1_text_shapes(V1_TEXT_START, TINY), v1_text_shapes(V1_TEXT_START)
 TEXT_OF_1024 = replace(SD_V1.text_encoder, width=1024, hidden_width=4096, layers=23, heads=16)
+V2_TEXT_AS_CLIP = v1_text_shapes(V1_TEXT_START, replace(SD_V1, text_encoder=TEXT_OF_1024))
 ROBERTA = {"cond_stage_model.roberta.encoder.layer.0.attention.self.query.weight": (32, 32)}
 LORA = {"lora_unet_x.lora_up.weight": (4, 4)}
 
@@ -92,11 +93,7 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: families.refiner(width=32, text_width=32), "sdxl-refiner", "XL refiner", "embedders.0.model."),
     # version 2 under the names of version 1, as a diffusers folder has it
     (
-        lambda: (
-            unet_shapes(SD_V2.unet, 32)
-            | vae_shapes(32)
-            | v1_text_shapes(V1_TEXT_START, replace(SD_V1, text_encoder=TEXT_OF_1024))
-        ),
+        lambda: unet_shapes(SD_V2.unet, 32) | vae_shapes(32) | V2_TEXT_AS_CLIP,
         "sd-v2",
         "Stable Diffusion 2",
         "1024 wide",
@@ -198,9 +195,14 @@ def test_a_part_of_a_v1_model_is_named_by_what_is_missing():
             recognise(shapes)
 
 
-def test_channels_that_no_model_of_the_family_takes_are_refused():
-    with pytest.raises(UnsupportedFileError, match="takes 7 channels; a Stable Diffusion 1 model takes 4, 9, 8"):
-        recognise(unet_shapes(SEVEN, 32) | vae_shapes(32) | FULL_V1_TEXT)
+@pytest.mark.parametrize(
+    ("unet", "text", "version"),
+    [(SEVEN, FULL_V1_TEXT, 1), (replace(SD_V2.unet, in_channels=6), V2_TEXT_AS_CLIP, 2)],
+)
+def test_channels_that_no_model_of_the_family_takes_are_refused(unet, text, version):
+    allowed = f"takes {unet.in_channels} channels; a Stable Diffusion {version} model takes 4, 5, 8, 9"
+    with pytest.raises(UnsupportedFileError, match=allowed):
+        recognise(unet_shapes(unet, 64) | vae_shapes(32) | text)
 
 
 def test_the_refusal_of_a_hostile_name_is_escaped():

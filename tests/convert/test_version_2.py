@@ -116,6 +116,7 @@ def test_the_names_of_generative_models_are_read_and_the_originals_are_written(t
     report = inspect(tmp_path / "sgm.safetensors")
     assert (report.problem, report.family) == (None, family.family)
     assert "conditioner.embedders.0." in report.evidence[0]
+    assert {part.name for part in report.components} == {"UNet", "VAE", "text encoder"}
     assert "named as in generative-models, conditioner.embedders.0.*" in look(tmp_path / "sgm.safetensors").notes[0]
     convert(tmp_path / "sgm.safetensors", tmp_path / "ours.safetensors", keep_all=True, verify=True)
     convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", layout="original")
@@ -171,10 +172,13 @@ def spread(plain, value):
 
 
 @pytest.mark.parametrize(("deviation", "predicts", "native"), [(0.05, "eps", 512), (0.12, "v", 768)])
-def test_the_spread_of_a_bias_is_the_last_evidence(tmp_path, plain, deviation, predicts, native):
+def test_the_spread_of_a_bias_is_the_last_evidence(tmp_path, plain, run, deviation, predicts, native):
     save_file(spread(plain, deviation), tmp_path / "v2.safetensors")
     report = inspect(tmp_path / "v2.safetensors")
     assert report.prediction == predicts
+    assert report.native_size == native
+    assert f"native size  {native}x{native} pixels" in "\n".join(run("inspect", tmp_path / "v2.safetensors")[1])
+    assert f" {native} " in run("inspect", tmp_path)[1][1]
     assert "a guess" in report.warnings[0]
     other = {"eps": "v", "v": "eps"}[predicts]
     assert f"--prediction {other}" in report.warnings[0]

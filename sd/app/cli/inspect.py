@@ -200,6 +200,8 @@ def training(report: Report) -> Iterator[tuple[str, str]]:
     epoch = [f"epoch {report.epoch}"] if report.epoch is not None else []
     if report.prediction_because:
         yield "predicts", prediction_text(report.prediction, report.prediction_because)
+    if report.native_size:
+        yield "native size", f"{report.native_size}x{report.native_size} pixels"
     if step or epoch:
         yield "training", ", ".join(step + epoch)
     if report.weights:

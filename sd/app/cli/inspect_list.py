@@ -80,19 +80,20 @@ def name_of(path: Path, given: Iterable[Path]) -> str:
     return shown(str(path))
 
 
-def row(name: str, report: Report) -> tuple[str, str, str, str, str, str]:
+def row(name: str, report: Report) -> tuple[str, ...]:
     """What a file is and whether it can be used, as cells."""
     kind = "DANGEROUS" if not report.safe else report.kind or "unknown"
     described = report.adapter or report.word
     family = report.family or (described and described.family) or "-"
-    return name, shown(kind), family, report.precision or "-", size_text(report.bytes), usable(report)
+    pixels = str(report.native_size or "-")
+    return name, shown(kind), family, pixels, report.precision or "-", size_text(report.bytes), usable(report)
 
 
-def broken_row(name: str, path: Path, problem: str) -> tuple[str, str, str, str, str, str]:
+def broken_row(name: str, path: Path, problem: str) -> tuple[str, ...]:
     size = "-"
     with suppress(OSError):
         size = size_text(path.stat().st_size)
-    return name, "unreadable", "-", "-", size, f"no: {shown(problem, LONGEST)}"
+    return name, "unreadable", "-", "-", "-", size, f"no: {shown(problem, LONGEST)}"
 
 
 def usable(report: Report) -> str:
@@ -113,4 +114,4 @@ def usable(report: Report) -> str:
 
 
 def lines(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    yield from aligned([("file", "kind", "family", "precision", "size", "usable for"), *rows], "<<<<><")
+    yield from aligned([("file", "kind", "family", "pixels", "precision", "size", "usable for"), *rows], "<<<><><")
