@@ -25,6 +25,7 @@ from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS
 from convert.layouts.open_clip import LAYER, has_open_clip
 from sd.config import (
     SD_V1,
+    SD_V1_DEPTH,
     SD_V1_EDIT,
     SD_V1_INPAINTING,
     SD_V2,
@@ -39,7 +40,7 @@ from sd.pipeline.runner import PRECISIONS
 
 FAMILIES = {
     config.family: config
-    for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT)
+    for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V1_DEPTH, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT)
 }
 
 
