@@ -82,7 +82,8 @@ def merged_lines(merging: "Merging", first: Path, vae: Path | None) -> Iterator[
     """Which tensors are new, and which are those of the first model or of another VAE."""
     yield f"merged: {by_network(merging.merged)}"
     if merging.channels:
-        yield f"the {counted(merging.channels, 'channel')} that only {shown(first.name)} reads stay as they are"
+        stay = "stays as it is" if merging.channels == 1 else "stay as they are"
+        yield f"the {counted(merging.channels, 'channel')} that only {shown(first.name)} reads {stay}"
     if merging.kept:
         whose = f"{shown(vae.name)} and {shown(first.name)}" if vae else shown(first.name)
         yield f"kept from {whose}: {by_network(merging.kept)}"
