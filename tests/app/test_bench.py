@@ -6,13 +6,15 @@ import mmap
 import os
 import time
 
+import make_checkpoint
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, assemble, fill
 from torch import nn
 
 from convert.layouts.names import original_names
+from sd.config import SD_V1_DEPTH, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2_DEPTH
 from sd.networks.attention import Attention
 from sd.study.architecture.description import describe
 from sd.study.benchmark import hardware
@@ -30,7 +32,7 @@ from sd.study.benchmark.layer_kinds import (
     Rates,
     Share,
 )
-from sd.study.benchmark.measuring import Benchmark, Run, Spread, case, pictures, profile_step
+from sd.study.benchmark.measuring import Benchmark, Run, Spread, case, make_once, pictures, profile_step
 from sd.study.benchmark.memory import PeakMemory
 from sd.study.benchmark.table import table
 
@@ -89,7 +91,7 @@ def test_calls_are_sorted_timed_and_counted_by_hand():
 
 
 def test_a_step_s_operations_are_those_of_sd_arch_and_its_kinds_add_up(model):
-    profile = profile_step(model, pictures((128, 64), 2, 2), Rates(operations=1e9, bytes=1e9))
+    profile = profile_step(model, pictures(model, (128, 64), 2, 2), Rates(operations=1e9, bytes=1e9))
     told = describe(TINY, original_names(TINY), width=128, height=64)
     (unet,) = (network for network in told.networks if network.path == "unet")
     time_layers = [node for node in unet.walk() if node.path.endswith(("time_proj", "time_embed"))]
@@ -145,6 +147,7 @@ def test_the_table_says_what_was_found():
         rates=Rates(operations=150e9, bytes=12.3e9),
         load=Spread.of([4, 3, 8]),
         text=Spread.of([0.25]),
+        depth=Spread.of([0.75]),
         cases=(case((768, 512), 4, 2, runs, profile_of(), own_memory=None, device_memory=2_500_000_000),),
     )
     lines = [" ".join(line.split()) for line in table(found, "a model", "a machine").splitlines()]
@@ -152,6 +155,7 @@ def test_the_table_says_what_was_found():
     for line in (
         "loading 4.0000 3.0000 8.0000 3",
         "text encoding 0.2500 0.2500 0.2500 1",
+        "depth estimation 0.7500 0.7500 0.7500 1",
         "768x512, 4 pictures at a time",
         "a guided step 2.5000 2.5000 2.5000 1",
         "decoding 0.5000 0.5000 0.5000 1",
@@ -163,6 +167,31 @@ def test_the_table_says_what_was_found():
         "total 5 100.0 20,000.00 100.0 5.0 5,000.00 4.00",
     ):
         assert line in lines
+
+
+FURTHER = {SD_V1_DEPTH: 2, SD_V1_EDIT: 3, SD_V1_INPAINTING: 2, SD_V2_DEPTH: 2}  # predictions in a guided step
+
+
+@pytest.mark.parametrize("config", FURTHER, ids=lambda config: config.family)
+def test_a_unet_with_further_channels_is_given_what_it_reads(config):
+    narrow = make_checkpoint.tiny(config)
+    model, seen = assemble(narrow, fill(narrow)), []
+    handle = model.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    batch = pictures(model, (64, 72), 2, 2)
+    run = make_once(model, batch)
+    handle.remove()
+    assert seen == [(2 * FURTHER[config], config.unet.in_channels, 9, 8)] * 2
+    assert len(run.steps) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", FURTHER, ids=lambda config: config.family)
+def test_the_command_measures_every_kind_of_model(run, tmp_path, config):
+    narrow = make_checkpoint.tiny(config)
+    make_checkpoint.save_original(tmp_path / "x.ckpt", make_checkpoint.made_up_state_dict(narrow))
+    code, lines, err = run("bench", "-m", "x.ckpt", "--sizes", "64", "--steps", "2", "--repeat", "1")
+    assert code == 0, err
+    assert any(line.startswith("depth estimation") for line in lines) == (config.depth is not None)
 
 
 @pytest.mark.slow

@@ -303,7 +303,7 @@ def test_a_profiled_step_is_not_compiled(networks):
     programs = []
     model = assemble(SMALL, networks)
     model.runner = Execution(COMPILED, compiler=lambda function: programs.append(function) or function)
-    found = profile_step(model, pictures((64, 64), 1, 2), Rates(operations=1e9, bytes=1e9))
+    found = profile_step(model, pictures(model, (64, 64), 1, 2), Rates(operations=1e9, bytes=1e9))
     convolutions = [module for module in model.unet.modules() if isinstance(module, nn.Conv2d)]
     assert found.kinds[CONVOLUTION].calls == sum(max(each.kernel_size) > 1 for each in convolutions)
     assert not programs

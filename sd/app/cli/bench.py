@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.study.benchmark.measuring import benchmark, units
     from sd.study.benchmark.table import table
 
-    with opened(request, "text to picture") as (checkpoint, _):
+    with opened(request, task=None) as (checkpoint, _):
         config = checkpoint.config
         size = {"width": config.native_size, "height": config.native_size}
         (job,), adapters = find_adapters([Settings(prompt="", seed=0, lora=args.lora or (), **size)], config)

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from sd.pipeline.latent_diffusion import LatentDiffusion
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
+from sd.sampling.init_image import InitImage
 from sd.study.benchmark.layer_kinds import LayerWatch, Profile, Rates, measure_rates
 from sd.study.benchmark.memory import PeakMemory
 from sd.study.clock import seconds_of, synchronize
 
 PROMPT = "a photograph of an astronaut riding a horse"
 WARM_UP_STEPS = 2
+IMAGE_GUIDANCE = 1.5  # the default of `StableDiffusion.edit`: three predictions in a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Run:
 
     steps: tuple[float, ...]  # from the second on; the first also pays for the text and for set-up
     decode: float
-    total: float  # from the prompt to the pictures
+    total: float  # from the prompt, and the picture if there is one, to the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,7 @@ class Benchmark:
     rates: Rates
     load: Spread
     text: Spread  # encoding a prompt and the empty one
+    depth: Spread | None  # estimating the depth of a picture of the first size, if the model has a depth network
     cases: tuple[Case, ...]
 
 
@@ -104,12 +108,14 @@ def benchmark(
         on_unit()
     encode_text(model)
     texts = [encode_text(model) for _ in range(repeat)]
+    depths = [estimate_depth(model, sizes[0]) for _ in range(1 + repeat)][1:] if model.depth_network else []
     cases = [
         measure_case(model, size, batch_size, steps, repeat, rates, on_unit)
         for size in sizes
         for batch_size in batch_sizes
     ]
-    return Benchmark(rates=rates, load=Spread.of(loads), text=Spread.of(texts), cases=tuple(cases))
+    depth = Spread.of(depths) if depths else None
+    return Benchmark(rates=rates, load=Spread.of(loads), text=Spread.of(texts), depth=depth, cases=tuple(cases))
 
 
 def units(sizes: int, batch_sizes: int, repeat: int) -> int:
@@ -122,15 +128,45 @@ def encode_text(model: LatentDiffusion) -> float:
     return seconds_of(lambda: [model.encode_prompts([text]) for text in (PROMPT, "")], model.device)
 
 
-def pictures(size: tuple[int, int], batch_size: int, steps: int) -> list[Settings]:
+def estimate_depth(model: LatentDiffusion, size: tuple[int, int]) -> float:
+    """Seconds for the depth of one picture."""
+    return seconds_of(lambda: model.estimate_depth(grey(size)), model.device)
+
+
+def grey(size: tuple[int, int]) -> Tensor:
     width, height = size
-    return [Settings(prompt=PROMPT, width=width, height=height, steps=steps, seed=seed) for seed in range(batch_size)]
+    return torch.zeros(1, 3, height, width)
+
+
+def pictures(model: LatentDiffusion, size: tuple[int, int], batch_size: int, steps: int) -> list[Settings]:
+    """Settings of the task that the model's UNet was made for."""
+    edits = {"image_guidance": IMAGE_GUIDANCE} if further_channels(model) == 4 else {}
+    common = {"prompt": PROMPT, "width": size[0], "height": size[1], "steps": steps, **edits}
+    return [Settings(**common, seed=seed) for seed in range(batch_size)]
+
+
+def start_of(model: LatentDiffusion, size: tuple[int, int]) -> InitImage | None:
+    """What the UNet reads beside the latents: a grey picture, its depth, or a mask that repaints all of it."""
+    image, channels = grey(size), further_channels(model)
+    if channels == 0:
+        return None
+    if channels == 1:
+        return InitImage(image=image, depth=model.estimate_depth(image) if model.depth_network else image[:, :1])
+    if channels == 4:
+        return InitImage(image=image)
+    mask = torch.ones_like(image[:, :1])
+    factor = model.config.vae.factor
+    return InitImage(image=image, mask=mask, latent_mask=mask[:, :, ::factor, ::factor])
+
+
+def further_channels(model: LatentDiffusion) -> int:
+    return model.config.unet.in_channels - model.config.vae.latent_channels
 
 
 def make_once(model: LatentDiffusion, batch: Sequence[Settings]) -> Run:
     """Make a batch of pictures and time each step."""
     started, moments = time.perf_counter(), []
-    for latents in model.sample(batch):  # noqa: B007 - the last ones are decoded
+    for latents in model.sample(batch, start_of(model, (batch[0].width, batch[0].height))):  # noqa: B007 - the last ones are decoded
         # known to be finite, so the device has finished them; a GPU already works on the next step
         moments.append(time.perf_counter())
     model.decode(latents)
@@ -146,7 +182,7 @@ def profile_step(model: LatentDiffusion, batch: Sequence[Settings], rates: Rates
     """
     model = copy(model)
     model.runner = model.runner.for_watching()
-    states, profiles = model.sample(batch), []
+    states, profiles = model.sample(batch, start_of(model, (batch[0].width, batch[0].height))), []
     next(states)
     for _ in range(batch[0].steps - 1):
         with LayerWatch(model.device, rates) as watch:
@@ -168,14 +204,14 @@ def measure_case(
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     with PeakMemory() as memory:
-        make_once(model, pictures(size, batch_size, WARM_UP_STEPS))
+        make_once(model, pictures(model, size, batch_size, WARM_UP_STEPS))
         on_unit()
         runs = []
         for _ in range(repeat):
-            runs.append(make_once(model, pictures(size, batch_size, steps)))
+            runs.append(make_once(model, pictures(model, size, batch_size, steps)))
             on_unit()
     device_memory = torch.cuda.max_memory_allocated(model.device) if on_cuda else None
-    profile = profile_step(model, pictures(size, batch_size, 1 + repeat), rates)
+    profile = profile_step(model, pictures(model, size, batch_size, 1 + repeat), rates)
     on_unit()
     return case(size, batch_size, steps, runs, profile, memory.peak, device_memory)
 

@@ -19,7 +19,9 @@ def table(found: Benchmark, model: str, machine: str) -> str:
     best = found.rates
     rates = f"best rates: {giga(best.operations)} GFLOP/s multiplying matrices, {giga(best.bytes)} GB/s copying"
     lines = [model, machine, rates, ""]
-    lines += aligned([HEADS, spread_row("loading", found.load), spread_row("text encoding", found.text)])
+    rows = [spread_row("loading", found.load), spread_row("text encoding", found.text)]
+    rows += [spread_row("depth estimation", found.depth)] if found.depth else []
+    lines += aligned([HEADS, *rows])
     for case in found.cases:
         lines += ["", *case_lines(case)]
     return "\n".join([*lines, "", *textwrap.wrap(LEAST, 110), *textwrap.wrap(f"Operations: {COUNTED}.", 110)])
