@@ -36,11 +36,16 @@ def test_pictures_begin_where_the_file_says_and_again_with_like(path, run, tmp_p
 
 @pytest.mark.slow
 def test_lines_of_a_file_and_python_say_otherwise_one_by_one(path, run, tmp_path):
-    lines = ['{"prompt": "x"}', '{"prompt": "x", "zero_terminal_snr": false}', '--prompt "x" --no-zero-terminal-snr']
+    flags = ("--no-zero-terminal-snr", "--zero-terminal-snr false", "--zero-terminal-snr")
+    lines = [
+        '{"prompt": "x"}',
+        '{"prompt": "x", "zero_terminal_snr": false}',
+        *(f"--prompt x {flag}" for flag in flags),
+    ]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     assert run("txt2img", "--from-file", "lines.txt", "-m", path, *QUICK, "-o", "{index}.png")[0] == 0
     made = [settings_of(file)["zero_terminal_snr"] for file in sorted(tmp_path.glob("[0-9].png"))]
-    assert made == [True, False, False]
+    assert made == [True, False, False, False, True]
     model, options = sd.load(path), {"width": 64, "height": 64, "steps": 2, "seed": 1}
     pictures = [model.txt2img("x", **options, **more)[0] for more in ({}, {"zero_terminal_snr": False})]
     assert [json.loads(picture.info["sd"])["zero_terminal_snr"] for picture in pictures] == [True, False]

@@ -3,13 +3,14 @@
 import make_checkpoint
 import pytest
 import torch
+from conftest import assemble, fill
 from safetensors.torch import save_file
 
 import sd
 from convert.layouts.noise_schedule import PREDICTS_V, SPREAD_BIAS, SPREAD_OF_V
 from sd.app.jobs.model import opened
 from sd.app.jobs.request import ModelRequest
-from sd.config import SD_V2
+from sd.config import SD_V2, SD_V2_EDIT
 from sd.runtime import trial
 
 OUT = "model.diffusion_model.out.2."
@@ -88,6 +89,18 @@ def test_the_trial_is_the_same_each_time_and_changes_nothing(save, options):
     before = {name: value.clone() for name, value in model.unet.state_dict().items()}
     assert trial.tried(model) == trial.tried(model) == "v"
     assert all(torch.equal(value, before[name]) for name, value in model.unet.state_dict().items())
+
+
+@pytest.mark.parametrize("family", [SD_V2, SD_V2_EDIT], ids=lambda config: config.family)
+def test_a_picture_to_edit_is_left_out_of_the_trial(family):
+    config = make_checkpoint.tiny(family)
+    model, seen = assemble(config, fill(config)), []
+    model.unet.input_blocks[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    assert trial.tried(model) in ("eps", "v")
+    (x,) = seen
+    assert x.shape == (1, config.unet.in_channels, 8, 8)
+    assert (x[:, :4] == 0.5).all()
+    assert not x[:, 4:].any()
 
 
 def test_whoever_makes_a_picture_is_told_and_whoever_inspects_is_not(save, run):
