@@ -5,15 +5,18 @@ import io
 import json
 from dataclasses import replace
 
+import make_checkpoint
 import pytest
 import torch
 from browser import data_of
 from conftest import TINY, assemble, fill
 from PIL import Image
 
+from sd.config import SD_V1_DEPTH, SD_V1_EDIT
 from sd.networks.attention import Attention, SpatialTransformer
 from sd.pipeline.settings import Settings
 from sd.sampling.denoiser import Denoiser
+from sd.sampling.init_image import InitImage
 from sd.study.explain.attention import ROOM, AttentionWatch, attention_weights, map_side
 from sd.study.explain.page import page
 from sd.study.explain.recording import explain
@@ -260,7 +263,7 @@ def test_finished_picture_in_the_page_is_the_picture_with_its_settings(model, ru
     assert picture.text == model.texts(run.settings)
     previews = []
     report(model, run, on_preview=lambda: previews.append(1))
-    assert len(previews) == preview_count(3, True, []) == 15
+    assert len(previews) == preview_count(3, 2, []) == 15
 
 
 def test_previews_show_what_they_are_called(model, run, told):
@@ -314,3 +317,62 @@ def test_a_page_of_30_steps_stays_below_6_megabytes(told):
     step = {**told["steps"][0], "maps": "", "pictures": {}}
     rest = len(page({**told, "steps": [step] * 30, "comparisons": []}))
     assert 30 * previews + (ROOM + LARGEST_PNG) * 4 / 3 + rest < 6_000_000
+
+
+def picture():
+    return InitImage(image=torch.rand((1, 3, 64, 72), generator=torch.Generator().manual_seed(3)) * 2 - 1)
+
+
+@pytest.fixture(scope="module")
+def editor():
+    config = make_checkpoint.tiny(SD_V1_EDIT)
+    return assemble(config, fill(config))
+
+
+def test_three_predictions_of_an_edit_combine_to_the_guided_noise(editor):
+    """Brooks et al. (2023), eq. 3"""
+    asked = settings(guidance_scale=4.0, image_guidance=1.5)
+    run = explain(editor, asked, picture())
+    assert run.picture.tobytes() == editor.make([asked], picture())[0].tobytes()
+    assert all(step.heats for step in run.steps)
+    for step in run.steps:
+        by_picture = 1.5 * (step.without_prompt - step.without_picture)
+        assert by_picture.norm() > 0
+        assert torch.allclose(step.guided, step.without_picture + by_picture + 4 * step.difference, atol=1e-4)
+    previews = []
+    told = report(editor, run, on_preview=lambda: previews.append(1))
+    assert len(previews) == preview_count(3, 3, []) == sum(len(step["pictures"]) for step in told["steps"])
+    assert [given["name"] for given in told["given"]] == ["the picture to edit"]
+    assert "image guidance" in page(told)
+    two = explain(editor, settings(image_guidance=1.0), picture(), attention=False).steps
+    assert all(step.without_picture is None and step.without_prompt is not None for step in two)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_run_that_begins_with_a_picture_and_its_depth_is_recorded(prediction):
+    """Its first latents are the noisy picture, and the depth is what the UNet sees."""
+    config = replace(make_checkpoint.tiny(SD_V1_DEPTH), prediction=prediction)
+    model, seen = assemble(config, fill(config)), []
+    start = replace(picture(), depth=torch.arange(64.0 * 72).reshape(1, 1, 64, 72))
+    asked = settings(strength=0.7)
+    handle = model.unet.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    run = explain(model, asked, start, attention=False)
+    handle.remove()
+    assert run.picture.tobytes() == model.make([asked], start)[0].tobytes()
+    assert len(run.steps) == len(run.plan) == 2
+    assert all(torch.equal(step.x_t[0], x[-1, :4]) for step, x in zip(run.steps, seen, strict=True))
+    assert torch.equal(run.depth[0], seen[0][-1, 4:])
+    for step in run.steps:
+        mixed = step.alpha_bar**0.5 * step.x_0 + (1 - step.alpha_bar) ** 0.5 * step.guided
+        assert torch.allclose(mixed, step.x_t, atol=1e-4)
+    told = report(model, run)
+    assert [given["name"] for given in told["given"]][1] == "its depth as the network reads it: near is bright"
+    assert "0.7: 2 of 3 steps run" in page(told)
+
+
+def test_what_cannot_be_explained_is_refused(model):
+    mask = torch.ones(1, 1, 64, 72)
+    with pytest.raises(ValueError, match="inpainting cannot be explained"):
+        explain(model, settings(), replace(picture(), mask=mask, latent_mask=mask[..., ::8, ::8]))
+    with pytest.raises(ValueError, match="no step runs"):
+        explain(model, settings(strength=0.2), picture())

@@ -25,7 +25,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "edit": "change a picture by an instruction",
     "depth": "how near each point of a picture is",
     "show": "how pictures were made: their settings, whoever made them",
-    "explain": "a picture from text, and a page that shows how it was made",
+    "explain": "a picture, and a page that shows how it was made",
     "noise": "what noise and the VAE do to a picture",
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "schedule": "the noise levels that a sampler visits",

@@ -1,4 +1,4 @@
-"""`sd explain`: a picture from text, and a page that shows how it was made."""
+"""`sd explain`: a picture, and a page that shows how it was made."""
 
 import argparse
 import hashlib
@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sd.app.cli import flags, say
+from sd.app.cli.explain_start import Beginning, add_start_flags, with_start
 from sd.app.cli.make_pictures import model_of, read_lines, settings_of
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import JobError, UsageError, failures_as
 from sd.app.jobs.outputs import file_in
 from sd.app.jobs.request import Events, JobRequest, Line
+from sd.pipeline.image.input_settings import InputSettings
+from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import SettingError, Settings, nearest
 
 if TYPE_CHECKING:
@@ -36,18 +39,22 @@ COMPARED = {  # what --compare can vary: the setting, the type of its values, an
 def parser() -> Parser:
     parser = Parser(
         prog="sd explain",
-        description="Make a picture from text, and write a page that shows how: every step, what the\n"
-        "network saw and predicted, and what each word attends to. The picture is the one\n"
-        "that sd txt2img makes. The page is one file that works offline; prints its path.",
+        description="Make a picture, and write a page that shows how: every step, what the network saw and\n"
+        "predicted, and what each word attends to. The picture is the one that sd txt2img makes;\n"
+        "with --init, that of sd img2img, or of sd depth2img or sd edit if the model is made for\n"
+        "them. The page is one file that works offline; prints its path.",
         epilog="examples:\n"
         '  sd explain "a red circle on a blue background" --steps 20 -o report.html\n'
         '  sd explain "a lighthouse" -m model.ckpt --compare guidance=1,3,7.5 --compare sampler=ddim,euler\n'
-        '  sd explain "a lighthouse" -m model.ckpt --compare "prompt=a castle|a lighthouse at night"',
+        '  sd explain "a lighthouse" -m model.ckpt --compare "prompt=a castle|a lighthouse at night"\n'
+        '  sd explain "a marble statue" --init tigers.jpg -m 512-depth-ema.ckpt\n'
+        '  sd explain "make it snow" --init photo.jpg -m instruct-pix2pix.ckpt --image-guidance 1.2',
     )
     flags.add_prompt_flags(parser)
     flags.add_model_flags(parser)
     flags.add_picture_flags(parser, size_default="the model's native size", seed="of the picture's noise")
     flags.add_sampling_flags(parser)
+    add_start_flags(parser)
     add = parser.group("page")
     add("--compare", action="append", default=[], metavar="NAME=A,B,...",
         help=f"also show runs that differ in one setting: {', '.join(COMPARED)}; prompts are separated by |; can be "
@@ -71,11 +78,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--low-memory separates the two predictions of a step, which are shown here. Leave it out.")
     asked = [parse_comparison(text) for text in args.compare]
     lines, settings = read_lines(args), settings_of(args)
-    request = with_seeds(
-        JobRequest(task="text to picture", model=model_of(args), lines=lines, settings=settings, out=args.out)
-    )
+    task = "text to picture" if args.init is None else "image to image"
+    given = {"settings": settings, "init": args.init, "depth": args.depth, "max_megapixels": args.max_megapixels}
+    given |= {"inputs": InputSettings(resize_mode=args.resize_mode, invert_depth=args.invert_depth)}
+    request = with_seeds(JobRequest(task=task, model=model_of(args), lines=lines, out=args.out, **given))
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
-    with opened(request.model, request.task) as (checkpoint, prepare):
+    with opened(request.model, task=None) as (checkpoint, prepare):
+        request, beginning = with_start(request, checkpoint.config)
         request = for_model(request, checkpoint.said)
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
@@ -92,7 +101,8 @@ def run(args: argparse.Namespace) -> int:
         events.note(f"seed {seed}")
     announce(adapters, jobs, events)
     warn_of_unused(request.model, jobs, adapters, model, events)
-    milliseconds, page = make_page(model, own, comparisons, adapters, events, attention=not args.no_attention)
+    attention = not args.no_attention
+    milliseconds, page = make_page(model, own, comparisons, adapters, events, beginning, attention=attention)
     with written_whole(path, force=args.force) as file:
         file.write(page)
     if args.json:
@@ -142,6 +152,8 @@ def all_settings(
     runs = [own, *(settings for _, some in comparisons for settings in some)]
     if max(settings.steps for settings in runs) > MOST_STEPS:
         raise UsageError(f"a page has room for {MOST_STEPS} steps. Use --steps {MOST_STEPS} or fewer.")
+    if not all(steps_run(settings.steps, settings.strength) for settings in runs):
+        raise UsageError(f"--strength {own.strength:g} runs no step, so there is nothing to explain. Raise it.")
     if len(runs) > MOST_RUNS:
         raise UsageError(f"--compare asks for {len(runs)} runs; a page has room for {MOST_RUNS}. Give fewer values.")
     return own, comparisons
@@ -153,6 +165,7 @@ def make_page(
     comparisons: Sequence[tuple[str, list[Settings]]],
     adapters: "Adapters",
     events: Events,
+    beginning: Beginning | None = None,
     *,
     attention: bool,
 ) -> tuple[float, bytes]:
@@ -161,21 +174,28 @@ def make_page(
     from sd.study.explain.recording import explain
     from sd.study.explain.report import Comparison, preview_count, report
 
+    def length(settings: Settings) -> int:
+        return steps_run(settings.steps, settings.strength)
+
     others = [settings for _, runs in comparisons for settings in runs]
     different = [settings for settings in dict.fromkeys(others) if settings != own]
-    previews = preview_count(own.steps, own.guidance_scale != 1, [settings.steps for settings in others])
-    total = own.steps + sum(settings.steps for settings in different) + previews
+    predictions = 3 if own.image_guidance not in (None, 1) else 2 if own.guidance_scale != 1 else 1
+    total = length(own) + sum(map(length, different)) + preview_count(length(own), predictions, map(length, others))
     with events.stage("explaining", total, "step") as advance, failures_as(JobError):
-        adapters.apply(model, own)
-        made = {own: explain(model, own, attention=attention, on_step=advance, on_retry=say)}
-        for settings in different:
+        start, made = beginning and model.start_of(beginning.canvas), {}
+        for settings in (own, *different):
             adapters.apply(model, settings)
-            made[settings] = explain(model, settings, attention=False, on_step=advance, on_retry=say)
+            heats = attention and settings == own
+            made[settings] = explain(model, settings, start, attention=heats, on_step=advance, on_retry=say)
         compared = []
         for name, runs in comparisons:
             mine = list(dict.fromkeys(runs))
             values = [getattr(settings, COMPARED[name][0]) for settings in mine]
             labels = tuple(f"{v:g}" if isinstance(v, float) else str(v) or "(empty)" for v in values)
             compared.append(Comparison(name=name, labels=labels, runs=tuple(made[settings] for settings in mine)))
-        whole = page(report(model, made[own], compared, on_preview=advance))
+        run, texts = made[own], None
+        if beginning:
+            run = replace(run, picture=beginning.canvas.finish(run.picture))
+            texts = model.texts(own, beginning.inputs.labels(), beginning.inputs.exact())
+        whole = page(report(model, run, compared, texts=texts, on_preview=advance))
     return made[own].milliseconds, whole.encode()

@@ -37,9 +37,9 @@ def add_input_flags(parser: Parser, strength: float) -> None:
     add("--exact-steps", action="store_true", help="run all of --steps, with a longer schedule")
 
 
-def add_init_flags(add: Add) -> None:
+def add_init_flags(add: Add, *, required: bool = True) -> None:
     """The picture, and how it is read and brought to size."""
-    add("-i", "--init", "--init-img", "--init_img", required=True, type=Path, metavar="IMAGE",
+    add("-i", "--init", "--init-img", "--init_img", required=required, type=Path, metavar="IMAGE",
         help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file with one picture")  # fmt: skip
     add("--resize-mode", "--resize_mode", choices=sorted(RESIZE_NAMES), default="crop",
         help="if --width and --height have another shape (default: crop)")  # fmt: skip

@@ -19,14 +19,17 @@ def page(report: dict) -> str:
     """The whole page, from the report of `sd.study.explain.report.report`."""
     settings, picture = report["settings"], report["picture"]
     negative = settings["negative_prompt"]
+    picture_too = settings["image_guidance"] is not None
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         title=escape(f"How a picture was made: {settings['prompt'][:80]}"),
         prompt=escape(settings["prompt"]) or "<i>without a prompt</i>",
-        negative=f"for the negative prompt “{escape(negative)}”" if negative else "for the empty prompt",
+        negative=(f"for the negative prompt “{escape(negative)}”" if negative else "for the empty prompt")
+        + (", with the picture to edit" if picture_too else ""),
         picture=picture["uri"],
         width=picture["width"],
         height=picture["height"],
         exact=exactness(picture["exact"]),
+        given="\n".join(map(figure, report["given"])),
         facts="\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(report)),
         steps=len(report["steps"]),
         curve=schedule_drawing(report["curve"], report["steps"]),
@@ -46,6 +49,15 @@ def exactness(exact: bool) -> str:
     return "The finished picture, as a PNG with its settings." if exact else "The finished picture, scaled down."
 
 
+def figure(given: dict) -> str:
+    """A picture that the run was given."""
+    name = escape(given["name"])
+    return (
+        f'<figure><img src="{given["uri"]}" alt="{name[0].upper()}{name[1:]}">'
+        f'<figcaption class="soft">{name[0].upper()}{name[1:]}.</figcaption></figure>'
+    )
+
+
 def facts(report: dict) -> Iterator[tuple[str, str]]:
     settings, model = report["settings"], report["model"]
     yield "model", f"{model['name']} ({model['family']})"
@@ -61,6 +73,13 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
     if settings["eta"] is not None:
         yield "eta", f"{settings['eta']:g}"
     yield "guidance scale", f"{settings['guidance_scale']:g}" + (" (off)" if settings["guidance_scale"] == 1 else "")
+    if settings["image_guidance"] is not None:
+        yield (
+            "image guidance",
+            f"{settings['image_guidance']:g}" + (" (off)" if settings["image_guidance"] == 1 else ""),
+        )
+    if len(report["steps"]) < settings["steps"]:
+        yield "strength", f"{settings['strength']:g}: {len(report['steps'])} of {settings['steps']} steps run"
     if settings["guidance_rescale"]:
         yield "guidance rescale", f"{settings['guidance_rescale']:g}"
     if settings["guidance_interval"]:

@@ -9,16 +9,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sd.pipeline.conditions import conditions_for
 from sd.pipeline.latent_diffusion import table_and_steps
+from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.denoiser import Denoiser
-from sd.sampling.schedule import x_0_from_eps
+from sd.sampling.init_image import InitImage
+from sd.sampling.schedule import Steps, x_0_from_eps
 from sd.study.clock import synchronize
 from sd.study.explain.attention import AttentionWatch, Heat, map_side
 from sd.study.explain.text import TokenStrip, token_strip
@@ -39,6 +43,7 @@ class StepRecord:
     x_t: Tensor  # noisy latents before the step
     with_prompt: Tensor  # the noise that the network predicts in them
     without_prompt: Tensor | None  # the same for the negative prompt; None without guidance
+    without_picture: Tensor | None  # where a picture is edited: for the negative prompt and no picture; or None
     guided: Tensor  # the prediction that the sampler takes
     after: Tensor  # latents after the step
     heats: tuple[Heat, ...]  # what each word attends to, largest maps first; empty if not recorded. Layers whose
@@ -61,6 +66,9 @@ class Run:
     settings: Settings
     prediction: str  # what the network predicts, "eps" or "v"; the records hold noise in both cases
     table: Tensor  # (timesteps,) alpha_bar by timestep
+    plan: Steps  # the steps that are run: of a schedule that begins with a picture, the last ones
+    start: InitImage | None  # the picture that it begins with, or edits
+    depth: Tensor | None  # (1, 1, H, W) from -1, far, to 1, near: what the UNet reads after the latents, if it does
     strips: tuple[TokenStrip, ...]  # one for each text that the prompt takes during the run
     steps: tuple[StepRecord, ...]
     picture: Image.Image
@@ -70,26 +78,30 @@ class Run:
 def explain(
     model: StableDiffusion,
     settings: Settings,
+    start: InitImage | None = None,
     *,
     attention: bool = True,
     on_step: Callable[[], object] | None = None,
     on_retry: Callable[[str], None] | None = None,
 ) -> Run:
-    """Make a picture from text and record the run.
+    """Make a picture and record the run: from text, from a picture, with its depth, or edited by instruction.
 
+    start      what the run begins with, as in `StableDiffusion.make`; without a mask
     attention  whether to record heat maps, which costs time and memory
     on_step    called after every step
     on_retry   as in `StableDiffusion.make`
 
-    Raises ValueError if the model cannot make pictures from text, or runs with `low_memory`, which makes the two
-    predictions of a step separately, or with `compile`, which hides the layers from hooks; NonFiniteError if a network
-    fails.
+    Raises ValueError for inpainting, where what is kept takes the place of predictions; if the model cannot do the
+    task, or no step runs; if it runs with `low_memory`, which makes the predictions of a step separately, or with
+    `compile`, which hides the layers from hooks; NonFiniteError if a network fails.
     """
     for option in ("low_memory", "compile"):
         if getattr(model.runner.options, option):
             raise ValueError(f"a model loaded with {option} cannot be explained: load it without")
+    if start is not None and start.mask is not None:
+        raise ValueError("inpainting cannot be explained: leave the mask out")
     model = replace(model, runner=model.runner.for_watching())
-    recorder = Recorder(model, settings, attention=attention)
+    recorder = Recorder(model, settings, start, attention=attention)
 
     def step_done(latents: Tensor) -> None:
         recorder.step_done(latents)
@@ -97,18 +109,21 @@ def explain(
             on_step()
 
     def retry(message: str) -> None:
-        if len(recorder.steps) < settings.steps:  # otherwise only the decoder runs again
+        if len(recorder.steps) < len(recorder.plan):  # otherwise only the decoder runs again
             recorder.restart()
         if on_retry:
             on_retry(message)
 
     started = time.perf_counter()
     with recorder.watching():
-        (picture,) = model.make([settings], on_step=step_done, on_retry=retry)
+        (picture,) = model.make([settings], start, on_step=step_done, on_retry=retry)
     return Run(
         settings=settings,
         prediction=model.config.prediction,
         table=recorder.table,
+        plan=recorder.plan,
+        start=start,
+        depth=None if start is None or start.depth is None else recorder.conditions.channels.cpu(),
         strips=recorder.strips,
         steps=tuple(recorder.steps),
         picture=picture,
@@ -119,9 +134,15 @@ def explain(
 class Recorder:
     """Records the first prediction of every step of one run, inside the `with` block."""
 
-    def __init__(self, model: StableDiffusion, settings: Settings, *, attention: bool):
+    def __init__(self, model: StableDiffusion, settings: Settings, start: InitImage | None, *, attention: bool):
         self.model, self.settings = model, settings
-        self.table, self.plan = table_and_steps(model.config.schedule, settings)
+        self.table, self.schedule = table_and_steps(model.config.schedule, settings)
+        run = len(self.schedule) if start is None else steps_run(len(self.schedule), settings.strength)
+        if not run:
+            raise ValueError("there is nothing to explain: at this strength, no step runs. Raise it")
+        self.plan = self.schedule[len(self.schedule) - run :]
+        encode, edits = partial(model.encode_image, tile=settings.tile), settings.image_guidance is not None
+        self.conditions = conditions_for(model.config, start, encode, edits=edits)
         by_step, *_ = settings.texts_by_step()
         texts = list(dict.fromkeys(by_step))
         rows, plain = model.chunk_count(settings), settings.plain_prompts
@@ -138,7 +159,8 @@ class Recorder:
 
     def restart(self) -> None:
         self.steps: list[StepRecord] = []
-        self._x_t = self.model.noise_of([self.settings])()  # as `StableDiffusion.sample` begins
+        noise = self.model.noise_of([self.settings])().to(self.model.device)  # as `StableDiffusion.sample` begins
+        self._x_t = self.conditions.initial(noise, self.schedule, len(self.schedule) - len(self.plan)).cpu()
         self._begin()
 
     def _begin(self) -> None:
@@ -148,7 +170,7 @@ class Recorder:
         self._watch_next()
 
     def _watch_next(self) -> None:
-        if self.watch and len(self.steps) < self.settings.steps:
+        if self.watch and len(self.steps) < len(self.plan):
             self.watch.expect(self.strips[self.strip_of[len(self.steps)]].column_of)
 
     @contextmanager
@@ -179,9 +201,11 @@ class Recorder:
         synchronize(self.model.device)
         step, settings = self.plan[len(self.steps)], self.settings
         after = latents.cpu()
-        *negative, positive = self._output.split(1)
+        *others, positive = self._output.split(1)  # of `others`, the last is that without the prompt
 
-        def predicted(output: Tensor, guidance_scale: float = 1.0, guidance_rescale: float = 0.0) -> Tensor:
+        def predicted(
+            output: Tensor, guidance_scale: float = 1.0, guidance_rescale: float = 0.0, image_guidance: float = 1.0
+        ) -> Tensor:
             """The noise, computed from the network's output by the run's own code."""
             nothing = torch.empty(0, dtype=torch.float32, device="cpu")
             denoiser = Denoiser(
@@ -193,6 +217,7 @@ class Recorder:
                 guidance_scale=guidance_scale,
                 guidance_rescale=guidance_rescale,
                 guidance_interval=settings.guidance_interval or (0.0, math.inf),
+                image_guidance=image_guidance,
             )
             return denoiser(self._x_t, step.alpha_bar)
 
@@ -205,8 +230,11 @@ class Recorder:
                 text=self.strip_of[len(self.steps)],
                 x_t=self._x_t,
                 with_prompt=predicted(positive),
-                without_prompt=predicted(negative[0]) if negative else None,
-                guided=predicted(self._output, settings.guidance_scale, settings.guidance_rescale),
+                without_prompt=predicted(others[-1]) if others else None,
+                without_picture=predicted(others[0]) if len(others) > 1 else None,
+                guided=predicted(
+                    self._output, settings.guidance_scale, settings.guidance_rescale, settings.image_guidance or 1.0
+                ),
                 after=after,
                 heats=self._heats,
                 milliseconds=1000 * (time.perf_counter() - self._started),

@@ -3,20 +3,20 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from PIL import Image, features
 from torch import Tensor
 
-from sd.pipeline.image.tensors import png_bytes
-from sd.pipeline.latent_diffusion import table_and_steps
+from sd.pipeline.image.depth_maps import colour_picture
+from sd.pipeline.image.tensors import png_bytes, to_images
 from sd.pipeline.stable_diffusion import NonFiniteError, StableDiffusion
 from sd.sampling.schedule import sigma_of
 from sd.study.explain.attention import Heat
 from sd.study.explain.formulas import formulas
-from sd.study.explain.recording import Run
+from sd.study.explain.recording import Run, StepRecord
 
 LARGE, SMALL = 192, 112  # longest side of previews, in pixels
 QUALITY = 55
@@ -38,10 +38,12 @@ def report(
     run: Run,
     comparisons: Sequence[Comparison] = (),
     *,
+    texts: dict[str, str] | None = None,
     on_preview: Callable[[], object] = lambda: None,
 ) -> dict:
     """Everything on the page, ready for JSON.
 
+    texts       stored in the picture; by default its settings
     on_preview  called after each decoded preview, `preview_count` times
     """
 
@@ -57,13 +59,14 @@ def report(
         "precision": {part: str(dtype).removeprefix("torch.") for part, dtype in model.dtypes.items()},
         "device": model.device.type,
         "milliseconds": run.milliseconds,
-        "picture": final_picture(model, run),
+        "picture": final_picture(run, model.texts(run.settings) if texts is None else texts),
+        "given": given_pictures(run),
         "noise_norm": math.sqrt(run.steps[0].x_t.numel()),  # of pure noise, about
         "curve": curve(run.table),
         "strips": [asdict(strip) for strip in run.strips],
         "resolutions": [resolution(heat) for heat in run.steps[0].heats],
         "shares": [mean_shares(run, i) for i in range(len(run.strips))],
-        "steps": list(step_reports(model, run, preview)),
+        "steps": list(step_reports(run, preview)),
         "comparisons": [
             {
                 "name": comparison.name,
@@ -84,31 +87,37 @@ def report(
     }
 
 
-def preview_count(steps: int, guided: bool, compared: Sequence[int]) -> int:
+def preview_count(steps: int, predictions: int, compared: Iterable[int]) -> int:
     """How many pictures a report decodes.
 
-    compared  the number of steps of each run in comparisons
+    predictions  of the network in each step: 1 to 3
+    compared     the number of steps of each run in comparisons
     """
-    return steps * (5 if guided else 3) + sum(compared)
+    return steps * {1: 3, 2: 5, 3: 6}[predictions] + sum(compared)
 
 
-def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, int], str]) -> Iterator[dict]:
-    _, plan = table_and_steps(model.config.schedule, run.settings)
-    for step, formula in zip(run.steps, formulas(run.settings, plan), strict=True):
+def shown(step: StepRecord) -> dict[str, tuple[Tensor, int]]:
+    """What the page shows of a step: latents, and the side of their preview."""
+    found = {"x_t": (step.x_t, SMALL), "x_0": (step.x_0, LARGE), "with_prompt": (step.with_prompt, SMALL)}
+    if step.difference is not None:
+        enlarged = -enlargement(step.difference) * step.difference  # less noise there: more picture
+        found |= {"without_prompt": (step.without_prompt, SMALL), "difference": (enlarged, SMALL)}
+    if step.without_picture is not None:
+        found["without_picture"] = step.without_picture, SMALL
+    return found
+
+
+def enlargement(difference: Tensor) -> float:
+    """The factor by which the preview of a difference exaggerates it."""
+    return 1 / max(difference.square().mean().sqrt().item(), 1e-12)
+
+
+def step_reports(run: Run, preview: Callable[[Tensor, int], str]) -> Iterator[dict]:
+    for step, formula in zip(run.steps, formulas(run.settings, run.plan), strict=True):
         alpha_bars = torch.tensor([step.alpha_bar, step.alpha_bar_prev], dtype=torch.float64, device="cpu")
         sigma, sigma_prev = sigma_of(alpha_bars).tolist()
-        pictures = {
-            "x_t": preview(step.x_t, SMALL),
-            "x_0": preview(step.x_0, LARGE),
-            "with_prompt": preview(step.with_prompt, SMALL),
-        }
-        norms = {"x_t": step.x_t, "x_0": step.x_0, "with_prompt": step.with_prompt, "guided": step.guided}
-        strength = None
-        if step.difference is not None:
-            norms |= {"without_prompt": step.without_prompt, "difference": step.difference}
-            strength = 1 / max(step.difference.square().mean().sqrt().item(), 1e-12)
-            pictures["without_prompt"] = preview(step.without_prompt, SMALL)
-            pictures["difference"] = preview(-strength * step.difference, SMALL)  # less noise there: more picture
+        names = ("x_t", "x_0", "with_prompt", "guided", "without_prompt", "without_picture", "difference")
+        norms = {name: latents for name in names if (latents := getattr(step, name)) is not None}
         yield {
             "number": step.number,
             "timestep": step.timestep,
@@ -119,12 +128,12 @@ def step_reports(model: StableDiffusion, run: Run, preview: Callable[[Tensor, in
             "signal_to_noise": 1 / sigma**2,
             "milliseconds": step.milliseconds,
             "norms": {name: latents.norm().item() for name, latents in norms.items()},
-            "difference_enlarged": strength,  # the factor by which its preview exaggerates it
+            "difference_enlarged": None if step.difference is None else enlargement(step.difference),
             "formula": asdict(formula),
             "strip": step.text,
             "shares": shares(step.heats, run.strips[step.text].words),
             **packed(step.heats),
-            "pictures": pictures,
+            "pictures": {name: preview(latents, side) for name, (latents, side) in shown(step).items()},
         }
 
 
@@ -196,9 +205,22 @@ def data_uri(picture: Image.Image, side: int, quality: int = QUALITY) -> str:
     return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def final_picture(model: StableDiffusion, run: Run) -> dict:
-    """The picture itself: the exact PNG that `sd txt2img` writes, unless it is too large for a page."""
-    png = png_bytes(run.picture, model.texts(run.settings))
+def given_pictures(run: Run) -> list[dict]:
+    """The picture that the run begins with, and the depth that the UNet reads."""
+    if run.start is None or run.start.image is None:
+        return []
+    (picture,) = to_images(run.start.image)
+    about = "the picture to edit" if run.settings.image_guidance is not None else "the picture it begins with"
+    found = [{"uri": data_uri(picture, LARGE), "name": about}]
+    if run.depth is not None:
+        depth = colour_picture(run.depth, picture.size)
+        found.append({"uri": data_uri(depth, LARGE), "name": "its depth as the network reads it: near is bright"})
+    return found
+
+
+def final_picture(run: Run, texts: dict[str, str]) -> dict:
+    """The picture itself: the exact PNG that other commands write, unless it is too large for a page."""
+    png = png_bytes(run.picture, texts)
     exact = len(png) <= LARGEST_PNG
     uri = f"data:image/png;base64,{base64.b64encode(png).decode()}" if exact else data_uri(run.picture, 1024, 85)
     return {"uri": uri, "exact": exact, "width": run.picture.width, "height": run.picture.height}
