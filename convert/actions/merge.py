@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RECIPE, MODELS = "sd_merge_recipe", "sd_merge_models"  # in a file's metadata, as the AUTOMATIC1111 web UI writes them
 FIRST_WEIGHT = f"{FIRST_CONV}.weight"
+KEPT = ("vae", DEPTH_NETWORK[0])  # networks that stay those of the first model
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Share:
         """In a weight by our name. As in other programs, the UNet's time embedding counts as IN00, its end as the last
         OUT."""
         component, block, number = (*ours.split("."), "")[:3]
-        if component in ("vae", DEPTH_NETWORK[0]):
+        if component in KEPT:
             return 0.0
         if component != "unet" or not self.blocks:
             return self.base
@@ -148,7 +149,7 @@ def _check_alike(source: CheckpointFile, first: Checkpoint, other: OpenModel) ->
     wrong = [
         ours
         for ours, record in first.tensors.items()
-        if not ours.startswith("vae.") and (ours not in theirs or record.shape != theirs[ours].shape)
+        if ours.partition(".")[0] not in KEPT and (ours not in theirs or record.shape != theirs[ours].shape)
     ]
     if any(name != FIRST_WEIGHT for name in wrong):
         raise other.not_like(source, wrong)

@@ -15,7 +15,7 @@ from weights_of import stored
 from convert.actions.convert import convert
 from convert.actions.merge import Merging, Share
 from convert.actions.target import TargetError
-from sd.config import SD_V1_INPAINTING
+from sd.config import SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH
 
 CONV_IN = "unet.input_blocks.0.conv.weight"
 ORIGINAL_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
@@ -98,6 +98,22 @@ def test_an_inpainting_model_stays_one(tmp_path, run, models, third):
     if third:
         wanted = a[:, :4] + (b - stored(models["c"])[CONV_IN]) / 2
     close(found[CONV_IN][:, :4], wanted.double())
+
+
+def test_a_depth_model_learns_from_a_fine_tune_of_the_base(tmp_path, run):
+    base = replace(SD_V2, prediction="eps", native_size=512)
+    for seed, (name, config) in enumerate({"depth": SD_V2_DEPTH, "tuned": base, "base": base}.items()):
+        state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(config), seed, dtype=torch.float16)
+        save_file(state, tmp_path / f"{name}.safetensors")
+    files = [f"{name}.safetensors" for name in ("depth", "tuned", "base")]
+    code, _, err = run("merge", *files, "-o", "x.safetensors", "--no-hash")
+    assert code == 0, err
+    depth, tuned, base, found = (stored(tmp_path / name) for name in (*files, "x.safetensors"))
+    wanted = depth[CONV_IN][:, :4].float() + tuned[CONV_IN].float() - base[CONV_IN].float()
+    assert torch.equal(found[CONV_IN], torch.cat([wanted.half(), depth[CONV_IN][:, 4:]], dim=1))
+    kept = [name for name in depth if name.startswith("depth_network.")]
+    assert len(kept) == 300
+    assert all(torch.equal(found[name], depth[name]) for name in kept)
 
 
 def test_precision_is_that_of_the_first_model_and_sums_are_rounded_once(tmp_path, models):
