@@ -113,12 +113,17 @@ def test_lines_of_a_file_have_scales_of_their_own_and_a_stopped_run_goes_on(run,
         ("edit", ["a", *COMMON, "--img-cfg-scale", "2"], ["Use --image-guidance."]),
         ("txt2img", ["a", "--image-guidance", "2"], ["It is a flag of sd edit."]),
         ("edit", ["--from-file", "strong.txt", *COMMON, "-m", "EDIT"], ["strong.txt, line 1: strength 0.5 does"]),
-        ("txt2img", ["--from-file", "guided.txt", "-m", "TINY"], ["image guidance is for editing by instruction."]),
+        ("edit", ["--from-file", "null.txt", *COMMON, "-m", "EDIT"], ["null.txt, line 1: image guidance must be a nu"]),
+        ("txt2img", ["--from-file", "guided.txt", "-m", "TINY"], ["line 1: image guidance is for editing by instr"]),
+        ("depth2img", ["--from-file", "guided.txt", *COMMON], ["line 1: image guidance is for editing by instr"]),
+        ("edit", ["a", *COMMON, "-m", "EDIT", "-H", 65], ["--height 65 is not a multiple of 8. Nearest: 64 or 72."]),
+        ("edit", ["a", *COMMON, "-m", "EDIT", "-W", 40], ["--width 40 is out of range: 64 to 4096."]),
         ("ip2p", ["a"], ["Did you mean edit?"]),
     ],
 )  # fmt: skip
 def test_the_commands_refuse_what_does_not_go_together(run, edit_ckpt, tiny_ckpt, files, command, flags, parts):
     (files / "strong.txt").write_text('{"prompt": "a", "strength": 0.5}')
+    (files / "null.txt").write_text('{"prompt": "a", "image_guidance": null}')
     (files / "guided.txt").write_text('{"prompt": "a", "image_guidance": 1.5}')
     refused(run(command, *[{"TINY": tiny_ckpt, "EDIT": edit_ckpt}.get(flag, flag) for flag in flags]), *parts)
 

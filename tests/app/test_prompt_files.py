@@ -74,6 +74,8 @@ def test_strength_is_a_setting_of_a_line_where_there_is_a_picture(lines):
         ('--prompt "a" --steps', "line 1: --steps needs a value."),
         ('--prompt "a" --n_iter 3', "line 1: --n_iter is the same for all lines. Give --count to the command."),
         ('--prompt "a" --sd_model x', "line 1: --sd_model is the same for all lines. Give -m to the command."),
+        ('--prompt "a" --init-img b.png', "line 1: --init-img is the same for all lines. Give --init to the command."),
+        ('{"prompt": "a", "depth": "b.png"}', "line 1: depth is the same for all lines. Give --depth to the command."),
         ('--prompt "a" --tile diagonal', "line 1: --tile diagonal does not exist. There are: x, xy, y."),
         ('--prompt "a" --steps 3 --steps 4', "'--steps' sets steps for the second time."),
         ('--prompt "a', "line 1: a quote is opened and not closed."),

@@ -36,6 +36,11 @@ OF_THE_RUN = {  # the same for what all lines share
     **dict.fromkeys(("sd_model", "model", "ckpt"), "Give -m to the command."),
     "embeddings": "Give --embeddings to the command.",
     **dict.fromkeys(("outpath_samples", "outpath_grids", "out", "outdir"), "Give --out to the command."),
+    **dict.fromkeys(("init", "init_img", "init_image"), "Give --init to the command."),
+    "mask": "Give --mask to the command.",
+    "depth": "Give --depth to the command.",
+    "invert_depth": "Give --invert-depth to the command.",
+    "resize_mode": "Give --resize-mode to the command.",
 }
 
 
@@ -171,8 +176,8 @@ def flag_settings(where: str, line: str, flags: dict[str, argparse.Action], pars
     for flag, values in given:
         name = flag.lstrip("-")
         action = flags.get(WEB_UI.get(name, name))
-        if action is None and name in OF_THE_RUN:
-            raise UsageError(f"{where}{flag} is the same for all lines. {OF_THE_RUN[name]}")
+        if action is None:
+            check_is_of_lines(where, flag)
         if action is None and name not in ("prompt", "p"):
             near = difflib.get_close_matches(name, flags, n=1, cutoff=0.75)
             hint = f" Did you mean --{near[0]}?" if near else ""
@@ -203,6 +208,12 @@ def value_of(action: argparse.Action, words: list[str], parser: Parser) -> objec
     return value
 
 
+def check_is_of_lines(where: str, key: str) -> None:
+    """Raise UsageError for what is no setting of a line, but one of the command."""
+    if problem := OF_THE_RUN.get(key.lstrip("-").replace("-", "_")):
+        raise UsageError(f"{where}{key} is the same for all lines. {problem}")
+
+
 def checked(where: str, given: Iterable[tuple[str, str, object]]) -> dict[str, object]:
     """The settings by our names, from each one's spelling, name and value. Raises UsageError."""
     own = {}
@@ -210,6 +221,7 @@ def checked(where: str, given: Iterable[tuple[str, str, object]]) -> dict[str, o
         if name in own:
             raise UsageError(f"{where}{key!r} sets {name} for the second time.")
         if name not in FIELDS:
+            check_is_of_lines(where, key)
             raise UsageError(f"{where}{key[:60]!r} {nearest(key, FIELDS)}")
         if isinstance(value, Pairs) or not is_of_type(value, FIELDS[name]):
             raise UsageError(f"{where}{key} cannot be {shown_json(value)}.")

@@ -14,6 +14,7 @@ from sd.pipeline.image.canvas import Canvas, depth_to_image, image_to_image, inp
 from sd.pipeline.image.input_settings import RESIZE_NAMES, InputSettings
 from sd.pipeline.image.masks import RULES, faint_note, mask_from, rule_for
 from sd.pipeline.image.reading import MEGAPIXELS, flatten, read_rgba
+from sd.pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from sd.config import ModelConfig
@@ -91,7 +92,7 @@ class Inputs:
 
 
 def read_inputs(request: JobRequest) -> Inputs:
-    """Raises PictureError for a file that cannot be read, UsageError for a size that is not whole."""
+    """Raises PictureError for a file that cannot be read, UsageError or SettingError for an impossible size."""
     working_size(request.settings)
     allow(request.max_megapixels)
     picture = read_rgba(request.init, megapixels=request.max_megapixels)
@@ -120,11 +121,14 @@ def allow(megapixels: float) -> None:
 
 
 def working_size(settings: Mapping[str, object]) -> tuple[int, int] | None:
-    """The size that is asked for, None where there is none."""
+    """The size that is asked for, None where there is none. Raises SettingError for one that is not possible."""
     width, height = settings.get("width"), settings.get("height")
     if (width is None) != (height is None):
         raise UsageError("--width and --height go together here. Give both, or none for the picture's own size.")
-    return None if width is None else (width, height)
+    if width is None:
+        return None
+    Settings(prompt="", seed=0, width=width, height=height)  # raises SettingError
+    return width, height
 
 
 def file_facts(path: Path) -> dict[str, str]:

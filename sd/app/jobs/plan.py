@@ -33,6 +33,12 @@ def check_request(request: JobRequest) -> None:
         raise UsageError("--save-steps-as does nothing without --save-steps.")
     if "vary_seed" in request.settings and "vary" not in request.settings and not varies(request):
         raise UsageError("--vary-seed does nothing without --vary, which says how much to vary. Example: --vary 0.1.")
+    for line in request.lines:
+        guidance = {**request.settings, **line.settings}.get("image_guidance")
+        if request.task == "editing" and guidance is None:
+            raise UsageError(f"{line.where}image guidance must be a number for editing, such as 1.5.")
+        if request.task != "editing" and guidance is not None:
+            raise UsageError(f"{line.where}image guidance is for editing by instruction. See sd edit --help.")
 
 
 def varies(request: JobRequest) -> bool:
@@ -95,8 +101,6 @@ def check_jobs(request: JobRequest, jobs: Sequence[Settings], config: ModelConfi
     """Raise UsageError or SettingError for what does not go with the model, or with a picture to begin with."""
     if request.init is None and any(job.strength != 1 for job in jobs):
         raise UsageError("strength does nothing without a picture to begin with. See sd img2img --help.")
-    if request.task != "editing" and any(job.image_guidance is not None for job in jobs):
-        raise UsageError("image guidance is for editing by instruction. See sd edit --help.")
     if request.init is not None and any(job.hires for job in jobs):
         raise UsageError("hires works only without an input image.")
     pixels = sum(math.prod(job.size) for job in jobs)
