@@ -143,7 +143,7 @@ class LatentDiffusion:
         from sd.pipeline.image.depth_maps import network_input
 
         if self.depth_network is None:
-            raise SettingError("depth", f"must be given: this model ({self.config.family}) has no depth network.")
+            raise SettingError("depth", f"cannot be estimated: this model ({self.config.family}) has no depth network.")
         scaled = network_input(image.to(self.device), self.config.depth.native_size)
         return self.runner.estimate_depth(self.depth_network, scaled)
 

@@ -19,7 +19,7 @@ from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.latent_diffusion import LatentDiffusion
 from sd.pipeline.runner import NonFiniteError, precision_name
 from sd.pipeline.second_pass import first_size
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import SettingError, Settings
 from sd.sampling.init_image import InitImage
 
 if TYPE_CHECKING:
@@ -243,6 +243,8 @@ class StableDiffusion(LatentDiffusion):
         Raises ValueError for another model, PictureError for files that cannot be read, TypeError for what is no
         picture.
         """
+        if image_guidance is None:
+            raise SettingError("image_guidance", "must be a number for editing, such as 1.5.")
         return self.img2img(instruction, picture, **{"strength": 1.0, **options, "image_guidance": image_guidance})
 
     def inpaint(
@@ -309,7 +311,7 @@ class StableDiffusion(LatentDiffusion):
         size, width, height, resize_mode, max_megapixels, options  as in `img2img`
 
         Needs a model whose UNet reads depth. Raises PictureError for files that cannot be read, TypeError for what is
-        no picture, SettingError if the model has no depth network and no depth map is given.
+        no picture, SettingError if no depth map is given and the model has no depth network, or invert_depth is True.
         """
         from sd.pipeline.image.canvas import depth_to_image, size_from
         from sd.pipeline.image.depth_maps import given_depth_map
@@ -319,6 +321,8 @@ class StableDiffusion(LatentDiffusion):
 
         size = size_from(size, width, height)
         init = flatten(given_picture(picture, megapixels=max_megapixels), "white")
+        if depth is None and invert_depth:
+            raise SettingError("invert_depth", "is for a depth map of your own. Give one, or leave it out.")
         if depth is not None:
             depth = given_depth_map(depth, invert=invert_depth, megapixels=max_megapixels)
         canvas = depth_to_image(init, depth, size, self.config.native_size, InputSettings(resize_mode=resize_mode))

@@ -148,6 +148,8 @@ def test_a_model_without_a_depth_network_needs_a_map(picture, depth_map):
     for use in (lambda: model.depth2img("a cave", picture, steps=1), lambda: model.depth(picture)):
         with pytest.raises(SettingError, match=r"this model \(sd-v1-depth\) has no depth network"):
             use()
+    with pytest.raises(SettingError, match="invert_depth is for a depth map of your own"):
+        model.depth2img("a cave", picture, invert_depth=True, steps=1)
 
 
 def test_other_tasks_and_other_models_are_refused(model, picture, depth_map):

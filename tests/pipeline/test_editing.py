@@ -172,6 +172,8 @@ def test_from_python_a_picture_is_edited_at_its_own_size(editor, picture):
 def test_what_does_not_go_with_a_model_is_refused(editor, model, picture):
     with pytest.raises(ValueError, match=r"editing needs .* takes 8 channels, this one \(sd-v1\) takes 4"):
         model.edit("make it snow", picture, **FAST)
+    with pytest.raises(SettingError, match=r"image_guidance must be a number for editing, such as 1\.5"):
+        editor.edit("make it snow", picture, image_guidance=None, **FAST)
     with pytest.raises(ValueError, match=r"image to image needs .* takes 4 channels, this one \(sd-v1-edit\) takes 8"):
         editor.img2img("a cat", picture, **FAST)
     with pytest.raises(ValueError, match=r"text to picture needs .* takes 4 channels"):
