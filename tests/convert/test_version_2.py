@@ -42,17 +42,20 @@ def path(tmp_path, plain):
     return tmp_path / "v2.safetensors"
 
 
-def test_every_tensor_of_the_published_file_has_its_place():
+@pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING], ids=lambda config: config.family)
+def test_every_tensor_of_the_published_file_has_its_place(family):
+    """The file for inpainting differs in one shape; that with a depth network is in test_depth_files."""
     manifest = read_manifest("sd-v2.txt")
-    shapes = parameter_shapes(SD_V2)
-    found = {name: shapes[ours] + (1,) * axes for ours, (name, axes) in original_names(SD_V2).items()}
-    for name, parts in open_clip_names(SD_V2.text_encoder.layers).items():
+    manifest["model.diffusion_model.input_blocks.0.0.weight"] = (320, family.unet.in_channels, 3, 3)
+    shapes = parameter_shapes(family)
+    found = {name: shapes[ours] + (1,) * axes for ours, (name, axes) in original_names(family).items()}
+    for name, parts in open_clip_names(family.text_encoder.layers).items():
         of_parts = [found.pop(part) for part in parts]
         found[name] = (sum(shape[0] for shape in of_parts), *of_parts[0][1:])
-    beside = make_checkpoint.unused_of_open_clip(SD_V2, torch.float32)
+    beside = make_checkpoint.unused_of_open_clip(family, torch.float32)
     assert all(name.startswith(NEVER_RUN) for name in beside)
     found |= {name: tuple(value.shape) for name, value in beside.items()}
-    found |= {name: tuple(value.shape) for name, value in schedule_buffers(SD_V2.schedule).items()}
+    found |= {name: tuple(value.shape) for name, value in schedule_buffers(family.schedule).items()}
     assert found | {"model_ema.decay": (), "model_ema.num_updates": ()} == manifest
 
 
