@@ -9,10 +9,10 @@ from conftest import fill
 from oracles import diffusers_unet, relative_error, transformers_text_encoder
 from test_parity import FULL, NARROW, tokens, unet_error
 
-from sd.config import SD_V2, SD_V2_INPAINTING
+from sd.config import SD_V1_EDIT, SD_V2, SD_V2_DEPTH, SD_V2_INPAINTING
 from sd.text.tokenizer import Tokenizer
 
-FAMILIES = [SD_V2, SD_V2_INPAINTING]
+FAMILIES = [SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.family)
@@ -44,11 +44,16 @@ def test_the_context_is_the_last_layer_but_one_with_the_final_norm():
     assert relative_error(networks["text_encoder"](ids), networks["text_encoder"](tokens("a horse", ""))) > 0.01
 
 
+FULL_SIZE = [SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V1_EDIT]  # 4, 9, 5 and 8 channels
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.family)
+@pytest.mark.parametrize("family", FULL_SIZE, ids=lambda family: family.family)
 def test_full_size_networks_equal_those_of_the_libraries(family):
-    networks = fill(family)
+    networks = fill(replace(family, depth=None))  # that network has a test of its own
     assert unet_error(family, networks, 32, 48, batch=1) < FULL
-    ids = torch.from_numpy(Tokenizer(pad_token=0)(["a photograph of an astronaut riding a horse", ""]))
+    ids = torch.from_numpy(
+        Tokenizer(pad_token=family.text_encoder.pad_token)(["a photograph of an astronaut riding a horse", ""])
+    )
     theirs = transformers_text_encoder(family, networks)
     assert relative_error(networks["text_encoder"](ids), theirs(ids).last_hidden_state) < FULL
