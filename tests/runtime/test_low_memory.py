@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import make_checkpoint
 import pytest
 import torch
 from conftest import TINY as CONFIG
@@ -10,10 +11,13 @@ from PIL import Image
 from torch import nn
 
 import sd
+from sd.config import SD_V1_EDIT, SD_V2_DEPTH
 from sd.runtime.cpu.packing import PackedConv2d
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.low_memory.visits import visiting
+
+DEPTH, EDIT = map(make_checkpoint.tiny, (SD_V2_DEPTH, SD_V1_EDIT))
 
 
 def test_weights_visit_a_device_and_stay_at_home():
@@ -88,6 +92,35 @@ def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
     assert away == {("text_encoder",), ("unet",), ("vae",)}
     assert all(next(getattr(model, part).parameters()) is home for part, home in homes.items())
     assert picture.tobytes() == assemble(CONFIG, fill(CONFIG)).make([settings(steps=2)])[0].tobytes()
+
+
+def test_the_depth_network_is_where_it_computes_only_while_it_does():
+    model = replace(assemble(DEPTH, fill(DEPTH)), runner=Execution(RunOptions(low_memory=True), torch.device("cpu")))
+    parts = ("text_encoder", "unet", "vae", "depth_network")
+    homes = {part: next(getattr(model, part).parameters()) for part in parts}
+    away = []
+
+    def note(*_):
+        away.append([part for part in parts if next(getattr(model, part).parameters()) is not homes[part]])
+
+    for network in (model.depth_network, model.unet, model.vae.decoder):
+        network.register_forward_pre_hook(note)
+    model.depth2img("a cave", Image.new("RGB", (64, 64)), seed=1, steps=2, strength=1, size=(64, 64))
+    assert away == [["depth_network"], *[["unet"]] * 4, ["vae"]]  # two predictions in each step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "task"), [(DEPTH, "depth2img"), (EDIT, "edit")], ids=["depth2img", "edit"])
+def test_wide_pictures_to_begin_with_go_through_the_vae_in_tiles(config, task):
+    networks, picture = fill(config), Image.radial_gradient("L").resize((576, 64)).convert("RGB")
+    options = {"seed": 1, "steps": 2, "size": (576, 64)}  # 72 latents wide, a tile has 64
+    runners = [Execution(RunOptions(tiled_vae=tiled)) for tiled in (False, True)]
+    whole, parts = (
+        pixels(getattr(replace(assemble(config, networks), runner=runner), task)("a cave", picture, **options)[0])
+        for runner in runners
+    )
+    assert whole.shape == (64, 576, 3)
+    assert abs(whole - parts).max() <= 2
 
 
 def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_ckpt, tmp_path):
