@@ -330,8 +330,9 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
             stride = record.stride[: len(shape)] + (1,) * axes
             fitted[ours] = replace(record, shape=shape, stride=stride)
     if wrong:
+        verb = "does" if len(wrong) == 1 else "do"
         raise WeightMismatchError(
-            f"holds {counted(len(wrong), 'weight')} that do not fit {model} of its size: "
+            f"holds {counted(len(wrong), 'weight')} that {verb} not fit {model} of its size: "
             f"{'; '.join(shown(text) for text in wrong[:3])}."
         )
     return replace(checkpoint, tensors=fitted)

@@ -34,9 +34,14 @@ def depth_config(shapes: Shapes) -> DepthConfig:
     """
 
     def axes(name: str, count: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != count or 0 in shapes[name]:
+        if name not in shapes:
             raise WeightMismatchError(
-                f"has a depth network whose {name} is {shown(str(list(shapes.get(name, ()))))}; {count} axes are "
+                f"has a depth network without {name}: it is incomplete, or not a DPT-Hybrid, the only kind that is "
+                "supported."
+            )
+        if len(shapes[name]) != count or 0 in shapes[name]:
+            raise WeightMismatchError(
+                f"has a depth network whose {name} has the shape {shown(str(list(shapes[name])))}; {count} axes are "
                 "expected, none of them 0."
             )
         return shapes[name]
@@ -70,8 +75,12 @@ def check_depth(config: DepthConfig) -> None:
     rising = all(before < after for before, after in zip((-1, *taps), (*taps, config.layers), strict=True))
     for right, what in (
         (len(widths) == len(blocks) == STAGES, f"{len(widths)} stages; {STAGES} are expected"),
-        (len(taps) == TAPS and rising, f"{config.layers} layers, read after {shown(str(taps))}; {TAPS} of them can be"),
         (0 < config.layers <= LIMITS.text_layers, f"{config.layers} layers; 1 to {LIMITS.text_layers} can be used"),
+        (
+            len(taps) == TAPS and rising,
+            f"{config.layers} layers that reads the output of layers {shown(str(list(taps)))}, counted from 0; "
+            f"{TAPS} of 0 to {config.layers - 1} are expected, in rising order",
+        ),
         (
             all(0 < found <= LIMITS.text_layers for found in blocks),
             f"{shown(str(blocks))} blocks in its stages; 1 to {LIMITS.text_layers} can be used",
@@ -104,7 +113,12 @@ def with_depth_settings(seen: DepthConfig, settings: Mapping[str, object]) -> De
     backbone = stated.get("backbone_config", {})
     backbone = backbone if isinstance(backbone, dict) else {}
     taps, heads = stated.get("backbone_out_indices"), stated.get("num_attention_heads", seen.heads)
-    if type(taps) is list and len(taps) == 2 + TAPS and all(type(tap) is int for tap in taps):
+    if taps is not None:
+        if not (type(taps) is list and len(taps) == 2 + TAPS and all(type(tap) is int for tap in taps)):
+            raise WeightMismatchError(
+                f"has a depth_estimator config whose backbone_out_indices is {shown(str(taps), 60)}; a list of "
+                f"{2 + TAPS} whole numbers is expected."
+            )
         seen = replace(seen, taps=tuple(taps[2:]))
     groups = backbone.get("num_groups", seen.groups)
     if not (type(heads) is type(groups) is int):

@@ -16,6 +16,7 @@ from convert.actions.merge import Merging, Share
 from convert.actions.original_writer import schedule_buffers
 from convert.actions.target import TargetError
 from convert.errors import CheckpointError, WeightMismatchError
+from convert.families.depth_sizes import with_depth_settings
 from convert.layouts.depth_layout import PREFIX, depth_parameters, unused_parameters
 from convert.layouts.joined import joined_names
 from convert.layouts.names import original_names, parameter_shapes
@@ -129,13 +130,36 @@ def test_configs_with_and_without_a_depth_network_come_back_from_json():
 DAMAGE = {
     "a weight lost": ("scratch.layer1_rn.weight", None, "lacks 1 of"),
     "a weight more": ("scratch.more.weight", (1,), "has no place for"),
-    "another shape": ("scratch.layer2_rn.weight", (3, 3), "do not fit an sd-v2-depth model"),
+    "another shape": ("scratch.layer2_rn.weight", (3, 3), "1 weight that does not fit an sd-v2-depth model"),
     "odd groups": ("pretrained.model.patch_embed.backbone.stem.conv.weight", (33, 3, 7, 7), "groups must divide"),
     "a flat convolution": ("pretrained.model.patch_embed.proj.weight", (64, 128), "4 axes are expected"),
     "no rows": ("pretrained.model.pos_embed", (1, 0, 64), "none of them 0"),
+    "no positions": (
+        "pretrained.model.pos_embed",
+        None,
+        "without pretrained.model.pos_embed: it is incomplete, or not",
+    ),
     "another layer": ("pretrained.model.blocks.400.norm1.weight", (64,), "lacks"),
     "thirds that are none": ("pretrained.model.blocks.0.attn.qkv.bias", (64,), "lacks 3 of"),
 }
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"backbone_out_indices": [0, 1, 8, 12]}, "reads the output of layers [8, 12], counted from 0; 2 of 0 to 11"),
+        ({"backbone_out_indices": [0, 1, 9, 9]}, "layers [9, 9], counted from 0"),
+        ({"backbone_out_indices": [2, 11]}, "backbone_out_indices is [2, 11]; a list of 4 whole numbers"),
+        ({"backbone_out_indices": "last"}, "backbone_out_indices is last; a list of 4"),
+        ({"is_hybrid": False}, "is_hybrid = False; only True is supported."),
+        ({"num_attention_heads": 5}, "5 heads for a width of 64"),
+        ({"num_hidden_layers": 24}, "contradicts its weights: num_hidden_layers is 24, the weights have 12"),
+    ],
+)
+def test_settings_of_another_depth_network_are_refused(settings, problem):
+    with pytest.raises(CheckpointError) as caught:
+        with_depth_settings(TINY.depth, settings)
+    assert problem in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "shape", "problem"), DAMAGE.values(), ids=DAMAGE)
