@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
     seed, events = request.settings["seed"], Terminal(quiet=args.quiet)
     with opened(request.model, task=None) as (checkpoint, prepare):
         request, beginning = with_start(request, checkpoint.config)
+        for note in beginning.inputs.notes if beginning else ():
+            events.note(note)
         request = for_model(request, checkpoint.said)
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
