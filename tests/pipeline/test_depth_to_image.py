@@ -176,6 +176,7 @@ def test_the_command_stores_what_it_began_with_and_like_makes_the_same_picture(r
     code, (again,), err = run("depth2img", "--like", mapped, *common, "--depth", "map.png", "-o", "again.png")
     assert (code, "could not use" in err) == (0, False)
     assert Image.open(again).tobytes() == Image.open(mapped).tobytes()
+    assert "depth:               map.png" in run("show", mapped)[1]
     code, _, err = run("txt2img", "--like", mapped)
     assert "could not use" in err
     assert "depth map.png" in err
@@ -210,7 +211,9 @@ def test_bad_use_is_refused_before_the_weights_are_read(run, checkpoint, files, 
 
 
 def test_models_without_a_depth_network_are_refused(run, tiny_ckpt, files, tmp_path):
-    refused(run("depth", "in.png", "-m", tiny_ckpt), "tiny.ckpt has no depth network. Use a checkpoint that has one")
+    refused(
+        run("depth", "in.png", "-m", tiny_ckpt), "tiny.ckpt has no depth network. Give -m a checkpoint that has one"
+    )
     refused(run("depth2img", "a cave", "--init", "in.png", "-m", tiny_ckpt), "needs a checkpoint whose UNet takes 5")
     config = make_checkpoint.tiny(SD_V1_DEPTH)
     make_checkpoint.save_original(tmp_path / "mapped.ckpt", make_checkpoint.made_up_state_dict(config))

@@ -23,7 +23,7 @@ def parser() -> Parser:
         "  sd depth photo.jpg -m 512-depth-ema.ckpt -o maps/photo.png",
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file")
-    add_model_flags(parser)
+    add_model_flags(parser, "none: it must have a depth network")
     add_size_limit(parser.group("picture"))
     add = add_output_flags(parser)
     add("-o", "--out", default="outputs/", metavar="OUT",
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(request, task=None) as (checkpoint, prepare):
         if checkpoint.config.depth is None:
             raise UsageError(
-                f"{request.file.name} has no depth network. Use a checkpoint that has one: sd models lists "
+                f"{request.file.name} has no depth network. Give -m a checkpoint that has one; sd models lists "
                 "512-depth-ema.safetensors."
             )
         model = prepare()(Terminal(quiet=args.quiet))

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sd.app.cli import make_pictures
-from sd.app.cli.flags import add_making_flags
+from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
@@ -27,7 +27,7 @@ def parser() -> Parser:
     add("--depth", type=Path, metavar="IMAGE",
         help="a map of the same shape, near is bright (default: the model estimates the depth)")  # fmt: skip
     add("--invert-depth", "--invert_depth", action="store_true", help="in the depth map, near is dark")
-    add_making_flags(parser, size_default="the picture's, or near it")
+    add_making_flags(parser, model=OF_LIKE, size_default="the picture's, or near it")
     return parser
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from sd.app.cli import make_pictures
-from sd.app.cli.flags import add_making_flags
+from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_init_flags
 from sd.app.cli.parser import Parser
 
@@ -25,9 +25,13 @@ def parser() -> Parser:
     add("--image-guidance", "--cfg-image", "--image-cfg-scale", type=float, metavar="X",
         help="how much to keep to the picture, against the prediction without it; 1 turns this off and saves a third "
         f"of the work (default: {IMAGE_GUIDANCE:g})")  # fmt: skip
-    instruction = ("INSTRUCTION", 'what to change, such as "make it snow"')
-    add_making_flags(parser, size_default="the picture's, or near it", prompt=instruction)
-    parser._option_string_actions["--guidance-scale"].help = "how much to follow the instruction (default: 7.5)"
+    add_making_flags(
+        parser,
+        ("INSTRUCTION", 'what to change, such as "make it snow"'),
+        model=OF_LIKE,
+        guidance="how much to follow the instruction",
+        size_default="the picture's, or near it",
+    )
     return parser
 
 

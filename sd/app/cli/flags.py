@@ -12,6 +12,10 @@ from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import DEFAULT_STEPS, TILES
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 
+PACKAGED = "the small model of the package"
+OF_LIKE = "that of --like"  # where the small model cannot do the task
+GUIDANCE = "how much to follow the prompt; 1 turns guidance off and halves the work"
+
 
 def numbers(text: str) -> tuple[float, ...]:
     """ "14.6, 7, 3" as numbers; one comma at the end is allowed."""
@@ -64,12 +68,14 @@ def add_output_flags(parser: Parser) -> Add:
 
 
 def add_making_flags(
-    parser: Parser, prompt: tuple[str, str] = (), **size: str
+    parser: Parser, prompt: tuple[str, str] = (), *, model: str = PACKAGED, guidance: str = GUIDANCE, **size: str
 ) -> None:
     """The flags of every command that makes picture files.
 
-    prompt  what it is called, and its help, as in `add_prompt_flags`
-    size    as in `add_picture_flags`
+    prompt    what it is called, and its help, as in `add_prompt_flags`
+    model     as in `add_model_flags`
+    guidance  the help of --guidance-scale
+    size      as in `add_picture_flags`
     """
     add_prompt_flags(parser, *prompt)
     parser.add_argument("--from-file", "--from_file", metavar="FILE",
@@ -78,7 +84,7 @@ def add_making_flags(
         "UI. The same command again resumes a stopped run")
     parser.add_argument("--like", type=Path, metavar="PICTURE",
         help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
-    add_compile_flag(add_model_flags(parser))
+    add_compile_flag(add_model_flags(parser, model))
     add = add_picture_flags(parser, **size)
     add("--vary", "--variation-strength", type=float, metavar="X",
         help="make variations of the seed's picture: 0 is that picture, 1 the variation seed's, 0.1 changes details; "
@@ -99,7 +105,7 @@ def add_making_flags(
         "batched, wherever they are in the file (default: 1)")
     add("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
         help="make the picture tile seamlessly along x, y or xy (the default)")
-    add_sampling_flags(parser)
+    add_sampling_flags(parser, guidance)
     add = add_output_flags(parser)
     add("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
         help=f"a .png file, a folder, or a template for names with {', '.join(PLACEHOLDERS)} in braces "
@@ -148,12 +154,15 @@ def add_lora_flag(add: Add) -> None:
         "(default: 1; T as S); can be given several times. <lora:NAME:S> in a prompt works, too")
 
 
-def add_model_flags(parser: Parser) -> Add:
-    """Which weights to use, and how to run them."""
+def add_model_flags(parser: Parser, default: str = PACKAGED) -> Add:
+    """Which weights to use, and how to run them.
+
+    default  the model that is used if none is given
+    """
     add = parser.group("model")
     add("-m", "--model", "--ckpt", type=Path, metavar="FILE",
         help="checkpoint: an original .ckpt or .safetensors, a diffusers folder, or a file that sd convert wrote; or "
-        "the name of one in your models folder (default: the small model of the package)")
+        f"the name of one in your models folder (default: {default})")
     add("--weights", choices=["auto", "model", "ema"], default="auto",
         help="which UNet weights, if the file has both (default: auto, the model's own; the averaged ones if it edits)")
     add_reading_flags(add)
@@ -199,7 +208,7 @@ def add_picture_flags(
     return add
 
 
-def add_sampling_flags(parser: Parser) -> None:
+def add_sampling_flags(parser: Parser, guidance: str = GUIDANCE) -> None:
     """Noise levels, sampler and guidance."""
     add = parser.group("sampling")
     add_schedule_flags(add)
@@ -208,7 +217,7 @@ def add_sampling_flags(parser: Parser) -> None:
         help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm (default: 0 for ddim, "
         "1 for others)")
     add("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
-        help="how much to follow the prompt; 1 turns guidance off and halves the work (default: 7.5)")
+        help=f"{guidance} (default: 7.5)")
     add("--guidance-rescale", type=float, default=0.0, metavar="X",
         help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")
     add("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",

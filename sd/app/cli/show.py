@@ -104,8 +104,9 @@ def lines_about(found: "Found") -> list[str]:
     rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
     for kind, noted in files_of(found).items():
         rows[kind] = [f"{name} ({(digest or 'no hash')[:12]})" for name, digest in noted]
-    if isinstance(found.made_with.get("init"), dict):
-        rows["init"] = found.made_with["init"].get("name")
+    for name in ("init", "depth"):
+        if isinstance(found.made_with.get(name), dict):
+            rows[name] = found.made_with[name].get("name")
     lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
     lines += [f"{'not usable here:':<20} {text}" for text in found.unused]
     return lines + [f"{'note:':<20} {text}" for text in found.notes]
