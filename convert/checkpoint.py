@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import PARTS, check_complete, recognise
 from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
-from convert.families.table import family_named
+from convert.families.table import family_named, version_2_of
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import DEPTH_NETWORK, NEVER_RUN, OPEN_CLIP, PREFIXES, Original, ema_name, original_names
@@ -129,6 +129,8 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         from convert.families.diffusers_config import stated_family, with_settings
 
         family = stated_family(file.configs, shapes)
+    elif found.is_open_clip and (row := version_2_of(shapes)):
+        family = row.name
     config = recognise(shapes, family)
     if file.configs:
         settings = dict(file.configs)

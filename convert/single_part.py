@@ -16,6 +16,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError, counted, s
 from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
+from convert.families.table import V2, version_2_of
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
 from convert.layouts.noise_schedule import FAMILY, Statement
@@ -74,13 +75,16 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
         found = _with_text_root(found)
     prefix = PREFIXES[part]
     mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
-    kind = recognise_names({name: record.shape for name, record in found.tensors.items()})
+    shapes = {name: record.shape for name, record in found.tensors.items()}
+    kind = recognise_names(shapes)
     if not mine:
         what = f"it {kind.refusal}" if kind.refusal else "none of its tensors is part of one."
         raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1 or 2: {what}")
     if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
         raise UnsupportedFileError(kind.refusal)
     base = (kind.family and kind.family.config) or SD_V1
+    if found.is_open_clip:
+        base = (version_2_of(shapes) or V2).config
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()}, base)
     if file.configs:
         config = with_settings(config, {n: value for n, value in file.configs.items() if n in (part, "scheduler")})

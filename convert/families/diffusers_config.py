@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
-from convert.families.table import MODELS
-from convert.layouts.names import DEPTH_ESTIMATOR, PREFIXES, has_linear_projections
+from convert.families.table import version_2_of
+from convert.layouts.names import DEPTH_ESTIMATOR, has_linear_projections
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Settings = Mapping[str, object]
@@ -161,9 +161,8 @@ def stated_family(settings: Mapping[str, Settings], shapes: Mapping[str, tuple[i
     linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith("1.proj_in.weight"))
     if not linear or settings.get("unet", {}).get("use_linear_projection") is not True:
         return None
-    channels = shapes.get(f"{PREFIXES['unet']}input_blocks.0.0.weight", (0, 0))[1:2]
-    rows = (row for row in MODELS if row.config and has_linear_projections(row.config))
-    return next((row.name for row in rows if (row.channels,) == channels), None)
+    row = version_2_of(shapes)
+    return row and row.name
 
 
 def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:

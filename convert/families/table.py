@@ -258,6 +258,13 @@ def row_named(name: str | None) -> Family | None:
     return next((row for row in MODELS if row.name == name and row.config), None)
 
 
+def version_2_of(shapes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """The row of a version 2 model by the channels of its UNet, where its widths need not tell the version."""
+    channels = shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2]
+    rows = (row for row in MODELS if row.config and row.context == V2.context)
+    return next((row for row in rows if (row.channels,) == channels), None)
+
+
 def family_named(name: str) -> Family:
     """The row of a config's family. Raises KeyError."""
     if row := row_named(name):

@@ -55,6 +55,7 @@ class Found:
     beside: dict[str, int]  # those of NUMBERS that the file has
     layout: str  # "original" or "diffusers"
     dropped: tuple[str, ...]  # words and prefixes that frameworks put into the names
+    is_open_clip: bool  # its text encoder has OpenCLIP's names, as in files of version 2 at every width
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,7 +84,7 @@ def find_tensors(file: CheckpointFile) -> Found:
                 "It is unclear which of the two counts."
             )
     tensors = {original: inside.tensors[name] for original, name in stored.items()}
-    if any(name.startswith(OPEN_CLIP_LAYERS) for name in tensors):
+    if is_open_clip := any(name.startswith(OPEN_CLIP_LAYERS) for name in tensors):
         from convert.layouts.open_clip import as_clip
 
         renamed = list(as_clip(tensors))
@@ -101,6 +102,7 @@ def find_tensors(file: CheckpointFile) -> Found:
         beside=inside.beside,
         layout=layout,
         dropped=dropped,
+        is_open_clip=is_open_clip,
     )
 
 

@@ -17,9 +17,11 @@ from convert.actions.convert import convert
 from convert.actions.inspect import inspect
 from convert.actions.original_writer import schedule_buffers
 from convert.errors import UnsupportedFileError, WeightMismatchError
+from convert.files.reader import open_checkpoint
 from convert.layouts.names import NEVER_RUN, ema_name, original_names, parameter_shapes
 from convert.layouts.noise_schedule import PREDICTS_V, SPREAD_BIAS
 from convert.layouts.open_clip import open_clip_names
+from convert.single_part import read_part
 from sd.config import SD_V1, SD_V2, SD_V2_EDIT, SD_V2_INPAINTING
 
 TINY = make_checkpoint.tiny(SD_V2)
@@ -197,6 +199,29 @@ def test_the_spread_is_read_in_bfloat16_and_of_averaged_weights(tmp_path, plain,
     for number, tensors in enumerate([state, averaged]):
         save_file(tensors, tmp_path / f"{number}.safetensors")
         assert look(tmp_path / f"{number}.safetensors").said.prediction == predicts
+
+
+@pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING, SD_V2_EDIT], ids=lambda config: config.family)
+def test_openclips_names_tell_version_2_at_every_width(tmp_path, family):
+    """Also without what is never run of OpenCLIP, as `sd convert` leaves it out: nothing else has its names here."""
+    state = make_checkpoint.made_up_state_dict(config := make_checkpoint.tiny(family))
+    unused = make_checkpoint.unused_of_open_clip(config, torch.float32)
+    save_file({name: value for name, value in state.items() if name not in unused}, tmp_path / "m.safetensors")
+    found = look(tmp_path / "m.safetensors").config
+    assert (found.family, found.text_encoder, found.unet.heads) == (
+        family.family,
+        config.text_encoder,
+        config.unet.heads,
+    )
+    convert(tmp_path / "m.safetensors", tmp_path / "text.safetensors", part="text_encoder")
+    with open_checkpoint(tmp_path / "text.safetensors") as file:
+        assert read_part(file, "text_encoder").config.text_encoder == config.text_encoder
+    alone = {
+        name: value for name, value in state.items() if name.startswith("cond_stage_model.") and name not in unused
+    }
+    save_file(alone, tmp_path / "alone.safetensors")
+    with open_checkpoint(tmp_path / "alone.safetensors") as file:
+        assert read_part(file, "text_encoder").config.text_encoder == config.text_encoder
 
 
 def test_unknown_weights_of_the_text_encoder_are_refused(tmp_path, plain):
