@@ -26,7 +26,7 @@ from convert.checkpoint import Checkpoint
 from convert.errors import WeightMismatchError, shown
 from convert.files.tensors import in_range
 from convert.layouts.adapter_names import adapted_family, modules
-from convert.layouts.names import FIRST_CONV
+from convert.layouts.names import DEPTH_NETWORK, FIRST_CONV
 from convert.other_vae import opened_model
 from sd.files import remove_leftovers
 
@@ -204,6 +204,8 @@ def _square(tensor: Tensor) -> float:
 
 def _kind(name: str, target: str | None, change: Tensor) -> str:
     """What a tensor that a LoRA does not hold is, in words."""
+    if name.startswith(f"{DEPTH_NETWORK[0]}."):
+        return "weight of the depth network"
     if not target:
         return "embedding"
     if change.ndim > 1:

@@ -16,7 +16,7 @@ from weights_of import stored
 
 from convert.actions.bake import Baking, Strengths
 from convert.actions.convert import convert
-from convert.actions.extract import extract, nearest_of_rank
+from convert.actions.extract import _kind, extract, nearest_of_rank
 from convert.adapters.adapter import open_adapter, read_adapter
 from convert.adapters.hashes import autov3
 from convert.adapters.model_metadata import model_metadata
@@ -248,3 +248,12 @@ def test_what_cannot_be_extracted_is_refused_and_leaves_no_file(tmp_path, run, b
     paths["NAN"] = paths["HUGE"] = differing(linear=factor)
     refused(run("extract", *[paths.get(word, word) for word in arguments.split()]), said)
     assert not [*tmp_path.glob("*x*")]
+
+
+def test_what_a_lora_does_not_hold_is_named_by_its_kind():
+    weight = torch.zeros(2, 2, 3, 3)
+    names = {
+        "depth_network.head.conv3.weight": "weight of the depth network",
+        "text_encoder.positions.weight": "embedding",
+    }
+    assert {name: _kind(name, None, weight) for name in names} == names
