@@ -217,7 +217,7 @@ def test_a_network_for_depth_to_image_is_made_from_the_small_model_trained_and_s
     assert [line.split(" | ")[:4] for line in lines[2:]] == [
         ["| single", f"{task} to image", strength, "2"] for strength in ("0.8", "1") for task in ("image", "depth")
     ]
-    assert Image.open(tmp_path / "scores" / "depth.png").height > 6 * 64
+    assert Image.open(tmp_path / "scores" / "depth.png").height > 4 * 64
     train_depth.main([str(tmp_path / "more"), *short[2:], "--model", str(folder / "model.ckpt")])
     more = sd.load(tmp_path / "more" / "model.ckpt", precision="fp32")
     assert more.unet.input_blocks[0].conv.weight.shape[1] == 5
