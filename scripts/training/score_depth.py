@@ -27,7 +27,7 @@ from sd.study.benchmark.table import markdown
 from sd.training.shapes.recolouring import Recolouring, overlap, recolourings
 from sd.training.shapes.scenes import KINDS
 
-SHOWN = 6  # columns of the sheet for each kind of scenes
+SHOWN = 4  # columns of the sheet for each kind of scenes
 ENOUGH = 0.8  # IoU of a right picture
 
 
