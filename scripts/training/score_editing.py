@@ -24,7 +24,7 @@ from sd.study.benchmark.table import markdown
 from sd.training.shapes.edit_scoring import Edit, EditVerdict, judge, new_edits
 from sd.training.shapes.edits import CHANGES
 
-SHOWN = 18  # pictures on the sheet
+SHOWN = 14  # pictures on the sheet
 STRENGTH = 0.8  # of img2img
 
 

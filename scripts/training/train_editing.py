@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments,
         pictures="two in each pair",
         count=4_800,
-        steps=1_200,
+        steps=1_600,
         seed=3,
         save_every=100,
         learning_rate=5e-4,
