@@ -26,6 +26,7 @@ from sd.training.shapes.edits import CHANGES
 
 SHOWN = 14  # pictures on the sheet
 STRENGTH = 0.8  # of img2img
+STRIP = 42  # height of the instruction on the sheet, in pixels: three lines
 
 
 def line(way: str, what: str, judged: Sequence[EditVerdict]) -> list[str]:
@@ -48,10 +49,10 @@ def shown(edit: Edit, result: Image.Image, right: bool) -> Image.Image:
     """The picture, the instruction, and the result, from top to bottom."""
     above, below = framed(edit.picture, True), framed(result, right)
     words = textwrap.fill(edit.instruction, 22)
-    sheet = Image.new("RGB", (above.width, above.height + 30 + below.height), "white")
+    sheet = Image.new("RGB", (above.width, above.height + STRIP + below.height), "white")
     ImageDraw.Draw(sheet).multiline_text((4, above.height + 1), words, "black", spacing=2)
     sheet.paste(above, (0, 0))
-    sheet.paste(below, (0, above.height + 30))
+    sheet.paste(below, (0, above.height + STRIP))
     return sheet
 
 
@@ -64,8 +65,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=100, help="instructions (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the instructions (default: %(default)s)")
     add("--steps", type=int, default=20, help="(default: %(default)s)")
-    add("--guidance-scale", type=float, default=3.0, help="(default: %(default)s)")
-    add("--image-guidance", type=float, default=1.5, help="(default: %(default)s)")
+    add("--guidance-scale", type=float, default=1.5, help="(default: %(default)s)")
+    add("--image-guidance", type=float, default=1.0, help="(default: %(default)s)")
     add("--plain", action="store_true", help="skip img2img")
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)
