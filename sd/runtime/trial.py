@@ -23,10 +23,11 @@ LIMIT = -1.0
 def tried(model: StableDiffusion) -> str | None:
     """What one prediction suggests: "eps" or "v"; None where it is not finite."""
     unet, config = model.unet, model.config
-    options = {"device": model.runner.device(unet), "dtype": model.dtypes["unet"]}
+    device = model.runner.device(unet)
+    options = {"device": device, "dtype": model.dtypes["unet"]}
     x = torch.full((1, config.vae.latent_channels, SIDE, SIDE), INPUT, **options)
-    further = torch.zeros(1, config.unet.in_channels - x.shape[1], SIDE, SIDE, **options)
-    timestep = torch.tensor(config.schedule.timesteps - 1, device=options["device"])
+    further = x.new_zeros(1, config.unet.in_channels - x.shape[1], SIDE, SIDE)
+    timestep = torch.tensor(config.schedule.timesteps - 1, dtype=torch.int64, device=device)
     context = torch.full((1, TOKENS, config.unet.context_width), INPUT, **options)
     with model.runner.at_work(unet):
         difference = (unet(torch.cat([x, further], dim=1), timestep, context) - x).float().mean().item()

@@ -210,7 +210,7 @@ def test_lines_of_one_size_are_made_together_and_named_and_shown_in_their_order(
         ("\n \n", ["has no prompts"]),
         ('a\n{"prompt": "a", "width": 500}', ["jobs.txt, line 2: width 500 is not a multiple of 8"]),
         ('{"prompt": "a", "scale": 3, "cfg-scale": 4}', ["'cfg-scale' sets guidance_scale for the second time"]),
-        ('{"prompt": "a", "count": 3}', ["line 1: 'count' does not exist."]),
+        ('{"prompt": "a", "count": 3}', ["line 1: count is the same for all lines. Give --count to the command."]),
         ("a\ncaf\xe9\n", ["jobs.txt, line 2: not UTF-8 text. Save the file as UTF-8."]),
     ],
 )
