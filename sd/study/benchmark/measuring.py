@@ -135,7 +135,7 @@ def estimate_depth(model: LatentDiffusion, size: tuple[int, int]) -> float:
 
 def grey(size: tuple[int, int]) -> Tensor:
     width, height = size
-    return torch.zeros(1, 3, height, width)
+    return torch.zeros(1, 3, height, width, dtype=torch.float32, device="cpu")
 
 
 def pictures(model: LatentDiffusion, size: tuple[int, int], batch_size: int, steps: int) -> list[Settings]:
