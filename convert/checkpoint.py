@@ -13,11 +13,21 @@ from convert.families.stated_config import PREDICTIONS, is_native_size, stated_c
 from convert.families.table import family_named, version_2_of
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
-from convert.layouts.names import DEPTH_NETWORK, NEVER_RUN, OPEN_CLIP, PREFIXES, Original, ema_name, original_names
+from convert.layouts.names import (
+    DEPTH_NETWORK,
+    NEVER_RUN,
+    OPEN_CLIP,
+    OPTIONAL,
+    PREFIXES,
+    Original,
+    ema_name,
+    original_names,
+    text_places,
+)
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, SCHEDULER, Evidence, Statement, statement
 from convert.layouts.original_layout import Found, find_tensors
 from convert.layouts.wrapping import ADAPTER, adapters_inside
-from sd.config import SD_V1, ModelConfig
+from sd.config import SD_V1, SDXL, SDXL_REFINER, ModelConfig
 
 FORMAT = "sd-zoo"
 FORMAT_VERSION = "1"
@@ -40,7 +50,10 @@ SCHEDULE_BUFFERS = {
     "posterior_mean_coef2",
     "logvar",
     "scale_factor",
+    "denoiser.sigmas",  # of XL
 }
+UNETS = (SD_V1.unet, SDXL.unet, SDXL_REFINER.unet)  # blocks of every kind
+BESIDE_TEXT = ("embeddings.position_ids", "logit_scale")  # in a text encoder's place, and not used
 POSITION_IDS = PREFIXES["text_encoder"] + "embeddings.position_ids"  # 0 to 76; not a weight
 # Only used in training; model_ema.* are the averaged weights where the plain ones are used.
 SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant", "scaled_fp8")
@@ -214,6 +227,7 @@ def _others(
     Raises WeightMismatchError if one of them belongs to a network.
     """
     usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS}
+    usual |= {f"{place.original}{name}" for place in text_places(config).values() for name in BESIDE_TEXT}
     if config.depth:
         from convert.layouts.depth_layout import unused_parameters
 
@@ -222,8 +236,9 @@ def _others(
     others = [name for name in tensors if name not in expected and name not in usual and not name.startswith(leftovers)]
     inside = (
         *PREFIXES.values(),
-        DEPTH_NETWORK[1],
         OPEN_CLIP,
+        *OPTIONAL.values(),
+        *(place.original for place in text_places(config).values()),
         *(("unet.", "vae.") if found.layout == "diffusers" else ()),
     )
     surplus = [found.stored_names[name] for name in others if name.startswith(inside)]
@@ -349,7 +364,8 @@ def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorReco
 
 
 def _possible_unet_names() -> list[str]:
-    """Every name that a UNet of the v1 layout may have, at any width."""
+    """Every name that a UNet may have, at any width."""
     # Growing at every level, it has a shortcut wherever some width has one.
-    widest = replace(SD_V1, unet=replace(SD_V1.unet, multipliers=(1, 2, 4, 8)))
-    return [original.name for original in original_names(widest, "unet").values()]
+    widest = [replace(unet, multipliers=(1, 2, 4, 8)[: len(unet.multipliers)]) for unet in UNETS]
+    names = (original_names(replace(SD_V1, unet=unet), "unet").values() for unet in widest)
+    return list(dict.fromkeys(original.name for found in names for original in found))

@@ -4,7 +4,7 @@ A config says what a network consists of, never on which device, in which precis
 A variant of a family is `replace(...)` of its nearest relative, so only the differences are written down.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 SEED_LIMIT = 2**64  # seeds are below it, as those of torch's generators
 SMALLEST_SIDE, LARGEST_SIDE = 64, 4096  # of a picture, in pixels
@@ -20,6 +20,8 @@ class TextEncoderConfig:
     heads: int
     activation: str  # "quick_gelu" (OpenAI's CLIP) or "gelu" (OpenCLIP)
     pad_token: int  # fills the positions after the end token
+    skipped_layers: int = 0  # last ones; if any, the context is the output of the layer before, not normed
+    pooled_width: int = 0  # of the vector that stands for a whole prompt; 0: there is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class UNetConfig:
     heads: tuple[int, ...]  # attention heads by level; the middle block uses the last level's
     context_width: int  # of one text vector
     groups: int  # of every group norm
+    vector_width: int = 0  # of what it is given beside the text: the pooled prompt and sizes; 0: nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,22 +92,38 @@ class ModelConfig:
     schedule: ScheduleConfig
     prediction: str  # what the UNet predicts: "eps", the noise, or "v", the velocity
     native_size: int  # side of the training pictures, in pixels
+    text_encoder_2: TextEncoderConfig | None = None  # of a model whose UNet attends to the vectors of two, side by side
     depth: DepthConfig | None = None  # of a model that has a depth network
 
     def to_dict(self) -> dict:
-        """Plain nested data, for JSON. Without a depth network, it does not name one."""
-        return {name: value for name, value in asdict(self).items() if name != "depth" or value is not None}
+        """Plain nested data, for JSON. What most models do not have is left out where there is none."""
+        return _plain(self)
 
     @classmethod
     def from_dict(cls, data: dict) -> "ModelConfig":
         """The inverse of `to_dict`; also takes the lists that JSON makes of tuples."""
-        parts = {"text_encoder": TextEncoderConfig, "unet": UNetConfig, "vae": VAEConfig, "schedule": ScheduleConfig}
-        parts |= {"depth": DepthConfig} if data.get("depth") else {}
         built = {
             name: part(**{key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()})
-            for name, part in parts.items()
+            for name, part in PARTS.items()
+            if data.get(name)
         }
         return cls(**{**data, **built})
+
+
+PARTS = {
+    "text_encoder": TextEncoderConfig,
+    "unet": UNetConfig,
+    "vae": VAEConfig,
+    "schedule": ScheduleConfig,
+    "text_encoder_2": TextEncoderConfig,
+    "depth": DepthConfig,
+}
+
+
+def _plain(config: object) -> dict:
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    given = {each.name: values[each.name] for each in fields(config) if values[each.name] != each.default}
+    return {name: _plain(value) if is_dataclass(value) else value for name, value in given.items()}
 
 
 # Stable Diffusion 1.1 to 1.5: CompVis, configs/stable-diffusion/v1-inference.yaml.
@@ -210,12 +229,46 @@ SD_V2_DEPTH = replace(
     depth=DPT_HYBRID,
 )
 
-# The networks of Stable Diffusion XL, whose models are not loaded yet: Stability-AI/generative-models, sd_xl_base.yaml
-# and sd_xl_refiner.yaml; OpenCLIP's ViT-bigG/14.
-SDXL_UNET = replace(
-    SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
+# OpenCLIP's ViT-bigG/14, all of whose layers are run: the pooled vector is that of the last one.
+OPEN_CLIP_BIG_G = replace(
+    OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20, skipped_layers=1, pooled_width=1280
 )
-SDXL_REFINER_UNET = replace(
-    SD_V1.unet, width=384, depths=(0, 4, 4, 0), middle_depth=4, heads=(6, 12, 24, 24), context_width=1280
+
+# Stable Diffusion XL: Podell et al. (2023), table 1; Stability-AI/generative-models, sd_xl_base.yaml. Each head of its
+# UNet has 64 channels. Its vector is the pooled prompt (1280) and six sizes of 256 values each.
+SDXL = replace(
+    SD_V1,
+    family="sdxl",
+    text_encoder=replace(SD_V1.text_encoder, skipped_layers=1),
+    text_encoder_2=OPEN_CLIP_BIG_G,
+    unet=replace(
+        SD_V1.unet,
+        multipliers=(1, 2, 4),
+        depths=(0, 2, 10),
+        middle_depth=10,
+        heads=(5, 10, 20),
+        context_width=768 + 1280,
+        vector_width=1280 + 6 * 256,
+    ),
+    vae=replace(SD_V1.vae, latent_scale=0.13025),
+    native_size=1024,
 )
-OPEN_CLIP_BIG_G = replace(OPEN_CLIP_H, width=1280, hidden_width=5120, layers=32, heads=20)
+SDXL_INPAINTING = replace(SDXL, family="sdxl-inpainting", unet=replace(SDXL.unet, in_channels=9))
+
+# The second model for the last steps: sd_xl_refiner.yaml. It reads OpenCLIP's text encoder only, and of the sizes the
+# last two are replaced by one number, how beautiful the picture is.
+SDXL_REFINER = replace(
+    SDXL,
+    family="sdxl-refiner",
+    text_encoder=OPEN_CLIP_BIG_G,
+    text_encoder_2=None,
+    unet=replace(
+        SD_V1.unet,
+        width=384,
+        depths=(0, 4, 4, 0),
+        middle_depth=4,
+        heads=(6, 12, 24, 24),
+        context_width=1280,
+        vector_width=1280 + 5 * 256,
+    ),
+)

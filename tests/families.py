@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 
 from convert.layouts.names import PREFIXES, Original, original_names
-from sd.config import SD_V1, SD_V2, SDXL_REFINER_UNET, SDXL_UNET, ModelConfig, UNetConfig
+from sd.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig, UNetConfig
 from sd.networks.build import build_networks, parameter_shapes
 
 Shapes = dict[str, tuple[int, ...]]
@@ -93,7 +93,7 @@ def xl(*, width: int | None = None, text_widths: tuple[int, int] = (768, 1280)) 
         text_encoder=replace(SD_V1.text_encoder, width=first, hidden_width=4 * first, heads=1),
     )
     return (
-        unet_shapes(SDXL_UNET, width, label=2816)
+        unet_shapes(SDXL.unet, width, label=2816)
         | vae_shapes(width)
         | v1_text_shapes("conditioner.embedders.0.transformer.text_model.", clip)
         | open_clip_shapes("conditioner.embedders.1.model.", 32, second)
@@ -102,4 +102,4 @@ def xl(*, width: int | None = None, text_widths: tuple[int, int] = (768, 1280)) 
 
 def refiner(*, width: int | None = None, text_width: int = 1280) -> Shapes:
     text = open_clip_shapes("conditioner.embedders.0.model.", 32, text_width)
-    return unet_shapes(SDXL_REFINER_UNET, width, label=2560) | vae_shapes(width) | text
+    return unet_shapes(SDXL_REFINER.unet, width, label=2560) | vae_shapes(width) | text

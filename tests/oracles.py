@@ -6,11 +6,11 @@ The weights go in under their original names, so that the name tables are checke
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from convert.actions.diffusers_writer import vocabulary
-from convert.layouts.names import PREFIXES, original_names
-from sd.config import ModelConfig
+from convert.layouts.names import OPTIONAL, PREFIXES, original_names
+from sd.config import ModelConfig, TextEncoderConfig
 
 
 def original_state(config: ModelConfig, networks: dict) -> dict[str, torch.Tensor]:
@@ -45,9 +45,14 @@ def empty_unet(config: ModelConfig) -> UNet2DConditionModel:
         "layers_per_block": unet.residuals_per_level,
         "cross_attention_dim": unet.context_width,
         "attention_head_dim": list(unet.heads),  # diffusers' name for the number of heads
-        "use_linear_projection": config.family.startswith("sd-v2"),
+        "use_linear_projection": not config.family.startswith("sd-v1"),
         "norm_num_groups": unet.groups,
+        # of a last level without attention: in the middle
+        "transformer_layers_per_block": [*(max(depth, 1) for depth in unet.depths[:-1]), max(unet.middle_depth, 1)],
     }
+    if unet.vector_width:
+        settings |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+        settings |= {"projection_class_embeddings_input_dim": unet.vector_width}
     with torch.device("meta"):
         return UNet2DConditionModel(**settings)
 
@@ -74,8 +79,7 @@ def empty_vae(config: ModelConfig) -> AutoencoderKL:
         )
 
 
-def empty_text_encoder(config: ModelConfig) -> CLIPTextModel:
-    text = config.text_encoder
+def empty_text_encoder(text: TextEncoderConfig) -> CLIPTextModel:
     settings = CLIPTextConfig(
         vocab_size=text.vocabulary,
         hidden_size=text.width,
@@ -86,14 +90,15 @@ def empty_text_encoder(config: ModelConfig) -> CLIPTextModel:
         hidden_act=text.activation,
         bos_token_id=49406,
         eos_token_id=49407,
+        projection_dim=text.pooled_width or text.width,
     )
-    return CLIPTextModel(settings)
+    return (CLIPTextModelWithProjection if text.pooled_width else CLIPTextModel)(settings)
 
 
-def transformers_text_encoder(config: ModelConfig, networks: dict) -> CLIPTextModel:
-    model = empty_text_encoder(config)
-    state = original_state(config, {"text_encoder": networks["text_encoder"]})
-    prefix = PREFIXES["text_encoder"]
+def transformers_text_encoder(config: ModelConfig, networks: dict, component: str = "text_encoder") -> CLIPTextModel:
+    model = empty_text_encoder(getattr(config, component))
+    state = original_state(config, {component: networks[component]})
+    prefix = (PREFIXES | OPTIONAL)[component]
     bare = {name.removeprefix(prefix): values for name, values in state.items()}
     wanted = model.state_dict()
     wrapped = {name: bare[name.removeprefix("text_model.")] for name in wanted if not name.endswith("position_ids")}

@@ -6,13 +6,21 @@ from dataclasses import replace
 import pytest
 from conftest import TINY
 
-from sd.config import SD_V1, SD_V1_INPAINTING, ModelConfig
+from sd.config import SD_V1, SD_V1_INPAINTING, SD_V2_DEPTH, SDXL, SDXL_REFINER, ModelConfig
 from sd.networks.build import build_networks
 
 
-@pytest.mark.parametrize("config", [SD_V1, SD_V1_INPAINTING, TINY])
+@pytest.mark.parametrize("config", [SD_V1, SD_V1_INPAINTING, SD_V2_DEPTH, SDXL, SDXL_REFINER, TINY])
 def test_config_survives_json(config):
     assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_json_names_only_what_a_model_has():
+    assert SD_V1.to_dict().keys() == {
+        *["family", "text_encoder", "unet", "vae", "schedule", "prediction", "native_size"]
+    }
+    assert {*SDXL.to_dict()} - {*SD_V1.to_dict()} == {"text_encoder_2"}
+    assert {*SDXL.to_dict()["unet"]} - {*SD_V1.to_dict()["unet"]} == {"vector_width"}
 
 
 def parameters(config, part):
@@ -34,12 +42,3 @@ def test_heads_and_context_width_come_from_the_config():
     network = build_networks(config)["unet"]
     assert network.input_blocks[4]["attention"].blocks[0].cross_attention.heads == 10
     assert network.middle_block["attention"].blocks[0].self_attention.heads == 20
-
-
-def test_transformers_may_have_any_depth():
-    # the widths, depths and heads of Stable Diffusion XL, without its extra embedding (2,816 -> 1280 -> 1280)
-    unet = replace(
-        SD_V1.unet, multipliers=(1, 2, 4), depths=(0, 2, 10), middle_depth=10, heads=(5, 10, 20), context_width=2048
-    )
-    label_embedding = (2816 + 1) * 1280 + (1280 + 1) * 1280
-    assert parameters(replace(SD_V1, unet=unet), "unet") == 2_567_463_684 - label_embedding

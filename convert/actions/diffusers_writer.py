@@ -18,7 +18,7 @@ from convert.families.diffusers_config import (
 from convert.families.table import family_named
 from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS
 from convert.files.folder_kinds import INDEX
-from convert.layouts.names import DEPTH_ESTIMATOR, has_linear_projections
+from convert.layouts.names import DEPTH_ESTIMATOR, generation
 from sd.config import ModelConfig
 from sd.files import written_whole
 
@@ -60,7 +60,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "_class_name": CLASSES["unet"],
             **version,
             **UNET_FIXED,
-            "use_linear_projection": has_linear_projections(config),
+            "use_linear_projection": generation(config).linear,
             **unet_settings(config.unet),
             "attention_head_dim": config.unet.heads[0] if len(heads) == 1 else list(config.unet.heads),
             "sample_size": latent_side,

@@ -5,13 +5,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convert.checkpoint import POSITION_IDS
 from convert.files.safetensors_writer import write_safetensors
 from convert.files.tensors import raw_bytes
-from convert.layouts.joined import joined_names
-from convert.layouts.names import ema_name, original_names
+from convert.layouts.joined import is_transposed, joined_names
+from convert.layouts.names import ema_name, generation, original_names
 from convert.layouts.noise_schedule import PREDICTS_V
-from convert.layouts.open_clip import has_open_clip
 from sd.config import ModelConfig, ScheduleConfig
 from sd.files import written_whole
 
@@ -52,20 +50,27 @@ def original_state_dict(
     updates   how many updates went into the average
     """
     names = original_names(config)
+    own = generation(config)
     state = schedule_buffers(config.schedule)
+    if own.of_generative_models:
+        bars = state["alphas_cumprod"].double()
+        state = {"denoiser.sigmas": ((1 - bars) / bars).sqrt().float()}
     for ours, (name, axes) in names.items():
         state[name] = weights[ours].reshape(weights[ours].shape + (1,) * axes)
     for name, parts in joined_names(config).items():
-        state[name] = torch.cat([state.pop(part) for part in parts])
-    state["model_ema.decay"] = torch.tensor(0.9999)
-    state["model_ema.num_updates"] = torch.tensor(updates, dtype=torch.int32)
+        value = torch.cat([state.pop(part) for part in parts])
+        state[name] = value.T if is_transposed(name) else value
+    if averaged is not None or not own.of_generative_models:
+        state["model_ema.decay"] = torch.tensor(0.9999)
+        state["model_ema.num_updates"] = torch.tensor(updates, dtype=torch.int32)
     for ours, (name, _) in names.items():
         if averaged is not None and ours.startswith("unet."):
             state[ema_name(name)] = averaged[ours].reshape(state[name].shape)
     if config.prediction == "v":
         state[PREDICTS_V] = torch.empty(0)  # nothing else in the file could tell
-    if not has_open_clip(config):
-        state[POSITION_IDS] = torch.arange(config.text_encoder.context_length)[None]
+    first = own.texts[0]
+    if not first.is_open_clip:
+        state[f"{first.original}embeddings.position_ids"] = torch.arange(config.text_encoder.context_length)[None]
     return state
 
 

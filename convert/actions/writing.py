@@ -18,9 +18,10 @@ from convert.files.hashing import file_sha256, hashed_meanwhile, remembered_sha2
 from convert.files.reader import CheckpointFile, CheckpointFolder, JoinedFiles, Span, release_after_last
 from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
-from convert.layouts.joined import joined_names
+from convert.layouts.joined import is_transposed, joined_names
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
+from convert.layouts.open_clip import transposed
 from convert.single_part import DROPPED
 from sd.config import ModelConfig
 
@@ -120,7 +121,7 @@ def plan_weights(
     if layout == "original" and not checkpoint.part:
         for name, parts in joined_names(checkpoint.config).items():
             first, *others = (plan.pop(part) for part in parts)
-            plan[name] = first._replace(below=tuple(others))
+            plan[name] = _turned(first) if is_transposed(name) else first._replace(below=tuple(others))
     of_folders = kept_names(checkpoint.config) if layout == "diffusers" else {}
     for original, record in checkpoint.extras.items():
         name = EXTRA + original if layout == FORMAT else of_folders.get(original, original)
@@ -150,6 +151,12 @@ def kept_in_folders(checkpoint: Checkpoint) -> dict[str, TensorRecord]:
     """Those of `kept_names` that a checkpoint has."""
     names = kept_names(checkpoint.config)
     return {name: record for name, record in checkpoint.extras.items() if name in names}
+
+
+def _turned(planned: Planned) -> Planned:
+    """A matrix with its rows as columns."""
+    change = planned.change and (lambda value: planned.change(value.T).T)
+    return planned._replace(record=transposed(planned.record), change=change)
 
 
 def _reshaped(change: NewValue, shape: tuple[int, ...], value: "Tensor") -> "Tensor":

@@ -12,7 +12,7 @@ from dataclasses import replace
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
 from convert.families.table import version_2_of
-from convert.layouts.names import DEPTH_ESTIMATOR, has_linear_projections
+from convert.layouts.names import DEPTH_ESTIMATOR, generation
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Settings = Mapping[str, object]
@@ -123,7 +123,7 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
     contradict the weights and for values that are not numbers.
     """
     unet, vae, text = (settings.get(name, {}) for name in ("unet", "vae", "text_encoder"))
-    linear = {"use_linear_projection": has_linear_projections(seen)}
+    linear = {"use_linear_projection": generation(seen).linear}
     _check_fixed("unet", unet, UNET_FIXED | linear, {*unet_settings(seen.unet), *UNET_FREE})
     _check_fixed("vae", vae, VAE_FIXED, {*vae_settings(seen.vae), *VAE_FREE})
     _check_fixed("text_encoder", text, TEXT_FIXED, None)

@@ -16,18 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from convert.layouts.names import TEXT_PREFIX, Parameter, text_encoder_parameters, unet_parameters
-from sd.config import (
-    OPEN_CLIP_BIG_G,
-    OPEN_CLIP_H,
-    SD_V1,
-    SD_V2,
-    SDXL_REFINER_UNET,
-    SDXL_UNET,
-    ModelConfig,
-    TextEncoderConfig,
-    UNetConfig,
-)
+from convert.layouts.names import TEXT_PREFIX, Parameter, generation_named, text_encoder_parameters, unet_parameters
+from sd.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, ModelConfig, TextEncoderConfig, UNetConfig
 
 # What stands before a module of the UNet: joined with underscores, or with dots before diffusers' or original names.
 UNET_FLAT = ("lora_unet_", "lycoris_unet_", "lycoris_", "oft_unet_", "unet_")
@@ -59,48 +49,35 @@ class AdaptedFamily:
     title: str
     unet: UNetConfig
     text_encoders: tuple[TextEncoderConfig, ...]
-    more: tuple[tuple[str, str, tuple[int, int]], ...] = ()  # further modules: diffusers', the original's, their shape
 
 
-def _embedding(inputs: int, width: int) -> tuple[tuple[str, str, tuple[int, int]], ...]:
-    """What turns sizes and pooled text into a vector, in XL."""
-    first = ("add_embedding.linear_1", "label_emb.0.0", (4 * width, inputs))
-    return first, ("add_embedding.linear_2", "label_emb.0.2", (4 * width, 4 * width))
+def _row(config: ModelConfig, title: str) -> AdaptedFamily:
+    text_encoders = (config.text_encoder, config.text_encoder_2)
+    return AdaptedFamily(
+        name=config.family, title=title, unet=config.unet, text_encoders=tuple(filter(None, text_encoders))
+    )
 
 
-V1 = AdaptedFamily(
-    name="sd-v1", title="Stable Diffusion 1", unet=SD_V1.unet, text_encoders=(SD_V1.text_encoder,)
-)  # before XL: what changes only the text encoder fits both
+V1 = _row(SD_V1, "Stable Diffusion 1")  # before XL: what changes only the text encoder fits both
 FAMILIES = (
     V1,
-    AdaptedFamily(name="sd-v2", title="Stable Diffusion 2", unet=SD_V2.unet, text_encoders=(OPEN_CLIP_H,)),
-    AdaptedFamily(
-        name="sdxl",
-        title="Stable Diffusion XL",
-        unet=SDXL_UNET,
-        text_encoders=(SD_V1.text_encoder, OPEN_CLIP_BIG_G),
-        more=_embedding(2816, SDXL_UNET.width),
-    ),
-    AdaptedFamily(
-        name="sdxl-refiner",
-        title="Stable Diffusion XL refiner",
-        unet=SDXL_REFINER_UNET,
-        text_encoders=(OPEN_CLIP_BIG_G,),
-        more=_embedding(2560, SDXL_REFINER_UNET.width),
-    ),
+    _row(SD_V2, "Stable Diffusion 2"),
+    _row(SDXL, "Stable Diffusion XL"),
+    _row(SDXL_REFINER, "Stable Diffusion XL refiner"),
 )
 
 
 def adapted_family(config: ModelConfig) -> AdaptedFamily:
     """The networks of a model."""
-    family = next(family for family in FAMILIES if config.family.startswith(family.name))
-    return replace(family, name=config.family, unet=config.unet, text_encoders=(config.text_encoder,))
+    return _row(config, next(row.title for row in reversed(FAMILIES) if config.family.startswith(row.name)))
 
 
 def with_unused_layer(family: AdaptedFamily) -> AdaptedFamily:
-    """The same with the last layer of OpenCLIP's text encoder, which version 2 never runs and some adapters change."""
-    text_encoders = tuple(replace(each, layers=each.layers + 1) for each in family.text_encoders)
-    return replace(family, text_encoders=text_encoders) if family.name.startswith("sd-v2") else family
+    """The same with the layers of a text encoder that the model never runs and some adapters change."""
+    unused = generation_named(family.name).unused_layers
+    return replace(
+        family, text_encoders=tuple(replace(each, layers=each.layers + unused) for each in family.text_encoders)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -126,7 +103,7 @@ def kohya_names(family: AdaptedFamily) -> dict[str, str]:
     texts = ("lora_te1_", "lora_te2_") if several else ("lora_te_",)
     starts = {"unet.": "lora_unet_", "text_encoder.": texts[0], "text_encoder_2.": texts[-1]}
     names = {ours: starts[root] + flat(theirs.removeprefix(root)) for ours, theirs, root in _diffusers(family)}
-    if family.more:
+    if family.unet.vector_width:
         names |= {ours: starts["unet."] + flat(original) for original, _, ours, _ in _of_unet(family)}
     return names
 
@@ -176,13 +153,11 @@ def _components(family: AdaptedFamily) -> tuple[str, ...]:
 def _of_unet(family: AdaptedFamily) -> Iterator[tuple[str, str, str, tuple[int, ...]]]:
     for ours, original, diffusers, shape in map(_module, _weights(unet_parameters(family.unet))):
         yield original, diffusers, f"unet.{ours}", shape
-    for diffusers, original, shape in family.more:
-        yield original, diffusers, f"unet.{original}", shape
 
 
 def _of_text_encoder(config: TextEncoderConfig, component: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for ours, _, diffusers, shape in map(_module, _weights(text_encoder_parameters(config))):
-        if not ours.endswith("_embedding"):
+        if not ours.endswith(("_embedding", "projection")):
             yield TEXT_PREFIX + diffusers, f"{component}.{ours}", shape
 
 

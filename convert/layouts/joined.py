@@ -1,6 +1,7 @@
-"""Tensors of the original layout that hold several of ours, one below the other: see `open_clip`, `depth_layout`."""
+"""Tensors of the original layout with other names or shapes there: see `open_clip`, `depth_layout`."""
 
-from convert.layouts.open_clip import has_open_clip, open_clip_names
+from convert.layouts.names import OPTIONAL, PREFIXES, text_encoder_parameters, text_places
+from convert.layouts.open_clip import PROJECTION, open_clip_names
 from sd.config import ModelConfig
 
 
@@ -9,9 +10,21 @@ def joined_names(config: ModelConfig) -> dict[str, tuple[str, ...]]:
 
     Other tensors have the same name in both.
     """
-    names = open_clip_names(config.text_encoder.layers) if has_open_clip(config) else {}
+    names = {}
+    for component, place in text_places(config).items():
+        prefix, encoder = (PREFIXES | OPTIONAL)[component], getattr(config, component)
+        if place.is_open_clip:
+            names |= open_clip_names(encoder, place.original, prefix)
+        elif place.original != prefix:
+            found = [parameter.original for parameter in text_encoder_parameters(encoder)]
+            names |= {place.original + name: (prefix + name,) for name in found}
     if config.depth:
         from convert.layouts.depth_layout import fused_names
 
         names |= fused_names(config.depth)
     return names
+
+
+def is_transposed(name: str) -> bool:
+    """Whether a file keeps the rows of this matrix as columns."""
+    return name.endswith(f".{PROJECTION}")

@@ -25,6 +25,10 @@ UNET_ENDS: Table = (
     ("out.norm", "out.0", "conv_norm_out", ("last",)),
     ("out.conv", "out.2", "conv_out", ("out", "last", 3, 3)),
 )
+LABEL: Table = (  # of families whose UNet is given a vector beside the text
+    ("label_emb.linear1", "label_emb.0.0", "add_embedding.linear_1", ("time", "vector")),
+    ("label_emb.linear2", "label_emb.0.2", "add_embedding.linear_2", ("time", "time")),
+)
 CONV: Table = (("", "", "", ("width", "channels", 3, 3)),)
 DOWNSAMPLE: Table = (("conv", "op", "conv", ("width", "width", 3, 3)),)
 UPSAMPLE: Table = (("conv", "conv", "conv", ("width", "width", 3, 3)),)
@@ -86,6 +90,7 @@ TEXT_ENCODER_ENDS: Table = (
     ("position_embedding.weight", *2 * ("embeddings.position_embedding.weight",), ("length", "width")),
     ("final_norm", "final_layer_norm", "final_layer_norm", ("width",)),
 )
+PROJECTION: Table = (("projection.weight", *2 * ("text_projection.weight",), ("pooled", "width")),)
 ENCODER_LAYER: Table = (
     ("norm1", "layer_norm1", "layer_norm1", ("width",)),
     ("attention.q", "self_attn.q_proj", "self_attn.q_proj", ("width", "width")),
@@ -105,6 +110,8 @@ PREFIXES = {
 }
 DEPTH_NETWORK = "depth_network", "depth_model.model."  # which few models have, in ours and in the original layout
 DEPTH_ESTIMATOR = "depth_estimator"  # the same in a diffusers folder
+SECOND_TEXT = "text_encoder_2", "conditioner.embedders.1.transformer.text_model."  # of XL, see `open_clip`
+OPTIONAL = dict([SECOND_TEXT, DEPTH_NETWORK])  # components that few models have -> where their names begin
 OPEN_CLIP = "cond_stage_model.model."  # and OpenCLIP's text encoder, in files of version 2: see `open_clip`
 OPEN_CLIP_LAYERS = OPEN_CLIP + "transformer.resblocks."
 NEVER_RUN = (OPEN_CLIP_LAYERS, f"{OPEN_CLIP}text_projection", f"{OPEN_CLIP}logit_scale")  # what keeps its own name
@@ -116,8 +123,56 @@ POINTWISE = {
     "unet": ("attention.proj_in.weight", "attention.proj_out.weight"),
     "vae": tuple(f"mid.attention.{name}.weight" for name, *_ in VAE_ATTENTION if name != "norm"),
     "text_encoder": (),
-    DEPTH_NETWORK[0]: (),
+    **dict.fromkeys(OPTIONAL, ()),
 }
+
+
+class TextPlace(NamedTuple):
+    """Where files keep a text encoder."""
+
+    original: str  # what stands before its names in the original layout
+    is_open_clip: bool  # whether they are OpenCLIP's there: see `convert.layouts.open_clip`
+    folder: str  # the component of a diffusers folder
+
+
+class Generation(NamedTuple):
+    linear: bool  # the projections around the UNet's transformers are stored as linear layers, not as convolutions
+    texts: tuple[TextPlace, ...]  # of `text_encoder` and, if there is one, `text_encoder_2`
+    unused_layers: int = 0  # of the text encoder in original files, which are never run
+
+    @property
+    def of_generative_models(self) -> bool:
+        """Whether the original files are those of Stability-AI/generative-models."""
+        return self.texts[0].original.startswith("conditioner.")
+
+
+GENERATIONS = {  # how the names of its families begin
+    "sd-v1": Generation(False, (TextPlace("cond_stage_model.transformer.text_model.", False, "text_encoder"),)),
+    "sd-v2": Generation(True, (TextPlace("cond_stage_model.model.", True, "text_encoder"),), unused_layers=1),
+    "sdxl-refiner": Generation(True, (TextPlace("conditioner.embedders.0.model.", True, "text_encoder_2"),)),
+    "sdxl": Generation(
+        True,
+        (
+            TextPlace("conditioner.embedders.0.transformer.text_model.", False, "text_encoder"),
+            TextPlace("conditioner.embedders.1.model.", True, "text_encoder_2"),
+        ),
+    ),
+}
+
+
+def generation_named(family: str) -> Generation:
+    """The generation of a family, by its name."""
+    return next(row for begin, row in GENERATIONS.items() if family.startswith(begin))
+
+
+def generation(config: ModelConfig) -> Generation:
+    """The generation of a model."""
+    return generation_named(config.family)
+
+
+def text_places(config: ModelConfig) -> dict[str, TextPlace]:
+    """Where files keep the text encoders of a model, by our names of these."""
+    return dict(zip(("text_encoder", "text_encoder_2"), generation(config).texts, strict=False))
 
 
 class Parameter(NamedTuple):
@@ -153,6 +208,8 @@ def expand(table: Table, paths: tuple[str, str, str], **sizes: int) -> Iterator[
 def unet_parameters(config: UNetConfig) -> Iterator[Parameter]:
     sizes = {"time": 4 * config.width, "last": config.width * config.multipliers[0], "out": config.out_channels}
     yield from expand(UNET_ENDS, ("", "", ""), width=config.width, **sizes)
+    if config.vector_width:
+        yield from expand(LABEL, ("", "", ""), vector=config.vector_width, **sizes)
     for row in block_plan(config):
         yield from block_parameters(row, config)
 
@@ -222,6 +279,8 @@ def text_encoder_parameters(config: TextEncoderConfig) -> Iterator[Parameter]:
     sizes = {"vocabulary": config.vocabulary, "length": config.context_length}
     sizes |= {"width": config.width, "hidden": config.hidden_width}
     yield from expand(TEXT_ENCODER_ENDS, ("", "", ""), **sizes)
+    if config.pooled_width:
+        yield from expand(PROJECTION, ("", "", ""), pooled=config.pooled_width, **sizes)
     for layer in range(config.layers):
         path = f"encoder.layers.{layer}"
         yield from expand(ENCODER_LAYER, (f"layers.{layer}", path, path), **sizes)
@@ -237,6 +296,9 @@ def parameters(config: ModelConfig, part: str | None = None) -> Iterator[tuple[s
         if part in (None, component):
             for parameter in found:
                 yield component, parameter
+    if config.text_encoder_2 and part in (None, SECOND_TEXT[0]):
+        for parameter in text_encoder_parameters(config.text_encoder_2):
+            yield SECOND_TEXT[0], parameter
     if config.depth and part in (None, DEPTH_NETWORK[0]):
         from convert.layouts.depth_names import depth_rows
 
@@ -255,7 +317,7 @@ def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Or
 
     Where a file keeps several in one tensor, each has a name of its own here: see `convert.layouts.joined`.
     """
-    pointwise, prefixes = _pointwise(config), PREFIXES | dict([DEPTH_NETWORK])
+    pointwise, prefixes = _pointwise(config), PREFIXES | OPTIONAL
     return {
         f"{component}.{ours}": Original(prefixes[component] + original, 2 * ours.endswith(pointwise[component]))
         for component, (ours, original, _, _) in parameters(config, part)
@@ -264,22 +326,22 @@ def original_names(config: ModelConfig, part: str | None = None) -> dict[str, Or
 
 def diffusers_names(config: ModelConfig) -> dict[str, Original]:
     """The same with where a diffusers folder keeps it: `<component>.<name in its file>`."""
-    prefixes = {"unet": "unet.", "vae": "vae.", "text_encoder": f"text_encoder.{TEXT_PREFIX}"}
-    prefixes |= {DEPTH_NETWORK[0]: f"{DEPTH_ESTIMATOR}."}
+    prefixes = {"unet": "unet.", "vae": "vae.", DEPTH_NETWORK[0]: f"{DEPTH_ESTIMATOR}."}
+    prefixes |= {ours: f"{place.folder}." for ours, place in text_places(config).items()}
     pointwise = _pointwise(config) | {"vae": ()}
+
+    def named(component: str, theirs: str) -> str:
+        is_text = component in ("text_encoder", SECOND_TEXT[0]) and not theirs.startswith("text_projection.")
+        return prefixes[component] + (TEXT_PREFIX if is_text else "") + theirs
+
     return {
-        f"{component}.{ours}": Original(prefixes[component] + theirs, 2 * ours.endswith(pointwise[component]))
+        f"{component}.{ours}": Original(named(component, theirs), 2 * ours.endswith(pointwise[component]))
         for component, (ours, _, theirs, _) in parameters(config)
     }
 
 
-def has_linear_projections(config: ModelConfig) -> bool:
-    """Whether files store the projections around the UNet's transformers as linear layers, not as convolutions."""
-    return not config.family.startswith("sd-v1")
-
-
 def _pointwise(config: ModelConfig) -> dict[str, tuple[str, ...]]:
-    return POINTWISE | {"unet": ()} if has_linear_projections(config) else POINTWISE
+    return POINTWISE | {"unet": ()} if generation(config).linear else POINTWISE
 
 
 def ema_name(unet_name: str) -> str:

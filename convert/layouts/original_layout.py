@@ -12,7 +12,7 @@ from typing import NamedTuple
 from convert.errors import CheckpointError, WeightMismatchError, shown, shown_list
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
-from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP_LAYERS, PREFIXES
+from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP, PREFIXES
 from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
@@ -41,6 +41,7 @@ OUR_NAMES = ("unet.input_blocks.0.conv.weight", "vae.encoder.mid.attention.norm.
 # does. The refiner of XL has one there, too, and beside it a part that is told the size of the picture.
 GENERATIVE_MODELS = ("conditioner.embedders.0.", "cond_stage_model.")
 ONLY_XL = ("conditioner.embedders.1.", PREFIXES["unet"] + "label_emb.")
+ELSEWHERE = (OPEN_CLIP, "conditioner.embedders.")  # names of text encoders that are not CLIP's in version 1
 # Found in files and not used: their names do not matter, nor how often they are there.
 NO_WEIGHTS = ("model_ema.decay", "model_ema.num_updates", "loss.", "first_stage_model.loss.")
 NO_WEIGHTS += ("first_stage_model.model_ema.",)
@@ -84,7 +85,7 @@ def find_tensors(file: CheckpointFile) -> Found:
                 "It is unclear which of the two counts."
             )
     tensors = {original: inside.tensors[name] for original, name in stored.items()}
-    if is_open_clip := any(name.startswith(OPEN_CLIP_LAYERS) for name in tensors):
+    if is_open_clip := any(name.startswith(ELSEWHERE) for name in tensors):
         from convert.layouts.open_clip import as_clip
 
         renamed = list(as_clip(tensors))
@@ -108,7 +109,7 @@ def find_tensors(file: CheckpointFile) -> Found:
 
 def _is_weight(original: str) -> bool:
     """Whether it matters which of two tensors has this name."""
-    networks = (*PREFIXES.values(), "model_ema.")
+    networks = (*PREFIXES.values(), *ELSEWHERE, "model_ema.")
     return original.startswith(networks) and not original.startswith(NO_WEIGHTS) and "position_ids" not in original
 
 

@@ -2,6 +2,7 @@
 
     python scripts/benchmarks/make_checkpoint.py full.ckpt              # Stable Diffusion v1, 4.27 GB, float32
     python scripts/benchmarks/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 69 MB
+    python scripts/benchmarks/make_checkpoint.py xl.safetensors --family sdxl --precision fp16  # 6.94 GB
 
 Real weights cannot be shipped with the code. Such a file has everything else that an original has: the container, the
 names, shapes and precisions, the training framework's objects in the pickle. It serves to test loading and speed.
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from convert.actions.original_writer import original_state_dict, write_original
 from convert.layouts.depth_layout import PREFIX, unused_parameters
-from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS
-from convert.layouts.open_clip import LAYER, has_open_clip
+from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS, generation
+from convert.layouts.open_clip import LAYER
 from sd.config import (
     SD_V1,
     SD_V1_DEPTH,
@@ -32,30 +33,53 @@ from sd.config import (
     SD_V2_DEPTH,
     SD_V2_EDIT,
     SD_V2_INPAINTING,
+    SDXL,
+    SDXL_INPAINTING,
+    SDXL_REFINER,
     DepthConfig,
     ModelConfig,
+    TextEncoderConfig,
 )
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
 
 FAMILIES = {
     config.family: config
-    for config in (SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V1_DEPTH, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT)
+    for config in (
+        *(SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V1_DEPTH, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT),
+        *(SDXL, SDXL_INPAINTING, SDXL_REFINER),
+    )
 }
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
     """The same architecture, narrow enough for a test."""
-    by_width = len(set(config.unet.heads)) > 1  # each head has 64 channels
+    unet, encoders = config.unet, [config.text_encoder, config.text_encoder_2]
+    by_width = len(set(unet.heads)) > 1  # each head has 64 channels
+    first, second = (encoder and tiny_text_encoder(encoder) for encoder in encoders)
+    pooled = sum(encoder.pooled_width for encoder in encoders if encoder)
     return replace(
         config,
-        text_encoder=replace(config.text_encoder, width=64, hidden_width=256, layers=2, heads=1),
-        unet=replace(config.unet, width=64, context_width=64, heads=config.unet.multipliers)
-        if by_width
-        else replace(config.unet, width=32, context_width=64),
+        text_encoder=first,
+        text_encoder_2=second,
+        unet=replace(
+            unet,
+            width=64 if by_width else 32,
+            heads=unet.multipliers if by_width else unet.heads,
+            context_width=sum(encoder.width for encoder in (first, second) if encoder),
+            depths=tuple(min(depth, 2) for depth in unet.depths),
+            middle_depth=min(unet.middle_depth, 2),
+            vector_width=unet.vector_width and unet.vector_width - pooled + 64,
+        ),
         vae=replace(config.vae, width=32),
         depth=config.depth and tiny_depth(config.depth),
     )
+
+
+def tiny_text_encoder(config: TextEncoderConfig) -> TextEncoderConfig:
+    layers = 2 + config.skipped_layers
+    small = replace(config, width=64, hidden_width=256, layers=layers, heads=1)
+    return replace(small, pooled_width=config.pooled_width and 64)
 
 
 def tiny_depth(config: DepthConfig) -> DepthConfig:
@@ -89,7 +113,11 @@ def made_up_state_dict(
     """All tensors of an original file; with `ema`, also the averaged weights."""
     averaged = made_up_weights(config, seed + 1, dtype) if ema else None
     state = original_state_dict(config, made_up_weights(config, seed, dtype), averaged, updates=470_000)
-    state |= unused_of_open_clip(config, dtype) if has_open_clip(config) else {}
+    own = generation(config)
+    if own.unused_layers:
+        state |= unused_of_open_clip(config, dtype)
+    elif scales := [f"{place.original}logit_scale" for place in own.texts if place.is_open_clip]:
+        state |= dict.fromkeys(scales, torch.tensor(4.6, dtype=dtype))
     return state | unused_of_depth(config.depth, dtype) if config.depth else state
 
 

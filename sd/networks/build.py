@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from sd.config import ModelConfig
+from sd.config import ModelConfig, TextEncoderConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
@@ -27,10 +27,12 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
     """The networks by the names that our files use, on the meta device: names and shapes, no memory, no values."""
     with torch.device("meta"), SkipInitialisation():
         networks = {
-            "text_encoder": TextEncoder(config.text_encoder),
+            "text_encoder": text_encoder_of(config.text_encoder),
             "unet": UNet(config.unet),
             "vae": VAE(config.vae),
         }
+        if config.text_encoder_2:
+            networks["text_encoder_2"] = text_encoder_of(config.text_encoder_2)
         if config.depth:
             from sd.networks.depth import DepthNetwork
 
@@ -38,6 +40,15 @@ def build_networks(config: ModelConfig) -> dict[str, nn.Module]:
     for network in networks.values():
         network.requires_grad_(False).eval()
     return networks
+
+
+def text_encoder_of(config: TextEncoderConfig) -> TextEncoder:
+    """The text encoder that a config describes; one of which an inner layer is read is a class of its own."""
+    if not config.skipped_layers:
+        return TextEncoder(config)
+    from sd.networks.text_tower import TextTower
+
+    return TextTower(config)
 
 
 def parameter_shapes(networks: dict[str, nn.Module]) -> dict[str, tuple[int, ...]]:

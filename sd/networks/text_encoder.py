@@ -65,13 +65,17 @@ class TextEncoder(nn.Module):
 
         Raises ValueError if there are more tokens than positions, or no layer is left.
         """
+        if not 0 <= skip_layers < len(self.layers):
+            raise ValueError(f"skip_layers must be 0 to {len(self.layers) - 1}, got {skip_layers}")
+        x = self.embed(tokens)
+        for layer in self.layers[: len(self.layers) - skip_layers]:
+            x = layer(x)
+        return self.final_norm(x)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The vectors that the first layer reads: tokens (B, T) -> (B, T, D)"""
         tokens = torch.as_tensor(tokens, dtype=torch.int64, device=self.token_embedding.weight.device)
         length, positions = tokens.shape[-1], self.position_embedding.num_embeddings
         if length > positions:
             raise ValueError(f"the text encoder has {positions} positions, got {length} tokens")
-        if not 0 <= skip_layers < len(self.layers):
-            raise ValueError(f"skip_layers must be 0 to {len(self.layers) - 1}, got {skip_layers}")
-        x = self.token_embedding(tokens) + self.position_embedding.weight[:length]
-        for layer in self.layers[: len(self.layers) - skip_layers]:
-            x = layer(x)
-        return self.final_norm(x)
+        return self.token_embedding(tokens) + self.position_embedding.weight[:length]

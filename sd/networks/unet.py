@@ -151,6 +151,15 @@ class UNet(nn.Module):
                 linear2=nn.Linear(time_width, time_width),
             )
         )
+        self.label_emb = None
+        if config.vector_width:
+            self.label_emb = nn.Sequential(
+                OrderedDict(
+                    linear1=nn.Linear(config.vector_width, time_width),
+                    activation=nn.SiLU(),
+                    linear2=nn.Linear(time_width, time_width),
+                )
+            )
         stages: dict[str, list[Block]] = {"input_blocks": [], "middle_block": [], "output_blocks": []}
         for row in block_plan(config):
             stages[row.name.partition(".")[0]].append(Block(row, config))
@@ -165,15 +174,18 @@ class UNet(nn.Module):
             )
         )
 
-    def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
         """Predict the noise in latents (or the velocity).
 
         x_t       (B, in_channels, H, W)  noisy latents, H and W at least 1
         timestep  () or (B,)              999 is noisiest
         context   (B, S, context width)   the encoded prompt
+        vector    (B, vector width)       the pooled prompt and the picture's sizes, for families trained with them
         returns   (B, out_channels, H, W)
         """
         time = self.time_embed(timestep_embedding(timestep, self.width).to(x_t.dtype))
+        if self.label_emb is not None:
+            time = time + self.label_emb(vector)
         x, skips = x_t, []
         for block in self.input_blocks:
             x = block(x, time, context)

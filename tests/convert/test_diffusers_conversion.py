@@ -53,7 +53,7 @@ def text_encoder(config, state):
     """Of version 2, the library's conversion also has the last layer, if it is not the 24th, and a projection."""
     if config.family.startswith("sd-v1"):
         return convert_ldm_clip_checkpoint(dict(state))
-    empty = oracles.empty_text_encoder(config)
+    empty = oracles.empty_text_encoder(config.text_encoder)
     found = convert_open_clip_checkpoint(empty, dict(state))
     names = {name.removeprefix("text_model.") for name in empty.state_dict()}
     return {name: value for name, value in found.items() if name.removeprefix("text_model.") in names}

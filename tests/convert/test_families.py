@@ -21,12 +21,12 @@ from convert.families.table import (
     family_of_pipeline,
     task_refusal,
 )
-from sd.config import SD_V1, SD_V2, SDXL_REFINER_UNET, SDXL_UNET
+from sd.config import SD_V1, SD_V2, SDXL, SDXL_REFINER
 from sd.pipeline.conditions import EXTRA, Extra
 
 V2_INPAINTING, V2_DEPTH, V2_EDIT = (replace(SD_V2.unet, in_channels=channels) for channels in (9, 5, 8))
 INPAINTING, EDIT, SEVEN = (replace(SD_V1.unet, in_channels=channels) for channels in (9, 8, 7))
-XL_INPAINTING, XL_EDIT = (replace(SDXL_UNET, in_channels=channels) for channels in (9, 8))
+XL_INPAINTING, XL_EDIT = (replace(SDXL.unet, in_channels=channels) for channels in (9, 8))
 VISION = {"embedder.model.ln_final.weight": (32,), "embedder.model.visual.conv1.weight": (32, 3, 14, 14)}
 DEPTH = {
     "depth_model.model.pretrained.act_postprocess3.0.project.0.bias": (768,),
@@ -84,8 +84,8 @@ KINDS = [  # the tensors, the row, its words, what is seen of it
     (lambda: unet_shapes(SD_V2.unet), "sd-v2", "UNet alone, of Stable Diffusion 2", "1024 wide"),
     (lambda: unet_shapes(SD_V2.unet, label=2048), "sd-v2-unclip-h", "UNet alone, of", "1024 wide"),
     (lambda: unet_shapes(UPSCALER_UNET), "sd-x4-upscaler", "UNet alone, of", "7 channels"),
-    (lambda: unet_shapes(SDXL_UNET, label=2816), "sdxl", "UNet alone, of", "2048 wide"),
-    (lambda: unet_shapes(SDXL_REFINER_UNET, label=2560), "sdxl-refiner", "UNet alone, of", "1280 wide"),
+    (lambda: unet_shapes(SDXL.unet, label=2816), "sdxl", "UNet alone, of", "2048 wide"),
+    (lambda: unet_shapes(SDXL_REFINER.unet, label=2560), "sdxl-refiner", "UNet alone, of", "1280 wide"),
     # narrow files: the names alone tell
     (lambda: families.v2(width=32, text_width=32), "sd-v2", "Stable Diffusion 2", "cond_stage_model.model."),
     (lambda: families.v2(unet=V2_DEPTH, width=32, text_width=32) | DEPTH, "sd-v2-depth", "depth", "depth_model."),

@@ -51,7 +51,7 @@ def test_every_tensor_of_the_published_file_has_its_place(family):
     manifest["model.diffusion_model.input_blocks.0.0.weight"] = (320, family.unet.in_channels, 3, 3)
     shapes = parameter_shapes(family)
     found = {name: shapes[ours] + (1,) * axes for ours, (name, axes) in original_names(family).items()}
-    for name, parts in open_clip_names(family.text_encoder.layers).items():
+    for name, parts in open_clip_names(family.text_encoder).items():
         of_parts = [found.pop(part) for part in parts]
         found[name] = (sum(shape[0] for shape in of_parts), *of_parts[0][1:])
     beside = make_checkpoint.unused_of_open_clip(family, torch.float32)
