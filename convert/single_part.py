@@ -16,7 +16,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError, counted, s
 from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
-from convert.families.table import V2, version_2_of
+from convert.families.table import V2, refusal, version_2_of
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
 from convert.layouts.noise_schedule import FAMILY, Statement
@@ -82,6 +82,8 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
         raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1 or 2: {what}")
     if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
         raise UnsupportedFileError(kind.refusal)
+    if part == "text_encoder" and kind.family and kind.family.not_yet:  # which of two it is, only a whole file tells
+        raise UnsupportedFileError(refusal(kind.family, kind.evidence, PARTS[part]))
     base = (kind.family and kind.family.config) or SD_V1
     if found.is_open_clip:
         base = (version_2_of(shapes) or V2).config

@@ -7,17 +7,20 @@ comes from the family: a wrong number would load cleanly and give noise.
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown, shown_list
 from convert.families.recognition import beside, recognise_names
 from convert.families.table import MODELS, row_named
 from convert.files.limits import LIMITS
-from convert.layouts.names import DEPTH_NETWORK, PREFIXES
-from sd.config import SD_V1, SD_V2, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from convert.layouts.names import DEPTH_NETWORK, PREFIXES, SECOND_TEXT
+from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
+TEXTS = ("text_encoder", SECOND_TEXT[0])
+TITLES = {"sd-v1": "Stable Diffusion 1", "sd-v2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 HEAD_WIDTH = SD_V1.text_encoder.width // SD_V1.text_encoder.heads  # of CLIP and OpenCLIP, at every width
 
 
@@ -52,15 +55,23 @@ def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
             f"complete checkpoint{advice}."
         )
     base = row.config if (row := row_named(family) or found.family) and row.config else SD_V1
-    sizes = {part: READ_SIZES[part](_strip(shapes, prefix), base) for part, prefix in PREFIXES.items()}
-    unet, text_encoder = sizes["unet"], sizes["text_encoder"]
-    if unet.context_width != text_encoder.width:
+    prefixes = PREFIXES | (dict([SECOND_TEXT]) if base.text_encoder_2 else {})
+    sizes = {part: READ_SIZES[part](_strip(shapes, prefix), base) for part, prefix in prefixes.items()}
+    unet, texts = sizes["unet"], [sizes[part] for part in TEXTS if part in sizes]
+    if unet.context_width != (width := sum(text.width for text in texts)):
+        givers = "text encoder gives" if len(texts) == 1 else "text encoders give"
         raise WeightMismatchError(
             f"holds parts that do not belong together: its UNet attends to text vectors {unet.context_width} wide, "
-            f"its text encoder gives {text_encoder.width}."
+            f"its {givers} {width}."
+        )
+    pooled, usual = (sum(text.pooled_width for text in each) for each in (texts, _texts(base)))
+    if unet.vector_width - pooled != base.unet.vector_width - usual:
+        raise WeightMismatchError(
+            f"holds parts that do not belong together: its UNet is given {unet.vector_width} numbers beside the text, "
+            f"of which {base.unet.vector_width - usual} are sizes; its text encoder gives {pooled}."
         )
     if row is None or unet.in_channels != row.channels:
-        title = "Stable Diffusion 2" if base.text_encoder == SD_V2.text_encoder else "Stable Diffusion 1"
+        title = next((title for name, title in TITLES.items() if base.family.startswith(name)), base.family)
         allowed = sorted({each.channels for each in MODELS if each.config and each.title.startswith(title)})
         raise UnsupportedFileError(
             f"has a UNet that takes {unet.in_channels} channels; a {title} model takes {', '.join(map(str, allowed))}."
@@ -73,6 +84,10 @@ def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
     config = replace(row.config, **sizes, depth=depth or None)
     check_counts(config)
     return config
+
+
+def _texts(config: ModelConfig) -> list[TextEncoderConfig]:
+    return [text for part in TEXTS if (text := getattr(config, part))]
 
 
 def part_config(part: str, shapes: Shapes, model: ModelConfig = SD_V1) -> ModelConfig:
@@ -98,7 +113,7 @@ def check_counts(config: ModelConfig) -> None:
         *(("transformer blocks per residual", depth, 0, LIMITS.depth) for depth in unet.depths),
         ("VAE levels", len(vae.multipliers), 1, LIMITS.levels),
         ("VAE residuals per level", vae.residuals_per_level, 1, LIMITS.residuals_per_level),
-        ("text encoder layers", config.text_encoder.layers, 1, LIMITS.text_layers),
+        *(("text encoder layers", text.layers, text.skipped_layers + 1, LIMITS.text_layers) for text in _texts(config)),
     ]
     for what, found, least, most in counts:
         if not least <= found <= most:
@@ -155,6 +170,7 @@ def unet_config(shapes: Shapes, family: ModelConfig) -> UNetConfig:
         middle_depth=depth["middle_block.1"],
         heads=_heads(family.unet, widths),
         context_width=context[1],
+        vector_width=_shape(shapes, "label_emb.0.0.weight", 2)[1] if family.unet.vector_width else 0,
     )
 
 
@@ -183,8 +199,9 @@ def vae_config(shapes: Shapes, family: ModelConfig) -> VAEConfig:
     )
 
 
-def text_encoder_config(shapes: Shapes, family: ModelConfig) -> TextEncoderConfig:
+def text_encoder_config(shapes: Shapes, family: ModelConfig, part: str = "text_encoder") -> TextEncoderConfig:
     """From the shapes of the CLIP text transformer, named without its prefix."""
+    base = getattr(family, part)
     vocabulary, width = _shape(shapes, "embeddings.token_embedding.weight", 2)
     if vocabulary != SD_V1.text_encoder.vocabulary:
         raise WeightMismatchError(
@@ -196,16 +213,18 @@ def text_encoder_config(shapes: Shapes, family: ModelConfig) -> TextEncoderConfi
             f"has a text encoder {width} wide, which is not a multiple of the {HEAD_WIDTH} of one head."
         )
     return replace(
-        family.text_encoder,
+        base,
         context_length=_shape(shapes, "embeddings.position_embedding.weight", 2)[0],
         width=width,
         hidden_width=_shape(shapes, "encoder.layers.0.mlp.fc1.weight", 2)[0],
         layers=_count(shapes, "encoder.layers."),
         heads=width // HEAD_WIDTH,
+        pooled_width=_shape(shapes, "text_projection.weight", 2)[0] if base.pooled_width else 0,
     )
 
 
 READ_SIZES = {"unet": unet_config, "vae": vae_config, "text_encoder": text_encoder_config}
+READ_SIZES |= {SECOND_TEXT[0]: partial(text_encoder_config, part=SECOND_TEXT[0])}
 
 
 def _strip(shapes: Shapes, prefix: str) -> Shapes:

@@ -15,6 +15,7 @@ from convert.layouts.wrapping import ADAPTER, ADAPTER_WORDS
 Shapes = Mapping[str, tuple[int, ...]]
 
 CONTEXTS = {row.context: row for row in reversed(MODELS) if row.context}  # width of a text vector -> the first such row
+LABELS = {row.label for row in MODELS}
 CONV_IN = (UNET + "input_blocks.0.0.weight", "unet.input_blocks.0.conv.weight")  # in the original layout and in ours
 LABEL = UNET + "label_emb.0.0.weight"
 CROSS_ATTENTION = ("attn2.to_k.weight", "cross_attention.k.weight")
@@ -177,7 +178,11 @@ def _agrees(row: Family, context: int | None) -> bool:
 def _fits(row: Family, seen: _Seen) -> bool:
     if seen.channels is None:  # no UNet to look at
         return not row.lacks.startswith(UNET)
-    return row.channels in (None, seen.channels) and row.label in (None, seen.label)
+    if row.config:  # a narrow file has a vector of another width
+        labelled = row.label == seen.label or bool(row.label and seen.label and seen.label not in LABELS)
+    else:
+        labelled = row.label in (None, seen.label)
+    return row.channels in (None, seen.channels) and labelled
 
 
 def _model_of(

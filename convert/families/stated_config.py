@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from convert.errors import WeightMismatchError, shown
-from convert.families.family import check_complete, check_counts, part_config, recognise
+from convert.families.family import TEXTS, check_complete, check_counts, part_config, recognise
 from convert.families.table import row_named
 from convert.files.records import TensorRecord
 from convert.layouts.names import PREFIXES, original_names
-from sd.config import DPT_HYBRID, SD_V1, ModelConfig
+from sd.config import DPT_HYBRID, SDXL, ModelConfig
 
+EVERYTHING = asdict(replace(SDXL, depth=DPT_HYBRID))  # a config with all fields
+OPTIONAL = {"text_encoder_2", "depth", "vector_width", "skipped_layers", "pooled_width"}  # that not every model has
 PREDICTIONS = ("eps", "v")
 ACTIVATIONS = ("quick_gelu", "gelu")
 TIMESTEPS = range(1, 10_000 + 1)
@@ -31,8 +33,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         data = json.loads(text)
     except (ValueError, RecursionError):
         raise WeightMismatchError("has no usable config in its metadata: it is not JSON.") from None
-    model = SD_V1.to_dict() | ({"depth": asdict(DPT_HYBRID)} if isinstance(data, dict) and "depth" in data else {})
-    if not _same_types(data, model):
+    if not _same_types(data, EVERYTHING):
         raise WeightMismatchError("has no usable config in its metadata: its fields or their types are not a config's.")
     stated = ModelConfig.from_dict(data)
     check_counts(stated)
@@ -50,9 +51,11 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
     config = replace(
         seen,
         unet=replace(seen.unet, heads=stated.unet.heads),
-        text_encoder=replace(
-            seen.text_encoder, heads=stated.text_encoder.heads, activation=stated.text_encoder.activation
-        ),
+        **{
+            part: replace(text, heads=getattr(stated, part).heads, activation=getattr(stated, part).activation)
+            for part in TEXTS
+            if (text := getattr(seen, part)) and getattr(stated, part)
+        },
         vae=replace(seen.vae, latent_scale=stated.vae.latent_scale),
         schedule=stated.schedule,
         prediction=stated.prediction,
@@ -74,7 +77,9 @@ def _same_types(value: object, model: object) -> bool:
     """Whether what came out of JSON has the fields of a config, each of exactly the type it has there."""
     if isinstance(model, dict):
         return (
-            type(value) is dict and value.keys() == model.keys() and all(_same_types(value[k], model[k]) for k in model)
+            type(value) is dict
+            and model.keys() - OPTIONAL <= value.keys() <= model.keys()
+            and all(_same_types(value[name], model[name]) for name in value)
         )
     if isinstance(model, tuple):  # of whole numbers, as many as there are levels
         return type(value) is list and all(type(item) is int for item in value)
@@ -83,14 +88,15 @@ def _same_types(value: object, model: object) -> bool:
 
 def check_heads(config: ModelConfig) -> None:
     """Every attention must have a whole number of channels for each of its heads. Raises WeightMismatchError."""
-    unet, text = config.unet, config.text_encoder
+    unet, texts = config.unet, [text for part in TEXTS if (text := getattr(config, part))]
     if len(unet.heads) != len(unet.multipliers):
         raise WeightMismatchError(
             f"has {len(unet.heads)} numbers of attention heads for the {len(unet.multipliers)} levels of its UNet."
         )
     widths = [unet.width * multiplier for multiplier in unet.multipliers]
     attentions = [("UNet", *pair) for pair in zip(widths, unet.heads, strict=True)]
-    for where, width, heads in [*attentions, ("text encoder", text.width, text.heads)]:
+    attentions += [("text encoder", text.width, text.heads) for text in texts]
+    for where, width, heads in attentions:
         if type(heads) is not int or heads < 1 or width % heads:
             raise WeightMismatchError(
                 f"has a {where} that is {width} wide with {shown(str(heads), 40)} attention heads; they must divide it."
@@ -103,11 +109,10 @@ def check_free_numbers(config: ModelConfig) -> None:
     checks = [
         (0 < scale < math.inf, "latent_scale", scale, "it must be finite and greater than 0"),
         (config.prediction in PREDICTIONS, "prediction", config.prediction, f"it must be {' or '.join(PREDICTIONS)}"),
-        (
-            config.text_encoder.activation in ACTIVATIONS,
-            "activation",
-            config.text_encoder.activation,
-            f"it must be {' or '.join(ACTIVATIONS)}",
+        *(
+            (text.activation in ACTIVATIONS, "activation", text.activation, f"it must be {' or '.join(ACTIVATIONS)}")
+            for part in TEXTS
+            if (text := getattr(config, part))
         ),
         (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
         (schedule.timesteps in TIMESTEPS, "timesteps", schedule.timesteps, f"it must be 1 to {TIMESTEPS[-1]}"),

@@ -19,6 +19,9 @@ from sd.config import (
     SD_V2_DEPTH,
     SD_V2_EDIT,
     SD_V2_INPAINTING,
+    SDXL,
+    SDXL_INPAINTING,
+    SDXL_REFINER,
     ModelConfig,
 )
 
@@ -37,6 +40,7 @@ CHANNELS = {  # that a UNet takes -> what they are
     8: "latents, and the latents of a picture to edit",
     9: "latents, a mask and masked latents",
 }
+CONVERTED_ONLY = "can be converted and inspected; making pictures with it is not supported yet"
 NOT_YET = "This family is not supported yet; only Stable Diffusion 1 and 2 models can be used"
 UNET, VAE = PREFIXES["unet"], PREFIXES["vae"]
 XL_TEXT = "conditioner.embedders."
@@ -55,7 +59,7 @@ class Family:
     lacks: str = ""  # no name starts with this
     context: int | None = None  # width of the text vectors; tells the family where the names do not
     channels: int | None = None  # that the UNet takes
-    label: int | None = None  # width of the vector that the UNet gets beside the text
+    label: int | None = None  # width of the vector that the UNet gets beside the text; tells like the context
     latents: int | None = None  # channels of the VAE's latents; tells what a VAE alone is for
     pipeline: str = ""  # how the name of diffusers' class for it starts
     classes: tuple[str, ...] = ()  # how the names of its networks' classes start, in folders of their own
@@ -63,6 +67,7 @@ class Family:
     config: ModelConfig | None = None  # None: recognised, and refused
     why_not: str = NOT_YET  # without a config: the sentence that refuses it
     tasks: tuple[str, ...] = ()  # that its channels allow
+    not_yet: str = ""  # with a config: why no pictures can be made, in words that follow the family's name
     native_sizes: Mapping[str, int] = field(default_factory=dict)  # by prediction, where the config's is not everyone's
     averaged: bool = False  # the averaged weights are used where a file has both
     prediction: str = "eps"  # of the UNet unless the file says otherwise; "" where neither names nor shapes tell
@@ -114,16 +119,21 @@ XL = Family(
     channels=4,
     label=2816,
     pipeline="StableDiffusionXL",
+    config=SDXL,
+    not_yet=CONVERTED_ONLY,
     tasks=ANY_TASK,
     parts={"UNet": UNET, "VAE": VAE, "text encoder 1": XL_TEXT + "0.", "text encoder 2": XL_TEXT + "1."},
 )
-XL_BUILD = replace(XL, context=None, pipeline="")  # built like XL and recognised by names alone
-REFINER = {"starts": (XL_TEXT + "0.model.",), "lacks": XL_TEXT + "1.", "context": 1280, "label": 2560, "pipeline": ""}
-REFINER |= {"tasks": ("image to image",), "parts": {"UNet": UNET, "VAE": VAE, "text encoder": XL_TEXT + "0."}}
+XL_BUILD = replace(XL, context=None, config=None, pipeline="")  # built like XL and recognised by names alone
+REFINER = {"starts": (XL_TEXT + "0.model.",), "lacks": XL_TEXT + "1.", "context": 1280, "label": 2560}
+REFINER |= {"config": SDXL_REFINER, "pipeline": "StableDiffusionXLImg2ImgPipeline"}
+REFINER |= {"parts": {"UNet": UNET, "VAE": VAE, "text encoder": XL_TEXT + "0."}}
 INPAINTING = {"channels": 9, "tasks": ("inpainting",)}
 EDIT = {"channels": 8, "tasks": ("editing",), "averaged": True}
 V1_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V1_INPAINTING}
 V2_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionInpaintPipeline", "config": SD_V2_INPAINTING}
+XL_INPAINTING = INPAINTING | {"pipeline": "StableDiffusionXLInpaintPipeline", "config": SDXL_INPAINTING}
+XL_EDIT = EDIT | {"pipeline": "StableDiffusionXLInstructPix2PixPipeline", "config": None}
 V1_EDIT = EDIT | {"pipeline": "StableDiffusionInstructPix2PixPipeline", "config": SD_V1_EDIT}
 V2_EDIT = V1_EDIT | {"config": SD_V2_EDIT}
 UPSCALER = {"channels": 7, "pipeline": "StableDiffusionUpscale", "tasks": (), "prediction": "v"}
@@ -205,8 +215,8 @@ MODELS = (
     ),
     like(XL, "sdxl-refiner", "Stable Diffusion XL refiner", **REFINER),
     XL,
-    like(XL, "sdxl-inpainting", "Stable Diffusion XL inpainting", **INPAINTING),
-    like(XL, "sdxl-edit", "Stable Diffusion XL edit", **EDIT),
+    like(XL, "sdxl-inpainting", "Stable Diffusion XL inpainting", **XL_INPAINTING),
+    like(XL, "sdxl-edit", "Stable Diffusion XL edit", **XL_EDIT),
     Family(name="alt-diffusion", title="AltDiffusion", starts=("cond_stage_model.roberta.",), pipeline="AltDiffusion"),
     Family(name="ldm", title="latent diffusion (before CLIP)", starts=("cond_stage_model.transformer.layers.",)),
     Family(name="latent-upscaler", title="latent upscaler", pipeline="StableDiffusionLatentUpscale"),
@@ -274,7 +284,8 @@ def family_named(name: str) -> Family:
 
 def family_of_pipeline(pipeline: str) -> Family | None:
     """The row of a diffusers pipeline, by the name of its class; None for classes not known here."""
-    return next((row for row in (*MODELS, CONTROLNET) if row.pipeline and pipeline.startswith(row.pipeline)), None)
+    rows = (row for row in (*MODELS, CONTROLNET) if row.pipeline and pipeline.startswith(row.pipeline))
+    return max(rows, key=lambda row: len(row.pipeline), default=None)
 
 
 def refusal(row: Family, evidence: Iterable[str], part: str | None = None) -> str:
@@ -288,10 +299,12 @@ def refusal(row: Family, evidence: Iterable[str], part: str | None = None) -> st
     return f"is {owner}{article} {kind}: {'; '.join(evidence)}. {row.why_not}."
 
 
-def task_refusal(config: ModelConfig, task: str) -> str | None:
-    """Why a model cannot do a task, one of TASKS, in a sentence; None where it can."""
+def task_refusal(config: ModelConfig, task: str | None) -> str | None:
+    """Why a model cannot do a task, one of TASKS, in a sentence; None where it can. Without a task: any of them."""
     family = family_named(config.family)
-    if task in family.tasks:
+    if family.not_yet:
+        return f"a {family.title} checkpoint {family.not_yet}."
+    if task is None or task in family.tasks:
         return None
     channels = config.unet.in_channels
     use = joined([f"sd {TASKS[each][0]}" for each in family.tasks], "or")

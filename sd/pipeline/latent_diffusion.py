@@ -35,6 +35,7 @@ from sd.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
+    from sd.networks.text_tower import TextTower
     from sd.text.learned_words import LearnedWord
 
 
@@ -72,6 +73,7 @@ class LatentDiffusion:
     text_encoder: TextEncoder
     unet: UNet
     vae: VAE
+    text_encoder_2: "TextTower | None" = None  # of a model whose context is made of the vectors of two
     depth_network: "DepthNetwork | None" = None  # which few models have
     runner: Runner = field(default_factory=Runner)  # calls the networks
     words: tuple["LearnedWord", ...] = ()  # that `sd.pipeline.learning` has added to the text encoder's own

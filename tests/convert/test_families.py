@@ -239,7 +239,8 @@ def test_the_rows_agree_with_the_configs_and_each_can_be_told():
             assert family_of_pipeline(row.pipeline).channels == row.channels
     for row in (*FIRST, *ADDITIONS):
         assert (row.config, bool(row.starts or row.inside)) == (None, True), row.name
-    assert family_of_pipeline("StableDiffusionXLInpaintPipeline").name == "sdxl"
+    assert family_of_pipeline("StableDiffusionXLInpaintPipeline").name == "sdxl-inpainting"
+    assert family_of_pipeline("StableDiffusionXLControlNetPipeline").name == "sdxl"
     assert family_of_pipeline("SomethingPipeline") is None
 
 

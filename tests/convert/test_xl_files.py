@@ -4,16 +4,24 @@ from math import prod
 
 import make_checkpoint
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_convert import same_bits
 from test_names import read_manifest
 
+import sd
+from convert.actions.convert import convert
+from convert.actions.inspect import inspect
+from convert.errors import CheckpointError, WeightMismatchError
 from convert.files.records import StorageRecord, TensorRecord
 from convert.layouts.joined import is_transposed, joined_names
-from convert.layouts.names import original_names, parameter_shapes
+from convert.layouts.names import ema_name, original_names, parameter_shapes
 from convert.layouts.open_clip import as_clip
 from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
 
 FAMILIES = [SDXL, SDXL_INPAINTING, SDXL_REFINER]
 NARROW = {config.family: make_checkpoint.tiny(config) for config in FAMILIES}
+LABEL = "model.diffusion_model.label_emb.0.0.weight"
 SIGMAS, FIRST_CONV = "denoiser.sigmas", "model.diffusion_model.input_blocks.0.0.weight"
 BESIDE = {  # in the published files, and no weights
     "sdxl": {"conditioner.embedders.0.transformer.text_model.embeddings.position_ids", SIGMAS}
@@ -100,3 +108,89 @@ def _deep(name):
     layered = any(part in name for part in ("resblocks.", "encoder.layers."))
     inner = name.partition("transformer_blocks.")[2].partition(".")[0]
     return (layered and numbers[1] > 2) or (inner.isdecimal() and int(inner) > 1)
+
+
+@pytest.fixture(scope="module")
+def states():
+    return {name: make_checkpoint.made_up_state_dict(config) for name, config in NARROW.items()}
+
+
+@by_family
+def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, states, family):
+    config = NARROW[family.family]
+    weights = make_checkpoint.made_up_weights(config, 0)
+    save_file(contiguous(states[family.family]), tmp_path / "xl.safetensors")
+    model = sd.load(tmp_path / "xl.safetensors", precision="fp32")
+    assert model.config == config
+    parts = ["unet", "vae", "text_encoder", "text_encoder_2"][: 3 + bool(config.text_encoder_2)]
+    for part in parts:
+        for name, parameter in getattr(model, part).named_parameters():
+            assert torch.equal(parameter, weights[f"{part}.{name}"]), name
+    report = inspect(tmp_path / "xl.safetensors")
+    assert (report.problem, report.family) == (None, family.family)
+    assert not any("other" in part.name for part in report.leftovers)
+
+
+@pytest.mark.parametrize("container", ["back.safetensors", "back.ckpt"])
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner"])
+def test_original_ours_original_keeps_every_bit(tmp_path, states, family, container):
+    save_file(contiguous(states[family]), tmp_path / "xl.safetensors")
+    convert(tmp_path / "xl.safetensors", tmp_path / "ours.safetensors", keep_all=True, verify=True)
+    convert(tmp_path / "ours.safetensors", tmp_path / container, layout="original", verify=True)
+    back = tmp_path / container
+    back = load_file(back) if back.suffix == ".safetensors" else torch.load(back, weights_only=True)["state_dict"]
+    same_bits(back, states[family])
+
+
+def test_half_precision_with_averaged_weights(tmp_path):
+    """Joined and transposed tensors change their precision; the averages of the UNet are found by their names."""
+    config = NARROW["sdxl"]
+    state = make_checkpoint.made_up_state_dict(config, ema=True)
+    save_file(contiguous(state), tmp_path / "xl.safetensors")
+    convert(tmp_path / "xl.safetensors", tmp_path / "half.safetensors", weights="ema", precision="fp16")
+    convert(tmp_path / "half.safetensors", tmp_path / "back.safetensors", layout="original", verify=True)
+    back = load_file(tmp_path / "back.safetensors")
+    for name in ("transformer.resblocks.0.attn.in_proj_weight", "text_projection"):
+        name = f"conditioner.embedders.1.model.{name}"
+        assert torch.equal(back[name], state[name].half())
+    assert torch.equal(back[LABEL], state[ema_name(LABEL)].half())
+    plain = {name: value for name, value in state.items() if not name.startswith("model.")}
+    save_file(contiguous(plain), tmp_path / "averaged.safetensors")
+    assert inspect(tmp_path / "averaged.safetensors").problem is None
+
+
+FAULTS = {
+    "a text encoder is missing": (lambda name: not name.startswith("conditioner.embedders.1."), "lacks"),
+    "a second bias": (lambda name: "label_emb.0.2.bias" not in name, "lacks 1 of"),
+    "a weight is missing": (lambda name: name != "conditioner.embedders.1.model.ln_final.bias", "lacks 1 of"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_incomplete_files_are_refused(tmp_path, states, fault):
+    keeps, words = FAULTS[fault]
+    save_file({n: v.contiguous() for n, v in states["sdxl"].items() if keeps(n)}, tmp_path / "xl.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        sd.load(tmp_path / "xl.safetensors")
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path, states):
+    narrower = {LABEL: states["sdxl"][LABEL][:, :-256]}
+    save_file(contiguous(states["sdxl"] | narrower), tmp_path / "xl.safetensors")
+    with pytest.raises(WeightMismatchError, match="given 1344 numbers beside the text, of which 1536 are sizes"):
+        sd.load(tmp_path / "xl.safetensors")
+    surplus = {"conditioner.embedders.1.model.more": torch.ones(2)}
+    save_file(contiguous(states["sdxl"] | surplus), tmp_path / "xl.safetensors")
+    with pytest.raises(WeightMismatchError, match=r"1 weight that an sdxl .*: conditioner\.embedders\.1\.model\.more"):
+        sd.load(tmp_path / "xl.safetensors")
+
+
+def test_pictures_are_refused_in_a_sentence(tmp_path, states, call):
+    save_file(contiguous(states["sdxl"]), tmp_path / "xl.safetensors")
+    code, out, err = call("txt2img", "a cat", "-m", tmp_path / "xl.safetensors")
+    assert (code, out) == (2, "")
+    assert "a Stable Diffusion XL base checkpoint can be converted and inspected; making pictures" in err
+
+
+def contiguous(state):
+    return {name: value.contiguous() for name, value in state.items()}

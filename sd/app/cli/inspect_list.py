@@ -105,7 +105,8 @@ def usable(report: Report) -> str:
     elif report.word:
         use = word_use(report.word, Path(report.path))
     elif report.problem is None:
-        use = ", ".join(TASKS[task][0] for task in family_named(report.family).tasks)
+        family = family_named(report.family)
+        use = "sd convert" if family.not_yet else ", ".join(TASKS[task][0] for task in family.tasks)
     elif report.part:
         use = f"{'--vae, ' if report.part == 'vae' else ''}sd convert --only {report.part}"
     else:

@@ -39,7 +39,7 @@ def opened(
 
     wanted = (request.weights, request.prediction, request.variant, request.vae)
     with opened_model(request.file, *wanted) as (file, checkpoint):
-        if task and (refusal := task_refusal(checkpoint.config, task)):
+        if refusal := task_refusal(checkpoint.config, task):
             raise UsageError(refusal + (" Give one with -m FILE." if request.file == embedded_model() else ""))
 
         with ExitStack() as stack:
