@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import PARTS, check_complete, recognise
 from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
-from convert.families.table import family_named, version_2_of
+from convert.families.table import family_named, with_open_clip
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
 from convert.layouts.names import (
@@ -19,6 +19,7 @@ from convert.layouts.names import (
     OPEN_CLIP,
     OPTIONAL,
     PREFIXES,
+    SECOND_TEXT,
     Original,
     ema_name,
     original_names,
@@ -142,7 +143,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         from convert.families.diffusers_config import stated_family, with_settings
 
         family = stated_family(file.configs, shapes)
-    elif found.is_open_clip and (row := version_2_of(shapes)):
+    elif found.is_open_clip and (row := with_open_clip(shapes)):
         family = row.name
     config = recognise(shapes, family)
     if file.configs:
@@ -226,7 +227,7 @@ def _others(
 
     Raises WeightMismatchError if one of them belongs to a network.
     """
-    usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS}
+    usual = {*SCHEDULE_BUFFERS, *MARKERS, POSITION_IDS, f"{SECOND_TEXT[1]}embeddings.position_ids"}
     usual |= {f"{place.original}{name}" for place in text_places(config).values() for name in BESIDE_TEXT}
     if config.depth:
         from convert.layouts.depth_layout import unused_parameters

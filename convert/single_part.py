@@ -16,7 +16,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError, counted, s
 from convert.families.diffusers_config import with_settings
 from convert.families.family import PARTS, check_complete, part_config
 from convert.families.recognition import recognise_names
-from convert.families.table import V2, refusal, version_2_of
+from convert.families.table import V2, refusal, with_open_clip
 from convert.files.reader import CheckpointFile
 from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
 from convert.layouts.noise_schedule import FAMILY, Statement
@@ -86,7 +86,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
         raise UnsupportedFileError(refusal(kind.family, kind.evidence, PARTS[part]))
     base = (kind.family and kind.family.config) or SD_V1
     if found.is_open_clip:
-        base = (version_2_of(shapes) or V2).config
+        base = (with_open_clip(shapes) or V2).config
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()}, base)
     if file.configs:
         config = with_settings(config, {n: value for n, value in file.configs.items() if n in (part, "scheduler")})

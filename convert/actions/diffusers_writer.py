@@ -14,12 +14,13 @@ from convert.families.diffusers_config import (
     text_settings,
     unet_settings,
     vae_settings,
+    vector_settings,
 )
 from convert.families.table import family_named
-from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS
+from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS, SECOND_CLASS
 from convert.files.folder_kinds import INDEX
-from convert.layouts.names import DEPTH_ESTIMATOR, generation
-from sd.config import ModelConfig
+from convert.layouts.names import DEPTH_ESTIMATOR, SECOND_TEXT, generation, text_places
+from sd.config import ModelConfig, TextEncoderConfig
 from sd.files import written_whole
 
 DIFFUSERS_VERSION = "0.21.0"  # the oldest that knows everything said here
@@ -27,8 +28,10 @@ WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
-    DEPTH_ESTIMATOR: f"{DEPTH_ESTIMATOR}/model.safetensors",  # of few models
+    SECOND_TEXT[0]: f"{SECOND_TEXT[0]}/model.safetensors",  # of few models
+    DEPTH_ESTIMATOR: f"{DEPTH_ESTIMATOR}/model.safetensors",
 }
+EULER = {"interpolation_type": "linear", "use_karras_sigmas": False}  # Karras et al. (2022), algorithm 2 without noise
 PLMS = {"skip_prk_steps": True, "timestep_spacing": "leading"}  # Liu et al. (2022), without its Runge-Kutta steps
 ENDING_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. (2023)
 NONE = [None, None]
@@ -40,19 +43,20 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
 
     ends_in_noise  trained with zero terminal SNR, which DDIMScheduler supports
     """
-    scheduler = "DDIMScheduler" if ends_in_noise else "PNDMScheduler"
+    usual = "EulerDiscreteScheduler" if config.unet.vector_width else "PNDMScheduler"
+    scheduler = "DDIMScheduler" if ends_in_noise else usual
     latent_side = config.native_size // config.vae.factor
     heads = set(config.unet.heads)
     version = {"_diffusers_version": DIFFUSERS_VERSION}
     others, beside = _beside(config)
+    texts, of_texts = _texts(config)
     return {
         INDEX: {
-            "_class_name": family_named(config.family).pipeline,
+            "_class_name": family_named(config.family).pipeline.removesuffix("Pipeline") + "Pipeline",
             **version,
             **others,
             "scheduler": ["diffusers", scheduler],
-            "text_encoder": ["transformers", CLASSES["text_encoder"]],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
+            **texts,
             "unet": ["diffusers", CLASSES["unet"]],
             "vae": ["diffusers", CLASSES["vae"]],
         },
@@ -61,6 +65,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             **version,
             **UNET_FIXED,
             "use_linear_projection": generation(config).linear,
+            **vector_settings(config.unet),
             **unet_settings(config.unet),
             "attention_head_dim": config.unet.heads[0] if len(heads) == 1 else list(config.unet.heads),
             "sample_size": latent_side,
@@ -72,19 +77,6 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             **vae_settings(config.vae),
             "sample_size": config.native_size,
             "scaling_factor": config.vae.latent_scale,
-        },
-        "text_encoder/config.json": {
-            "architectures": [CLASSES["text_encoder"]],
-            "model_type": "clip_text_model",
-            "attention_dropout": 0.0,
-            "bos_token_id": 49406,
-            "eos_token_id": 49407,
-            "pad_token_id": 1,
-            "hidden_act": config.text_encoder.activation,
-            "num_attention_heads": config.text_encoder.heads,
-            "projection_dim": config.text_encoder.width,
-            **TEXT_FIXED,
-            **text_settings(config.text_encoder),
         },
         "scheduler/scheduler_config.json": {
             "_class_name": scheduler,
@@ -98,23 +90,56 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "steps_offset": 1,
             "clip_sample": False,
             "trained_betas": None,
+            **(EULER if scheduler.startswith("Euler") else {}),
             **(ENDING_IN_NOISE if ends_in_noise else PLMS),
         },
-        "tokenizer/tokenizer_config.json": {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": config.text_encoder.context_length,
-            **_special_tokens(config),
-            "errors": "replace",
-            "add_prefix_space": False,
-            "do_lower_case": True,
-        },
-        "tokenizer/special_tokens_map.json": _special_tokens(config),
+        **of_texts,
         **beside,
     }
 
 
+def _texts(config: ModelConfig) -> tuple[dict[str, object], dict[str, dict]]:
+    """What the index lists of text encoders and tokenizers, and their settings."""
+    listed, settings = {}, {}
+    if generation(config).of_generative_models:
+        listed = {"text_encoder": NONE, "tokenizer": NONE}
+    for part, place in text_places(config).items():
+        text, tokenizer = getattr(config, part), place.folder.replace("text_encoder", "tokenizer")
+        kind = SECOND_CLASS if text.pooled_width else CLASSES["text_encoder"]
+        listed |= {place.folder: ["transformers", kind], tokenizer: ["transformers", "CLIPTokenizer"]}
+        settings[f"{place.folder}/config.json"] = {
+            "architectures": [kind],
+            "model_type": "clip_text_model",
+            "attention_dropout": 0.0,
+            "bos_token_id": 49406,
+            "eos_token_id": 49407,
+            "pad_token_id": 1,
+            "hidden_act": text.activation,
+            "num_attention_heads": text.heads,
+            "projection_dim": text.pooled_width or text.width,
+            **TEXT_FIXED,
+            **text_settings(text),
+        }
+        special = _special_tokens(text)
+        settings[f"{tokenizer}/tokenizer_config.json"] = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": text.context_length,
+            **special,
+            "errors": "replace",
+            "add_prefix_space": False,
+            "do_lower_case": True,
+        }
+        settings[f"{tokenizer}/special_tokens_map.json"] = special
+    return listed, settings
+
+
 def _beside(config: ModelConfig) -> tuple[dict[str, object], dict[str, dict]]:
     """What the index lists of components that most models do not have, and their settings."""
+    if config.unet.vector_width:
+        listed = {"feature_extractor": NONE, "image_encoder": NONE}
+        if config.text_encoder_2:
+            return {**listed, "force_zeros_for_empty_prompt": True}, {}
+        return {**listed, "force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}, {}
     if config.depth is None:
         nothing = {"feature_extractor": NONE, "image_encoder": NONE, "safety_checker": NONE}
         return {**nothing, "requires_safety_checker": False}, {}
@@ -154,8 +179,11 @@ def write_settings(folder: Path, config: ModelConfig, part: str | None = None, *
     for name, settings in everything.items():
         _write(folder / name, json.dumps(settings, indent=2) + "\n")
     texts, merges = vocabulary()
-    _write(folder / "tokenizer/vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))
-    _write(folder / "tokenizer/merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    for name in everything:
+        if name.endswith("/special_tokens_map.json"):
+            tokenizer = (folder / name).parent
+            _write(tokenizer / "vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))
+            _write(tokenizer / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
@@ -176,9 +204,9 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return texts + list(SPECIAL), merges
 
 
-def _special_tokens(config: ModelConfig) -> dict[str, str]:
+def _special_tokens(text: TextEncoderConfig) -> dict[str, str]:
     end = "<|endoftext|>"
-    padding = end if config.text_encoder.pad_token == END else vocabulary()[0][config.text_encoder.pad_token]
+    padding = end if text.pad_token == END else vocabulary()[0][text.pad_token]
     return {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": padding}
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, shown
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
-from convert.families.table import version_2_of
-from convert.layouts.names import DEPTH_ESTIMATOR, generation
+from convert.families.table import with_open_clip
+from convert.layouts.names import DEPTH_ESTIMATOR, generation, text_places
 from sd.config import ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Settings = Mapping[str, object]
@@ -74,6 +74,7 @@ def unet_settings(config: UNetConfig) -> dict[str, object]:
     """The settings that follow from the shapes of a UNet."""
     attends = [bool(depth) for depth in config.depths]
     depths = [depth or 1 for depth in config.depths]
+    depths[-1] = config.depths[-1] or config.middle_depth or 1  # the library's middle is as deep as its last level
     return {
         "in_channels": config.in_channels,
         "out_channels": config.out_channels,
@@ -85,6 +86,29 @@ def unet_settings(config: UNetConfig) -> dict[str, object]:
         "cross_attention_dim": config.context_width,
         "norm_num_groups": config.groups,
     }
+
+
+def vector_settings(config: UNetConfig) -> dict[str, object]:
+    """The settings of what a UNet is given beside the text, if that is anything."""
+    if not config.vector_width:
+        return {}
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": config.vector_width,
+    }
+
+
+def _with_depths(stated: Settings, config: UNetConfig) -> Settings:
+    """The same, without a depth for levels that have no attention: files state any."""
+    name = "transformer_layers_per_block"
+    depths = stated.get(name)
+    if type(depths) is int:
+        depths = [depths] * len(config.depths)
+    if type(depths) is not list or len(depths) != len(config.depths):
+        return stated
+    *levels, last = zip(depths, config.depths, strict=True)
+    return {**stated, name: [*(found if depth else 1 for found, depth in levels), last[0]]}
 
 
 def vae_settings(config: VAEConfig) -> dict[str, object]:
@@ -122,24 +146,25 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
     Raises UnsupportedFileError for settings that our networks do not have, WeightMismatchError for settings that
     contradict the weights and for values that are not numbers.
     """
-    unet, vae, text = (settings.get(name, {}) for name in ("unet", "vae", "text_encoder"))
-    linear = {"use_linear_projection": generation(seen).linear}
-    _check_fixed("unet", unet, UNET_FIXED | linear, {*unet_settings(seen.unet), *UNET_FREE})
+    unet, vae = (settings.get(name, {}) for name in ("unet", "vae"))
+    fixed = UNET_FIXED | {"use_linear_projection": generation(seen).linear} | vector_settings(seen.unet)
+    _check_fixed("unet", unet, fixed, {*unet_settings(seen.unet), *UNET_FREE})
     _check_fixed("vae", vae, VAE_FIXED, {*vae_settings(seen.vae), *VAE_FREE})
-    _check_fixed("text_encoder", text, TEXT_FIXED, None)
-    _check_agreement("unet", unet, unet_settings(seen.unet))
+    _check_agreement("unet", _with_depths(unet, seen.unet), unet_settings(seen.unet))
     _check_agreement("vae", vae, vae_settings(seen.vae))
-    _check_agreement("text_encoder", text, text_settings(seen.text_encoder))
+    texts = {}
+    for part, place in text_places(seen).items():
+        stated, encoder = settings.get(place.folder, {}), getattr(seen, part)
+        _check_fixed(place.folder, stated, TEXT_FIXED, None)
+        _check_agreement(place.folder, stated, text_settings(encoder))
+        heads, activation = stated.get("num_attention_heads", encoder.heads), stated.get("hidden_act")
+        texts[part] = replace(encoder, heads=heads, activation=encoder.activation if activation is None else activation)
     heads = unet.get("attention_head_dim", 8)  # the number of heads, whatever it is called
     config = replace(
         seen,
         unet=replace(seen.unet, heads=tuple(heads) if type(heads) is list else (heads,) * len(seen.unet.heads)),
         vae=replace(seen.vae, latent_scale=_number(vae.get("scaling_factor", seen.vae.latent_scale))),
-        text_encoder=replace(
-            seen.text_encoder,
-            heads=text.get("num_attention_heads", seen.text_encoder.heads),
-            activation=text.get("hidden_act", seen.text_encoder.activation),
-        ),
+        **texts,
     )
     if config.depth and DEPTH_ESTIMATOR in settings:
         from convert.families.depth_sizes import with_depth_settings
@@ -161,7 +186,7 @@ def stated_family(settings: Mapping[str, Settings], shapes: Mapping[str, tuple[i
     linear = any(len(shape) == 2 for name, shape in shapes.items() if name.endswith("1.proj_in.weight"))
     if not linear or settings.get("unet", {}).get("use_linear_projection") is not True:
         return None
-    row = version_2_of(shapes)
+    row = with_open_clip(shapes)
     return row and row.name
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from convert.errors import joined
-from convert.layouts.names import OPEN_CLIP, PREFIXES
+from convert.layouts.names import OPEN_CLIP, PREFIXES, SECOND_TEXT, generation
 from sd.config import (
     SD_V1,
     SD_V1_DEPTH,
@@ -268,11 +268,13 @@ def row_named(name: str | None) -> Family | None:
     return next((row for row in MODELS if row.name == name and row.config), None)
 
 
-def version_2_of(shapes: Mapping[str, tuple[int, ...]]) -> Family | None:
-    """The row of a version 2 model by the channels of its UNet, where its widths need not tell the version."""
+def with_open_clip(shapes: Mapping[str, tuple[int, ...]]) -> Family | None:
+    """The row of a model of version 2 or XL by what its UNet takes, where its widths need not tell the version."""
     channels = shapes.get(UNET + "input_blocks.0.0.weight", ())[1:2]
-    rows = (row for row in MODELS if row.config and row.context == V2.context)
-    return next((row for row in rows if (row.channels,) == channels), None)
+    built = any(name.startswith(SECOND_TEXT[1]) for name in shapes), UNET + "label_emb.0.0.weight" in shapes
+    rows = (row for row in MODELS if row.config and generation(row.config).linear and (row.channels,) == channels)
+    parts = ((row, (bool(row.config.text_encoder_2), bool(row.config.unet.vector_width))) for row in rows)
+    return next((row for row, there in parts if there == built), None)
 
 
 def family_named(name: str) -> Family:

@@ -3,7 +3,8 @@
     model_index.json                        which pipeline it is for, which class each component is of
     unet/config.json                        settings
     unet/diffusion_pytorch_model.safetensors    weights; or .bin, a pickle; or several files and an index of them
-    vae/ text_encoder/ depth_estimator/     likewise; few models have the last
+    vae/ text_encoder/                      likewise
+    text_encoder_2/ depth_estimator/        likewise, of few models
     scheduler/scheduler_config.json         the noise schedule
 
 One component may also stand alone, in a folder with its config.json and its weights. No class is looked up; the safety
@@ -22,13 +23,16 @@ from convert.files.folder_weights import FolderWeights
 from convert.files.limits import LIMITS, check_limit
 from convert.files.records import TensorRecord
 from convert.layouts.diffusers_names import COMPONENTS
-from convert.layouts.names import DEPTH_ESTIMATOR
+from convert.layouts.names import DEPTH_ESTIMATOR, SECOND_TEXT
 
 if TYPE_CHECKING:
     from convert.files.reader import CheckpointFile
 
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+SECOND_CLASS = "CLIPTextModelWithProjection"  # of a text_encoder_2, which XL has
 DEPTH_CLASS = "DPTForDepthEstimation"  # of a depth_estimator, which few models have
+
+OPTIONAL = {SECOND_TEXT[0]: SECOND_CLASS, DEPTH_ESTIMATOR: DEPTH_CLASS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ def read_folder(
         configs, absent = _read_configs(folder)
     weights = FolderWeights(folder, open_file, variant)
     try:
-        for component in [alone] if alone else [name for name in (*COMPONENTS, DEPTH_ESTIMATOR) if name in configs]:
+        for component in [alone] if alone else [name for name in (*COMPONENTS, *OPTIONAL) if name in configs]:
             if why := weights.read(component, "" if alone else f"{component}/"):
                 absent[component] = why
         if not weights.files:
@@ -110,9 +114,12 @@ def _read_configs(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:
         averaged = next((why for component, why in absent.items() if (folder / f"{component}_ema").is_dir()), None)
         why = other_format(folder) or next(iter(absent.values())) if index else not_a_model(folder)
         raise UnsupportedFileError(averaged or why)
-    if index.get(DEPTH_ESTIMATOR) == ["transformers", DEPTH_CLASS]:
-        name = f"{DEPTH_ESTIMATOR}/config.json"
-        configs[DEPTH_ESTIMATOR] = read_json(folder / name, name)
+    for component, kind in OPTIONAL.items():
+        if index.get(component) == ["transformers", kind]:
+            name = f"{component}/config.json"
+            configs[component] = read_json(folder / name, name)
+    if SECOND_TEXT[0] in configs and index.get("text_encoder") == [None, None]:  # the refiner has that one only
+        absent.pop("text_encoder")
     if (folder / "scheduler").is_dir():
         name = "scheduler/scheduler_config.json"
         configs["scheduler"] = read_json(folder / name, name)

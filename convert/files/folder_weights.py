@@ -33,6 +33,7 @@ STEMS = {  # of the files of weights
     "unet": ("diffusion_pytorch_model",),
     "vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
     "depth_estimator": ("model", "pytorch_model"),
 }
 SUFFIXES = ("safetensors", "bin")

@@ -7,7 +7,7 @@ from convert.errors import WeightMismatchError
 from convert.files.limits import LIMITS
 from convert.layouts.names import DEPTH_ESTIMATOR, TEXT_PREFIX, diffusers_names, original_names
 from convert.layouts.wrapping import BARE_DIFFUSERS
-from sd.config import SD_V1
+from sd.config import OPEN_CLIP_BIG_G, SDXL
 
 COMPONENTS = ("unet", "vae", "text_encoder")
 OTHER_PREFIXES = {  # of whole models in one file, as some write it
@@ -24,9 +24,21 @@ def current_name(name: str) -> str:
     for other, prefix in OTHER_PREFIXES.items():
         if name.startswith(other):
             name = prefix + name.removeprefix(other)
-    if name.startswith("text_encoder.") and not name.startswith("text_encoder." + TEXT_PREFIX):
-        return name.replace("text_encoder.", "text_encoder." + TEXT_PREFIX, 1)
+    for start in ("text_encoder.", "text_encoder_2."):
+        if name.startswith(start) and not name.startswith((start + TEXT_PREFIX, start + "text_projection.")):
+            return name.replace(start, start + TEXT_PREFIX, 1)
     return name
+
+
+def with_first_text_encoder(names: dict[str, str]) -> dict[str, str]:
+    """The same, whose only text encoder is the first one: in a folder of XL's refiner, it is the second."""
+    if any(name.startswith("text_encoder.") for name in names.values()):
+        return names
+    second = "text_encoder_2."
+    return {
+        stored: "text_encoder." + name.removeprefix(second) if name.startswith(second) else name
+        for stored, name in names.items()
+    }
 
 
 def original_by_diffusers(names: Iterable[str]) -> dict[str, str]:
@@ -49,9 +61,9 @@ def original_by_diffusers(names: Iterable[str]) -> dict[str, str]:
     )
     # Growing at every level, it has a shortcut wherever some width has one.
     widest = replace(
-        SD_V1,
+        SDXL,
         unet=replace(
-            SD_V1.unet,
+            SDXL.unet,
             multipliers=tuple(2**level for level in range(levels)),
             residuals_per_level=count("unet.down_blocks.0.resnets."),
             depths=tuple(
@@ -61,11 +73,14 @@ def original_by_diffusers(names: Iterable[str]) -> dict[str, str]:
             heads=(1,) * levels,
         ),
         vae=replace(
-            SD_V1.vae,
+            SDXL.vae,
             multipliers=tuple(2**level for level in range(vae_levels)),
             residuals_per_level=count("vae.encoder.down_blocks.0.resnets."),
         ),
-        text_encoder=replace(SD_V1.text_encoder, layers=count("text_encoder.text_model.encoder.layers.")),
+        **{
+            text: replace(OPEN_CLIP_BIG_G, layers=count(f"{text}.text_model.encoder.layers."))
+            for text in ("text_encoder", "text_encoder_2")
+        },
     )
     unused = {}
     if any(name.startswith(f"{DEPTH_ESTIMATOR}.") for name in names):

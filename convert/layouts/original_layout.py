@@ -12,7 +12,7 @@ from typing import NamedTuple
 from convert.errors import CheckpointError, WeightMismatchError, shown, shown_list
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
-from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP, PREFIXES
+from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP, PREFIXES, SECOND_TEXT
 from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
@@ -143,14 +143,21 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
         has_vae = "vae" in original
         originals = {name: _with_prefix(today, has_unet, has_vae) for name, today in plain.items()}
         return Spelling("original", originals, dropped)
-    from convert.layouts.diffusers_names import COMPONENTS, current_name, original_by_diffusers
+    from convert.layouts.diffusers_names import (
+        COMPONENTS,
+        current_name,
+        original_by_diffusers,
+        with_first_text_encoder,
+    )
 
-    current = {name: current_name(today) for name, today in plain.items()}
+    current = with_first_text_encoder({name: current_name(today) for name, today in plain.items()})
     table = original_by_diffusers(current.values())
-    table[f"{COMPONENTS[2]}.text_model.embeddings.position_ids"] = PREFIXES["text_encoder"] + "embeddings.position_ids"
+    for component, prefix in (("text_encoder", PREFIXES["text_encoder"]), SECOND_TEXT):
+        table[f"{component}.text_model.embeddings.position_ids"] = f"{prefix}embeddings.position_ids"
     originals = {
         name: table.get(today, today)
-        if today.partition(".")[0] in {*COMPONENTS, DEPTH_ESTIMATOR} - original  # the others are in the original layout
+        if today.partition(".")[0]
+        in {*COMPONENTS, SECOND_TEXT[0], DEPTH_ESTIMATOR} - original  # the others are in the original layout
         else _with_prefix(plain[name], has_unet=True, has_vae=True)
         for name, today in current.items()
     }

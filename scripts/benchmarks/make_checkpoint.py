@@ -57,6 +57,9 @@ def tiny(config: ModelConfig) -> ModelConfig:
     unet, encoders = config.unet, [config.text_encoder, config.text_encoder_2]
     by_width = len(set(unet.heads)) > 1  # each head has 64 channels
     first, second = (encoder and tiny_text_encoder(encoder) for encoder in encoders)
+    multipliers, depths = unet.multipliers, unet.depths
+    if unet.vector_width:  # many transformer blocks, which take most of the space
+        multipliers, depths = tuple(min(each, 2) for each in multipliers), tuple(min(each, 2) for each in depths)
     pooled = sum(encoder.pooled_width for encoder in encoders if encoder)
     return replace(
         config,
@@ -65,9 +68,10 @@ def tiny(config: ModelConfig) -> ModelConfig:
         unet=replace(
             unet,
             width=64 if by_width else 32,
-            heads=unet.multipliers if by_width else unet.heads,
+            multipliers=multipliers,
+            heads=multipliers if by_width else unet.heads,
             context_width=sum(encoder.width for encoder in (first, second) if encoder),
-            depths=tuple(min(depth, 2) for depth in unet.depths),
+            depths=depths,
             middle_depth=min(unet.middle_depth, 2),
             vector_width=unet.vector_width and unet.vector_width - pooled + 64,
         ),

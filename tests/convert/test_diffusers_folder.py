@@ -250,7 +250,7 @@ CANNOT_FOLLOW = {  # changed settings, and what is said of them
         ({"num_train_timesteps": 1e3}, WeightMismatchError, "not a whole number"),
     ],
     "model_index.json": [
-        ({"_class_name": "StableDiffusionXLPipeline"}, UnsupportedFileError, "Stable Diffusion XL"),
+        ({"_class_name": "StableDiffusionXLInstructPix2PixPipeline"}, UnsupportedFileError, "Stable Diffusion XL edit"),
         ({"_class_name": 3}, UnsupportedFileError, "does not name a pipeline"),
         ({"vae": ["diffusers", "VQModel"]}, UnsupportedFileError, "vae of the class VQModel"),
         ({"unet": [None, None]}, UnsupportedFileError, "has no unet in its model_index"),

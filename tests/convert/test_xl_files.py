@@ -1,23 +1,31 @@
 """Files of Stable Diffusion XL: every name of the published ones, both ways."""
 
+import json
+import shutil
 from math import prod
 
 import make_checkpoint
 import pytest
 import torch
+from conftest import fill
+from hostile import look
+from oracles import diffusers_unet, transformers_text_encoder
 from safetensors.torch import load_file, save_file
 from test_convert import same_bits
 from test_names import read_manifest
 
 import sd
 from convert.actions.convert import convert
+from convert.actions.diffusers_writer import folder_settings
 from convert.actions.inspect import inspect
 from convert.errors import CheckpointError, WeightMismatchError
+from convert.families.diffusers_config import with_settings
 from convert.files.records import StorageRecord, TensorRecord
 from convert.layouts.joined import is_transposed, joined_names
-from convert.layouts.names import ema_name, original_names, parameter_shapes
+from convert.layouts.names import ema_name, original_names, parameter_shapes, text_places
 from convert.layouts.open_clip import as_clip
 from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
+from sd.text.tokenizer import Tokenizer
 
 FAMILIES = [SDXL, SDXL_INPAINTING, SDXL_REFINER]
 NARROW = {config.family: make_checkpoint.tiny(config) for config in FAMILIES}
@@ -35,6 +43,12 @@ def manifest(config):
     if config.unet.in_channels == 4:
         return read_manifest({"sdxl": "sdxl-base.txt"}.get(config.family, f"{config.family}.txt"))
     return read_manifest("sdxl-base.txt") | {FIRST_CONV: (320, 9, 3, 3)}  # as no original file exists
+
+
+@pytest.fixture(autouse=True)
+def _files_are_removed(tmp_path):
+    yield
+    shutil.rmtree(tmp_path)
 
 
 def by_family(function):
@@ -79,8 +93,6 @@ def test_the_published_half_precision_files_have_their_sizes():
 
 def header_bytes(shapes):
     """Of a safetensors file whose tensors are all float16, in this order."""
-    import json
-
     entries, start = {}, 0
     for name, shape in sorted(shapes.items()):
         end = start + 2 * prod(shape)
@@ -103,11 +115,59 @@ def test_a_made_up_file_has_the_published_names(family):
 
 
 def _deep(name):
-    """In a layer that narrow models do not have."""
+    """In what narrow models do not have: a layer, a change of width."""
     numbers = [int(part) for part in name.split(".") if part.isdecimal()]
     layered = any(part in name for part in ("resblocks.", "encoder.layers."))
     inner = name.partition("transformer_blocks.")[2].partition(".")[0]
+    if "input_blocks.7.0.skip_connection." in name:  # where the number of channels changes
+        return True
     return (layered and numbers[1] > 2) or (inner.isdecimal() and int(inner) > 1)
+
+
+FOLDERS = {
+    "sdxl": "StableDiffusionXLPipeline",
+    "sdxl-inpainting": "StableDiffusionXLInpaintPipeline",
+    "sdxl-refiner": "StableDiffusionXLImg2ImgPipeline",
+}
+
+
+@pytest.mark.slow
+@by_family
+def test_a_folder_loads_in_the_library_and_comes_back(tmp_path, states, family):
+    import diffusers
+
+    config, state = NARROW[family.family], states[family.family]
+    save_file(contiguous(state), tmp_path / "xl.safetensors")
+    convert(tmp_path / "xl.safetensors", tmp_path / "folder", layout="diffusers", verify=True)
+    assert look(tmp_path / "folder").config == config
+    pipeline = getattr(diffusers, FOLDERS[family.family]).from_pretrained(tmp_path / "folder", local_files_only=True)
+    assert type(pipeline).__name__ == json.loads((tmp_path / "folder/model_index.json").read_text())["_class_name"]
+    networks = fill(config)
+    theirs = diffusers_unet(config, networks).state_dict()
+    same_bits(pipeline.unet.state_dict(), theirs)
+    for part, place in text_places(config).items():
+        mine = transformers_text_encoder(config, networks, part).state_dict()
+        same_bits(getattr(pipeline, place.folder).state_dict(), mine)
+        tokenizer = getattr(pipeline, place.folder.replace("text_encoder", "tokenizer"))
+        ids = Tokenizer(pad_token=getattr(config, part).pad_token)("a cat")[0]
+        assert tokenizer("a cat", padding="max_length")["input_ids"] == ids.tolist()
+    pipeline.save_pretrained(tmp_path / "saved")  # as the library writes it
+    for folder in ("folder", "saved"):
+        back = tmp_path / f"{folder}.safetensors"
+        convert(tmp_path / folder, back, layout="original", verify=True)
+        same_bits(load_file(back), {name: value for name, value in state.items() if name not in BESIDE[family.family]})
+
+
+@pytest.mark.parametrize(("family", "stated"), [("sdxl", [1, 2, 2]), ("sdxl", [2, 2, 2]), ("sdxl-refiner", 2)])
+def test_depths_of_levels_without_attention_do_not_matter(family, stated):
+    """Published folders of the base say [1, 2, 10] and of the refiner 4, for levels that have none as well."""
+    config = NARROW[family]
+    settings = {name.partition("/")[0]: values for name, values in folder_settings(config).items() if "config" in name}
+    settings["unet"] = {**settings["unet"], "transformer_layers_per_block": stated}
+    assert with_settings(config, settings) == config
+    settings["unet"]["transformer_layers_per_block"] = 3
+    with pytest.raises(WeightMismatchError, match="transformer_layers_per_block"):
+        with_settings(config, settings)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +191,7 @@ def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, states, fami
     assert not any("other" in part.name for part in report.leftovers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("container", ["back.safetensors", "back.ckpt"])
 @pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner"])
 def test_original_ours_original_keeps_every_bit(tmp_path, states, family, container):
