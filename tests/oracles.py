@@ -4,7 +4,13 @@ The weights go in under their original names, so that the name tables are checke
 """
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -112,18 +118,38 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
+def clip_tokenizer(text: TextEncoderConfig) -> CLIPTokenizer:
+    texts, merges = vocabulary()
+    return CLIPTokenizer(
+        {text: number for number, text in enumerate(texts)},
+        [tuple(pair.split()) for pair in merges],
+        model_max_length=text.context_length,
+        pad_token=texts[text.pad_token],
+    )
+
+
+def diffusers_xl_pipeline(config: ModelConfig, networks: dict, scheduler: object) -> StableDiffusionXLPipeline:
+    """A base model as the library has it."""
+    return StableDiffusionXLPipeline(
+        vae=diffusers_vae(config, networks),
+        text_encoder=transformers_text_encoder(config, networks),
+        text_encoder_2=transformers_text_encoder(config, networks, "text_encoder_2"),
+        tokenizer=clip_tokenizer(config.text_encoder),
+        tokenizer_2=clip_tokenizer(config.text_encoder_2),
+        unet=diffusers_unet(config, networks),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+
+
 def diffusers_pipeline(config: ModelConfig, networks: dict) -> StableDiffusionPipeline:
     """The whole model as the library has it, with the settings of the released v1 folders."""
-    texts, merges = vocabulary()
     return StableDiffusionPipeline(
         unet=diffusers_unet(config, networks),
         vae=diffusers_vae(config, networks),
         text_encoder=transformers_text_encoder(config, networks),
-        tokenizer=CLIPTokenizer(
-            {text: number for number, text in enumerate(texts)},
-            [tuple(pair.split()) for pair in merges],
-            model_max_length=config.text_encoder.context_length,
-        ),
+        tokenizer=clip_tokenizer(config.text_encoder),
         scheduler=PNDMScheduler(
             beta_start=config.schedule.beta_start,
             beta_end=config.schedule.beta_end,

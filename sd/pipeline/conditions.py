@@ -33,9 +33,7 @@ class Conditions:
         """x_t at the first step that is run: pure noise, or the noisy init image if steps are skipped."""
         return noise if not skipped else add_noise(self.x_0, noise, steps[skipped].alpha_bar)
 
-    def unet(
-        self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], pictures: int
-    ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def unet(self, predict: Callable[..., Tensor], pictures: int) -> Callable[..., Tensor]:
         """The UNet with its further channels, if it has any, for a batch of that many pictures."""
         if self.edited is not None:
             return with_picture(predict, self.edited, pictures)

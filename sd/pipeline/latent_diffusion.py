@@ -29,8 +29,8 @@ from sd.sampling.names import final_alpha
 from sd.sampling.noise import PictureNoise
 from sd.sampling.samplers import find_sampler
 from sd.sampling.schedule import Steps, alphas_cumprod, custom_steps, sampling_steps, x_0_from_eps, zero_terminal_snr
-from sd.text.chunks import chunks_of, empty_chunk
-from sd.text.conditioning import ContextByStep, encode_chunks
+from sd.text.chunks import Chunk, chunks_of, empty_chunk
+from sd.text.conditioning import ContextByStep, encode_chunks, encode_in_towers
 from sd.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class LatentDiffusion:
     def dtypes(self) -> dict[str, torch.dtype]:
         """The precision of each network."""
         networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+        networks |= {"text_encoder_2": self.text_encoder_2} if self.text_encoder_2 else {}
         return {part: next(network.parameters()).dtype for part, network in networks.items()}
 
-    @undisturbed()
     def encode_prompts(
         self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
     ) -> Tensor:
@@ -97,16 +97,35 @@ class LatentDiffusion:
 
         prompts    the texts at one step: weights and BREAK are read, unless they are plain;
                    `sd.text.prompt_syntax.timeline` gives the texts of a prompt that changes
-        clip_skip  1: the text encoder's last layer; 2: the one before it
+        clip_skip  1: the text encoder's last layer; 2: the one before it. Families that are trained on the one before
+                   it, as XL is, take it at 1, too
         """
+        return self.encode_texts(prompts, plain=plain, clip_skip=clip_skip, chunks=chunks)[0]
+
+    @undisturbed()
+    def encode_texts(
+        self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, and the vector (B, P) of each prompt as a whole, for families that have it."""
         layers = len(self.text_encoder.layers)
         if clip_skip > layers:
             raise SettingError("clip_skip", f"{clip_skip} is out of range: this text encoder has {layers} layers.")
         rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
         longest = max(chunks, *map(len, rows))
         rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
+        if self.config.unet.vector_width:
+            return self._encode_in_towers(rows, clip_skip)
         encoder = partial(self.runner.encode_text, self.text_encoder)
-        return encode_chunks(encoder, rows, skip_layers=clip_skip - 1)
+        return encode_chunks(encoder, rows, skip_layers=clip_skip - 1), None
+
+    def _encode_in_towers(self, rows: Sequence[Sequence[Chunk]], clip_skip: int) -> tuple[Tensor, Tensor]:
+        """Context and pooled vectors of prompts in chunks, for families that have a vector beside the context."""
+        towers = [
+            (partial(self.runner.encode_in_tower, getattr(self, part), part=part), getattr(self.config, part).pad_token)
+            for part in ("text_encoder", "text_encoder_2")
+            if getattr(self, part)
+        ]
+        return encode_in_towers(towers, rows, skip_layers=clip_skip - 1)
 
     def chunk_count(self, settings: Settings) -> int:
         """The number of chunks of a picture's prompts: that of the longest text at any step.
@@ -124,7 +143,15 @@ class LatentDiffusion:
         for lines in zip(*(settings.texts_by_step() for settings in batch), strict=True):
             texts = list(dict.fromkeys(text for line in lines for text in line))
             rows = [tuple(texts.index(text) for text in now) for now in zip(*lines, strict=True)]
-            contexts.append(ContextByStep(self.encode_prompts(texts, **options).to(self.dtypes["unet"]), rows))
+            encoded, pooled = self.encode_texts(texts, **options)
+            vectors = None
+            if pooled is not None:
+                from sd.pipeline.vector import vectors_for
+
+                is_negative = bool(contexts)
+                encoded, vectors = vectors_for(self.config, common, texts, encoded, pooled, negative=is_negative)
+                vectors = vectors.to(self.dtypes["unet"])
+            contexts.append(ContextByStep(encoded.to(self.dtypes["unet"]), rows, vectors))
         return contexts
 
     @undisturbed()
@@ -197,7 +224,9 @@ class LatentDiffusion:
                 on_clean(x_0)
             yield latents
 
-    def _denoiser(self, unet: Predict, table: Tensor, settings: Settings, contexts: Sequence[Tensor]) -> Denoiser:
+    def _denoiser(
+        self, unet: Predict, table: Tensor, settings: Settings, contexts: Sequence[tuple[Tensor, ...]]
+    ) -> Denoiser:
         return Denoiser(
             unet,
             self.config.prediction,

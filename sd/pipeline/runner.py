@@ -18,10 +18,11 @@ from sd.pipeline.settings import SettingError, Settings
 
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
+    from sd.networks.text_tower import TextTower
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 T = TypeVar("T")
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the UNet predicts
+Predict = Callable[..., Tensor]  # (x, timestep, context), and the vector if there is one -> what the UNet predicts
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -37,7 +38,8 @@ class NonFiniteError(ArithmeticError):
     """
 
     def __init__(self, part: str, network: nn.Module):
-        words = {"text_encoder": "text encoder", "unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
+        words = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+        words |= {"unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
         dtype = next(network.parameters()).dtype
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part = part
@@ -92,6 +94,13 @@ class Runner:
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
         """tokens (B, 77) -> (B, 77, D)"""
         return finite(text_encoder(tokens, skip_layers=skip_layers), "text_encoder", text_encoder)
+
+    def encode_in_tower(
+        self, tower: "TextTower", tokens: Tensor, part: str, *, skip_layers: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """tokens (B, 77) -> context (B, 77, D), pooled (B, P) if the tower has it; `part` as in NonFiniteError"""
+        context, pooled = tower(tokens, skip_layers=skip_layers)
+        return finite(context, part, tower), None if pooled is None else finite(pooled, part, tower)
 
     def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
         """The UNet as one run of a sampler calls it, with these settings and this number of pictures in the batch."""

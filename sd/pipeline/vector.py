@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sd.config import ModelConfig
 from sd.networks.unet import timestep_embedding
+from sd.pipeline.settings import Settings
 
 NUMBER_WIDTH = 256  # values that stand for each number
 HIGH_SCORE, LOW_SCORE = 6.0, 2.5  # how beautiful, for the prompt and for the negative one: those of the original demo
@@ -46,3 +48,19 @@ def vector_of(pooled: Tensor, numbers: Sequence[float]) -> Tensor:
     numbers = torch.tensor(numbers, dtype=torch.float32, device=pooled.device)
     encoded = timestep_embedding(numbers, NUMBER_WIDTH).flatten().to(pooled.dtype)
     return torch.cat([pooled, encoded.expand(len(pooled), -1)], dim=-1)
+
+
+def vectors_for(
+    config: ModelConfig, settings: Settings, texts: Sequence[str], context: Tensor, pooled: Tensor, *, negative: bool
+) -> tuple[Tensor, Tensor]:
+    """The context (texts, S, D) and the vectors (texts, V) of a run's prompts, or of its negative ones.
+
+    In the base model, an empty negative prompt is zeros in both, as in the original code and in the web UI. The
+    refiner's is encoded like any other.
+    """
+    count = (config.unet.vector_width - pooled.shape[-1]) // NUMBER_WIDTH
+    if negative and config.text_encoder_2:
+        given = torch.tensor([bool(text.strip()) for text in texts], device=context.device)
+        context, pooled = context * given[:, None, None], pooled * given[:, None]
+    numbers = numbers_about(count, (settings.height, settings.width), score=LOW_SCORE if negative else HIGH_SCORE)
+    return context, vector_of(pooled.float(), numbers)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,7 @@ from sd.runtime.weights import Weights
 
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
+    from sd.networks.text_tower import TextTower
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
@@ -122,6 +124,16 @@ class Execution(Runner):
             context = torch.cat([text_encoder(part, skip_layers=skip_layers) for part in parts])
             return finite(context, "text_encoder", text_encoder)
 
+    def encode_in_tower(
+        self, tower: "TextTower", tokens: Tensor, part: str, *, skip_layers: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        parts = tokens.split(1) if one_by_one(tower.position_embedding.weight) else [tokens]
+        with self.at_work(tower):
+            encode = partial(super().encode_in_tower, tower, part=part, skip_layers=skip_layers)
+            encoded = [encode(each) for each in parts]
+        contexts, pooled = zip(*encoded, strict=True)
+        return torch.cat(contexts), None if pooled[0] is None else torch.cat(pooled)
+
     def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:
         reused = None
         if settings.reuse_features > 1:
@@ -129,9 +141,10 @@ class Execution(Runner):
 
             reused = ReusedFeatures(settings.reuse_features)  # each run has its own
 
-        def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        def predict(x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
             options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
-            return self.predict(unet, x, timestep, context, predictions=len(context) // pictures, **options)
+            options["predictions"] = len(context) // pictures
+            return self.predict(unet, x, timestep, context, vector, **options)
 
         return predict
 
@@ -193,6 +206,7 @@ class Execution(Runner):
         x: Tensor,
         timestep: Tensor,
         context: Tensor,
+        vector: Tensor | None = None,
         *,
         predictions: int = 1,
         tile: str = "",
@@ -203,18 +217,19 @@ class Execution(Runner):
 
         predictions  for each picture. 2: the second half of x is the same as the first, and the context has the
                      negative prompts' rows first; 3: see `sd.sampling.denoiser`
+        vector       (B, V) beside the context, for families that have one
         tile         the axes, "x" and "y", along which the picture continues at its opposite edge
         reused       the features that the run keeps from prediction to prediction; the UNet is then not compiled
         merge        the share of tokens merged before self-attention in the blocks with the most; above 0, not compiled
         """
         if reused:
             reused.begin(x, context)
-        parts = self._parts(x, predictions)
+        parts, given = self._parts(x, predictions), [context] if vector is None else [context, vector]
         guided = predictions == 2 and not self.options.low_memory
         if len(parts) == 1:
-            return self._predict(unet, x, timestep, context, guided, tile, reused, merge)
+            return self._predict(unet, x, timestep, given, guided, tile, reused, merge)
         predicted = [
-            self._predict(unet, x[rows], timestep, context[rows], guided, tile, reused, merge, part)
+            self._predict(unet, x[rows], timestep, [each[rows] for each in given], guided, tile, reused, merge, part)
             for part, rows in enumerate(parts)
         ]
         order = torch.tensor([row for rows in parts for row in rows], dtype=torch.int64, device=x.device)
@@ -234,22 +249,22 @@ class Execution(Runner):
         unet: UNet,
         x: Tensor,
         timestep: Tensor,
-        context: Tensor,
+        given: list[Tensor],
         guided: bool,
         tile: str,
         reused: "ReusedFeatures | None",
         merge: float,
         part: int = 0,
     ) -> Tensor:
-        """`predict` for one part of the rows; see `_parts`."""
+        """`predict` for one part of the rows, see `_parts`; given: the context, and the vector if there is one."""
         same_each_time = reused is None and not merge and not self.watched
 
-        def compiled(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-            x, context = x.contiguous(), context.contiguous()
+        def compiled(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
+            x, context, *vector = x.contiguous(), *(each.contiguous() for each in given)
             with self._compiled(unet).applied(x, context, guided=guided, tile=tile):
-                return unet(x, timestep, context)
+                return unet(x, timestep, context, *vector)
 
-        def plain(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        def plain(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
             with ExitStack() as changes:
                 self._patch(changes, unet, x, x.shape[-2:].numel(), tile)
                 if guided:
@@ -260,13 +275,13 @@ class Execution(Runner):
                     from sd.runtime.shortcuts.token_merging import tokens_merged
 
                     changes.enter_context(tokens_merged(unet, merge, x))
-                return unet(x, timestep, context)
+                return unet(x, timestep, *given)
 
         predict = compiled if self.options.compile and same_each_time else plain
         with self._one_thread:
             if same_each_time and self.captures(x.device) and not torch.is_grad_enabled():
-                return self._captured(unet).predict(predict, x, timestep, context, kind=(guided, tile))
-            return predict(x, timestep, context)
+                return self._captured(unet).predict(predict, x, timestep, *given, kind=(guided, tile))
+            return predict(x, timestep, *given)
 
     def captures(self, device: torch.device) -> bool:
         """Whether predictions on that device are captured as CUDA graphs, if all of a run do the same operations.

@@ -52,11 +52,12 @@ def rescale_guidance(guided: Tensor, positive: Tensor, guidance_rescale: float) 
 class Denoiser:
     """Predicts the noise in x_t for the prompts of a batch; samplers call it as `predict_eps`.
 
-    unet               a callable (x_t, timestep, context) -> prediction
+    unet               a callable (x_t, timestep, context) -> prediction; it gets the vector, too, if there is one
     prediction         what it predicts: "eps" or "v"
     table              (timesteps,) alpha_bar by timestep
-    context            (B, S, D) of the prompts, in the UNet's dtype and on its device
-    negative_context   (B, S, D) of what to move away from
+    context            (B, S, D) of the prompts, in the UNet's dtype and on its device; with a vector (B, V) for each of
+                       them, a pair
+    negative_context   the same of what to move away from
     guidance_scale     1: no guidance, so the negative context is unused and the work is halved
     image_guidance     of a UNet that edits a picture, see `guide_edit`; at 1, the prediction without the picture is not
                        needed. Else the first third of the rows is that one, for which the UNet must leave it out
@@ -68,11 +69,11 @@ class Denoiser:
 
     def __init__(
         self,
-        unet: Callable[[Tensor, Tensor, Tensor], Tensor],
+        unet: Callable[..., Tensor],
         prediction: str,
         table: Tensor,
-        context: Tensor,
-        negative_context: Tensor | None = None,
+        context: Tensor | tuple[Tensor, ...],
+        negative_context: Tensor | tuple[Tensor, ...] | None = None,
         guidance_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, math.inf),
@@ -88,18 +89,22 @@ class Denoiser:
         self.guidance_rescale, self.guidance_interval = guidance_rescale, guidance_interval
         self.set_context(context, negative_context)
 
-    def set_context(self, context: Tensor, negative_context: Tensor | None = None) -> None:
+    def set_context(
+        self, context: Tensor | tuple[Tensor, ...], negative_context: Tensor | tuple[Tensor, ...] | None = None
+    ) -> None:
         """Change the prompts, between two steps."""
-        self.context = torch.cat([*[negative_context] * (self.predictions - 1), context])
+        texts = [*[negative_context] * (self.predictions - 1), context]
+        pairs = (text if isinstance(text, tuple) else (text,) for text in texts)
+        self.given = [torch.cat(each) for each in zip(*pairs, strict=True)]  # the context, and the vector
 
     def __call__(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
         """x_t (B, 4, H, W) float32, alpha_bar () float64 -> eps (B, 4, H, W) float32, on the device of x_t"""
         lowest, highest = self.guidance_interval
         predictions = self.predictions if lowest <= sigma_of(alpha_bar) <= highest else 1
         x = torch.cat([x_t] * predictions)
-        context = self.context[-len(x) :]  # without guidance, only the prompts', which is the last part
+        given = [each[-len(x) :] for each in self.given]  # without guidance, only the prompts', which is the last part
         timestep = x_t.new_full((), timestep_at(self.table, alpha_bar).item())  # copying a tensor would block a GPU
-        output = self.unet(x.to(context.dtype), timestep, context).to(x_t.dtype)
+        output = self.unet(x.to(given[0].dtype), timestep, *given).to(x_t.dtype)
         if predictions > 1:
             *others, positive = output.chunk(predictions)
             if predictions == 2:

@@ -52,33 +52,29 @@ def keep_unmasked(predict_eps: PredictEps, x_0: Tensor, mask: Tensor) -> Predict
     return predict
 
 
-def with_channels(
-    unet: Callable[[Tensor, Tensor, Tensor], Tensor], channels: Tensor
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def with_channels(unet: Callable[..., Tensor], channels: Tensor) -> Callable[..., Tensor]:
     """A UNet that reads further channels after those of x_t: Rombach et al. (2022), section 4.5.
 
     channels  (1, C, H, W), the same at every step
     """
 
-    def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return unet(torch.cat([x, channels.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1), timestep, context)
+    def predict(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
+        return unet(torch.cat([x, channels.to(x.dtype).expand(len(x), -1, -1, -1)], dim=1), timestep, *given)
 
     return predict
 
 
-def with_picture(
-    unet: Callable[[Tensor, Tensor, Tensor], Tensor], latents: Tensor, pictures: int
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def with_picture(unet: Callable[..., Tensor], latents: Tensor, pictures: int) -> Callable[..., Tensor]:
     """A UNet that reads the picture to edit after x_t: Brooks et al., "InstructPix2Pix" (2023), section 3.2.
 
     latents   (1, 4, H, W)  of that picture, not scaled
     pictures  B: of 3 B rows, the first B are predicted without it, with zeros in its place (section 3.2.1)
     """
 
-    def predict(x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+    def predict(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
         seen = latents.to(x.dtype).expand(len(x), -1, -1, -1)
         without = max(0, len(x) - 2 * pictures)
         seen = torch.cat([torch.zeros_like(seen[:without]), seen[without:]])
-        return unet(torch.cat([x, seen], dim=1), timestep, context)
+        return unet(torch.cat([x, seen], dim=1), timestep, *given)
 
     return predict

@@ -70,5 +70,5 @@ def test_layers_are_skipped():
 
 def test_each_step_has_the_context_of_its_texts():
     by_step = ContextByStep(torch.arange(3.0)[:, None, None], [(0, 2), (0, 2), (1, 2)])
-    assert [by_step(step).flatten().tolist() for step in range(3)] == [[0, 2], [0, 2], [1, 2]]
+    assert [by_step(step)[0].flatten().tolist() for step in range(3)] == [[0, 2], [0, 2], [1, 2]]
     assert [by_step.changes(step) for step in (1, 2)] == [False, True]

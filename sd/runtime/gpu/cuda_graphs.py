@@ -20,7 +20,7 @@ from sd.runtime.gpu.compile import reason_of
 KEPT = 4  # graphs; one of v1 at 512x512 takes some tens of megabytes
 WARM_UPS = 2  # runs before a graph is captured, in which libraries initialise and choose kernels
 
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, timestep, context) -> what the network predicts
+Predict = Callable[..., Tensor]  # (x, timestep, context), and perhaps a vector -> what the network predicts
 Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
 
 
@@ -54,13 +54,12 @@ class CapturedUNet:
         self._parameters = [module._parameters for module in unet.modules()]
         self._addresses: tuple[int, ...] = ()
 
-    def predict(self, predict: Predict, x: Tensor, timestep: Tensor, context: Tensor, *, kind: Hashable) -> Tensor:
+    def predict(self, predict: Predict, *inputs: Tensor, kind: Hashable) -> Tensor:
         """The result of `predict`, which is the same function for each kind; all inputs are on the network's device."""
-        inputs = x, timestep, context
         if (addresses := self.addresses()) != self._addresses:  # weights that were replaced, not changed in place
             self._captured.clear()
             self._addresses = addresses
-            self.record = self._given or CudaRecorder(x.device)
+            self.record = self._given or CudaRecorder(inputs[0].device)
         key = kind, *((tensor.shape, tensor.dtype) for tensor in inputs)
         if key not in self._captured:
             self._captured[key] = self._capture(predict, inputs)

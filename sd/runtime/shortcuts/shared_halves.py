@@ -14,7 +14,12 @@ from sd.networks.unet import UNet
 
 
 def computed_once(unet: UNet) -> dict[nn.Module, Callable[..., Tensor]]:
-    """Forwards for a batch whose halves are equal, for the layers before the context is read."""
+    """Forwards for a batch whose halves are equal, for the layers before the context is read.
+
+    None where the halves have vectors of their own beside the context, which every residual block reads.
+    """
+    if unet.label_emb is not None:
+        return {}
     layers = []
     for layer in (layer for block in unet.input_blocks for layer in block.values()):
         if isinstance(layer, SpatialTransformer):
