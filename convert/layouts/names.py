@@ -161,8 +161,8 @@ GENERATIONS = {  # how the names of its families begin
 
 
 def generation_named(family: str) -> Generation:
-    """The generation of a family, by its name."""
-    return next(row for begin, row in GENERATIONS.items() if family.startswith(begin))
+    """The generation of a family, by its name; the first one for a name that a stranger made up."""
+    return next((row for begin, row in GENERATIONS.items() if family.startswith(begin)), GENERATIONS["sd-v1"])
 
 
 def generation(config: ModelConfig) -> Generation:

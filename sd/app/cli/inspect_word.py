@@ -13,7 +13,8 @@ def word_use(facts: WordFacts, path: Path) -> str:
     """How an embedding can be used, or why it cannot."""
     if facts.family is None:
         return f"no: vectors of {numbers(facts)} fit no known text encoder"
-    if not row_named(facts.family):
+    row = row_named(facts.family)
+    if not row or row.not_yet:
         return f"no: {facts.title} models are not supported yet"
     return f"with a {facts.title} model: {shown(facts.name)} in a prompt, --embeddings {shlex.quote(path.name)}"
 
