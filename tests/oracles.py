@@ -82,6 +82,7 @@ def empty_vae(config: ModelConfig) -> AutoencoderKL:
             layers_per_block=vae.residuals_per_level,
             latent_channels=vae.latent_channels,
             norm_num_groups=vae.groups,
+            scaling_factor=vae.latent_scale,
         )
 
 

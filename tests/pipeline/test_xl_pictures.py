@@ -6,11 +6,19 @@ import make_checkpoint
 import pytest
 import torch
 from conftest import PROMPT, assemble, fill, final, settings
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import diffusers_xl_pipeline, relative_error
+from PIL import Image
 
 from sd.config import SDXL, SDXL_REFINER
 from sd.networks.unet import UNet
+from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.runner import Runner
 from sd.pipeline.settings import SettingError
 from sd.runtime.device import RunOptions
@@ -149,3 +157,29 @@ def test_a_prompt_that_changes_brings_its_own_vector(xl):
     first, second = (vector for _, vector in asked.vectors)
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.75])
+def test_image_to_image_equals_that_of_diffusers(xl, theirs, strength, monkeypatch):
+    picture = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    pipeline = StableDiffusionXLImg2ImgPipeline(**theirs.components, add_watermarker=False)
+    pipeline.scheduler = SAMPLERS["ddim", "leading"]
+    pipeline.set_progress_bar_config(disable=True)
+    noise = PictureNoise([1], (4, 8, 8))()
+    module = "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img"
+    monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, **__: noise)
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    expected = pipeline(
+        "a horse",
+        image=picture,
+        strength=strength,
+        num_inference_steps=10,
+        guidance_scale=7.5,
+        negative_prompt="blurry",
+        original_size=(64, 64),
+        target_size=(64, 64),
+        output_type="latent",
+    ).images
+    job = settings(prompt="a horse", negative_prompt="blurry", steps=10, strength=strength)
+    *_, latents = xl.sample([job], init_image_from(picture, None))
+    assert relative_error(latents, expected) < NARROW
