@@ -11,12 +11,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from oracles import diffusers_xl_pipeline, relative_error
 from PIL import Image
 
-from sd.config import SDXL, SDXL_REFINER
+from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
 from sd.networks.unet import UNet
 from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.runner import Runner
@@ -27,7 +28,7 @@ from sd.sampling.noise import PictureNoise
 from sd.text.tokenizer import Tokenizer
 
 CONFIG = make_checkpoint.tiny(SDXL)
-REFINER = make_checkpoint.tiny(SDXL_REFINER)
+REFINER, INPAINTING = (make_checkpoint.tiny(family) for family in (SDXL_REFINER, SDXL_INPAINTING))
 COMMON = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NARROW = 1e-4
 SAMPLERS = {  # ours -> theirs with the same noise levels
@@ -182,4 +183,30 @@ def test_image_to_image_equals_that_of_diffusers(xl, theirs, strength, monkeypat
     ).images
     job = settings(prompt="a horse", negative_prompt="blurry", steps=10, strength=strength)
     *_, latents = xl.sample([job], init_image_from(picture, None))
+    assert relative_error(latents, expected) < NARROW
+
+
+def test_inpainting_with_nine_channels_equals_that_of_diffusers(monkeypatch):
+    networks = fill(INPAINTING)
+    components = diffusers_xl_pipeline(INPAINTING, networks, SAMPLERS["ddim", "leading"]).components
+    pipeline = StableDiffusionXLInpaintPipeline(**components, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    picture, mask = Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    expected = pipeline(
+        "a horse",
+        image=picture,
+        mask_image=mask,
+        strength=1.0,
+        num_inference_steps=10,
+        guidance_scale=7.5,
+        negative_prompt="blurry",
+        width=64,
+        height=64,
+        latents=PictureNoise([1], (4, 8, 8))(),
+        output_type="latent",
+    ).images
+    job = settings(prompt="a horse", negative_prompt="blurry", steps=10, strength=1.0)
+    *_, latents = assemble(INPAINTING, networks).sample([job], init_image_from(picture, mask))
     assert relative_error(latents, expected) < NARROW
