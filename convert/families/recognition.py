@@ -166,9 +166,7 @@ def _model(names: Names, seen: _Seen, parts: tuple[str, ...]) -> tuple[Family | 
         by_width = [(TEXT_WIDTHS[seen.context], None)]
     if parts == ("VAE",):
         by_width = [(row, None) for row in MODELS if row.latents and row.latents == seen.latents]
-    # Only the whole file tells how wide a vector is at other widths: one text encoder is that of the refiner.
-    by_vector = [(row, None) for row in MODELS if row.config and row.label and not names.first((row.lacks or "\n",))]
-    candidates = [*agreeing, *by_width, *by_vector * (seen.label is not None and "text encoder" in parts)]
+    candidates = [*agreeing, *by_width]
     return next((pair for pair in candidates if _fits(pair[0], seen)), candidates[0] if candidates else (None, None))
 
 
