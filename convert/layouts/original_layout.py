@@ -63,7 +63,8 @@ class Found:
         """What was dropped or renamed, a sentence each."""
         words, (theirs, ours) = shown_list(self.dropped), GENERATIVE_MODELS
         notes = (f"its names are read without the words that a framework put into them: {words}.",) * bool(words)
-        if any(theirs in name for original, name in self.stored_names.items() if original.startswith(ours)):
+        renamed = (theirs in name for original, name in self.stored_names.items() if original.startswith(ours))
+        if any(renamed) and not any("label_emb" in name for name in self.tensors):  # in XL, that is its place
             notes += (f"its text encoder is named as in generative-models, {theirs}*; it is read as {ours}*.",)
         return notes
 

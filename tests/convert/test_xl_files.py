@@ -188,6 +188,7 @@ def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, states, fami
             assert torch.equal(parameter, weights[f"{part}.{name}"]), name
     report = inspect(tmp_path / "xl.safetensors")
     assert (report.problem, report.family) == (None, family.family)
+    assert look(tmp_path / "xl.safetensors").notes == ()
     assert not any("other" in part.name for part in report.leftovers)
 
 
