@@ -46,6 +46,7 @@ class TextTower(TextEncoder):
             return context, None
         for layer in self.layers[inner:]:
             x = layer(x)
-        at_end = torch.as_tensor(tokens, device=x.device) == self.end_token
+        at_end = torch.as_tensor(tokens, dtype=torch.int64, device=x.device) == self.end_token
         first = at_end.int().argmax(dim=-1)  # other end tokens may pad the row
-        return context, self.projection(self.final_norm(x[torch.arange(len(x), device=x.device), first]))
+        rows = torch.arange(len(x), dtype=torch.int64, device=x.device)
+        return context, self.projection(self.final_norm(x[rows, first]))

@@ -60,7 +60,7 @@ def vectors_for(
     """
     count = (config.unet.vector_width - pooled.shape[-1]) // NUMBER_WIDTH
     if negative and config.text_encoder_2:
-        given = torch.tensor([bool(text.strip()) for text in texts], device=context.device)
+        given = torch.tensor([bool(text.strip()) for text in texts], dtype=torch.bool, device=context.device)
         context, pooled = context * given[:, None, None], pooled * given[:, None]
     numbers = numbers_about(count, (settings.height, settings.width), score=LOW_SCORE if negative else HIGH_SCORE)
     return context, vector_of(pooled.float(), numbers)
