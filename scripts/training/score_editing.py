@@ -37,12 +37,14 @@ def line(way: str, what: str, judged: Sequence[EditVerdict]) -> list[str]:
 
 
 def lines(way: str, edits: Sequence[Edit], judged: Sequence[EditVerdict]) -> list[list[str]]:
-    rows = [
-        line(way, what, [verdict for edit, verdict in zip(edits, judged, strict=True) if edit.what == what])
-        for what in CHANGES
-        if any(edit.what == what for edit in edits)
-    ]
-    return [*rows, line(way, "all", judged)]
+    """A row for each kind of change, for the pictures of one thing and of two, and for all."""
+    groups: dict[str, list[EditVerdict]] = {}
+    for edit, verdict in zip(edits, judged, strict=True):
+        things = len(edit.result.wanted.things)
+        for group in (edit.what, "any, one thing" if things == 1 else "any, two things", "all"):
+            groups.setdefault(group, []).append(verdict)
+    order = [*CHANGES, "any, one thing", "any, two things", "all"]
+    return [line(way, group, groups[group]) for group in order if group in groups]
 
 
 def shown(edit: Edit, result: Image.Image, right: bool) -> Image.Image:
