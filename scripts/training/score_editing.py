@@ -22,29 +22,28 @@ from training_command import parser_of, save_sheet
 import sd
 from sd.study.benchmark.table import markdown
 from sd.training.shapes.edit_scoring import Edit, EditVerdict, judge, new_edits
-from sd.training.shapes.edits import CHANGES
+from sd.training.shapes.edits import CHANGES, KINDS
 
 SHOWN = 14  # pictures on the sheet
+SCENES = {"one thing": ("single",), "one or two": KINDS}  # the sheet shows the last
 STRENGTH = 0.8  # of img2img
 STRIP = 42  # height of the instruction on the sheet, in pixels: three lines
 
 
-def line(way: str, what: str, judged: Sequence[EditVerdict]) -> list[str]:
+def line(way: str, scenes: str, change: str, judged: Sequence[EditVerdict]) -> list[str]:
     followed, kept = [each.followed for each in judged], [each.kept for each in judged]
     both = [each.followed and each.kept for each in judged]
     shares = [f"{100 * fmean(values):.0f} %" for values in (followed, kept, both)]
-    return [way, what, str(len(judged)), *shares, f"{fmean(each.psnr for each in judged):.1f} dB"]
+    return [way, scenes, change, str(len(judged)), *shares, f"{fmean(each.psnr for each in judged):.1f} dB"]
 
 
-def lines(way: str, edits: Sequence[Edit], judged: Sequence[EditVerdict]) -> list[list[str]]:
-    """A row for each kind of change, for the pictures of one thing and of two, and for all."""
-    groups: dict[str, list[EditVerdict]] = {}
-    for edit, verdict in zip(edits, judged, strict=True):
-        things = len(edit.result.wanted.things)
-        for group in (edit.what, "any, one thing" if things == 1 else "any, two things", "all"):
-            groups.setdefault(group, []).append(verdict)
-    order = [*CHANGES, "any, one thing", "any, two things", "all"]
-    return [line(way, group, groups[group]) for group in order if group in groups]
+def lines(way: str, scenes: str, edits: Sequence[Edit], judged: Sequence[EditVerdict]) -> list[list[str]]:
+    rows = [
+        line(way, scenes, what, [verdict for edit, verdict in zip(edits, judged, strict=True) if edit.what == what])
+        for what in CHANGES
+        if any(edit.what == what for edit in edits)
+    ]
+    return [*rows, line(way, scenes, "any", judged)]
 
 
 def shown(edit: Edit, result: Image.Image, right: bool) -> Image.Image:
@@ -67,35 +66,37 @@ def main(arguments: list[str] | None = None) -> None:
     add("--count", type=int, default=100, help="instructions (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the instructions (default: %(default)s)")
     add("--steps", type=int, default=20, help="(default: %(default)s)")
-    add("--guidance-scale", type=float, default=1.5, help="(default: %(default)s)")
-    add("--image-guidance", type=float, default=1.0, help="(default: %(default)s)")
+    add("--guidance-scale", type=float, default=2.0, help="(default: %(default)s)")
+    add("--image-guidance", type=float, default=1.5, help="(default: %(default)s)")
     add("--plain", action="store_true", help="skip img2img")
     args = parser.parse_args(arguments)
     args.folder.mkdir(parents=True, exist_ok=True)
     model = sd.load(args.model)
-    edits = new_edits(args.count, model.config.native_size, args.seed)
+    ordinary = None if args.plain else sd.load(args.ordinary)
     scales = {"guidance_scale": args.guidance_scale, "image_guidance": args.image_guidance}
-    results = [
-        model.edit(edit.instruction, edit.picture, seed=edit.result.seed, steps=args.steps, **scales)[0]
-        for edit in tqdm(edits, desc="edit", leave=False)
-    ]
-    judged = judge(results, edits)
-    rows = lines("edit, by instruction", edits, judged)
+    rows = []
+    for scenes, kinds in SCENES.items():
+        edits = new_edits(args.count, model.config.native_size, args.seed, kinds)
+        results = [
+            model.edit(edit.instruction, edit.picture, seed=edit.result.seed, steps=args.steps, **scales)[0]
+            for edit in tqdm(edits, desc=f"edit, {scenes}", leave=False)
+        ]
+        judged = judge(results, edits)
+        rows += lines("edit, by instruction", scenes, edits, judged)
+        if ordinary:
+            others = [
+                ordinary.img2img(
+                    edit.result.prompt, edit.picture, strength=STRENGTH, seed=edit.result.seed, steps=args.steps
+                )[0]
+                for edit in tqdm(edits, desc=f"img2img, {scenes}", leave=False)
+            ]
+            rows.append(line(f"img2img, by caption, strength {STRENGTH}", scenes, "any", judge(others, edits)))
     cells = [
         shown(edit, result, verdict.followed and verdict.kept)
         for edit, result, verdict in list(zip(edits, results, judged, strict=True))[:SHOWN]
     ]
     save_sheet(args.folder / "editing.png", cells, min(SHOWN // 2, args.count), optimize=True)
-    if not args.plain:
-        ordinary = sd.load(args.ordinary)
-        results = [
-            ordinary.img2img(
-                edit.result.prompt, edit.picture, strength=STRENGTH, seed=edit.result.seed, steps=args.steps
-            )[0]
-            for edit in tqdm(edits, desc="img2img", leave=False)
-        ]
-        rows += lines(f"img2img, by caption, strength {STRENGTH}", edits, judge(results, edits))
-    header = ["way", "change", "instructions", "followed", "rest kept", "both", "PSNR of the rest"]
+    header = ["way", "pictures of", "change", "instructions", "followed", "rest kept", "both", "PSNR of the rest"]
     written = markdown(header, rows)
     (args.folder / "editing.md").write_text(written)
     print(written, end="")

@@ -187,3 +187,5 @@ def test_instructions_for_scoring_are_of_each_kind_in_turn_and_do_not_depend_on_
     assert [edit.what for edit in edits] == list(CHANGES) * 3
     assert [edit.instruction for edit in new_edits(3, 64)] == [edit.instruction for edit in edits[:3]]
     assert [edit.instruction for edit in new_edits(9, 64, seed=1)] != [edit.instruction for edit in edits]
+    assert {len(edit.result.wanted.things) for edit in edits} == {1, 2}
+    assert {len(edit.result.wanted.things) for edit in new_edits(9, 64, kinds=("single",))} == {1}

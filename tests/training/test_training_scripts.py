@@ -241,6 +241,8 @@ def test_a_network_for_editing_is_made_from_the_small_model_trained_and_scored(t
     ordinary = ["--ordinary", str(trained / "model.ckpt"), "--count", "3", "--steps", "2"]
     score_editing.main([str(folder / "model.ckpt"), str(tmp_path / "scores"), *ordinary])
     lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
-    groups = {"colour": 1, "shape": 1, "background": 1, "any, one thing": 2, "any, two things": 1, "all": 3}
-    assert [line[1:3] for line in lines] == 2 * [[group, str(count)] for group, count in groups.items()]
+    counts = [*(["edit, by instruction", change, "1"] for change in ("colour", "shape", "background"))]
+    counts += [["edit, by instruction", "any", "3"], ["img2img, by caption, strength 0.8", "any", "3"]]
+    found = [(line[1], [line[0].removeprefix("| "), *line[2:4]]) for line in lines]
+    assert found == [(scenes, row) for scenes in ("one thing", "one or two") for row in counts]
     assert Image.open(tmp_path / "scores" / "editing.png").height > 2 * 64

@@ -17,7 +17,7 @@ from PIL import Image
 from sd.pipeline.image.tensors import to_images
 from sd.training.shapes.captions import plain_caption
 from sd.training.shapes.drawing import render
-from sd.training.shapes.edits import CHANGES, instruction, sample_pair
+from sd.training.shapes.edits import CHANGES, KINDS, instruction, sample_pair
 from sd.training.shapes.judging import Wanted
 from sd.training.shapes.scenes import Scene
 from sd.training.shapes.scoring import Request, verdicts
@@ -66,12 +66,12 @@ def edit_of(before: Scene, after: Scene, what: str, size: int, generator: Random
     )
 
 
-def new_edits(count: int, size: int, seed: int = 0) -> list[Edit]:
-    """As many edits, of each kind in turn, to combinations that training never shows."""
+def new_edits(count: int, size: int, seed: int = 0, kinds: Sequence[str] = KINDS) -> list[Edit]:
+    """As many edits, of each change in turn, to combinations that training never shows. kinds: of scenes"""
     edits = []
     for number in range(count):
         generator, what = Random(f"edit {seed} {number}"), list(CHANGES)[number % len(CHANGES)]
-        edits.append(edit_of(*sample_pair(generator, what, held_out=True), what, size, generator, number))
+        edits.append(edit_of(*sample_pair(generator, what, held_out=True, kinds=kinds), what, size, generator, number))
     return edits
 
 

@@ -3,7 +3,7 @@
 Drawn in place of the pairs that Brooks et al., "InstructPix2Pix" (2023), section 3.1, generate with other models.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -25,6 +25,7 @@ from sd.training.shapes.scenes import (
     vary,
 )
 
+KINDS = ("single", "pairs")  # of scenes
 TO_COLOUR = ("make {it} {new}", "turn {it} {new}", "change {it} to {new}")
 TO_SHAPE = ("turn {it} into {new}", "change {it} into {new}", "make {it} {new}", "replace {it} with {new}")
 
@@ -95,14 +96,17 @@ def is_clear(scene: Scene) -> bool:
     return inner.colour != outer.colour and outer.shape in HOLDERS
 
 
-def sample_pair(generator: Random, what: str, *, held_out: bool = False) -> tuple[Scene, Scene]:
+def sample_pair(
+    generator: Random, what: str, *, held_out: bool = False, kinds: Sequence[str] = KINDS
+) -> tuple[Scene, Scene]:
     """A scene with one or two things on a plain background, and the same scene with one change.
 
     what      one of CHANGES
+    kinds     of scenes: "single", with one thing; "pairs", with two
     held_out  whether the change makes a combination that training never shows; if not, neither scene has any
     """
     while True:
-        scene = sample_scene(generator, kind=generator.choice(("single", "pairs")))
+        scene = sample_scene(generator, kind=generator.choice(kinds))
         changed = CHANGES[what](scene, generator)
         new = combinations(changed)
         if changed != scene and is_clear(changed) and bool(new & HELD_OUT) == held_out and new != combinations(scene):
