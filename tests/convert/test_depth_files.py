@@ -53,6 +53,7 @@ def test_every_tensor_of_the_published_file_has_its_place():
     assert found | {name: tuple(value.shape) for name, value in beside.items()} | COUNTERS == published
 
 
+@pytest.mark.slow
 def test_original_ours_original_keeps_every_bit(tmp_path, path, state):
     kept = convert(path, tmp_path / "ours.safetensors", keep_all=True, verify=True)
     assert (kept.left_out, kept.checkpoint.unknown) == (0, ())
@@ -65,6 +66,7 @@ def test_original_ours_original_keeps_every_bit(tmp_path, path, state):
     same_bits(load_file(tmp_path / "back.safetensors"), state)
 
 
+@pytest.mark.slow
 def test_a_folder_of_diffusers_and_back(tmp_path, path, state):
     convert(path, tmp_path / "folder", layout="diffusers", verify=True)
     assert inspect(tmp_path / "folder").family == "sd-v2-depth"
@@ -103,6 +105,7 @@ def test_the_depth_network_is_float32_in_every_precision(tmp_path):
     assert torch.equal(model.depth_network.layers[3].attention.k.weight, stored[64:128])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [SD_V1_DEPTH, replace(SD_V2_DEPTH, depth=None)], ids=lambda each: each.family)
 def test_a_model_without_a_depth_network_is_told_by_its_channels(tmp_path, family):
     config = make_checkpoint.tiny(family)
@@ -172,6 +175,7 @@ def test_damaged_depth_networks_are_refused(tmp_path, state, name, shape, proble
         sd.load(tmp_path / "damaged.safetensors")
 
 
+@pytest.mark.slow
 def test_other_heads_and_taps_stay_in_ours_and_in_folders_and_are_refused_for_the_original(tmp_path):
     depth = replace(TINY.depth, heads=2, taps=(2, 7), groups=16)
     config = replace(TINY, depth=depth)
@@ -193,6 +197,7 @@ def test_other_heads_and_taps_stay_in_ours_and_in_folders_and_are_refused_for_th
         sd.load(tmp_path / "folder")
 
 
+@pytest.mark.slow
 def test_a_merge_keeps_the_depth_network_of_the_first_model(tmp_path):
     for seed in (0, 1):
         state = make_checkpoint.made_up_state_dict(TINY, seed)

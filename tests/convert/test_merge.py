@@ -100,6 +100,7 @@ def test_an_inpainting_model_stays_one(tmp_path, run, models, third):
     close(found[CONV_IN][:, :4], wanted.double())
 
 
+@pytest.mark.slow
 def test_a_depth_model_learns_from_a_fine_tune_of_the_base(tmp_path, run):
     base = replace(SD_V2, prediction="eps", native_size=512)
     for seed, (name, config) in enumerate({"depth": SD_V2_DEPTH, "tuned": base, "base": base}.items()):

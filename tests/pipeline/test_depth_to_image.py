@@ -182,6 +182,7 @@ def test_the_command_stores_what_it_began_with_and_like_makes_the_same_picture(r
     assert "depth map.png" in err
 
 
+@pytest.mark.slow
 def test_the_depth_command_writes_a_map_and_a_picture_of_it(run, checkpoint, files):
     code, paths, err = run("depth", "in.png", "-m", checkpoint, "-o", "maps/")
     assert (code, paths) == (0, ["maps/in-depth.png", "maps/in-depth-colours.png"]), err

@@ -71,6 +71,7 @@ def test_the_trial_confirms_or_contradicts_the_rule_of_thumb_and_decides_without
     assert model.config.prediction == expected
 
 
+@pytest.mark.slow
 def test_a_file_that_states_it_is_not_tried(save, monkeypatch):
     def never(model):
         raise AssertionError("tried")
@@ -112,6 +113,7 @@ def test_whoever_makes_a_picture_is_told_and_whoever_inspects_is_not(save, run):
     assert err.count("a trial prediction contradicts it") == 1
 
 
+@pytest.mark.slow
 def test_neither_test_holds_for_the_small_embedded_model():
     """As docs/checkpoints.md says: they are for networks trained at full size."""
     model = sd.load(precision="fp32")

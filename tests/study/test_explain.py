@@ -329,6 +329,7 @@ def editor():
     return assemble(config, fill(config))
 
 
+@pytest.mark.slow
 def test_three_predictions_of_an_edit_combine_to_the_guided_noise(editor):
     """Brooks et al. (2023), eq. 3"""
     asked = settings(guidance_scale=4.0, image_guidance=1.5)
