@@ -65,6 +65,7 @@ def test_a_vae_comes_from_any_layout_into_a_model_of_any(tmp_path, tiny_ckpt, ot
         same_bits(safetensors.torch.load_file(back), expected)
 
 
+@pytest.mark.slow
 def test_a_precision_is_that_of_both(tmp_path, tiny_ckpt, other, expected):
     done = convert(tiny_ckpt, tmp_path / "x.ckpt", vae=other, precision="bf16", verify=True)
     assert (done.verified.same, done.verified.rounded) == (0, 970)

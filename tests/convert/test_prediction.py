@@ -99,6 +99,7 @@ def test_a_unet_that_predicts_the_picture_is_refused_unless_overruled(save, meta
     assert read(path, prediction="eps").config.prediction == "eps"
 
 
+@pytest.mark.slow
 def test_the_noise_levels_of_the_yaml_count_where_they_differ(save, tmp_path):
     text = "model: {params: {linear_start: %s, linear_end: %s}}"
     assert look(save(yaml=text % (0.00085, "0.0120"))).said.warnings == ()

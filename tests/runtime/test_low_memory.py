@@ -123,6 +123,7 @@ def test_wide_pictures_to_begin_with_go_through_the_vae_in_tiles(config, task):
     assert abs(whole - parts).max() <= 2
 
 
+@pytest.mark.slow
 def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_ckpt, tmp_path):
     out = tmp_path / "x.png"
     common = ("-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "2", "-s", "1", "-q")
@@ -138,6 +139,7 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
     assert "run" not in settings_of(plain)
 
 
+@pytest.mark.slow
 def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatch):
     import sd.runtime.low_memory.tiled_vae as used
 

@@ -175,6 +175,7 @@ def test_predictions_are_those_with_plain_loops_in_the_largest_blocks(tiny_netwo
     assert not is_patched(unet)
 
 
+@pytest.mark.slow
 def test_merging_goes_with_features_that_are_reused(tiny_networks):
     unet = tiny_networks["unet"]
     execution, merged, slow_one = Execution(), ReusedFeatures(2), ReusedFeatures(2)
@@ -200,6 +201,7 @@ def test_networks_without_attention_at_full_size_merge_at_the_largest_that_has_s
 # ---------- operations ----------
 
 
+@pytest.mark.slow
 def test_operations_that_are_left_are_those_that_docs_tell():
     """Of a prediction of the full-size network at 512x512, by PyTorch's own counter and by hand."""
     unet = build_networks(SD_V1)["unet"]

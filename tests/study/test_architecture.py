@@ -168,6 +168,7 @@ def test_networks_keep_no_hooks():
             assert not module._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_called_modules_have_measured_times():
     rounds = []
     times = measure(

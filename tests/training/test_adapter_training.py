@@ -144,6 +144,7 @@ def with_changes_of(path, networks):
     return networks, len(adapter.changes)
 
 
+@pytest.mark.slow
 def test_the_file_changes_weights_by_what_the_training_added(tmp_path):
     networks = fill(TINY)
     merged, count = with_changes_of(saved(tmp_path / "x.safetensors", adapted(networks)), fill(TINY))
@@ -201,6 +202,7 @@ def test_the_file_has_the_names_and_shapes_that_a_version_1_file_has(tmp_path):
         assert state[f"{name}.alpha"] == (4.0 if large else 1.5)
 
 
+@pytest.mark.slow
 def test_training_begins_with_an_adapter_from_a_file_of_the_same_layers_and_ranks(tmp_path):
     path = saved(tmp_path / "x.safetensors", adapted(fill(TINY)))
     networks = fill(TINY)
@@ -351,6 +353,7 @@ def test_train_lora_writes_a_file_that_says_what_it_is(tiny_ckpt, photos, tmp_pa
     assert path.read_bytes() == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_sheets")
 def test_train_embedding_moves_the_vectors_away_from_the_word_it_begins_with(tiny_ckpt, photos, tmp_path, capsys):
     folder = tmp_path / "shade"

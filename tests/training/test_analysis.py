@@ -95,6 +95,7 @@ def test_one_thing_is_read_correctly(side, damage, least):
     assert min(right.values()) >= least, right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [64, 128])
 def test_two_things_and_their_relation_are_read_correctly_and_no_other_relation_holds(side):
     _, pairs = singles_and_pairs(side)
