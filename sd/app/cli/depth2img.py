@@ -31,8 +31,12 @@ def parser() -> Parser:
     return parser
 
 
-def run(args: argparse.Namespace) -> int:
-    if args.invert_depth and args.depth is None:
+def check_depth_flags(depth: Path | None, invert_depth: bool) -> None:
+    if invert_depth and depth is None:
         raise UsageError("--invert-depth is for a depth map of your own. Give one with --depth IMAGE, or leave it out.")
+
+
+def run(args: argparse.Namespace) -> int:
+    check_depth_flags(args.depth, args.invert_depth)
     prepare_steps(args)
     return make_pictures.run(args, "depth to image")

@@ -59,8 +59,7 @@ def with_start(request: JobRequest, config: "ModelConfig") -> tuple[JobRequest, 
     task = "text to picture" if request.init is None else next(task for task in DEFAULTS if task in tasks)
     if request.depth is not None and task != "depth to image":
         raise UsageError("--depth goes with --init and a depth checkpoint, whose UNet takes 5 channels. Leave it out.")
-    if request.inputs.invert_depth and request.depth is None:
-        raise UsageError("--invert-depth is for a depth map of your own. Give one with --depth IMAGE, or leave it out.")
+    depth2img.check_depth_flags(request.depth, request.inputs.invert_depth)
     if "image_guidance" in request.settings and task != "editing":
         raise UsageError(
             "--image-guidance goes with --init and an editing checkpoint, whose UNet takes 8 channels. Leave it out."
