@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sd.text.prompt_adapters import AdapterUse
 
 DEFAULT_STEPS = 30
+IMAGE_GUIDANCE = 1.5  # of models that edit a picture: the original's
 TILES = ("", "x", "y", "xy")
 RNGS = {"cpu": "cpu", "philox": "philox", "nv": "philox", "gpu": "philox", "cuda": "philox"}  # as others say it, too
 MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 64

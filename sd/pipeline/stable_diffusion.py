@@ -19,7 +19,7 @@ from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.latent_diffusion import LatentDiffusion
 from sd.pipeline.runner import NonFiniteError, precision_name
 from sd.pipeline.second_pass import first_size
-from sd.pipeline.settings import SettingError, Settings
+from sd.pipeline.settings import IMAGE_GUIDANCE, SettingError, Settings
 from sd.sampling.init_image import InitImage
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class StableDiffusion(LatentDiffusion):
         return self.pictures(prompt, canvas.placement.working, canvas, strength=strength, **options)
 
     def edit(
-        self, instruction: str, picture: "Given", *, image_guidance: float = 1.5, **options: object
+        self, instruction: str, picture: "Given", *, image_guidance: float = IMAGE_GUIDANCE, **options: object
     ) -> list[Image.Image]:
         """Change a picture by an instruction, with a model trained for it: its UNet takes 8 channels.
 

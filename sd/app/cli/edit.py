@@ -6,8 +6,7 @@ from sd.app.cli import make_pictures
 from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_init_flags
 from sd.app.cli.parser import Parser
-
-IMAGE_GUIDANCE = 1.5  # the original's
+from sd.pipeline.settings import IMAGE_GUIDANCE
 
 
 def parser() -> Parser:

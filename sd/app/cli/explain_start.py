@@ -4,10 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sd.app.cli import depth2img, edit, img2img
+from sd.app.cli import depth2img, img2img
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
+from sd.pipeline.settings import IMAGE_GUIDANCE
 
 if TYPE_CHECKING:
     from sd.app.jobs.inputs import Inputs
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "image to image": {"strength": img2img.STRENGTH},
     "depth to image": {"strength": depth2img.STRENGTH},
-    "editing": {"image_guidance": edit.IMAGE_GUIDANCE},
+    "editing": {"image_guidance": IMAGE_GUIDANCE},
 }
 
 
@@ -38,7 +39,7 @@ def add_start_flags(parser: Parser) -> None:
         help="of depth models: a map of the same shape, near is bright (default: the model estimates it)")  # fmt: skip
     add("--invert-depth", "--invert_depth", action="store_true", help="in the depth map, near is dark")
     add("--image-guidance", "--cfg-image", "--image-cfg-scale", type=float, metavar="X",
-        help=f"of editing models: how much to keep to the picture (default: {edit.IMAGE_GUIDANCE:g})")  # fmt: skip
+        help=f"of editing models: how much to keep to the picture (default: {IMAGE_GUIDANCE:g})")  # fmt: skip
 
 
 def with_start(request: JobRequest, config: "ModelConfig") -> tuple[JobRequest, Beginning | None]:

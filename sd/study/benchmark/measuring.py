@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sd.pipeline.latent_diffusion import LatentDiffusion
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import IMAGE_GUIDANCE, Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.init_image import InitImage
 from sd.study.benchmark.layer_kinds import LayerWatch, Profile, Rates, measure_rates
@@ -23,7 +23,6 @@ from sd.study.clock import seconds_of, synchronize
 
 PROMPT = "a photograph of an astronaut riding a horse"
 WARM_UP_STEPS = 2
-IMAGE_GUIDANCE = 1.5  # the default of `StableDiffusion.edit`: three predictions in a step
 
 
 @dataclass(frozen=True, kw_only=True)
