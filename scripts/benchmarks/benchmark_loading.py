@@ -39,11 +39,11 @@ load_model = making.load_model
 def load_and_watch(*args):
     from sd.sampling import denoiser  # not earlier: the command decides when to import PyTorch
 
-    denoiser.Denoiser.__call__ = lambda self, *_: arrived(self.context.dtype.itemsize)
+    denoiser.Denoiser.__call__ = lambda self, *_: arrived(self.given[0].dtype.itemsize)
     return load_model(*args)
 
 making.load_model = load_and_watch
-main(sys.argv[1:])
+sys.exit(main(sys.argv[1:]))
 """
 
 OTHER = f"""{ARRIVED}

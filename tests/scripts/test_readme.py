@@ -128,7 +128,8 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     os.link(tiny_ckpt, "model.ckpt")
     os.link(tiny_ckpt, "a.ckpt")
     os.link(tiny_ckpt, "base.ckpt")
-    make_checkpoint.save_original(Path("instruct-pix2pix.ckpt"), make_checkpoint.made_up_state_dict(EDITS))
+    for name in ("instruct-pix2pix", "ip2p"):
+        make_checkpoint.save_original(Path(f"{name}.ckpt"), make_checkpoint.made_up_state_dict(EDITS))
     for name in ("lora", "detail"):
         lora(Path(f"{name}.safetensors"), lora_shapes())
     Path("weights").mkdir()
