@@ -82,7 +82,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
         raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1 or 2: {what}")
     if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
         raise UnsupportedFileError(kind.refusal)
-    if part == "text_encoder" and kind.family and kind.family.not_yet:  # which of two it is, only a whole file tells
+    if part == "text_encoder" and kind.family and kind.family.label:  # which of two it is, only a whole file tells
         raise UnsupportedFileError(refusal(kind.family, kind.evidence, PARTS[part]))
     base = (kind.family and kind.family.config) or SD_V1
     if found.is_open_clip:

@@ -40,8 +40,7 @@ CHANNELS = {  # that a UNet takes -> what they are
     8: "latents, and the latents of a picture to edit",
     9: "latents, a mask and masked latents",
 }
-CONVERTED_ONLY = "can be converted and inspected; making pictures with it is not supported yet"
-NOT_YET = "This family is not supported yet; only Stable Diffusion 1 and 2 models can be used"
+NOT_YET = "This family is not supported yet; only Stable Diffusion 1, 2 and XL models can be used"
 UNET, VAE = PREFIXES["unet"], PREFIXES["vae"]
 XL_TEXT = "conditioner.embedders."
 V1_PARTS = {"UNet": UNET, "VAE": VAE, "text encoder": "cond_stage_model."}
@@ -67,7 +66,6 @@ class Family:
     config: ModelConfig | None = None  # None: recognised, and refused
     why_not: str = NOT_YET  # without a config: the sentence that refuses it
     tasks: tuple[str, ...] = ()  # that its channels allow
-    not_yet: str = ""  # with a config: why no pictures can be made, in words that follow the family's name
     native_sizes: Mapping[str, int] = field(default_factory=dict)  # by prediction, where the config's is not everyone's
     averaged: bool = False  # the averaged weights are used where a file has both
     prediction: str = "eps"  # of the UNet unless the file says otherwise; "" where neither names nor shapes tell
@@ -120,7 +118,6 @@ XL = Family(
     label=2816,
     pipeline="StableDiffusionXL",
     config=SDXL,
-    not_yet=CONVERTED_ONLY,
     tasks=ANY_TASK,
     parts={"UNet": UNET, "VAE": VAE, "text encoder 1": XL_TEXT + "0.", "text encoder 2": XL_TEXT + "1."},
 )
@@ -304,8 +301,6 @@ def refusal(row: Family, evidence: Iterable[str], part: str | None = None) -> st
 def task_refusal(config: ModelConfig, task: str | None) -> str | None:
     """Why a model cannot do a task, one of TASKS, in a sentence; None where it can. Without a task: any of them."""
     family = family_named(config.family)
-    if family.not_yet:
-        return f"a {family.title} checkpoint {family.not_yet}."
     if task is None or task in family.tasks:
         return None
     channels = config.unet.in_channels

@@ -53,11 +53,11 @@ def test_the_page_of_an_adapter(run, detail):
     assert json.loads(lines[0])["adapter"]["modules"] == {"UNet": 192, "text encoder": 72}
 
 
-def test_an_adapter_of_a_family_that_is_not_loaded(run, tmp_path):
+def test_an_adapter_of_xl_is_used_with_xl(run, tmp_path):
     path = lora(tmp_path / "xl.safetensors", lora_shapes(XL, rank=1))
     code, lines, _ = run("inspect", path, path)
     assert code == 0
-    assert "no: Stable Diffusion XL models are not supported yet" in lines[1]
+    assert "with a Stable Diffusion XL model: --lora xl" in lines[1]
 
 
 def test_what_makes_an_adapter_unusual_is_said(run, tmp_path):

@@ -247,12 +247,5 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path, states):
         sd.load(tmp_path / "xl.safetensors")
 
 
-def test_pictures_are_refused_in_a_sentence(tmp_path, states, call):
-    save_file(contiguous(states["sdxl"]), tmp_path / "xl.safetensors")
-    code, out, err = call("txt2img", "a cat", "-m", tmp_path / "xl.safetensors")
-    assert (code, out) == (2, "")
-    assert "a Stable Diffusion XL base checkpoint can be converted and inspected; making pictures" in err
-
-
 def contiguous(state):
     return {name: value.contiguous() for name, value in state.items()}

@@ -15,7 +15,7 @@ MOST = 5  # ranks, alphas
 def adapter_use(facts: AdapterFacts, path: Path) -> str:
     """How an adapter can be used, or why it cannot."""
     row = row_named(facts.family)
-    if not row or row.not_yet:
+    if not row:
         return f"no: {facts.title} models are not supported yet"
     return f"with a {facts.title} model: --lora {shlex.quote(path.stem)}"
 

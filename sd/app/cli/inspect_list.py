@@ -106,7 +106,7 @@ def usable(report: Report) -> str:
         use = word_use(report.word, Path(report.path))
     elif report.problem is None:
         family = family_named(report.family)
-        use = "sd convert" if family.not_yet else ", ".join(TASKS[task][0] for task in family.tasks)
+        use = ", ".join(TASKS[task][0] for task in family.tasks)
     elif report.part:
         use = f"{'--vae, ' if report.part == 'vae' else ''}sd convert --only {report.part}"
     else:

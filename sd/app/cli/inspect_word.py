@@ -14,7 +14,7 @@ def word_use(facts: WordFacts, path: Path) -> str:
     if facts.family is None:
         return f"no: vectors of {numbers(facts)} fit no known text encoder"
     row = row_named(facts.family)
-    if not row or row.not_yet:
+    if not row:
         return f"no: {facts.title} models are not supported yet"
     return f"with a {facts.title} model: {shown(facts.name)} in a prompt, --embeddings {shlex.quote(path.name)}"
 
