@@ -18,7 +18,7 @@ from sd.config import ModelConfig, ScheduleConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
 from sd.networks.vae import VAE
-from sd.pipeline.conditions import conditions_for
+from sd.pipeline.conditions import Conditions, conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
 from sd.pipeline.runner import Predict, Runner, undisturbed
 from sd.pipeline.second_pass import steps_run
@@ -76,6 +76,7 @@ class LatentDiffusion:
     text_encoder_2: "TextTower | None" = None  # of a model whose context is made of the vectors of two
     depth_network: "DepthNetwork | None" = None  # which few models have
     runner: Runner = field(default_factory=Runner)  # calls the networks
+    refiner: "LatentDiffusion | None" = None  # which takes the last steps, see `sd.pipeline.refining`
     words: tuple["LearnedWord", ...] = ()  # that `sd.pipeline.learning` has added to the text encoder's own
 
     @property
@@ -104,35 +105,47 @@ class LatentDiffusion:
 
     @undisturbed()
     def encode_texts(
-        self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
+        self,
+        prompts: Sequence[str],
+        second: Sequence[str] | None = None,
+        *,
+        plain: bool = False,
+        clip_skip: int = 1,
+        chunks: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
-        """The same, and the vector (B, P) of each prompt as a whole, for families that have it."""
+        """The same, and the vector (B, P) of each prompt as a whole, for families that have it.
+
+        second  the prompts of the second text encoder; by default, the same
+        """
         layers = len(self.text_encoder.layers)
         if clip_skip > layers:
             raise SettingError("clip_skip", f"{clip_skip} is out of range: this text encoder has {layers} layers.")
-        rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in prompts]
+        texts = [*prompts, *(second or ())]
+        rows = [chunks_of(prompt, self.tokenizer, plain=plain) for prompt in texts]
         longest = max(chunks, *map(len, rows))
         rows = [(*row, *[empty_chunk(self.tokenizer)] * (longest - len(row))) for row in rows]
         if self.config.unet.vector_width:
-            return self._encode_in_towers(rows, clip_skip)
+            return self._encode_in_towers(rows[: len(prompts)], rows[-len(prompts) :], clip_skip)
         encoder = partial(self.runner.encode_text, self.text_encoder)
         return encode_chunks(encoder, rows, skip_layers=clip_skip - 1), None
 
-    def _encode_in_towers(self, rows: Sequence[Sequence[Chunk]], clip_skip: int) -> tuple[Tensor, Tensor]:
+    def _encode_in_towers(
+        self, rows: Sequence[Sequence[Chunk]], second: Sequence[Sequence[Chunk]], clip_skip: int
+    ) -> tuple[Tensor, Tensor]:
         """Context and pooled vectors of prompts in chunks, for families that have a vector beside the context."""
         towers = [
-            (partial(self.runner.encode_in_tower, getattr(self, part), part=part), getattr(self.config, part).pad_token)
-            for part in ("text_encoder", "text_encoder_2")
-            if getattr(self, part)
+            (partial(self.runner.encode_in_tower, tower, part=part), getattr(self.config, part).pad_token, prompts)
+            for part, prompts in {"text_encoder": rows, "text_encoder_2": second}.items()
+            if (tower := getattr(self, part))
         ]
-        return encode_in_towers(towers, rows, skip_layers=clip_skip - 1)
+        return encode_in_towers(towers, skip_layers=clip_skip - 1)
 
     def chunk_count(self, settings: Settings) -> int:
         """The number of chunks of a picture's prompts: that of the longest text at any step.
 
         It must be equal for all pictures of a batch, since one more empty chunk changes a picture.
         """
-        texts = {text for line in settings.texts_by_step() for text in line}
+        texts = {text for line in settings.pairs_by_step() for pair in line for text in pair}
         return max(len(chunks_of(text, self.tokenizer, plain=settings.plain_prompts)) for text in texts)
 
     def _contexts(self, batch: Sequence[Settings]) -> list[ContextByStep]:
@@ -140,10 +153,11 @@ class LatentDiffusion:
         common = batch[0]
         options = {"plain": common.plain_prompts, "clip_skip": common.clip_skip, "chunks": self.chunk_count(common)}
         contexts = []
-        for lines in zip(*(settings.texts_by_step() for settings in batch), strict=True):
+        for lines in zip(*(settings.pairs_by_step() for settings in batch), strict=True):
             texts = list(dict.fromkeys(text for line in lines for text in line))
             rows = [tuple(texts.index(text) for text in now) for now in zip(*lines, strict=True)]
-            encoded, pooled = self.encode_texts(texts, **options)
+            first, second = map(list, zip(*texts, strict=True))
+            encoded, pooled = self.encode_texts(first, None if second == first else second, **options)
             vectors = None
             if pooled is not None:
                 from sd.pipeline.vector import vectors_for
@@ -196,33 +210,62 @@ class LatentDiffusion:
         Raises ValueError if the settings do not fit each other or the model; NonFiniteError if a network fails.
         """
         self._require_one_batch(batch)
-        common, noise, contexts = batch[0], self.noise_of(batch), self._contexts(batch)
+        common, noise = batch[0], self.noise_of(batch)
         edits = common.image_guidance is not None
-        conditions = conditions_for(self.config, init, partial(self.encode_image, tile=common.tile), edits=edits)
-        table, steps = table_and_steps(self.config.schedule, common)
+        encode_image = partial(self.encode_image, tile=common.tile)
+        conditions = conditions_for(self.config, init, encode_image, edits=edits)
+        _, steps = table_and_steps(self.config.schedule, common)
         skipped = 0 if init is None else len(steps) - steps_run(len(steps), common.strength)
         if skipped == len(steps):
             yield conditions.x_0.expand(len(batch), -1, -1, -1)
             return
+        shares = [(self, conditions, range(skipped, len(steps)))]
+        if common.switch_at is not None:
+            from sd.pipeline.refining import shares_of
+
+            shares = shares_of(self, init, conditions, steps, skipped, common)
+        x_t = conditions.initial(noise().to(self.device), steps, skipped)
+        for model, given, numbers in shares:
+            for latents, x_0 in model._denoised(batch, given, x_t, numbers, skipped, noise):
+                if on_clean:
+                    on_clean(x_0)
+                yield latents
+            x_t = latents
+
+    def _denoised(
+        self,
+        batch: Sequence[Settings],
+        conditions: Conditions,
+        x_t: Tensor,
+        numbers: range,
+        skipped: int,
+        noise: PictureNoise,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Latents after each of some steps, and the clean latents predicted in it. Prompts may change between steps.
+
+        x_t      (B, 4, H/8, W/8) before the first of these steps
+        numbers  of the steps among all
+        skipped  how many of all do not run; prompts count from there
+        noise    which samplers add on the way
+        """
+        common, contexts = batch[0], self._contexts(batch)
+        table, steps = table_and_steps(self.config.schedule, common)
         unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)), len(batch))
-        denoiser = self._denoiser(unet, table, common, [context(0) for context in contexts])
+        first = numbers.start - skipped
+        denoiser = self._denoiser(unet, table, common, [context(first) for context in contexts])
         predict_eps = LastPrediction(conditions.denoiser(denoiser))
 
         def denoised() -> Iterator[tuple[Tensor, Tensor]]:
-            """Latents after each step, and the clean latents predicted in it. Prompts may change between steps."""
-            x_t = conditions.initial(noise().to(self.device), steps, skipped)
             options = {"draw_noise": lambda: self.runner.send(noise(), self.device)}
             options |= {} if common.eta is None else {"eta": common.eta}
-            sampler = find_sampler(common.sampler)(predict_eps, x_t, steps[skipped:], **options)
-            for step, latents in enumerate(sampler, 1):  # as prompts count: those that run
+            part = steps[numbers.start : numbers.stop]
+            sampler = find_sampler(common.sampler)(predict_eps, x_t.to(self.device), part, **options)
+            for step, latents in enumerate(sampler, first + 1):
                 yield latents, predict_eps.x_0
-                if step < len(steps) - skipped and any(context.changes(step) for context in contexts):
+                if step < numbers.stop - skipped and any(context.changes(step) for context in contexts):
                     denoiser.set_context(*(context(step) for context in contexts))
 
-        for latents, x_0 in self.runner.run(self.unet, denoised()):
-            if on_clean:
-                on_clean(x_0)
-            yield latents
+        yield from self.runner.run(self.unet, denoised())
 
     def _denoiser(
         self, unet: Predict, table: Tensor, settings: Settings, contexts: Sequence[tuple[Tensor, ...]]

@@ -34,7 +34,8 @@ def precision_name(dtype: torch.dtype) -> str:
 class NonFiniteError(ArithmeticError):
     """A network returned NaN or infinite values, from which no picture can be made.
 
-    part  the attribute of `LatentDiffusion` that holds the network
+    part     the attribute of `LatentDiffusion` that holds the network
+    network  of the model or of its refiner
     """
 
     def __init__(self, part: str, network: nn.Module):
@@ -42,7 +43,7 @@ class NonFiniteError(ArithmeticError):
         words |= {"unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
         dtype = next(network.parameters()).dtype
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
-        self.part = part
+        self.part, self.network = part, network
 
 
 def finite(values: Tensor, part: str, network: nn.Module) -> Tensor:

@@ -119,7 +119,8 @@ def second_pass_of(settings: "Settings") -> dict[str, object]:
 def passes_of(settings: "Settings") -> list["Settings"]:
     """The settings of both passes; the second one is image to image, and its prompts go on from the first."""
     first, (width, height) = replace(settings, hires=None, hires_steps=None), settings.hires
-    texts = {"prompt": settings.prompt_text, "negative_prompt": settings.negative_prompt}
+    others = ("negative_prompt", "prompt_2", "negative_prompt_2")
+    texts = {"prompt": settings.prompt_text, **{name: getattr(settings, name) for name in others}}
     if not settings.plain_prompts:
         run = settings.steps, settings.hires_steps
         texts = {name: second_pass_text(text, *run) for name, text in texts.items()}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 DEFAULT_STEPS = 30
 IMAGE_GUIDANCE = 1.5  # of models that edit a picture: the original's
 TILES = ("", "x", "y", "xy")
+SWITCHES = ("time", "steps")
+DEFAULT_SWITCH = 0.8  # where a refiner takes over, in diffusers' examples and in the web UI
 RNGS = {"cpu": "cpu", "philox": "philox", "nv": "philox", "gpu": "philox", "cuda": "philox"}  # as others say it, too
 MOST_BITS = 128  # of a whole number; the largest that a setting takes, a seed, has 64
 LONGEST_PROMPT = 100_000  # characters
@@ -35,6 +37,8 @@ RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "merge_tokens": (0, 0.75, "is out of range: 0 (off: attention sees all tokens) to 0.75 (one in four is left)."),
     "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all of it is new)."),
     "seed": (0, SEED_LIMIT - 1, f"is out of range: 0 to {SEED_LIMIT - 1}."),
+    **dict.fromkeys(("aesthetic_score", "negative_aesthetic_score"), (0, 10, "is out of range: 0 to 10.")),
+    "switch_at": (0, 1, "is out of range: 0 (the refiner does all) to 1 (it does nothing)."),
     "vary": (0, 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's)."),
     "seed_delta": (1 - SEED_LIMIT, SEED_LIMIT - 1, f"is out of range: {1 - SEED_LIMIT} to {SEED_LIMIT - 1}."),
 }
@@ -46,11 +50,21 @@ class Settings:
 
     prompt, negative_prompt  what to show, and what to move away from; both may be empty; syntax as in
                              `sd.text.prompt_syntax`
+    prompt_2, negative_prompt_2
+                             of Stable Diffusion XL: what its second text encoder reads instead; empty: the same
     plain_prompts            brackets and BREAK in the prompts are text
     lora                     adapters beside those that the prompt names as <lora:NAME:STRENGTH>, each a text
                              "NAME[:STRENGTH[:TEXT_STRENGTH]]": of the UNet, and of the text encoder
     clip_skip                1: the text encoder's last layer; 2: the one before it, and so on
     width, height            pixels, multiples of 8
+    original_size, crop      of Stable Diffusion XL: the size (width, height) that a training picture like this one had,
+                             and how much of it was cut off (left, top); "1024x768" and "0,64" work, too; empty: the
+                             picture's size, and nothing
+    aesthetic_score, negative_aesthetic_score
+                             of its refiner: how beautiful a picture to make, and to move away from, about 1 to 10
+    switch_at                0 to 1: how much of the way from noise to picture is the model's; the rest is its
+                             refiner's; None: all of it
+    switch_by                what the way is measured in: "time", as in diffusers, or "steps", as in the web UI
     steps                    1 to 1000; None for 30, or the number of sigmas
     sampler                  any name that `sd.sampling.names` knows; it may end with the name of a schedule
     schedule                 any name of one; None for the sampler's default
@@ -84,11 +98,19 @@ class Settings:
 
     prompt: str
     negative_prompt: str = ""
+    prompt_2: str = ""
+    negative_prompt_2: str = ""
     plain_prompts: bool = False
     lora: str | tuple[str, ...] = ()
     clip_skip: int = 1
     width: int
     height: int
+    original_size: str | tuple[int, ...] = ()
+    crop: str | tuple[int, ...] = ()
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+    switch_at: float | None = None
+    switch_by: str = "time"
     steps: int | None = None
     sampler: str = "dpmpp_2m"
     schedule: str | None = None
@@ -130,7 +152,14 @@ class Settings:
         for name, (low, high, problem) in RANGES.items():
             check(name, low <= (getattr(self, name) or 0) <= high, problem)
         check_prompt("prompt", self.prompt, self.steps, plain=self.plain_prompts, adapters=True)
-        check_prompt("negative_prompt", self.negative_prompt, self.steps, plain=self.plain_prompts)
+        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
+            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
+        for name in ("original_size", "crop"):
+            if value := getattr(self, name) or ():
+                from sd.pipeline.xl_settings import pair_of_pixels
+
+                value = pair_of_pixels(name, value)
+            self._set(name, value)
         self._resolve_adapters()
         check("clip_skip", self.clip_skip >= 1, "is out of range: 1 is the last layer, 2 the one before it.")
         levels = self.steps + self.discard_penultimate
@@ -156,7 +185,7 @@ class Settings:
             check("vary_seed", 0 <= self.vary_seed < SEED_LIMIT, RANGES["seed"][2])
 
         self._set("rng", RNGS.get(self.rng.lower(), self.rng))
-        for name, allowed in (("tile", TILES), ("rng", dict.fromkeys(RNGS.values()))):
+        for name, allowed in (("tile", TILES), ("rng", dict.fromkeys(RNGS.values())), ("switch_by", SWITCHES)):
             if (value := getattr(self, name)) not in allowed:
                 raise SettingError(name, f"{value:.60} {nearest(value, filter(None, allowed))}")
         if (self.hires, self.hires_upscale, self.hires_strength, self.hires_steps) != (None, "latent", 0.7, None):
@@ -279,7 +308,7 @@ class Settings:
 
         With reused features, prompts must also change at the same steps, at which the whole network runs.
         """
-        own = ("prompt", "negative_prompt", "lora", "seed", "vary", "vary_seed")
+        own = (*PROMPTS, "lora", "seed", "vary", "vary_seed")
         values = (frozenset(self.adapters), *(getattr(self, name) for name in FIELDS if name not in own))
         return values if self.reuse_features == 1 else (*values, *self._word_changes())
 
@@ -290,7 +319,7 @@ class Settings:
     def _word_changes(self) -> list[frozenset[int]]:
         """For each pass: the steps at which a prompt's text changes."""
         return [
-            frozenset(step for texts in each.texts_by_step() for step in changes_of(texts)) for each in self.passes()
+            frozenset(step for texts in each.pairs_by_step() for step in changes_of(texts)) for each in self.passes()
         ]
 
     def passes(self) -> list["Settings"]:
@@ -321,16 +350,24 @@ class Settings:
         prompts = (self.prompt_text, self.negative_prompt) if self.guided else (self.prompt_text,)
         return tuple(timeline(prompt, self.steps, plain=self.plain_prompts) for prompt in prompts)
 
+    def pairs_by_step(self) -> tuple[tuple[tuple[str, str], ...], ...]:
+        """The same with what each of two text encoders reads."""
+        lines = zip(self.texts_by_step(), (self.prompt_2, self.negative_prompt_2), strict=False)
+        return tuple(
+            tuple(zip(texts, timeline(second, self.steps, plain=self.plain_prompts) if second else texts, strict=True))
+            for texts, second in lines
+        )
+
     def all_texts(self) -> tuple[str, ...]:
         """Every text that the prompt and the negative prompt stand for, at any step of any pass, each once."""
-        lines = (line for each in self.passes() for line in each.texts_by_step())
-        return tuple(dict.fromkeys(text for line in lines for text in line))
+        lines = (line for each in self.passes() for line in each.pairs_by_step())
+        return tuple(dict.fromkeys(text for line in lines for pair in line for text in pair))
 
     def to_dict(self) -> dict:
         return asdict(self)
 
 
-def changes_of(texts: Sequence[str]) -> list[int]:
+def changes_of(texts: Sequence[object]) -> list[int]:
     """The steps, counted from 0, at which the text differs from that of the previous step."""
     return [step for step, (before, now) in enumerate(pairwise(texts), 1) if before != now]
 
@@ -390,6 +427,7 @@ def check_prompt(name: str, prompt: str, steps: int, *, plain: bool = False, ada
         raise SettingError(name, str(error)) from None
 
 
+PROMPTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 FIELDS = {field.name: field.type for field in fields(Settings)}
 # What is stored in a picture beside them.
-OF_THE_RUN = ("model", "embeddings", "adapters", "family", "precision", "device", "version", "torch", "run")
+OF_THE_RUN = ("model", "refiner", "embeddings", "adapters", "family", "precision", "device", "version", "torch", "run")

@@ -52,6 +52,12 @@ class Source:
     )  # what the file itself does not tell: {"prediction": "v"}
     vae: VAESource | None = None  # None: the model's own
 
+    @property
+    def label(self) -> str:
+        """Its name and hash, as the common web UI writes them."""
+        sha256 = self.sha256()
+        return f"{self.name} [{sha256[:10]}]" if sha256 else self.name
+
     def facts(self) -> dict[str, object]:
         """What a picture notes of its model. May take seconds, the first time."""
         vae = {"vae": {"name": self.vae.name, "sha256": self.vae.sha256()}} if self.vae else {}
@@ -130,9 +136,9 @@ class StableDiffusion(LatentDiffusion):
             try:
                 return stage()
             except NonFiniteError as error:
-                if self.dtypes[error.part] == torch.float32:
+                if next(error.network.parameters()).dtype == torch.float32:
                     raise
-                getattr(self, error.part).float()
+                error.network.float()
                 if on_retry:
                     on_retry(f"{error}; retrying in fp32; the network stays in fp32")
                 return finite(stage)
@@ -157,10 +163,14 @@ class StableDiffusion(LatentDiffusion):
         if vae:  # as the common web UI names them
             labels = {"VAE hash": vae["sha256"] and vae["sha256"][:10], "VAE": vae["name"], **(labels or {})}
         used = {}
+        if settings.switch_at is not None:
+            used["refiner"] = self.refiner.source.facts()
+            labels = {"Refiner": self.refiner.source.label, **(labels or {})}
         if self.words or self.adapters:
             from sd.pipeline.adapters import noted
 
-            hashes, used = noted(self, settings)
+            hashes, files = noted(self, settings)
+            used |= files
             labels = {**hashes, **(labels or {})}
         exact = {
             **settings.to_dict(),

@@ -14,16 +14,15 @@ from sd.networks.unet import timestep_embedding
 from sd.pipeline.settings import Settings
 
 NUMBER_WIDTH = 256  # values that stand for each number
-HIGH_SCORE, LOW_SCORE = 6.0, 2.5  # how beautiful, for the prompt and for the negative one: those of the original demo
 
 
 def numbers_about(
     count: int,
     size: tuple[int, int],
     *,
-    original: tuple[int, int] | None = None,
+    original: tuple[int, int] | tuple[()] = (),
     crop: tuple[int, int] = (0, 0),
-    score: float = HIGH_SCORE,
+    score: float = 6.0,
 ) -> list[float]:
     """The numbers in the order of the vector. Sizes and places are (height, width) here, as in the original code.
 
@@ -51,16 +50,30 @@ def vector_of(pooled: Tensor, numbers: Sequence[float]) -> Tensor:
 
 
 def vectors_for(
-    config: ModelConfig, settings: Settings, texts: Sequence[str], context: Tensor, pooled: Tensor, *, negative: bool
+    config: ModelConfig,
+    settings: Settings,
+    texts: Sequence[tuple[str, str]],
+    context: Tensor,
+    pooled: Tensor,
+    *,
+    negative: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The context (texts, S, D) and the vectors (texts, V) of a run's prompts, or of its negative ones.
+    """The context (texts, S, D) and the vectors (texts, V) of a run's prompts, or of its negative ones, each a text
+    for either text encoder.
 
     In the base model, an empty negative prompt is zeros in both, as in the original code and in the web UI. The
     refiner's is encoded like any other.
     """
     count = (config.unet.vector_width - pooled.shape[-1]) // NUMBER_WIDTH
     if negative and config.text_encoder_2:
-        given = torch.tensor([bool(text.strip()) for text in texts], dtype=torch.bool, device=context.device)
+        given = [any(text.strip() for text in pair) for pair in texts]
+        given = torch.tensor(given, dtype=torch.bool, device=context.device)
         context, pooled = context * given[:, None, None], pooled * given[:, None]
-    numbers = numbers_about(count, (settings.height, settings.width), score=LOW_SCORE if negative else HIGH_SCORE)
+    numbers = numbers_about(
+        count,
+        (settings.height, settings.width),
+        original=settings.original_size[::-1],
+        crop=settings.crop[::-1] or (0, 0),
+        score=settings.negative_aesthetic_score if negative else settings.aesthetic_score,
+    )
     return context, vector_of(pooled.float(), numbers)

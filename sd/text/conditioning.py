@@ -50,17 +50,17 @@ def encode_chunks(
 
 
 def encode_in_towers(
-    towers: Sequence[tuple[Tower, int]], rows: Sequence[Sequence[Chunk]], *, skip_layers: int = 0
+    towers: Sequence[tuple[Tower, int, Sequence[Sequence[Chunk]]]], *, skip_layers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The same with the text encoders of Stable Diffusion XL: context (B, N * T, D of all of them), pooled (B, P).
 
-    towers  the text encoders, each with the token that pads its rows
+    towers  the text encoders, each with the token that pads its rows, and what it reads: B rows of N chunks
 
     Weights are applied to the context, to that of each encoder apart, as the web UI does. The pooled vector is that of
     the first chunk, without weights.
     """
     contexts, pooled = [], {}
-    for tower, pad_token in towers:
+    for tower, pad_token, rows in towers:
 
         def context_of(tokens: Tensor, *, skip_layers: int, tower: Tower = tower) -> Tensor:
             context, vectors = tower(tokens, skip_layers=skip_layers)

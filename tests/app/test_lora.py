@@ -263,7 +263,7 @@ def test_what_is_not_applied_of_a_file_is_said_once(run, loras, tiny_ckpt, tmp_p
         ({"prompt": "<lora:x:1>", "plain_prompts": True},
          "with --plain-prompts, brackets are words: <lora:x:1>. Use --lora for adapters."),
         ({"prompt": "", "negative_prompt": "<lora:x:1> <lora:x:1>"},
-         "adapters in a negative prompt are read as words, as in the web UI: <lora:x:1>. Name them in the prompt."),
+         "adapters in a negative or second prompt are read as words: <lora:x:1>. Name them in the prompt."),
         ({"prompt": "", "negative_prompt": "<lora:x:1>", "guidance_scale": 1}, None),
         ({"prompt": "<hypernet:x:1>"}, "hypernetworks are not supported yet, and are read as words: <hypernet:x:1>"),
         ({"prompt": "3<lora"}, None),

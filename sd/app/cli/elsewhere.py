@@ -21,6 +21,11 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--out": "--output --output-path --output-dir --output-file --outfile --outpath --save --save-dir --save-path",
     "--from-file": "--prompts-file --prompts-from-file --input-file --batch-file",
     "--tile": "--seamless --circular",
+    "--refiner": "--refiner-model --refiner-checkpoint --sd-refiner --refiner-path",
+    "--switch-at": "--denoising-end --denoising-start --high-noise-frac --refiner-start --refiner-steps",
+    "--prompt-2": "--prompt2 --style-prompt",
+    "--original-size": "--target-size --size-conditioning",
+    "--crop": "--crops-coords-top-left --crop-coords",
     "--rank": "--network-dim --lora-rank --lora-dim",
     "--conv-rank": "--conv-dim --locon-dim",
     "--weight": "--ratio --ratios --base-alpha --interpolation",
@@ -95,7 +100,6 @@ SAID = {  # flags -> our flag that it needs, and what to say
         "--model",
         f"Networks that enlarge or repair pictures are {NOT_YET}.",
     ),
-    "--refiner --refiner-model --prompt-2 --negative-prompt-2": ("--model", f"Stable Diffusion XL is {NOT_YET}."),
 }
 USE_INSTEAD = {theirs: (ours, f"Use {ours}.") for ours, names in ELSEWHERE.items() for theirs in names.split()}
 USE_INSTEAD |= {theirs: row for names, row in SAID.items() for theirs in names.split()}

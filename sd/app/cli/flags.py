@@ -9,7 +9,7 @@ from sd.app.cli.parser import NUMBERS, Add, Parser
 from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
 from sd.app.jobs.step_files import FORMS
 from sd.pipeline.second_pass import UPSCALES
-from sd.pipeline.settings import DEFAULT_STEPS, TILES
+from sd.pipeline.settings import DEFAULT_STEPS, DEFAULT_SWITCH, SWITCHES, TILES
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES
 
 PACKAGED = "the small model of the package"
@@ -106,6 +106,7 @@ def add_making_flags(
     add("--tile", "--tiling", nargs="?", choices=TILES[1:], const="xy", default="", metavar="AXES",
         help="make the picture tile seamlessly along x, y or xy (the default)")
     add_sampling_flags(parser, guidance)
+    add_xl_flags(parser)
     add = add_output_flags(parser)
     add("-o", "--out", "--outdir", default=DEFAULT_OUT, metavar="OUT",
         help=f"a .png file, a folder, or a template for names with {', '.join(PLACEHOLDERS)} in braces "
@@ -133,6 +134,31 @@ def add_prompt_flags(parser: Parser, name: str = "PROMPT", meaning: str = 'what 
         help="take brackets and BREAK in prompts literally; sd tokens shows how a prompt is read")
     add_lora_flag(add)
     add_embeddings_flag(add)
+
+
+def add_xl_flags(parser: Parser) -> None:
+    """What only Stable Diffusion XL reads; a flag that is absent leaves the default to `Settings`."""
+    add = parser.group("Stable Diffusion XL")
+    add("--prompt-2", "--prompt_2", metavar="TEXT",
+        help="what the second text encoder reads (default: the prompt)")
+    add("--negative-prompt-2", "--negative_prompt_2", metavar="TEXT",
+        help="likewise what not to show (default: the negative prompt). Where both are empty, the base model is given "
+        "zeros, as in the web UI; its refiner reads the empty text")
+    add("--original-size", "--original_size", metavar="WxH",
+        help="draw like a training picture that had this size: a small one gives a blurred picture (default: the "
+        "picture's size)")
+    add("--crop", metavar="LEFT,TOP",
+        help="draw like a training picture of which this much was cut off (default: 0,0)")
+    add("--refiner", type=Path, metavar="FILE", help="a refiner, which takes over for the last steps")
+    add("--switch-at", "--refiner-switch-at", "--refiner_switch_at", type=float, metavar="X",
+        help=f"when it does, 0 to 1 (default: {DEFAULT_SWITCH:g} of the time from noise to picture)")
+    add("--switch-by", choices=SWITCHES,
+        help="what --switch-at is a share of: the time, as in diffusers, or the steps, as in the web UI "
+        "(default: time)")
+    add("--aesthetic-score", "--aesthetic_score", type=float, metavar="X",
+        help="of the refiner: how beautiful a picture to make, about 1 to 10 (default: 6)")
+    add("--negative-aesthetic-score", "--negative_aesthetic_score", type=float, metavar="X",
+        help="of the refiner: what to move away from (default: 2.5)")
 
 
 def add_embeddings_flag(add: Add) -> None:

@@ -24,9 +24,19 @@ NO_EFFECT = {
     "exact_steps": False,
     "lora": [],
     "invert_depth": False,
+    "prompt_2": "",
+    "negative_prompt_2": "",
+    "original_size": (),
+    "crop": (),
+    "aesthetic_score": 6.0,
+    "negative_aesthetic_score": 2.5,
+    "switch_at": None,
+    "switch_by": "time",
 }
-PROMPTS = {"prompt", "prompt_flag", "prompt_file", "from_file"}
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
+    **{flag: {"prompt", "prompt_2"} for flag in ("prompt", "prompt_flag", "prompt_file", "from_file")},
+    "negative_prompt": {"negative_prompt_2"},
+    "switch_at": {"switch_by"},
     "sampler": {"schedule", "eta", "discard_penultimate"},
     "schedule": {"sigmas"},
     "steps": {"sigmas"},
@@ -55,8 +65,6 @@ def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tu
     found, unused, made_with = stored.settings, stored.unused, stored.made_with
     given = given_flags(args)
     notes = [] if "rng" in given else stored.notes
-    if given & PROMPTS:
-        found.pop("prompt", None)
     if "lora" in given:
         found.pop("lora", None)
     from sd.app.jobs.adapter_folder import use_again

@@ -9,11 +9,11 @@ from sd.app.cli import say
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
-from sd.app.jobs.model_folder import find, find_again, folders
+from sd.app.jobs.model_folder import find, find_again, folders, has_hash
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
 from sd.files import embedded_model
 from sd.pipeline.image.input_settings import InputSettings
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import DEFAULT_SWITCH, Settings
 
 
 def run(args: argparse.Namespace, task: str) -> int:
@@ -87,8 +87,30 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
         request["prediction"] = again.get("prediction", "auto")
     if args.vae:
         request["vae"] = find(args.vae, "vae")
+    request["refiner"] = refiner_of(args, file)
     request["embeddings"] = tuple(find(place, "embeddings") for place in getattr(args, "embeddings", ()))
     return ModelRequest(**{**request, "file": file, "like": like})
+
+
+def refiner_of(args: argparse.Namespace, model: Path) -> Path | None:
+    """The refiner that the flags name, or that the picture of --like was made with."""
+    made = args.made_with.get("refiner") if getattr(args, "like", None) else None
+    if getattr(args, "refiner", None) is not None:
+        if args.switch_at is None:
+            args.switch_at = DEFAULT_SWITCH
+        return find(args.refiner)
+    if not isinstance(made, dict) or getattr(args, "switch_at", None) is None:
+        return None
+    from convert.files.hashing import file_sha256
+
+    name = Path(str(made.get("name"))).name
+    places = (place / f"{name}{suffix}" for place in (Path(), model.parent) for suffix in (".safetensors", ".ckpt", ""))
+    again = (path for path in places if path.exists() and has_hash(path, made, file_sha256) is not False)
+    found = next(again, None) or find_again(made, say)
+    if found is None:
+        say(f"{args.like.name} was made with the refiner {name}: give it with --refiner FILE. Now made without it.")
+        args.switch_at = args.switch_by = None
+    return found
 
 
 def told_of(made: Mapping[str, object], file: Path) -> dict[str, object]:

@@ -24,7 +24,8 @@ RARE = """
     --guidance-interval --reuse-features --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps
     --save-steps-as --hires-upscale --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold
     --mask-blur --mask-padding --overlap --prediction --variant --rng --seed-delta --discard-penultimate
-    --max-megapixels
+    --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at --switch-by
+    --aesthetic-score --negative-aesthetic-score
 """
 
 

@@ -37,6 +37,7 @@ OF_THE_RUN = {  # the same for what all lines share
     "embeddings": "Give --embeddings to the command.",
     **dict.fromkeys(("outpath_samples", "outpath_grids", "out", "outdir"), "Give --out to the command."),
     **dict.fromkeys(("init", "init_img", "init_image"), "Give --init to the command."),
+    "refiner": "Give --refiner to the command.",
     "mask": "Give --mask to the command.",
     "depth": "Give --depth to the command.",
     "invert_depth": "Give --invert-depth to the command.",

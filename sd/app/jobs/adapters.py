@@ -18,7 +18,7 @@ from sd.app.errors import UsageError
 from sd.app.jobs.adapter_folder import find_adapter
 from sd.app.jobs.request import Events
 from sd.config import ModelConfig
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import PROMPTS, Settings
 from sd.text.prompt_adapters import AdapterUse, from_flag, merged
 from sd.text.prompt_syntax import ADAPTER
 
@@ -212,6 +212,11 @@ def _span(values: set[float]) -> str:
     return f"{lowest:g}" if lowest == highest else f"{lowest:g} to {highest:g}"
 
 
+def others_of(job: Settings) -> tuple[str, ...]:
+    """The prompts of a picture that are read, beside the one that can name adapters."""
+    return (job.prompt_2, job.negative_prompt, job.negative_prompt_2) if job.guided else (job.prompt_2,)
+
+
 def misread(jobs: Sequence[Settings]) -> Iterator[str]:
     """What looks like an adapter in a prompt, and is read as words."""
 
@@ -222,7 +227,7 @@ def misread(jobs: Sequence[Settings]) -> Iterator[str]:
         yield f"with --plain-prompts, brackets are words: {names}. Use --lora for adapters."
     if names := found(UNCLOSED, (job.prompt_text for job in jobs if not job.plain_prompts)):
         yield f"read as words, for want of a closing >: {names}"
-    if names := found(ADAPTER, (job.negative_prompt for job in jobs if job.guided)):
-        yield f"adapters in a negative prompt are read as words, as in the web UI: {names}. Name them in the prompt."
-    if names := found(HYPERNETWORK, (text for job in jobs for text in (job.prompt, job.negative_prompt))):
+    if names := found(ADAPTER, (text for job in jobs for text in others_of(job))):
+        yield f"adapters in a negative or second prompt are read as words: {names}. Name them in the prompt."
+    if names := found(HYPERNETWORK, (text for job in jobs for text in (getattr(job, name) for name in PROMPTS))):
         yield f"hypernetworks are not supported yet, and are read as words: {names}"

@@ -1,7 +1,8 @@
 """Which model a job runs, on what and how: decided from the request and the checkpoint's header, then loaded."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from sd.app.jobs.request import Events, ModelRequest
 from sd.files import embedded_model
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import torch
 
     from convert.checkpoint import Checkpoint
@@ -50,6 +53,16 @@ def opened(
                 return partial(load_model, request, file, checkpoint, device, dtype)
 
             yield checkpoint, prepare
+
+
+def opened_refiner(
+    request: ModelRequest,
+) -> "AbstractContextManager[tuple[Checkpoint, Callable] | None]":
+    """The same for the refiner, None where none is asked for."""
+    if request.refiner is None:
+        return nullcontext()
+    defaults = {"weights": "auto", "prediction": "auto", "variant": None, "vae": None, "refiner": None, "like": ""}
+    return opened(replace(request, file=request.refiner, **defaults), None)
 
 
 def pick_device_and_precision(request: ModelRequest, config: "ModelConfig") -> "tuple[torch.device, torch.dtype]":

@@ -11,6 +11,7 @@ from sd.app.jobs.request import JobRequest
 from sd.config import ModelConfig
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import SettingError, Settings
+from sd.pipeline.xl_settings import require_pair, require_readers
 
 if TYPE_CHECKING:
     from convert.layouts.noise_schedule import Statement
@@ -97,8 +98,10 @@ def with_seed_moved(jobs: Sequence[Settings], counting: Sequence[bool], by: int)
     return [replace(job, seed=job.seed + by) if counts else job for job, counts in zip(jobs, counting, strict=True)]
 
 
-def check_jobs(request: JobRequest, jobs: Sequence[Settings], config: ModelConfig) -> None:
-    """Raise UsageError or SettingError for what does not go with the model, or with a picture to begin with."""
+def check_jobs(
+    request: JobRequest, jobs: Sequence[Settings], config: ModelConfig, refiner: ModelConfig | None = None
+) -> None:
+    """Raise UsageError or SettingError for what does not go with the models, or with a picture to begin with."""
     if request.init is None and any(job.strength != 1 for job in jobs):
         raise UsageError("strength does nothing without a picture to begin with. See sd img2img --help.")
     if request.init is not None and any(job.hires for job in jobs):
@@ -112,8 +115,22 @@ def check_jobs(request: JobRequest, jobs: Sequence[Settings], config: ModelConfi
     layers, most = config.text_encoder.layers, max(job.clip_skip for job in jobs)
     if most > layers:
         raise UsageError(f"--clip-skip {most} is out of range: this checkpoint's text encoder has {layers} layers.")
+    if refiner:
+        require_pair(config, refiner)
+    elif any(job.switch_at is not None for job in jobs):
+        raise UsageError("--switch-at does nothing without a refiner. Give one with --refiner FILE.")
     for job in jobs:
         job.require_prediction(config.prediction)
+        require_readers(job, config, refiner)
+
+
+def check_switch(jobs: Sequence[Settings], config: ModelConfig) -> None:
+    """Raise SettingError if the base model or its refiner gets no step of a picture. Imports PyTorch."""
+    from sd.pipeline.latent_diffusion import table_and_steps
+    from sd.pipeline.refining import first_refined
+
+    for job in {replace(job, seed=0, vary=0, prompt="") for job in jobs}:
+        first_refined(table_and_steps(config.schedule, job)[1], job)
 
 
 def group(jobs: Sequence[Settings], batch_size: int, chunk_count: Callable[[Settings], Hashable]) -> list[list[int]]:

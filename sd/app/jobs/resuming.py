@@ -34,6 +34,7 @@ def same_facts(
     from sd.pipeline.image.metadata import settings_from
 
     sha256, vae_sha256 = FileHash(model.file), FileHash(model.vae) if model.vae else lambda: None
+    refiner_sha256 = FileHash(model.refiner) if model.refiner else lambda: None
     said = checkpoint.said
     told = (said.prediction if said.outside else None, list(said.noise) if said.noise else None)
 
@@ -44,6 +45,10 @@ def same_facts(
             return False
         settings = settings_from(stored)
         if settings is None or any(stored.get(name, []) != each.noted(settings) for name, each in used.items()):
+            return False
+        refiner = stored.get("refiner")
+        refined_by = None if settings.switch_at is None else refiner_sha256()
+        if (refiner.get("sha256") if isinstance(refiner, dict) else None) != refined_by:
             return False
         vae = made_with.get("vae")
         same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()

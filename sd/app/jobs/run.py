@@ -11,12 +11,13 @@ from sd.app.errors import JobError, UsageError, failure_of, failures_as
 from sd.app.jobs import step_files
 from sd.app.jobs.adapters import Adapters, announce, are_consistent, find_adapters, in_turn, misread, objections
 from sd.app.jobs.embeddings import find_words
-from sd.app.jobs.model import made_with, opened, teach_words
+from sd.app.jobs.model import made_with, opened, opened_refiner, teach_words
 from sd.app.jobs.model_folder import difference
 from sd.app.jobs.outputs import grid_path, name_pictures, picture_paths
 from sd.app.jobs.plan import (
     check_jobs,
     check_request,
+    check_switch,
     for_model,
     group,
     plan,
@@ -27,7 +28,7 @@ from sd.app.jobs.plan import (
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.app.jobs.vocabulary import embedded_model_knows
 from sd.pipeline.second_pass import steps_run
-from sd.pipeline.settings import Settings
+from sd.pipeline.settings import PROMPTS, Settings
 from sd.sampling.names import objection
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         inputs = read_inputs(request)
         for note in inputs.notes:
             events.note(note)
-    with opened(request.model, request.task) as (checkpoint, prepare):
+    with opened(request.model, request.task) as (checkpoint, prepare), opened_refiner(request.model) as refiner:
         native = checkpoint.config.native_size
         if inputs:
             inputs.check_depth(checkpoint.config)
@@ -79,15 +80,18 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         jobs = plan(seeded, native)
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
-        check_jobs(request, jobs, checkpoint.config)
+        check_jobs(request, jobs, checkpoint.config, refiner and refiner[0].config)
         jobs, adapters = find_adapters(jobs, checkpoint.config, [line.where for line in request.lines])
         learned = find_words(request.model, jobs, checkpoint.config, events, adapters.words)
         used = {"embeddings": learned, "adapters": adapters}
-        load = prepare()
+        load, load_refiner = prepare(), refiner and refiner[1]()
+        if refiner:
+            check_switch(jobs, checkpoint.config)
         outputs = find_outputs(request, jobs, checkpoint, used, inputs, events)
         if len(outputs.finished) == len(jobs) and outputs.sheet is None:
             return
         model = load(events)
+        model.refiner = load_refiner and load_refiner(events)
         teach_words(model, learned)
     if "seed" not in request.settings:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
@@ -186,7 +190,7 @@ def warn_of_unused(
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
-    if any(job.negative_prompt and not job.guided for job in jobs):
+    if any((job.negative_prompt or job.negative_prompt_2) and not job.guided for job in jobs):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
     distilled = ("lcm", "tcd")
     plain = [job for job in jobs if not (job.sampler in distilled and are_consistent(adapters, job))]
@@ -224,7 +228,7 @@ def run_batches(
 
     def length(job: Settings) -> tuple:
         if job.adapters and adapters.words:  # which count only once they are applied
-            return job.prompt, job.negative_prompt
+            return tuple(getattr(job, name) for name in PROMPTS)
         return tuple(model.chunk_count(each) for each in job.passes())
 
     batches = group(jobs, request.batch_size, length)
@@ -236,7 +240,7 @@ def run_batches(
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     kept, failed = {}, 0  # by the number of the job
     to_hash = [
-        file.sha256 for file in (model.source, model.source.vae) if file
+        file.sha256 for file in (model.source, model.source.vae, model.refiner and model.refiner.source) if file
     ]  # takes seconds, beside the steps that follow the first
 
     with events.stage("denoising", total, "step") as advance:

@@ -33,6 +33,14 @@ def parameters_of(
         "CFG scale": _shortest(settings.guidance_scale),
         "Image CFG scale": None if settings.image_guidance is None else _shortest(settings.image_guidance),
         "Seed": settings.seed,
+        "Prompt 2": settings.prompt_2 or None,
+        "Negative prompt 2": settings.negative_prompt_2 or None,
+        "Original size": "x".join(map(str, settings.original_size)) or None,
+        "Crop": ", ".join(map(str, settings.crop)) or None,
+        "Aesthetic score": _unless(6, settings.aesthetic_score),
+        "Negative aesthetic score": _unless(2.5, settings.negative_aesthetic_score),
+        "Refiner switch at": _unless(None, settings.switch_at),
+        "Refiner switch by": settings.switch_by if settings.switch_at is not None else None,
         "Size": f"{settings.width}x{settings.height}",
         "Tiling": {"": None, "xy": True}.get(settings.tile, settings.tile),
         "Variation seed": settings.vary_seed,
@@ -78,6 +86,11 @@ def _hires_labels(settings: Settings) -> dict[str, object]:
         "Hires steps": settings.hires_steps,
         "Hires upscaler": UPSCALES[settings.hires_upscale],
     }
+
+
+def _unless(usual: float | None, number: float | None) -> str | None:
+    """The number as a text, None for the usual one."""
+    return None if number == usual else _shortest(number)
 
 
 def _shortest(number: float) -> str:

@@ -43,6 +43,14 @@ VALUES = {  # as other tools write it -> our name, and its type
     "Hires resize": ("hires", str),
     "Hires steps": ("hires_steps", _whole),
     "ENSD": ("seed_delta", _whole),
+    "Prompt 2": ("prompt_2", str),
+    "Negative prompt 2": ("negative_prompt_2", str),
+    "Original size": ("original_size", str),
+    "Crop": ("crop", str),
+    "Aesthetic score": ("aesthetic_score", float),
+    "Negative aesthetic score": ("negative_aesthetic_score", float),
+    "Refiner switch at": ("switch_at", float),
+    "Refiner switch by": ("switch_by", str),
     "Guidance Scale": ("guidance_scale", float),
     "Strength": ("strength", float),
 }
@@ -58,7 +66,7 @@ OUR_NAMES = {  # by the labels that we write
     "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
-NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash", "TI hashes")
+NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash", "TI hashes", "Refiner")
 PROGRAMS = {  # name -> how what it writes as its version begins
     OURS: "sd-zoo",
     "Fooocus": "Fooocus",
@@ -109,6 +117,9 @@ def settings_in(text: str) -> Found | None:
         move_from_prompt(found)
     hashes = _hashes_in(values.get("Hashes", ""))
     set_model(found, values.get("Model"), values.get("Model hash") or hashes.get("model"))
+    if refiner := values.get("Refiner"):
+        name, _, sha256 = refiner.removesuffix("]").partition(" [")
+        found.made_with["refiner"] = {"name": name, "sha256": sha256.lower()}
     set_embeddings(found, values.get("TI hashes", ""), hashes)
     leave_out_invalid(found)
     found.unused += unused
@@ -219,6 +230,8 @@ READERS = {"Sampler": _sampler, "Schedule type": _schedule, "Size": _size, "Hire
 def _apply_their_defaults(found: Found, values: dict[str, str]) -> None:
     """Add what other tools mean by leaving a setting out."""
     settings = found.settings
+    if "switch_at" in settings:
+        settings["switch_by"] = "steps"
     if "RNG" not in values and found.program in WEB_UI:
         settings["rng"] = "philox"
         version = values.get("Version", "")[:40]

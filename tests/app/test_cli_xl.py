@@ -1,0 +1,181 @@
+"""Pictures of Stable Diffusion XL from the command line: every command, its own flags, and the refiner."""
+
+import json
+from pathlib import Path
+
+import make_checkpoint
+import numpy as np
+import pytest
+from conftest import refused, settings_of
+from PIL import Image
+from safetensors.torch import save_file
+
+from sd.app.cli.like import read
+from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
+from sd.pipeline.image.stored_settings.web_ui import settings_in
+
+SMALL = ("--steps", 3, "-s", 1, "--force", "--precision", "fp32")
+SIZE = ("-W", 64, "-H", 64)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder, found = tmp_path_factory.mktemp("xl"), {}
+    for family in (SDXL, SDXL_INPAINTING, SDXL_REFINER):
+        found[family.family] = folder / f"{family.family}.safetensors"
+        state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(family))
+        save_file({name: value.contiguous() for name, value in state.items()}, found[family.family])
+    picture, mask = Image.linear_gradient("L").resize((64, 64)).convert("RGB"), Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    for name, image in (("init", picture), ("mask", mask)):
+        found[name] = folder / f"{name}.png"
+        image.save(found[name])
+    yield found
+    for path in found.values():
+        path.unlink()
+
+
+COMMANDS = {  # words of a command -> its size, and how many pictures it makes
+    "txt2img": ((64, 64), 1),
+    "txt2img --hires 2 --hires-steps 1": ((128, 128), 1),
+    "txt2img --tile --low-memory": ((64, 64), 1),
+    "txt2img --vary 0.2 --vary-seed 5 --count 2 --grid": ((64, 64), 2),
+    "txt2img --count 3 -b 2 --clip-skip 3 --save-steps": ((64, 64), 3),
+    "img2img --init {init} --strength 0.7": ((64, 64), 1),
+    "inpaint --init {init} --mask {mask}": ((64, 64), 1),
+    "inpaint --init {init} --expand right=64 --width 128": ((128, 64), 1),
+}
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner", "sdxl-inpainting", "both"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_picture_command_draws(run, files, command, family):
+    words = command.format(**files).split()
+    size, count = COMMANDS[command]
+    model = ["-m", files["sdxl" if family == "both" else family]]
+    model += ["--refiner", files["sdxl-refiner"], "--switch-at", 0.5] if family == "both" else []
+    result = run(words[0], "a cat", *SIZE, *words[1:], *model, *SMALL)
+    if family == "sdxl-inpainting" and words[0] != "inpaint":
+        refused(result, "this is an sdxl-inpainting checkpoint", "Use it with sd inpaint")
+        return
+    code, lines, err = result
+    assert code == 0, err
+    pictures = [line for line in lines if "grid" not in line]
+    assert len(pictures) == count
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == size
+        assert np.asarray(picture).std() > 1
+
+
+BOTH = ("-m", "sdxl", "--refiner", "sdxl-refiner")
+OWN = {  # a flag and its value -> the field, and what a picture stores
+    ("--prompt-2", "an oil painting, dark"): ("prompt_2", "an oil painting, dark"),
+    ("--negative-prompt-2", "fog"): ("negative_prompt_2", "fog"),
+    ("--original-size", "32x48"): ("original_size", [32, 48]),
+    ("--crop", "3,4"): ("crop", [3, 4]),
+    ("--aesthetic-score", "3"): ("aesthetic_score", 3.0),
+    ("--negative-aesthetic-score", "5"): ("negative_aesthetic_score", 5.0),
+    ("--switch-at", "0.4"): ("switch_at", 0.4),
+    ("--switch-by", "steps", "--switch-at", "0.4"): ("switch_by", "steps"),
+}
+
+
+@pytest.fixture(scope="module")
+def named(files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SD_MODELS", str(files["sdxl"].parent))
+        yield files
+
+
+@pytest.fixture
+def draw(run, named, monkeypatch):
+    monkeypatch.setenv("SD_MODELS", str(named["sdxl"].parent))
+
+    def draw(*words):
+        code, lines, err = run("txt2img", *words, *SMALL)
+        assert code == 0, err
+        with Image.open(lines[0]) as picture:
+            return lines[0], np.asarray(picture).copy(), err
+
+    return draw
+
+
+@pytest.mark.parametrize("flag", OWN, ids=lambda flag: flag[0])
+def test_each_flag_changes_the_picture_is_stored_and_is_used_again(draw, flag):
+    name, value = OWN[flag]
+    path, picture, _ = draw("a cat", *BOTH, *SIZE, *flag, "-o", "a.png")
+    _, other, _ = draw("a cat", *BOTH, *SIZE, "-o", "b.png")
+    assert (picture != other).any()
+    stored = settings_of(path)
+    assert stored[name] == value
+    assert stored["refiner"]["name"] == "sdxl-refiner"
+    _, again, err = draw("--like", path, "-o", "c.png")
+    assert (again == picture).all()
+    assert settings_of("c.png") == stored
+    assert "sdxl-refiner" in err
+    in_line = settings_in(read(Path("a.png"))[1]["parameters"])
+    assert in_line.unused == []
+    found = in_line.settings[name]
+    assert (found if isinstance(found, type(value)) else [int(n) for n in found.replace("x", ",").split(",")]) == value
+
+
+def test_lines_of_a_file_have_settings_of_their_own(draw, tmp_path):
+    own = ({"prompt_2": "b"}, {"original_size": "32x32"}, {"crop": [8, 0]}, {"switch_at": None})
+    text = "\n".join(json.dumps({"prompt": "a", **each}) for each in own) + "\n--prompt a --prompt-2 b --crop 8,0"
+    (tmp_path / "jobs.txt").write_text(text)
+    draw("--from-file", "jobs.txt", *BOTH, *SIZE, "-o", "out/{index}.png")
+    stored = [settings_of(path) for path in sorted((tmp_path / "out").glob("*.png"))]
+    assert [each["prompt_2"] for each in stored] == ["b", "", "", "", "b"]
+    assert [each["crop"] for each in stored] == [[], [], [8, 0], [], [8, 0]]
+    assert [each["switch_at"] for each in stored] == [0.8, 0.8, 0.8, None, 0.8]
+    assert ["refiner" in each for each in stored] == [True, True, True, False, True]
+
+
+def test_a_stopped_run_goes_on_with_the_same_refiner_only(draw, run, named, tmp_path):
+    (tmp_path / "jobs.txt").write_text("a\nb")
+    words = ("txt2img", "--from-file", "jobs.txt", *SIZE, "--steps", 3, "-s", 1, "-o", "out/{index}-{seed}.png")
+    for models, expected in ((BOTH, 2), (BOTH, 0), (("-m", "sdxl", "-o", "out2/{index}.png"), 2)):
+        code, lines, err = run(*words, *models)
+        assert (code, len(lines)) == (0, expected), err
+
+
+REFUSED = {
+    "--original-size 12": "--original-size 12 is not WIDTHxHEIGHT, such as 1024x768, each 1 to 99999.",
+    "--original-size 0x64": "--original-size 0x64 is not WIDTHxHEIGHT",
+    "--crop 1x2": "--crop 1x2 is not LEFT,TOP, such as 0,64, each 0 to 99999.",
+    "--switch-at 0.5": "--switch-at does nothing without a refiner. Give one with --refiner FILE.",
+    "--aesthetic-score 7": "--aesthetic-score does nothing here: it is for the refiner of Stable Diffusion XL.",
+    "--refiner sdxl": "--refiner must be the refiner of Stable Diffusion XL; this is sdxl.",
+    "--refiner sdxl-refiner --switch-at 1": "--switch-at 1 leaves no step to the refiner: there are 3.",
+    "--refiner sdxl-refiner --switch-at 1.5": "--switch-at 1.5 is out of range",
+    "--refiner sdxl-refiner -m sdxl-refiner": "--refiner goes with a base model of Stable Diffusion XL",
+    "--refiner nowhere.safetensors": "nowhere.safetensors",
+    "--refiner sdxl-refiner -m {v1}": "--refiner goes with a base model of Stable Diffusion XL; this one is sd-v1.",
+    "-m {v1} --prompt-2 x": "--prompt-2 does nothing here: it is for a model with two text encoders",
+    "-m {v1} --crop 8,0": "--crop does nothing here: it is for a model of Stable Diffusion XL",
+    "-m sdxl-refiner --prompt-2 x": "This is sdxl-refiner.",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_does_nothing_is_refused_in_a_sentence(run, named, monkeypatch, tiny_ckpt, words):
+    monkeypatch.setenv("SD_MODELS", str(named["sdxl"].parent))
+    given = words.format(v1=tiny_ckpt).split()
+    model = () if "-m" in given else ("-m", "sdxl")
+    refused(run("txt2img", "a cat", *given, *model, *SMALL, *SIZE), REFUSED[words])
+
+
+def test_a_picture_whose_refiner_is_gone_is_made_without_it_and_that_is_said(draw, run, named, monkeypatch, tmp_path):
+    draw("a cat", *BOTH, *SIZE, "-o", "a.png")
+    monkeypatch.setenv("SD_MODELS", str(tmp_path))
+    code, _, err = run("txt2img", "--like", "a.png", "-m", named["sdxl"].rename(tmp_path / "sdxl.safetensors"), *SMALL)
+    (tmp_path / "sdxl.safetensors").rename(named["sdxl"])
+    assert code == 0
+    assert "a.png was made with the refiner sdxl-refiner: give it with --refiner FILE" in err
+
+
+def test_the_web_uis_switch_is_a_share_of_the_steps():
+    line = "Steps: 30, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Refiner: xl_refiner [7440042bbd], "
+    found = settings_in(f"a cat\n{line}Refiner switch at: 0.8, Version: v1.9.4")
+    assert (found.settings["switch_at"], found.settings["switch_by"]) == (0.8, "steps")
+    assert found.made_with["refiner"] == {"name": "xl_refiner", "sha256": "7440042bbd"}
