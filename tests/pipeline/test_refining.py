@@ -1,5 +1,6 @@
 """A base model of XL and its refiner in a row: against diffusers, and which of them takes which steps."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -22,6 +23,8 @@ from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.refining import first_refined
 from sd.pipeline.runner import NonFiniteError, Runner
 from sd.pipeline.settings import SettingError
+from sd.runtime.device import RunOptions
+from sd.runtime.execution import Execution
 from sd.sampling.noise import PictureNoise
 from sd.text.tokenizer import Tokenizer
 
@@ -175,3 +178,22 @@ def test_a_refiner_that_fails_is_named_by_its_network(pair):
 class Broken(Runner):
     def predictor(self, unet, settings, pictures):
         return lambda x, *_: x * torch.nan
+
+
+def test_low_memory_has_one_network_on_the_device_at_a_time(pair):
+    visiting, most = [], []
+
+    class Noted(Execution):
+        @contextmanager
+        def at_work(self, network):
+            visiting.append(network)
+            most.append(len(set(visiting)))
+            with super().at_work(network):
+                yield
+            visiting.remove(network)
+
+    runners = (Noted(RunOptions(low_memory=True), torch.device("cpu")) for _ in range(2))
+    first, second = runners
+    model = replace(pair, runner=first, refiner=replace(pair.refiner, runner=second))
+    model.make([settings(**WORDS, steps=4, switch_at=0.5)])
+    assert set(most) == {1}
