@@ -66,7 +66,7 @@ OUR_NAMES = {  # by the labels that we write
     "Schedule type": {label: name for name, (label, _) in SCHEDULES.items()},
 }
 # Not settings: these do not change the picture.
-NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash", "TI hashes", "Refiner")
+NO_SETTINGS = ("Version", "App", "Model", "Model hash", "Batch size", "Batch pos", "VAE hash", "TI hashes")
 PROGRAMS = {  # name -> how what it writes as its version begins
     OURS: "sd-zoo",
     "Fooocus": "Fooocus",
@@ -105,6 +105,7 @@ def settings_in(text: str) -> Found | None:
     found = Found({"prompt": prompt, "negative_prompt": negative}, program=program_of(values))
     if found.program == OURS:  # our labels: in other programs, some of them mean something else
         values |= {name: OUR_NAMES[name].get(values[name], values[name]) for name in OUR_NAMES if name in values}
+    refiner = values.pop("Refiner") if "Refiner" in values and "Refiner switch at" in values else ""
     for name, value in values.items():
         if name not in NO_SETTINGS and not IN_LINE.fullmatch(name) and not _read(found.settings, name, value):
             found.unused.append(f"{name}: {value[:MOST_SHOWN]}")
@@ -117,7 +118,7 @@ def settings_in(text: str) -> Found | None:
         move_from_prompt(found)
     hashes = _hashes_in(values.get("Hashes", ""))
     set_model(found, values.get("Model"), values.get("Model hash") or hashes.get("model"))
-    if refiner := values.get("Refiner"):
+    if refiner:
         name, _, sha256 = refiner.removesuffix("]").partition(" [")
         found.made_with["refiner"] = {"name": name, "sha256": sha256.lower()}
     set_embeddings(found, values.get("TI hashes", ""), hashes)
