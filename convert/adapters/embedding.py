@@ -202,15 +202,18 @@ def numbers_of(tensor: Tensor, file: CheckpointFile | None) -> "np.ndarray":
 
 
 def wrong_family(embedding: Embedding, config: ModelConfig) -> str | None:
-    """Why a word does not fit a model, as the predicate of a sentence; None if it does."""
-    own = (config.text_encoder.width,)
-    if embedding.widths == own:
+    """Why a word does not fit a model, as the predicate of a sentence; None if it does.
+
+    A word of XL fits the refiner, too, which has the second of the two text encoders.
+    """
+    own = tuple(encoder.width for encoder in (config.text_encoder, config.text_encoder_2) if encoder)
+    if embedding.widths == own or (config.unet.vector_width and embedding.widths[1:] == own):
         return None
     made_for, model = (FAMILIES[each].title if each in FAMILIES else None for each in (embedding.widths, own))
-    widths = joined([str(width) for width in embedding.widths])
+    theirs, ours = (joined([str(width) for width in each]) for each in (embedding.widths, own))
     return (
-        f"is for {made_for or 'an unknown text encoder'} (vectors of {widths} numbers); this model is "
-        f"{model or config.family} ({own[0]} numbers). Give a word or a model of the same family"
+        f"is for {made_for or 'an unknown text encoder'} (vectors of {theirs} numbers); this model is "
+        f"{model or config.family} ({ours} numbers). Give a word or a model of the same family"
     )
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from convert.adapters.embedding import Embedding, bundled, read_embedding, words_in, wrong_family
 from convert.errors import WeightMismatchError, named, shown
@@ -15,6 +16,9 @@ from sd.pipeline.learning import teach
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.runtime.weights import Weights
 from sd.text.learned_words import LearnedWord
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def learn(model: StableDiffusion, files: Sequence[str | os.PathLike], weights: Weights) -> None:
@@ -58,10 +62,17 @@ def learned_word(embedding: Embedding, config: ModelConfig | None) -> LearnedWor
         raise named(WeightMismatchError(problem), embedding.path.name)
     return LearnedWord(
         name=embedding.name,
-        vectors=embedding.vectors[0],
+        **_vectors(embedding, config),
         file=str(embedding.path),
         sha256=file_sha256(embedding.path),
     )
+
+
+def _vectors(embedding: Embedding, config: ModelConfig | None) -> dict[str, "np.ndarray"]:
+    """Those for the text encoders of a model, which are the last ones: the refiner of XL has only XL's second."""
+    count = 2 if config and config.text_encoder_2 else 1
+    mine = embedding.vectors[-count:] if config else embedding.vectors
+    return dict(zip(("vectors", "vectors_2"), mine, strict=False))
 
 
 def bundled_words(
@@ -79,6 +90,6 @@ def bundled_words(
         if problem := wrong_family(embedding, config):
             fault = WeightMismatchError(f"brings the word {shown(embedding.name)}, which {problem}")
             raise named(fault, file.called)
-        vectors = embedding.vectors[0]
-        found.append(LearnedWord(name=embedding.name, vectors=vectors, file=str(file.path), bundled=True))
+        vectors = _vectors(embedding, config)
+        found.append(LearnedWord(name=embedding.name, **vectors, file=str(file.path), bundled=True))
     return found

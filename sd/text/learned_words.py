@@ -35,6 +35,7 @@ class LearnedWord:
 
     name: str
     vectors: np.ndarray = field(repr=False)  # (n, D) float32
+    vectors_2: np.ndarray | None = field(default=None, repr=False)  # (n, D2), of a model with a second text encoder
     file: str = ""  # that they are from
     sha256: str | None = None  # of the file
     bundled: bool = False  # with an adapter, and there as long as it is applied
