@@ -19,11 +19,11 @@ def lora_shapes(family: AdaptedFamily = FAMILY, *, rank: int = 4, conv: bool = F
     shapes: Shapes = {}
     for ours, name in kohya_names(family).items():
         outputs, *inputs = modules(family)[ours]
-        attends = ours.startswith("text_encoder") or ".attention." in ours
+        attends = (ours.startswith("text_encoder") and not ours.endswith(".projection")) or ".attention." in ours
         if not inputs or "norm" in ours or not (attends or (conv and ours.endswith(CONVOLUTIONS))):
             continue
         projects = ours.startswith("unet.") and ours.endswith(("attention.proj_in", "attention.proj_out"))
-        kernel = (1, 1) if projects and family.unet.context_width < 1024 else tuple(inputs[1:])  # a convolution in v1
+        kernel = (1, 1) if projects and family.name.startswith("sd-v1") else tuple(inputs[1:])  # a convolution in v1
         shapes |= {
             f"{name}.alpha": (),
             f"{name}.lora_down.weight": (rank, inputs[0], *kernel),

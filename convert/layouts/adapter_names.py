@@ -157,7 +157,9 @@ def _of_unet(family: AdaptedFamily) -> Iterator[tuple[str, str, str, tuple[int, 
 
 def _of_text_encoder(config: TextEncoderConfig, component: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     for ours, _, diffusers, shape in map(_module, _weights(text_encoder_parameters(config))):
-        if not ours.endswith(("_embedding", "projection")):
+        if ours == "projection":  # of the text encoder as a whole, not of its transformer
+            yield diffusers, f"{component}.{ours}", shape
+        elif not ours.endswith("_embedding"):
             yield TEXT_PREFIX + diffusers, f"{component}.{ours}", shape
 
 

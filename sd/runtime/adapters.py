@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from convert.adapters.adapter import Adapter, files_of, open_adapter, read_adapter
+from convert.adapters.adapter import NETWORKS, Adapter, files_of, open_adapter, read_adapter
 from convert.adapters.hashes import autov3
 from convert.adapters.values import check_values
 from convert.errors import CorruptFileError, joined, shown
@@ -50,7 +50,7 @@ class AppliedAdapter:
     key: Key
     path: Path = field(compare=False)
     strength: float = field(compare=False)  # in the UNet
-    text_strength: float = field(compare=False)  # in the text encoder
+    text_strength: float = field(compare=False)  # in the text encoders
     adapter: Adapter = field(compare=False, repr=False)
     words: tuple[LearnedWord, ...] = field(compare=False, repr=False)  # that it brings along
     file: CheckpointFile | None = field(compare=False, repr=False)  # open; None in a copy from a pickle
@@ -110,7 +110,8 @@ def apply(
         if weights.users:
             raise RuntimeError("adapters cannot change while a picture is being made. Apply them when it is done.")
         adapters = tuple(opened(given, {adapter.key: adapter for adapter in weights.adapters}, model.config))
-        change = WeightChanges(weights, {"text_encoder": model.text_encoder, "unet": model.unet}, drop_copies)
+        networks = {name: network for name in NETWORKS if (network := getattr(model, name))}
+        change = WeightChanges(weights, networks, drop_copies)
         try:
             change(edits_of(adapters))
         except BaseException as error:
