@@ -1,6 +1,7 @@
 """What `sd arch` says, against closed forms, PyTorch's own counter, real runs, and the original file's list."""
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from conftest import TINY
 from torch.utils.flop_counter import FlopCounterMode
 
-from convert.layouts.names import original_names
-from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING
+from convert.layouts.joined import keys_in_files
+from sd.config import SD_V1, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2, SDXL, SDXL_REFINER
 from sd.networks.block_plan import block_plan
 from sd.networks.build import build_networks, parameter_shapes
 from sd.study.architecture.calls import Watcher
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def look_at(config, width=512, height=512, **options):
-    return describe(config, original_names(config), width=width, height=height, **options)
+    return describe(config, keys_in_files(config), width=width, height=height, **options)
 
 
 def nodes_of(architecture):
@@ -58,6 +59,22 @@ def test_every_parameter_and_original_key_stands_at_exactly_one_node_with_its_sh
     weights = {name: shape for name, _, shape in rows if name.startswith(("model.d", "first_stage_", "cond_stage_"))}
     del weights["cond_stage_model.transformer.text_model.embeddings.position_ids"]
     assert {each.original: "x".join(map(str, each.original_shape)) for _, each in listed} == weights
+
+
+@pytest.mark.parametrize(("config", "listed"), [(SD_V2, "sd-v2"), (SDXL, "sdxl-base"), (SDXL_REFINER, "sdxl-refiner")])
+def test_keys_are_those_of_the_original_file_where_it_joins_weights(config, listed):
+    """A tensor of several weights stands at each of them, with the part that it is."""
+    golden = (ROOT / "tests" / "golden" / f"{listed}.txt").read_text().splitlines()
+    rows = [line.split() for line in golden if line and not line.startswith("#")]
+    sizes = {name: math.prod(map(int, shape.split("x"))) for name, _, shape in rows if shape[0].isdigit()}
+    found = Counter()
+    for node in nodes_of(look_at(config)).values():
+        for parameter in node.parameters:
+            key, _, note = parameter.original.partition(" ")
+            found[key] += math.prod(parameter.shape)
+            assert ("in_proj" in key) == ("of 3" in note)
+            assert (key.endswith("text_projection")) == ("transposed" in note)
+    assert all(sizes[key] == numbers for key, numbers in found.items())
 
 
 @pytest.mark.parametrize(("config", "width", "height"), [(SD_V1_INPAINTING, 256, 320), (TINY, 72, 200)])
@@ -202,3 +219,17 @@ def test_table_has_a_line_for_each_block_and_the_totals(full):
     assert max(map(len, lines)) <= 120
     assert "a multiply-add is 2 operations" in table(full)
     assert " ms" not in table(full)
+
+
+def test_the_text_encoders_of_xl_stand_side_by_side_and_one_has_layers_that_never_run():
+    found = nodes_of(xl := look_at(SDXL, 1024, 1024))
+    assert [network.path for network in xl.networks] == ["text_encoder", "text_encoder_2", "unet", "vae"]
+    assert (found["text_encoder.layers.11"].operations, found["text_encoder.final_norm"].inputs) == (0, {})
+    assert found["text_encoder_2.projection"].output == (1, 1280)
+    assert found["unet"].inputs == {
+        "x_t": (1, 4, 128, 128),
+        "timestep": (),
+        "context": (1, 77, 2048),
+        "vector": (1, 2816),
+    }
+    assert found["unet"].parameter_count == 2_567_463_684

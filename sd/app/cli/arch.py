@@ -106,7 +106,7 @@ def config_of(model: Path | None) -> "ModelConfig":
 
 
 def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Namespace) -> "Architecture":
-    from convert.layouts.names import original_names
+    from convert.layouts.joined import keys_in_files
     from sd.study.architecture.description import describe
 
     times, on = None, ""
@@ -121,4 +121,4 @@ def look_at(config: "ModelConfig", width: int, height: int, args: argparse.Names
         with stage as advance, failures_as(UsageError, "--measure: "):
             times = measure(config, width=width, height=height, device=device, dtype=dtype, on_round=advance)
         on = f"{device.type}, {precision_name(dtype)}"
-    return describe(config, original_names(config), width=width, height=height, milliseconds=times, measured_on=on)
+    return describe(config, keys_in_files(config), width=width, height=height, milliseconds=times, measured_on=on)

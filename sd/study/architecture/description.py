@@ -79,14 +79,17 @@ def passes(
     def unet() -> Tensor:
         context = filled("unet", 1, config.text_encoder.context_length, config.unet.context_width)
         timestep = torch.zeros((), dtype=torch.int64, device=device)
-        return networks["unet"](filled("unet", 1, config.unet.in_channels, *sides), timestep, context)
+        vector = [filled("unet", 1, config.unet.vector_width)] if config.unet.vector_width else []
+        return networks["unet"](filled("unet", 1, config.unet.in_channels, *sides), timestep, context, *vector)
 
-    depth = {}
+    few = {}  # that few models have
     if config.depth:
         side = config.depth.native_size
-        depth = {"depth_network": [lambda: networks["depth_network"](filled("depth_network", 1, 3, side, side))]}
+        few = {"depth_network": [lambda: networks["depth_network"](filled("depth_network", 1, 3, side, side))]}
+    if config.text_encoder_2:
+        few |= {"text_encoder_2": [lambda: networks["text_encoder_2"](tokens)]}
     return {
-        **depth,
+        **few,
         "text_encoder": [lambda: networks["text_encoder"](tokens)],
         "unet": [unet],
         "vae": [
@@ -108,7 +111,7 @@ def describe(
     """The networks of a model as trees of modules, with the shapes of one picture.
 
     originals      for each of our parameters its key in an original file, and how many more axes of length 1 it has
-                   there; from `convert.layouts.names.original_names`
+                   there; from `convert.layouts.joined.keys_in_files`
     width, height  of the picture in pixels, multiples of `config.vae.factor`
     milliseconds   of modules by path, if measured (`sd.study.architecture.timing`)
     """
@@ -119,7 +122,8 @@ def describe(
                 run()
     times = milliseconds or {}
     look = functools.partial(_node, calls=watcher.calls, originals=originals, milliseconds=times)
-    roots = (look(component, network, type(network)) for component, network in networks.items())
+    texts_first = sorted(networks.items(), key=lambda item: not item[0].startswith("text_encoder"))
+    roots = (look(component, network, type(network)) for component, network in texts_first)
     return Architecture(config=config, width=width, height=height, networks=tuple(roots), measured_on=measured_on)
 
 

@@ -13,9 +13,12 @@ from sd.study.architecture.description import Architecture, Node, Parameter
 from sd.study.architecture.table import blocks, summary
 
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
-TITLES = {"text_encoder": "Text encoder", "unet": "UNet", "vae": "VAE", "depth_network": "Depth network"}
+TITLES = {"text_encoder": "Text encoder", "text_encoder_2": "Second text encoder"}
+TITLES |= {"unet": "UNet", "vae": "VAE", "depth_network": "Depth network"}
 LEADS = {
     "text_encoder": "A prompt, as token ids, becomes one vector per token: the context that the UNet attends to.",
+    "text_encoder_2": "The same prompt becomes a second vector per token. The UNet attends to both, side by side. One "
+    "vector for the whole prompt is added to the timestep's, with the sizes of the picture.",
     "unet": "Predicts the noise in noisy latents, given the timestep and the text: once per step, twice with guidance. "
     "The way down is on the left, the way up on the right; each block on the right also takes the output of its "
     "counterpart on the left. The timestep goes to every residual block, the text to every attention.",
