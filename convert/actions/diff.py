@@ -19,10 +19,10 @@ from convert.errors import CheckpointError, WeightMismatchError
 from convert.files.arrays import decoded, in_step, raw_pieces, rounded
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord, trimmed
-from convert.layouts.names import DEPTH_NETWORK, PREFIXES
+from convert.layouts.names import OPTIONAL, PREFIXES
 
 STEMS = ("time_embed", "label_emb", "middle_block", "out")  # blocks of the UNet that are one row each
-PARTS = {prefix: part for part, prefix in (*PREFIXES.items(), DEPTH_NETWORK)} | {"model_ema.": "ema"}
+PARTS = {prefix: part for part, prefix in (*PREFIXES.items(), *OPTIONAL.items())} | {"model_ema.": "ema"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Change:
 class Block:
     """One row of the picture."""
 
-    part: str  # "unet", "vae", "text_encoder", "ema", or "other"
+    part: str  # "unet", "vae", "text_encoder", "text_encoder_2", "depth_network", "ema", or "other"
     name: str  # "input_blocks.4"
     tensors: int
     changed: int

@@ -10,14 +10,13 @@ from convert.adapters.adapter import Adapter, read_adapter
 from convert.adapters.hashes import autov3
 from convert.adapters.parts import KINDS
 from convert.errors import CheckpointError, counted, shown
-from convert.families.family import PARTS
+from convert.families.family import COMPONENTS
 from convert.files.reader import CheckpointFile
 
 MOST_WORDS = 1000  # of the captions in the training
 TAGS = "ss_tag_frequency"  # JSON: folder of the training -> word -> in how many captions it was
 TRIGGERS = ("modelspec.trigger_phrase", "trained_words", "activation text")
 STATED_HASHES = ("sshs_model_hash", "sshs_legacy_hash")
-COMPONENTS = {**PARTS, "text_encoder_2": "second text encoder"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,9 @@ from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConf
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # in words
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder"}  # that every model has, in words
+ALONE = PARTS | {SECOND_TEXT[0]: "second text encoder"}  # that may stand in a file of their own
+COMPONENTS = ALONE | {DEPTH_NETWORK[0]: "depth network"}
 TEXTS = ("text_encoder", SECOND_TEXT[0])
 TITLES = {"sd-v1": "Stable Diffusion 1", "sd-v2": "Stable Diffusion 2", "sdxl": "Stable Diffusion XL"}
 HEAD_WIDTH = SD_V1.text_encoder.width // SD_V1.text_encoder.heads  # of CLIP and OpenCLIP, at every width

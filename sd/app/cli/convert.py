@@ -11,7 +11,7 @@ from convert.actions.writing import PRECISIONS
 from convert.adapters.adapter import summary
 from convert.adapters.spellings import SPELLINGS
 from convert.errors import counted, joined, shown
-from convert.families.family import PARTS
+from convert.families.family import ALONE, COMPONENTS
 from sd.app.cli import say
 from sd.app.cli.flags import add_output_flags, add_reading_flags
 from sd.app.cli.parser import Parser
@@ -59,7 +59,7 @@ def parser() -> Parser:
         help="which UNet weights, if there are both: the model's own, or their average over the training "
         "(default: auto, the model's own unless there are only averaged ones, or the model is for editing)")
     add_reading_flags(add)
-    add("--only", choices=PARTS, help="write only this network; IN may be a file of that network alone")
+    add("--only", choices=ALONE, help="write only this network; IN may be a file of that network alone")
     add("--vae", type=Path, metavar="FILE",
         help="use the VAE in FILE, of any layout, in place of the model's own, or if it has none")
     add("--lora", action="append", default=[], metavar="FILE[:S[:T]]",
@@ -217,7 +217,8 @@ def added_lines(baking: "Baking", done: "Conversion") -> Iterator[str]:
             yield f"{name} {note}"
         unet, text = added.strengths.unet, added.strengths.text_encoder
         strength = f"strength {unet:g}" if unet == text else f"strength {unet:g}, {text:g} for the text encoder"
-        modules = joined([f"{added.modules[part]} of the {PARTS[part]}" for part in PARTS if part in added.modules])
+        found = {part: words for part, words in COMPONENTS.items() if part in added.modules}
+        modules = joined([f"{added.modules[part]} of the {words}" for part, words in found.items()])
         number = counted(sum(added.modules.values()), "module")
         changed = f"{counted(added.tensors, 'tensor')} changed at {strength}"
         yield f"{name}: {summary(added.adapter.changes)} for {number} ({modules}), {changed}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown, shown_list
+from convert.families.family import COMPONENTS
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import progress_bar
 
@@ -21,8 +22,7 @@ SAME, DIFFERENT = 0, 1
 BAR = 30  # characters of the longest bar
 MOST_ROWS = 40  # of one network
 MOST_GROUPS = 6  # of names
-TITLES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "other": "others"}
-TITLES |= {"depth_network": "depth network", "ema": "EMA of the UNet"}
+TITLES = COMPONENTS | {"ema": "EMA of the UNet", "other": "others"}
 
 
 def parser() -> Parser:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from convert.actions.writing import PRECISIONS
 from convert.adapters.spellings import SPELLINGS
 from convert.errors import counted, joined, shown
-from convert.families.family import PARTS
+from convert.families.family import COMPONENTS
 from sd.app.cli import say
 from sd.app.cli.flags import add_output_flags, whole_number
 from sd.app.cli.parser import Parser
@@ -96,7 +96,7 @@ def table(found: "Extraction") -> Iterator[str]:
     """How far apart the models are, block by block, and what share of that the LoRA lacks."""
     rows = [("", "layers", "B - A", "left out")]
     for (part, block), sums in found.blocks.items():
-        rows.append((f"{PARTS[part]} {block}", *numbers(sums)))
+        rows.append((f"{COMPONENTS[part]} {block}", *numbers(sums)))
     rows.append(("together", *numbers(found.held)))
     yield "differences relative to A, and what the LoRA lacks of them, as norms:"
     yield from (f"  {line}" for line in aligned(rows, "<>>>"))

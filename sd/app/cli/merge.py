@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from convert.actions.writing import PRECISIONS
 from convert.errors import counted, joined, shown
-from convert.families.family import PARTS
+from convert.families.family import COMPONENTS
 from sd.app.cli.convert import MISMATCH, WRITTEN, add_layout_flag, converted, report
 from sd.app.cli.flags import add_output_flags, numbers
 from sd.app.cli.parser import Parser
@@ -91,5 +91,5 @@ def merged_lines(merging: "Merging", first: Path, vae: Path | None) -> Iterator[
 
 def by_network(tensors: Mapping[str, int]) -> str:
     """ "686 tensors of the UNet and 196 tensors of the text encoder" """
-    words = PARTS | {"depth_network": "depth network"}
-    return joined([f"{counted(tensors[part], 'tensor')} of the {words[part]}" for part in words if tensors.get(part)])
+    found = {part: words for part, words in COMPONENTS.items() if tensors.get(part)}
+    return joined([f"{counted(tensors[part], 'tensor')} of the {words}" for part, words in found.items()])
