@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
-from convert.families.family import PARTS, check_complete, recognise
+from convert.families.family import ALONE, PARTS, check_complete, recognise
 from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
 from convert.families.table import family_named, with_open_clip
 from convert.files.reader import CheckpointFile
@@ -66,7 +66,7 @@ class Checkpoint:
     """A model in a file, or one of its networks alone: complete, of the right shapes, not yet read."""
 
     config: ModelConfig
-    part: str | None = None  # "unet", "vae" or "text_encoder" alone; the config's others are then the family's
+    part: str | None = None  # one of `ALONE`; the config's others are then the family's
     layout: str  # "original", "diffusers" or "sd-zoo"
     names: dict[str, Original]  # of every weight: ours -> original
     stored_names: dict[str, str]  # of every weight: ours -> the one in the file
@@ -107,10 +107,10 @@ def check_prediction(prediction: str) -> None:
 def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, prediction: str) -> Checkpoint:
     """A model in the original layout or in diffusers'; the names of the second become the first's."""
     if file.component:
-        from convert.files.diffusers_folder import CLASSES, INDEX
+        from convert.files.diffusers_folder import INDEX, OF_ONE
 
         raise UnsupportedFileError(
-            f"is the folder of one component ({CLASSES[file.component]}), not of a whole model. Give the folder above "
+            f"is the folder of one component ({OF_ONE[file.component]}), not of a whole model. Give the folder above "
             f"it, which has a {INDEX}; of this one, sd convert --only takes {file.component}"
         )
     if lacking := {part: why for part, why in file.absent.items() if not (vae and part == "vae")}:
@@ -281,8 +281,8 @@ def read_ours(
         raise WeightMismatchError(f"says that its weights are '{shown(stored)}'; they must be model or ema.")
     alone = file.metadata.get("part") or None
     if alone != part:
-        what = f"holds a {PARTS.get(alone or '', shown(str(alone), 40))} alone"
-        raise WeightMismatchError(f"{what} and no {PARTS[part]}." if part else f"{what}. Use a complete checkpoint.")
+        what = f"holds a {ALONE.get(alone or '', shown(str(alone), 40))} alone"
+        raise WeightMismatchError(f"{what} and no {ALONE[part]}." if part else f"{what}. Use a complete checkpoint.")
     config = stated_config(file.metadata.get("config", ""), file.root, part)
     if weights not in ("auto", stored):
         raise WeightMismatchError(
@@ -335,7 +335,7 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
 
     Raises WeightMismatchError for another shape, and for numbers that are not floats.
     """
-    model = f"a {PARTS[checkpoint.part]}" if checkpoint.part else f"an {checkpoint.config.family} model"
+    model = f"a {ALONE[checkpoint.part]}" if checkpoint.part else f"an {checkpoint.config.family} model"
     fitted, wrong = {}, []
     for ours, record in checkpoint.tensors.items():
         shape, name = expected[ours], checkpoint.stored_names[ours]

@@ -14,24 +14,32 @@ from convert.checkpoint import (
 )
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown_list
 from convert.families.diffusers_config import with_settings
-from convert.families.family import PARTS, check_complete, part_config
+from convert.families.family import ALONE, TEXTS, check_complete, part_config
 from convert.families.recognition import recognise_names
-from convert.families.table import V2, refusal, with_open_clip
+from convert.families.table import TEXT_WIDTHS, V2, XL, with_open_clip
 from convert.files.reader import CheckpointFile
-from convert.layouts.names import PREFIXES, TEXT_PREFIX, original_names
+from convert.layouts.names import OPTIONAL, PREFIXES, SECOND_TEXT, TEXT_PREFIX, original_names
 from convert.layouts.noise_schedule import FAMILY, Statement
 from convert.layouts.original_layout import TEXT_PARTS, TEXT_ROOT, Found, find_tensors
-from sd.config import SD_V1
+from sd.config import SD_V1, SDXL
 
 # The prefix that a part saved alone drops, so that other tools read it: publishers save a VAE without prefix, a text
 # encoder has the names of the transformers library, and a UNet is found by its prefix only.
 DROPPED = {"unet": "", "vae": PREFIXES["vae"], "text_encoder": TEXT_ROOT}
+DROPPED |= {SECOND_TEXT[0]: SECOND_TEXT[1].removesuffix(TEXT_PREFIX)}
+PROJECTION = "text_projection.weight"  # beside the transformer, not in it
+
+
+def name_alone(part: str, name: str) -> str:
+    """The name in a file of one network alone, from the original one."""
+    name = name.removeprefix(DROPPED[part])
+    return PROJECTION if name == TEXT_PREFIX + PROJECTION else name
 
 
 def read_part(file: CheckpointFile, part: str, *, weights: str = "auto", prediction: str = "auto") -> Checkpoint:
     """Find one network in a file. Its shapes are still to be checked by `convert.checkpoint.match_shapes`.
 
-    part     "unet", "vae" or "text_encoder"
+    part     "unet", "vae", "text_encoder" or "text_encoder_2"
     weights  as in `read_checkpoint`; "ema" only in a complete checkpoint
     prediction  as in `read_checkpoint`
 
@@ -52,11 +60,13 @@ def read_part(file: CheckpointFile, part: str, *, weights: str = "auto", predict
 
 
 def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
-    """One network of a complete model."""
+    """One network of a complete model. Raises WeightMismatchError if the model has no such network."""
 
     def mine(table: Mapping) -> dict:
         return {ours: value for ours, value in table.items() if ours.startswith(f"{part}.")}
 
+    if not mine(checkpoint.tensors):
+        raise WeightMismatchError(f"is an {checkpoint.config.family} model, which has no {ALONE[part]}.")
     return replace(
         checkpoint,
         part=part,
@@ -71,21 +81,29 @@ def only(checkpoint: Checkpoint, part: str) -> Checkpoint:
 
 def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) -> Checkpoint:
     """From a foreign file without a complete model."""
-    if part == "text_encoder":
+    if part in TEXTS:
         found = _with_text_root(found)
-    prefix = PREFIXES[part]
-    mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
     shapes = {name: record.shape for name, record in found.tensors.items()}
     kind = recognise_names(shapes)
+    if part == SECOND_TEXT[0]:
+        found = _as_second(found)
+    prefix = (PREFIXES | OPTIONAL)[part]
+    mine = {name: record for name, record in found.tensors.items() if name.startswith(prefix)}
     if not mine:
         what = f"it {kind.refusal}" if kind.refusal else "none of its tensors is part of one."
-        raise WeightMismatchError(f"has no {PARTS[part]} of Stable Diffusion 1 or 2: {what}")
+        whose = "XL" if part == SECOND_TEXT[0] else "1 or 2"
+        raise WeightMismatchError(f"has no {ALONE[part]} of Stable Diffusion {whose}: {what}")
     if kind.refusal and (part != "vae" or kind.family.latents):  # those of Stable Diffusion 1, 2 and XL look alike
         raise UnsupportedFileError(kind.refusal)
-    if part == "text_encoder" and kind.family and kind.family.label:  # which of two it is, only a whole file tells
-        raise UnsupportedFileError(refusal(kind.family, kind.evidence, PARTS[part]))
+    width = mine[f"{prefix}embeddings.token_embedding.weight"].shape[-1] if part in TEXTS else None
+    if part in TEXTS and (row := TEXT_WIDTHS.get(width)) and (row is XL) != (part == SECOND_TEXT[0]):
+        which = f"the second one of Stable Diffusion XL. Give --only {SECOND_TEXT[0]}"
+        which = which if row is XL else f"that of {row.title}. Give --only text_encoder"
+        raise UnsupportedFileError(f"holds a text encoder whose vectors are {width} wide, {which}")
     base = (kind.family and kind.family.config) or SD_V1
-    if found.is_open_clip:
+    if part == SECOND_TEXT[0]:
+        base = SDXL
+    elif found.is_open_clip:
         base = (with_open_clip(shapes) or V2).config
     config = part_config(part, {name.removeprefix(prefix): record.shape for name, record in mine.items()}, base)
     if file.configs:
@@ -102,7 +120,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
     surplus = [found.stored_names[name] for name in others if not name.startswith(LEFTOVERS)]
     if surplus:
         raise WeightMismatchError(
-            f"holds {counted(len(surplus), 'weight')} that the {PARTS[part]} of an {config.family} model has no place "
+            f"holds {counted(len(surplus), 'weight')} that the {ALONE[part]} of an {config.family} model has no place "
             f"for: {shown_list(surplus)}. It is another architecture."
         )
     return Checkpoint(
@@ -138,4 +156,20 @@ def _with_text_root(found: Found) -> Found:
         found,
         tensors={renamed[name]: record for name, record in found.tensors.items()},
         stored_names={renamed[name]: stored for name, stored in found.stored_names.items()},
+    )
+
+
+def _as_second(found: Found) -> Found:
+    """The same with the only text encoder in the place of the second one, and with its projection."""
+    if any(name.startswith(SECOND_TEXT[1]) for name in found.tensors):
+        return found
+
+    def second(name: str) -> str:
+        name = PREFIXES["text_encoder"] + name if name == PROJECTION else name
+        return name.replace(PREFIXES["text_encoder"], SECOND_TEXT[1], 1)
+
+    return replace(
+        found,
+        tensors={second(name): record for name, record in found.tensors.items()},
+        stored_names={second(name): stored for name, stored in found.stored_names.items()},
     )

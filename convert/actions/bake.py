@@ -19,7 +19,7 @@ from convert.actions.writing import Changes, stated_json
 from convert.adapters.adapter import Adapter, Change, open_adapter, read_adapter, weights_file
 from convert.checkpoint import Checkpoint
 from convert.errors import counted, shown, shown_list
-from convert.families.family import PARTS
+from convert.families.family import ALONE
 from convert.files.hashing import file_sha256
 from convert.files.reader import CheckpointFile, errors_named
 
@@ -119,7 +119,7 @@ class Baking:
                 added.tensors += 1
         if not added.modules and added.elsewhere:
             raise TargetError(
-                f"{shown(added.adapter.name)} changes nothing in the {PARTS[checkpoint.part]}, the network that --only "
+                f"{shown(added.adapter.name)} changes nothing in the {ALONE[checkpoint.part]}, the network that --only "
                 "writes. Leave out --only, or --lora."
             )
 

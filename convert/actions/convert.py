@@ -32,9 +32,9 @@ from convert.actions.writing import (
     write_plan,
 )
 from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
-from convert.families.family import PARTS
+from convert.families.family import ALONE
 from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
-from convert.layouts.names import parameter_shapes
+from convert.layouts.names import folder_of, parameter_shapes
 from convert.other_vae import read_with_vae
 from convert.single_part import read_part
 from sd.files import folder_written_whole, remove_leftovers, written_whole
@@ -98,7 +98,7 @@ def convert(
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
     prediction what the UNet predicts: "eps", "v", or "auto", as the file, a .yaml beside it or its family says
     variant    of a folder's weights: "fp16", "non_ema", ...; by default the plain ones, or those that there are
-    part       "unet", "vae" or "text_encoder": that network alone, which may be all that the source has
+    part       a key of `ALONE`: that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own
     changing   gives new values for weights: see `Changing`
     keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
@@ -113,8 +113,8 @@ def convert(
     """
     if precision != "keep" and precision not in PRECISIONS:
         raise TargetError(f"precision must be keep, {', '.join(PRECISIONS)}, got {precision!r}")
-    if part is not None and part not in PARTS:
-        raise TargetError(f"the part must be one of {', '.join(PARTS)}, got {part!r}")
+    if part is not None and part not in ALONE:
+        raise TargetError(f"the part must be one of {', '.join(ALONE)}, got {part!r}")
     if part and (vae or keep_all):
         raise TargetError(f"--only writes one part alone: leave out {'--vae' if vae else '--keep-all'}.")
     for path in (source, *([vae] if vae else []), *(changing.reads if changing else ())):
@@ -213,8 +213,9 @@ def _write_folder(
     metadata: Mapping[str, str],
 ) -> None:
     write_settings(folder, checkpoint.config, checkpoint.part, ends_in_noise=checkpoint.said.ends_in_noise)
+    only = checkpoint.part and folder_of(checkpoint.config, checkpoint.part)
     for component, place in WEIGHTS.items():
-        if checkpoint.part not in (None, component):
+        if only not in (None, component):
             continue
         place = Path(place).name if checkpoint.part else place
         prefix = f"{component}."

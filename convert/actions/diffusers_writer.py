@@ -19,7 +19,7 @@ from convert.families.diffusers_config import (
 from convert.families.table import family_named
 from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS, SECOND_CLASS
 from convert.files.folder_kinds import INDEX
-from convert.layouts.names import DEPTH_ESTIMATOR, SECOND_TEXT, generation, text_places
+from convert.layouts.names import DEPTH_ESTIMATOR, SECOND_TEXT, folder_of, generation, text_places
 from sd.config import ModelConfig, TextEncoderConfig
 from sd.files import written_whole
 
@@ -174,7 +174,8 @@ def write_settings(folder: Path, config: ModelConfig, part: str | None = None, *
     """Write everything but the weights; of one part alone if `part` says so."""
     everything = folder_settings(config, ends_in_noise=ends_in_noise)
     if part:
-        _write(folder / "config.json", json.dumps(everything[f"{part}/config.json"], indent=2) + "\n")
+        settings = everything[f"{folder_of(config, part)}/config.json"]
+        _write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
         return
     for name, settings in everything.items():
         _write(folder / name, json.dumps(settings, indent=2) + "\n")

@@ -20,7 +20,7 @@ from convert.adapters.word_facts import WordFacts, word_facts
 from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.additions import EMBEDDING
-from convert.families.family import PARTS
+from convert.families.family import ALONE
 from convert.families.recognition import ADAPTERS, Recognised, describe
 from convert.families.table import MODELS
 from convert.files.hashing import file_sha256, old_hash, remembered_sha256
@@ -54,7 +54,7 @@ class Report:
     passed_over: tuple[str, ...] = ()  # what changes no weight: stray records, bytes behind the end
     dangerous: tuple[str, ...] = ()  # names of code that has no place in a checkpoint
     problem: str | None  # why it is not usable as a model
-    part: str | None = None  # "unet", "vae" or "text_encoder": complete, and all that there is
+    part: str | None = None  # a key of ALONE: complete, and all that there is
     kind: str | None = None
     evidence: tuple[str, ...] = ()
     family: str | None = None  # of a complete model: as `convert.families.family` names it
@@ -238,7 +238,7 @@ def _read(file: CheckpointFile) -> tuple[Checkpoint | None, str | None]:
 def _read_alone(file: CheckpointFile) -> Checkpoint | None:
     """The one network that a file holds complete, if it holds one."""
     found = []
-    for part in PARTS:
+    for part in ALONE:
         try:
             found.append(read_part(file, part))
         except CheckpointError:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from convert.checkpoint import FORMAT, Checkpoint
 from convert.errors import CheckpointError
-from convert.families.family import PARTS, part_config, recognise
+from convert.families.family import ALONE, part_config, recognise
 from convert.families.table import family_named
 from convert.files.diffusers_folder import component_alone
 from convert.files.folder_kinds import INDEX
-from convert.layouts.names import PREFIXES
+from convert.layouts.names import OPTIONAL, PREFIXES
 from convert.layouts.noise_schedule import yaml_beside
 from sd.files import length_problem, name_problem
 
@@ -52,7 +52,7 @@ def check_target(source: Path, target: Path, layout: str | None, part: str | Non
         if Path(os.path.realpath(target)) in Path(os.path.realpath(source)).parents:
             raise TargetError(f"{target} contains the source, which would be lost. Give another name.")
         if not _may_be_replaced(target, part):
-            kind = f"a {PARTS[part]} alone" if part else "a diffusers model"
+            kind = f"a {ALONE[part]} alone" if part else "a diffusers model"
             raise TargetError(f"{target} is not a folder with {kind}, so it is not replaced. Give another name.")
         if not force:
             raise FileExistsError(f"{target} exists already. Give another name, or --force to replace it.")
@@ -103,7 +103,7 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
     ours, part = checkpoint.config, checkpoint.part
     shapes = {checkpoint.names[name].name: record.shape for name, record in checkpoint.tensors.items()}
     if part:
-        inside = {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}
+        inside = {name.removeprefix((PREFIXES | OPTIONAL)[part]): shape for name, shape in shapes.items()}
         told = part_config(part, inside, family_named(ours.family).config)
     else:
         told = recognise(shapes, ours.family)

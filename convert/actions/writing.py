@@ -22,7 +22,7 @@ from convert.layouts.joined import is_transposed, joined_names
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
 from convert.layouts.open_clip import transposed
-from convert.single_part import DROPPED
+from convert.single_part import name_alone
 from sd.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def plan_weights(
     Raises WeightMismatchError where two tensors would have one name.
     """
     names = diffusers_names(checkpoint.config) if layout == "diffusers" else checkpoint.names
-    dropped = DROPPED[checkpoint.part] if checkpoint.part and layout == "original" else ""
+    alone = partial(name_alone, checkpoint.part) if checkpoint.part and layout == "original" else str
     averaged = checkpoint.weights == "ema" and bool(checkpoint.extras) and layout == "original"
     plan = {}
     for ours, record in checkpoint.tensors.items():
@@ -113,7 +113,7 @@ def plan_weights(
             name, axes = names[ours]
             name = ema_name(name) if averaged and ours.startswith("unet.") else name
             unit = (1,) * axes
-            plan[name.removeprefix(dropped)] = Planned(
+            plan[alone(name)] = Planned(
                 replace(record, shape=record.shape + unit, stride=record.stride + unit),
                 dtype,
                 partial(_reshaped, change, record.shape) if change and unit else change,

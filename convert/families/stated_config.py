@@ -13,7 +13,7 @@ from convert.errors import WeightMismatchError, shown
 from convert.families.family import TEXTS, check_complete, check_counts, part_config, recognise
 from convert.families.table import row_named
 from convert.files.records import TensorRecord
-from convert.layouts.names import PREFIXES, original_names
+from convert.layouts.names import PREFIXES, SECOND_TEXT, original_names
 from sd.config import DPT_HYBRID, SDXL, ModelConfig
 
 EVERYTHING = asdict(replace(SDXL, depth=DPT_HYBRID))  # a config with all fields
@@ -43,7 +43,8 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
     if part:
         if not row_named(stated.family):
             raise WeightMismatchError(f"has {shown(stated.family)} for family in its metadata, which is unknown.")
-        seen = part_config(part, {name.removeprefix(PREFIXES[part]): shape for name, shape in shapes.items()}, stated)
+        prefix = (PREFIXES | dict([SECOND_TEXT]))[part]
+        seen = part_config(part, {name.removeprefix(prefix): shape for name, shape in shapes.items()}, stated)
     else:
         seen = recognise(shapes, stated.family)
     check_heads(stated)

@@ -32,6 +32,7 @@ CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder
 SECOND_CLASS = "CLIPTextModelWithProjection"  # of a text_encoder_2, which XL has
 DEPTH_CLASS = "DPTForDepthEstimation"  # of a depth_estimator, which few models have
 
+OF_ONE = CLASSES | {SECOND_TEXT[0]: SECOND_CLASS}  # component that may stand alone in a folder -> its class
 OPTIONAL = {SECOND_TEXT[0]: SECOND_CLASS, DEPTH_ESTIMATOR: DEPTH_CLASS}
 
 
@@ -85,7 +86,7 @@ def component_alone(folder: Path) -> str | None:
         return None
     config = read_json(folder / "config.json", "config.json")
     stated = config.get("architectures", [config.get("_class_name")])
-    return next((component for component, kind in CLASSES.items() if stated == [kind]), None)
+    return next((component for component, kind in OF_ONE.items() if stated == [kind]), None)
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, dict], dict[str, str]]:

@@ -175,6 +175,12 @@ def text_places(config: ModelConfig) -> dict[str, TextPlace]:
     return dict(zip(("text_encoder", "text_encoder_2"), generation(config).texts, strict=False))
 
 
+def folder_of(config: ModelConfig, component: str) -> str:
+    """The component of a diffusers folder that a network is in."""
+    places = text_places(config)
+    return places[component].folder if component in places else component
+
+
 class Parameter(NamedTuple):
     """A parameter of one network: its names, relative to the network, and its shape."""
 

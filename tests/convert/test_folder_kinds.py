@@ -209,7 +209,6 @@ FOREIGN = {  # class of a component -> what is said of a folder that holds one
     "AutoencoderKLTemporalDecoder": "is a VAE of a video model: its",
     "StableDiffusionSafetyChecker": "is a safety checker: its",
     "CLIPVisionModelWithProjection": "is an image encoder, such as CLIP's: its",
-    "CLIPTextModelWithProjection": "is a CLIP text encoder: its",
     "T5EncoderModel": "is a T5 text encoder: its",
     "LlamaForCausalLM": "is a language model: its",
     "VQModel": "is the folder of one component (VQModel), which is no part of Stable Diffusion 1 or 2",

@@ -202,7 +202,7 @@ def test_the_second_text_encoder_of_xl_is_not_taken_for_version_1(tmp_path):
     torch.save(state, tmp_path / "x.pt")
     with open_checkpoint(tmp_path / "x.pt") as file, pytest.raises(UnsupportedFileError) as caught:
         read_part(file, "text_encoder")
-    assert "is the text encoder of a Stable Diffusion XL base checkpoint" in str(caught.value)
+    assert "1280 wide, the second one of Stable Diffusion XL. Give --only text_encoder_2" in str(caught.value)
     assert "1280 wide: of Stable Diffusion XL base" in "; ".join(inspect(tmp_path / "x.pt").evidence)
 
 

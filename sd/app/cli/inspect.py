@@ -11,7 +11,7 @@ from convert.actions.inspect import Report, inspect
 from convert.actions.parts import Part
 from convert.actions.tensor_set import tensors_of
 from convert.errors import UnsafeFileError, counted, shown, shown_list, size_text
-from convert.families.family import PARTS
+from convert.families.family import ALONE
 from convert.files.reader import open_checkpoint
 from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
@@ -170,7 +170,7 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         else:
             yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:
-            yield "part", f"{PARTS[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
+            yield "part", f"{ALONE[report.part]}, complete ({report.layout} layout); sd convert --only takes it"
         if report.precision:
             yield "precision", report.precision
         yield from training(report)
