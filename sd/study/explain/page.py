@@ -19,11 +19,13 @@ def page(report: dict) -> str:
     """The whole page, from the report of `sd.study.explain.report.report`."""
     settings, picture = report["settings"], report["picture"]
     negative = settings["negative_prompt"]
+    zeros = report["empty_prompt"] == "zeros"
+    empty = f"for {'zeros, which stand for ' * zeros}the empty prompt"
     picture_too = settings["image_guidance"] is not None
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         title=escape(f"How a picture was made: {settings['prompt'][:80]}"),
         prompt=escape(settings["prompt"]) or "<i>without a prompt</i>",
-        negative=(f"for the negative prompt “{escape(negative)}”" if negative else "for the empty prompt")
+        negative=(f"for the negative prompt “{escape(negative)}”" if negative.strip() else empty)
         + (", with the picture to edit" if picture_too else ""),
         picture=picture["uri"],
         width=picture["width"],

@@ -56,6 +56,7 @@ def report(
         "settings": run.settings.to_dict(),
         "prediction": run.prediction,
         "model": {"name": model.source.name, "sha256": model.source.sha256(), "family": model.config.family},
+        "empty_prompt": "zeros" if model.config.text_encoder_2 else "encoded",  # a negative one: see `vectors_for`
         "precision": {part: str(dtype).removeprefix("torch.") for part, dtype in model.dtypes.items()},
         "device": model.device.type,
         "milliseconds": run.milliseconds,
