@@ -92,8 +92,13 @@ class TrainingPictures:
 
 
 def load_frozen(args: argparse.Namespace) -> tuple[StableDiffusion, dict[str, nn.Module]]:
-    """The model in float32, and its networks; none of them is trained."""
+    """The model in float32, and its networks; none of them is trained. Raises ValueError for models of XL."""
     model = sd.load(args.model, device=str(prepare(args)), precision="fp32")
+    if model.config.unet.vector_width:
+        raise ValueError(
+            f"{args.model} is an {model.config.family} model; adapters and words are trained for Stable Diffusion 1 "
+            "and 2 only. Give a model of these."
+        )
     networks = {part: getattr(model, part).requires_grad_(False) for part in ("unet", "vae", "text_encoder")}
     networks["unet"].to(memory_format=torch.channels_last)
     model.runner = Runner()  # the one for speed joins layers, past the adapters that hang on them

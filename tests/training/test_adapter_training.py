@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import adapter_command
+import make_checkpoint
 import numpy as np
 import pytest
 import torch
@@ -16,14 +17,14 @@ import train_lora
 import training_example
 from conftest import TINY, assemble, fill, final, settings
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from convert.adapters.adapter import open_adapter, read_adapter
 from convert.adapters.embedding import read_embedding
 from convert.adapters.facts import adapter_facts
 from convert.files.tensors import as_tensor
-from sd.config import SD_V1
+from sd.config import SD_V1, SDXL
 from sd.networks.adapters.weight_change import weight_change
 from sd.networks.build import build_networks
 from sd.runtime.adapter_saving import read_lora, save_embedding, save_lora
@@ -329,6 +330,15 @@ def without_sheets(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_sheets")
+@pytest.mark.parametrize("script", [train_lora, train_embedding])
+def test_models_of_xl_are_refused(tmp_path, photos, script):
+    state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(SDXL))
+    save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "xl.safetensors")
+    with pytest.raises(ValueError, match="is an sdxl model; adapters and words are trained for Stable Diffusion 1 and"):
+        script.main([str(tmp_path / "xl.safetensors"), str(photos), str(tmp_path / "out"), *SHORT])
+    assert not (tmp_path / "out").exists()
+
+
 def test_train_lora_writes_a_file_that_says_what_it_is(tiny_ckpt, photos, tmp_path, capsys):
     folder = tmp_path / "red"
     ranks = ["--rank", "2", "--alpha", "1", "--conv-rank", "1", "--train-text-encoder"]
