@@ -272,3 +272,39 @@ SDXL_REFINER = replace(
         vector_width=1280 + 5 * 256,
     ),
 )
+
+FAMILIES = {
+    config.family: config
+    for config in (
+        *(SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V1_DEPTH),
+        *(SD_V2, SD_V2_INPAINTING, SD_V2_EDIT, SD_V2_DEPTH),
+        *(SDXL, SDXL_INPAINTING, SDXL_REFINER),
+    )
+}
+
+
+def list_models() -> list[str]:
+    """The names of the families that `sd.load` can load, for `get_config`: "sd-v1", ..., "sdxl-refiner".
+
+    `sd models list` shows published checkpoints of these families.
+    """
+    return list(FAMILIES)
+
+
+def get_config(family: str) -> ModelConfig:
+    """Every number of a family, frozen; `dataclasses.replace` makes a variant.
+
+    A loaded model has its own in `model.config`: fine-tunes may be trained for another prediction or size, and
+    the 512x512 models of Stable Diffusion 2 are (eps, where "sd-v2" says v and 768).
+
+    Raises ValueError for a name that is not in `list_models()`.
+    """
+    if not isinstance(family, str):
+        raise ValueError(f"a family is named by a string, such as {SDXL.family!r}; got {type(family).__name__}")
+    if family not in FAMILIES:
+        import difflib
+
+        near = difflib.get_close_matches(family[:60].lower(), FAMILIES, n=3, cutoff=0.5)
+        names = ", ".join(near + [name for name in FAMILIES if name not in near])
+        raise ValueError(f"there is no family {family[:60]!r}; there are {names}")
+    return FAMILIES[family]

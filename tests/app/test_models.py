@@ -24,6 +24,7 @@ from convert.published.known import find_by_name, find_by_sha256, known_checkpoi
 from convert.published.partial_file import BusyError, PartialFile
 from sd.app.cli.models import token_for
 from sd.app.jobs.model_folder import find
+from sd.config import list_models
 from sd.files import cache_folder
 
 CONTENT = bytes(range(256)) * 20_000  # 5.12 MB
@@ -446,8 +447,8 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path):
 def test_the_table_is_complete_and_says_where_it_is_from():
     files = [known.file for known in known_checkpoints()]
     assert len(files) == len(set(files)) == len({known.sha256 for known in known_checkpoints()})
-    families = {"sd-v1", "sd-v1-inpainting", "sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sdxl-base"}
-    assert {known.family for known in known_checkpoints()} == families
+    families = {"sd-v1", "sd-v1-inpainting", "sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sdxl"}
+    assert {known.family for known in known_checkpoints()} == families <= set(list_models())
     for known in known_checkpoints():
         assert known.address.startswith("https://huggingface.co/")
         assert known.address.endswith("/resolve/main/" + known.file)
