@@ -109,11 +109,16 @@ def denoiser_run(
     workers         see `sd.training.loop.TrainingRun`; only for latents that are `EncodedOnce`
     """
     share = process_share(batch_size)
-    networks["text_encoder"].requires_grad_(train_text_encoder)
+    text_encoder = networks["text_encoder"]
+    if config.text_encoder_2:
+        from sd.training.xl import Conditions
+
+        text_encoder = Conditions(config, [text_encoder, networks["text_encoder_2"]])
+    text_encoder.requires_grad_(train_text_encoder)
     table = alphas_cumprod(config.schedule)
     module = DenoisingLoss(
         networks["unet"],
-        networks["text_encoder"],
+        text_encoder,
         table,
         prediction=config.prediction,
         min_snr_gamma=min_snr_gamma,

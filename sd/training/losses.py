@@ -102,7 +102,8 @@ class DenoisingLoss(nn.Module):
         per_picture = alpha_bar[:, None, None, None]
         x_t = add_noise(latents, noise, per_picture)
         x = x_t if beside is None else torch.cat([x_t, beside], dim=1)
-        output = self.unet(x, timesteps, self.text_encoder(tokens)).float()
+        given = self.text_encoder(tokens)  # the context, in some families with a vector
+        output = self.unet(x, timesteps, *(given if isinstance(given, tuple) else (given,))).float()
         target = noise if self.prediction == "eps" else velocity(latents, noise, per_picture)
         losses = (output - target).square().mean(dim=(1, 2, 3))
         if self.min_snr_gamma is not None:
@@ -141,14 +142,21 @@ class AutoencodingLoss(nn.Module):
 def standardise_latents(vae: VAE, means: Tensor, scale: float) -> None:
     """Change a trained VAE so that its latents, times `scale`, have mean 0 and variance 1 in every channel.
 
-    Its pictures stay the same: the encoder's last layer rescales the latents, the decoder's first layer undoes that.
-    So the checkpoint keeps its family's `latent_scale`.
+    Its pictures stay the same, so the checkpoint keeps its family's `latent_scale`.
 
     means  (N, 4, H, W) latents of many pictures, unscaled
     """
-    channels = means.shape[1]
-    centre = means.mean(dim=(0, 2, 3))
-    factor = 1 / (scale * means.std(dim=(0, 2, 3)))
+    rescale_latents(vae, means.mean(dim=(0, 2, 3)), 1 / (scale * means.std(dim=(0, 2, 3))))
+
+
+@torch.no_grad()
+def rescale_latents(vae: VAE, centre: Tensor, factor: Tensor) -> None:
+    """Change a trained VAE so that its latents are `factor` times what they were above `centre`; its pictures stay the
+    same: the encoder's last layer rescales the latents, the decoder's first layer undoes that.
+
+    centre, factor  (4,), for every channel
+    """
+    channels = len(centre)
     weight, bias = vae.quant_conv.weight, vae.quant_conv.bias
     weight[:channels] *= factor[:, None, None, None]
     bias[:channels] = (bias[:channels] - centre) * factor
