@@ -14,6 +14,7 @@ from training_command import options, prepare, train, training_parser
 
 import sd
 from sd.config import ModelConfig
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.runtime.saving import save_model
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedOnce, Pictures, encode_all
@@ -43,11 +44,16 @@ def parse(
     return parser.parse_args(arguments)
 
 
+def with_wider_unet(model: StableDiffusion, config: ModelConfig) -> dict[str, nn.Module]:
+    return {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
+
+
 def train_wider(
     args: argparse.Namespace,
     config_from: Callable[[ModelConfig], ModelConfig],
     look_beside_of: Callable[[ModelConfig, nn.Module, Pictures], LookBeside] | None = None,
     *,
+    networks_from: Callable[[StableDiffusion, ModelConfig], dict[str, nn.Module]] = with_wider_unet,
     pictures_of: Callable[..., Pictures] = ShapesDataset,
     encoded_of: Callable[[Path, Pictures, int], EncodedOnce] = recaptioned,
     ema_decay: float = 0.998,
@@ -58,6 +64,7 @@ def train_wider(
     config_from     the wider model's config, from that of the ordinary one
     look_beside_of  config, VAE and pictures -> what the new channels hold for a batch of pictures; None if `encoded_of`
                     knows
+    networks_from   the ordinary model and the new config -> the networks to begin with
     pictures_of     seed, size and device -> the pictures to train on
     encoded_of      file of latents, pictures and seed -> what each batch is taken from
     learning        options of `denoiser_run` that differ from those of inpainting
@@ -65,7 +72,7 @@ def train_wider(
     device = prepare(args)
     model = sd.load(args.model, device=str(device), precision="fp32")
     config = config_from(model.config)
-    networks = {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
+    networks = networks_from(model, config)
     networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
     pictures = pictures_of(args.seed, config.native_size, device=device)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -73,14 +80,14 @@ def train_wider(
     if not latents.exists():
         with tqdm(desc="encoding", total=args.pictures, unit="picture") as bar:
             encode_all(
-                model.vae,
+                networks["vae"],
                 pictures,
                 args.pictures,
                 latents,
                 batch_size=args.batch_size,
                 on_batch=bar.update,
                 made_of=pictures.name,
-                look_beside=look_beside_of and look_beside_of(config, model.vae, pictures),
+                look_beside=look_beside_of and look_beside_of(config, networks["vae"], pictures),
             )
     rate, warmup = args.learning_rate, min(100, args.steps // 4)
     run = denoiser_run(
