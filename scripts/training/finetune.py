@@ -11,6 +11,7 @@ A full-size model in float32 needs about 17 GB of memory for weights, average, g
 for the state.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from training_command import options, prepare, run, save_sheet, train, training_parser
 
 import sd
+from sd.config import SDXL_REFINER
 from sd.pipeline.settings import Settings
 from sd.runtime.saving import save_model
 from sd.training.folder import PictureFolder
@@ -38,20 +40,27 @@ def main(arguments: list[str] | None = None) -> None:
     add("--size", type=int, help="pixels of a side, a multiple of 8 (default: the model's native size)")
     add("--prompt-dropout", type=float, default=0.1, help="share of pictures trained without caption (default: 0.1)")
     add("--min-snr-gamma", type=float, help="weight the timesteps; 5 is usual (default: equal weights)")
-    add("--train-text-encoder", action="store_true", help="also train the text encoder")
+    add("--train-text-encoder", action="store_true", help="also train the text encoder; XL's both")
     add("--ema-decay", type=float, default=0.9999, help="(default: %(default)s)")
     add("--sample-every", type=int, default=250, help="steps (default: %(default)s)")
     add("--half", action="store_true", help="write the result in float16, half the size")
     args = parser.parse_args(arguments)
     model = sd.load(args.model, device=str(prepare(args)), precision="fp32")
-    size = args.size or model.config.native_size
+    config = model.config
+    if config.unet.in_channels != config.vae.latent_channels or config.family == SDXL_REFINER.family:
+        raise ValueError(
+            f"{args.model} is {config.family}; only models that make pictures from text alone are fine-tuned. "
+            "Give one of those."
+        )
+    size = args.size or config.native_size
     pictures = PictureFolder(args.pictures, size, args.seed)
-    networks = {part: getattr(model, part).requires_grad_(True) for part in ("unet", "vae", "text_encoder")}
+    parts = ("unet", "vae", "text_encoder", *(["text_encoder_2"] if config.text_encoder_2 else []))
+    networks = {part: getattr(model, part).requires_grad_(True) for part in parts}
     networks["vae"].requires_grad_(False)
     networks["unet"].to(torch.float32, memory_format=torch.channels_last)  # on the CPU, convolutions are as in the file
     rate, warmup = args.learning_rate, min(100, args.steps // 10)
     run = denoiser_run(
-        model.config,
+        replace(config, native_size=size),
         networks,
         EncodedAsTheyCome(model.vae, pictures),
         options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate, ema_decay=args.ema_decay),
@@ -73,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     if run.is_first:
         dtype = torch.float16 if args.half else torch.float32
         target = args.folder / "model.ckpt"
-        save_model(target, model.config, networks, run.ema.weights, step=run.step, dtype=dtype, merge=False)
+        save_model(target, config, networks, run.ema.weights, step=run.step, dtype=dtype, merge=False)
         print(target)
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for settings, common in runs.items():
         if settings == "shuffled words":
-            shuffle_words(model.text_encoder, seed=0)
+            for text_encoder in filter(None, (model.text_encoder, model.text_encoder_2)):
+                shuffle_words(text_encoder, seed=0)  # in the same order
         for name, requests in sets.items():
             if not requests:
                 continue

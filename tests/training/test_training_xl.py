@@ -3,15 +3,18 @@
 import copy
 from dataclasses import replace
 
+import finetune
+import make_checkpoint
 import pytest
 import torch
 import train_xl
 from conftest import TINY, assemble, fill
 from oracles import relative_error
+from PIL import Image
 
 import sd
 from convert.actions.convert import convert
-from sd.config import SD_V1_INPAINTING
+from sd.config import SD_V1_INPAINTING, SDXL_INPAINTING, SDXL_REFINER
 from sd.networks.attention import SpatialTransformer
 from sd.pipeline.settings import Settings
 from sd.pipeline.vector import vectors_for
@@ -116,7 +119,7 @@ def test_training_gives_the_unet_what_the_pipeline_does(networks, tokens):
 
 
 @pytest.mark.slow
-def test_a_small_xl_is_made_trained_and_draws(base, networks, tmp_path, capsys):
+def test_a_small_xl_is_made_trained_and_draws_and_is_tuned(base, networks, tmp_path, capsys):
     start, folder = tmp_path / "base.ckpt", tmp_path / "xl"
     save_model(start, BASE, fill(BASE), {}, step=0, dtype=torch.float32, merge=True)
     with torch.enable_grad():
@@ -137,6 +140,29 @@ def test_a_small_xl_is_made_trained_and_draws(base, networks, tmp_path, capsys):
     convert(tmp_path / "diffusers", tmp_path / "again.safetensors")
     again = sd.load(tmp_path / "again.safetensors", precision="fp32")
     assert torch.equal(values_of(again.unet), values_of(model.unet))
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (64, 64), "red").save(photos / "red.png")
+    (photos / "red.txt").write_text("nothing but red")
+    options = ["--steps", "1", "--batch-size", "1", "--learning-rate", "1e-3", "--train-text-encoder"]
+    with torch.enable_grad():
+        finetune.main([str(path), str(photos), str(tmp_path / "tuned"), *options])
+    tuned = sd.load(tmp_path / "tuned" / "model.ckpt", precision="fp32", weights="model")
+    change = {
+        part: relative_error(values_of(getattr(tuned, part)), values_of(getattr(model, part))) for part in networks
+    }
+    assert change.pop("vae") == 0
+    assert min(change.values()) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [SDXL_REFINER, SDXL_INPAINTING, SD_V1_INPAINTING], ids=lambda each: each.family)
+def test_only_models_that_make_pictures_from_text_alone_are_finetuned(family, tmp_path):
+    config = make_checkpoint.tiny(family)
+    save_model(tmp_path / "other.ckpt", config, fill(config), {}, step=0, dtype=torch.float16, merge=True)
+    with pytest.raises(ValueError, match=f"other.ckpt is {family.family}; only models that make pictures from text"):
+        finetune.main([str(tmp_path / "other.ckpt"), str(tmp_path), str(tmp_path / "tuned")])
 
 
 def values_of(network):
