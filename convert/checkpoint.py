@@ -367,6 +367,6 @@ def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorReco
 def _possible_unet_names() -> list[str]:
     """Every name that a UNet may have, at any width."""
     # Growing at every level, it has a shortcut wherever some width has one.
-    widest = [replace(unet, multipliers=(1, 2, 4, 8)[: len(unet.multipliers)]) for unet in UNETS]
+    widest = [replace(u, multipliers=(1, 2, 4, 8)[: len(u.multipliers)], guidance_width=1) for u in UNETS]
     names = (original_names(replace(SD_V1, unet=unet), "unet").values() for unet in widest)
     return list(dict.fromkeys(original.name for found in names for original in found))

@@ -37,6 +37,7 @@ class UNetConfig:
     context_width: int  # of one text vector
     groups: int  # of every group norm
     vector_width: int = 0  # of what it is given beside the text: the pooled prompt and sizes; 0: nothing
+    guidance_width: int = 0  # of the embedded guidance scale, where it was distilled with guidance; 0: it was not
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,8 @@ def original_state(config: ModelConfig, networks: dict) -> dict[str, torch.Tenso
 def diffusers_unet(config: ModelConfig, networks: dict) -> UNet2DConditionModel:
     model = empty_unet(config)
     state = convert_ldm_unet_checkpoint(original_state(config, {"unet": networks["unet"]}), dict(model.config))
+    if config.unet.guidance_width:  # which that function leaves out
+        state["time_embedding.cond_proj.weight"] = networks["unet"].cond_proj.weight
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -56,6 +58,8 @@ def empty_unet(config: ModelConfig) -> UNet2DConditionModel:
         # of a last level without attention: in the middle
         "transformer_layers_per_block": [*(max(depth, 1) for depth in unet.depths[:-1]), max(unet.middle_depth, 1)],
     }
+    if unet.guidance_width:
+        settings["time_cond_proj_dim"] = unet.guidance_width
     if unet.vector_width:
         settings |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
         settings |= {"projection_class_embeddings_input_dim": unet.vector_width}

@@ -32,6 +32,7 @@ WEIGHTS = {
     DEPTH_ESTIMATOR: f"{DEPTH_ESTIMATOR}/model.safetensors",
 }
 EULER = {"interpolation_type": "linear", "use_karras_sigmas": False}  # Karras et al. (2022), algorithm 2 without noise
+CONSISTENCY = {"original_inference_steps": 50, "timestep_scaling": 10.0, "set_alpha_to_one": True}  # Luo et al. (2023)
 PLMS = {"skip_prk_steps": True, "timestep_spacing": "leading"}  # Liu et al. (2022), without its Runge-Kutta steps
 ENDING_IN_NOISE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}  # Lin et al. (2023)
 NONE = [None, None]
@@ -44,6 +45,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
     ends_in_noise  trained with zero terminal SNR, which DDIMScheduler supports
     """
     usual = "EulerDiscreteScheduler" if config.unet.vector_width else "PNDMScheduler"
+    usual = "LCMScheduler" if config.unet.guidance_width else usual
     scheduler = "DDIMScheduler" if ends_in_noise else usual
     latent_side = config.native_size // config.vae.factor
     heads = set(config.unet.heads)
@@ -91,7 +93,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "clip_sample": False,
             "trained_betas": None,
             **(EULER if scheduler.startswith("Euler") else {}),
-            **(ENDING_IN_NOISE if ends_in_noise else PLMS),
+            **(ENDING_IN_NOISE if ends_in_noise else CONSISTENCY if scheduler.startswith("LCM") else PLMS),
         },
         **of_texts,
         **beside,

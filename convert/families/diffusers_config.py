@@ -90,9 +90,10 @@ def unet_settings(config: UNetConfig) -> dict[str, object]:
 
 def vector_settings(config: UNetConfig) -> dict[str, object]:
     """The settings of what a UNet is given beside the text, if that is anything."""
+    guidance = {"time_cond_proj_dim": config.guidance_width} if config.guidance_width else {}
     if not config.vector_width:
-        return {}
-    return {
+        return guidance
+    return guidance | {
         "addition_embed_type": "text_time",
         "addition_time_embed_dim": 256,
         "projection_class_embeddings_input_dim": config.vector_width,

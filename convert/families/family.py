@@ -13,7 +13,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError, counted, s
 from convert.families.recognition import beside, recognise_names
 from convert.families.table import MODELS, row_named
 from convert.files.limits import LIMITS
-from convert.layouts.names import DEPTH_NETWORK, PREFIXES, SECOND_TEXT
+from convert.layouts.names import DEPTH_NETWORK, GUIDANCE, PREFIXES, SECOND_TEXT
 from sd.config import SD_V1, ModelConfig, TextEncoderConfig, UNetConfig, VAEConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -173,6 +173,7 @@ def unet_config(shapes: Shapes, family: ModelConfig) -> UNetConfig:
         heads=_heads(family.unet, widths),
         context_width=context[1],
         vector_width=_shape(shapes, "label_emb.0.0.weight", 2)[1] if family.unet.vector_width else 0,
+        guidance_width=_shape(shapes, GUIDANCE[0][1], 2)[1] if GUIDANCE[0][1] in shapes else 0,
     )
 
 

@@ -17,7 +17,8 @@ from convert.layouts.names import PREFIXES, SECOND_TEXT, original_names
 from sd.config import DPT_HYBRID, SDXL, ModelConfig
 
 EVERYTHING = asdict(replace(SDXL, depth=DPT_HYBRID))  # a config with all fields
-OPTIONAL = {"text_encoder_2", "depth", "vector_width", "skipped_layers", "pooled_width"}  # that not every model has
+# that not every model has
+OPTIONAL = {"text_encoder_2", "depth", "vector_width", "guidance_width", "skipped_layers", "pooled_width"}
 PREDICTIONS = ("eps", "v")
 ACTIVATIONS = ("quick_gelu", "gelu")
 TIMESTEPS = range(1, 10_000 + 1)

@@ -71,6 +71,7 @@ def original_by_diffusers(names: Iterable[str]) -> dict[str, str]:
             ),
             middle_depth=count("unet.mid_block.attentions.0.transformer_blocks."),
             heads=(1,) * levels,
+            guidance_width=1,
         ),
         vae=replace(
             SDXL.vae,

@@ -29,6 +29,9 @@ LABEL: Table = (  # of families whose UNet is given a vector beside the text
     ("label_emb.linear1", "label_emb.0.0", "add_embedding.linear_1", ("time", "vector")),
     ("label_emb.linear2", "label_emb.0.2", "add_embedding.linear_2", ("time", "time")),
 )
+GUIDANCE: Table = (  # of UNets that were distilled with guidance
+    ("cond_proj.weight", "time_embed.cond_proj.weight", "time_embedding.cond_proj.weight", ("width", "guidance")),
+)
 CONV: Table = (("", "", "", ("width", "channels", 3, 3)),)
 DOWNSAMPLE: Table = (("conv", "op", "conv", ("width", "width", 3, 3)),)
 UPSAMPLE: Table = (("conv", "conv", "conv", ("width", "width", 3, 3)),)
@@ -216,6 +219,8 @@ def unet_parameters(config: UNetConfig) -> Iterator[Parameter]:
     yield from expand(UNET_ENDS, ("", "", ""), width=config.width, **sizes)
     if config.vector_width:
         yield from expand(LABEL, ("", "", ""), vector=config.vector_width, **sizes)
+    if config.guidance_width:
+        yield from expand(GUIDANCE, ("", "", ""), guidance=config.guidance_width, width=config.width)
     for row in block_plan(config):
         yield from block_parameters(row, config)
 

@@ -36,6 +36,7 @@ ROOTS = (  # names that start so tell the layout of the network -> its root ther
 TELLING = ("unet.down_blocks.", "unet.mid_block.", "vae.encoder.down_blocks.", "vae.decoder.up_blocks.")
 TELLING += ("down_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.")
 TELLING += tuple(f"text_encoder.{start}" for start in ("text_model.", "transformer.text_model.", "embeddings."))
+GUIDANCE = "time_embedding.cond_proj.", "time_embed.cond_proj."  # as some write it among original names -> as we do
 OUR_NAMES = ("unet.input_blocks.0.conv.weight", "vae.encoder.mid.attention.norm.weight")  # not the original's
 # Where Stability-AI/generative-models keeps the text encoder of Stable Diffusion 1 and 2, and where the original code
 # does. The refiner of XL has one there, too, and beside it a part that is told the size of the picture.
@@ -139,6 +140,7 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
         plain = _without_conditioner(plain)
     original = {part for part, prefix in PREFIXES.items() if any(name.startswith(prefix) for name in plain.values())}
     if not (is_folder or any(name.startswith(TELLING) for name in plain.values())):
+        plain = {name: today.replace(*GUIDANCE) if GUIDANCE[0] in today else today for name, today in plain.items()}
         # Names without a prefix belong to a part that has no names with its prefix; else they are leftovers.
         has_unet = "unet" in original or not any("input_blocks." in name for name in plain.values())
         has_vae = "vae" in original

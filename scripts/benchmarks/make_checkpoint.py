@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a .ckpt or .safetensors")
     parser.add_argument("--family", choices=FAMILIES, default="sd-v1", help="(default: sd-v1)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="(default: full)")
+    parser.add_argument("--lcm", action="store_true", help="the UNet takes the guidance scale as an input")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
     parser.add_argument("--ema", action="store_true", help="add averaged UNet weights")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
@@ -206,6 +207,8 @@ def main() -> None:
     args = parser.parse_args()
     config = FAMILIES[args.family]
     config = tiny(config) if args.size == "tiny" else config
+    if args.lcm:
+        config = replace(config, unet=replace(config.unet, guidance_width=256))
     state = made_up_state_dict(config, args.seed, dtype=PRECISIONS[args.precision], ema=args.ema)
     try:
         save_original(args.out, state, force=args.force)

@@ -151,6 +151,7 @@ class UNet(nn.Module):
                 linear2=nn.Linear(time_width, time_width),
             )
         )
+        self.cond_proj = nn.Linear(config.guidance_width, config.width, bias=False) if config.guidance_width else None
         self.label_emb = None
         if config.vector_width:
             self.label_emb = nn.Sequential(
@@ -174,16 +175,27 @@ class UNet(nn.Module):
             )
         )
 
-    def forward(self, x_t: Tensor, timestep: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_t: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """Predict the noise in latents (or the velocity).
 
         x_t       (B, in_channels, H, W)  noisy latents, H and W at least 1
         timestep  () or (B,)              999 is noisiest
         context   (B, S, context width)   the encoded prompt
         vector    (B, vector width)       the pooled prompt and the picture's sizes, for families trained with them
+        guidance  (1 or B, guidance width)  the embedded guidance scale, for UNets distilled with it; without, w is 0
         returns   (B, out_channels, H, W)
         """
-        time = self.time_embed(timestep_embedding(timestep, self.width).to(x_t.dtype))
+        time = timestep_embedding(timestep, self.width).to(x_t.dtype)
+        if guidance is not None:
+            time = time + self.cond_proj(guidance)
+        time = self.time_embed(time)
         if self.label_emb is not None:
             time = time + self.label_emb(vector)
         x, skips = x_t, []

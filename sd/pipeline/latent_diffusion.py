@@ -140,12 +140,23 @@ class LatentDiffusion:
         ]
         return encode_in_towers(towers, skip_layers=clip_skip - 1)
 
+    def as_run(self, settings: Settings) -> Settings:
+        """The settings by which the sampler runs: without guidance, if the UNet is given its scale.
+
+        Raises SettingError for other settings of the guidance that it would leave out.
+        """
+        if not self.config.unet.guidance_width:
+            return settings
+        from sd.pipeline.embedded_guidance import without_negative
+
+        return without_negative(settings)
+
     def chunk_count(self, settings: Settings) -> int:
         """The number of chunks of a picture's prompts: that of the longest text at any step.
 
         It must be equal for all pictures of a batch, since one more empty chunk changes a picture.
         """
-        texts = {text for line in settings.pairs_by_step() for pair in line for text in pair}
+        texts = {text for line in self.as_run(settings).pairs_by_step() for pair in line for text in pair}
         return max(len(chunks_of(text, self.tokenizer, plain=settings.plain_prompts)) for text in texts)
 
     def _contexts(self, batch: Sequence[Settings]) -> list[ContextByStep]:
@@ -248,9 +259,16 @@ class LatentDiffusion:
         skipped  how many of all do not run; prompts count from there
         noise    which samplers add on the way
         """
+        guidance_scale, batch = batch[0].guidance_scale, [self.as_run(settings) for settings in batch]
         common, contexts = batch[0], self._contexts(batch)
         table, steps = table_and_steps(self.config.schedule, common)
-        unet = conditions.unet(self.runner.predictor(self.unet, common, len(batch)), len(batch))
+        unet = self.runner.predictor(self.unet, common, len(batch))
+        if width := self.config.unet.guidance_width:
+            from sd.pipeline.embedded_guidance import guidance_embedding, with_guidance
+
+            embedding = guidance_embedding(guidance_scale, width)
+            unet = with_guidance(unet, self.runner.send(embedding.to(self.dtypes["unet"]), self.device))
+        unet = conditions.unet(unet, len(batch))
         first = numbers.start - skipped
         denoiser = self._denoiser(unet, table, common, [context(first) for context in contexts])
         predict_eps = LastPrediction(conditions.denoiser(denoiser))

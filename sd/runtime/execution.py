@@ -141,10 +141,12 @@ class Execution(Runner):
 
             reused = ReusedFeatures(settings.reuse_features)  # each run has its own
 
-        def predict(x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor | None = None) -> Tensor:
+        def predict(
+            x: Tensor, timestep: Tensor, context: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None
+        ) -> Tensor:
             options = {"tile": settings.tile, "reused": reused, "merge": settings.merge_tokens}
             options["predictions"] = len(context) // pictures
-            return self.predict(unet, x, timestep, context, vector, **options)
+            return self.predict(unet, x, timestep, context, vector, guidance, **options)
 
         return predict
 
@@ -207,6 +209,7 @@ class Execution(Runner):
         timestep: Tensor,
         context: Tensor,
         vector: Tensor | None = None,
+        guidance: Tensor | None = None,
         *,
         predictions: int = 1,
         tile: str = "",
@@ -218,18 +221,24 @@ class Execution(Runner):
         predictions  for each picture. 2: the second half of x is the same as the first, and the context has the
                      negative prompts' rows first; 3: see `sd.sampling.denoiser`
         vector       (B, V) beside the context, for families that have one
+        guidance     (1, G) the embedded guidance scale, for UNets distilled with it
         tile         the axes, "x" and "y", along which the picture continues at its opposite edge
         reused       the features that the run keeps from prediction to prediction; the UNet is then not compiled
         merge        the share of tokens merged before self-attention in the blocks with the most; above 0, not compiled
         """
         if reused:
             reused.begin(x, context)
-        parts, given = self._parts(x, predictions), [context] if vector is None else [context, vector]
+        beside = {"vector": vector, "guidance": None if guidance is None else guidance.expand(len(x), -1)}
+        given = {"context": context} | {name: each for name, each in beside.items() if each is not None}
+        parts = self._parts(x, predictions)
         guided = predictions == 2 and not self.options.low_memory
         if len(parts) == 1:
             return self._predict(unet, x, timestep, given, guided, tile, reused, merge)
         predicted = [
-            self._predict(unet, x[rows], timestep, [each[rows] for each in given], guided, tile, reused, merge, part)
+            self._predict(
+                *(unet, x[rows], timestep, {name: each[rows] for name, each in given.items()}),
+                *(guided, tile, reused, merge, part),
+            )
             for part, rows in enumerate(parts)
         ]
         order = torch.tensor([row for rows in parts for row in rows], dtype=torch.int64, device=x.device)
@@ -249,22 +258,22 @@ class Execution(Runner):
         unet: UNet,
         x: Tensor,
         timestep: Tensor,
-        given: list[Tensor],
+        given: dict[str, Tensor],
         guided: bool,
         tile: str,
         reused: "ReusedFeatures | None",
         merge: float,
         part: int = 0,
     ) -> Tensor:
-        """`predict` for one part of the rows, see `_parts`; given: the context, and the vector if there is one."""
+        """`predict` for one part of the rows, see `_parts`; given: the context, and what there is beside it."""
         same_each_time = reused is None and not merge and not self.watched
 
-        def compiled(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
-            x, context, *vector = x.contiguous(), *(each.contiguous() for each in given)
-            with self._compiled(unet).applied(x, context, guided=guided, tile=tile):
-                return unet(x, timestep, context, *vector)
+        def compiled(x: Tensor, timestep: Tensor, *values: Tensor) -> Tensor:
+            x, inputs = x.contiguous(), {name: each.contiguous() for name, each in zip(given, values, strict=True)}
+            with self._compiled(unet).applied(x, inputs["context"], guided=guided, tile=tile):
+                return unet(x, timestep, **inputs)
 
-        def plain(x: Tensor, timestep: Tensor, *given: Tensor) -> Tensor:
+        def plain(x: Tensor, timestep: Tensor, *values: Tensor) -> Tensor:
             with ExitStack() as changes:
                 self._patch(changes, unet, x, x.shape[-2:].numel(), tile)
                 if guided:
@@ -275,13 +284,13 @@ class Execution(Runner):
                     from sd.runtime.shortcuts.token_merging import tokens_merged
 
                     changes.enter_context(tokens_merged(unet, merge, x))
-                return unet(x, timestep, *given)
+                return unet(x, timestep, **dict(zip(given, values, strict=True)))
 
         predict = compiled if self.options.compile and same_each_time else plain
         with self._one_thread:
             if same_each_time and self.captures(x.device) and not torch.is_grad_enabled():
-                return self._captured(unet).predict(predict, x, timestep, *given, kind=(guided, tile))
-            return predict(x, timestep, *given)
+                return self._captured(unet).predict(predict, x, timestep, *given.values(), kind=(guided, tile))
+            return predict(x, timestep, *given.values())
 
     def captures(self, device: torch.device) -> bool:
         """Whether predictions on that device are captured as CUDA graphs, if all of a run do the same operations.

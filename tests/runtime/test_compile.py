@@ -148,7 +148,7 @@ def failing_backend(function):
     def backend(program, inputs):
         raise RuntimeError("in line 1:\nx.cpp:3: fatal error: omp.h: No such file\n")
 
-    return torch.compile(lambda x, *others: x + 1, backend=backend)
+    return torch.compile(lambda x, *others, **named: x + 1, backend=backend)
 
 
 def unknown_python(function):
@@ -156,7 +156,7 @@ def unknown_python(function):
 
 
 def program_out_of_memory(function):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("not enough memory: you tried to allocate 9 bytes")
 
     return fail

@@ -146,7 +146,9 @@ class CompiledUNet:
         with patched(forwards):
             forwards |= computed_once(unet) if guided else {}
         try:
-            forwards[unet] = self.compiler(own_code(lambda *inputs: type(unet).forward(unet, *inputs)))
+            forwards[unet] = self.compiler(
+                own_code(lambda *inputs, **named: type(unet).forward(unet, *inputs, **named))
+            )
         except RuntimeError as error:  # a version of Python that PyTorch's compiler does not know, for example
             raise SettingError("compile", f"does not work here: {reason_of(error)}. Leave it out.") from error
         return forwards

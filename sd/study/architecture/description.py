@@ -79,8 +79,9 @@ def passes(
     def unet() -> Tensor:
         context = filled("unet", 1, config.text_encoder.context_length, config.unet.context_width)
         timestep = torch.zeros((), dtype=torch.int64, device=device)
-        vector = [filled("unet", 1, config.unet.vector_width)] if config.unet.vector_width else []
-        return networks["unet"](filled("unet", 1, config.unet.in_channels, *sides), timestep, context, *vector)
+        widths = {"vector": config.unet.vector_width, "guidance": config.unet.guidance_width}
+        beside = {name: filled("unet", 1, width) for name, width in widths.items() if width}
+        return networks["unet"](filled("unet", 1, config.unet.in_channels, *sides), timestep, context, **beside)
 
     few = {}  # that few models have
     if config.depth:

@@ -135,7 +135,7 @@ class Recorder:
     """Records the first prediction of every step of one run, inside the `with` block."""
 
     def __init__(self, model: StableDiffusion, settings: Settings, start: InitImage | None, *, attention: bool):
-        self.model, self.settings = model, settings
+        self.model, self.settings = model, model.as_run(settings)
         self.table, self.schedule = table_and_steps(model.config.schedule, settings)
         run = len(self.schedule) if start is None else steps_run(len(self.schedule), settings.strength)
         if not run:
