@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from convert.actions.diffusers_writer import WEIGHTS, write_settings
+from convert.actions.diffusers_writer import WEIGHTS, write_settings, write_text
 from convert.actions.target import (
     PICKLES,
     TargetError,
@@ -104,7 +104,8 @@ def convert(
     keep_all   also write the tensors beside the model; those that a file of ours holds always return to the original
                layout
     verify     read all of it back and compare it with the source, before it gets its name
-    hash_source  compute the sha256 of the source for the metadata of our layout, unless it is cached
+    hash_source  compute the sha256 of the source, for the metadata of our layout and the card of a folder, unless it
+               is cached
     force      replace the target if it exists; of folders, only one with a diffusers model in it
     on_start, on_bytes  called with the number of bytes that will be, and that were just written
 
@@ -165,7 +166,8 @@ def convert(
 
         if layout == "diffusers":
             with folder_written_whole(target, force=force) as folder:
-                _write_folder(folder, reporting, file, checkpoint, plan, precision, changes.metadata)
+                own = our_metadata(file, checkpoint, precision, hash_source)
+                _write_folder(folder, reporting, file, checkpoint, plan, precision, own, changes.metadata)
                 verified = finish(folder)
         else:
             with written_whole(target, force=force) as reporting.out:
@@ -210,9 +212,16 @@ def _write_folder(
     checkpoint: Checkpoint,
     plan: Plan,
     precision: str,
+    own: Mapping[str, str | Callable[[], str]],
     metadata: Mapping[str, str],
 ) -> None:
-    write_settings(folder, checkpoint.config, checkpoint.part, ends_in_noise=checkpoint.said.ends_in_noise)
+    """Settings, weights with the metadata of what was changed, and the card.
+
+    own  what a file of ours would hold in its metadata; hashes may still be computed
+    """
+    from convert.actions.model_card import CARD, model_card
+
+    loader = write_settings(folder, checkpoint.config, checkpoint.part, ends_in_noise=checkpoint.said.ends_in_noise)
     only = checkpoint.part and folder_of(checkpoint.config, checkpoint.part)
     for component, place in WEIGHTS.items():
         if only not in (None, component):
@@ -224,3 +233,6 @@ def _write_folder(
             continue
         with written_whole(folder / place) as reporting.out:
             write_plan(reporting, file, mine, precision, {**PLAIN, **metadata})
+    own = {name: value if isinstance(value, str) else value() for name, value in own.items()}
+    stated = publisher_metadata(file, checkpoint) | metadata
+    write_text(folder / CARD, model_card(checkpoint, loader, own, stated, file.metadata))

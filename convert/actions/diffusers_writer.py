@@ -172,21 +172,25 @@ def _beside(config: ModelConfig) -> tuple[dict[str, object], dict[str, dict]]:
     }
 
 
-def write_settings(folder: Path, config: ModelConfig, part: str | None = None, *, ends_in_noise: bool = False) -> None:
-    """Write everything but the weights; of one part alone if `part` says so."""
+def write_settings(folder: Path, config: ModelConfig, part: str | None = None, *, ends_in_noise: bool = False) -> str:
+    """Write everything but the weights and the card; of one part alone if `part` says so.
+
+    Returns the name of the class that loads the folder.
+    """
     everything = folder_settings(config, ends_in_noise=ends_in_noise)
     if part:
         settings = everything[f"{folder_of(config, part)}/config.json"]
-        _write(folder / "config.json", json.dumps(settings, indent=2) + "\n")
-        return
+        write_text(folder / "config.json", json.dumps(settings, indent=2) + "\n")
+        return settings["architectures"][0] if "architectures" in settings else settings["_class_name"]
     for name, settings in everything.items():
-        _write(folder / name, json.dumps(settings, indent=2) + "\n")
+        write_text(folder / name, json.dumps(settings, indent=2) + "\n")
     texts, merges = vocabulary()
     for name in everything:
         if name.endswith("/special_tokens_map.json"):
             tokenizer = (folder / name).parent
-            _write(tokenizer / "vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))
-            _write(tokenizer / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+            write_text(tokenizer / "vocab.json", json.dumps({text: number for number, text in enumerate(texts)}))
+            write_text(tokenizer / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    return everything[INDEX]["_class_name"]
 
 
 def vocabulary() -> tuple[list[str], list[str]]:
@@ -213,7 +217,7 @@ def _special_tokens(text: TextEncoderConfig) -> dict[str, str]:
     return {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": padding}
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     with written_whole(path) as out:
         out.write(text.encode())

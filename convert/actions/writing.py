@@ -188,7 +188,7 @@ def our_metadata(
         "config": json.dumps(checkpoint.config.to_dict()),
         "precision": PRECISIONS.get(precision, "+".join(dtypes)),
         "weights": checkpoint.weights,
-        "source_file": shown(file.path.name),  # safetensors metadata must be valid Unicode
+        "source_file": shown(os.path.basename(os.path.abspath(file.path))),  # as valid Unicode, also of "."
         **_source_hashes(file, hash_source),
         **step,
         **zero_snr,

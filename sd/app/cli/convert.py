@@ -76,8 +76,8 @@ def parser() -> Parser:
         help="read OUT back and compare every number with IN; then print the hash of its tensors, the same in every "
         "layout, as sd inspect --tensors-hash does")
     add("--no-hash", action="store_true",
-        help="do not read all of IN for its sha256, which our layout stores; the first conversion of a file is then "
-        "twice as fast. A sha256 that is known already is stored anyway")
+        help="do not read all of IN for its sha256, which our layout and the README.md of a folder state; the first "
+        "conversion of a file is then twice as fast. A sha256 that is known already is stored anyway")
     # fmt: on
     add_output_flags(parser)
     return parser
