@@ -19,6 +19,7 @@ from sd.runtime.saving import save_model
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedOnce, Pictures, encode_all
 from sd.training.shapes.drawing import ShapesDataset
+from sd.training.shapes.scenes import KINDS
 from sd.training.widening import widened
 
 LookBeside = Callable[[int, Tensor], Tensor]  # see `sd.training.latents.encode_all`
@@ -29,9 +30,19 @@ def recaptioned(latents: Path, pictures: ShapesDataset, seed: int) -> EncodedOnc
 
 
 def parse(
-    description: str, arguments: list[str] | None, *, pictures: str, count: int, steps: int, **defaults: object
+    description: str,
+    arguments: list[str] | None,
+    *,
+    pictures: str,
+    count: int,
+    steps: int,
+    scenes: str | None = None,
+    **defaults: object,
 ) -> argparse.Namespace:
-    """The flags of such a training. pictures: help on them; count, steps, and flags by name: defaults."""
+    """The flags of such a training. pictures: help on them; count, steps, scenes, and flags by name: defaults.
+
+    scenes  which there are by default, if there is a choice
+    """
     parser = training_parser(description, batch_size=32, seed=2, save_every=250)
     add = parser.add_argument
     add("folder", type=Path, help="output folder")
@@ -40,6 +51,8 @@ def parse(
     add("--steps", type=int, default=steps, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=3e-4, help="(default: %(default)s)")
     add("--workers", type=int, default=0, help="processes that prepare batches while a GPU trains (default: 0)")
+    if scenes:
+        add("--scenes", choices=KINDS, default=scenes, help="see train_tiny.py (default: %(default)s)")
     parser.set_defaults(**defaults)
     return parser.parse_args(arguments)
 
@@ -73,7 +86,7 @@ def train_wider(
     model = sd.load(args.model, device=str(device), precision="fp32")
     config = config_from(model.config)
     networks = networks_from(model, config)
-    networks["unet"].to(memory_format=torch.channels_last).requires_grad_(True)
+    networks["unet"].to(torch.float32, memory_format=torch.channels_last).requires_grad_(True)
     pictures = pictures_of(args.seed, config.native_size, device=device)
     args.folder.mkdir(parents=True, exist_ok=True)
     latents = args.folder / "latents.safetensors"

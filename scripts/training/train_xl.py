@@ -1,6 +1,7 @@
 """Make a small Stable Diffusion XL from the small model: two text encoders, a UNet of three levels, and train the UNet.
 
-    python scripts/training/train_xl.py runs/xl
+    python scripts/training/train_xl.py runs/xl-1
+    python scripts/training/train_xl.py runs/xl --model runs/xl-1/model.ckpt --scenes all   # then also two things
     sd txt2img "a red circle on a blue background" -m runs/xl/model.ckpt
 
 The networks begin with the small model's weights, see `sd/training/small_xl.py`; of them, the UNet is trained. The same
@@ -11,8 +12,11 @@ saved state.
 from functools import partial
 
 from further_channels import parse, train_wider
+from torch import nn
 from training_command import run
 
+from sd.config import ModelConfig
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.small_xl import networks_from, xl_config
 
@@ -21,18 +25,28 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(
         __doc__,
         arguments,
-        pictures="each of one thing",
+        pictures="to train on",
         count=6_400,
-        steps=4_000,
+        steps=1_500,
+        scenes="single",
         seed=4,
         save_every=100,
         learning_rate=7e-4,
     )
+
+    def config_from(config: ModelConfig) -> ModelConfig:
+        return config if config.text_encoder_2 else xl_config(config)
+
+    def networks_of(model: StableDiffusion, config: ModelConfig) -> dict[str, nn.Module]:
+        if config is model.config:
+            return {part: getattr(model, part) for part in ("unet", "vae", "text_encoder", "text_encoder_2")}
+        return networks_from(model, config, args.seed)
+
     train_wider(
         args,
-        xl_config,
-        networks_from=partial(networks_from, seed=args.seed),
-        pictures_of=partial(ShapesDataset, kind="single"),
+        config_from,
+        networks_from=networks_of,
+        pictures_of=partial(ShapesDataset, kind=args.scenes),
         ema_decay=0.995,
     )
 

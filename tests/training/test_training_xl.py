@@ -141,6 +141,16 @@ def test_a_small_xl_is_made_trained_and_draws_and_is_tuned(base, networks, tmp_p
     again = sd.load(tmp_path / "again.safetensors", precision="fp32")
     assert torch.equal(values_of(again.unet), values_of(model.unet))
 
+    with torch.enable_grad():
+        short = ["--pictures", "2", "--batch-size", "2", "--steps", "1", "--scenes", "all"]
+        train_xl.main([str(tmp_path / "more"), "--model", str(path), *short])
+    more = sd.load(tmp_path / "more" / "model.ckpt", precision="fp32")
+    change = {
+        part: relative_error(values_of(getattr(more, part)), values_of(getattr(model, part))) for part in networks
+    }
+    assert 1e-4 < change.pop("unet") < 1e-2
+    assert max(change.values()) == 0
+
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (64, 64), "red").save(photos / "red.png")
