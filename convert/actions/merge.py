@@ -43,7 +43,7 @@ class Share:
     blocks: tuple[float, ...] = ()  # in the blocks of the UNet, IN00 ..., M00, OUT00 ...; (): as in the text encoder
 
     def of(self, ours: str, config: ModelConfig) -> float:
-        """In a weight by our name. As in other programs, the UNet's time embedding counts as IN00, its end as the last
+        """In a weight by our name. As in other programs, the UNet's embeddings count as IN00 and its end as the last
         OUT."""
         component, block, number = (*ours.split("."), "")[:3]
         if component in KEPT:
@@ -51,7 +51,7 @@ class Share:
         if component != "unet" or not self.blocks:
             return self.base
         plan = [row.name for row in block_plan(config.unet)]
-        names = {"time_embed": plan[0], "out": plan[-1], "middle_block": "middle_block"}
+        names = {"out": plan[-1], "middle_block": "middle_block", "time_embed": plan[0], "label_emb": plan[0]}
         return self.blocks[plan.index(names.get(block, f"{block}.{number}"))]
 
 

@@ -12,10 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from weights_of import stored
 
+import sd
 from convert.actions.convert import convert
 from convert.actions.merge import Merging, Share
 from convert.actions.target import TargetError
+from convert.layouts.names import parameter_shapes
 from sd.config import SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH
+from sd.networks.block_plan import block_plan
 
 CONV_IN = "unet.input_blocks.0.conv.weight"
 ORIGINAL_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
@@ -84,6 +87,21 @@ def test_every_block_has_its_weight(tmp_path, run, models, base_in_front):
     for name, value in found.items():
         weight = 0 if name.startswith("vae.") else [*weights, 0.8][block_number(name)]
         close(value, (1 - weight) * a[name].double() + weight * b[name].double())
+
+
+@pytest.mark.parametrize("family", sd.list_models())
+def test_every_weight_of_every_family_has_its_share(family):
+    config = sd.get_config(family)
+    plan = [row.name for row in block_plan(config.unet)]
+    share = Share(0.5, tuple(range(1, 1 + len(plan))))
+    found = {name: share.of(name, config) for name in parameter_shapes(config)}
+    for number, block in enumerate(plan, 1):
+        assert {value for name, value in found.items() if name.startswith(f"unet.{block}.")} == {number}
+    for start, expected in {
+        **{"unet.time_embed.": 1, "unet.label_emb.": 1, "unet.out.": len(plan)},
+        **{"text_encoder.": 0.5, "text_encoder_2.": 0.5, "vae.": 0},
+    }.items():
+        assert {value for name, value in found.items() if name.startswith(start)} <= {expected}
 
 
 @pytest.mark.parametrize("third", [False, True])

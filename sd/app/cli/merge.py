@@ -43,8 +43,8 @@ def parser() -> Parser:
     add("-w", "--weight", "--alpha", "--multiplier", type=float, metavar="W",
         help="how much of B, or of the difference: 0 none, 1 all (default: 0.5; 1 for a difference)")
     add("--block-weights", type=numbers, metavar="W,W,...",
-        help="a weight for each block of the UNet: IN00 to IN11, M00, OUT00 to OUT11; the text encoder has --weight, "
-        "or one more number in front")
+        help="a weight for each block of the UNet: IN00 to IN11, M00, OUT00 to OUT11 (XL: to IN08 and OUT08); text "
+        "encoders have --weight, or one more number in front")
     add("--vae", type=Path, metavar="FILE", help="use the VAE in FILE in place of A's")
     add_layout_flag(parser, "A")
     add("--precision", choices=["keep", *PRECISIONS], default="keep",
