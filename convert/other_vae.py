@@ -8,7 +8,8 @@ from dataclasses import replace
 from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
 from convert.errors import WeightMismatchError
 from convert.files.reader import CheckpointFile, JoinedFiles, errors_named, open_checkpoint
-from convert.layouts.names import parameter_shapes
+from convert.layouts.names import PREFIXES, parameter_shapes
+from convert.layouts.original_layout import find_tensors
 from convert.single_part import only, read_part
 from sd.config import SD_V1
 
@@ -56,7 +57,9 @@ def read_with_vae(
     shifted = {ours: joined.of_second(record) for ours, record in vae.tensors.items()}
     checkpoint = read_checkpoint(joined, weights=weights, prediction=prediction, vae=replace(vae, tensors=shifted))
     with errors_named(other):
-        _check_latents(checkpoint, vae, states_scale=other.metadata.get("format") == FORMAT or bool(other.configs))
+        whole = any(name.startswith(PREFIXES["unet"]) for name in find_tensors(other).tensors)  # which tells the family
+        states_scale = whole or other.metadata.get("format") == FORMAT or bool(other.configs)
+        _check_latents(checkpoint, vae, states_scale=states_scale)
         match_shapes(only(checkpoint, "vae"), parameter_shapes(checkpoint.config))
     return joined, checkpoint
 

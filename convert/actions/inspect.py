@@ -22,7 +22,7 @@ from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.additions import EMBEDDING
 from convert.families.family import ALONE
 from convert.families.recognition import ADAPTERS, Recognised, describe
-from convert.families.table import MODELS
+from convert.families.table import MODELS, family_named
 from convert.files.hashing import file_sha256, old_hash, remembered_sha256
 from convert.files.reader import CheckpointFile, open_checkpoint
 from convert.files.records import DTYPE_WIDTHS, TensorRecord
@@ -158,6 +158,8 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         facts = adapter_facts(path, file, hashed=hashed)
         adapter, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
     word, name = None, kind.name
+    if checkpoint and (kind.family is None or kind.family.name != checkpoint.config.family):
+        name = family_named(checkpoint.config.family).title  # metadata or settings know more than names and shapes
     in_dictionary = isinstance(file.root, dict) and "string_to_param" in file.root
     if path.is_file() and checkpoint is None and (in_dictionary or (kind.family and kind.family.name in EMBEDDINGS)):
         sha256, facts = file_sha256(path), word_facts(path)

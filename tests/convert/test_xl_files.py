@@ -221,6 +221,25 @@ def test_half_precision_with_averaged_weights(tmp_path):
     assert inspect(tmp_path / "averaged.safetensors").problem is None
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner"])
+def test_files_of_ours_and_folders_are_named_by_what_they_state(tmp_path, states, family):
+    """Where names and shapes, of a narrow model, would mean another family."""
+    save_file(contiguous(states[family]), tmp_path / "xl.safetensors")
+    title = inspect(tmp_path / "xl.safetensors").kind
+    for target, layout in (("ours.safetensors", "sd-zoo"), ("folder", "diffusers")):
+        convert(tmp_path / "xl.safetensors", tmp_path / target, layout=layout, hash_source=False)
+        assert inspect(tmp_path / target).kind == title
+
+
+def test_the_vae_of_another_family_is_refused(tmp_path, states, tiny_ckpt):
+    """A whole checkpoint tells which scale its latents have; a VAE alone does not."""
+    save_file(contiguous(states["sdxl"]), tmp_path / "xl.safetensors")
+    with pytest.raises(WeightMismatchError, match=r"latent scale 0\.18215.*whose scale is 0\.13025"):
+        convert(tmp_path / "xl.safetensors", tmp_path / "x.safetensors", vae=tiny_ckpt)
+    with pytest.raises(WeightMismatchError, match=r"latent scale 0\.13025.*whose scale is 0\.18215"):
+        convert(tiny_ckpt, tmp_path / "x.safetensors", vae=tmp_path / "xl.safetensors")
+
+
 FAULTS = {
     "a text encoder is missing": (lambda name: not name.startswith("conditioner.embedders.1."), "lacks"),
     "a second bias": (lambda name: "label_emb.0.2.bias" not in name, "lacks 1 of"),
