@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
+from convert.errors import shown
+from convert.families.table import row_named
 from sd.app.cli import say
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
@@ -78,6 +80,12 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
         file = (find_again(made, say) if made else None) or embedded_model()
         if not file.exists():
             raise UsageError("no model given. Give a checkpoint with -m FILE; the README says where to get one.")
+        row = row_named(args.made_with.get("family")) if made else None
+        if row and row.config.unet.vector_width and file == embedded_model():  # its settings would not fit
+            raise UsageError(
+                f"{like} was made with {shown(str(made.get('name')))}, a {row.title} checkpoint that is not in your "
+                "models folder. Give it with -m FILE."
+            )
         if made and file != embedded_model():
             say(f"{like} was made with {made.get('name', 'this model')}: using {file}", quiet=args.quiet)
     same = made and (made.get("name") in (file.stem, file.name) or (args.model is None and file != embedded_model()))

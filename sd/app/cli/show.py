@@ -71,7 +71,7 @@ def as_data(found: "Found | None") -> dict[str, object]:
     if found is None:
         return {"program": None, "settings": None}
     prompts = {name: found.settings.get(name) for name in ("prompt", "negative_prompt")}
-    facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": model_of(found)}
+    facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": {}, **models_of(found)}
     hashes = {"embeddings": "sha256", "adapters": "autov3"}
     used = {
         kind: [{"name": name, hashes[kind]: digest} for name, digest in noted]
@@ -89,11 +89,15 @@ def files_of(found: "Found") -> dict[str, list[tuple[str, str | None]]]:
     return {kind: files for kind, files in noted.items() if files}
 
 
-def model_of(found: "Found") -> dict[str, str]:
-    """Name and hash of the model, as far as the picture says them."""
-    model = found.made_with.get("model")
-    model = model if isinstance(model, dict) else {}
-    return {name: model[name] for name in ("name", "sha256", "hash") if isinstance(model.get(name), str)}
+def models_of(found: "Found") -> dict[str, dict[str, str]]:
+    """Name and hash of the model, of its refiner and of a VAE in place of its own, as far as the picture says them."""
+    noted = {name: found.made_with.get(name) for name in ("model", "refiner")}
+    noted["vae"] = noted["model"].get("vae") if isinstance(noted["model"], dict) else None
+    return {
+        name: {fact: file[fact] for fact in ("name", "sha256", "hash") if isinstance(file.get(fact), str)}
+        for name, file in noted.items()
+        if isinstance(file, dict)
+    }
 
 
 def lines_about(found: "Found") -> list[str]:
@@ -101,12 +105,16 @@ def lines_about(found: "Found") -> list[str]:
     settings = {name: found.settings[name] for name in (*FIRST, *found.settings) if name in found.settings}
     rows = {"program": found.program or "not said"}
     rows |= {name.replace("_", " "): value for name, value in settings.items() if says_something(name, value, found)}
-    rows |= {"model" if name == "name" else f"model's {name}": value for name, value in model_of(found).items()}
+    for name, facts in models_of(found).items():
+        called = {"vae": "VAE"}.get(name, name)
+        rows |= {called if fact == "name" else f"{called}'s {fact}": value for fact, value in facts.items()}
     for kind, noted in files_of(found).items():
         rows[kind] = [f"{name} ({(digest or 'no hash')[:12]})" for name, digest in noted]
     for name in ("init", "depth"):
         if isinstance(found.made_with.get(name), dict):
             rows[name] = found.made_with[name].get("name")
+    if isinstance(rows.get("original size"), list | tuple):
+        rows["original size"] = "x".join(map(str, rows["original size"]))
     lines = [f"{name + ':':<20} {value_text(value)}" for name, value in rows.items()]
     lines += [f"{'not usable here:':<20} {text}" for text in found.unused]
     return lines + [f"{'note:':<20} {text}" for text in found.notes]
