@@ -123,7 +123,11 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
     TEXT_ENCODER,
     like(TEXT_ENCODER, "open-clip", "OpenCLIP text encoder", starts=(), inside=("transformer.resblocks.",)),
     named(
-        *("transformer", "transformer of another family of models", "Only Stable Diffusion 1 and 2 models can be used"),
+        *(
+            "transformer",
+            "transformer of another family of models",
+            "Only Stable Diffusion 1, 2 and XL models can be used",
+        ),
         *("transformer_blocks.", "blocks.0.", "visual_transformer_blocks.", "net.blocks.", "layers.0."),
         *(
             "model.diffusion_model.transformer_blocks.",

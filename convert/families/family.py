@@ -42,7 +42,7 @@ def recognise(shapes: Shapes, family: str | None = None) -> ModelConfig:
         raise UnsupportedFileError("holds no tensors, so it is not a checkpoint.")
     if not present:
         raise UnsupportedFileError(
-            f"holds {counted(len(shapes), 'tensor')}, none with the name of a weight of Stable Diffusion 1 or 2. "
+            f"holds {counted(len(shapes), 'tensor')}, none with the name of a weight of Stable Diffusion 1, 2 or XL. "
             f"Their names: {shown_list(sorted(shapes))}."
         )
     if missing := [words for part, words in PARTS.items() if part not in present]:

@@ -160,8 +160,8 @@ def _foreign_component(config: dict) -> str:
     if row and not row.config:
         return refusal(row, [f"its config.json names {kind}"])
     return (
-        f"is the folder of one component ({kind}), which is no part of Stable Diffusion 1 or 2. Give the folder or the "
-        "file of a whole model"
+        f"is the folder of one component ({kind}), which is no part of Stable Diffusion 1, 2 or XL. Give the folder or "
+        "the file of a whole model"
     )
 
 

@@ -209,7 +209,7 @@ def test_every_rare_flag_exists():
 def test_a_flag_of_another_program_leads_to_one_of_ours():
     parsers = [
         import_module(f"sd.app.cli.{name}").parser()
-        for name in ("inpaint", "txt2img", "edit", "convert", "extract", "merge")
+        for name in ("inpaint", "txt2img", "edit", "convert", "extract", "explain", "merge")
     ]
     known = {flag for parser in parsers for action in parser._actions for flag in action.option_strings}
     assert {ours for ours, _ in USE_INSTEAD.values() if ours} <= known

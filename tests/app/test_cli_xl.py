@@ -174,6 +174,40 @@ def test_a_picture_whose_refiner_is_gone_is_made_without_it_and_that_is_said(dra
     assert "a.png was made with the refiner sdxl-refiner: give it with --refiner FILE" in err
 
 
+def test_the_refiner_and_the_sizes_are_shown(draw, run):
+    path, *_ = draw("a cat", *BOTH, *SIZE, "--original-size", "32x48", "-o", "a.png")
+    _, lines, _ = run("show", path)
+    shown = dict(line.split(": ", 1) for line in map(str, lines))
+    assert {name: value.strip() for name, value in shown.items() if name in ("refiner", "original size")} == {
+        "refiner": "sdxl-refiner",
+        "original size": "32x48",
+    }
+    _, (line,), _ = run("show", path, "--json")
+    assert json.loads(line)["refiner"] == {name: settings_of(path)["refiner"][name] for name in ("name", "sha256")}
+
+
+def test_a_picture_of_xl_is_not_made_with_the_embedded_model(draw, run, monkeypatch, tmp_path):
+    draw("a cat", "-m", "sdxl", *SIZE, "-o", "a.png")
+    monkeypatch.setenv("SD_MODELS", str(tmp_path))
+    sentence = "a.png was made with sdxl, a Stable Diffusion XL base checkpoint that is not in your models folder"
+    refused(run("txt2img", "--like", "a.png", *SMALL), sentence, "-m FILE")
+
+
+def test_a_page_says_what_only_xl_is_told(run, named, tmp_path):
+    told = ("--prompt-2", "<b>oil", "--negative-prompt-2", "fog", "--original-size", "32x48", "--crop", "3,4")
+    words = ("explain", "a cat", *SIZE, "--no-attention", "-o", "e.html", *SMALL)
+    code, _, err = run(*words, "-m", named["sdxl"], *told)
+    assert code == 0, err
+    page = (tmp_path / "e.html").read_text()
+    for value in ("&lt;b&gt;oil", "32x48", "3, 4"):
+        assert f"<dd>{value}</dd>" in page
+    assert "for the empty prompt (the second text encoder reads “fog”)" in page
+    code, _, err = run(*words, "-m", named["sdxl-refiner"], "--aesthetic-score", "4")
+    assert code == 0, err
+    assert "<dd>4 and 2.5</dd>" in (tmp_path / "e.html").read_text()
+    refused(run(*words, "-m", named["sdxl"], "--refiner", "x"), "A page shows one model: leave it out.")
+
+
 def test_the_web_uis_switch_is_a_share_of_the_steps():
     line = "Steps: 30, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, Refiner: xl_refiner [7440042bbd], "
     found = settings_in(f"a cat\n{line}Refiner switch at: 0.8, Version: v1.9.4")

@@ -211,7 +211,7 @@ FOREIGN = {  # class of a component -> what is said of a folder that holds one
     "CLIPVisionModelWithProjection": "is an image encoder, such as CLIP's: its",
     "T5EncoderModel": "is a T5 text encoder: its",
     "LlamaForCausalLM": "is a language model: its",
-    "VQModel": "is the folder of one component (VQModel), which is no part of Stable Diffusion 1 or 2",
+    "VQModel": "is the folder of one component (VQModel), which is no part of Stable Diffusion 1, 2 or XL",
 }
 
 

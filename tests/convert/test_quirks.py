@@ -323,7 +323,10 @@ def test_a_unet_alone_is_named(save, tiny_state, prefix):
         ({"state": {}, "param_groups": []}, "state of an optimiser"),
         ({"optimizer": {"state": {}}}, "state of an optimiser"),
         ({768: [{"linear": torch.ones(2)}, {"linear": torch.ones(2)}], "step": 3}, "is a hypernetwork"),
-        ({"fc.weight": torch.zeros(2)}, "holds 1 tensor, none with the name of a weight of Stable Diffusion 1 or 2"),
+        (
+            {"fc.weight": torch.zeros(2)},
+            "holds 1 tensor, none with the name of a weight of Stable Diffusion 1, 2 or XL",
+        ),
         ({"a": 1}, "holds no tensors"),
         ([], "no dictionary of tensors"),
     ],

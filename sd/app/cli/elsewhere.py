@@ -93,6 +93,8 @@ SAID = {  # flags -> our flag that it needs, and what to say
         "--model",
         f"ControlNet is {NOT_YET}.",
     ),
+    "--refiner --switch-at --switch-by": ("--compare", "A page shows one model: leave it out."),
+    "--like": ("--compare", "Give the settings; sd show PICTURE lists them."),
     "--hypernetwork --hypernetwork-dir": ("--model", f"Hypernetworks are {NOT_YET}."),
     "--ip-adapter --ip-adapter-image": ("--model", f"IP-Adapters are {NOT_YET}."),
     "--tiny-vae --taesd --taesd-path": ("--model", f"Tiny autoencoders are {NOT_YET}."),

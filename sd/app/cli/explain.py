@@ -54,6 +54,7 @@ def parser() -> Parser:
     flags.add_model_flags(parser)
     flags.add_picture_flags(parser, size_default="the model's native size", seed="of the picture's noise")
     flags.add_sampling_flags(parser)
+    flags.add_xl_flags(parser, refiner=False)
     add_start_flags(parser)
     add = parser.group("page")
     add("--compare", action="append", default=[], metavar="NAME=A,B,...",

@@ -136,8 +136,11 @@ def add_prompt_flags(parser: Parser, name: str = "PROMPT", meaning: str = 'what 
     add_embeddings_flag(add)
 
 
-def add_xl_flags(parser: Parser) -> None:
-    """What only Stable Diffusion XL reads; a flag that is absent leaves the default to `Settings`."""
+def add_xl_flags(parser: Parser, *, refiner: bool = True) -> None:
+    """What only Stable Diffusion XL reads; a flag that is absent leaves the default to `Settings`.
+
+    refiner  whether a second model can take the last steps
+    """
     add = parser.group("Stable Diffusion XL")
     add("--prompt-2", "--prompt_2", metavar="TEXT",
         help="what the second text encoder reads (default: the prompt)")
@@ -149,12 +152,13 @@ def add_xl_flags(parser: Parser) -> None:
         "picture's size)")
     add("--crop", metavar="LEFT,TOP",
         help="draw like a training picture of which this much was cut off (default: 0,0)")
-    add("--refiner", type=Path, metavar="FILE", help="a refiner, which takes over for the last steps")
-    add("--switch-at", "--refiner-switch-at", "--refiner_switch_at", type=float, metavar="X",
-        help=f"when it does, 0 to 1 (default: {DEFAULT_SWITCH:g} of the time from noise to picture)")
-    add("--switch-by", choices=SWITCHES,
-        help="what --switch-at is a share of: the time, as in diffusers, or the steps, as in the web UI "
-        "(default: time)")
+    if refiner:
+        add("--refiner", type=Path, metavar="FILE", help="a refiner, which takes over for the last steps")
+        add("--switch-at", "--refiner-switch-at", "--refiner_switch_at", type=float, metavar="X",
+            help=f"when it does, 0 to 1 (default: {DEFAULT_SWITCH:g} of the time from noise to picture)")
+        add("--switch-by", choices=SWITCHES,
+            help="what --switch-at is a share of: the time, as in diffusers, or the steps, as in the web UI "
+            "(default: time)")
     add("--aesthetic-score", "--aesthetic_score", type=float, metavar="X",
         help="of the refiner: how beautiful a picture to make, about 1 to 10 (default: 6)")
     add("--negative-aesthetic-score", "--negative_aesthetic_score", type=float, metavar="X",

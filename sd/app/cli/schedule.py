@@ -21,7 +21,7 @@ def parser() -> Parser:
     parser = Parser(
         prog="sd schedule",
         description="Show the noise levels that a sampler visits. Needs no model: the noise schedule is\n"
-        "that of Stable Diffusion 1 and 2.",
+        "that of Stable Diffusion 1, 2 and XL.",
         epilog="examples:\n"
         "  sd schedule --sampler dpmpp_2m --steps 10\n"
         "  sd schedule --compare leading,karras,sgm_uniform -o schedules.png",

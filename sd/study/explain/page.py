@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 
 from sd import __version__
+from sd.pipeline.xl_settings import REFINER
 
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
 WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
@@ -18,14 +19,15 @@ WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 def page(report: dict) -> str:
     """The whole page, from the report of `sd.study.explain.report.report`."""
     settings, picture = report["settings"], report["picture"]
-    negative = settings["negative_prompt"]
-    zeros = report["empty_prompt"] == "zeros"
+    negative, second = settings["negative_prompt"], settings["negative_prompt_2"]
+    zeros = report["empty_prompt"] == "zeros" and not second.strip()
     empty = f"for {'zeros, which stand for ' * zeros}the empty prompt"
     picture_too = settings["image_guidance"] is not None
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         title=escape(f"How a picture was made: {settings['prompt'][:80]}"),
         prompt=escape(settings["prompt"]) or "<i>without a prompt</i>",
         negative=(f"for the negative prompt “{escape(negative)}”" if negative.strip() else empty)
+        + (f" (the second text encoder reads “{escape(second)}”)" if second.strip() else "")
         + (", with the picture to edit" if picture_too else ""),
         picture=picture["uri"],
         width=picture["width"],
@@ -70,6 +72,15 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
         {"eps": "the noise (ε)", "v": "the velocity (v), shown here as noise"}[report["prediction"]],
     )
     yield "size", f"{settings['width']}x{settings['height']}"
+    if settings["original_size"]:
+        yield "original size that it is told", "x".join(map(str, settings["original_size"]))
+    if settings["crop"]:
+        yield "crop that it is told, left and top", ", ".join(map(str, settings["crop"]))
+    if settings["prompt_2"]:
+        yield "the second text encoder reads", settings["prompt_2"]
+    if model["family"] == REFINER:
+        scores = (settings[name] for name in ("aesthetic_score", "negative_aesthetic_score"))
+        yield "aesthetic scores", " and ".join(f"{score:g}" for score in scores)
     yield "seed", str(settings["seed"])
     yield "sampler", f"{settings['sampler']}, {settings['schedule']} schedule, {settings['steps']} steps"
     if settings["eta"] is not None:
