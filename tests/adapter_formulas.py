@@ -42,6 +42,14 @@ def lokr_by_blocks(w):
     return Made("lokr", {"w1": w1, "w2": w2}, w + torch.cat(rows))
 
 
+def loha(w):
+    """The product of two low-rank matrices, number by number."""
+    inputs = w[0].numel()
+    w1_a, w1_b, w2_a, w2_b = normal(32, 3), normal(3, inputs), normal(32, 3), normal(3, inputs)
+    added = (w1_a.double() @ w1_b.double()) * (w2_a.double() @ w2_b.double())
+    return Made("loha", {"w1_a": w1_a, "w1_b": w1_b, "w2_a": w2_a, "w2_b": w2_b}, w + added.reshape(w.shape))
+
+
 def glora(w, *, early=False, core=False):
     inputs, *kernel = w.shape[1:]
     a1, a2, b1, b2 = normal(inputs, 3), normal(3, inputs), normal(32, 3), normal(3, inputs, *kernel)
@@ -122,6 +130,7 @@ def decomposed(w, make, axis):
 
 BY_HAND = {
     "lora with a core": lora_with_core,
+    "loha": loha,
     "lokr": lokr_by_blocks,
     "glora": glora,
     "glora of early files": lambda w: glora(w, early=True),
@@ -139,7 +148,7 @@ BY_HAND = {
     "set": replaced,
     **{
         f"dora {axis} of {make.__name__}": lambda w, make=make, axis=axis: decomposed(w, make, axis)
-        for make in (lora_with_core, lokr_by_blocks, glora, oft, boft, full_difference)
+        for make in (lora_with_core, loha, lokr_by_blocks, glora, oft, boft, full_difference)
         for axis in (0, 1)
     },
 }

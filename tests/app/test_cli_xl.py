@@ -6,10 +6,13 @@ from pathlib import Path
 import make_checkpoint
 import numpy as np
 import pytest
+from adapters import lora, lora_shapes
 from conftest import refused, settings_of
+from embeddings import made_up
 from PIL import Image
 from safetensors.torch import save_file
 
+from convert.layouts.adapter_names import adapted_family
 from sd.app.cli.like import read
 from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
 from sd.pipeline.image.stored_settings.web_ui import settings_in
@@ -184,6 +187,17 @@ def test_the_refiner_and_the_sizes_are_shown(draw, run):
     }
     _, (line,), _ = run("show", path, "--json")
     assert json.loads(line)["refiner"] == {name: settings_of(path)["refiner"][name] for name in ("name", "sha256")}
+
+
+def test_adapters_and_words_do_not_reach_the_refiner_and_that_is_said(draw, tmp_path):
+    config = make_checkpoint.tiny(SDXL)
+    lora(tmp_path / "detail.safetensors", lora_shapes(adapted_family(config), rank=1))
+    save_file({"clip_l": made_up(1, 64), "clip_g": made_up(1, 64)}, tmp_path / "easy.safetensors")
+    added = ("--lora", "detail.safetensors", "--embeddings", "easy.safetensors", "-o", "a.png")
+    said = "the refiner works without detail, easy: adapters and learned words change the base model only"
+    assert said in draw("easy cat", *BOTH, *SIZE, *added)[2]
+    assert "the refiner works" not in draw("easy cat", "-m", "sdxl", *SIZE, *added)[2]
+    assert "the refiner works" not in draw("a cat", *BOTH, *SIZE, "--embeddings", "easy.safetensors", "-o", "a.png")[2]
 
 
 def test_a_picture_of_xl_is_not_made_with_the_embedded_model(draw, run, monkeypatch, tmp_path):

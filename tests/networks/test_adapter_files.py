@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import prod
 from random import Random
 
+import make_checkpoint
 import pytest
 import torch
 from adapter_formulas import BY_HAND, check, normal
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from convert.adapters.adapter import open_adapter, read_adapter
 from convert.adapters.parts import fits, fits_beside, kind_of, result_shape
 from convert.files.tensors import as_tensor
-from convert.layouts.adapter_names import kohya_names, modules
+from convert.layouts.adapter_names import adapted_family, diffusers_names, flat, kohya_names, modules
+from sd.config import SDXL
 from sd.networks.adapters.weight_change import weight_change
 
 NAMED = {  # parts in files; those of other kinds are called as here
@@ -31,9 +33,35 @@ NAMED = {  # parts in files; those of other kinds are called as here
 MODULES = ("cross_attention.k", "attention.proj_in", "conv1", "skip", "input_blocks.0.conv")
 
 
-def read_back(path, kind, parts, target, config=TINY, **numbers):
+def narrow(text):
+    return replace(text, width=32, hidden_width=32, pooled_width=text.pooled_width and 32)
+
+
+SMALL = make_checkpoint.tiny(SDXL)
+XL = replace(
+    SMALL,
+    unet=replace(SMALL.unet, width=32, multipliers=(1, 1, 1), context_width=64),
+    text_encoder=narrow(SMALL.text_encoder),
+    text_encoder_2=narrow(SMALL.text_encoder_2),
+)
+XL_FAMILY = adapted_family(XL)
+SECOND = "text_encoder_2.layers.0.attention.v"
+XL_NAMES = {
+    "kohya": lambda ours: kohya_names(XL_FAMILY)[ours],
+    "diffusers": lambda ours: diffusers_names(XL_FAMILY)[ours],
+    "both": lambda ours: in_kohyas_form(diffusers_names(XL_FAMILY)[ours]),
+}
+
+
+def in_kohyas_form(name):
+    """diffusers' name with underscores, as some programs write XL's."""
+    component, _, path = name.partition(".")
+    return {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}[component] + flat(path)
+
+
+def read_back(path, kind, parts, target, config=TINY, name="", **numbers):
     """What the reader makes of a file with these parts for one module."""
-    name = kohya_names(FAMILY)[target]
+    name = name or kohya_names(FAMILY)[target]
     named = {f"{name}.{NAMED.get((kind, part), part)}": values.contiguous() for part, values in parts.items()}
     save_file(named | {f"{name}.{part}": torch.tensor(float(value)) for part, value in numbers.items()}, path)
     with open_adapter(path) as file:
@@ -56,7 +84,27 @@ def test_a_file_of_every_kind_is_read_and_means_its_formula(tmp_path, name, modu
     change, parts = read_back(tmp_path / "a.safetensors", made.kind, made.parts, target, **numbers)
     settings = {"scale": change.scale, "on_input": change.on_input, "constraint": change.constraint}
     check(weight_change(change.kind, parts, weight, **settings), made.meant - weight.double(), weight)
-    assert change.rank == (3 if change.kind in ("lora", "glora") else None)
+    assert change.rank == (3 if change.kind in ("lora", "loha", "glora") else None)
+
+
+@pytest.mark.parametrize("spelling", XL_NAMES)
+@pytest.mark.parametrize("name", BY_HAND)
+def test_files_for_xl_are_read_in_every_spelling(tmp_path, name, spelling):
+    """Of its UNet, kohya's scripts write the original names and others diffusers'; it has two text encoders."""
+    torch.manual_seed(0)
+    shapes = modules(XL_FAMILY)
+    for end in ("cross_attention.k", "input_blocks.2.residual.conv1", "text_encoder.layers.0.attention.q", SECOND):
+        target = next(name for name in shapes if name.endswith(end))
+        weight = normal(*shapes[target])
+        made = BY_HAND[name](weight.double())
+        numbers = {"on_input": made.settings["on_input"]} if made.kind == "ia3" else {}
+        if made.settings.get("constraint"):
+            numbers["alpha"] = made.settings["constraint"] / 32
+        called = XL_NAMES[spelling](target)
+        change, parts = read_back(tmp_path / "a.safetensors", made.kind, made.parts, target, XL, called, **numbers)
+        assert change.target == target
+        settings = {"scale": change.scale, "on_input": change.on_input, "constraint": change.constraint}
+        check(weight_change(change.kind, parts, weight, **settings), made.meant - weight.double(), weight)
 
 
 @pytest.mark.parametrize("target", ["time_proj", "skip", "conv1"])

@@ -170,6 +170,19 @@ def announce(adapters: Adapters, jobs: Sequence[Settings], events: Events) -> No
         events.note(line_about(use, adapters.read[path]))
 
 
+def not_refined(jobs: Sequence[Settings], words: Iterable[str]) -> str | None:
+    """What is said of adapters and learned words in pictures whose last steps a refiner takes: it knows neither.
+
+    words  the learned ones in their prompts
+    """
+    names = dict.fromkeys([*(use.name for job in jobs for use in job.adapters), *words])
+    if not names:
+        return None
+    return (
+        f"the refiner works without {shown_list(tuple(names))}: adapters and learned words change the base model only"
+    )
+
+
 def objections(adapters: Adapters, jobs: Sequence[Settings]) -> Iterator[str]:
     """What is said where an adapter for few steps is used with settings that are far from what it is made for."""
     said = {}

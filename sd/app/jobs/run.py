@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 from convert.errors import CheckpointError, counted
 from sd.app.errors import JobError, UsageError, failure_of, failures_as
 from sd.app.jobs import step_files
-from sd.app.jobs.adapters import Adapters, announce, are_consistent, find_adapters, in_turn, misread, objections
+from sd.app.jobs.adapters import (
+    Adapters,
+    announce,
+    are_consistent,
+    find_adapters,
+    in_turn,
+    misread,
+    not_refined,
+    objections,
+)
 from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.model import made_with, opened, opened_refiner, teach_words
 from sd.app.jobs.model_folder import difference
@@ -97,7 +106,11 @@ def make_pictures(request: JobRequest, events: Events) -> None:
         events.note(f"seed {seeded.settings['seed'] + outputs.seed_moved}")
     if "vary_seed" in seeded.settings and "vary_seed" not in request.settings:
         events.note(f"variation seed {seeded.settings['vary_seed']}")
-    announce(adapters, [job for i, job in enumerate(outputs.jobs) if i not in outputs.finished], events)
+    left = [job for i, job in enumerate(outputs.jobs) if i not in outputs.finished]
+    announce(adapters, left, events)
+    refined = [job for job in left if job.switch_at is not None]
+    if said := not_refined(refined, [str(word["name"]) for job in refined for word in learned.noted(job)]):
+        events.note(said)
     warn_of_unused(request.model, outputs.jobs, adapters, model, events)
     pictures, failed = run_batches(request, model, outputs, adapters, inputs, canvas, events)
     if outputs.sheet and pictures:
