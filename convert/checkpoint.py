@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import ALONE, PARTS, check_complete, recognise
-from convert.families.stated_config import PREDICTIONS, is_native_size, stated_config
+from convert.families.stated_config import OF_LATENTS, PREDICTIONS, is_native_size, stated_config
 from convert.families.table import family_named, with_open_clip
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
@@ -306,7 +306,9 @@ def read_ours(
     tensors = {ours: file.root[ours] for ours in names}
     extras = {name.removeprefix(EXTRA): file.root[name] for name in file.root if name.startswith(EXTRA) and not part}
     if vae:
-        config = replace(config, vae=replace(vae.config.vae, latent_scale=config.vae.latent_scale))
+        config = replace(
+            config, vae=replace(vae.config.vae, **{name: getattr(config.vae, name) for name in OF_LATENTS})
+        )
         names = original_names(config)
         tensors = {ours: (vae.tensors if ours in vae.tensors else tensors)[ours] for ours in names}
         extras = {name: record for name, record in extras.items() if not name.startswith(PREFIXES["vae"])}

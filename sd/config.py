@@ -49,6 +49,8 @@ class VAEConfig:
     residuals_per_level: int  # in the encoder; one more in the decoder
     groups: int  # of every group norm
     latent_scale: float  # factor applied to latents after encoding, which gives them about unit variance
+    latent_means: tuple[float, ...] = ()  # by channel, subtracted before; with them come deviations to divide by
+    latent_deviations: tuple[float, ...] = ()
 
     @property
     def factor(self) -> int:
@@ -82,6 +84,9 @@ class ScheduleConfig:
     timesteps: int  # of the forward process
     beta_start: float  # variance of the noise added at the first timestep
     beta_end: float  # and at the last
+    sigma_min: float = 0.0  # of noise levels without timesteps, as `sd.sampling.continuous` has them; 0: there are none
+    sigma_max: float = 0.0
+    sigma_data: float = 1.0  # the latents' standard deviation, in units of which these sigmas are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ class ModelConfig:
     unet: UNetConfig
     vae: VAEConfig
     schedule: ScheduleConfig
-    prediction: str  # what the UNet predicts: "eps", the noise, or "v", the velocity
+    prediction: str  # what the UNet predicts: "eps", the noise; "v", the velocity; "edm", -v; or "x0", clean latents
     native_size: int  # side of the training pictures, in pixels
     text_encoder_2: TextEncoderConfig | None = None  # of a model whose UNet attends to the vectors of two, side by side
     depth: DepthConfig | None = None  # of a model that has a depth network

@@ -49,7 +49,7 @@ def test_heads_and_context_width_come_from_the_config():
 
 
 def test_every_family_that_can_be_loaded_is_listed():
-    assert {*sd.list_models()} == {row.name for row in MODELS if row.config}
+    assert {*sd.list_models()} == {row.config.family for row in MODELS if row.config}
     for family in sd.list_models():
         assert sd.get_config(family).family == family
     with pytest.raises(FrozenInstanceError):

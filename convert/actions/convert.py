@@ -13,6 +13,7 @@ from convert.actions.target import (
     TargetError,
     check_extras,
     check_original_has_room,
+    check_prediction,
     check_target,
     check_yaml_beside,
     layout_of,
@@ -143,6 +144,7 @@ def convert(
         if layout == "original":
             check_original_has_room(checkpoint)
             check_yaml_beside(target, checkpoint)
+            check_prediction(target, checkpoint)
         if keep_all or returning:
             check_extras(checkpoint, layout, weights)
         changes = stack.enter_context(changing(file, checkpoint)) if changing else Changes()
@@ -176,7 +178,8 @@ def convert(
                     write_pickle(reporting, converted(file, plan, precision), beside)
                 else:
                     own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else PLAIN
-                    metadata = publisher_metadata(file, checkpoint) | own | changes.metadata
+                    says_x0 = {"modelspec.prediction_type": "x0"} if checkpoint.config.prediction == "x0" else {}
+                    metadata = publisher_metadata(file, checkpoint) | own | says_x0 | changes.metadata
                     write_plan(reporting, file, plan, precision, metadata)
                 reporting.out.flush()
                 verified = finish(Path(reporting.out.name))

@@ -16,6 +16,7 @@ from convert.families.diffusers_config import (
     vae_settings,
     vector_settings,
 )
+from convert.families.diffusers_levels import latent_settings, sigma_settings
 from convert.families.table import family_named
 from convert.files.diffusers_folder import CLASSES, DEPTH_CLASS, SECOND_CLASS
 from convert.files.folder_kinds import INDEX
@@ -46,7 +47,7 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
     """
     usual = "EulerDiscreteScheduler" if config.unet.vector_width else "PNDMScheduler"
     usual = "LCMScheduler" if config.unet.guidance_width else usual
-    scheduler = "DDIMScheduler" if ends_in_noise else usual
+    scheduler = "EDMEulerScheduler" if config.schedule.sigma_max else "DDIMScheduler" if ends_in_noise else usual
     latent_side = config.native_size // config.vae.factor
     heads = set(config.unet.heads)
     version = {"_diffusers_version": DIFFUSERS_VERSION}
@@ -78,9 +79,11 @@ def folder_settings(config: ModelConfig, *, ends_in_noise: bool = False) -> dict
             "act_fn": "silu",
             **vae_settings(config.vae),
             "sample_size": config.native_size,
-            "scaling_factor": config.vae.latent_scale,
+            **latent_settings(config),
         },
-        "scheduler/scheduler_config.json": {
+        "scheduler/scheduler_config.json": {"_class_name": scheduler, **version, **sigma_settings(config)}
+        if config.schedule.sigma_max
+        else {
             "_class_name": scheduler,
             **version,
             "num_train_timesteps": config.schedule.timesteps,

@@ -1,6 +1,7 @@
 """Which layout goes to which target, and the checks before anything is read."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from convert.checkpoint import FORMAT, Checkpoint
@@ -10,7 +11,9 @@ from convert.families.table import family_named
 from convert.files.diffusers_folder import component_alone
 from convert.files.folder_kinds import INDEX
 from convert.layouts.names import OPTIONAL, PREFIXES
-from convert.layouts.noise_schedule import yaml_beside
+from convert.layouts.noise_levels import marking
+from convert.layouts.noise_schedule import PREDICTIONS, yaml_of
+from convert.layouts.yaml_beside import read_yaml
 from sd.files import length_problem, name_problem
 
 LAYOUTS = (FORMAT, "original", "diffusers")
@@ -88,10 +91,20 @@ def check_extras(checkpoint: Checkpoint, layout: str, weights: str) -> None:
         )
 
 
+def check_prediction(target: Path, checkpoint: Checkpoint) -> None:
+    """Raises TargetError where the original layout cannot tell what the model predicts."""
+    if checkpoint.config.prediction == "x0" and target.suffix.lower() in PICKLES:
+        raise TargetError(
+            f"a {target.suffix} in the original layout cannot say that the UNet predicts x0. Write a .safetensors, "
+            "whose metadata say so, or use --to diffusers."
+        )
+
+
 def check_yaml_beside(target: Path, checkpoint: Checkpoint) -> None:
     """Raises TargetError where readers would take what the model predicts from a .yaml that says something else."""
-    beside, prediction = yaml_beside(target), checkpoint.config.prediction
-    if checkpoint.part in (None, "unet") and beside.prediction not in ("", prediction):
+    path, prediction = yaml_of(target), checkpoint.config.prediction
+    beside = path and read_yaml(path, PREDICTIONS)
+    if beside and checkpoint.part in (None, "unet") and beside.prediction not in ("", prediction):
         raise TargetError(
             f"{beside.name} is there already and says {beside.prediction}, but this model predicts {prediction}: "
             f"{target.name} would be read wrongly. Give another name, or remove {beside.name}."
@@ -107,9 +120,12 @@ def check_original_has_room(checkpoint: Checkpoint) -> None:
         told = part_config(part, inside, family_named(ours.family).config)
     else:
         told = recognise(shapes, ours.family)
+    if marking(ours):  # a few tensors say the rest
+        told = replace(told, schedule=ours.schedule, vae=ours.vae)
     for where, what, found, usual in (
         ("unet", "the noise schedule", ours.schedule, told.schedule),
         ("vae", "the latent scale", ours.vae.latent_scale, told.vae.latent_scale),
+        ("vae", "the means of the latents", ours.vae.latent_means, told.vae.latent_means),
         ("unet", "the UNet's heads", ours.unet.heads, told.unet.heads),
         ("text_encoder", "the text encoder's heads", ours.text_encoder.heads, told.text_encoder.heads),
         ("depth_network", "the depth network's heads, groups and taps", ours.depth, told.depth),

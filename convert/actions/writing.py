@@ -20,7 +20,8 @@ from convert.files.records import DTYPE_WIDTHS, StorageRecord, TensorRecord
 from convert.files.safetensors_writer import write_safetensors
 from convert.layouts.joined import is_transposed, joined_names
 from convert.layouts.names import PREFIXES, diffusers_names, ema_name
-from convert.layouts.noise_schedule import ENDS_IN_NOISE, METADATA, PREDICTS_V
+from convert.layouts.noise_levels import marking
+from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, METADATA, PREDICTS_V
 from convert.layouts.open_clip import transposed
 from convert.single_part import name_alone
 from sd.config import ModelConfig
@@ -67,6 +68,7 @@ class Planned(NamedTuple):
     dtype: str  # to write, a key of DTYPE_WIDTHS
     change: NewValue | None = None  # in the shape to write
     below: "tuple[Planned, ...]" = ()  # what is joined to it along the first axis
+    numbers: tuple[float, ...] = ()  # that it holds, if they are not in the source
 
     @property
     def parts(self) -> "tuple[Planned, ...]":
@@ -74,7 +76,7 @@ class Planned(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = self.record.shape
+        shape = self.record.shape if not self.numbers else (len(self.numbers),)
         return (sum(part.record.shape[0] for part in self.parts), *shape[1:]) if self.below else shape
 
     @property
@@ -83,7 +85,7 @@ class Planned(NamedTuple):
 
     @property
     def is_copy(self) -> bool:
-        return all(part.dtype == part.record.dtype and part.change is None for part in self.parts)
+        return not self.numbers and all(part.dtype == part.record.dtype and not part.change for part in self.parts)
 
 
 Plan = dict[str, Planned]  # by the name to write
@@ -130,9 +132,9 @@ def plan_weights(
         is_weight = record.dtype in FLOATS and original.startswith((PREFIXES["unet"], "model_ema.diffusion_model"))
         plan[name] = Planned(record, PRECISIONS.get(precision, record.dtype) if is_weight else record.dtype)
     if layout == "original" and checkpoint.part in (None, "unet"):
-        for marker, holds in markers(checkpoint).items():
-            if holds:
-                plan.setdefault(marker, Planned(NOTHING, NOTHING.dtype))
+        for marker, numbers in markers(checkpoint).items():
+            if numbers is not None:
+                plan.setdefault(marker, Planned(NOTHING, NOTHING.dtype, numbers=numbers))
             else:
                 plan.pop(marker, None)
     return plan
@@ -164,9 +166,12 @@ def _reshaped(change: NewValue, shape: tuple[int, ...], value: "Tensor") -> "Ten
     return change(value.reshape(shape)).reshape(value.shape)
 
 
-def markers(checkpoint: Checkpoint) -> dict[str, bool]:
-    """The tensors that say what no shape shows, and whether a file of this model has them."""
-    return {PREDICTS_V: checkpoint.config.prediction == "v", ENDS_IN_NOISE: checkpoint.said.ends_in_noise}
+def markers(checkpoint: Checkpoint) -> dict[str, tuple[float, ...] | None]:
+    """The tensors that say what no shape shows, and their numbers; None for those that a file of this model lacks."""
+    levels = marking(checkpoint.config)
+    predicts_v = checkpoint.config.prediction == "v" and not levels
+    found = {PREDICTS_V: () if predicts_v else None, ENDS_IN_NOISE: () if checkpoint.said.ends_in_noise else None}
+    return dict.fromkeys(MARKERS) | found | levels
 
 
 def our_metadata(
@@ -304,7 +309,7 @@ def converted(file: CheckpointFile, plan: Mapping[str, Planned], precision: str)
         dtype, values = getattr(torch, planned.dtype), []
         for part in planned.parts:
             file.verify(part.record)
-            value = as_tensor(file, part.record)
+            value = torch.tensor(part.numbers) if part.numbers else as_tensor(file, part.record)
             if part.change:
                 value = part.change(value)
                 if not in_range(value, dtype):

@@ -9,7 +9,8 @@ and defaults: diffusers 0.42 and transformers 5; older versions have fewer of th
 from collections.abc import Mapping
 from dataclasses import replace
 
-from convert.errors import UnsupportedFileError, WeightMismatchError, shown
+from convert.errors import UnsupportedFileError, WeightMismatchError, joined, shown
+from convert.families.diffusers_levels import has_sigmas, with_latents, with_sigmas
 from convert.families.stated_config import check_free_numbers, check_heads, is_native_size
 from convert.families.table import with_open_clip
 from convert.layouts.names import DEPTH_ESTIMATOR, generation, text_places
@@ -58,16 +59,14 @@ UNET_FREE = {"sample_size", "attention_head_dim", "upcast_attention", "addition_
 VAE_FIXED = {
     "act_fn": "silu",
     "shift_factor": None,
-    "latents_mean": None,
-    "latents_std": None,
     "use_quant_conv": True,
     "use_post_quant_conv": True,
     "mid_block_add_attention": True,
 }
-VAE_FREE = {"sample_size", "scaling_factor", "force_upcast"}
+VAE_FREE = {"sample_size", "scaling_factor", "force_upcast", "latents_mean", "latents_std"}
 TEXT_FIXED = {"layer_norm_eps": 1e-05}
 SCHEDULE_DEFAULTS = {"num_train_timesteps": 1000, "beta_start": 0.0001, "beta_end": 0.02}
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def unet_settings(config: UNetConfig) -> dict[str, object]:
@@ -173,6 +172,7 @@ def with_settings(seen: ModelConfig, settings: Mapping[str, Settings]) -> ModelC
         config = replace(config, depth=with_depth_settings(config.depth, settings[DEPTH_ESTIMATOR]))
     if "scheduler" in settings:
         config = _with_schedule(config, settings["scheduler"])
+    config = with_latents(config, vae)
     side = unet.get("sample_size")
     side = side[0] if type(side) is list and len(side) == 2 and side[0] == side[1] else side
     if type(side) is int and is_native_size(side * config.vae.factor):
@@ -192,6 +192,8 @@ def stated_family(settings: Mapping[str, Settings], shapes: Mapping[str, tuple[i
 
 
 def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:
+    if has_sigmas(scheduler):
+        return with_sigmas(config, scheduler)
     if scheduler.get("trained_betas"):
         raise UnsupportedFileError("has noise levels of its own (trained_betas), which are not supported.")
     kind = scheduler.get("beta_schedule", "linear")
@@ -202,7 +204,7 @@ def _with_schedule(config: ModelConfig, scheduler: Settings) -> ModelConfig:
     prediction = scheduler.get("prediction_type", "epsilon")
     if type(prediction) is not str or prediction not in PREDICTIONS:
         raise UnsupportedFileError(
-            f"has a UNet that predicts {_text(prediction)}; {' and '.join(PREDICTIONS)} are supported."
+            f"has a UNet that predicts {_text(prediction)}; {joined([*PREDICTIONS])} are supported."
         )
     timesteps, start, end = (scheduler.get(name, default) for name, default in SCHEDULE_DEFAULTS.items())
     if type(timesteps) is not int:

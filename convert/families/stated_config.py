@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import chain
 
 from convert.errors import WeightMismatchError, shown
 from convert.families.family import TEXTS, check_complete, check_counts, part_config, recognise
@@ -19,7 +20,9 @@ from sd.config import DPT_HYBRID, SDXL, ModelConfig
 EVERYTHING = asdict(replace(SDXL, depth=DPT_HYBRID))  # a config with all fields
 # that not every model has
 OPTIONAL = {"text_encoder_2", "depth", "vector_width", "guidance_width", "skipped_layers", "pooled_width"}
-PREDICTIONS = ("eps", "v")
+OPTIONAL |= {"sigma_min", "sigma_max", "sigma_data", "latent_means", "latent_deviations"}
+PREDICTIONS = ("eps", "v", "x0", "edm")
+OF_LATENTS = ("latent_scale", "latent_means", "latent_deviations")  # numbers of a VAE that no shape shows
 ACTIVATIONS = ("quick_gelu", "gelu")
 TIMESTEPS = range(1, 10_000 + 1)
 SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
@@ -58,7 +61,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
             for part in TEXTS
             if (text := getattr(seen, part)) and getattr(stated, part)
         },
-        vae=replace(seen.vae, latent_scale=stated.vae.latent_scale),
+        vae=replace(seen.vae, **{name: getattr(stated.vae, name) for name in OF_LATENTS}),
         schedule=stated.schedule,
         prediction=stated.prediction,
         native_size=stated.native_size,
@@ -83,8 +86,8 @@ def _same_types(value: object, model: object) -> bool:
             and model.keys() - OPTIONAL <= value.keys() <= model.keys()
             and all(_same_types(value[name], model[name]) for name in value)
         )
-    if isinstance(model, tuple):  # of whole numbers, as many as there are levels
-        return type(value) is list and all(type(item) is int for item in value)
+    if isinstance(model, tuple):  # of whole numbers, as many as there are levels; or of others, as many as channels
+        return type(value) is list and all(type(item) is type((*model, 0.0)[0]) for item in value)
     return type(value) is type(model)
 
 
@@ -108,6 +111,7 @@ def check_heads(config: ModelConfig) -> None:
 def check_free_numbers(config: ModelConfig) -> None:
     """Numbers that no shape shows must be in range. Raises WeightMismatchError."""
     schedule, scale = config.schedule, config.vae.latent_scale
+    latents = config.vae.latent_means, config.vae.latent_deviations
     checks = [
         (0 < scale < math.inf, "latent_scale", scale, "it must be finite and greater than 0"),
         (config.prediction in PREDICTIONS, "prediction", config.prediction, f"it must be {' or '.join(PREDICTIONS)}"),
@@ -118,6 +122,22 @@ def check_free_numbers(config: ModelConfig) -> None:
         ),
         (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
         (schedule.timesteps in TIMESTEPS, "timesteps", schedule.timesteps, f"it must be 1 to {TIMESTEPS[-1]}"),
+        (
+            0 <= schedule.sigma_min <= schedule.sigma_max < math.inf
+            and (schedule.sigma_min > 0) == (schedule.sigma_max > 0)
+            and 0 < schedule.sigma_data < math.inf,
+            "sigma_min, sigma_max and sigma_data",
+            f"{schedule.sigma_min}, {schedule.sigma_max} and {schedule.sigma_data}",
+            "the first two must rise, the last must be greater than 0",
+        ),
+        (
+            [len(values) for values in latents] in ([0, 0], [config.vae.latent_channels] * 2)
+            and all(map(math.isfinite, chain(*latents)))
+            and min(config.vae.latent_deviations, default=1) > 0,
+            "latent_means and latent_deviations",
+            latents,
+            "they must be finite numbers for each channel, the latter greater than 0",
+        ),
         (
             0 < schedule.beta_start <= schedule.beta_end < 1,
             "beta_start and beta_end",

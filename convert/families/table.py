@@ -121,6 +121,7 @@ XL = Family(
     tasks=ANY_TASK,
     parts={"UNet": UNET, "VAE": VAE, "text encoder 1": XL_TEXT + "0.", "text encoder 2": XL_TEXT + "1."},
 )
+XL_MARKED = replace(XL, context=None, pipeline="")  # XL, but for what some tensors say: see `layouts.noise_levels`
 XL_BUILD = replace(XL, context=None, config=None, pipeline="")  # built like XL and recognised by names alone
 REFINER = {"starts": (XL_TEXT + "0.model.",), "lacks": XL_TEXT + "1.", "context": 1280, "label": 2560}
 REFINER |= {"config": SDXL_REFINER, "pipeline": "StableDiffusionXLImg2ImgPipeline"}
@@ -201,8 +202,8 @@ MODELS = (
     like(V2, "sd-v2-depth", "Stable Diffusion 2 depth (without its depth network)", **V2_DEPTH),
     like(V2, "sd-v2-edit", "Stable Diffusion 2 edit (InstructPix2Pix)", **V2_EDIT),
     like(V2_TOLD, "sd-x4-upscaler", "Stable Diffusion x4 upscaler", **UPSCALER),
-    like(XL_BUILD, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),
-    like(XL_BUILD, "cosxl", "CosXL (built like SDXL)", starts=("edm_vpred.",), prediction="v"),
+    like(XL_MARKED, "playground-v2.5", "Playground 2.5 (built like SDXL)", starts=("edm_mean", "edm_std")),
+    like(XL_MARKED, "cosxl", "CosXL (built like SDXL)", starts=("edm_vpred.",)),
     like(
         XL_BUILD,
         "sdxl-distilled",

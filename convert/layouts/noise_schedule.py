@@ -5,7 +5,8 @@
     the caller          --prediction
     metadata            modelspec.* of safetensors, in several spellings; the settings of a folder; the config of ours
     a .yaml beside it   model.params.parameterization, as in the original training code
-    marker tensors      v_pred, ztsnr: without elements
+    marker tensors      v_pred, ztsnr: without elements; edm_* with noise levels: see `convert.layouts.noise_levels`
+    the file's name     of one-step networks that predict the picture: see `convert.families.few_steps`
     the training step   of version 2, whose families differ in nothing else
     pure noise          of version 2: noise levels that end in it, where eps would say nothing of the picture
     a rule of thumb     of version 2: how far the biases of one norm are spread
@@ -19,24 +20,35 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from convert.errors import UnsupportedFileError, shown
+from convert.errors import shown
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
 from sd.config import ModelConfig, ScheduleConfig
+
+if TYPE_CHECKING:
+    from convert.layouts.noise_levels import Continuous
+    from convert.layouts.yaml_beside import Beside
 
 PREDICTS_V, ENDS_IN_NOISE = "v_pred", "ztsnr"
 MARKERS = {  # tensors that only say something -> what
     PREDICTS_V: "marker of v-prediction",
     ENDS_IN_NOISE: "marker of zero terminal SNR",
 }
+WITH_NUMBERS = {  # of models without timesteps: see `convert.layouts.noise_levels`
+    "edm_mean": "means of the latents",
+    "edm_std": "deviations of the latents",
+    "edm_vpred.sigma_max": "highest sigma",
+    "edm_vpred.sigma_min": "lowest sigma",
+}
+MARKERS |= WITH_NUMBERS
 PREDICTIONS = {  # as others write it -> as we do
     **dict.fromkeys(("v", "v_pred", "v_prediction", "v-prediction", "vpred", "velocity"), "v"),
     **dict.fromkeys(("eps", "epsilon", "noise", "eps_pred"), "eps"),
-    **dict.fromkeys(("x0", "x_0", "x_start", "sample"), "x0"),  # the picture itself, which no sampler here takes
+    **dict.fromkeys(("x0", "x_0", "x_start", "sample"), "x0"),  # the picture itself
 }
 METADATA = {  # of safetensors: key -> what its values mean
     **dict.fromkeys(("modelspec.prediction_type", "modelspec.predict_key", "ss_prediction_type"), PREDICTIONS),
@@ -57,14 +69,13 @@ ENDS_IN_NOISE_NOTE = {  # by whether it predicts v
 NO_GUESS = "nothing tells whether it predicts eps or v. If pictures are noise, give --prediction."
 FAMILY, SCHEDULER = "its family", "its scheduler_config.json"
 SUFFIXES = (".yaml", ".yml")
-PARAMETERS = "model.params."
-IN_YAML = ("model.target", *(PARAMETERS + name for name in ("parameterization", "linear_start", "linear_end")))
 NUMBERS = {"float64": "d", "float32": "f", "float16": "e", "bfloat16": "H"}  # the last: the upper half of a float32
+MOST = 1 << 16  # numbers in a tensor that is read for what it says
 TOLERANCE = 0.02  # half precision changes the entries by less than a tenth of it
 
 
 class Evidence(NamedTuple):
-    prediction: str  # "eps" or "v"; "x0" where a file says so, which is refused
+    prediction: str  # "eps", "v", "x0" or "edm", as in `sd.config`
     why: str  # "m.yaml beside it", after "as ... says"
     outside: bool = False  # the file itself does not tell
 
@@ -73,12 +84,13 @@ class Evidence(NamedTuple):
 class Statement:
     """What counts, and what is to be said about it."""
 
-    prediction: str | None  # "eps" or "v"; None where nothing tells
+    prediction: str | None  # "eps", "v", "x0" or "edm"; None where nothing tells
     why: str  # the evidence, in words: "m.yaml beside it"
     outside: bool = False  # it was found beside the file, or the caller gave it
     schedule: ScheduleConfig
     noise: tuple[float, float] | None = None  # its first and last variance, where a .yaml beside the file told them
     ends_in_noise: bool = False  # trained with zero terminal SNR
+    levels: "Continuous | None" = None  # what its tensors state, if it has no timesteps
     warnings: tuple[str, ...] = ()  # for the user, a sentence each
     notes: tuple[str, ...] = ()
 
@@ -93,7 +105,8 @@ class Statement:
         return self.prediction is None or self.why == RULE_OF_THUMB
 
     def applied_to(self, config: ModelConfig) -> ModelConfig:
-        return replace(config, schedule=self.schedule, prediction=self.prediction or config.prediction)
+        config = replace(config, schedule=self.schedule, prediction=self.prediction or config.prediction)
+        return self.levels.applied_to(config) if self.levels else config
 
 
 def prediction_text(prediction: str | None, why: str) -> str:
@@ -112,18 +125,10 @@ def guess(prediction: str, why: str) -> str:
     )
 
 
-@dataclass(kw_only=True)
-class Beside:
-    """What a .yaml beside the file says."""
-
-    name: str = ""
-    scalars: dict[str, str] = field(default_factory=dict)
-    problem: str = ""  # why it is ignored
-
-    @property
-    def prediction(self) -> str:
-        """ "eps", "v" or "x0"; empty where it does not say."""
-        return PREDICTIONS.get(self.scalars.get(PARAMETERS + "parameterization", "").strip().lower(), "")
+def yaml_of(file: Path) -> Path | None:
+    """The .yaml that has the name of a single file, if there is one."""
+    paths = [file.with_suffix(suffix) for suffix in SUFFIXES]
+    return next((path for path in paths if path != file and os.path.lexists(path)), None)
 
 
 def statement(
@@ -143,18 +148,29 @@ def statement(
     schedule       the family's, or the one that the settings of a folder state
     usual          the family's prediction; "" where its models differ
     step           of the training, where the file has it
-    asked          "eps" or "v" as the caller asks for it, or "auto"
+    asked          what the caller asks for, or "auto"
     own            what the settings of a folder or the config of ours state
     ends_in_noise  these state zero terminal SNR
 
-    Raises UnsupportedFileError where the UNet predicts something else.
+    Raises UnsupportedFileError for noise levels that cannot be used.
     """
-    beside = Beside() if own or file.configs else yaml_beside(file.path)
-    usual_schedule, (schedule, problem) = schedule, _with_range(schedule, beside)
+    usual_schedule, beside, problem = schedule, None, ""
+    if not (own or file.configs) and (path := yaml_of(file.path)):
+        from convert.layouts.yaml_beside import read_yaml, with_range
+
+        beside = read_yaml(path, PREDICTIONS)
+        schedule, problem = with_range(schedule, beside)
     table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
+    levels = None
+    if numbers := {name: numbers_in(file, tensors[name]) for name in WITH_NUMBERS if name in tensors}:
+        from convert.layouts.noise_levels import continuous
+
+        levels = continuous(numbers, schedule)
     metadata = {name: file.metadata.get(name, "").strip().lower() == "true" for name in TRUE_IN_METADATA}
     ends_in_noise = ends_in_noise or table or ENDS_IN_NOISE in tensors or any(metadata.values())
     found = [*_evidence(file, tensors, beside, usual, step, asked, own)]
+    if levels and asked == "auto":
+        found = [Evidence(levels.prediction, f"its tensor {levels.mark}")]  # whatever metadata say: "epsilon", too
     if not found and not usual:
         spread = _spread(file, tensors.get(SPREAD_BIAS))
         if ends_in_noise:
@@ -162,15 +178,10 @@ def statement(
         elif spread is not None:
             found = [Evidence("v" if spread > SPREAD_OF_V else "eps", RULE_OF_THUMB)]
     first = found[0] if found else None
-    if first and first.prediction not in ("eps", "v"):
-        raise UnsupportedFileError(
-            f"has a UNet that predicts the picture itself, as {first.why} says; only eps, the noise, and v, the "
-            "velocity, can be used. --prediction overrules it."
-        )
-    warnings = [f"{beside.name} beside it is ignored: it {beside.problem}."] if beside.problem else []
+    warnings = [f"{beside.name} beside it is ignored: it {beside.problem}."] if beside and beside.problem else []
     for key, value in file.metadata.items():
         if METADATA.get(key) is PREDICTIONS and value.strip().lower() not in PREDICTIONS:
-            warnings.append(f"{key} in its metadata is ignored: {shown(value, 40)!r} is neither eps nor v.")
+            warnings.append(f"{key} in its metadata is ignored: {shown(value, 40)!r} is none of eps, v and x0.")
     for other in found[1:]:
         if other.prediction != first.prediction:
             warnings.append(f"predicts {first.prediction}, as {first.why} says; {other.why} says {other.prediction}.")
@@ -180,15 +191,18 @@ def statement(
         warnings.append(NO_GUESS)
     warnings += [problem] if problem else []
     prediction = first.prediction if first else usual or None
-    if ends_in_noise:
+    if levels:
+        notes = (levels.note,)
+    elif ends_in_noise:
         notes = (ENDS_IN_NOISE_NOTE[prediction == "v"],)
     return Statement(
         prediction=prediction,
         why=first.why if first else FAMILY if usual else "nothing tells",
         outside=bool(first and first.outside),
-        schedule=schedule,
+        schedule=levels.schedule if levels else schedule,
         noise=None if schedule == usual_schedule else (schedule.beta_start, schedule.beta_end),
         ends_in_noise=ends_in_noise,
+        levels=levels,
         warnings=tuple(warnings),
         notes=notes,
     )
@@ -197,7 +211,7 @@ def statement(
 def _evidence(
     file: CheckpointFile,
     tensors: Mapping[str, TensorRecord],
-    beside: Beside,
+    beside: "Beside | None",
     usual: str,
     step: int | None,
     asked: str,
@@ -211,11 +225,11 @@ def _evidence(
     for key, meanings in METADATA.items():
         if value := meanings.get(file.metadata.get(key, "").strip().lower()):
             yield Evidence(value, f"{key} in its metadata")
-    if beside.prediction:
+    if beside and beside.prediction:
         yield Evidence(beside.prediction, f"{beside.name} beside it", outside=True)
     if PREDICTS_V in tensors:
         yield Evidence("v", f"its tensor {PREDICTS_V}")
-    if not usual and not beside.prediction and "ldm" in beside.scalars.get("model.target", ""):
+    if not usual and beside and not beside.prediction and "ldm" in beside.scalars.get("model.target", ""):
         yield Evidence("eps", f"{beside.name} beside it, without a parameterization,", outside=True)
     if not usual and step in STEPS:
         yield Evidence(STEPS[step], f"its training of {step:,} steps")
@@ -223,77 +237,33 @@ def _evidence(
 
 def _spread(file: CheckpointFile, record: TensorRecord | None) -> float | None:
     """The standard deviation of a vector; None if it cannot be read."""
-    values = _numbers(file, record)
+    values = numbers_in(file, record)
     if not values:
         return None
     mean = sum(values) / len(values)
     return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
 
 
-def _numbers(file: CheckpointFile, record: TensorRecord | None) -> tuple[float, ...]:
-    """The numbers of a small vector; none if it is missing or unusual."""
-    if record is None or record.dtype not in NUMBERS or len(record.shape) != 1 or not record.is_contiguous:
+def numbers_in(file: CheckpointFile, record: TensorRecord | None) -> tuple[float, ...]:
+    """The numbers of a small tensor, whatever its shape; none if it is missing or unusual."""
+    if record is None or record.dtype not in NUMBERS or not record.is_contiguous or record.numel > MOST:
         return ()
     file.verify(record)
     order = "<" if record.storage.byteorder == "little" else ">"
     width = struct.calcsize(NUMBERS[record.dtype])
     data = file.storage_bytes(record)[record.offset * width :]
-    count = record.shape[0]
+    count = record.numel
     numbers = struct.unpack_from(f"{order}{count}{NUMBERS[record.dtype]}", data)
     if record.dtype == "bfloat16":
         return struct.unpack(f"{count}f", struct.pack(f"{count}I", *(half << 16 for half in numbers)))
     return numbers
 
 
-def yaml_beside(file: Path) -> Beside:
-    """Read the .yaml that has the name of a single file, if there is one."""
-    paths = [file.with_suffix(suffix) for suffix in SUFFIXES]
-    path = next((path for path in paths if path != file and os.path.lexists(path)), None)
-    if path is None:
-        return Beside()
-    from convert.files.yaml_scalars import YamlError, read_scalars
-
-    name = shown(path.name)
-    try:
-        scalars = read_scalars(path, IN_YAML)
-    except YamlError as error:
-        return Beside(name=name, problem=str(error))
-    stated = scalars.get(PARAMETERS + "parameterization", "eps")
-    if stated.strip().lower() not in PREDICTIONS:
-        return Beside(name=name, problem=f"has {shown(stated, 40)!r} for parameterization, where eps or v is expected")
-    return Beside(name=name, scalars=scalars)
-
-
-def _with_range(schedule: ScheduleConfig, beside: Beside) -> tuple[ScheduleConfig, str]:
-    """The schedule with the noise levels that the .yaml states, and a sentence if they differ or cannot be used."""
-    texts = [beside.scalars.get(PARAMETERS + name) for name in ("linear_start", "linear_end")]
-    try:
-        start, end = (
-            usual if text is None else float(text)
-            for text, usual in zip(texts, (schedule.beta_start, schedule.beta_end), strict=True)
-        )
-    except ValueError:
-        start, end = 0.0, 0.0
-    if not 0 < start <= end < 1:
-        given = " and ".join(f"{shown(text, 40)}" for text in texts if text)
-        return (
-            schedule,
-            f"the noise levels in {beside.name} beside it are ignored: {given} do not rise between 0 and 1.",
-        )
-    if (start, end) == (schedule.beta_start, schedule.beta_end):
-        return schedule, ""
-    return (
-        replace(schedule, beta_start=start, beta_end=end),
-        f"noise from {start:g} to {end:g}, as {beside.name} beside it says (usually {schedule.beta_start:g} to "
-        f"{schedule.beta_end:g}).",
-    )
-
-
 def _table_notes(
     schedule: ScheduleConfig, file: CheckpointFile, record: TensorRecord | None
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether the table in the file ends in pure noise; a sentence if it differs otherwise from what will be used."""
-    found = _numbers(file, record)
+    found = numbers_in(file, record)
     if len(found) != schedule.timesteps:
         return False, ()
     usual = alphas_cumprod(schedule)

@@ -150,8 +150,8 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder and decoder, with 1x1 convolutions between them and the latents.
 
-    Latents are unscaled here: the pipeline multiplies by `VAEConfig.latent_scale` after `encode` and divides before
-    `decode`.
+    Latents are unscaled here: the pipeline scales them after `encode` and back before `decode`, by the two functions
+    below.
     """
 
     def __init__(self, config: VAEConfig):
@@ -182,3 +182,26 @@ def sample_latents(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
     Kingma & Welling (2014), section 2.4: z = mu + sigma * eps.
     """
     return mean + torch.exp(0.5 * logvar) * noise
+
+
+def scaled(latents: Tensor, config: VAEConfig) -> Tensor:
+    """Latents (B, 4, H, W) of the VAE -> those of the UNet, with about unit variance."""
+    if config.latent_means:
+        means, deviations = _by_channel(config, latents)
+        latents = (latents - means) / deviations
+    return config.latent_scale * latents
+
+
+def unscaled(latents: Tensor, config: VAEConfig) -> Tensor:
+    """The inverse of `scaled`."""
+    latents = latents / config.latent_scale
+    if config.latent_means:
+        means, deviations = _by_channel(config, latents)
+        latents = latents * deviations + means
+    return latents
+
+
+def _by_channel(config: VAEConfig, latents: Tensor) -> Tensor:
+    """Means and deviations, (2, C, 1, 1)."""
+    values = (config.latent_means, config.latent_deviations)
+    return torch.tensor(values, dtype=latents.dtype, device=latents.device)[..., None, None]

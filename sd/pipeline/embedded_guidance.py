@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sd.pipeline.errors import SettingError
 from sd.pipeline.settings import Settings
 
 
@@ -37,11 +36,5 @@ def with_guidance(unet: Callable[..., Tensor], embedding: Tensor) -> Callable[..
 
 
 def without_negative(settings: Settings) -> Settings:
-    """The settings of a run of such a UNet: one prediction for each picture, and none for the negative prompt.
-
-    Raises SettingError for settings of the guidance between two predictions.
-    """
-    for name in ("guidance_rescale", "guidance_interval"):
-        if getattr(settings, name):
-            raise SettingError(name, "does nothing: this model takes the guidance scale as an input. Leave it out.")
+    """The settings of a run of such a UNet: one prediction for each picture, and none for the negative prompt."""
     return replace(settings, guidance_scale=1.0)

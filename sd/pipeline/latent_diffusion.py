@@ -17,7 +17,7 @@ from torch import Tensor
 from sd.config import ModelConfig, ScheduleConfig
 from sd.networks.text_encoder import TextEncoder
 from sd.networks.unet import UNet
-from sd.networks.vae import VAE
+from sd.networks.vae import VAE, scaled, unscaled
 from sd.pipeline.conditions import Conditions, conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
 from sd.pipeline.runner import Predict, Runner, undisturbed
@@ -143,8 +143,12 @@ class LatentDiffusion:
     def as_run(self, settings: Settings) -> Settings:
         """The settings by which the sampler runs: without guidance, if the UNet is given its scale.
 
-        Raises SettingError for other settings of the guidance that it would leave out.
+        Raises SettingError for settings that have no meaning with this model.
         """
+        if self.config.unet.guidance_width or self.config.schedule.sigma_max:
+            from sd.pipeline.xl_settings import require_model_for
+
+            require_model_for(settings, self.config)
         if not self.config.unet.guidance_width:
             return settings
         from sd.pipeline.embedded_guidance import without_negative
@@ -186,7 +190,7 @@ class LatentDiffusion:
         tile  the axes, "x" and "y", along which the picture continues at its opposite edge
         """
         mean = self.runner.encode(self.vae, image.to(self.device, self.dtypes["vae"]), tile)
-        return self.config.vae.latent_scale * mean.float()
+        return scaled(mean.float(), self.config.vae)
 
     @undisturbed()
     def estimate_depth(self, image: Tensor) -> Tensor:
@@ -263,6 +267,10 @@ class LatentDiffusion:
         common, contexts = batch[0], self._contexts(batch)
         table, steps = table_and_steps(self.config.schedule, common)
         unet = self.runner.predictor(self.unet, common, len(batch))
+        if self.config.schedule.sigma_max:
+            from sd.sampling.continuous import told_log_sigma
+
+            unet = told_log_sigma(unet, self.config.schedule)
         if width := self.config.unet.guidance_width:
             from sd.pipeline.embedded_guidance import guidance_embedding, with_guidance
 
@@ -340,6 +348,6 @@ class LatentDiffusion:
         """
         pictures = []
         for latent in latents.split(1):
-            latent = (latent / self.config.vae.latent_scale).to(self.dtypes["vae"])
+            latent = unscaled(latent, self.config.vae).to(self.dtypes["vae"])
             pictures += to_images(self.runner.decode(self.vae, latent, tile))
         return pictures

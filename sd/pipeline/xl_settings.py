@@ -1,4 +1,4 @@
-"""Settings that only Stable Diffusion XL reads: their values, and which models they go with. No torch needed."""
+"""Settings that only some models read, most of them XL: their values, and which models they go with. Without torch."""
 
 import re
 from typing import TYPE_CHECKING
@@ -50,6 +50,15 @@ def require_readers(settings: "Settings", config: "ModelConfig", refiner: "Model
     for name, needed in NEEDS.items():
         if getattr(settings, name) != defaults[name].default and needed not in read:
             raise SettingError(name, f"does nothing here: it is for {WHOSE[needed]}. This is {config.family}.")
+
+
+def require_model_for(settings: "Settings", config: "ModelConfig") -> None:
+    """Raise SettingError for a setting that has no meaning with how the model was trained."""
+    if settings.zero_terminal_snr and config.schedule.sigma_max:
+        raise SettingError("zero_terminal_snr", "does nothing: this model has no timesteps. Leave it out.")
+    for name in ("guidance_rescale", "guidance_interval") if config.unet.guidance_width else ():
+        if getattr(settings, name):
+            raise SettingError(name, "does nothing: this model takes the guidance scale as an input. Leave it out.")
 
 
 def require_pair(base: "ModelConfig", refiner: "ModelConfig") -> None:

@@ -17,6 +17,19 @@ def eps_from_v(v: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
     return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * x_t
 
 
+def eps_from_x_0(x_0: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise in x_t, given the clean latents: Ho et al. (2020), eq. 4 solved for eps."""
+    return (x_t - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
+
+
+EPS_FROM: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {  # what a UNet predicts -> the noise, given x_t
+    "eps": lambda eps, x_t, alpha_bar: eps,
+    "v": eps_from_v,
+    "edm": lambda output, x_t, alpha_bar: eps_from_v(-output, x_t, alpha_bar),  # see `sd.sampling.continuous`
+    "x0": eps_from_x_0,
+}
+
+
 def guide(positive: Tensor, negative: Tensor, guidance_scale: float) -> Tensor:
     """Classifier-free guidance: go further in the direction that the prompt changes the prediction.
 
@@ -53,7 +66,7 @@ class Denoiser:
     """Predicts the noise in x_t for the prompts of a batch; samplers call it as `predict_eps`.
 
     unet               a callable (x_t, timestep, context) -> prediction; it gets the vector, too, if there is one
-    prediction         what it predicts: "eps" or "v"
+    prediction         what it predicts, a key of `EPS_FROM`
     table              (timesteps,) alpha_bar by timestep
     context            (B, S, D) of the prompts, in the UNet's dtype and on its device; with a vector (B, V) for each of
                        them, a pair
@@ -79,8 +92,8 @@ class Denoiser:
         guidance_interval: tuple[float, float] = (0.0, math.inf),
         image_guidance: float = 1.0,
     ):
-        if prediction not in ("eps", "v"):
-            raise ValueError(f'prediction must be "eps" or "v", got {prediction!r}')
+        if prediction not in EPS_FROM:
+            raise ValueError(f"prediction must be one of {', '.join(EPS_FROM)}, got {prediction!r}")
         self.predictions = 3 if image_guidance != 1 else 2 if guidance_scale != 1 else 1  # for each picture
         if self.predictions > 1 and negative_context is None:
             raise ValueError("guidance needs a negative context: without a negative prompt, that of the empty prompt")
@@ -114,4 +127,4 @@ class Denoiser:
                 output = guide_edit(positive, picture, neither, self.guidance_scale, self.image_guidance)
             if self.guidance_rescale:
                 output = rescale_guidance(output, positive, self.guidance_rescale)
-        return eps_from_v(output, x_t, alpha_bar) if self.prediction == "v" else output
+        return EPS_FROM[self.prediction](output, x_t, alpha_bar)

@@ -27,7 +27,13 @@ def alphas_cumprod(config: ScheduleConfig) -> Tensor:
 
     The square roots of the betas are evenly spaced. All of it is computed in float64 and rounded once, as in the
     original training code. For Stable Diffusion the first entry is 0.99915, the last 0.00466.
+
+    Without timesteps, as `sd.sampling.continuous` has them, it is in float64.
     """
+    if config.sigma_max:
+        from sd.sampling.continuous import log_uniform
+
+        return log_uniform(config)
     roots = torch.linspace(
         config.beta_start**0.5, config.beta_end**0.5, config.timesteps, dtype=torch.float64, device="cpu"
     )

@@ -88,6 +88,10 @@ class DenoisingLoss(nn.Module):
     ):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
+        if prediction not in ("eps", "v"):
+            raise ValueError(
+                f'networks that predict "eps" or "v" can be trained, not those that predict {prediction!r}'
+            )
         self.prediction, self.min_snr_gamma, self.snr_floor = prediction, min_snr_gamma, snr_floor
         self.register_buffer("table", table, persistent=False)
 

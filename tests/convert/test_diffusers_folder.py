@@ -243,7 +243,7 @@ CANNOT_FOLLOW = {  # changed settings, and what is said of them
     "scheduler/scheduler_config.json": [
         ({"beta_schedule": "linear"}, UnsupportedFileError, "of the kind linear"),
         ({"beta_schedule": ...}, UnsupportedFileError, "of the kind linear"),
-        ({"prediction_type": "sample"}, UnsupportedFileError, "predicts sample"),
+        ({"prediction_type": "flow"}, UnsupportedFileError, "predicts flow"),
         ({"prediction_type": []}, UnsupportedFileError, "predicts []"),
         ({"trained_betas": [0.1]}, UnsupportedFileError, "noise levels of its own (trained_betas)"),
         ({"beta_end": 2}, WeightMismatchError, "must rise between 0 and 1"),

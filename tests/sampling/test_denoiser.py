@@ -78,7 +78,7 @@ def test_prompts_may_change_between_two_steps():
 def test_guidance_without_a_negative_context_and_unknown_predictions_are_refused():
     with pytest.raises(ValueError, match="guidance needs a negative context"):
         Denoiser(Recorder(), "eps", TABLE, PROMPT, None, 7.5)
-    with pytest.raises(ValueError, match='"eps" or "v", got \'x_0\''):
+    with pytest.raises(ValueError, match="one of eps, v, edm, x0, got 'x_0'"):
         Denoiser(Recorder(), "x_0", TABLE, PROMPT)
 
 

@@ -209,9 +209,9 @@ def add_model_flags(parser: Parser, default: str = PACKAGED) -> Add:
 
 def add_reading_flags(add: Add) -> None:
     """What a file or folder may leave open."""
-    add("--prediction", choices=["auto", "eps", "v"], default="auto",
-        help="what the UNet predicts: the noise or the velocity (default: auto, as the file, a .yaml beside it or its "
-        "family says)")
+    add("--prediction", choices=["auto", "eps", "v", "x0"], default="auto",
+        help="what the UNet predicts: the noise, the velocity or the clean latents (default: auto, as the file, a "
+        ".yaml beside it or its family says)")
     add("--variant", metavar="NAME",
         help="of the weights in a diffusers folder: fp16, non_ema, ... (default: the plain ones, or those that it has)")
 

@@ -123,7 +123,7 @@ def refiner_of(args: argparse.Namespace, model: Path) -> Path | None:
 
 def told_of(made: Mapping[str, object], file: Path) -> dict[str, object]:
     """What a picture notes of its model that is not in the model's file: what it predicts, and another VAE if found."""
-    again = {"prediction": made["prediction"]} if made.get("prediction") in ("eps", "v") else {}
+    again = {"prediction": made["prediction"]} if made.get("prediction") in ("eps", "v", "x0") else {}
     vae = made.get("vae")
     name = Path(str(vae.get("name"))).name if isinstance(vae, dict) else ""
     if name:

@@ -11,7 +11,7 @@ from sd.app.jobs.request import JobRequest
 from sd.config import ModelConfig
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import SettingError, Settings
-from sd.pipeline.xl_settings import require_pair, require_readers
+from sd.pipeline.xl_settings import require_model_for, require_pair, require_readers
 
 if TYPE_CHECKING:
     from convert.layouts.noise_schedule import Statement
@@ -122,6 +122,7 @@ def check_jobs(
     for job in jobs:
         job.require_prediction(config.prediction)
         require_readers(job, config, refiner)
+        require_model_for(job, config)
 
 
 def check_switch(jobs: Sequence[Settings], config: ModelConfig) -> None:

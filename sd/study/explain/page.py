@@ -12,6 +12,12 @@ from string import Template
 from sd import __version__
 from sd.pipeline.xl_settings import REFINER
 
+PREDICTS = {
+    "eps": "the noise (ε)",
+    "v": "the velocity (v), shown here as noise",
+    "edm": "the velocity (v) with the opposite sign, shown here as noise",
+    "x0": "the clean latents (x₀), shown here as noise",
+}
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
 WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
@@ -69,7 +75,7 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
         yield "sha256 of its file", model["sha256"]
     yield (
         "network predicts",
-        {"eps": "the noise (ε)", "v": "the velocity (v), shown here as noise"}[report["prediction"]],
+        PREDICTS[report["prediction"]],
     )
     yield "size", f"{settings['width']}x{settings['height']}"
     if settings["original_size"]:

@@ -64,7 +64,7 @@ class StepRecord:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     settings: Settings
-    prediction: str  # what the network predicts, "eps" or "v"; the records hold noise in both cases
+    prediction: str  # what the network predicts, as in `sd.config`; the records hold noise in all cases
     table: Tensor  # (timesteps,) alpha_bar by timestep
     plan: Steps  # the steps that are run: of a schedule that begins with a picture, the last ones
     start: InitImage | None  # the picture that it begins with, or edits
