@@ -10,8 +10,9 @@ from adapters import lora, lora_shapes
 from conftest import refused, settings_of
 from embeddings import made_up
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from convert.actions.convert import convert
 from convert.layouts.adapter_names import adapted_family
 from sd.app.cli.like import read
 from sd.config import SDXL, SDXL_INPAINTING, SDXL_REFINER
@@ -19,6 +20,7 @@ from sd.pipeline.image.stored_settings.web_ui import settings_in
 
 SMALL = ("--steps", 3, "-s", 1, "--force", "--precision", "fp32")
 SIZE = ("-W", 64, "-H", 64)
+PARTS = ("unet", "text_encoder", "text_encoder_2")
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +222,29 @@ def test_a_page_says_what_only_xl_is_told(run, named, tmp_path):
     assert code == 0, err
     assert "<dd>4 and 2.5</dd>" in (tmp_path / "e.html").read_text()
     refused(run(*words, "-m", named["sdxl"], "--refiner", "x"), "A page shows one model: leave it out.")
+
+
+def test_a_vae_for_other_latents_is_said(run, named, tmp_path):
+    convert(named["sdxl"], tmp_path / "xl", layout="diffusers", hash_source=False)
+    settings = tmp_path / "xl/vae/config.json"
+    settings.write_text(settings.read_text().replace("0.13025", "0.18215"))
+    code, _, err = run("txt2img", "a cat", "-m", "xl", *SIZE, *SMALL)
+    assert code == 0
+    assert "xl: its latents have the scale 0.18215, those of Stable Diffusion XL 0.13025: colours may be off." in err
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_fp32(run, named, tmp_path):
+    """As that of XL 1.0 does: the picture is the one of a VAE in fp32."""
+    state = load_file(named["sdxl"])
+    weight = state["first_stage_model.decoder.conv_in.weight"]
+    weight *= 6e4 / weight.abs().max()  # which fp16 can hold, but not what they make of latents
+    save_file(state, tmp_path / "xl.safetensors")
+    code, lines, err = run("txt2img", "a cat", "-m", "xl.safetensors", *SIZE, *SMALL, "--precision", "fp16")
+    assert code == 0, err
+    assert "retrying in fp32; the network stays in fp32" in err
+    assert settings_of(lines[0])["precision"] == {**dict.fromkeys(PARTS, "fp16"), "vae": "fp32"}
+    with Image.open(lines[0]) as picture:
+        assert np.asarray(picture).std() > 1
 
 
 def test_the_web_uis_switch_is_a_share_of_the_steps():

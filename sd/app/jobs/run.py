@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.errors import CheckpointError, counted
+from convert.errors import CheckpointError, counted, shown
 from sd.app.errors import JobError, UsageError, failure_of, failures_as
 from sd.app.jobs import step_files
 from sd.app.jobs.adapters import (
@@ -182,7 +182,12 @@ def find_outputs(
 def warn_of_unused(
     request: ModelRequest, jobs: Sequence[Settings], adapters: Adapters, model: "StableDiffusion", events: Events
 ) -> None:
-    """Say what is asked for and has no effect, or no point."""
+    """Say what is asked for and has no effect or no point, and what gives wrong colours."""
+    if request.vae or model.config.unet.vector_width:
+        from sd.runtime.vae_trial import vae_warning
+
+        if problem := vae_warning(model):
+            events.warn(f"{shown((request.vae or request.file).name)}: {problem}")
     if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
     for problem in (*misread(jobs), *objections(adapters, jobs)):
