@@ -55,6 +55,11 @@ OBJECTS = [
     {"positive_prompt": "a", "negative_prompt": "b", "steps": 9, "cfg_scale": 8.0, "scheduler": "euler", "seed": 1,
      "model": {"model_name": "x", "hash": "sha256:0123456789"}, "width": 512, "height": 512, "clip_skip": 0,
      "loras": [{"model": {"name": "x", "hash": "blake3:0123"}, "weight": 0.75}]},
+    {"positive_prompt": "a", "positive_style_prompt": "b", "steps": 9, "seed": 1, "refiner_start": 0.8,
+     "refiner_model": {"name": "x"}, "refiner_positive_aesthetic_score": 6},
+    {**GRAPH, "6": {"class_type": "CLIPTextEncodeSDXL", "inputs": {
+        "width": 1024, "height": 1024, "crop_w": 0, "crop_h": 8, "target_width": 512, "target_height": 768,
+        "text_g": "a", "text_l": "b", "clip": ["4", 1]}}},
     {"model_weights": "x", "model_hash": "56d1442a0f", "image": {
         "prompt": [{"prompt": "a [b]", "weight": 1.0}], "steps": 50, "cfg_scale": 5, "sampler": "k_lms", "seed": 2}},
     {"steps": 50, "sampler": "k_euler_ancestral", "seed": 2, "strength": 0.4, "scale": 10.0, "uc": "b", "prompt": "a"},

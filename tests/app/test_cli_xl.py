@@ -171,7 +171,7 @@ def test_what_does_nothing_is_refused_in_a_sentence(run, named, monkeypatch, tin
 
 
 def test_a_picture_whose_refiner_is_gone_is_made_without_it_and_that_is_said(draw, run, named, monkeypatch, tmp_path):
-    draw("a cat", *BOTH, *SIZE, "-o", "a.png")
+    draw("a cat", *BOTH, *SIZE, "--aesthetic-score", 3, "-o", "a.png")
     monkeypatch.setenv("SD_MODELS", str(tmp_path))
     code, _, err = run("txt2img", "--like", "a.png", "-m", named["sdxl"].rename(tmp_path / "sdxl.safetensors"), *SMALL)
     (tmp_path / "sdxl.safetensors").rename(named["sdxl"])

@@ -178,6 +178,40 @@ def second_pass(kind="LatentUpscale", **size):
     )  # fmt: skip
 
 
+XL_SETTINGS = ("prompt_2", "negative_prompt_2", "original_size", "crop", "switch_at", "switch_by", "aesthetic_score")
+
+
+def of_both(**inputs):
+    """The text of a node for the two encoders of XL, which tells the size of the picture unless `inputs` say else."""
+    sizes = {"width": 512, "height": 768, "crop_w": 0, "crop_h": 0, "target_width": 512, "target_height": 768}
+    return node("CLIPTextEncodeSDXL", **{**sizes, "clip": ["4", 1], **inputs})
+
+
+@pytest.mark.parametrize(
+    ("positive", "settings", "unused"),
+    [
+        ({"text_l": "a cat", "text_g": "a cat"}, {}, []),
+        ({"text_l": "a cat", "text_g": "oil"}, {"prompt_2": "oil"}, []),
+        ({"text_l": "a cat", "text_g": ""}, {}, ["that the second text encoder reads no prompt (node 6)"]),
+        (
+            {"text_l": "a cat", "text_g": "a cat", "width": 1024, "height": 1024, "crop_w": 8},
+            {"original_size": "1024x1024", "crop": "8,0"},
+            ["other sizes for the negative prompt"],
+        ),
+        (
+            {"text_l": "a cat", "text_g": "a cat", "target_width": 64},
+            {},
+            ["target size 64x768", "other sizes for the negative prompt"],
+        ),
+    ],
+)
+def test_the_texts_and_sizes_of_xl_in_a_graph(positive, settings, unused):
+    found = of_graph(changed(n6=of_both(**positive), n7=of_both(text_l="dog", text_g="dog")))
+    assert (found.settings["prompt"], found.settings["negative_prompt"]) == ("a cat", "dog")
+    assert {name: found.settings[name] for name in XL_SETTINGS if name in found.settings} == settings
+    assert found.unused == unused
+
+
 def test_of_a_batch_with_one_seed_only_the_first_can_be_made_again():
     assert of_graph(changed(n5={"batch_size": 4})).notes[0].startswith("one of 4 pictures with one seed")
     assert of_graph(changed()).notes == []
@@ -285,6 +319,60 @@ def test_the_names_of_each_program(program, texts):
     model = found.made_with.get("model", {})
     assert model.get("name") == (None if "Dream" in texts else "v1-5")
     assert MODEL_HASH.startswith(model.get("sha256", ""))
+
+
+INVOKE_XL = {
+    "positive_prompt": "a cat", "positive_style_prompt": "oil", "negative_prompt": "dog",
+    "negative_style_prompt": "dog", "steps": 20, "seed": 5, "refiner_start": 0.7,
+    "refiner_positive_aesthetic_score": 7, "refiner_model": {"name": "xl-refiner", "base": "sdxl-refiner"},
+}  # fmt: skip
+FOOOCUS_XL = {
+    "metadata_scheme": "fooocus",
+    "prompt": "a",
+    "steps": 20,
+    "seed": "5",
+    "refiner_model": "xl-refiner.safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    ("texts", "settings", "refiner", "unused"),
+    [
+        (
+            {"invokeai_metadata": INVOKE_XL},
+            {"prompt_2": "oil", "switch_at": 0.7, "aesthetic_score": 7},
+            "xl-refiner",
+            [],
+        ),
+        ({"invokeai_metadata": INVOKE_XL | {"refiner_model": None}}, {"prompt_2": "oil"}, None, []),
+        (
+            {"invokeai_metadata": INVOKE_XL | {"positive_style_prompt": ""}},
+            {"switch_at": 0.7, "aesthetic_score": 7},
+            "xl-refiner",
+            [],
+        ),
+        (
+            {"parameters": FOOOCUS_XL | {"refiner_switch": 0.6}},
+            {"switch_at": 0.6, "switch_by": "steps"},
+            "xl-refiner.safetensors",
+            [],
+        ),
+        ({"parameters": FOOOCUS_XL | {"refiner_switch": 0.6, "refiner_model": "None"}}, {}, None, []),
+        (
+            {"parameters": FOOOCUS_XL},
+            {},
+            None,
+            ["refiner xl-refiner.safetensors, of which nothing says when it takes over"],
+        ),
+        ({"comment": {"prompt": "a", "prompt_2": "b", "steps": 9, "seed": 1}}, {"prompt_2": "b"}, None, []),
+    ],
+)
+def test_second_prompts_and_refiners_of_xl(texts, settings, refiner, unused):
+    texts = {name: json.dumps(text) for name, text in texts.items()}
+    found = settings_of_texts({**texts, "pixels": "512x768"})
+    assert {name: found.settings[name] for name in XL_SETTINGS if name in found.settings} == settings
+    assert found.made_with.get("refiner", {}).get("name") == refiner
+    assert found.unused == unused
 
 
 def test_a_size_of_thousands_of_digits_is_named():

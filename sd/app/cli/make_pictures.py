@@ -8,6 +8,7 @@ from pathlib import Path
 from convert.errors import shown
 from convert.families.table import row_named
 from sd.app.cli import say
+from sd.app.cli.like import given_flags
 from sd.app.cli.prompt_files import read_batch_file, read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
@@ -117,7 +118,8 @@ def refiner_of(args: argparse.Namespace, model: Path) -> Path | None:
     found = next(again, None) or find_again(made, say)
     if found is None:
         say(f"{args.like.name} was made with the refiner {name}: give it with --refiner FILE. Now made without it.")
-        args.switch_at = args.switch_by = None
+        for setting in {"switch_at", "switch_by", "aesthetic_score", "negative_aesthetic_score"} - given_flags(args):
+            setattr(args, setting, None)
     return found
 
 

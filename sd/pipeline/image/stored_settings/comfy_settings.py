@@ -6,6 +6,7 @@ from itertools import islice
 from sd.pipeline.image.stored_settings.adapters import add, use_of
 from sd.pipeline.image.stored_settings.comfy_graph import Graph
 from sd.pipeline.image.stored_settings.web_ui import Found, read_value, set_model
+from sd.pipeline.image.stored_settings.xl import add_both_texts, add_sizes
 
 SAMPLER_INPUTS = {  # our name in a settings line -> the inputs of a sampler
     "Seed": ("seed", "noise_seed"),
@@ -58,6 +59,9 @@ def _settings_of(graph: Graph, way: list[str]) -> Found:
     _add_sampler(graph, found, base)
     _add_prompts(graph, found, base)
     _add_origin(graph, found, [base, *way[::-1]])
+    nodes = [texts[0][2] for which in ("positive", "negative") if (texts := _conditioning(graph, base, which))]
+    if nodes:
+        add_sizes(graph, found, nodes[0], *nodes[1:] or [None])
     _add_model(graph, found, base)
     if second and "exact_steps" not in found.settings:
         found.settings |= second
@@ -103,6 +107,8 @@ def _add_prompts(graph: Graph, found: Found, name: str) -> None:
     for which, ours in (("positive", "prompt"), ("negative", "negative_prompt")):
         texts = _conditioning(graph, name, which)
         found.settings[ours] = texts[0][1].strip() if texts else ""
+        if texts:
+            add_both_texts(graph, found, texts[0][2], ours)
         for _, text, node in texts[1:]:
             found.unused.append(f"{text.strip()[:40]!r} (node {node[:20]}), another {which} prompt")
         for _, _, node in texts[:1]:
@@ -195,6 +201,15 @@ def _add_differences(graph: Graph, found: Found, second: str) -> None:
     other = Found()
     _add_sampler(graph, other, second)
     _add_prompts(graph, other, second)
-    for name in ("prompt", "negative_prompt", "sampler", "schedule", "guidance_scale", "seed"):
+    for name in (
+        "prompt",
+        "negative_prompt",
+        "prompt_2",
+        "negative_prompt_2",
+        "sampler",
+        "schedule",
+        "guidance_scale",
+        "seed",
+    ):
         if other.settings.get(name) != found.settings.get(name):
             found.unused.append(f"the second pass's {name.replace('_', ' ')} {str(other.settings.get(name))[:40]}")

@@ -14,11 +14,18 @@ from sd.pipeline.image.stored_settings.comfy_graph import Graph
 from sd.pipeline.image.stored_settings.comfy_settings import graph_settings
 from sd.pipeline.image.stored_settings.settings_line import LONGEST_TEXT
 from sd.pipeline.image.stored_settings.web_ui import Found, leave_out_invalid, read_value, set_model, settings_in
+from sd.pipeline.image.stored_settings.xl import add_refiner, leave_out_same
 from sd.sampling.names import SAMPLER_INFO
 
-NAMES = {  # name in a settings line, "prompt", "negative_prompt" or "model" -> what programs call it in JSON
+NAMES = {  # name in a settings line, "prompt", "negative_prompt", "model" or "refiner" -> what programs call it in JSON
     "prompt": "prompt positive_prompt c",
     "negative_prompt": "negative_prompt negativeprompt uc",
+    "Prompt 2": "prompt_2 positive_style_prompt",
+    "Negative prompt 2": "negative_prompt_2 negative_style_prompt",
+    "Refiner switch at": "refiner_start refiner_switch",
+    "Aesthetic score": "refiner_positive_aesthetic_score",
+    "Negative aesthetic score": "refiner_negative_aesthetic_score",
+    "refiner": "refiner_model",
     "Seed": "seed",
     "Steps": "steps num_inference_steps",
     "CFG scale": "cfg_scale cfgscale guidance_scale scale cfg",
@@ -211,6 +218,7 @@ def _named_settings(program: str, values: dict, pixels: str) -> Found:
     """Settings by the names of a program that writes JSON. What is false, 0 or empty changes nothing."""
     found = Found({"prompt": "", "negative_prompt": ""}, program=program)
     model: dict[str, object] = {}
+    refiner: object = None
     for theirs, value in _flat(take_from_json(found, values)):
         name = OURS.get(_plain(theirs))
         if name in ("prompt", "negative_prompt") and isinstance(value, str):
@@ -223,11 +231,15 @@ def _named_settings(program: str, values: dict, pixels: str) -> Found:
             read_value(found, name, "x".join(re.findall(r"\d+", value)))
         elif name in ("model", "hash"):
             model.setdefault(name, value)
+        elif name == "refiner":
+            refiner = value
         elif name and value not in (None, "", False):
             read_value(found, name, value)
         elif value and _plain(theirs) not in NO_SETTINGS and value != "None":
             found.unused.append(f"{str(theirs)[:40]}: {shortened(value)}")
     set_model(found, model.get("model"), model.get("hash"))
+    add_refiner(found, refiner)
+    leave_out_same(found)
     if "width" not in found.settings and re.fullmatch(r"\d+[02468]x\d+[02468]", pixels):
         read_value(found, "Size", pixels)  # nothing else says it
     if found.settings.get("strength") in (0, 1):
@@ -253,7 +265,9 @@ def _add_schedule(found: Found) -> None:
 def _flat(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     """The values, with the name of a model that is an object in place of it."""
     for name, value in values.items():
-        if _plain(name) == "model" and isinstance(value, dict):
+        if _plain(name) == "refiner_model" and isinstance(value, dict):
+            yield name, value.get("model_name") or value.get("name")
+        elif _plain(name) == "model" and isinstance(value, dict):
             yield "model", value.get("model_name") or value.get("name")
             digest = str(value.get("hash") or "")
             yield "model_hash", digest.removeprefix("sha256:") if ":" in digest and digest[:7] == "sha256:" else None
