@@ -12,9 +12,9 @@ class Diffusers(Contender):
 
     def imports(self) -> None:
         super().imports()
-        from diffusers import DDIMScheduler, StableDiffusionPipeline
+        from diffusers import DDIMScheduler, DiffusionPipeline
 
-        self.pipeline_class, self.scheduler_class = StableDiffusionPipeline, DDIMScheduler
+        self.pipeline_class, self.scheduler_class = DiffusionPipeline, DDIMScheduler
 
     def load(self) -> None:
         precision = {} if self.own_precision else {"torch_dtype": self.dtype}
@@ -58,11 +58,18 @@ class Diffusers(Contender):
         shape = (4, self.height // 8, self.width // 8)
         return self.torch.stack([self.torch.randn(shape, generator=generator) for generator in generators])
 
-    def encode_text(self):
-        """(2B, 77, width): the empty prompt, then the prompt."""
+    def encode_text(self) -> tuple:
+        """What the UNet gets for the empty prompt, then for the prompt: (2B, 77, width), and for XL a vector."""
+        options = {"device": self.options.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
         with self.torch.no_grad():
-            texts = self.pipe.encode_prompt([PROMPT] * self.batch_size, self.options.device, 1, True)
-        return self.torch.cat([texts[1], texts[0]])
+            texts = self.pipe.encode_prompt([PROMPT] * self.batch_size, **options)
+        context, *pooled = (self.torch.cat(pair) for pair in zip(texts[1::2], texts[::2], strict=True))
+        return context, *(self.with_sizes(each) for each in pooled)
+
+    def with_sizes(self, pooled) -> tuple:
+        """The vector's two parts: the pooled prompts, and the picture's sizes."""
+        size = (self.height, self.width)
+        return pooled, self.torch.tensor([[*size, 0, 0, *size]] * len(pooled)).to(pooled)
 
     def begin(self, steps: int) -> None:
         self.scheduler.set_timesteps(steps, device=self.options.device)
@@ -76,14 +83,16 @@ class Diffusers(Contender):
             timestep = next(self.timesteps)
         with self.torch.no_grad():
             x = self.scheduler.scale_model_input(self.torch.cat([self.latest] * 2), timestep)
-            negative, positive = self.predict(x, timestep, self.context).chunk(2)
+            negative, positive = self.predict(x, timestep, *self.context).chunk(2)
             eps = negative + GUIDANCE_SCALE * (positive - negative)
             self.latest = self.scheduler.step(eps, timestep, self.latest, return_dict=False)[0]
 
-    def predict(self, x, timestep, context):
+    def predict(self, x, timestep, context, vector=None):
         """With the arguments of the pipeline's own call, so that torch.compile does not compile again."""
-        unused = dict.fromkeys(("timestep_cond", "cross_attention_kwargs", "added_cond_kwargs"))
-        return self.pipe.unet(x, timestep, encoder_hidden_states=context, **unused, return_dict=False)[0]
+        given = dict.fromkeys(("timestep_cond", "cross_attention_kwargs", "added_cond_kwargs"))
+        if vector:
+            given["added_cond_kwargs"] = dict(zip(("text_embeds", "time_ids"), vector, strict=True))
+        return self.pipe.unet(x, timestep, encoder_hidden_states=context, **given, return_dict=False)[0]
 
     def decode(self) -> None:
         with self.torch.no_grad():

@@ -1,6 +1,7 @@
 """OpenVINO as a contender of `benchmark.py`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmark_contender import ENDLESS, PROMPT, Contender
@@ -32,14 +33,15 @@ class OpenVINO(Diffusers):
         self.scheduler = self.scheduler_class.from_config(
             self.scheduler_class.load_config(folder / "scheduler", local_files_only=True)
         )
-        self.tokenizer = self.tokenizer_class.from_pretrained(folder / "tokenizer", local_files_only=True)
+        names = sorted(path.name for path in folder.glob("tokenizer*"))  # XL has two, which pad differently
+        self.tokenizers = [self.tokenizer_class.from_pretrained(folder / name, local_files_only=True) for name in names]
         self.scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
 
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         latents = [4, height // 8, width // 8]
         context = json.loads((Path(self.options.folder) / "unet" / "config.json").read_text())["cross_attention_dim"]
         shapes = {
-            "text_encoder": [[2 * batch_size, 77]],
+            "text_encoder": [[2 * batch_size, 77]] * len(self.tokenizers),
             "unet": [[2 * batch_size, *latents], [], [2 * batch_size, 77, context]],
             "vae_decoder": [[batch_size, *latents]],
         }
@@ -49,25 +51,31 @@ class OpenVINO(Diffusers):
         }
         if self.options.threads:
             hints["INFERENCE_NUM_THREADS"] = self.options.threads
+        if len(self.tokenizers) == 2:
+            pooled = self.networks["text_encoder"].outputs[1].partial_shape[1].get_length()
+            shapes["unet"] += [[2 * batch_size, pooled], [2 * batch_size, 6]]
         self.ready = {}
         for part, network in self.networks.items():
             network.reshape(dict(enumerate(shapes[part])))
             self.ready[part] = self.core.compile_model(network, "CPU", hints)
         super().prepare(width, height, batch_size)
 
-    def answer(self, part: str, *inputs):
-        return self.torch.from_numpy(self.ready[part]([values.numpy() for values in inputs])[0])
+    def answers(self, part: str, *inputs) -> list:
+        return [self.torch.from_numpy(each) for each in self.ready[part]([x.numpy() for x in inputs]).to_tuple()]
 
-    def encode_text(self):
+    def encode_text(self) -> tuple:
         texts = [""] * self.batch_size + [PROMPT] * self.batch_size
-        tokens = self.tokenizer(texts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
-        return self.answer("text_encoder", tokens.input_ids)
+        options = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "pt"}
+        context, *pooled = self.answers("text_encoder", *(read(texts, **options).input_ids for read in self.tokenizers))
+        if pooled:
+            context[: self.batch_size] = pooled[0][: self.batch_size] = 0  # as XL's pipeline has an empty prompt
+        return context, *(self.with_sizes(each) for each in pooled)
 
-    def predict(self, x, timestep, context):
-        return self.answer("unet", x, timestep, context)
+    def predict(self, x, timestep, context, vector=()):
+        return self.answers("unet", x, timestep, context, *vector)[0]
 
     def decode(self) -> None:
-        self.processor.postprocess(self.answer("vae_decoder", self.latest / self.scale), output_type="pil")
+        self.processor.postprocess(self.answers("vae_decoder", self.latest / self.scale)[0], output_type="pil")
 
     def denoised(self, steps: int):
         self.context = self.encode_text()
@@ -86,37 +94,53 @@ class OpenVINO(Diffusers):
         return {"openvino": self.openvino.__version__, **super().versions()}
 
 
-def export_to_openvino(folder: Path, target: Path) -> None:
-    """Write the networks of a diffusers folder in OpenVINO's form, float32, any size."""
+def export_to_openvino(folder: Path, target: Path, precision: str) -> None:
+    """Write the networks of a diffusers folder in OpenVINO's form, for any size.
+
+    precision  of the weights; with two bytes each, large models fit into memory
+    """
     import openvino
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from diffusers import DiffusionPipeline
+    from openvino.frontend.pytorch import patch_model
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
 
     class Only(torch.nn.Module):
-        """A network that returns one tensor."""
+        """What is called of a network."""
 
-        def __init__(self, network: torch.nn.Module, call):
+        def __init__(self, call: Callable, *networks: torch.nn.Module):
             super().__init__()
-            self.network, self.call = network, call
+            self.networks, self.call = torch.nn.ModuleList(networks), call
 
         def forward(self, *inputs):
-            return self.call(self.network, *inputs)
+            return self.call(*inputs)
 
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True).eval()
-    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).eval()
-    text = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).eval()
-    latents, context = torch.zeros(2, 4, 16, 16), torch.zeros(2, 77, unet.config.cross_attention_dim)
-    tokens = torch.zeros(2, 77, dtype=torch.int64)
+    def read(*tokens):
+        if len(encoders) == 1:
+            return encoders[0](tokens[0])[0]
+        told = [encoder(ids, output_hidden_states=True) for encoder, ids in zip(encoders, tokens, strict=True)]
+        return torch.cat([each.hidden_states[-2] for each in told], dim=-1).float(), told[1][0].float()
+
+    def predict(x, t, context, pooled=None, sizes=None):
+        vector = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes}
+        return pipe.unet(x, t, context, added_cond_kwargs=vector, return_dict=False)[0]
+
+    tokens, latents = torch.zeros(2, 77, dtype=torch.int64), torch.zeros(2, 4, 16, 16)
+    vector = ()
+    if len(encoders) == 2:
+        vector = torch.zeros(2, encoders[1].config.projection_dim), torch.zeros(2, 6)
+    context = torch.zeros(2, 77, pipe.unet.config.cross_attention_dim)
     wanted = {
-        "text_encoder": (Only(text, lambda network, tokens: network(tokens)[0]), (tokens,)),
-        "unet": (
-            Only(unet, lambda network, x, t, context: network(x, t, context, return_dict=False)[0]),
-            (latents, torch.tensor(1), context),
-        ),
-        "vae_decoder": (Only(vae, lambda network, x: network.decode(x, return_dict=False)[0]), (latents,)),
+        "text_encoder": (Only(read, *encoders), (tokens,) * len(encoders)),
+        "unet": (Only(predict, pipe.unet), (latents, torch.tensor(1), context, *vector)),
+        "vae_decoder": (Only(lambda x: pipe.vae.decode(x, return_dict=False)[0], pipe.vae), (latents,)),
     }
     for part, (network, example) in wanted.items():
+        if dtype != torch.float32:
+            patch_model.__make_16bit_traceable(network)
         with torch.no_grad():
             model = openvino.convert_model(network, example_input=example)
         openvino.save_model(model, target / f"{part}.xml", compress_to_fp16=False)

@@ -140,9 +140,9 @@ def answer_to(contender: Contender, request: dict) -> dict:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Arguments: the name of a contender and its options as JSON; or "export", a diffusers folder and a new folder."""
+    """Arguments: the name of a contender and its options as JSON; or "export", two folders and a precision."""
     if arguments[0] == "export":
-        export_to_openvino(Path(arguments[1]), Path(arguments[2]))
+        export_to_openvino(Path(arguments[1]), Path(arguments[2]), arguments[3])
         return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps output of libraries out of the answers
