@@ -20,7 +20,7 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE, scaled, unscaled
 from sd.pipeline.conditions import Conditions, conditions_for
 from sd.pipeline.image.tensors import to_images, to_tensor
-from sd.pipeline.runner import Predict, Runner, undisturbed
+from sd.pipeline.runner import Predict, Runner, dtype_of, undisturbed
 from sd.pipeline.second_pass import steps_run
 from sd.pipeline.settings import SettingError, Settings
 from sd.sampling.denoiser import Denoiser
@@ -89,7 +89,7 @@ class LatentDiffusion:
         """The precision of each network."""
         networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
         networks |= {"text_encoder_2": self.text_encoder_2} if self.text_encoder_2 else {}
-        return {part: next(network.parameters()).dtype for part, network in networks.items()}
+        return {part: dtype_of(network) for part, network in networks.items()}
 
     def encode_prompts(
         self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1

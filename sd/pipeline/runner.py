@@ -31,6 +31,18 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision in which a network computes. `sd.load` notes it as `runs_in` where weights rest in another."""
+    return getattr(network, "runs_in", None) or next(network.parameters()).dtype
+
+
+def widen(network: nn.Module) -> None:
+    """From now on, a network computes in float32."""
+    network.float()
+    if hasattr(network, "runs_in"):
+        network.runs_in = torch.float32
+
+
 class NonFiniteError(ArithmeticError):
     """A network returned NaN or infinite values, from which no picture can be made.
 
@@ -41,7 +53,7 @@ class NonFiniteError(ArithmeticError):
     def __init__(self, part: str, network: nn.Module):
         words = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
         words |= {"unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
-        dtype = next(network.parameters()).dtype
+        dtype = dtype_of(network)
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part, self.network = part, network
 

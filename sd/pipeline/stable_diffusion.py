@@ -17,7 +17,7 @@ from sd import __version__
 from sd.pipeline.image.parameters import parameters_of
 from sd.pipeline.image.tensors import init_image_from
 from sd.pipeline.latent_diffusion import LatentDiffusion
-from sd.pipeline.runner import NonFiniteError, precision_name
+from sd.pipeline.runner import NonFiniteError, dtype_of, precision_name, widen
 from sd.pipeline.second_pass import first_size
 from sd.pipeline.settings import IMAGE_GUIDANCE, SettingError, Settings
 from sd.sampling.init_image import InitImage
@@ -136,9 +136,9 @@ class StableDiffusion(LatentDiffusion):
             try:
                 return stage()
             except NonFiniteError as error:
-                if next(error.network.parameters()).dtype == torch.float32:
+                if dtype_of(error.network) == torch.float32:
                     raise
-                error.network.float()
+                widen(error.network)
                 if on_retry:
                     on_retry(f"{error}; retrying in fp32; the network stays in fp32")
                 return finite(stage)

@@ -50,6 +50,7 @@ def has_fast_bf16() -> bool:
 
 
 WIDE = 256  # channels of a UNet
+LARGE = 128 * 128  # positions in latents of a large picture: 1024x1024 pixels
 LATENTS = 1024  # positions, 256x256 pixels: smaller pictures gain little from C++ kernels
 
 

@@ -7,7 +7,7 @@ B pictures; C channels, H W height and width of the latents.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from sd.networks.unet import UNet
 from sd.networks.vae import VAE
 from sd.pipeline.runner import NonFiniteError, Predict, Runner, T, finite
 from sd.pipeline.settings import Settings
-from sd.runtime.device import LATENTS, RunOptions, is_set, one_by_one, send
+from sd.runtime.device import LARGE, LATENTS, RunOptions, is_set, one_by_one, send
 from sd.runtime.patching import patched
 from sd.runtime.shortcuts.shared_halves import computed_once
 from sd.runtime.weights import Weights
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Execution(Runner):
     """The calls of `Runner`, with the options applied.
 
-    visited   where each network computes, if its weights stay in main memory and are copied there while it runs
+    visited   where each network computes, if its weights are copied there while it runs: see `sd.runtime.low_memory`
     compiler  used instead of PyTorch's, see `sd.runtime.gpu.compile.CompiledUNet`
     recorder  used instead of CUDA's, see `sd.runtime.gpu.cuda_graphs.CapturedUNet`
     watched   the UNet is neither compiled nor captured, so that hooks see every layer and step
@@ -64,10 +64,6 @@ class Execution(Runner):
         self.on_compile: Callable[[torch.Size], object] | None = None
         self.on_build: Callable[[], object] | None = None
         self._visits = None
-        if visited is not None:
-            from sd.runtime.low_memory.visits import Visits
-
-            self._visits = Visits(visited)
         self.weights = Weights()
         self._one_thread = threading.RLock()
 
@@ -119,16 +115,16 @@ class Execution(Runner):
         learn(model, files, self.weights)
 
     def encode_text(self, text_encoder: TextEncoder, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
-        parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
         with self.at_work(text_encoder):
+            parts = tokens.split(1) if one_by_one(text_encoder.position_embedding.weight) else [tokens]
             context = torch.cat([text_encoder(part, skip_layers=skip_layers) for part in parts])
             return finite(context, "text_encoder", text_encoder)
 
     def encode_in_tower(
         self, tower: "TextTower", tokens: Tensor, part: str, *, skip_layers: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        parts = tokens.split(1) if one_by_one(tower.position_embedding.weight) else [tokens]
         with self.at_work(tower):
+            parts = tokens.split(1) if one_by_one(tower.position_embedding.weight) else [tokens]
             encode = partial(super().encode_in_tower, tower, part=part, skip_layers=skip_layers)
             encoded = [encode(each) for each in parts]
         contexts, pooled = zip(*encoded, strict=True)
@@ -174,6 +170,10 @@ class Execution(Runner):
             return finite(mean, "vae", vae)
 
     def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
+        if latents.device.type == "cpu" and latents.shape[-2:].numel() >= LARGE:
+            from sd.runtime.cpu.process_memory import give_back_freed_memory
+
+            give_back_freed_memory()
         with self._one_thread, self.at_work(vae), self._patched_vae(vae, latents, latents.shape[-2:].numel(), tile):
             if self.options.tiled_vae:
                 from sd.runtime.low_memory.tiled_vae import decode_tiled
@@ -192,8 +192,17 @@ class Execution(Runner):
     @contextmanager
     def at_work(self, network: nn.Module) -> Iterator[None]:
         """Within this context, in all threads, the weights of a network are on the device where it computes."""
-        with self.in_use(), self._visits.of(network) if self._visits else nullcontext():
+        with self.in_use(), self._visit(network):
             yield
+
+    def _visit(self, network: nn.Module) -> AbstractContextManager[None]:
+        if self.visited is None and not hasattr(network, "rests_as"):
+            return nullcontext()
+        if self._visits is None:
+            from sd.runtime.low_memory.visits import Visits
+
+            self._visits = Visits(self.device(network), lambda name: self.weights.release(name))
+        return self._visits.of(network)
 
     def drop_copies(self, convolutions: Iterable[nn.Module]) -> None:
         """Forget what was made of the weights of convolutions that are about to change: it would take memory."""
@@ -323,6 +332,19 @@ class Execution(Runner):
 
             changes.enter_context(seamless(network, tile))
 
+    def _give_back(self, unet: nn.Module) -> Callable[[nn.Conv2d], None]:
+        """Gives back the memory of a weight that is still as it is in the file."""
+        from sd.runtime.cpu.packing import origin
+
+        names = {module: f"unet.{name}.weight" for name, module in unet.named_modules()}
+
+        def give_back(conv: nn.Conv2d) -> None:
+            weight, version = origin(conv)
+            if version == 0 and weight.data_ptr() == self.weights.address(names[conv]):
+                self.weights.release(names[conv])
+
+        return give_back
+
     def convolutions(
         self, network: UNet | VAE, x: Tensor, latents: int, tile: str = ""
     ) -> dict[nn.Module, Callable[..., Tensor]]:
@@ -336,7 +358,7 @@ class Execution(Runner):
         if part not in self.winograd or self.winograd[part].network is not network:
             from sd.runtime.cpu.winograd import WinogradConvolutions
 
-            self.winograd[part] = WinogradConvolutions(network, keep=is_unet)
+            self.winograd[part] = WinogradConvolutions(network, keep=is_unet, on_kept=self._give_back(network))
         return self.winograd[part].forwards(x, latents, self._about_to_build)
 
     def _compiled(self, unet: UNet) -> "CompiledUNet":

@@ -11,6 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from convert.checkpoint import Checkpoint, match_shapes, read_checkpoint
 from convert.files.hashing import FileHash
@@ -22,8 +23,12 @@ from sd.runtime.cpu.packing import can_pack, convolutions_of, make_packed, pack
 from sd.runtime.cpu.precise_norms import make_precise
 from sd.runtime.device import RunOptions, pick_device, pick_precision
 from sd.runtime.execution import Execution
-from sd.runtime.weights import Weights, read_parameters
+from sd.runtime.weights import Weights, precision_of, read_parameters
 from sd.text.tokenizer import Tokenizer
+
+LARGE = (
+    500_000_000  # parameters of text encoders, which run once for a picture; XL's have 820 million, read in a second
+)
 
 
 def load(
@@ -59,7 +64,8 @@ def load(
 
     The model keeps the file open, to take adapters off exactly, and on a CPU it keeps reading from it: while it is in
     use, you may replace the file but not overwrite it in place. On a CPU, the weights of the UNet's convolutions keep
-    the file's precision.
+    the file's precision. Large text encoders, and with low_memory all networks, rest in the file: what is written into
+    their weights is lost.
     """
     target = pick_device(device)
     pick_precision(target, precision)  # refuse a wrong name before the file is opened
@@ -98,15 +104,18 @@ def from_checkpoint(
     survive_forks()
     networks = build_networks(checkpoint.config)
     checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
-    home = torch.device("cpu") if options.low_memory else device
+    home = torch.device("cpu") if options.low_memory else device  # where weights rest
+    resting = resting_in_file(networks, device, options)
     packs = can_pack(home, dtype) and not options.low_memory
     convolutions = {f"unet.{name}.weight": conv for name, conv in convolutions_of(networks["unet"]).items()}
     packers = {name: partial(pack, conv) for name, conv in convolutions.items()} if packs else {}
-    parameters, packed = read_parameters(file, checkpoint, home, dtype, on_tensor, packers)
+    parameters, packed = read_parameters(file, checkpoint, home, dtype, on_tensor, packers, resting)
     for component, network in networks.items():
         prefix = f"{component}."
         mine = {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
         network.load_state_dict(mine, assign=True)
+        if component in resting:
+            network.rests_as, network.runs_in = component, precision_of(component, dtype)
         if home.type == "cpu":
             make_precise(network)
     make_packed({convolutions[name]: weight for name, weight in packed.items()}, dtype)
@@ -132,6 +141,15 @@ def from_checkpoint(
         runner=runner,
         zero_terminal_snr=said.begins_at_noise,
     )
+
+
+def resting_in_file(networks: dict[str, nn.Module], device: torch.device, options: RunOptions) -> set[str]:
+    """The networks that are read again whenever they are used. On a CPU: large text encoders, or all."""
+    if device.type != "cpu":
+        return set()
+    texts = {name for name in networks if name.startswith("text_encoder")}
+    many = sum(each.numel() for name in texts for each in networks[name].parameters()) > LARGE
+    return set(networks) if options.low_memory else texts if many else set()
 
 
 @cache  # once is enough

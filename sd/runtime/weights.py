@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from convert.files.tensors import as_tensor, in_range, out_of_range, read_tensor
 from sd.pipeline.runner import PRECISIONS, precision_name
 
 ONE_LOAD = threading.Lock()
-PRECISE = "depth_network."  # always float32: it runs once for a picture, and depths have no scale to round to
+PRECISE = "depth_network"  # always float32: it runs once for a picture, and depths have no scale to round to
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Weights:
 
     def release(self, name: str) -> None:
         """Give the memory of these bytes back: changes of them are lost."""
-        self.file.release(self.records[name])
+        if name in self.records:
+            self.file.release(self.records[name])
 
 
 def read_parameters(
@@ -72,6 +73,7 @@ def read_parameters(
     dtype: torch.dtype,
     on_tensor: Callable[[int], None] | None = None,
     packers: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    resting: Collection[str] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Every tensor by our name, checked (checksum, NaN, infinity), in the precision and memory format it is used in.
 
@@ -80,6 +82,7 @@ def read_parameters(
     A tensor is a view of the mapped file, or a copy if its precision or memory format changes.
 
     packers  for weights that stay as they are in the file: what packs one in `dtype`, see `sd.runtime.cpu.packing`
+    resting  networks whose weights are only checked, and stay as they are in the file
     returns  the tensors, and the packed ones
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
@@ -90,14 +93,15 @@ def read_parameters(
     def read(name: str) -> tuple[Tensor, bool]:
         file.verify(records[name])
         stored = as_tensor(file, records[name])
-        wanted = torch.float32 if name.startswith(PRECISE) else dtype
+        wanted = precision_of(name, dtype)
         fits = in_range(stored, wanted)
         if packers and name in packers and stored.dtype in PRECISIONS.values():
             packed[name] = packers[name](stored.to(dtype))
             release(records[name])
             return stored, fits
-        used = laid_out(stored, device, wanted)
-        if used.data_ptr() != stored.data_ptr():
+        rests = name.partition(".")[0] in resting
+        used = stored if rests else laid_out(stored, device, wanted)
+        if rests or used.data_ptr() != stored.data_ptr():
             release(records[name])
         return used, fits
 
@@ -114,6 +118,11 @@ def read_parameters(
     if unusable:
         raise out_of_range(sorted(unusable), precision_name(dtype))
     return parameters, packed
+
+
+def precision_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The precision of a network, or of one of its weights, in a model of that precision."""
+    return torch.float32 if name.startswith(PRECISE) else dtype
 
 
 def laid_out(weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -1,35 +1,41 @@
 """Less memory: weights that come when they are used, halves of guidance one after the other, pictures in tiles."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import make_checkpoint
 import pytest
 import torch
+from adapters import lora, lora_shapes
 from conftest import TINY as CONFIG
 from conftest import assemble, fill, pixels, refused, settings, settings_of
 from PIL import Image
 from torch import nn
 
 import sd
+from convert.actions.convert import convert
 from sd.config import SD_V1_EDIT, SD_V2_DEPTH
+from sd.runtime import loading
 from sd.runtime.cpu.packing import PackedConv2d
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
 from sd.runtime.low_memory.visits import visiting
 
+PARTS = ("text_encoder", "unet", "vae")
 DEPTH, EDIT = map(make_checkpoint.tiny, (SD_V2_DEPTH, SD_V1_EDIT))
 
 
 def test_weights_visit_a_device_and_stay_at_home():
     network = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Conv2d(1, 1, 1, bias=False)))
     at_home = dict(network.named_parameters())
-    with visiting(network, torch.device("meta")):
+    with visiting(network, torch.device("meta"), print):
         away = dict(network.named_parameters())
         assert list(away) == list(at_home)
         assert {value.device.type for value in away.values()} == {"meta"}
         assert {value.device.type for value in at_home.values()} == {"cpu"}
     assert all(value is at_home[name] for name, value in network.named_parameters())
-    with pytest.raises(KeyError), visiting(network, torch.device("meta")):
+    with pytest.raises(KeyError), visiting(network, torch.device("meta"), print):
         raise KeyError
     assert network[0].weight.device.type == "cpu"
 
@@ -72,8 +78,40 @@ def test_load_keeps_the_options_and_nothing_is_packed(tiny_ckpt):
     model = sd.load(tiny_ckpt, device="cpu", low_memory=True, tiled_vae=True)
     assert model.runner.options == RunOptions(low_memory=True, tiled_vae=True)
     assert model.runner.visited is None
+    assert {name: getattr(model, name).rests_as for name in PARTS} == {name: name for name in PARTS}
     model.make([settings(steps=1)])
     assert not any(isinstance(module, PackedConv2d) for module in model.unet.modules())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_on_a_cpu_weights_rest_in_the_file_and_pictures_are_the_same(tiny_ckpt, tmp_path, precision):
+    """Also with a network that overflows, with an adapter put on and off, and in a copy."""
+    convert(tiny_ckpt, tmp_path / "half.safetensors", precision="fp16")
+    options = {"device": "cpu", "precision": precision}
+    plain, low = (sd.load(tmp_path / "half.safetensors", low_memory=low, **options) for low in (False, True))
+    assert plain.dtypes == low.dtypes
+    batch = [settings(steps=1, guidance_scale=1)]
+    expected = pixels(plain.make(batch)[0])
+    low.apply([lora(tmp_path / "lora.safetensors", lora_shapes())])
+    assert not (pixels(low.make(batch)[0]) == expected).all()
+    low.apply([])
+    for model in (low, copy.deepcopy(low), pickle.loads(pickle.dumps(low))):
+        assert abs(pixels(model.make(batch)[0]) - expected).max() <= 2
+    assert {parameter.dtype for parameter in low.unet.parameters()} == {torch.float16}
+    weight = low.vae.decoder.conv_out.weight
+    weight.data = torch.full_like(weight, 6e4)
+    said = []
+    low.make(batch, on_retry=said.append)
+    assert len(said) == (precision == "fp16")
+
+
+def test_large_text_encoders_rest_in_the_file(tiny_ckpt, monkeypatch):
+    monkeypatch.setattr(loading, "LARGE", 1000)
+    model = sd.load(tiny_ckpt, device="cpu", precision="bf16")
+    assert [hasattr(getattr(model, name), "rests_as") for name in PARTS] == [True, False, False]
+    assert {parameter.dtype for parameter in model.text_encoder.parameters()} == {torch.float32}
+    assert model.encode_prompts(["a hat"]).dtype == torch.bfloat16
+    assert model.dtypes["text_encoder"] == torch.bfloat16
 
 
 def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
@@ -91,7 +129,8 @@ def test_one_network_at_a_time_is_where_it_computes(tiny_networks):
     picture = model.make([settings(steps=2)])[0]
     assert away == {("text_encoder",), ("unet",), ("vae",)}
     assert all(next(getattr(model, part).parameters()) is home for part, home in homes.items())
-    assert picture.tobytes() == assemble(CONFIG, fill(CONFIG)).make([settings(steps=2)])[0].tobytes()
+    plain = assemble(CONFIG, {part: each.to(memory_format=torch.channels_last) for part, each in fill(CONFIG).items()})
+    assert picture.tobytes() == plain.make([settings(steps=2)])[0].tobytes()
 
 
 def test_the_depth_network_is_where_it_computes_only_while_it_does():

@@ -6,6 +6,15 @@ import sys
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # as malloc.h of the GNU C library numbers them
 
 
+def give_back_freed_memory() -> None:
+    """Return to the system what is free now.
+
+    Before arrays that are much larger than all before: they would not fit into its pieces.
+    """
+    if trim := sys.platform == "linux" and getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 def keep_freed_memory() -> bool:
     """Have this process keep freed memory for reuse; returns whether its C library can do that.
 

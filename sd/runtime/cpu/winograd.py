@@ -50,12 +50,13 @@ KERNEL = Kernel("winograd", features=lambda: AVX512 | ({PAIRS} & cpu_flags()), f
 class WinogradConvolutions:
     """A network's convolutions by the algorithm, and their transformed weights, made when first needed.
 
-    keep  keep these weights, of 16/9 of the plain ones' size, and make them again after the network's changed; changes
-          through `.data` are not noticed. Otherwise they are made in every call, cheap for large feature maps
+    keep     keep these weights, of 16/9 of the plain ones' size, and make them again after the network's changed;
+             changes through `.data` are not noticed. Otherwise they are made in every call, cheap for large maps
+    on_kept  called with a convolution whose own weight is not needed until then
     """
 
-    def __init__(self, network: nn.Module, *, keep: bool):
-        self.network, self.keep = network, keep
+    def __init__(self, network: nn.Module, *, keep: bool, on_kept: Callable[[nn.Conv2d], object] = lambda conv: None):
+        self.network, self.keep, self.on_kept = network, keep, on_kept
         upsampling = upsampling_layers(network)
         upsampled = {layer.conv for layer in upsampling}
         plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in upsampled]
@@ -105,6 +106,8 @@ class WinogradConvolutions:
             made = *origin(conv), dtype, lay_out(conv.weight.detach().to(dtype), upsampled=not is_convolution(layer))
             if self.keep:
                 self._made[layer] = made
+                vars(conv).pop("_packed", None)  # of no use beside these, and made again for smaller feature maps
+                self.on_kept(conv)
         return made[3]
 
 

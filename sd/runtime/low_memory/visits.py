@@ -1,18 +1,28 @@
-"""One network on the device at a time: weights stay in main memory and are copied to the device while in use."""
+"""One network at a time: weights are copied to where it computes while it is in use.
+
+With a GPU, they rest in main memory. A CPU has nothing else, so there they rest in the mapped file, which is memory
+that the system can take back at any time, and are read again.
+"""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 
+from sd.pipeline.runner import dtype_of
+from sd.runtime.weights import laid_out
+
 
 class Visits:
-    """The networks that are on a device now."""
+    """The networks that are on a device now.
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    release  called with the name of a weight in the file that has been read, to give its memory back
+    """
+
+    def __init__(self, device: torch.device, release: Callable[[str], None]):
+        self.device, self.release = device, release
         self._users: Counter[nn.Module] = Counter()  # number of users of each network
         self._ends: dict[nn.Module, ExitStack] = {}
 
@@ -21,7 +31,7 @@ class Visits:
         """Within this context, in all threads, the weights of a network are on the device."""
         if not self._users[network]:
             self._ends[network] = ExitStack()
-            self._ends[network].enter_context(visiting(network, self.device))
+            self._ends[network].enter_context(visiting(network, self.device, self.release))
         self._users[network] += 1
         try:
             yield
@@ -32,17 +42,20 @@ class Visits:
 
 
 @contextmanager
-def visiting(network: nn.Module, device: torch.device) -> Iterator[None]:
+def visiting(network: nn.Module, device: torch.device, release: Callable[[str], None]) -> Iterator[None]:
     """Within this context, the network uses copies of its weights on that device; afterwards, the originals again."""
-    homes = [
-        (module, name, parameter)
-        for module in network.modules()
-        for name, parameter in module.named_parameters(recurse=False)
-    ]
+    homes, dtype, part = dict(network.named_parameters()), dtype_of(network), getattr(network, "rests_as", None)
+
+    def put(name: str, parameter: nn.Parameter) -> None:
+        module, _, leaf = name.rpartition(".")
+        network.get_submodule(module)._parameters[leaf] = parameter
+        if part:
+            release(f"{part}.{name}")
+
     try:
-        for module, name, parameter in homes:
-            module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+        for name, home in homes.items():
+            put(name, nn.Parameter(laid_out(home.detach(), device, dtype), requires_grad=home.requires_grad))
         yield
     finally:
-        for module, name, parameter in homes:
-            module._parameters[name] = parameter
+        for name, home in homes.items():
+            put(name, home)
