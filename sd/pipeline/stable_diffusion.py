@@ -389,7 +389,8 @@ class StableDiffusion(LatentDiffusion):
         settings           other fields of `sd.pipeline.settings.Settings`: negative_prompt, steps, guidance_scale, …
         returns            pictures, whose `info` has the texts to store in a PNG
 
-        Raises SettingError for invalid settings, and where the prompt names an adapter that was not applied.
+        Raises SettingError for invalid settings and those that the model does not read, and where the prompt names an
+        adapter that was not applied.
         """
         for name, number in (("count", count), ("batch_size", batch_size)):
             if number < 1:
@@ -400,6 +401,11 @@ class StableDiffusion(LatentDiffusion):
             settings["vary_seed"] = secrets.randbits(32)
         settings = {"zero_terminal_snr": self.zero_terminal_snr, **settings}
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
+        from sd.pipeline.xl_settings import NEEDS, require_readers
+
+        if NEEDS.keys() & settings.keys():
+            refined = self.refiner is not None and first.switch_at is not None
+            require_readers(first, self.config, self.refiner.config if refined else None)
         with self.runner.in_use():  # adapters and words stay until they are noted
             if self.adapters or first.adapters:
                 from sd.pipeline.adapters import with_applied

@@ -99,7 +99,7 @@ def draw(run, named, monkeypatch):
     def draw(*words):
         code, lines, err = run("txt2img", *words, *SMALL)
         assert code == 0, err
-        with Image.open(lines[0]) as picture:
+        with Image.open(lines[0] if "--json" not in words else json.loads(lines[0])["path"]) as picture:
             return lines[0], np.asarray(picture).copy(), err
 
     return draw
@@ -180,7 +180,10 @@ def test_a_picture_whose_refiner_is_gone_is_made_without_it_and_that_is_said(dra
 
 
 def test_the_refiner_and_the_sizes_are_shown(draw, run):
-    path, *_ = draw("a cat", *BOTH, *SIZE, "--original-size", "32x48", "-o", "a.png")
+    told = ("--original-size", "32x48", "--negative-prompt-2", "fog")
+    line, *_ = draw("a cat", *BOTH, *SIZE, *told, "-o", "a.png", "--json")
+    assert (json.loads(line)["negative_prompt_2"], "prompt_2" in json.loads(line)) == ("fog", False)
+    path = json.loads(line)["path"]
     _, lines, _ = run("show", path)
     shown = dict(line.split(": ", 1) for line in map(str, lines))
     assert {name: value.strip() for name, value in shown.items() if name in ("refiner", "original size")} == {

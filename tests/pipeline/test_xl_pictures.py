@@ -210,3 +210,20 @@ def test_inpainting_with_nine_channels_equals_that_of_diffusers(monkeypatch):
     job = settings(prompt="a horse", negative_prompt="blurry", steps=10, strength=1.0)
     *_, latents = assemble(INPAINTING, networks).sample([job], init_image_from(picture, mask))
     assert relative_error(latents, expected) < NARROW
+
+
+OTHERS = {  # a setting -> the models that do not read it
+    ("prompt_2", "x"): ("model", "refiner"),
+    ("negative_prompt_2", "x"): ("model", "refiner"),
+    ("original_size", (8, 8)): ("model",),
+    ("crop", (8, 8)): ("model",),
+    ("aesthetic_score", 3.0): ("model", "xl"),
+    ("negative_aesthetic_score", 3.0): ("model", "xl"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), OTHERS)
+def test_a_setting_that_the_model_does_not_read_is_refused(request, name, value):
+    for which in OTHERS[name, value]:
+        with pytest.raises(SettingError, match=f"{name} does nothing here"):
+            request.getfixturevalue(which).txt2img("a cat", steps=1, width=64, height=64, **{name: value})
