@@ -20,6 +20,7 @@ from convert.actions.diffusers_writer import folder_settings
 from convert.actions.inspect import inspect
 from convert.errors import CheckpointError, WeightMismatchError
 from convert.families.diffusers_config import with_settings
+from convert.families.table import row_named
 from convert.files.records import StorageRecord, TensorRecord
 from convert.layouts.joined import is_transposed, joined_names
 from convert.layouts.names import ema_name, original_names, parameter_shapes, text_places
@@ -238,6 +239,19 @@ def test_the_vae_of_another_family_is_refused(tmp_path, states, tiny_ckpt):
         convert(tmp_path / "xl.safetensors", tmp_path / "x.safetensors", vae=tiny_ckpt)
     with pytest.raises(WeightMismatchError, match=r"latent scale 0\.13025.*whose scale is 0\.18215"):
         convert(tiny_ckpt, tmp_path / "x.safetensors", vae=tmp_path / "xl.safetensors")
+
+
+@by_family
+def test_a_unet_alone_is_told_by_the_vector_that_it_takes(tmp_path, states, family):
+    """At any width, so that what sd convert --only writes can be read again."""
+    unet = {name: value for name, value in states[family.family].items() if name.startswith("model.diffusion_model.")}
+    save_file(contiguous(unet), tmp_path / "unet.safetensors")
+    report = inspect(tmp_path / "unet.safetensors")
+    assert (report.part, report.layout) == ("unet", "original")
+    assert row_named(family.family).title in report.kind
+    convert(tmp_path / "unet.safetensors", tmp_path / "ours.safetensors", part="unet")
+    convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", part="unet", layout="original")
+    same_bits(load_file(tmp_path / "back.safetensors"), unet)
 
 
 FAULTS = {
