@@ -166,7 +166,7 @@ def _model(names: Names, seen: _Seen, parts: tuple[str, ...]) -> tuple[Family | 
         by_width = [(TEXT_WIDTHS[seen.context], None)]
     if parts == ("UNet",) and seen.label and not by_width:  # a narrow one of XL; the refiner's has a level more
         refines = bool(names.first((UNET + "output_blocks.9.",)))
-        xl = [row for row in MODELS if row.config and row.label]
+        xl = [row for row in MODELS if row.config and row.name.startswith("sdxl")]
         by_width = [(row, None) for row in xl if (row.config.text_encoder_2 is None) == refines]
     if parts == ("VAE",):
         by_width = [(row, None) for row in MODELS if row.latents and row.latents == seen.latents]
