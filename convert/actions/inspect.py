@@ -158,7 +158,8 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         facts = adapter_facts(path, file, hashed=hashed)
         adapter, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
     word, name = None, kind.name
-    if checkpoint and (kind.family is None or kind.family.name != checkpoint.config.family):
+    seen = kind.family and kind.family.config
+    if checkpoint and (not seen or seen.family != checkpoint.config.family):
         name = family_named(checkpoint.config.family).title  # metadata or settings know more than names and shapes
     in_dictionary = isinstance(file.root, dict) and "string_to_param" in file.root
     if path.is_file() and checkpoint is None and (in_dictionary or (kind.family and kind.family.name in EMBEDDINGS)):

@@ -34,6 +34,12 @@ STATED = {  # metadata of the publisher -> in words
 }
 MOST = 20  # adapters and models that are named
 SHARE = "Read it before you share the model."
+PREDICTED = {
+    "eps": "the noise (`eps`)",
+    "v": "the velocity (`v`)",
+    "edm": "the velocity with the opposite sign (`edm`)",
+    "x0": "the clean latents (`x0`)",
+}
 USES = {  # task -> a picture that is made so
     "text to picture": 'model.txt2img("a lighthouse at dawn", seed=1)',
     "inpainting": 'model.inpaint("a red door", "picture.png", "mask.png", seed=1)',
@@ -126,9 +132,13 @@ def _facts(checkpoint: Checkpoint, own: Mapping[str, str]) -> Iterator[str]:
     if not checkpoint.part:
         yield f"Family: `{config.family}`, for pictures of about {config.native_size}x{config.native_size} pixels"
     if checkpoint.part in (None, "unet"):
-        what = {"eps": "the noise (`eps`)", "v": "the velocity (`v`)"}[config.prediction]
+        what = PREDICTED[config.prediction]
         guessed = "; this is a guess, since nothing in the source states it" if said.is_guess else ""
         ends = "; its noise schedule ends in pure noise" if said.ends_in_noise else ""
+        levels = config.schedule
+        ends += f"; at sigmas from {levels.sigma_min:g} to {levels.sigma_max:g}, without timesteps" * bool(
+            levels.sigma_max
+        )
         yield f"The UNet predicts {what}{guessed}{ends}"
     kind = {"model": "", "ema": ", averaged over the training (EMA)"}[own["weights"]]
     yield f"Weights: {own['precision']}{kind if checkpoint.part in (None, 'unet') else ''}"

@@ -67,6 +67,6 @@ def vae_warning(model: StableDiffusion) -> str | None:
     scale, found = model.config.vae.latent_scale, whose(model)
     if found and found != FAMILIES[usual]:
         return f"this VAE is one of {found}, and colours will be wrong. Give one of {FAMILIES[usual]} with --vae FILE."
-    if scale != usual:
+    if scale != usual and not model.config.vae.latent_means:  # with which there is another scale
         return f"its latents have the scale {scale:g}, those of {FAMILIES[usual]} {usual:g}: colours may be off."
     return None

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import make_checkpoint
 import pytest
@@ -17,6 +18,7 @@ from convert.actions.convert import convert
 from convert.actions.merge import Merging, Share
 from convert.actions.model_card import CARD, code, model_card
 from convert.checkpoint import Checkpoint
+from convert.families.stated_config import PREDICTIONS
 from convert.layouts.noise_schedule import FAMILY, RULE_OF_THUMB, Statement
 from convert.published.known import known_checkpoints
 from sd.app.cli import main
@@ -64,6 +66,13 @@ def test_every_family_has_its_title_task_and_example(family):
     assert ("depth=" in example) == (family == "sd-v1-depth")
     used = re.search(r"= (?:model|base)\.(\w+)", example)[1]
     assert used == {9: "inpaint", 8: "edit", 5: "depth2img", 4: "txt2img"}[config.unet.in_channels]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_whatever_is_predicted_is_said(prediction):
+    config = replace(SDXL, prediction=prediction, schedule=replace(SDXL.schedule, sigma_min=0.5, sigma_max=80.0))
+    line = next(line for line in card(config).splitlines() if "predicts" in line)
+    assert f"(`{prediction}`); at sigmas from 0.5 to 80, without timesteps" in line
 
 
 @pytest.mark.parametrize("known", known_checkpoints(), ids=lambda known: known.file)

@@ -80,10 +80,11 @@ def test_a_vae_of_another_family_is_named(rows, family, wrong):
     assert said is None if wrong is None else said.startswith(wrong)
 
 
-@pytest.mark.parametrize("scale", [0.13025, 0.18215])
-def test_a_scale_of_another_family_is_said_and_a_narrow_vae_is_not_tried(scale, monkeypatch):
-    """A narrow one was trained by somebody for latents of their own."""
-    config = replace(TINY, family="sdxl", vae=replace(TINY.vae, latent_scale=scale))
+@pytest.mark.parametrize(("scale", "means"), [(0.13025, ()), (0.18215, ()), (1.0, (1.0,) * 4)])
+def test_a_scale_of_another_family_is_said_and_a_narrow_vae_is_not_tried(scale, means, monkeypatch):
+    """A narrow one was trained by somebody for latents of their own; Playground's latents have means and deviations."""
+    vae = replace(TINY.vae, latent_scale=scale, latent_means=means, latent_deviations=means)
+    config = replace(TINY, family="sdxl", vae=vae)
     model = assemble(config, fill(TINY))
     monkeypatch.setattr(type(model), "decode", None)
     wrong = "its latents have the scale 0.18215, those of Stable Diffusion XL 0.13025: colours may be off."
