@@ -58,7 +58,8 @@ def parse(
 
 
 def with_wider_unet(model: StableDiffusion, config: ModelConfig) -> dict[str, nn.Module]:
-    return {"unet": widened(model.unet, config), "vae": model.vae, "text_encoder": model.text_encoder}
+    texts = {part: getattr(model, part) for part in ("text_encoder", "text_encoder_2") if getattr(model, part)}
+    return {"unet": widened(model.unet, config), "vae": model.vae, **texts}
 
 
 def train_wider(

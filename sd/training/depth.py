@@ -5,17 +5,18 @@ Stability-AI/stablediffusion, ldm/models/diffusion/ddpm.py, LatentDepth2ImageDif
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import torch
 from torch import Tensor
 
-from sd.config import SD_V1_DEPTH, ModelConfig
+from sd.config import ModelConfig
 from sd.pipeline.image.depth_maps import latent_depth
 from sd.training.shapes.captions import caption
 from sd.training.shapes.drawing import ShapesDataset, from_edges, pixel_centres
 from sd.training.shapes.scenes import Scene
+from sd.training.widening import wider_config
 
 FARTHEST, NEAREST = 0.4, 1.0  # of a thing; the middle of the background is at 0
 APART = 0.2  # least difference in depth between a thing and one that it lies on
@@ -25,8 +26,7 @@ SHARPEST, SOFTEST = 1 / 128, 1 / 16  # width of the maps' edges, as shares of th
 
 def depth_config(config: ModelConfig) -> ModelConfig:
     """The same model with a channel for the depth, and without a depth network."""
-    channels = config.vae.latent_channels + 1
-    return replace(config, family=SD_V1_DEPTH.family, unet=replace(config.unet, in_channels=channels))
+    return wider_config(config, "depth", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,23 +4,22 @@ Brooks, Holynski & Efros, "InstructPix2Pix: Learning to Follow Image Editing Ins
 learns to make the picture after the edit from noise, and reads the picture before it.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sd.config import SD_V1_EDIT, ModelConfig
+from sd.config import ModelConfig
 from sd.training.latents import Encoded, EncodedOnce
 from sd.training.shapes.edits import PicturePairs
+from sd.training.widening import wider_config
 
 DROPPED = 0.05  # share of rows without the instruction, of rows without the picture, and of rows without both
 
 
 def editing_config(config: ModelConfig) -> ModelConfig:
     """The same model with channels for the latents of the picture to edit."""
-    channels = config.unet.in_channels + config.vae.latent_channels
-    return replace(config, family=SD_V1_EDIT.family, unet=replace(config.unet, in_channels=channels))
+    return wider_config(config, "edit", config.vae.latent_channels)
 
 
 def left_out(seed: int, step: int, count: int) -> tuple[Tensor, Tensor]:

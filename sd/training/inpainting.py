@@ -6,17 +6,17 @@ runwayml/stable-diffusion-inpainting, model card.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from random import Random
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sd.config import SD_V1_INPAINTING, ModelConfig
+from sd.config import ModelConfig
 from sd.networks.vae import VAE
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.scenes import Thing
+from sd.training.widening import wider_config
 
 EVERYTHING = 0.25  # share of holes that cover the whole picture, as for the published checkpoints
 AROUND = 0.45  # share of holes around one thing: the new thing has to fit into them
@@ -26,8 +26,7 @@ LEAST, MOST = 0.3, 0.9  # sides of all other holes, as shares of the picture's s
 
 def inpainting_config(config: ModelConfig) -> ModelConfig:
     """The same model with channels for the mask and the latents of the masked picture."""
-    channels = config.unet.in_channels + 1 + config.vae.latent_channels
-    return replace(config, family=SD_V1_INPAINTING.family, unet=replace(config.unet, in_channels=channels))
+    return wider_config(config, "inpainting", 1 + config.vae.latent_channels)
 
 
 def hole(seed: int, number: int, size: int, things: Sequence[Thing]) -> Tensor:

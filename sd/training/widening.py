@@ -4,11 +4,22 @@ The weights of the new channels start at zero, as for the published inpainting c
 runwayml/stable-diffusion-inpainting, model card.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
-from sd.config import ModelConfig
+from sd.config import ModelConfig, get_config
 from sd.networks.unet import UNet
+
+
+def wider_config(config: ModelConfig, task: str, channels: int) -> ModelConfig:
+    """The same model with further input channels for a task: "inpainting", "edit" or "depth".
+
+    Raises ValueError if there is no such family, as for a model that has further channels already.
+    """
+    family = get_config(f"{config.family}-{task}").family
+    return replace(config, family=family, unet=replace(config.unet, in_channels=config.unet.in_channels + channels))
 
 
 @torch.no_grad()

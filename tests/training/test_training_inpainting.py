@@ -7,9 +7,12 @@ from conftest import TINY, fill
 from PIL import Image
 from torch import nn
 
+from sd.config import FAMILIES, SD_V1, SD_V2, SDXL
 from sd.pipeline.image.masks import latent_mask
 from sd.sampling.init_image import with_channels
 from sd.sampling.schedule import alphas_cumprod
+from sd.training.depth import depth_config
+from sd.training.editing import editing_config
 from sd.training.inpainting import EVERYTHING, hole, inpainting_config, show_holes
 from sd.training.latents import EncodedOnce, encode_all
 from sd.training.losses import DenoisingLoss
@@ -37,6 +40,24 @@ def test_a_widened_network_predicts_the_same_whatever_the_new_channels_hold():
         narrow = unet(x_t, torch.tensor(500), context)
         wide = wider(torch.cat([x_t, beside], 1), torch.tensor(500), context)
     assert (narrow - wide).norm() / narrow.norm() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "channels"),
+    [(inpainting_config, "inpainting", 9), (editing_config, "edit", 8), (depth_config, "depth", 5)],
+    ids=["inpainting", "edit", "depth"],
+)
+@pytest.mark.parametrize("family", [SD_V1, SD_V2, SDXL], ids=lambda each: each.family)
+def test_the_family_of_a_wider_model_is_that_of_its_task_or_there_is_none(make, task, channels, family):
+    name = f"{family.family}-{task}"
+    if name not in FAMILIES:
+        with pytest.raises(ValueError, match=f"there is no family '{name}'; there are"):
+            make(family)
+        return
+    wider = make(family)
+    assert (wider.family, wider.unet.in_channels) == (name, channels)
+    with pytest.raises(ValueError, match=f"there is no family '{name}-{task}'"):
+        make(wider)
 
 
 SCENES = ShapesDataset(0, 64)

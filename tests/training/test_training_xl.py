@@ -7,6 +7,7 @@ import finetune
 import make_checkpoint
 import pytest
 import torch
+import train_inpainting
 import train_xl
 from conftest import TINY, assemble, fill
 from oracles import relative_error
@@ -119,7 +120,7 @@ def test_training_gives_the_unet_what_the_pipeline_does(networks, tokens):
 
 
 @pytest.mark.slow
-def test_a_small_xl_is_made_trained_and_draws_and_is_tuned(base, networks, tmp_path, capsys):
+def test_a_small_xl_is_made_trained_and_draws_and_goes_on(base, networks, tmp_path, capsys):
     start, folder = tmp_path / "base.ckpt", tmp_path / "xl"
     save_model(start, BASE, fill(BASE), {}, step=0, dtype=torch.float32, merge=True)
     with torch.enable_grad():
@@ -150,6 +151,11 @@ def test_a_small_xl_is_made_trained_and_draws_and_is_tuned(base, networks, tmp_p
     }
     assert 1e-4 < change.pop("unet") < 1e-2
     assert max(change.values()) == 0
+    with torch.enable_grad():
+        train_inpainting.main([str(tmp_path / "holes"), "--model", str(path), *short[:-2]])
+    holes = sd.load(tmp_path / "holes" / "model.ckpt", precision="fp32")
+    assert (holes.config.family, holes.config.unet.in_channels) == ("sdxl-inpainting", 9)
+    assert torch.equal(values_of(holes.text_encoder_2), values_of(model.text_encoder_2))
 
     photos = tmp_path / "photos"
     photos.mkdir()
