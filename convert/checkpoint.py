@@ -6,6 +6,7 @@ Three layouts are understood: the original training code's, diffusers', and ours
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import ALONE, PARTS, check_complete, recognise
@@ -30,11 +31,15 @@ from convert.layouts.original_layout import Found, find_tensors
 from convert.layouts.wrapping import ADAPTER, adapters_inside
 from sd.config import SD_V1, SDXL, SDXL_REFINER, ModelConfig
 
+if TYPE_CHECKING:
+    from convert.families.few_step_names import Told
+
 FORMAT = "sd-zoo"
 FORMAT_VERSION = "1"
 EXTRA = "extra."  # our layout puts this in front of the original names of tensors beside a model
 WHOLE = re.compile(r"\d{1,18}", re.ASCII)  # a number in metadata
 WEIGHTS = ("auto", "model", "ema")
+FOR_FEW_STEPS = re.compile("turbo|lightning|hyper|lcm|dmd", re.IGNORECASE)  # in the names of such models
 FLOATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SCHEDULE_BUFFERS = {
     "betas",
@@ -75,6 +80,7 @@ class Checkpoint:
     other_weights: str | None  # the other kind, if the file has it complete
     unknown: tuple[str, ...]  # names of unused tensors that are not the usual extras
     said: Statement  # what it was trained to predict, at which noise levels, and how that is known
+    few_steps: "Told | None" = None  # what it is, if it is a model for few steps
     notes: tuple[str, ...] = ()  # what else the user should know, one sentence each
     global_step: int | None  # of the training
     extras: dict[str, TensorRecord] = field(default_factory=dict)  # tensors beside the model, by original names
@@ -97,6 +103,16 @@ def read_checkpoint(
     if file.metadata.get("format") == FORMAT:
         return read_ours(file, weights, vae=vae, prediction=prediction)
     return _read_foreign(file, weights, vae, prediction)
+
+
+def few_steps(file: CheckpointFile, config: ModelConfig) -> "Told | None":
+    """What the model in a file is, if it is one for few steps, and what says so."""
+    texts = (file.called, *file.metadata.values())
+    if not (config.unet.guidance_width or any(map(FOR_FEW_STEPS.search, texts))):
+        return None
+    from convert.families.few_step_names import model_advice
+
+    return model_advice(file.called, file.metadata, config)
 
 
 def check_prediction(prediction: str) -> None:
@@ -186,6 +202,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         other_weights=other if complete else None,
         unknown=others,
         said=said,
+        few_steps=few_steps(file, config),
         notes=(*file.notes, *found.notes, *said.notes),
         global_step=found.beside.get("global_step"),
         extras={name: record for name, record in tensors.items() if name not in used},
@@ -205,6 +222,7 @@ def foreign_statement(
         step=step,
         asked=asked,
         own=scheduler and Evidence(config.prediction, SCHEDULER),
+        named=(told := few_steps(file, config)) and told.kind.predicts and Evidence(told.kind.predicts, told.why),
         ends_in_noise=bool(scheduler and scheduler.get("rescale_betas_zero_snr") is True),
     )
 
@@ -324,6 +342,7 @@ def read_ours(
         other_weights=None,
         unknown=(),
         said=said,
+        few_steps=few_steps(file, config),
         notes=said.notes,
         global_step=int(step) if WHOLE.fullmatch(step) else None,
         extras=extras,

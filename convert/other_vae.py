@@ -77,7 +77,7 @@ def _check_latents(checkpoint: Checkpoint, vae: Checkpoint, *, states_scale: boo
             f"has a VAE with {found.factor}x{found.factor} pixels per latent; an "
             f"{checkpoint.config.family} model needs {SD_V1.vae.factor}x{SD_V1.vae.factor}."
         )
-    if states_scale and found.latent_scale != own.latent_scale:
+    if states_scale and found.latent_scale != own.latent_scale and not own.latent_means:
         raise WeightMismatchError(
             f"has a VAE with the latent scale {found.latent_scale}; the model was trained with another kind "
             f"of VAE, whose scale is {own.latent_scale}."

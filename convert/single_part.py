@@ -8,6 +8,7 @@ from convert.checkpoint import (
     LEFTOVERS,
     POSITION_IDS,
     Checkpoint,
+    few_steps,
     foreign_statement,
     read_checkpoint,
     read_ours,
@@ -134,6 +135,7 @@ def _part_alone(file: CheckpointFile, found: Found, part: str, prediction: str) 
         other_weights=None,
         unknown=(),
         said=said,
+        few_steps=few_steps(file, config) if part == "unet" else None,
         notes=(*file.notes, *found.notes, *said.notes),
         global_step=step,
     )

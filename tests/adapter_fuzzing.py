@@ -30,10 +30,10 @@ import convert.families.recognition
 import convert.files.arrays  # these are imported when they are needed, which is no event of the file's
 from convert.adapters.adapter import read_adapter
 from convert.adapters.embedding import bundled, contents_of, vectors_of
-from convert.adapters.few_steps import advice
 from convert.adapters.image_card import CHUNK, combined, read_card
 from convert.adapters.spellings import SUFFIXES
 from convert.errors import CheckpointError, named
+from convert.families.few_step_names import advice
 from convert.layouts.adapter_names import V1, kohya_names, modules
 from sd.config import SD_V1
 

@@ -5,7 +5,7 @@ By default it reads only names, shapes and offsets, so it is fast whatever the s
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from convert.checkpoint import WHOLE, Checkpoint, read_checkpoint
 from convert.errors import CheckpointError, CorruptFileError, UnsafeFileError
 from convert.families.additions import EMBEDDING
 from convert.families.family import ALONE
+from convert.families.few_step_names import NOT_TOLD, model_advice
 from convert.families.recognition import ADAPTERS, Recognised, describe
 from convert.families.table import MODELS, family_named
 from convert.files.hashing import file_sha256, old_hash, remembered_sha256
@@ -191,7 +192,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         zero_terminal_snr=said and said.ends_in_noise,
         native_size=checkpoint and checkpoint.config.native_size,
         warnings=said.warnings if said else (),
-        notes=(*file.notes, *(said.notes if said else ())),
+        notes=(*file.notes, *(said.notes if said else ()), *_few_step_notes(file, checkpoint or alone, sha256)),
         weights=checkpoint and checkpoint.weights,
         other_weights=checkpoint and checkpoint.other_weights,
         precision="+".join(sorted({dtype for part in components for dtype in part.dtypes})) or None,
@@ -208,6 +209,17 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         adapter=adapter,
         word=word,
     )
+
+
+def _few_step_notes(file: CheckpointFile, checkpoint: Checkpoint | None, sha256: str | None) -> Iterator[str]:
+    """What a model for few steps is, and with which settings; that nothing tells, where models alike may be one."""
+    if checkpoint is None or checkpoint.part not in (None, "unet"):
+        return
+    told = model_advice(file.called, file.metadata, checkpoint.config, sha256)
+    if told:
+        yield told.note
+    elif checkpoint.config.family == "sdxl" and not (find_by_sha256(sha256) or checkpoint.said.levels):
+        yield NOT_TOLD
 
 
 def _statement(

@@ -6,7 +6,7 @@
     metadata            modelspec.* of safetensors, in several spellings; the settings of a folder; the config of ours
     a .yaml beside it   model.params.parameterization, as in the original training code
     marker tensors      v_pred, ztsnr: without elements; edm_* with noise levels: see `convert.layouts.noise_levels`
-    the file's name     of one-step networks that predict the picture: see `convert.families.few_steps`
+    the file's name     of one-step networks that predict x0: see `convert.families.few_step_names`
     the training step   of version 2, whose families differ in nothing else
     pure noise          of version 2: noise levels that end in it, where eps would say nothing of the picture
     a rule of thumb     of version 2: how far the biases of one norm are spread
@@ -140,6 +140,7 @@ def statement(
     step: int | None = None,
     asked: str = "auto",
     own: Evidence | None = None,
+    named: Evidence | None = None,
     ends_in_noise: bool = False,
 ) -> Statement:
     """What a file states of its prediction and its noise levels.
@@ -150,6 +151,7 @@ def statement(
     step           of the training, where the file has it
     asked          what the caller asks for, or "auto"
     own            what the settings of a folder or the config of ours state
+    named          what the file's name says
     ends_in_noise  these state zero terminal SNR
 
     Raises UnsupportedFileError for noise levels that cannot be used.
@@ -168,7 +170,7 @@ def statement(
         levels = continuous(numbers, schedule)
     metadata = {name: file.metadata.get(name, "").strip().lower() == "true" for name in TRUE_IN_METADATA}
     ends_in_noise = ends_in_noise or table or ENDS_IN_NOISE in tensors or any(metadata.values())
-    found = [*_evidence(file, tensors, beside, usual, step, asked, own)]
+    found = [*_evidence(file, tensors, beside, usual, step, asked, own, named)]
     if levels and asked == "auto":
         found = [Evidence(levels.prediction, f"its tensor {levels.mark}")]  # whatever metadata say: "epsilon", too
     if not found and not usual:
@@ -216,6 +218,7 @@ def _evidence(
     step: int | None,
     asked: str,
     own: Evidence | None,
+    named: Evidence | None,
 ) -> Iterator[Evidence]:
     """What tells, the most reliable first."""
     if asked != "auto":
@@ -229,6 +232,8 @@ def _evidence(
         yield Evidence(beside.prediction, f"{beside.name} beside it", outside=True)
     if PREDICTS_V in tensors:
         yield Evidence("v", f"its tensor {PREDICTS_V}")
+    if named:
+        yield named
     if not usual and beside and not beside.prediction and "ldm" in beside.scalars.get("model.target", ""):
         yield Evidence("eps", f"{beside.name} beside it, without a parameterization,", outside=True)
     if not usual and step in STEPS:

@@ -70,6 +70,7 @@ class StableDiffusion(LatentDiffusion):
 
     source: Source
     zero_terminal_snr: bool = False  # trained to begin at pure noise: pictures do, unless their settings say otherwise
+    usual: Mapping[str, object] = field(default_factory=dict)  # settings that its file states, for pictures without
 
     @property
     def adapters(self) -> tuple:
@@ -399,7 +400,8 @@ class StableDiffusion(LatentDiffusion):
         seed = secrets.randbits(32) if seed in (None, -1) else seed
         if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
-        settings = {"zero_terminal_snr": self.zero_terminal_snr, **settings}
+        usual = {name: value for name, value in self.usual.items() if not (name == "steps" and settings.get("sigmas"))}
+        settings = {"zero_terminal_snr": self.zero_terminal_snr, **usual, **settings}
         first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
         from sd.pipeline.xl_settings import NEEDS, require_readers
 

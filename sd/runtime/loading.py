@@ -140,6 +140,7 @@ def from_checkpoint(
         ),
         runner=runner,
         zero_terminal_snr=said.begins_at_noise,
+        usual=usual_of(checkpoint),
     )
 
 
@@ -150,6 +151,15 @@ def resting_in_file(networks: dict[str, nn.Module], device: torch.device, option
     texts = {name for name in networks if name.startswith("text_encoder")}
     many = sum(each.numel() for name in texts for each in networks[name].parameters()) > LARGE
     return set(networks) if options.low_memory else texts if many else set()
+
+
+def usual_of(checkpoint: Checkpoint) -> dict[str, object]:
+    """The settings of pictures for which the file states that it is made."""
+    if checkpoint.few_steps is None:
+        return {}
+    from convert.families.few_steps import usual_settings
+
+    return usual_settings(checkpoint.config)
 
 
 @cache  # once is enough

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.adapters.few_steps import HYPER_1, PATTERNS, advice, objection, words
+from convert.families.few_step_names import PATTERNS, advice, words
+from convert.families.few_steps import HYPER_1, objection
 from sd.pipeline.settings import Settings
 
 # As published, or as shared on from there: by title in the advice, and number of steps.

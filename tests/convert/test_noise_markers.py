@@ -18,6 +18,7 @@ from convert.errors import UnsupportedFileError, WeightMismatchError
 from convert.families.diffusers_config import with_settings
 from convert.layouts.noise_levels import marking, shortest
 from sd.config import SDXL
+from sd.runtime.vae_trial import vae_warning
 
 CONFIG = make_checkpoint.tiny(SDXL)
 MEANS, DEVIATIONS = (-1.6574, 1.886, -1.383, 2.5155), (8.4927, 5.9022, 6.5498, 5.2299)
@@ -189,6 +190,7 @@ def test_what_the_original_layout_cannot_say_is_refused_before_the_work(save, tm
 def test_a_picture_is_made_at_these_levels(save):
     for tensors in (PLAYGROUND, COSXL):
         model = sd.load(save(tensors), precision="fp32")
+        assert vae_warning(model) is None  # a scale of its own is no mistake
         (picture,) = model.txt2img("a cat", width=64, height=64, steps=2, seed=1)
         assert picture.size == (64, 64)
         (other,) = model.img2img("a cat", picture, size=(64, 64), steps=2, strength=0.6, seed=1)

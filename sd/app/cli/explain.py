@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         request, beginning = with_start(request, checkpoint.config)
         for note in beginning.inputs.notes if beginning else ():
             events.note(note)
-        request = for_model(request, checkpoint.said)
+        request = for_model(request, checkpoint)
         own, comparisons = all_settings(request, asked, checkpoint.config.native_size)
         jobs = [own, *(settings for _, runs in comparisons for settings in runs)]
         check_jobs(request, jobs, checkpoint.config)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.seed in (None, -1):
         events.note(f"seed {seed}")
     announce(adapters, jobs, events)
-    warn_of_unused(request.model, jobs, adapters, model, events)
+    warn_of_unused(request.model, jobs, checkpoint, adapters, model, events)
     attention = not args.no_attention
     milliseconds, page = make_page(model, own, comparisons, adapters, events, beginning, attention=attention)
     with written_whole(path, force=args.force) as file:

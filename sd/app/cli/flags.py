@@ -45,7 +45,7 @@ def whole_number(lowest: int, highest: float = math.inf, why: str = "") -> Calla
 def add_schedule_flags(add: Add) -> None:
     """Which noise levels to visit."""
     add("--steps", "--ddim_steps", type=int, metavar="N", help=f"1 to 1000 (default: {DEFAULT_STEPS})")
-    add("--sampler", "--sampling-method", default="dpmpp_2m", metavar="NAME",
+    add("--sampler", "--sampling-method", metavar="NAME",
         help=f"{', '.join(SAMPLER_INFO)}, or the name in another program, such as \"DPM++ 2M Karras\" "
         "(default: dpmpp_2m)")
     add("--schedule", metavar="NAME", help=f"which noise levels: {', '.join(SCHEDULES)} (default: the sampler's own)")
@@ -246,7 +246,7 @@ def add_sampling_flags(parser: Parser, guidance: str = GUIDANCE) -> None:
     add("--eta", "--ddim_eta", type=float, metavar="X",
         help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm (default: 0 for ddim, "
         "1 for others)")
-    add("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, default=7.5, metavar="X",
+    add("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, metavar="X",
         help=f"{guidance} (default: 7.5)")
     add("--guidance-rescale", type=float, default=0.0, metavar="X",
         help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from convert.adapters.adapter import Adapter, open_adapter, read_adapter, summary
 from convert.adapters.facts import COMPONENTS
-from convert.adapters.few_steps import FewSteps, advice, objection
 from convert.adapters.hashes import autov3
 from convert.errors import counted, shown, shown_list
+from convert.families.few_step_names import advice
+from convert.families.few_steps import COUNTING, FewSteps, objection
 from convert.files.folder_kinds import CHECKPOINTS
 from convert.files.reader import CheckpointFile, errors_named
 from sd.app.errors import UsageError
@@ -183,13 +184,19 @@ def not_refined(jobs: Sequence[Settings], words: Iterable[str]) -> str | None:
     )
 
 
-def objections(adapters: Adapters, jobs: Sequence[Settings]) -> Iterator[str]:
-    """What is said where an adapter for few steps is used with settings that are far from what it is made for."""
+def objections(
+    adapters: Adapters, jobs: Sequence[Settings], model: tuple[str, FewSteps] | None = None
+) -> Iterator[str]:
+    """What is said where something for few steps is used with settings that are far from what it is made for.
+
+    model  its name, and what it is, if it is itself for few steps; adapters for few steps come before it
+    """
     said = {}
-    for job in {(job.adapters, job.steps, job.sampler, job.schedule, job.guidance_scale): job for job in jobs}.values():
-        for path, few_steps in _for_few_steps(adapters, job):
+    for job in {(job.adapters, *(getattr(job, name) for name in COUNTING)): job for job in jobs}.values():
+        found = [(path.name, few_steps) for path, few_steps in _for_few_steps(adapters, job)]
+        for name, few_steps in found or ([model] if model else []):
             if problem := objection(few_steps, job):
-                said[f"{shown(path.name)} {problem}"] = None
+                said[f"{shown(name)} {problem}"] = None
     yield from said
 
 

@@ -164,6 +164,9 @@ def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:
     yield f"{shown(path.name)}{own}: {checkpoint.config.family}, {weights}, {how}"
     if checkpoint.said.outside:
         yield f"predicts {prediction_text(checkpoint.config.prediction, checkpoint.said.why)}"
+    if checkpoint.config.unet.guidance_width:
+        default = checkpoint.few_steps.kind.flags
+        yield f"a latent consistency model, whose UNet takes the guidance scale as an input: by default, {default}"
     yield from checkpoint.notes
     if checkpoint.unknown:
         number = counted(len(checkpoint.unknown), "tensor")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from convert.families.few_steps import usual_settings, with_usual
 from sd.app.errors import UsageError
 from sd.app.jobs.request import JobRequest
 from sd.config import ModelConfig
@@ -14,7 +15,7 @@ from sd.pipeline.settings import SettingError, Settings
 from sd.pipeline.xl_settings import require_model_for, require_pair, require_readers
 
 if TYPE_CHECKING:
-    from convert.layouts.noise_schedule import Statement
+    from convert.checkpoint import Checkpoint
 
 MOST_PICTURES, LARGEST_SHEET = 100_000, 500 * 10**6  # the latter in pixels
 
@@ -58,9 +59,12 @@ def with_seeds(request: JobRequest) -> JobRequest:
     return with_settings(request, **{name: secrets.randbits(32) for name in needed if name not in request.settings})
 
 
-def for_model(request: JobRequest, said: "Statement") -> JobRequest:
+def for_model(request: JobRequest, checkpoint: "Checkpoint") -> JobRequest:
     """The same request with what the model was trained for, where the request does not say otherwise."""
-    return replace(request, settings={"zero_terminal_snr": said.begins_at_noise, **request.settings})
+    usual = {"zero_terminal_snr": checkpoint.said.begins_at_noise, **usual_settings(checkpoint.config)}
+    if any(line.settings.get("sigmas") for line in request.lines):
+        usual.pop("steps", None)
+    return replace(request, settings=with_usual(usual, request.settings))
 
 
 def plan(request: JobRequest, native: int) -> list[Settings]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convert.errors import CheckpointError, counted, shown
+from convert.families.few_step_names import known_by_hash
 from sd.app.errors import JobError, UsageError, failure_of, failures_as
 from sd.app.jobs import step_files
 from sd.app.jobs.adapters import (
@@ -85,7 +86,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
             canvas = inputs.canvas(native)
             width, height = canvas.placement.working
             seeded = with_settings(seeded, width=width, height=height)
-        seeded = for_model(seeded, checkpoint.said)
+        seeded = for_model(seeded, checkpoint)
         jobs = plan(seeded, native)
         if canvas and any((job.width, job.height) != canvas.placement.working for job in jobs):
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
@@ -111,7 +112,7 @@ def make_pictures(request: JobRequest, events: Events) -> None:
     refined = [job for job in left if job.switch_at is not None]
     if said := not_refined(refined, [str(word["name"]) for job in refined for word in learned.noted(job)]):
         events.note(said)
-    warn_of_unused(request.model, outputs.jobs, adapters, model, events)
+    warn_of_unused(request.model, outputs.jobs, checkpoint, adapters, model, events)
     pictures, failed = run_batches(request, model, outputs, adapters, inputs, canvas, events)
     if outputs.sheet and pictures:
         from sd.pipeline.image.tensors import contact_sheet, save_png
@@ -187,7 +188,12 @@ def find_outputs(
 
 
 def warn_of_unused(
-    request: ModelRequest, jobs: Sequence[Settings], adapters: Adapters, model: "StableDiffusion", events: Events
+    request: ModelRequest,
+    jobs: Sequence[Settings],
+    checkpoint: "Checkpoint",
+    adapters: Adapters,
+    model: "StableDiffusion",
+    events: Events,
 ) -> None:
     """Say what is asked for and has no effect or no point, and what gives wrong colours."""
     if request.vae or model.config.unet.vector_width:
@@ -197,10 +203,11 @@ def warn_of_unused(
             events.warn(f"{shown((request.vae or request.file).name)}: {problem}")
     if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
-    for problem in (*misread(jobs), *objections(adapters, jobs)):
+    told = checkpoint.few_steps or known_by_hash(request.file, checkpoint.config)
+    for problem in (*misread(jobs), *objections(adapters, jobs, told and (shown(request.file.name), told.kind))):
         events.warn(problem)
-    if told := difference(made_with(request, "model"), request.file, model.source.sha256):
-        events.warn(f"{request.like} was {told}")
+    if changed := difference(made_with(request, "model"), request.file, model.source.sha256):
+        events.warn(f"{request.like} was {changed}")
     vae, used = made_with(request, "model").get("vae"), model.source.vae
     if isinstance(vae, dict) and vae.get("sha256") != (used and used.sha256()):
         events.warn(
@@ -215,10 +222,14 @@ def warn_of_unused(
     for flag, used in (("--reuse-features", reuses), ("--merge-tokens", merges)):
         if model.runner.options.compile and used:
             events.warn(f"--compile does nothing for pictures with {flag}, which changes the inside of the network.")
-    if any((job.negative_prompt or job.negative_prompt_2) and not job.guided for job in jobs):
+    negative = [job for job in jobs if job.negative_prompt or job.negative_prompt_2]
+    if negative and model.config.unet.guidance_width:
+        events.warn("the negative prompt is not used: this model takes the guidance scale as an input instead.")
+    elif any(not job.guided for job in negative):
         events.warn("--guidance-scale 1 turns guidance off, and the negative prompt with it.")
-    distilled = ("lcm", "tcd")
-    plain = [job for job in jobs if not (job.sampler in distilled and are_consistent(adapters, job))]
+    consistent = told is not None and told.kind.consistent
+    distilled = [job for job in jobs if job.sampler in ("lcm", "tcd") and (consistent or are_consistent(adapters, job))]
+    plain = [job for job in jobs if job not in distilled]
     for sampler, schedule in dict.fromkeys((job.sampler, job.schedule) for job in plain):
         if reason := objection(sampler, schedule):
             events.warn(f"--sampler {sampler} {reason}.")

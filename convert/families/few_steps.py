@@ -1,27 +1,24 @@
-"""Adapters that need only a few steps: recognised by name, with the settings that their authors recommend.
+"""Models and adapters that need only a few steps, with the settings that their authors recommend.
 
-Such an adapter is an ordinary LoRA; nothing in its tensors says what it is for. With the usual 30 steps and guidance
-7.5 its pictures are burnt, which looks like a fault of the file.
+Nothing in their tensors says what they are for, but for one input of some UNets: they are told by name, see
+`convert.families.few_step_names`. With the usual 30 steps and guidance 7.5 their pictures are burnt, which looks like a
+fault of the file.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from convert.errors import counted, joined
+from sd.config import ModelConfig
 
-NAMES = ("ss_output_name", "modelspec.title", "name")  # metadata that name the adapter
-SENTENCES = ("ss_training_comment", "modelspec.description")  # metadata that may mention other adapters
-LONGEST = 200  # characters of a text that are looked at
-STEP_COUNTS = (1, 2, 4, 8, 12, 16)  # adapters for a number of steps have it in their names
 UNEVEN = ("leading", "karras", "exponential", "beta_sigmas")  # schedules far from evenly spaced timesteps 999, ...
 WITH_HISTORY = ("plms", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "unipc_bh1", "unipc_bh2")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewSteps:
-    """What an adapter for few steps is, and the settings for it. Samplers and schedules are our names."""
+    """What a model or an adapter for few steps is, and the settings for it. Samplers and schedules are our names."""
 
     title: str
     sampler: str
@@ -35,16 +32,18 @@ class FewSteps:
     eta: float | None = None
     consistent: bool = False  # predicts x_0 from any timestep, so the schedule is free, and the solver is not
     for_pictures: bool = True
+    sigma: float | None = None  # of the only step, where it is not the highest; then there is no schedule
+    side: int | None = None  # of the training pictures, in pixels, where it is not the family's
+    predicts: str = ""  # what its UNet predicts, where it is not what the family's does
     source: str  # the page that recommends the settings
 
     @property
     def flags(self) -> str:
         """On the command line."""
+        levels = f"--schedule {self.schedule}" if self.sigma is None else f"--sigmas {self.sigma:g}"
         eta = "" if self.eta is None else f" --eta {self.eta:g}"
-        return (
-            f"--sampler {self.sampler} --schedule {self.schedule}{eta} --steps {self.steps} "
-            f"--guidance-scale {self.guidance:g}"
-        )
+        size = "" if self.side is None else f" --width {self.side} --height {self.side}"
+        return f"--sampler {self.sampler} {levels}{eta} --steps {self.steps} --guidance-scale {self.guidance:g}{size}"
 
     @property
     def sentence(self) -> str:
@@ -123,59 +122,43 @@ PCM = FewSteps(
 PCM_NORMAL = replace(PCM, title="a PCM LoRA for normal guidance", guidance=3.0, least_guidance=2.0, most_guidance=9.0)
 PCM_LCM = replace(LCM, title="an LCM-like PCM LoRA", source=PCM.source)
 
-# What a name must have, as `words` gives it: in lower case, letters and digits apart, "hyper sd 15 8 steps lora".
-# The words are also ordinary ones (lightning, flash, turbo, hyper), so none is enough alone.
-STEPS = re.compile(r"\b(\d+) steps?\b")
-PATTERNS = tuple(
-    (re.compile(text), kind, fixed)  # fixed: is for the number of steps in its name, and must name one
-    for text, kind, fixed in (
-        (r"\banimate ?lcm\b|\banimate ?diff\b.*\blcm\b", ANIMATE, False),
-        (r"\bpcm\b.*\blcm ?like\b", PCM_LCM, False),
-        (r"\bpcm\b.*\bnormal ?cfg\b", PCM_NORMAL, True),
-        (r"\bpcm\b.*\bsmall ?cfg\b", PCM, True),
-        (r"\bdmd ?2\b", DMD2, False),
-        (r"^flash ?sd(xl)?( lora)?$|\bflash ?diffusion\b", FLASH, False),
-        (r"\btcd\b.*\b(sd(xl)?|lora)\b|\bsd(xl)?( \d+)* tcd\b", TCD, False),
-        (r"\bhyper ?sd(xl)?\b.*\bcfg\b", HYPER_CFG, True),
-        (r"\bhyper ?sd(xl)?\b", HYPER, True),
-        (r"\blightning\b", LIGHTNING, True),
-        (r"\bsd ?(xl ?)?turbo( \d+)*( lora\b|$)", TURBO, False),
-        (r"\blcm ?(lora|sd(v|xl)?|ssd|xl)\b|\b(sd(v|xl)?|ssd|xl|lora)( \d+)* lcm\b|^lcm$", LCM, False),
-    )
+# Models. The first kind is trained with guidance, whose scale is an input of the UNet. The two sigmas are those at the
+# timesteps 800 and 399.
+LCM_MODEL = replace(
+    LCM,
+    title="a latent consistency model",
+    guidance=8.0,
+    most_guidance=14.0,
+    source=HUB + "SimianLuo/LCM_Dreamshaper_v7",
 )
-
-
-def words(text: str) -> str:
-    """The form in which names are compared: "Hyper-SD15-8steps-lora" -> "hyper sd 15 8 steps lora"."""
-    return " ".join(re.findall(r"[a-z]+|[0-9]+", text[:LONGEST].lower()))
-
-
-def advice(name: str, metadata: Mapping[str, str]) -> FewSteps | None:
-    """What the adapter is, if it is one for few steps; None for all others.
-
-    name      of the file, without its suffix, or of the folder that holds it
-    metadata  of the file
-    """
-    for text, from_start in _texts(name, metadata):
-        for pattern, kind, fixed in PATTERNS:
-            found = pattern.search(text)
-            if not found or (from_start and found.start() > len("sd xl ")):
-                continue
-            count = next((int(number) for number in STEPS.findall(text) if int(number) in STEP_COUNTS), None)
-            if not fixed:
-                return kind
-            if count == 1 and kind is HYPER:
-                return HYPER_1
-            if count:
-                return replace(kind, title=f"{kind.title} ({count} steps)", steps=count, fewest=count, most=count)
-    return None
-
-
-def _texts(name: str, metadata: Mapping[str, str]) -> Iterator[tuple[str, bool]]:
-    """Texts that name the adapter, and whether only their beginning does: sentences mention other adapters, too."""
-    yield words(name), False
-    yield from ((words(metadata[key]), False) for key in NAMES if key in metadata)
-    yield from ((words(metadata[key]), True) for key in SENTENCES if key in metadata)
+LCM_MERGE = replace(LCM, title="an LCM fine-tune")
+SDXL_TURBO = FewSteps(
+    title="SDXL Turbo",
+    sampler="euler_a",
+    schedule="trailing",
+    steps=1,
+    most=4,
+    side=512,
+    source=HUB + "stabilityai/sdxl-turbo",
+)
+SD_TURBO = replace(SDXL_TURBO, title="SD-Turbo", source=HUB + "stabilityai/sd-turbo")
+TURBO_MERGE = FewSteps(
+    title="an SDXL Turbo fine-tune",
+    sampler="dpmpp_sde",
+    schedule="karras",
+    steps=6,
+    fewest=4,
+    guidance=2.0,
+    most_guidance=2.5,
+    source="https://civitai.com/models/112902",
+)
+LIGHTNING_MODEL = replace(LIGHTNING, title="SDXL-Lightning", schedule="trailing")
+LIGHTNING_1 = replace(LIGHTNING_MODEL, title="one-step SDXL-Lightning", steps=1, most=1, predicts="x0")
+LIGHTNING_MERGE = replace(TURBO_MERGE, title="an SDXL-Lightning fine-tune", steps=5, fewest=3)
+HYPER_UNET = replace(HYPER_1, title="the one-step UNet of Hyper-SD", sampler="lcm", eta=None, most=1, sigma=5.11104)
+HYPER_MERGE = replace(TURBO_MERGE, title="a Hyper-SD fine-tune", source=HYPER.source)
+DMD2_MODEL = replace(DMD2, title="DMD2")
+DMD2_1 = replace(DMD2_MODEL, title="one-step DMD2", steps=1, fewest=1, most=1, sigma=1.16058)
 
 
 class PictureSettings(Protocol):
@@ -185,6 +168,12 @@ class PictureSettings(Protocol):
     schedule: str
     steps: int
     guidance_scale: float
+    sigmas: tuple[float, ...]
+    width: int
+    height: int
+
+
+COUNTING = ("steps", "sampler", "schedule", "sigmas", "guidance_scale", "width", "height")
 
 
 def objection(few_steps: FewSteps, settings: PictureSettings) -> str | None:
@@ -205,9 +194,26 @@ def objection(few_steps: FewSteps, settings: PictureSettings) -> str | None:
         far.append(f"the sampler {settings.sampler}")
     if not few_steps.consistent and settings.schedule in UNEVEN and settings.sampler != "dpmpp_sde":
         far.append(f"the schedule {settings.schedule}")
+    if few_steps.sigma and not settings.sigmas:
+        far.append(f"the schedule {settings.schedule}")
+    if few_steps.side and settings.width * settings.height > 2 * few_steps.side**2:
+        far.append(f"the size {settings.width}x{settings.height}")
     if not far:
         return None
     verb = "is" if len(far) == 1 and not far[0].endswith("steps") else "are"
     return (
         f"is {few_steps.title}, and {joined(far)} {verb} far from what it is made for. Recommended: {few_steps.flags}."
     )
+
+
+def usual_settings(config: ModelConfig) -> dict[str, object]:
+    """The settings that pictures have unless others are asked for, where the model itself says what it is."""
+    kind = LCM_MODEL
+    if not config.unet.guidance_width:
+        return {}
+    return {"sampler": kind.sampler, "steps": kind.steps, "guidance_scale": kind.guidance}
+
+
+def with_usual(usual: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """The given settings, and the usual ones that are not given. Sigmas say how many steps there are."""
+    return {name: value for name, value in usual.items() if not (name == "steps" and given.get("sigmas"))} | given
