@@ -150,7 +150,7 @@ def test_a_missing_weight_is_named(look, state):
 
 
 def test_a_surplus_weight_is_named(look, state):
-    surplus = "model.diffusion_model.time_embedding.cond_proj.weight"
+    surplus = "model.diffusion_model.time_embed.4.weight"
     refused(look, {**state, surplus: torch.zeros(2)}, WeightMismatchError, "holds 1 weight that", surplus)
 
 

@@ -313,7 +313,7 @@ def test_what_cannot_be_is_told_in_a_sentence(run, tiny_ckpt, files, command, fl
 def test_words_change_by_the_steps_that_run(model, prompt, strength, expected):
     """As in the web UI: a share is of all steps, and they count from the first that runs."""
     seen, words = [], {word: model.encode_prompts([word]) for word in expected}
-    hook = model.unet.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[2]))
+    hook = model.unet.register_forward_pre_hook(lambda *given: seen.append(given[-1]["context"]), with_kwargs=True)
     try:
         job = settings(prompt=prompt, steps=10, strength=strength, guidance_scale=1.0, sampler="euler")
         list(model.sample([job], InitImage(latents=torch.zeros(1, 4, 8, 8))))
