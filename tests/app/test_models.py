@@ -447,7 +447,7 @@ def test_two_downloads_of_one_file_do_not_mix(tmp_path):
 def test_the_table_is_complete_and_says_where_it_is_from():
     files = [known.file for known in known_checkpoints()]
     assert len(files) == len(set(files)) == len({known.sha256 for known in known_checkpoints()})
-    families = {"sd-v1", "sd-v1-inpainting", "sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sdxl"}
+    families = {"sd-v1", "sd-v1-inpainting", "sd-v2", "sd-v2-inpainting", "sd-v2-depth", "sdxl", "sdxl-refiner"}
     assert {known.family for known in known_checkpoints()} == families <= set(list_models())
     for known in known_checkpoints():
         assert known.address.startswith("https://huggingface.co/")
@@ -457,7 +457,7 @@ def test_the_table_is_complete_and_says_where_it_is_from():
         for fact, value in (("sha256", known.sha256), ("bytes", known.bytes)):
             assert (value is None) == (known.sources[fact] is None)
             assert value is None or known.sources[fact].startswith("https://")
-        assert known.licence in ("CreativeML Open RAIL-M", "CreativeML Open RAIL++-M")
+        assert known.licence in ("CreativeML Open RAIL-M", "CreativeML Open RAIL++-M", "Stability AI Community")
 
 
 def test_sizes_go_with_the_numbers_of_parameters():

@@ -75,6 +75,13 @@ def test_whatever_is_predicted_is_said(prediction):
     assert f"(`{prediction}`); at sigmas from 0.5 to 80, without timesteps" in line
 
 
+IDENTIFIER = {
+    "CreativeML Open RAIL-M": "creativeml-openrail-m",
+    "CreativeML Open RAIL++-M": "openrail++",
+    "Stability AI Community": "other",
+}
+
+
 @pytest.mark.parametrize("known", known_checkpoints(), ids=lambda known: known.file)
 def test_a_published_file_is_told_by_its_hash(known):
     if known.sha256 is None:
@@ -84,7 +91,7 @@ def test_a_published_file_is_told_by_its_hash(known):
         matter = front(text)
         assert f"Published as [{known.file}]({known.address}): {known.about}\n" in text
         assert f"Licence: {known.licence}. " in text
-        assert matter["license"] == {"CreativeML Open RAIL-M": "creativeml-openrail-m"}.get(known.licence, "openrail++")
+        assert matter["license"] == IDENTIFIER[known.licence]
         assert known.address.startswith(f"https://huggingface.co/{matter['base_model']}/resolve/")
 
 

@@ -80,7 +80,7 @@ def table(models: tuple[Known, ...]) -> Iterator[str]:
         rows.append((known.file, size, sha256, licence, known.about))
     yield from aligned(rows, "<<<<<")
     yield ""
-    yield "licences: CreativeML Open RAIL-M and RAIL++-M; they name uses that are not allowed"
+    yield "licences: all name uses that are not allowed; that of Stability AI also limits commercial use"
     yield "a size is unknown if no page states it to the byte; --json shows sources and addresses"
 
 
