@@ -64,6 +64,13 @@ def pixels(picture):
     return np.asarray(picture).astype(int)
 
 
+def rest_slow(rows, quick=1):
+    """Parameters of a test of which the quick tests run the first only."""
+    marks = [()] * quick + [pytest.mark.slow] * (len(rows) - quick)
+    rows = [row if isinstance(row, tuple) else (row,) for row in rows]
+    return [pytest.param(*row, marks=each) for row, each in zip(rows, marks, strict=True)]
+
+
 def refused(result, *parts):
     """A command that was refused: exit code 2, nothing on stdout, and a sentence with these parts."""
     code, out, err = result

@@ -7,7 +7,7 @@ import make_checkpoint
 import numpy as np
 import pytest
 from adapters import lora, lora_shapes
-from conftest import refused, settings_of
+from conftest import refused, rest_slow, settings_of
 from embeddings import made_up
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -52,7 +52,7 @@ COMMANDS = {  # words of a command -> its size, and how many pictures it makes
 }
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner", "sdxl-inpainting", "both"])
+@pytest.mark.parametrize("family", rest_slow(["both", "sdxl", "sdxl-refiner", "sdxl-inpainting"]))
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_picture_command_draws(run, files, command, family):
     words = command.format(**files).split()
@@ -105,7 +105,7 @@ def draw(run, named, monkeypatch):
     return draw
 
 
-@pytest.mark.parametrize("flag", OWN, ids=lambda flag: flag[0])
+@pytest.mark.parametrize("flag", rest_slow([(flag,) for flag in OWN]), ids=lambda flag: flag[0])
 def test_each_flag_changes_the_picture_is_stored_and_is_used_again(draw, flag):
     name, value = OWN[flag]
     path, picture, _ = draw("a cat", *BOTH, *SIZE, *flag, "-o", "a.png")

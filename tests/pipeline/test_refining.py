@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import assemble, fill, final, settings
+from conftest import assemble, fill, final, rest_slow, settings
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from oracles import (
     clip_tokenizer,
@@ -64,8 +64,8 @@ def theirs(networks):
     return first, second
 
 
-@pytest.mark.parametrize(("sampler", "schedule"), SAMPLERS)
-@pytest.mark.parametrize("switch", [0.8, 0.45])
+@pytest.mark.parametrize(("sampler", "schedule"), rest_slow(SAMPLERS))
+@pytest.mark.parametrize("switch", rest_slow([0.8, 0.45]))
 def test_the_hand_over_equals_that_of_diffusers(pair, theirs, sampler, schedule, switch):
     """At a size that is not square, with every setting of either model."""
     base, refiner = theirs

@@ -5,7 +5,7 @@ from dataclasses import replace
 import make_checkpoint
 import pytest
 import torch
-from conftest import PROMPT, assemble, fill, final, settings
+from conftest import PROMPT, assemble, fill, final, rest_slow, settings
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -62,8 +62,8 @@ def theirs(networks):
     return pipeline
 
 
-@pytest.mark.parametrize(("sampler", "schedule"), SAMPLERS)
-@pytest.mark.parametrize("negative", ["blurry", ""])
+@pytest.mark.parametrize(("sampler", "schedule"), rest_slow(SAMPLERS))
+@pytest.mark.parametrize("negative", rest_slow(["", "blurry"]))
 def test_guided_steps_equal_those_of_diffusers(xl, theirs, sampler, schedule, negative):
     """From the words on, at a size that is not square; without a negative prompt, both take zeros for it."""
     theirs.scheduler = SAMPLERS[sampler, schedule]
