@@ -92,7 +92,7 @@ def read_checkpoint(
     """Find the model in a file. Needs no torch; shapes are checked by `match_shapes`.
 
     weights     "model", "ema", or "auto": the model's own unless the file has only averaged ones, or is for editing
-    prediction  "eps", "v", or "auto": what the file, a .yaml beside it or its family says
+    prediction  "eps", "v", "x0", or "auto": what the file, a .yaml beside it or its family says
     vae         a VAE to use instead of the model's own, if any: see `convert.other_vae`
 
     Raises UnsupportedFileError for another kind of file, WeightMismatchError for missing or surplus weights.

@@ -97,7 +97,7 @@ def convert(
                ours
     precision  "keep", or "fp32", "fp16", "bf16" for all tensors
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones
-    prediction what the UNet predicts: "eps", "v", or "auto", as the file, a .yaml beside it or its family says
+    prediction what the UNet predicts: "eps", "v", "x0", or "auto", as the file, a .yaml beside it or its family says
     variant    of a folder's weights: "fp16", "non_ema", ...; by default the plain ones, or those that there are
     part       a key of `ALONE`: that network alone, which may be all that the source has
     vae        a file or folder whose VAE is taken in place of the model's own

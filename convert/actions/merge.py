@@ -160,6 +160,12 @@ def _check_alike(source: CheckpointFile, first: Checkpoint, other: OpenModel) ->
         )
     if a.prediction != b.prediction:
         raise other.fault(f"predicts {b.prediction}, {called} {a.prediction}; a sum of them would predict neither")
+    if bool(a.schedule.sigma_max) != bool(b.schedule.sigma_max):
+        told = {True: "sigma", False: "a timestep"}
+        raise other.fault(
+            f"has a UNet that is told {told[bool(b.schedule.sigma_max)]}, that of {called} "
+            f"{told[bool(a.schedule.sigma_max)]}; a sum of them would understand neither"
+        )
 
 
 def _check_difference(others: Sequence[OpenModel]) -> None:

@@ -164,7 +164,7 @@ def statement(
         schedule, problem = with_range(schedule, beside)
     table, notes = _table_notes(schedule, file, tensors.get("alphas_cumprod"))
     levels = None
-    if numbers := {name: numbers_in(file, tensors[name]) for name in WITH_NUMBERS if name in tensors}:
+    if numbers := {name: _stated(file, tensors[name]) for name in WITH_NUMBERS if name in tensors}:
         from convert.layouts.noise_levels import continuous
 
         levels = continuous(numbers, schedule)
@@ -262,6 +262,11 @@ def numbers_in(file: CheckpointFile, record: TensorRecord | None) -> tuple[float
     if record.dtype == "bfloat16":
         return struct.unpack(f"{count}f", struct.pack(f"{count}I", *(half << 16 for half in numbers)))
     return numbers
+
+
+def _stated(file: CheckpointFile, record: TensorRecord) -> tuple[float, ...]:
+    """The numbers of a marker: none if it has no elements, not a number if they cannot be read."""
+    return numbers_in(file, record) or (math.nan,) * bool(record.numel)
 
 
 def _table_notes(

@@ -51,7 +51,7 @@ def load(
     device     "auto", "cuda", "mps" or "cpu"
     precision  "auto" (see `sd.runtime.device.pick_precision`), "fp32", "fp16" or "bf16"
     weights    "model", "ema", or "auto": the model's own unless the file has only averaged ones, or is for editing
-    prediction what the UNet predicts: "eps", "v", or "auto", as the file, a .yaml beside it or its family says
+    prediction what the UNet predicts: "eps", "v", "x0", or "auto", as the file, a .yaml beside it or its family says
     variant    of a folder's weights: "fp16", "non_ema", ...; without one, the plain ones or those that there are
     vae        a file or folder whose VAE is used instead of the model's own
     low_memory, tiled_vae, compile

@@ -6,6 +6,7 @@ from dataclasses import replace
 import make_checkpoint
 import pytest
 import torch
+from conftest import refused
 from hostile import look, refused_model
 from safetensors.torch import load_file, save_file
 
@@ -95,7 +96,10 @@ def test_other_shapes_and_precisions_are_read_and_what_is_empty_means_the_publis
         {"edm_mean": torch.zeros(3), "edm_std": torch.ones(4)},
         {"edm_mean": torch.zeros(4), "edm_std": torch.tensor([1.0, 1.0, 0.0, 1.0])},
         {"edm_mean": torch.full((4,), torch.nan), "edm_std": torch.ones(4)},
+        {"edm_mean": torch.zeros(4, dtype=torch.int64), "edm_std": torch.ones(4)},
         {"edm_vpred.sigma_max": torch.tensor(0.001)},
+        {"edm_vpred.sigma_max": torch.tensor(120)},
+        {"edm_vpred.sigma_max": torch.full((70_000,), 120.0)},
         {"edm_vpred.sigma_max": torch.tensor(torch.inf)},
         {"edm_vpred.sigma_max": torch.tensor(80.0), "edm_vpred.sigma_min": torch.tensor(-1.0)},
     ],
@@ -185,6 +189,11 @@ def test_what_the_original_layout_cannot_say_is_refused_before_the_work(save, tm
     with pytest.raises(TargetError, match="cannot store the noise schedule"):
         convert(tmp_path / "folder", tmp_path / "x.safetensors", layout="original")
     assert marking(look(tmp_path / "folder").config) == marking(CONFIG) == {}
+
+
+def test_models_that_are_told_the_noise_level_in_other_ways_are_not_merged(save, run):
+    cosxl, other = save(COSXL, "cosxl.safetensors"), save({"v_pred": EMPTY}, "v.safetensors")
+    refused(run("merge", other, cosxl, "-o", "x.safetensors"), "cosxl.safetensors has a UNet that is told sigma")
 
 
 def test_a_picture_is_made_at_these_levels(save):
