@@ -82,6 +82,7 @@ def test_like_a_picture_of_another_kind_keeps_the_defaults_and_says_what_it_cann
     assert "could not use image guidance 1.5; resize mode crop; init in.png" in err
 
 
+@pytest.mark.slow
 def test_lines_of_a_file_have_scales_of_their_own_and_a_stopped_run_goes_on(run, edit_ckpt, files):
     lines = ["make it snow", '{"prompt": "make it night", "image_guidance": 2}', '--prompt "add a cat" --cfg-image 1']
     (files / "jobs.txt").write_text("\n".join(lines))

@@ -124,6 +124,7 @@ def test_each_flag_changes_the_picture_is_stored_and_is_used_again(draw, flag):
     assert (found if isinstance(found, type(value)) else [int(n) for n in found.replace("x", ",").split(",")]) == value
 
 
+@pytest.mark.slow
 def test_lines_of_a_file_have_settings_of_their_own(draw, tmp_path):
     own = ({"prompt_2": "b"}, {"original_size": "32x32"}, {"crop": [8, 0]}, {"switch_at": None})
     text = "\n".join(json.dumps({"prompt": "a", **each}) for each in own) + "\n--prompt a --prompt-2 b --crop 8,0"
@@ -170,6 +171,7 @@ def test_what_does_nothing_is_refused_in_a_sentence(run, named, monkeypatch, tin
     refused(run("txt2img", "a cat", *given, *model, *SMALL, *SIZE), REFUSED[words])
 
 
+@pytest.mark.slow
 def test_a_picture_whose_refiner_is_gone_is_made_without_it_and_that_is_said(draw, run, named, monkeypatch, tmp_path):
     draw("a cat", *BOTH, *SIZE, "--aesthetic-score", 3, "-o", "a.png")
     monkeypatch.setenv("SD_MODELS", str(tmp_path))
@@ -212,6 +214,7 @@ def test_a_picture_of_xl_is_not_made_with_the_embedded_model(draw, run, monkeypa
     refused(run("txt2img", "--like", "a.png", *SMALL), sentence, "-m FILE")
 
 
+@pytest.mark.slow
 def test_a_page_says_what_only_xl_is_told(run, named, tmp_path):
     told = ("--prompt-2", "<b>oil", "--negative-prompt-2", "fog", "--original-size", "32x48", "--crop", "3,4")
     words = ("explain", "a cat", *SIZE, "--no-attention", "-o", "e.html", *SMALL)

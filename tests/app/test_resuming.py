@@ -159,7 +159,10 @@ def test_a_thousand_pictures_are_the_same_however_often_the_run_is_killed(tmp_pa
     assert killed == whole
 
 
-@pytest.mark.parametrize(("flags", "remade"), [((), 0), (("--prediction", "v"), 2), (("--vae", "own"), 2)])
+@pytest.mark.parametrize(
+    ("flags", "remade"),
+    [((), 0), (("--prediction", "v"), 2), pytest.param(("--vae", "own"), 2, marks=pytest.mark.slow)],
+)
 def test_pictures_of_another_prediction_or_vae_are_not_taken_for_finished(run, tiny_ckpt, tmp_path, flags, remade):
     (tmp_path / "lines.txt").write_text("a\nb\n")
     command = ["txt2img", "--from-file", "lines.txt", *SMALL, "-s", "1", "-m", tiny_ckpt, "-o", "out/"]

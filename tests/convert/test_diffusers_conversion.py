@@ -9,6 +9,7 @@ import oracles
 import pytest
 import safetensors.torch
 import torch
+from conftest import rest_slow
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -29,7 +30,7 @@ KINDS = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLI
 ONE_TEXT_ENCODER = sorted(name for name in make_checkpoint.FAMILIES if not name.startswith("sdxl"))  # see test_xl_files
 
 
-@pytest.fixture(scope="module", params=ONE_TEXT_ENCODER)
+@pytest.fixture(scope="module", params=rest_slow(ONE_TEXT_ENCODER))
 def family(request, tmp_path_factory):
     """The config of a family, narrow; the tensors of an original file of it; the folder that we make of that."""
     path = tmp_path_factory.mktemp(request.param)

@@ -707,7 +707,8 @@ def contents_of(path: Path) -> dict[str, tuple]:
     }
 
 
-@pytest.mark.parametrize("bits_of_each", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits_of_each", [1, 8])
 def test_a_single_flipped_bit_is_refused_or_changes_nothing(small, bits_of_each):
     path, whole, expected = small
     tried = harmless = 0

@@ -205,6 +205,7 @@ def test_a_file_cut_or_grown_anywhere_is_refused(tmp_path):
     assert len(read_all(path).root) == 2
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_header_is_damage_or_changes_no_more_than_a_name(tmp_path):
     header = {"alpha": entry(), "beta": entry("BF16", (3, 1), (8, 14)), "gamma": entry("I64", (), (14, 22))}
     whole = build(header, bytes(range(22)))

@@ -53,6 +53,7 @@ def alone(tmp_path_factory, tiny_ckpt):
 
 
 @pytest.mark.parametrize("part", PARTS)
+@pytest.mark.slow
 def test_a_part_in_the_original_layout_has_the_names_of_single_files(alone, tiny_state, part):
     prefix, example = BARE[part]
     read = safetensors.torch.load_file(alone[part, "original"])

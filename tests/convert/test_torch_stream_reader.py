@@ -119,6 +119,7 @@ def test_a_cut_file_says_how_much_of_it_there_is(tmp_path):
     refused_bytes(tmp_path, content[:60_000], CorruptFileError, "ends after 60 kB of the 100 kB", "download it again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 40])
 def test_flipped_bytes_and_holes_of_zeros_are_damage_or_change_only_values(tmp_path, length):
     content = stream(dict_of(**{"a.weight": tensor(storage()), "step": number(70000)}))

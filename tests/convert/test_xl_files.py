@@ -222,7 +222,7 @@ def test_half_precision_with_averaged_weights(tmp_path):
     assert inspect(tmp_path / "averaged.safetensors").problem is None
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sdxl-refiner"])
+@pytest.mark.parametrize("family", ["sdxl", pytest.param("sdxl-refiner", marks=pytest.mark.slow)])
 def test_files_of_ours_and_folders_are_named_by_what_they_state(tmp_path, states, family):
     """Where names and shapes, of a narrow model, would mean another family."""
     save_file(contiguous(states[family]), tmp_path / "xl.safetensors")

@@ -348,7 +348,9 @@ def test_records_that_share_bytes_are_hostile(tmp_path):
 # Damage is never called hostile
 
 
-@pytest.mark.parametrize("length", [1, 16, 300])
+@pytest.mark.parametrize(
+    "length", [pytest.param(1, marks=pytest.mark.slow), pytest.param(16, marks=pytest.mark.slow), 300]
+)
 def test_holes_of_zeros_and_flipped_bytes_are_damage_at_a_place(tmp_path, length):
     whole = written_by_torch()
     path = tmp_path / "model.ckpt"
@@ -457,7 +459,9 @@ def written_by_torch() -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["plain", "zip64", "torch's"])
+@pytest.mark.parametrize(
+    "kind", ["plain", pytest.param("zip64", marks=pytest.mark.slow), pytest.param("torch's", marks=pytest.mark.slow)]
+)
 def test_a_file_cut_anywhere_is_refused(tmp_path, kind):
     whole = written_by_torch() if kind == "torch's" else write_zip(checkpoint_records(PICKLE), zip64=kind == "zip64")
     path = tmp_path / "model.ckpt"

@@ -160,6 +160,7 @@ def test_other_tasks_and_other_models_are_refused(model, picture, depth_map):
         assemble(config, fill(config)).depth2img("a cave", picture, depth_map, steps=1)
 
 
+@pytest.mark.slow
 def test_the_command_stores_what_it_began_with_and_like_makes_the_same_picture(run, checkpoint, files):
     common = ["--init", "in.png", "-m", checkpoint]
     code, (path,), err = run("depth2img", "a cave", *common, "--seed", 3, "--steps", 5, "-W", 64, "-H", 64)

@@ -54,7 +54,7 @@ def edited(model, job, picture):
     return latents
 
 
-@pytest.mark.parametrize(("scale", "image_guidance"), [(7.5, 1.5), (3.0, 2.5)])
+@pytest.mark.parametrize(("scale", "image_guidance"), [(7.5, 1.5), pytest.param(3.0, 2.5, marks=pytest.mark.slow)])
 def test_latents_equal_those_of_diffusers(editor, networks, theirs, picture, scale, image_guidance):
     parts = {"unet": diffusers_unet(TINY, networks), "vae": diffusers_vae(TINY, networks)}
     parts |= {"text_encoder": transformers_text_encoder(TINY, networks)}

@@ -140,7 +140,9 @@ def test_a_picture_that_is_not_finite_is_refused_rather_than_black(model):
         model.decode(torch.full((1, 4, 8, 8), 1e38))
 
 
-@pytest.mark.parametrize("part", [pytest.param("text_encoder", marks=pytest.mark.slow), "unet", "vae"])
+@pytest.mark.parametrize(
+    "part", [pytest.param("text_encoder", marks=pytest.mark.slow), "unet", pytest.param("vae", marks=pytest.mark.slow)]
+)
 def test_a_network_that_fails_is_run_again_in_float32(model, tiny_networks, part):
     """Never a black picture. Here a weight is so large that fp16 overflows and float32 does not."""
     half = converted(tiny_networks, dtype=torch.float16)

@@ -339,6 +339,7 @@ def test_models_of_xl_are_refused(tmp_path, photos, script):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_train_lora_writes_a_file_that_says_what_it_is(tiny_ckpt, photos, tmp_path, capsys):
     folder = tmp_path / "red"
     ranks = ["--rank", "2", "--alpha", "1", "--conv-rank", "1", "--train-text-encoder"]
