@@ -213,7 +213,7 @@ def foreign_statement(
     file: CheckpointFile, tensors: Mapping[str, TensorRecord], config: ModelConfig, step: int | None, asked: str
 ) -> Statement:
     """What a foreign file, or the scheduler of a folder, states of its prediction and noise levels."""
-    scheduler = file.configs.get("scheduler")
+    scheduler, told = file.configs.get("scheduler"), few_steps(file, config)
     return statement(
         file,
         tensors,
@@ -222,7 +222,7 @@ def foreign_statement(
         step=step,
         asked=asked,
         own=scheduler and Evidence(config.prediction, SCHEDULER),
-        named=(told := few_steps(file, config)) and told.kind.predicts and Evidence(told.kind.predicts, told.why),
+        named=told and told.kind.predicts and Evidence(told.kind.predicts, told.why, outside=told.why == "its name"),
         ends_in_noise=bool(scheduler and scheduler.get("rescale_betas_zero_snr") is True),
     )
 

@@ -135,6 +135,7 @@ def test_inspect_says_what_it_is_or_that_nothing_tells(tmp_path, xl_state):
     convert(tmp_path / "sdxl_lightning_1step_x0.safetensors", tmp_path / "short.safetensors")
     assert look(tmp_path / "short.safetensors").config.prediction == "x0"
     assert look(tmp_path / "short.safetensors").few_steps.why == "source_file in its metadata"
+    assert look(tmp_path / "sdxl_lightning_1step_x0.safetensors").said.outside  # so pictures note it
 
 
 @pytest.fixture(scope="module")
