@@ -59,6 +59,21 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TinyVAEConfig:
+    image_channels: int
+    latent_channels: int
+    width: int  # channels of every layer inside
+    levels: int  # each halves the sides, or doubles them
+    blocks_per_level: int
+    latent_scale: float  # of the VAE that it stands in for
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along one side."""
+        return 2**self.levels
+
+
+@dataclass(frozen=True, kw_only=True)
 class DepthConfig:
     stem_width: int  # channels after the first convolution
     stage_widths: tuple[int, ...]  # channels of each convolutional stage; the first is at 1/4 of the picture's size
@@ -277,6 +292,16 @@ SDXL_REFINER = replace(
         context_width=1280,
         vector_width=1280 + 5 * 256,
     ),
+)
+
+# Ollin Boer Bohan, "TAESD" (2023), for Stable Diffusion 1 and 2; that for XL differs in the scale of its latents.
+TAESD = TinyVAEConfig(
+    image_channels=3,
+    latent_channels=4,
+    width=64,
+    levels=3,
+    blocks_per_level=3,
+    latent_scale=SD_V1.vae.latent_scale,
 )
 
 FAMILIES = {
