@@ -123,8 +123,10 @@ def check_prediction(prediction: str) -> None:
 def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, prediction: str) -> Checkpoint:
     """A model in the original layout or in diffusers'; the names of the second become the first's."""
     if file.component:
-        from convert.files.diffusers_folder import INDEX, OF_ONE
+        from convert.files.diffusers_folder import INDEX, OF_ONE, foreign_component
 
+        if file.component not in ALONE:
+            raise UnsupportedFileError(foreign_component(file.configs[file.component]))
         raise UnsupportedFileError(
             f"is the folder of one component ({OF_ONE[file.component]}), not of a whole model. Give the folder above "
             f"it, which has a {INDEX}; of this one, sd convert --only takes {file.component}"
@@ -357,9 +359,19 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
     Raises WeightMismatchError for another shape, and for numbers that are not floats.
     """
     model = f"a {ALONE[checkpoint.part]}" if checkpoint.part else f"an {checkpoint.config.family} model"
-    fitted, wrong = {}, []
-    for ours, record in checkpoint.tensors.items():
-        shape, name = expected[ours], checkpoint.stored_names[ours]
+    return replace(checkpoint, tensors=fitted(checkpoint.tensors, checkpoint.stored_names, expected, model))
+
+
+def fitted(
+    tensors: Mapping[str, TensorRecord],
+    stored_names: Mapping[str, str],
+    expected: Mapping[str, tuple[int, ...]],
+    model: str,
+) -> dict[str, TensorRecord]:
+    """`match_shapes` for tensors by our names; `model` is what they are to be, in errors."""
+    fitting, wrong = {}, []
+    for ours, record in tensors.items():
+        shape, name = expected[ours], stored_names[ours]
         if record.dtype not in FLOATS:
             wrong.append(f"{name} holds {record.dtype} numbers, floats are expected")
         elif trimmed(record.shape) != trimmed(shape):
@@ -367,14 +379,14 @@ def match_shapes(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]]
         else:
             axes = len(shape) - len(record.shape)
             stride = record.stride[: len(shape)] + (1,) * axes
-            fitted[ours] = replace(record, shape=shape, stride=stride)
+            fitting[ours] = replace(record, shape=shape, stride=stride)
     if wrong:
         verb = "does" if len(wrong) == 1 else "do"
         raise WeightMismatchError(
             f"holds {counted(len(wrong), 'weight')} that {verb} not fit {model} of its size: "
             f"{'; '.join(shown(text) for text in wrong[:3])}."
         )
-    return replace(checkpoint, tensors=fitted)
+    return fitting
 
 
 def _averaged(tensors: Mapping[str, TensorRecord]) -> tuple[dict[str, TensorRecord], list[str]]:

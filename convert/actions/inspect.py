@@ -86,6 +86,7 @@ class Report:
     values: "Values | None" = None
     word: WordFacts | None = None  # of an embedding that prompts can use
     adapter: AdapterFacts | None = None  # of a LoRA or a relative that can be applied to a model
+    tiny_vae: tuple[str, ...] = ()  # the halves of a tiny VAE that can be used: "decoder", "encoder"
 
 
 def inspect(
@@ -158,6 +159,14 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         sha256 = file_sha256(path) if hashed and path.is_file() else sha256
         facts = adapter_facts(path, file, hashed=hashed)
         adapter, problem = (None, facts) if isinstance(facts, str) else (facts, problem)
+    tiny_vae = ()
+    if kind.family and kind.family.name == "taesd":
+        from convert.tiny_vae import read_tiny_vae
+
+        try:
+            tiny_vae = read_tiny_vae(file).halves
+        except CheckpointError as error:
+            problem = str(error)
     word, name = None, kind.name
     seen = kind.family and kind.family.config
     if checkpoint and (not seen or seen.family != checkpoint.config.family):
@@ -208,6 +217,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         known=known and known.file,
         adapter=adapter,
         word=word,
+        tiny_vae=tiny_vae,
     )
 
 

@@ -39,6 +39,8 @@ NO_MODEL = "It makes no pictures from text. Give a checkpoint"
 T2I_ADAPTER = ("body.0.block1.", "body.0.in_conv.", "body.0.body.0.", "adapter.body.", "adapter.conv_in.")
 HYPERNETWORK = tuple(f"[{width}][0][" for width in (320, 640, 768, 1024, 1280, 2048))  # what its layers change
 TAESD = ("1.conv.0.", "3.conv.0.", "encoder.layers.0.weight", "decoder.layers.0.weight", "taesd_")
+TAESD += ("encoder.1.conv.0.", "decoder.3.conv.0.", "tiny_vae.")
+TINY = "It decodes the latents of a checkpoint: give it with --tiny-vae FILE, and the checkpoint with -m FILE"
 UPSCALER_NAMES = (  # ESRGAN of three kinds, SRVGG, SwinIR, SPAN, DAT and HAT
     *("model.1.sub.", "RRDB_trunk.", "body.0.rdb1.", "body.0.weight", "layers.0.residual_group.", "block_1.c1_r."),
     *("params_ema.", "conv_first.", "sub_mean.", "module.body."),
@@ -84,7 +86,7 @@ ADDITIONS = (  # files that are not a model of their own, in the order in which 
     ),
     named("t2i-adapter", "T2I-Adapter", CONTROLNET.why_not, *T2I_ADAPTER, classes=("T2IAdapter", "MultiAdapter")),
     named("style-adapter", "T2I style adapter", CONTROLNET.why_not, "style_embedding", "transformer_layes."),
-    named("taesd", "TAESD, a tiny VAE", ONE_PART, *TAESD, classes=("AutoencoderTiny",)),
+    named("taesd", "TAESD, a tiny VAE", TINY, *TAESD, classes=("AutoencoderTiny",)),
     named("face-restorer", "face restorer", NO_MODEL, inside=FACES),
     named("upscaler", "picture upscaler, such as ESRGAN", NO_MODEL, *UPSCALER_NAMES),
     named("segmenter", "segmentation model", NO_MODEL, "image_encoder.blocks.", "mask_decoder.", "vision_encoder."),

@@ -33,6 +33,7 @@ SECOND_CLASS = "CLIPTextModelWithProjection"  # of a text_encoder_2, which XL ha
 DEPTH_CLASS = "DPTForDepthEstimation"  # of a depth_estimator, which few models have
 
 OF_ONE = CLASSES | {SECOND_TEXT[0]: SECOND_CLASS}  # component that may stand alone in a folder -> its class
+OF_ONE |= {"tiny_vae": "AutoencoderTiny"}
 OPTIONAL = {SECOND_TEXT[0]: SECOND_CLASS, DEPTH_ESTIMATOR: DEPTH_CLASS}
 
 
@@ -150,7 +151,7 @@ def _unused_averages(folder: Path) -> Iterator[str]:
             yield f"using {component}, not the average over the training in {averaged.name}"
 
 
-def _foreign_component(config: dict) -> str:
+def foreign_component(config: dict) -> str:
     """What the folder of a component is that no model here has."""
     from convert.families.additions import family_of_class
 
@@ -169,7 +170,7 @@ def _read_index(folder: Path) -> dict:
     """The list of components; {} where there is none, as in a checkpoint that a training wrote."""
     if not is_there(folder / INDEX):
         if (folder / "config.json").is_file():
-            raise UnsupportedFileError(_foreign_component(read_json(folder / "config.json", "config.json")))
+            raise UnsupportedFileError(foreign_component(read_json(folder / "config.json", "config.json")))
         return {}
     index = read_json(folder / INDEX, INDEX)
     pipeline = index.get("_class_name")

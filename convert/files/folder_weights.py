@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 STEMS = {  # of the files of weights
     "unet": ("diffusion_pytorch_model",),
     "vae": ("diffusion_pytorch_model",),
+    "tiny_vae": ("diffusion_pytorch_model",),
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
     "depth_estimator": ("model", "pytorch_model"),

@@ -202,7 +202,6 @@ def test_a_component_that_is_missing_spoils_no_other_one(copy, tmp_path, ours, c
 FOREIGN = {  # class of a component -> what is said of a folder that holds one
     "ControlNetModel": "is a ControlNet: its config.json names ControlNetModel. It steers a checkpoint",
     "MotionAdapter": "is a motion module: its",
-    "AutoencoderTiny": "is a TAESD, a tiny VAE: its",
     "T2IAdapter": "is a T2I-Adapter: its",
     "FluxTransformer2DModel": "is a FLUX checkpoint: its",
     "SD3Transformer2DModel": "is a Stable Diffusion 3 checkpoint: its",

@@ -16,7 +16,7 @@ from convert.files.reader import open_checkpoint
 from convert.layouts.noise_schedule import prediction_text
 from sd.app.cli import say
 from sd.app.cli.inspect_adapter import adapter_lines, adapter_use, hash_lines
-from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row
+from sd.app.cli.inspect_list import broken_row, each, expanded, lines, name_of, reason, row, tiny_vae_use
 from sd.app.cli.inspect_word import word_lines, word_use
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
@@ -167,6 +167,9 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
         elif report.word:
             yield "usable", word_use(report.word, Path(report.path))
             yield from word_lines(report.word, report.sha256)
+        elif report.tiny_vae:
+            yield "usable", tiny_vae_use(report.tiny_vae)
+            yield "note", "nothing in the file tells whether it is for Stable Diffusion 1 and 2 or for XL"
         else:
             yield "usable", f"no: the file {shown(report.problem, 1000)}" if report.problem else usable
         if report.part:

@@ -104,6 +104,8 @@ def usable(report: Report) -> str:
         use = adapter_use(report.adapter, Path(report.path))
     elif report.word:
         use = word_use(report.word, Path(report.path))
+    elif report.tiny_vae:
+        use = tiny_vae_use(report.tiny_vae)
     elif report.problem is None:
         family = family_named(report.family)
         use = ", ".join(TASKS[task][0] for task in family.tasks)
@@ -112,6 +114,13 @@ def usable(report: Report) -> str:
     else:
         return f"no: {shown(reason(ValueError(report.problem), Path(report.path)), LONGEST)}"
     return use + (f"; other programs would call {shown_list(report.calls)}" if report.calls else "")
+
+
+def tiny_vae_use(halves: tuple[str, ...]) -> str:
+    """What the halves of a tiny VAE can be used for."""
+    if "decoder" not in halves:
+        return "no: it is the encoder, and pictures are decoded with the other half, taesd_decoder"
+    return "--tiny-vae, the decoder" + ("; the encoder is not used" if "encoder" in halves else "")
 
 
 def lines(rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
