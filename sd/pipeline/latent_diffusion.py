@@ -36,6 +36,7 @@ from sd.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
     from sd.networks.text_tower import TextTower
+    from sd.networks.tiny_vae import TinyVAE
     from sd.text.learned_words import LearnedWord
 
 
@@ -75,6 +76,7 @@ class LatentDiffusion:
     vae: VAE
     text_encoder_2: "TextTower | None" = None  # of a model whose context is made of the vectors of two
     depth_network: "DepthNetwork | None" = None  # which few models have
+    tiny_vae: "TinyVAE | None" = None  # decodes in place of the VAE, if there is one
     runner: Runner = field(default_factory=Runner)  # calls the networks
     refiner: "LatentDiffusion | None" = None  # which takes the last steps, see `sd.pipeline.refining`
     words: tuple["LearnedWord", ...] = ()  # that `sd.pipeline.learning` has added to the text encoder's own
@@ -346,8 +348,10 @@ class LatentDiffusion:
 
         Raises NonFiniteError instead of returning a black picture.
         """
-        pictures = []
+        pictures, vae = [], self.tiny_vae or self.vae
         for latent in latents.split(1):
-            latent = unscaled(latent, self.config.vae).to(self.dtypes["vae"])
-            pictures += to_images(self.runner.decode(self.vae, latent, tile))
+            latent = unscaled(latent, self.config.vae)
+            if self.tiny_vae:  # which takes them scaled, by one number
+                latent = self.tiny_vae.config.latent_scale * latent
+            pictures += to_images(self.runner.decode(vae, latent.to(dtype_of(vae)), tile))
         return pictures

@@ -19,6 +19,7 @@ from sd.pipeline.settings import SettingError, Settings
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
     from sd.networks.text_tower import TextTower
+    from sd.networks.tiny_vae import TinyVAE
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 T = TypeVar("T")
@@ -133,8 +134,8 @@ class Runner:
         """image (B, 3, 8H, 8W) in [-1, 1] -> the mean of the unscaled latents (B, 4, H, W)"""
         return finite(vae.encode(image)[0], "vae", vae)
 
-    def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
-        """Unscaled latents (B, 4, H, W) -> image (B, 3, 8H, 8W) in about [-1, 1]"""
+    def decode(self, vae: "VAE | TinyVAE", latents: Tensor, tile: str = "") -> Tensor:
+        """Latents (B, 4, H, W), as this VAE takes them -> image (B, 3, 8H, 8W) in about [-1, 1]"""
         return finite(vae.decode(latents), "vae", vae)
 
     def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Source:
         default_factory=dict
     )  # what the file itself does not tell: {"prediction": "v"}
     vae: VAESource | None = None  # None: the model's own
+    tiny_vae: VAESource | None = None  # that decodes, if there is one
 
     @property
     def label(self) -> str:
@@ -60,8 +61,9 @@ class Source:
 
     def facts(self) -> dict[str, object]:
         """What a picture notes of its model. May take seconds, the first time."""
-        vae = {"vae": {"name": self.vae.name, "sha256": self.vae.sha256()}} if self.vae else {}
-        return {"name": self.name, "sha256": self.sha256(), "weights": self.weights, **self.beside, **vae}
+        others = {"vae": self.vae, "tiny_vae": self.tiny_vae}
+        others = {part: {"name": file.name, "sha256": file.sha256()} for part, file in others.items() if file}
+        return {"name": self.name, "sha256": self.sha256(), "weights": self.weights, **self.beside, **others}
 
 
 @dataclass(kw_only=True)
@@ -163,6 +165,8 @@ class StableDiffusion(LatentDiffusion):
         sha256, vae = made_of["sha256"], made_of.get("vae")
         if vae:  # as the common web UI names them
             labels = {"VAE hash": vae["sha256"] and vae["sha256"][:10], "VAE": vae["name"], **(labels or {})}
+        if tiny := made_of.get("tiny_vae"):
+            labels = {"VAE Decoder": "TAESD", "Tiny VAE hash": tiny["sha256"] and tiny["sha256"][:10], **(labels or {})}
         used = {}
         if settings.switch_at is not None:
             used["refiner"] = self.refiner.source.facts()

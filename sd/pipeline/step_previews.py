@@ -1,4 +1,4 @@
-"""The clean picture predicted at each step of a run: decoded by the VAE, or by a linear map from the latents."""
+"""The clean picture predicted at each step of a run: decoded by a VAE, or by a linear map from the latents."""
 
 from collections.abc import Sequence
 
@@ -43,9 +43,9 @@ def step_pictures(
 
     clean    the latents (4, H, W) predicted at each step; smaller ones in a first pass
     picture  the finished picture, before it is cut or pasted
-    kind     "vae" decodes each; "fast" uses the linear map that fits this picture
+    kind     "vae" decodes each; "fast" uses the linear map that fits this picture, or the model's tiny VAE
     """
-    if kind == "vae":
+    if kind == "vae" or model.tiny_vae:
         made = [model.decode(latents[None], tile)[0] for latents in clean]
     else:
         colours = fit_colours(clean[-1], picture) if clean else None

@@ -28,6 +28,7 @@ from sd.runtime.weights import Weights
 if TYPE_CHECKING:
     from sd.networks.depth import DepthNetwork
     from sd.networks.text_tower import TextTower
+    from sd.networks.tiny_vae import TinyVAE
     from sd.pipeline.stable_diffusion import StableDiffusion
     from sd.runtime.cpu.winograd import WinogradConvolutions
     from sd.runtime.gpu.compile import CompiledUNet, Forward
@@ -169,13 +170,13 @@ class Execution(Runner):
                 mean, _ = vae.encode(image)
             return finite(mean, "vae", vae)
 
-    def decode(self, vae: VAE, latents: Tensor, tile: str = "") -> Tensor:
+    def decode(self, vae: "VAE | TinyVAE", latents: Tensor, tile: str = "") -> Tensor:
         if latents.device.type == "cpu" and latents.shape[-2:].numel() >= LARGE:
             from sd.runtime.cpu.process_memory import give_back_freed_memory
 
             give_back_freed_memory()
         with self._one_thread, self.at_work(vae), self._patched_vae(vae, latents, latents.shape[-2:].numel(), tile):
-            if self.options.tiled_vae:
+            if self.options.tiled_vae and isinstance(vae, VAE):  # a tiny one needs little memory
                 from sd.runtime.low_memory.tiled_vae import decode_tiled
 
                 image = decode_tiled(vae, latents, axes=tile)
@@ -310,7 +311,7 @@ class Execution(Runner):
         return on_gpu and not self.options.low_memory and not self.watched
 
     @contextmanager
-    def _patched_vae(self, vae: VAE, x: Tensor, latents: int, tile: str) -> Iterator[None]:
+    def _patched_vae(self, vae: "VAE | TinyVAE", x: Tensor, latents: int, tile: str) -> Iterator[None]:
         with ExitStack() as changes:
             self._patch(changes, vae, x, latents, tile, fast=not self.options.tiled_vae)
             yield

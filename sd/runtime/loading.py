@@ -40,6 +40,7 @@ def load(
     prediction: str = "auto",
     variant: str | None = None,
     vae: str | os.PathLike | None = None,
+    tiny_vae: str | os.PathLike | None = None,
     low_memory: bool = False,
     tiled_vae: bool = False,
     compile: bool = False,
@@ -54,6 +55,8 @@ def load(
     prediction what the UNet predicts: "eps", "v", "x0", or "auto", as the file, a .yaml beside it or its family says
     variant    of a folder's weights: "fp16", "non_ema", ...; without one, the plain ones or those that there are
     vae        a file or folder whose VAE is used instead of the model's own
+    tiny_vae   a file or folder of a tiny VAE such as TAESD, which decodes in place of the VAE, faster and less exactly;
+               pictures are still encoded by the VAE
     low_memory, tiled_vae, compile
                see `sd.runtime.device.RunOptions`
     on_tensor  called after each tensor with its number of bytes in the file
@@ -81,6 +84,10 @@ def load(
         options = RunOptions(low_memory=low_memory, tiled_vae=tiled_vae, compile=compile)
         dtype = pick_precision(target, precision, checkpoint.config.unet.width)
         model = from_checkpoint(file, checkpoint, target, dtype, options, on_tensor)
+    if tiny_vae is not None:
+        from sd.runtime.tiny_vae import load_tiny_vae
+
+        load_tiny_vae(tiny_vae, model, dtype)
     if checkpoint.said.is_guess:
         from sd.runtime.trial import warnings_after_trial
 

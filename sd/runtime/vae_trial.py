@@ -5,6 +5,8 @@ fitted to pictures by those who show previews that way; a decoder whose map is t
 other latents, and gives wrong colours. Maps are compared by their direction: the scale of latents does not matter.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ COLOURS = {
 }
 FAMILIES = {SD_V1.vae.latent_scale: "Stable Diffusion 1 and 2", SDXL.vae.latent_scale: "Stable Diffusion XL"}
 LIKE, APART = 0.8, 0.2  # the least cosine with the other family's map, and how much more than with one's own
+SAME = 0.75  # the least cosine of a tiny VAE's map and that of the VAE which it stands in for; another family's is 0.52
 SIDE, AMPLITUDE = 8, 0.5  # of the latents that are decoded
 
 
@@ -70,3 +73,21 @@ def vae_warning(model: StableDiffusion) -> str | None:
     if scale != usual and not model.config.vae.latent_means:  # with which there is another scale
         return f"its latents have the scale {scale:g}, those of {FAMILIES[usual]} {usual:g}: colours may be off."
     return None
+
+
+@undisturbed()
+def tiny_vae_warning(model: StableDiffusion) -> str | None:
+    """What to say of a model's tiny VAE if its colours are not those of the VAE; costs a small decoding by each."""
+    latents, maps = trial_latents(), []
+    for each in (model, replace(model, tiny_vae=None)):
+        try:
+            (picture,) = each.decode(latents.to(model.device))
+        except NonFiniteError:
+            return None
+        maps.append(fit_colours(latents[0], picture)[:-1].flatten())
+    if torch.cosine_similarity(*maps, dim=0).item() >= SAME:
+        return None
+    return (
+        "its colours are not those of the model's VAE: it was made for another family, and pictures will look wrong. "
+        "Give taesd_decoder for Stable Diffusion 1 and 2, taesdxl_decoder for XL."
+    )

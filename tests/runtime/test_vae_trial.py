@@ -7,10 +7,11 @@ import torch
 from conftest import TINY, assemble, fill
 from oracles import relative_error
 
-from sd.config import SD_V1, SD_V2, SDXL, SDXL_REFINER
+from sd.config import SD_V1, SD_V2, SDXL, SDXL_REFINER, TAESD
+from sd.networks.tiny_vae import TinyVAE
 from sd.networks.vae import VAE
 from sd.pipeline.step_previews import fit_colours
-from sd.runtime.vae_trial import AMPLITUDE, COLOURS, trial_latents, vae_warning
+from sd.runtime.vae_trial import AMPLITUDE, COLOURS, tiny_vae_warning, trial_latents, vae_warning
 
 V1, XL = COLOURS
 OTHER_V1 = (  # fitted to pictures of version 1.4 by others, for their previews
@@ -25,9 +26,9 @@ def signed(width):
     return [((channel // size) % 4, 1 if channel % size < size // 2 else -1) for channel in range(width)]
 
 
-def linear_decoder(rows):
+def linear_decoder(rows, config=SD_V1.vae):
     """A VAE whose decoder gives latents these colours: silu(x) - silu(-x) = x, and all residual blocks add nothing."""
-    vae = VAE(SD_V1.vae).requires_grad_(False)
+    vae = VAE(config).requires_grad_(False)
     for parameter in vae.parameters():
         parameter.zero_()
     for name, module in vae.named_modules():
@@ -48,6 +49,32 @@ def linear_decoder(rows):
         share = AMPLITUDE * sign / sum(each == (latent, 1) for each in channels)  # the norm makes the latents' size 1
         decoder.conv_out.weight[:, channel, 1, 1] = share * torch.tensor(rows[latent])
     return vae
+
+
+def linear_tiny_vae(rows):
+    """The same for a tiny one: relu(x) - relu(-x) = x."""
+    vae = TinyVAE(TAESD).requires_grad_(False)
+    for name, parameter in vae.decoder.named_parameters():
+        parameter.zero_()
+        if name.endswith("conv.weight"):
+            parameter[:, :, 1, 1] = torch.eye(TAESD.width)
+    for latent, row in enumerate(torch.tensor(rows)):
+        for channel, sign in ((2 * latent, 1), (2 * latent + 1, -1)):
+            vae.decoder.conv_in.weight[channel, latent, 1, 1] = sign
+            vae.decoder.conv_out.weight[:, channel, 1, 1] = sign * row / 2
+    vae.decoder.conv_out.bias.fill_(0.5)
+    return vae
+
+
+@pytest.mark.parametrize(("rows", "wrong"), [(COLOURS[V1], False), (OTHER_V1, False), (COLOURS[XL], True)])
+def test_a_tiny_vae_of_another_family_is_named(rows, wrong):
+    narrow = replace(SD_V1.vae, width=64, multipliers=(1, 1, 1, 1), residuals_per_level=1)
+    networks = {**fill(TINY), "vae": linear_decoder(COLOURS[V1], narrow)}
+    model = assemble(replace(TINY, vae=narrow), networks)
+    model.tiny_vae = linear_tiny_vae(rows)
+    said = tiny_vae_warning(model)
+    assert (said or "").startswith("its colours are not those of the model's VAE: it was made for another" * wrong)
+    assert bool(said) == wrong
 
 
 def model_with(rows, family, scale=None):

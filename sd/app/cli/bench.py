@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     device, dtype = pick_device_and_precision(request, config)
     options, precision = asdict(run_options(request, device, events)), precision_name(dtype)
 
-    reading = {name: getattr(request, name) for name in ("weights", "prediction", "variant", "vae")}
+    reading = {name: getattr(request, name) for name in ("weights", "prediction", "variant", "vae", "tiny_vae")}
 
     def load_model() -> "StableDiffusion":
         model = load(request.file, device=str(device), precision=precision, **reading, **options)
@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         events.warn(f"measured without the code that is compiled for this processor: {problem}")
     about = {"name": request.file.name, "family": config.family, "precision": precision}
     about |= {"lora": list(job.lora)} if job.lora else {}
+    about |= {"tiny_vae": request.tiny_vae.name} if request.tiny_vae else {}
     data = {"event": "benchmark", "model": about, "run": options, "machine": hardware(device), **asdict(found)}
     if args.out is not None:
         with written_whole(args.out, force=args.force) as file:
@@ -129,6 +130,7 @@ def lines_about(data: dict) -> tuple[str, str]:
     threads = f", {machine['threads']} threads" if machine["device"] == "cpu" else ""
     options = "".join(f", --{name.replace('_', '-')}" for name, on in data["run"].items() if on)
     adapters = f" with {', '.join(model['lora'])}" if "lora" in model else ""
+    adapters += f" with the tiny VAE {model['tiny_vae']}" if "tiny_vae" in model else ""
     return (
         f"{model['name']}{adapters}: {model['family']}, {model['precision']} on {machine['device']}{options}",
         f"{machine['device_name']}{threads}; {machine['system']}; sd-zoo {machine['sd_zoo']}, "

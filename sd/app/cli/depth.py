@@ -23,7 +23,7 @@ def parser() -> Parser:
         "  sd depth photo.jpg -m 512-depth-ema.ckpt -o maps/photo.png",
     )
     parser.add_argument("image", type=Path, metavar="IMAGE", help="a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF file")
-    add_model_flags(parser, "none: it must have a depth network")
+    add_model_flags(parser, "none: it must have a depth network", decodes=False)
     add_size_limit(parser.group("picture"))
     add = add_output_flags(parser)
     add("-o", "--out", default="outputs/", metavar="OUT",

@@ -35,6 +35,7 @@ ELSEWHERE = {  # our flag, without which a command has no use for the row -> wha
     "--textual-inversion-dir --embedding-path --ti",
     "--lora": "--loras --lora-path --lora-weights --lora-name --lora-file --adapter --adapters --use-lora",
     "--vae": "--vae-path --vae-name",
+    "--tiny-vae": "--taesd --taesd-path --tae --tae-path --use-taesd --tiny-autoencoder --vae-approx",
     "--tiled-vae": "--vae-tiling --vae-slicing --enable-vae-tiling --tiled",
     "--low-memory": "--lowvram --medvram --low-vram --novram --cpu-offload --offload --offload-to-cpu "
     "--enable-model-cpu-offload --sequential-guidance --vae-on-cpu --clip-on-cpu --low-mem",
@@ -97,7 +98,6 @@ SAID = {  # flags -> our flag that it needs, and what to say
     "--like": ("--compare", "Give the settings; sd show PICTURE lists them."),
     "--hypernetwork --hypernetwork-dir": ("--model", f"Hypernetworks are {NOT_YET}."),
     "--ip-adapter --ip-adapter-image": ("--model", f"IP-Adapters are {NOT_YET}."),
-    "--tiny-vae --taesd --taesd-path": ("--model", f"Tiny autoencoders are {NOT_YET}."),
     "--upscale-model --esrgan --gfpgan-strength --restore-faces --codeformer-fidelity": (
         "--model",
         f"Networks that enlarge or repair pictures are {NOT_YET}.",

@@ -115,7 +115,7 @@ def add_making_flags(
     add("--grid-columns", type=whole_number(1), metavar="N", help="pictures per row; implies --grid")
     add("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
         help="also write what each step predicts: fast, from the colours of the latents (the default), or decoded "
-        "by the vae")
+        "by the vae; with --tiny-vae, both are decoded by it")
     add("--save-steps-as", choices=FORMS,
         help="files NAME-step001.png and so on, or one animation, NAME-steps.webp or .png (default: files)")
     add("--json", action="store_true",
@@ -184,10 +184,11 @@ def add_lora_flag(add: Add) -> None:
         "(default: 1; T as S); can be given several times. <lora:NAME:S> in a prompt works, too")
 
 
-def add_model_flags(parser: Parser, default: str = PACKAGED) -> Add:
+def add_model_flags(parser: Parser, default: str = PACKAGED, *, decodes: bool = True) -> Add:
     """Which weights to use, and how to run them.
 
     default  the model that is used if none is given
+    decodes  whether the command makes pictures of latents
     """
     add = parser.group("model")
     add("-m", "--model", "--ckpt", type=Path, metavar="FILE",
@@ -197,6 +198,11 @@ def add_model_flags(parser: Parser, default: str = PACKAGED) -> Add:
         help="which UNet weights, if the file has both (default: auto, the model's own; the averaged ones if it edits)")
     add_reading_flags(add)
     add("--vae", type=Path, metavar="FILE", help="use the VAE of another file or folder, in place of the model's own")
+    if decodes:
+        add("--tiny-vae", type=Path, metavar="FILE",
+            help="decode with a tiny VAE, taesd_decoder or for XL taesdxl_decoder: about ten times as fast, and nearly "
+            "the same picture; also what --save-steps and sd explain show of each step. Pictures are still encoded by "
+            "the VAE")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
         help="of the networks (default: auto, the fastest that keeps the picture)")

@@ -96,6 +96,8 @@ def model_of(args: argparse.Namespace) -> ModelRequest:
         request["prediction"] = again.get("prediction", "auto")
     if args.vae:
         request["vae"] = find(args.vae, "vae")
+    if getattr(args, "tiny_vae", None):
+        request["tiny_vae"] = find(args.tiny_vae, "vae")
     request["refiner"] = refiner_of(args, file)
     request["embeddings"] = tuple(find(place, "embeddings") for place in getattr(args, "embeddings", ()))
     return ModelRequest(**{**request, "file": file, "like": like})
@@ -124,14 +126,14 @@ def refiner_of(args: argparse.Namespace, model: Path) -> Path | None:
 
 
 def told_of(made: Mapping[str, object], file: Path) -> dict[str, object]:
-    """What a picture notes of its model that is not in the model's file: what it predicts, and another VAE if found."""
+    """What a picture notes of its model that is not in the model's file: what it predicts, and other VAEs if found."""
     again = {"prediction": made["prediction"]} if made.get("prediction") in ("eps", "v", "x0") else {}
-    vae = made.get("vae")
-    name = Path(str(vae.get("name"))).name if isinstance(vae, dict) else ""
-    if name:
-        places = (place / name for place in (Path(), file.parent, *folders("vae")))
+    for part in ("vae", "tiny_vae"):
+        vae = made.get(part)
+        name = Path(str(vae.get("name"))).name if isinstance(vae, dict) else ""
+        places = (place / name for place in (Path(), file.parent, *folders("vae")) if name)
         if found := next((place for place in places if place.exists()), None):
-            again["vae"] = found
+            again[part] = found
     return again
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sd.pipeline.image.stored_settings.web_ui import Found
 
 NO_SETTINGS = 1  # exit code: the answer is no
+VAES = {"vae": "VAE", "tiny_vae": "tiny VAE"}
 FIRST = ("prompt", "negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "width", "height")
 
 
@@ -92,7 +93,7 @@ def files_of(found: "Found") -> dict[str, list[tuple[str, str | None]]]:
 def models_of(found: "Found") -> dict[str, dict[str, str]]:
     """Name and hash of the model, of its refiner and of a VAE in place of its own, as far as the picture says them."""
     noted = {name: found.made_with.get(name) for name in ("model", "refiner")}
-    noted["vae"] = noted["model"].get("vae") if isinstance(noted["model"], dict) else None
+    noted |= {part: noted["model"].get(part) for part in VAES if isinstance(noted["model"], dict)}
     return {
         name: {fact: file[fact] for fact in ("name", "sha256", "hash") if isinstance(file.get(fact), str)}
         for name, file in noted.items()
@@ -106,7 +107,7 @@ def lines_about(found: "Found") -> list[str]:
     rows = {"program": found.program or "not said"}
     rows |= {name.replace("_", " "): value for name, value in settings.items() if says_something(name, value, found)}
     for name, facts in models_of(found).items():
-        called = {"vae": "VAE"}.get(name, name)
+        called = VAES.get(name, name)
         rows |= {called if fact == "name" else f"{called}'s {fact}": value for fact, value in facts.items()}
     for kind, noted in files_of(found).items():
         rows[kind] = [f"{name} ({(digest or 'no hash')[:12]})" for name, digest in noted]

@@ -40,10 +40,18 @@ def opened(
     from convert.files.reader import checksums_ahead
     from convert.other_vae import opened_model
 
+    if request.tiny_vae:
+        from convert.files.reader import open_checkpoint
+        from convert.tiny_vae import read_tiny_vae, require_decoder
+
     wanted = (request.weights, request.prediction, request.variant, request.vae)
     with opened_model(request.file, *wanted) as (file, checkpoint):
         if refusal := task_refusal(checkpoint.config, task):
             raise UsageError(refusal + (" Give one with -m FILE." if request.file == embedded_model() else ""))
+
+        if request.tiny_vae:
+            with open_checkpoint(request.tiny_vae) as tiny_vae:
+                require_decoder(read_tiny_vae(tiny_vae), checkpoint.config)
 
         with ExitStack() as stack:
 
@@ -61,7 +69,8 @@ def opened_refiner(
     """The same for the refiner, None where none is asked for."""
     if request.refiner is None:
         return nullcontext()
-    defaults = {"weights": "auto", "prediction": "auto", "variant": None, "vae": None, "refiner": None, "like": ""}
+    defaults = {"weights": "auto", "prediction": "auto", "variant": None, "refiner": None, "like": ""}
+    defaults |= {"vae": None, "tiny_vae": None}
     return opened(replace(request, file=request.refiner, **defaults), None)
 
 
@@ -133,6 +142,11 @@ def load_model(
     total = sum(record.nbytes for record in checkpoint.tensors.values())
     with events.stage("loading", total, "B") as advance:
         model = from_checkpoint(file, checkpoint, device, dtype, options, advance)
+    if request.tiny_vae:
+        from sd.runtime.tiny_vae import load_tiny_vae
+
+        load_tiny_vae(request.tiny_vae, model, dtype)
+        events.note(f"decoding with the tiny VAE {shown(request.tiny_vae.name)}")
     announce_compiling(model, events)
     warnings = checkpoint.said.warnings
     if checkpoint.said.is_guess:

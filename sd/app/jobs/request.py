@@ -20,6 +20,7 @@ class ModelRequest:
     prediction: str = "auto"
     variant: str | None = None  # of a folder's weights
     vae: Path | None = None  # whose VAE is used instead of the model's own
+    tiny_vae: Path | None = None  # that decodes in place of the VAE
     refiner: Path | None = None  # takes the last steps
     embeddings: tuple[Path, ...] = ()  # files of learned words, and folders of them, before the user's own folders
     device: str = "auto"

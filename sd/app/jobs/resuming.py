@@ -33,8 +33,11 @@ def same_facts(
     """
     from sd.pipeline.image.metadata import settings_from
 
-    sha256, vae_sha256 = FileHash(model.file), FileHash(model.vae) if model.vae else lambda: None
-    refiner_sha256 = FileHash(model.refiner) if model.refiner else lambda: None
+    sha256 = FileHash(model.file)
+    others = ("refiner", "vae", "tiny_vae")
+    refiner_sha256, *vae_sha256 = (
+        FileHash(getattr(model, name)) if getattr(model, name) else lambda: None for name in others
+    )
     said = checkpoint.said
     told = (said.prediction if said.outside else None, list(said.noise) if said.noise else None)
 
@@ -50,10 +53,10 @@ def same_facts(
         refined_by = None if settings.switch_at is None else refiner_sha256()
         if (refiner.get("sha256") if isinstance(refiner, dict) else None) != refined_by:
             return False
-        vae = made_with.get("vae")
-        same_vae = (vae.get("sha256") if isinstance(vae, dict) else None) == vae_sha256()
+        vaes = [made_with.get(name) for name in ("vae", "tiny_vae")]
+        same_vaes = [vae.get("sha256") if isinstance(vae, dict) else None for vae in vaes] == [s() for s in vae_sha256]
         return (
-            same_vae
+            same_vaes
             and (made_with.get("prediction"), made_with.get("noise")) == told
             and made_with.get("sha256") == sha256()
         )

@@ -201,6 +201,11 @@ def warn_of_unused(
 
         if problem := vae_warning(model):
             events.warn(f"{shown((request.vae or request.file).name)}: {problem}")
+    if request.tiny_vae:
+        from sd.runtime.vae_trial import tiny_vae_warning
+
+        if problem := tiny_vae_warning(model):
+            events.warn(f"{shown(request.tiny_vae.name)}: {problem}")
     if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
     told = checkpoint.few_steps or known_by_hash(request.file, checkpoint.config)
@@ -208,11 +213,14 @@ def warn_of_unused(
         events.warn(problem)
     if changed := difference(made_with(request, "model"), request.file, model.source.sha256):
         events.warn(f"{request.like} was {changed}")
-    vae, used = made_with(request, "model").get("vae"), model.source.vae
-    if isinstance(vae, dict) and vae.get("sha256") != (used and used.sha256()):
-        events.warn(
-            f"{request.like} was made with the VAE {vae.get('name')}, {vae.get('sha256')}: give it with --vae FILE"
-        )
+    for part, used in (("vae", model.source.vae), ("tiny_vae", model.source.tiny_vae)):
+        vae, kind = made_with(request, "model").get(part), part.replace("vae", "VAE").replace("_", " ")
+        if isinstance(vae, dict) and vae.get("sha256") != (used and used.sha256()):
+            flag = f"--{part.replace('_', '-')}"
+            events.warn(
+                f"{request.like} was made with the {kind} {vae.get('name')}, {vae.get('sha256')}: give it with "
+                f"{flag} FILE"
+            )
     noise = made_with(request, "model").get("noise")
     if noise and noise != model.source.beside.get("noise"):
         events.warn(
@@ -275,9 +283,8 @@ def run_batches(
     passes = [each for batch in batches for each in jobs[batch[0]].passes()]
     total = sum(max(1, steps_run(each.steps, each.strength)) for each in passes)
     kept, failed = {}, 0  # by the number of the job
-    to_hash = [
-        file.sha256 for file in (model.source, model.source.vae, model.refiner and model.refiner.source) if file
-    ]  # takes seconds, beside the steps that follow the first
+    files = model.source, model.source.vae, model.source.tiny_vae, model.refiner and model.refiner.source
+    to_hash = [file.sha256 for file in files if file]  # takes seconds, beside the steps that follow the first
 
     with events.stage("denoising", total, "step") as advance:
 

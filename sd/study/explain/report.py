@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sd.pipeline.image.depth_maps import colour_picture
 from sd.pipeline.image.tensors import png_bytes, to_images
-from sd.pipeline.stable_diffusion import NonFiniteError, StableDiffusion
+from sd.pipeline.runner import NonFiniteError, dtype_of
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.schedule import sigma_of
 from sd.study.explain.attention import Heat
 from sd.study.explain.formulas import formulas
@@ -189,10 +190,10 @@ def decoded(model: StableDiffusion, latents: Tensor) -> Image.Image:
     """A preview. If noise overflows a decoder in half precision, it switches to float32."""
     try:
         return model.decode(latents.to(model.device, torch.float32))[0]
-    except NonFiniteError:
-        if model.dtypes["vae"] == torch.float32:
+    except NonFiniteError as error:
+        if dtype_of(error.network) == torch.float32:
             raise
-        model.vae.float()
+        error.network.float()
         return decoded(model, latents)
 
 
