@@ -55,6 +55,20 @@ def test_captured_predictions_make_the_same_pictures_with_every_kind_of_sampler(
     assert recorder.recorded == 1
 
 
+def test_an_embedded_guidance_scale_is_an_input_of_the_captured_prediction():
+    """And of a compiled one, whose program it does not change."""
+    config = replace(TINY, unet=replace(TINY.unet, guidance_width=32))
+    recorder, plain = Again(), assemble(config, fill(config))
+    programs = []
+    compiled = Execution(RunOptions(compile=True), compiler=lambda function: programs.append(function) or function)
+    for scale in (8.0, 2.0):
+        batch = [settings(sampler="lcm", steps=2, guidance_scale=scale)]
+        for runner in (Execution(recorder=recorder), compiled):
+            captured = replace(plain, runner=runner)
+            assert torch.equal(final(captured, batch), final(plain, batch))
+    assert (recorder.recorded, len(programs)) == (1, 1)
+
+
 def test_each_size_and_kind_of_prediction_is_captured_once(models):
     """Prompts that change on the way are inputs of the same graph."""
     plain, captured, recorder = models
