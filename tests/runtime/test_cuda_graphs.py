@@ -61,9 +61,10 @@ def test_an_embedded_guidance_scale_is_an_input_of_the_captured_prediction():
     recorder, plain = Again(), assemble(config, fill(config))
     programs = []
     compiled = Execution(RunOptions(compile=True), compiler=lambda function: programs.append(function) or function)
+    runners = Execution(recorder=recorder), compiled
     for scale in (8.0, 2.0):
         batch = [settings(sampler="lcm", steps=2, guidance_scale=scale)]
-        for runner in (Execution(recorder=recorder), compiled):
+        for runner in runners:
             captured = replace(plain, runner=runner)
             assert torch.equal(final(captured, batch), final(plain, batch))
     assert (recorder.recorded, len(programs)) == (1, 1)
