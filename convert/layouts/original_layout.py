@@ -77,21 +77,13 @@ def find_tensors(file: CheckpointFile) -> Found:
     """
     inside = unwrap(file.root, networks_in)
     layout, originals, dropped = spelling(inside.tensors, is_folder=bool(file.configs))
-    stored: dict[str, str] = {}
-    for name, original in originals.items():
-        if original not in stored:
-            stored[original] = name
-        elif _is_weight(original):
-            raise WeightMismatchError(
-                f"holds {shown(original)} twice, as {shown(stored[original])} and as {shown(name)}. "
-                "It is unclear which of the two counts."
-            )
+    stored = _once(originals.items())
     tensors = {original: inside.tensors[name] for original, name in stored.items()}
     if is_open_clip := any(name.startswith(ELSEWHERE) for name in tensors):
         from convert.layouts.open_clip import as_clip
 
         renamed = list(as_clip(tensors))
-        stored = {clip: stored[original] for original, clip, _ in renamed}
+        stored = _once((stored[original], clip) for original, clip, _ in renamed)
         tensors = {clip: record for _, clip, record in renamed}
     if any(name.startswith(DEPTH_NETWORK[1]) for name in tensors):
         from convert.layouts.depth_layout import apart
@@ -165,6 +157,18 @@ def spelling(names: Iterable[str], *, is_folder: bool = False) -> Spelling:
         for name, today in current.items()
     }
     return Spelling("original" if "unet" in original else "diffusers", originals, dropped)
+
+
+def _once(names: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Names in the file and original ones, the other way round. Raises WeightMismatchError for a weight with two."""
+    stored: dict[str, str] = {}
+    for name, original in names:
+        if stored.setdefault(original, name) != name and _is_weight(original):
+            raise WeightMismatchError(
+                f"holds {shown(original)} twice, as {shown(stored[original])} and as {shown(name)}. "
+                "It is unclear which of the two counts."
+            )
+    return stored
 
 
 def _without_conditioner(plain: dict[str, str]) -> dict[str, str]:

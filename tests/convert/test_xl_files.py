@@ -269,6 +269,17 @@ def test_incomplete_files_are_refused(tmp_path, states, fault):
         sd.load(tmp_path / "xl.safetensors")
 
 
+def test_a_file_with_the_text_encoder_of_version_1_beside_its_own_is_refused(tmp_path, states):
+    """Both would be its first one; which of them was read depended on their order."""
+    name = "embeddings.position_embedding.weight"
+    both = {f"{start}.transformer.text_model.{name}" for start in ("conditioner.embedders.0", "cond_stage_model")}
+    more = {name: torch.zeros(77, 64) for name in both}
+    save_file(contiguous(states["sdxl"] | more), tmp_path / "xl.safetensors")
+    with pytest.raises(WeightMismatchError, match=r"twice, as .*\. It is unclear which of the two counts") as error:
+        look(tmp_path / "xl.safetensors")
+    assert all(each in str(error.value) for each in both)
+
+
 def test_parts_that_do_not_belong_together_are_refused(tmp_path, states):
     narrower = {LABEL: states["sdxl"][LABEL][:, :-256]}
     save_file(contiguous(states["sdxl"] | narrower), tmp_path / "xl.safetensors")
