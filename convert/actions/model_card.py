@@ -16,6 +16,7 @@ from convert.actions.writing import stated_json
 from convert.checkpoint import FORMAT, Checkpoint
 from convert.errors import joined, shown
 from convert.families.family import ALONE
+from convert.families.few_step_names import model_advice
 from convert.families.table import family_named
 from convert.files.folder_kinds import CHECKPOINTS
 from convert.published.known import Known, find_by_sha256
@@ -69,7 +70,7 @@ def model_card(
     known = find_by_sha256(own.get("source_sha256")) or find_by_sha256(made_from.get("source_sha256"))
     lines = ["---", *_front_matter(checkpoint, known, stated), "---", "", f"# {_title(checkpoint)}", ""]
     lines += ["In the layout of the diffusers library, written by `sd convert` of sd-zoo.", ""]
-    lines += [f"- {line}" for line in (*_facts(checkpoint, own), *_origin(own, made_from, known, stated))]
+    lines += [f"- {line}" for line in (*_facts(checkpoint, own, stated), *_origin(own, made_from, known, stated))]
     return "\n".join([*lines, "", "## Loading it", "", *_loading(checkpoint, class_name)]) + "\n"
 
 
@@ -127,7 +128,7 @@ def _title(checkpoint: Checkpoint) -> str:
     return f"{ALONE[checkpoint.part]} of {title}" if checkpoint.part else title
 
 
-def _facts(checkpoint: Checkpoint, own: Mapping[str, str]) -> Iterator[str]:
+def _facts(checkpoint: Checkpoint, own: Mapping[str, str], stated: Mapping[str, str]) -> Iterator[str]:
     config, said = checkpoint.config, checkpoint.said
     if not checkpoint.part:
         yield f"Family: `{config.family}`, for pictures of about {config.native_size}x{config.native_size} pixels"
@@ -140,6 +141,8 @@ def _facts(checkpoint: Checkpoint, own: Mapping[str, str]) -> Iterator[str]:
             levels.sigma_max
         )
         yield f"The UNet predicts {what}{guessed}{ends}"
+        if told := model_advice(own["source_file"], stated, config, own.get("source_sha256")):
+            yield f"The source {told.note}"
     kind = {"model": "", "ema": ", averaged over the training (EMA)"}[own["weights"]]
     yield f"Weights: {own['precision']}{kind if checkpoint.part in (None, 'unet') else ''}"
 

@@ -20,7 +20,7 @@ from convert.actions.model_card import CARD, code, model_card
 from convert.checkpoint import Checkpoint
 from convert.families.stated_config import PREDICTIONS
 from convert.layouts.noise_schedule import FAMILY, RULE_OF_THUMB, Statement
-from convert.published.known import known_checkpoints
+from convert.published.known import find_by_name, known_checkpoints
 from sd.app.cli import main
 from sd.config import SDXL
 
@@ -171,6 +171,16 @@ def test_code_is_what_markdown_reads_back(text):
     inner = code(text)[len(fence) : -len(fence)]
     assert fence not in re.findall("`+", inner)
     assert (inner[1:-1] if inner[0] == inner[-1] == " " else inner) == text
+
+
+TURBO = find_by_name("sd_xl_turbo_1.0_fp16")
+
+
+@pytest.mark.parametrize("own", [{"source_file": "sd_xl_turbo.safetensors"}, {"source_sha256": TURBO.sha256}])
+def test_a_model_for_few_steps_has_its_settings(own):
+    text = card(own=OWN | own)
+    assert re.search(r"- The source is .*Turbo.*, as its (name|sha256) says, .*--steps \d+", text)
+    assert "few steps" not in card()
 
 
 def test_a_guess_and_what_was_added_are_said():
