@@ -90,7 +90,8 @@ class LatentDiffusion:
     def dtypes(self) -> dict[str, torch.dtype]:
         """The precision of each network."""
         networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
-        networks |= {"text_encoder_2": self.text_encoder_2} if self.text_encoder_2 else {}
+        others = {"text_encoder_2": self.text_encoder_2, "tiny_vae": self.tiny_vae}
+        networks |= {part: network for part, network in others.items() if network}
         return {part: dtype_of(network) for part, network in networks.items()}
 
     def encode_prompts(

@@ -53,7 +53,7 @@ class NonFiniteError(ArithmeticError):
 
     def __init__(self, part: str, network: nn.Module):
         words = {"text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-        words |= {"unet": "UNet", "vae": "VAE", "depth_network": "depth network"}
+        words |= {"unet": "UNet", "vae": "VAE", "tiny_vae": "tiny VAE", "depth_network": "depth network"}
         dtype = dtype_of(network)
         super().__init__(f"the {words[part]} gave NaN or infinite values in {precision_name(dtype)}")
         self.part, self.network = part, network
@@ -136,7 +136,7 @@ class Runner:
 
     def decode(self, vae: "VAE | TinyVAE", latents: Tensor, tile: str = "") -> Tensor:
         """Latents (B, 4, H, W), as this VAE takes them -> image (B, 3, 8H, 8W) in about [-1, 1]"""
-        return finite(vae.decode(latents), "vae", vae)
+        return finite(vae.decode(latents), "vae" if isinstance(vae, VAE) else "tiny_vae", vae)
 
     def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:
         """image (B, 3, H, W) in [-1, 1], at a size of the network's -> inverse depth (B, 1, H, W)"""

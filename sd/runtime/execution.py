@@ -182,7 +182,7 @@ class Execution(Runner):
                 image = decode_tiled(vae, latents, axes=tile)
             else:
                 image = vae.decode(latents)
-            return finite(image, "vae", vae)
+            return finite(image, "vae" if isinstance(vae, VAE) else "tiny_vae", vae)
 
     def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:
         with self._one_thread, self.at_work(depth_network):

@@ -79,8 +79,8 @@ def test_one_that_overflows_is_run_again_in_fp32(tiny_ckpt, file):
     model, said = sd.load(tiny_ckpt, tiny_vae=file, precision="fp16"), []
     model.tiny_vae.decoder.conv_out.weight.mul_(3e4)
     model.txt2img("a horse", steps=1, seed=1, width=64, height=64, on_retry=said.append)
-    assert said == ["the VAE gave NaN or infinite values in fp16; retrying in fp32; the network stays in fp32"]
-    assert model.dtypes["vae"] == torch.float16
+    assert said == ["the tiny VAE gave NaN or infinite values in fp16; retrying in fp32; the network stays in fp32"]
+    assert (model.dtypes["vae"], model.dtypes["tiny_vae"]) == (torch.float16, torch.float32)
 
 
 def test_a_picture_notes_it_and_is_made_again(run, tiny_ckpt, file, tmp_path):

@@ -115,7 +115,7 @@ def add_making_flags(
     add("--grid-columns", type=whole_number(1), metavar="N", help="pictures per row; implies --grid")
     add("--save-steps", nargs="?", choices=["fast", "vae"], const="fast", metavar="HOW",
         help="also write what each step predicts: fast, from the colours of the latents (the default), or decoded "
-        "by the vae; with --tiny-vae, both are decoded by it")
+        "by the vae; with --tiny-vae, both are decoded by the tiny one")
     add("--save-steps-as", choices=FORMS,
         help="files NAME-step001.png and so on, or one animation, NAME-steps.webp or .png (default: files)")
     add("--json", action="store_true",
@@ -200,9 +200,9 @@ def add_model_flags(parser: Parser, default: str = PACKAGED, *, decodes: bool = 
     add("--vae", type=Path, metavar="FILE", help="use the VAE of another file or folder, in place of the model's own")
     if decodes:
         add("--tiny-vae", type=Path, metavar="FILE",
-            help="decode with a tiny VAE, taesd_decoder or for XL taesdxl_decoder: about ten times as fast, and nearly "
-            "the same picture; also what --save-steps and sd explain show of each step. Pictures are still encoded by "
-            "the VAE")
+            help="decode with a tiny VAE such as taesd_decoder, for XL taesdxl_decoder: ten times as fast, nearly the "
+            "same picture. It also decodes what --save-steps and sd explain show of each step; input pictures are "
+            "still encoded by the VAE")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
         help="of the networks (default: auto, the fastest that keeps the picture)")
