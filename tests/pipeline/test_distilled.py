@@ -58,7 +58,7 @@ def consistency_pipeline(config, networks):
 
 
 @pytest.mark.parametrize("family", LCM)
-@pytest.mark.parametrize(("guidance_scale", "steps"), [(8.0, 4), (1.5, 2)])
+@pytest.mark.parametrize(("guidance_scale", "steps"), [(8.0, 4), pytest.param(1.5, 2, marks=pytest.mark.slow)])
 def test_latent_consistency_models_take_the_guidance_scale_as_diffusers_has_it(
     networks, same_noise, family, guidance_scale, steps
 ):

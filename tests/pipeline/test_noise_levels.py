@@ -68,7 +68,14 @@ def beginning(scheduler, steps, sigma_data):
     return PictureNoise([1], (4, 8, 8))() * (deviation / float(scheduler.init_noise_sigma))
 
 
-@pytest.mark.parametrize("kind", LEVELS)
+QUICK = ("playground euler", "cosxl", "turbo", "turbo in 4 steps", "one-step lightning")
+
+
+def kinds(table):
+    return [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in table]
+
+
+@pytest.mark.parametrize("kind", kinds(LEVELS))
 def test_ten_guided_steps_equal_those_of_diffusers(networks, theirs, kind):
     prediction, levels, sampler, schedule, theirs.scheduler = LEVELS[kind]
     sigma_data = levels.get("sigma_data", 1.0)
@@ -97,7 +104,7 @@ FEW = {  # steps, prediction, sampler, and theirs, all from trailing timesteps a
 }
 
 
-@pytest.mark.parametrize("kind", FEW)
+@pytest.mark.parametrize("kind", kinds(FEW))
 def test_few_steps_without_guidance_equal_those_of_diffusers(networks, theirs, monkeypatch, kind):
     steps, prediction, sampler, scheduler = FEW[kind]
     named = {"x0": "sample", "eps": "epsilon"}[prediction]
