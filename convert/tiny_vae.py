@@ -131,7 +131,7 @@ def _ends(half: str, prefix: str, counted_by_them: bool, tensors: Mapping[str, T
     row = rows["conv_in.weight" if half == "decoder" else "conv_out.weight"]
     name = prefix + (row.diffusers if counted_by_them else row.original)
     shape = tensors[name].shape if name in tensors else ()
-    if len(shape) != 4:
+    if len(shape) != 4 or 0 in shape:
         raise WeightMismatchError(f"lacks the convolution {shown(name)}, which tells the size of a tiny VAE.")
     return (shape[1], shape[0]) if half == "decoder" else (shape[0], shape[1])
 

@@ -87,7 +87,13 @@ def tiny_vae_warning(model: StableDiffusion) -> str | None:
         maps.append(fit_colours(latents[0], picture)[:-1].flatten())
     if torch.cosine_similarity(*maps, dim=0).item() >= SAME:
         return None
+    advice = "Leave out --tiny-vae: the model has a VAE of its own kind."
+    if model.config.vae.width == SD_V1.vae.width:
+        scale = family_named(model.config.family).config.vae.latent_scale
+        advice = (
+            f"Give {'taesdxl' if scale == SDXL.vae.latent_scale else 'taesd'}_decoder, which is for {FAMILIES[scale]}."
+        )
     return (
-        "its colours are not those of the model's VAE: it was made for another family, and pictures will look wrong. "
-        "Give taesd_decoder for Stable Diffusion 1 and 2, taesdxl_decoder for XL."
+        "its colours are not those of the model's VAE, so it was made for another one; pictures will look wrong. "
+        f"{advice}"
     )

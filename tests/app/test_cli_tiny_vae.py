@@ -115,14 +115,24 @@ def test_img2img_encodes_with_the_vae(run, tiny_ckpt, file):
     assert abs(pixels(Image.open(path)) - pixels(expected)).max() <= 1
 
 
-def test_a_stopped_run_does_not_take_pictures_of_the_other_decoder_for_its_own(run, tiny_ckpt, file):
+@pytest.mark.parametrize("spelling", ["taesd_decoder.pth", "folder"])
+def test_a_stopped_run_does_not_take_pictures_of_the_other_decoder_for_its_own(run, tiny_ckpt, tmp_path, spelling):
+    file = written(tmp_path, spelling)
     flags = ("txt2img", "a horse", "-m", tiny_ckpt, "--count", "2", *COMMON, "-o", "out/{seed}.png")
-    assert len(run(*flags)[1]) == 2
-    assert "exist already" not in run(*flags, "--tiny-vae", file)[2]
-    assert "2 of 2 pictures exist already" in run(*flags)[2]
+    assert len(run(*flags, "--tiny-vae", file)[1]) == 2
+    assert "2 of 2 pictures exist already" in run(*flags, "--tiny-vae", file)[2]
+    refused(run(*flags), "out/1.png exists already, made with other settings")
 
 
-@pytest.mark.parametrize("command", ["explain", "bench", "noise"])
+def test_a_folder_that_a_picture_was_decoded_with_is_missed(run, tiny_ckpt, tmp_path):
+    folder = written(tmp_path, "folder")
+    (path,) = run("txt2img", "a horse", "-m", tiny_ckpt, "--tiny-vae", folder, *COMMON)[1]
+    folder.rename(tmp_path / "elsewhere")
+    err = run("txt2img", "--like", path, "-m", tiny_ckpt, "-o", "without.png")[2]
+    assert "00001-1.png was made with the tiny VAE taesd: give it with --tiny-vae FILE" in err
+
+
+@pytest.mark.parametrize("command", ["explain", *(pytest.param(c, marks=pytest.mark.slow) for c in ("bench", "noise"))])
 def test_other_commands_decode_with_it(run, tiny_ckpt, file, command, monkeypatch):
     used = []
     decode = sd.networks.tiny_vae.TinyVAE.decode

@@ -66,15 +66,27 @@ def linear_tiny_vae(rows):
     return vae
 
 
-@pytest.mark.parametrize(("rows", "wrong"), [(COLOURS[V1], False), (OTHER_V1, False), (COLOURS[XL], True)])
-def test_a_tiny_vae_of_another_family_is_named(rows, wrong):
-    narrow = replace(SD_V1.vae, width=64, multipliers=(1, 1, 1, 1), residuals_per_level=1)
-    networks = {**fill(TINY), "vae": linear_decoder(COLOURS[V1], narrow)}
-    model = assemble(replace(TINY, vae=narrow), networks)
+NARROW = {"width": 64, "multipliers": (1, 1, 1, 1), "residuals_per_level": 1}
+FLAT = {"multipliers": (1, 1, 1, 1), "residuals_per_level": 1}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "rows", "advice"),
+    [
+        (SD_V1, FLAT, COLOURS[V1], None),
+        (SD_V1, FLAT, OTHER_V1, None),
+        (SD_V1, FLAT, COLOURS[XL], "Give taesd_decoder, which is for Stable Diffusion 1 and 2."),
+        (SDXL, FLAT, COLOURS[V1], "Give taesdxl_decoder, which is for Stable Diffusion XL."),
+        (SD_V1, NARROW, COLOURS[XL], "Leave out --tiny-vae: the model has a VAE of its own kind."),
+    ],
+)
+def test_a_tiny_vae_for_another_vae_is_named(family, sizes, rows, advice):
+    vae = replace(family.vae, **sizes)
+    decoder = linear_decoder(COLOURS[XL if family is SDXL else V1], vae)
+    model = assemble(replace(TINY, family=family.family, vae=vae), {**fill(TINY), "vae": decoder})
     model.tiny_vae = linear_tiny_vae(rows)
-    said = tiny_vae_warning(model)
-    assert (said or "").startswith("its colours are not those of the model's VAE: it was made for another" * wrong)
-    assert bool(said) == wrong
+    said = "its colours are not those of the model's VAE, so it was made for another one; pictures will look wrong. "
+    assert tiny_vae_warning(model) == (advice and said + advice)
 
 
 def model_with(rows, family, scale=None):

@@ -33,11 +33,8 @@ def same_facts(
     """
     from sd.pipeline.image.metadata import settings_from
 
-    sha256 = FileHash(model.file)
-    others = ("refiner", "vae", "tiny_vae")
-    refiner_sha256, *vae_sha256 = (
-        FileHash(getattr(model, name)) if getattr(model, name) else lambda: None for name in others
-    )
+    sha256, refiner_sha256 = FileHash(model.file), FileHash(model.refiner) if model.refiner else lambda: None
+    vaes = [(path, path and FileHash(path)) for path in (model.vae, model.tiny_vae)]
     said = checkpoint.said
     told = (said.prediction if said.outside else None, list(said.noise) if said.noise else None)
 
@@ -53,10 +50,10 @@ def same_facts(
         refined_by = None if settings.switch_at is None else refiner_sha256()
         if (refiner.get("sha256") if isinstance(refiner, dict) else None) != refined_by:
             return False
-        vaes = [made_with.get(name) for name in ("vae", "tiny_vae")]
-        same_vaes = [vae.get("sha256") if isinstance(vae, dict) else None for vae in vaes] == [s() for s in vae_sha256]
+        noted = [made_with.get(name) for name in ("vae", "tiny_vae")]  # a folder has a name and no hash
+        theirs = [vae.get("sha256") or vae.get("name") if isinstance(vae, dict) else None for vae in noted]
         return (
-            same_vaes
+            theirs == [path and (hashed() or path.name) for path, hashed in vaes]
             and (made_with.get("prediction"), made_with.get("noise")) == told
             and made_with.get("sha256") == sha256()
         )

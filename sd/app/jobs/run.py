@@ -215,12 +215,9 @@ def warn_of_unused(
         events.warn(f"{request.like} was {changed}")
     for part, used in (("vae", model.source.vae), ("tiny_vae", model.source.tiny_vae)):
         vae, kind = made_with(request, "model").get(part), part.replace("vae", "VAE").replace("_", " ")
-        if isinstance(vae, dict) and vae.get("sha256") != (used and used.sha256()):
-            flag = f"--{part.replace('_', '-')}"
-            events.warn(
-                f"{request.like} was made with the {kind} {vae.get('name')}, {vae.get('sha256')}: give it with "
-                f"{flag} FILE"
-            )
+        if isinstance(vae, dict) and (used is None or vae.get("sha256") != used.sha256()):
+            what = f"{kind} {vae.get('name')}" + (f", {vae['sha256']}" if vae.get("sha256") else "")
+            events.warn(f"{request.like} was made with the {what}: give it with --{part.replace('_', '-')} FILE")
     noise = made_with(request, "model").get("noise")
     if noise and noise != model.source.beside.get("noise"):
         events.warn(
