@@ -26,7 +26,11 @@ class TextTower(TextEncoder):
         if config.pooled_width:
             self.projection = nn.Linear(config.width, config.pooled_width, bias=False)
 
-    def forward(self, tokens: Tensor, *, skip_layers: int = 0) -> tuple[Tensor, Tensor | None]:
+    def forward(self, tokens: Tensor, *, skip_layers: int = 0) -> Tensor:
+        """The context alone, as of other text encoders: (B, T) -> (B, T, D)"""
+        return self.encode(tokens, skip_layers=skip_layers)[0]
+
+    def encode(self, tokens: Tensor, *, skip_layers: int = 0) -> tuple[Tensor, Tensor | None]:
         """Encode prompts.
 
         tokens       (B, T) int64, each row with an end token; a tensor, or the tokenizer's array

@@ -113,7 +113,7 @@ class Runner:
         self, tower: "TextTower", tokens: Tensor, part: str, *, skip_layers: int = 0
     ) -> tuple[Tensor, Tensor | None]:
         """tokens (B, 77) -> context (B, 77, D), pooled (B, P) if the tower has it; `part` as in NonFiniteError"""
-        context, pooled = tower(tokens, skip_layers=skip_layers)
+        context, pooled = tower.encode(tokens, skip_layers=skip_layers)
         return finite(context, part, tower), None if pooled is None else finite(pooled, part, tower)
 
     def predictor(self, unet: UNet, settings: Settings, pictures: int) -> Predict:

@@ -27,8 +27,8 @@ class Conditions(nn.Module):
         """tokens (B, T), padded for the first text encoder -> context (B, T, D), vector (B, V)"""
         ends = (tokens == self.end).int()  # the first text encoder's rows are filled with end tokens
         after_end = ends.cumsum(dim=1) > 1
-        first, _ = self.towers[0](tokens)
-        second, pooled = self.towers[1](tokens.masked_fill(after_end, self.padding))
+        first = self.towers[0](tokens)
+        second, pooled = self.towers[1].encode(tokens.masked_fill(after_end, self.padding))
         given = ends[:, 1] == 0
         context = torch.cat([first, second], dim=-1) * given[:, None, None]
         return context, vector_of(pooled * given[:, None], self.numbers)

@@ -87,7 +87,8 @@ def towers(config):
 def text_errors(config, networks, skip_layers=0):
     """Of context and pooled vector, against transformers."""
     for component, ids in towers(config):
-        context, pooled = networks[component](ids, skip_layers=skip_layers)
+        context, pooled = networks[component].encode(ids, skip_layers=skip_layers)
+        assert torch.equal(networks[component](ids, skip_layers=skip_layers), context)
         theirs = transformers_text_encoder(config, networks, component)(ids, output_hidden_states=True)
         yield relative_error(context, theirs.hidden_states[-1 - max(skip_layers, 1)])
         if component == "text_encoder" and config.text_encoder_2:
@@ -105,14 +106,14 @@ def test_the_pooled_vector_is_that_of_the_end_token_also_with_learned_words(narr
     """Their ids are larger than the end token's, and of the largest other programs take the vector."""
     network = copy.deepcopy(narrow["sdxl-refiner"][1]["text_encoder"])
     ids = torch.from_numpy(Tokenizer(pad_token=0)(["a cat"]))
-    plain = network(ids)[1]
+    plain = network.encode(ids)[1]
     network.token_embedding.weight = torch.nn.Parameter(torch.cat([network.token_embedding.weight, randn(1, 64)]))
     learned = torch.where(ids == 2368, 49408, ids)  # "cat"
     assert (learned == 49408).sum() == 1
     alone = network.token_embedding.weight
     alone.data[2368] = alone.data[49408]
-    assert torch.equal(network(learned)[1], network(ids)[1])
-    assert not torch.equal(network(ids)[1], plain)
+    assert torch.equal(network.encode(learned)[1], network.encode(ids)[1])
+    assert not torch.equal(network.encode(ids)[1], plain)
 
 
 @pytest.mark.parametrize("skip_layers", [-1, 3])

@@ -61,7 +61,7 @@ def test_networks_compute_what_those_of_diffusers_compute_with_merged_weights(xl
     try:
         contexts = []
         for part in PARTS[1:]:
-            ours, pooled = copy.deepcopy(getattr(model, part)).double()(tokens)
+            ours, pooled = copy.deepcopy(getattr(model, part)).double().encode(tokens)
             theirs = copy.deepcopy(getattr(pipeline, part)).double()(tokens, output_hidden_states=True)
             assert relative_error(ours, theirs.hidden_states[-2]) < 1e-6
             contexts.append(ours)
