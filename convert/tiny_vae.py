@@ -140,5 +140,5 @@ def _other_kind(tensors: Mapping[str, TensorRecord]) -> str:
     """What a file without a tiny VAE is, in a sentence whose subject is the file."""
     kind = describe({name: record.shape for name, record in tensors.items()})
     advice = "Give it with --vae" if kind.parts == ("VAE",) else "Give taesd_decoder, or taesdxl_decoder for XL"
-    what = f": {kind.name}" if kind.name != "unknown" else ""
-    return f"holds no tiny VAE, such as TAESD{what}. {advice}"
+    what = f" (it holds: {kind.name})" if kind.name != "unknown" else ""
+    return f"is not a tiny VAE such as TAESD{what}. {advice}"

@@ -84,9 +84,9 @@ def test_one_that_overflows_is_run_again_in_fp32(tiny_ckpt, file):
 
 
 def test_a_picture_notes_it_and_is_made_again(run, tiny_ckpt, file, tmp_path):
-    code, (path,), err = run("txt2img", "a horse", "-m", tiny_ckpt, "--tiny-vae", file, *COMMON)
+    code, (path,), err = run("txt2img", "a horse", "-m", tiny_ckpt, "--tiny-vae", file, *COMMON, "--tiled-vae")
     assert code == 0
-    assert "decoding with the tiny VAE taesd_decoder.safetensors" in err
+    assert "decoding with the tiny VAE taesd_decoder.safetensors (whole: --tiled-vae is only for the VAE)" in err
     noted = settings_of(path)["model"]["tiny_vae"]
     assert noted["name"] == "taesd_decoder.safetensors"
     assert len(noted["sha256"]) == 64
@@ -156,7 +156,9 @@ def test_what_cannot_decode_is_refused_before_anything_is_read(run, tiny_ckpt, t
     said = "taesd_encoder.safetensors holds only the encoder of a tiny VAE"
     refused(run(*make, "--tiny-vae", "taesd_encoder.safetensors"), said)
     refused(run(*make, "--tiny-vae", "cut.safetensors"), "cut.safetensors ")
-    refused(run(*make, "--tiny-vae", tiny_ckpt), "tiny.ckpt holds no tiny VAE, such as TAESD: Stable Diffusion 1")
+    refused(
+        run(*make, "--tiny-vae", tiny_ckpt), "tiny.ckpt is not a tiny VAE such as TAESD (it holds: Stable Diffusion 1"
+    )
     refused(run(*make, "--tiny-vae", "nothere.pth"), "nothere.pth does not exist")
     refused(run(*make, "--taesd", "x.pth"), "--tiny-vae")
     refused(run("depth", "in.png", "-m", tiny_ckpt, "--tiny-vae", "x"), "--tiny-vae")

@@ -70,7 +70,7 @@ REFUSED = {  # what is said -> the tensors of the file
     "holds an encoder and a decoder of different sizes": lambda: (
         both("taesd_encoder.", "taesd_decoder.") | {"taesd_decoder.1.weight": torch.zeros(32, 4, 3, 3)}
     ),
-    "holds no tiny VAE, such as TAESD. Give taesd_decoder": lambda: {"a.weight": torch.zeros(2, 2)},
+    "is not a tiny VAE such as TAESD. Give taesd_decoder": lambda: {"a.weight": torch.zeros(2, 2)},
 }
 
 
@@ -84,7 +84,9 @@ def test_what_is_no_tiny_vae_of_this_kind_is_refused_in_a_sentence(tmp_path, sai
 def test_a_whole_vae_is_sent_to_its_own_flag(tmp_path, tiny_state):
     vae = {name: value for name, value in tiny_state.items() if name.startswith("first_stage_model.")}
     save_file(vae, tmp_path / "vae.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no tiny VAE, such as TAESD: VAE alone.* Give it with --vae"):
+    with pytest.raises(
+        CheckpointError, match=r"is not a tiny VAE such as TAESD \(it holds: VAE alone\). Give it with --vae"
+    ):
         look(tmp_path / "vae.safetensors")
 
 

@@ -146,7 +146,7 @@ def load_model(
         from sd.runtime.tiny_vae import load_tiny_vae
 
         load_tiny_vae(request.tiny_vae, model, dtype)
-        whole = ", not in tiles, which it does not need: --tiled-vae is for the VAE" if options.tiled_vae else ""
+        whole = " (whole: --tiled-vae is only for the VAE)" if options.tiled_vae else ""
         events.note(f"decoding with the tiny VAE {shown(request.tiny_vae.name)}{whole}")
     announce_compiling(model, events)
     warnings = checkpoint.said.warnings
