@@ -1,7 +1,7 @@
 """Make a small Stable Diffusion XL from the small model: two text encoders, a UNet of three levels, and train the UNet.
 
-    python scripts/training/train_xl.py runs/xl-1
-    python scripts/training/train_xl.py runs/xl --model runs/xl-1/model.ckpt --scenes all   # then also two things
+    python scripts/training/train_xl.py runs/xl
+    python scripts/training/train_xl.py runs/two --model runs/xl/model.ckpt --scenes all   # go on with two things
     sd txt2img "a red circle on a blue background" -m runs/xl/model.ckpt
 
 The networks begin with the small model's weights, see `sd/training/small_xl.py`; of them, the UNet is trained. The same
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments,
         pictures="to train on",
         count=6_400,
-        steps=1_500,
+        steps=2_800,
         scenes="single",
         seed=4,
         save_every=100,
