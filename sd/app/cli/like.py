@@ -36,6 +36,7 @@ NO_EFFECT = {
 REPLACES = {  # a flag on the command line -> settings of the picture that do not go with it
     **{flag: {"prompt", "prompt_2"} for flag in ("prompt", "prompt_flag", "prompt_file", "from_file")},
     "negative_prompt": {"negative_prompt_2"},
+    "lora": {"lora"},
     "switch_at": {"switch_by"},
     "sampler": {"schedule", "eta", "discard_penultimate"},
     "schedule": {"sigmas"},
@@ -65,18 +66,16 @@ def apply_like(args: argparse.Namespace, on_read: Callable[[str], object]) -> tu
     found, unused, made_with = stored.settings, stored.unused, stored.made_with
     given = given_flags(args)
     notes = [] if "rng" in given else stored.notes
-    if "lora" in given:
-        found.pop("lora", None)
-    from sd.app.jobs.adapter_folder import use_again
-
-    missing, called = use_again(found, made_with, on_read)
-    unused, notes = [*missing, *unused], [*notes, *called]
     if found.get("sigmas"):
         for name in ("steps", "schedule"):
             found.pop(name, None)  # they follow from the noise levels
     for flag in given & set(REPLACES):
         for name in REPLACES[flag]:
             found.pop(name, None)
+    from sd.app.jobs.adapter_folder import use_again
+
+    missing, called = use_again(found, made_with, on_read)  # those of what is still wanted
+    unused, notes = [*missing, *unused], [*notes, *called]
     known = vars(args)
     for name, value in found.items():
         if name in given:
