@@ -64,7 +64,6 @@ class Execution(Runner):
         self.watched = watched
         self.on_compile: Callable[[torch.Size], object] | None = None
         self.on_build: Callable[[], object] | None = None
-        self._visits = None
         self.weights = Weights()
         self._one_thread = threading.RLock()
 
@@ -199,11 +198,12 @@ class Execution(Runner):
     def _visit(self, network: nn.Module) -> AbstractContextManager[None]:
         if self.visited is None and not hasattr(network, "rests_as"):
             return nullcontext()
-        if self._visits is None:
-            from sd.runtime.low_memory.visits import Visits
+        with self.weights.lock:
+            if self.weights.visits is None:
+                from sd.runtime.low_memory.visits import Visits
 
-            self._visits = Visits(self.device(network), lambda name: self.weights.release(name))
-        return self._visits.of(network)
+                self.weights.visits = Visits(self.device(network))
+        return self.weights.visits.of(network, self.weights.release)
 
     def drop_copies(self, convolutions: Iterable[nn.Module]) -> None:
         """Forget what was made of the weights of convolutions that are about to change: it would take memory."""

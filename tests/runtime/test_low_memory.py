@@ -2,6 +2,9 @@
 
 import copy
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import make_checkpoint
@@ -20,6 +23,7 @@ from sd.runtime import loading
 from sd.runtime.cpu.packing import PackedConv2d
 from sd.runtime.device import RunOptions
 from sd.runtime.execution import Execution
+from sd.runtime.low_memory import visits
 from sd.runtime.low_memory.visits import visiting
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -49,6 +53,30 @@ def test_a_visit_ends_with_its_last_user():
     assert network.weight.device.type == "meta"
     second.__exit__(None, None, None)
     assert network.weight.device.type == "cpu"
+
+
+@pytest.mark.parametrize("watching", [False, True])
+def test_users_in_several_threads_share_one_visit(monkeypatch, watching):
+    """The second comes while the first still puts weights in place, and leaves after it."""
+    network, first = nn.Linear(2, 3), Execution(visited=torch.device("meta"))
+    at_home, copies, both = dict(network.named_parameters()), [], threading.Barrier(2, timeout=20)
+
+    def slow(weight, *_):
+        copies.append(weight)
+        time.sleep(0.02)
+        return weight.to("meta")
+
+    def use(execution):
+        both.wait()
+        with execution.at_work(network):
+            both.wait()
+            return {weight.device.type for weight in network.parameters()}
+
+    monkeypatch.setattr(visits, "laid_out", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(use, [first, first.for_watching() if watching else first])) == [{"meta"}] * 2
+    assert len(copies) == len(at_home)
+    assert all(value is at_home[name] for name, value in network.named_parameters())
 
 
 @pytest.fixture

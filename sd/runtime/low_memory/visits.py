@@ -4,6 +4,7 @@ With a GPU, they rest in main memory. A CPU has nothing else, so there they rest
 that the system can take back at any time, and are read again.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,29 +17,33 @@ from sd.runtime.weights import laid_out
 
 
 class Visits:
-    """The networks that are on a device now.
+    """The networks that are on a device now, for all threads and for all that use them."""
 
-    release  called with the name of a weight in the file that has been read, to give its memory back
-    """
-
-    def __init__(self, device: torch.device, release: Callable[[str], None]):
-        self.device, self.release = device, release
+    def __init__(self, device: torch.device):
+        self.device = device
         self._users: Counter[nn.Module] = Counter()  # number of users of each network
         self._ends: dict[nn.Module, ExitStack] = {}
+        self._lock = threading.RLock()  # while weights are put in place: a second user waits for them
 
     @contextmanager
-    def of(self, network: nn.Module) -> Iterator[None]:
-        """Within this context, in all threads, the weights of a network are on the device."""
-        if not self._users[network]:
-            self._ends[network] = ExitStack()
-            self._ends[network].enter_context(visiting(network, self.device, self.release))
-        self._users[network] += 1
+    def of(self, network: nn.Module, release: Callable[[str], None]) -> Iterator[None]:
+        """Within this context, in all threads, the weights of a network are on the device.
+
+        release  called with the name of a weight in the file that has been read, to give its memory back
+        """
+        with self._lock:
+            if not self._users[network]:
+                visit = ExitStack()
+                visit.enter_context(visiting(network, self.device, release))
+                self._ends[network] = visit
+            self._users[network] += 1
         try:
             yield
         finally:
-            self._users[network] -= 1
-            if not self._users[network]:
-                self._ends.pop(network).close()
+            with self._lock:
+                self._users[network] -= 1
+                if not self._users[network]:
+                    self._ends.pop(network).close()
 
 
 @contextmanager
