@@ -38,7 +38,7 @@ RANGES = {  # lowest, highest, and what is said of others; None counts as 0
     "strength": (0, 1, "is out of range: 0 (the picture as it is) to 1 (all of it is new)."),
     "seed": (0, SEED_LIMIT - 1, f"is out of range: 0 to {SEED_LIMIT - 1}."),
     **dict.fromkeys(("aesthetic_score", "negative_aesthetic_score"), (0, 10, "is out of range: 0 to 10.")),
-    "switch_at": (0, 1, "is out of range: 0 (the refiner does all) to 1 (it does nothing)."),
+    "switch_at": (0, 1, "is out of range: 0 to 1, the share of the base model."),
     "vary": (0, 1, "is out of range: 0 (the seed's picture) to 1 (the variation seed's)."),
     "seed_delta": (1 - SEED_LIMIT, SEED_LIMIT - 1, f"is out of range: {1 - SEED_LIMIT} to {SEED_LIMIT - 1}."),
 }

@@ -150,6 +150,7 @@ REFUSED = {
     "--original-size 0x64": "--original-size 0x64 is not WIDTHxHEIGHT",
     "--crop 1x2": "--crop 1x2 is not LEFT,TOP, such as 0,64, each 0 to 99999.",
     "--switch-at 0.5": "--switch-at does nothing without a refiner. Give one with --refiner FILE.",
+    "--switch-by steps": "--switch-by does nothing without a refiner.",
     "--aesthetic-score 7": "--aesthetic-score does nothing here: it is for the refiner of Stable Diffusion XL.",
     "--refiner sdxl": "--refiner must be the refiner of Stable Diffusion XL; this is sdxl.",
     "--refiner sdxl-refiner --switch-at 1": "--switch-at 1 leaves no step to the refiner: there are 3.",

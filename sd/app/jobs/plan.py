@@ -121,8 +121,12 @@ def check_jobs(
         raise UsageError(f"--clip-skip {most} is out of range: this checkpoint's text encoder has {layers} layers.")
     if refiner:
         require_pair(config, refiner)
-    elif any(job.switch_at is not None for job in jobs):
-        raise UsageError("--switch-at does nothing without a refiner. Give one with --refiner FILE.")
+    for flag, given in (
+        ("--switch-at", any(job.switch_at is not None for job in jobs)),
+        ("--switch-by", any(job.switch_by != "time" for job in jobs)),
+    ):
+        if given and not refiner:
+            raise UsageError(f"{flag} does nothing without a refiner. Give one with --refiner FILE.")
     for job in jobs:
         job.require_prediction(config.prediction)
         require_readers(job, config, refiner)
