@@ -138,7 +138,7 @@ def networks_from(model: LatentDiffusion, config: ModelConfig, seed: int) -> dic
     encoder, padding = model.text_encoder, model.config.text_encoder.pad_token
     towers = [tower_from(encoder, each, padding) for each in (config.text_encoder, config.text_encoder_2)]
     row = torch.full((1, config.text_encoder.context_length), padding, dtype=torch.int64, device="cpu")
-    scale = (towers[0](row)[0].std() / encoder(row).std().cpu()).item()
+    scale = (towers[0](row).std() / encoder(row).std().cpu()).item()
     vae = copy.deepcopy(model.vae)
     each_channel = vae.post_quant_conv.bias.detach()
     factor = model.config.vae.latent_scale / config.vae.latent_scale

@@ -88,9 +88,8 @@ class Watcher(TorchFunctionMode):
             skips=tuple(self._makers[id(part)] for part in others if id(part) in self._makers),
         )
 
-    def _after(self, path: str, module: nn.Module, args: tuple, output: Tensor | tuple[Tensor | None, ...]) -> None:
+    def _after(self, path: str, module: nn.Module, args: tuple, output: Tensor) -> None:
         call = self.calls[path]
-        output = output[0] if isinstance(output, tuple) else output  # of XL's text encoders: the context
         call.output = tuple(output.shape)
         call.operations = operations(module, call.inputs, call.output)
         if not any(output is given for given in args):  # not an identity
