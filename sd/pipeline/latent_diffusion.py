@@ -6,7 +6,7 @@ attributes of `LatentDiffusion`, and each can be used alone.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -89,10 +89,8 @@ class LatentDiffusion:
     @property
     def dtypes(self) -> dict[str, torch.dtype]:
         """The precision of each network."""
-        networks = {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
-        others = {"text_encoder_2": self.text_encoder_2, "tiny_vae": self.tiny_vae}
-        networks |= {part: network for part, network in others.items() if network}
-        return {part: dtype_of(network) for part, network in networks.items()}
+        parts = ("text_encoder", "unet", "vae", "text_encoder_2", "tiny_vae")
+        return {part: dtype_of(network) for part in parts if (network := getattr(self, part))}
 
     def encode_prompts(
         self, prompts: Sequence[str], *, plain: bool = False, clip_skip: int = 1, chunks: int = 1
@@ -148,15 +146,12 @@ class LatentDiffusion:
 
         Raises SettingError for settings that have no meaning with this model.
         """
-        if self.config.unet.guidance_width or self.config.schedule.sigma_max:
-            from sd.pipeline.xl_settings import require_model_for
-
-            require_model_for(settings, self.config)
-        if not self.config.unet.guidance_width:
+        if not (self.config.unet.guidance_width or self.config.schedule.sigma_max):
             return settings
-        from sd.pipeline.embedded_guidance import without_negative
+        from sd.pipeline.xl_settings import require_model_for
 
-        return without_negative(settings)
+        require_model_for(settings, self.config)
+        return replace(settings, guidance_scale=1.0) if self.config.unet.guidance_width else settings
 
     def chunk_count(self, settings: Settings) -> int:
         """The number of chunks of a picture's prompts: that of the longest text at any step.
@@ -275,10 +270,10 @@ class LatentDiffusion:
 
             unet = told_log_sigma(unet, self.config.schedule)
         if width := self.config.unet.guidance_width:
-            from sd.pipeline.embedded_guidance import guidance_embedding, with_guidance
+            from sd.pipeline.embedded_guidance import guidance_embedding
 
-            embedding = guidance_embedding(guidance_scale, width)
-            unet = with_guidance(unet, self.runner.send(embedding.to(self.dtypes["unet"]), self.device))
+            embedding = guidance_embedding(guidance_scale, width).to(self.dtypes["unet"])
+            unet = partial(unet, guidance=self.runner.send(embedding, self.device))
         unet = conditions.unet(unet, len(batch))
         first = numbers.start - skipped
         denoiser = self._denoiser(unet, table, common, [context(first) for context in contexts])
