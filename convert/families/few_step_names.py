@@ -116,8 +116,7 @@ def advice(name: str, metadata: Mapping[str, str]) -> FewSteps | None:
     """
     for _, text, from_start in _texts(name, metadata):
         for pattern, kind, fixed in PATTERNS:
-            found = pattern.search(text)
-            if not found or (from_start and found.start() > len("sd xl ")):
+            if not _names(pattern, text, from_start):
                 continue
             count = _count(text)
             if not fixed:
@@ -142,8 +141,7 @@ def model_advice(name: str, metadata: Mapping[str, str], config: ModelConfig, sh
     texts = [("its sha256", words(HASHES[sha256]), False)] if sha256 in HASHES else []
     for why, text, from_start in (*texts, *_texts(_stem(name), metadata)):
         for pattern, family, kind in MODEL_PATTERNS:
-            found = pattern.search(text)
-            if found and config.family.startswith(family) and not (from_start and found.start() > len("sd xl ")):
+            if config.family.startswith(family) and _names(pattern, text, from_start):
                 count = _count(text)
                 return Told(_for_count(kind, count) if kind is LIGHTNING_MODEL and count else kind, why)
     return None
@@ -153,6 +151,12 @@ def known_by_hash(path: Path, config: ModelConfig) -> Told | None:
     """What a file is whose sha256 is remembered, if it is a published model for few steps."""
     sha256 = remembered_sha256(path) if path.is_file() else None
     return model_advice("", {}, config, sha256) if sha256 in HASHES else None
+
+
+def _names(pattern: re.Pattern, text: str, from_start: bool) -> bool:
+    """Whether a text has such a name, and begins with it or with the family if it must."""
+    found = pattern.search(text)
+    return found is not None and not (from_start and found.start() > len("sd xl "))
 
 
 def _stem(name: str) -> str:
