@@ -151,9 +151,8 @@ class Settings:
         self._resolve_sampler()
         for name, (low, high, problem) in RANGES.items():
             check(name, low <= (getattr(self, name) or 0) <= high, problem)
-        check_prompt("prompt", self.prompt, self.steps, plain=self.plain_prompts, adapters=True)
-        for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts)
+        for name in PROMPTS:
+            check_prompt(name, getattr(self, name), self.steps, plain=self.plain_prompts, adapters=name == "prompt")
         for name in ("original_size", "crop"):
             if value := getattr(self, name) or ():
                 from sd.pipeline.xl_settings import pair_of_pixels

@@ -47,9 +47,8 @@ class Source:
     name: str  # of the file, without its suffix
     weights: str  # "ema" or "model"
     sha256: Callable[[], str | None]  # None if the file is gone; takes seconds for a large one, the first time
-    beside: Mapping[str, object] = field(
-        default_factory=dict
-    )  # what the file itself does not tell: {"prediction": "v"}
+    # What the file itself does not tell: {"prediction": "v"}
+    beside: Mapping[str, object] = field(default_factory=dict)
     vae: VAESource | None = None  # None: the model's own
     tiny_vae: VAESource | None = None  # that decodes, if there is one
 

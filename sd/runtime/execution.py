@@ -178,10 +178,8 @@ class Execution(Runner):
             if self.options.tiled_vae and isinstance(vae, VAE):  # a tiny one needs little memory
                 from sd.runtime.low_memory.tiled_vae import decode_tiled
 
-                image = decode_tiled(vae, latents, axes=tile)
-            else:
-                image = vae.decode(latents)
-            return finite(image, "vae" if isinstance(vae, VAE) else "tiny_vae", vae)
+                return finite(decode_tiled(vae, latents, axes=tile), "vae", vae)
+            return super().decode(vae, latents)
 
     def estimate_depth(self, depth_network: "DepthNetwork", image: Tensor) -> Tensor:
         with self._one_thread, self.at_work(depth_network):

@@ -26,9 +26,8 @@ from sd.runtime.execution import Execution
 from sd.runtime.weights import Weights, precision_of, read_parameters
 from sd.text.tokenizer import Tokenizer
 
-LARGE = (
-    500_000_000  # parameters of text encoders, which run once for a picture; XL's have 820 million, read in a second
-)
+# Parameters of text encoders, which run once for a picture. XL's have 820 million, read in a second.
+LARGE = 500_000_000
 
 
 def load(
