@@ -73,10 +73,7 @@ def facts(report: dict) -> Iterator[tuple[str, str]]:
     yield "model", f"{model['name']} ({model['family']})"
     if model["sha256"]:
         yield "sha256 of its file", model["sha256"]
-    yield (
-        "network predicts",
-        PREDICTS[report["prediction"]],
-    )
+    yield "network predicts", PREDICTS[report["prediction"]]
     yield "size", f"{settings['width']}x{settings['height']}"
     if settings["original_size"]:
         yield "original size that it is told", "x".join(map(str, settings["original_size"]))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sd.pipeline.image.depth_maps import colour_picture
 from sd.pipeline.image.tensors import png_bytes, to_images
-from sd.pipeline.runner import NonFiniteError, dtype_of
+from sd.pipeline.runner import NonFiniteError, dtype_of, widen
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.sampling.schedule import sigma_of
 from sd.study.explain.attention import Heat
@@ -193,7 +193,7 @@ def decoded(model: StableDiffusion, latents: Tensor) -> Image.Image:
     except NonFiniteError as error:
         if dtype_of(error.network) == torch.float32:
             raise
-        error.network.float()
+        widen(error.network)
         return decoded(model, latents)
 
 
