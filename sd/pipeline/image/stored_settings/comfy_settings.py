@@ -7,6 +7,7 @@ from sd.pipeline.image.stored_settings.adapters import add, use_of
 from sd.pipeline.image.stored_settings.comfy_graph import Graph
 from sd.pipeline.image.stored_settings.web_ui import Found, read_value, set_model
 from sd.pipeline.image.stored_settings.xl import add_both_texts, add_sizes
+from sd.pipeline.settings import PROMPTS
 
 SAMPLER_INPUTS = {  # our name in a settings line -> the inputs of a sampler
     "Seed": ("seed", "noise_seed"),
@@ -61,7 +62,7 @@ def _settings_of(graph: Graph, way: list[str]) -> Found:
     _add_origin(graph, found, [base, *way[::-1]])
     nodes = [texts[0][2] for which in ("positive", "negative") if (texts := _conditioning(graph, base, which))]
     if nodes:
-        add_sizes(graph, found, nodes[0], *nodes[1:] or [None])
+        add_sizes(graph, found, *nodes)
     _add_model(graph, found, base)
     if second and "exact_steps" not in found.settings:
         found.settings |= second
@@ -201,15 +202,6 @@ def _add_differences(graph: Graph, found: Found, second: str) -> None:
     other = Found()
     _add_sampler(graph, other, second)
     _add_prompts(graph, other, second)
-    for name in (
-        "prompt",
-        "negative_prompt",
-        "prompt_2",
-        "negative_prompt_2",
-        "sampler",
-        "schedule",
-        "guidance_scale",
-        "seed",
-    ):
+    for name in (*PROMPTS, "sampler", "schedule", "guidance_scale", "seed"):
         if other.settings.get(name) != found.settings.get(name):
             found.unused.append(f"the second pass's {name.replace('_', ' ')} {str(other.settings.get(name))[:40]}")

@@ -39,7 +39,7 @@ def add_both_texts(graph: Graph, found: Found, node: str, ours: str) -> None:
     leave_out_same(found)
 
 
-def add_sizes(graph: Graph, found: Found, positive: str, negative: str | None) -> None:
+def add_sizes(graph: Graph, found: Found, positive: str, negative: str | None = None) -> None:
     """The sizes that such a node tells the model, where they are not those of the picture."""
 
     def pairs(node: str) -> list[tuple[object, object]]:
