@@ -37,12 +37,8 @@ def opened(
     Raises UsageError where the model is for another task; None is any.
     """
     from convert.families.table import task_refusal
-    from convert.files.reader import checksums_ahead
+    from convert.files.reader import checksums_ahead, open_checkpoint
     from convert.other_vae import opened_model
-
-    if request.tiny_vae:
-        from convert.files.reader import open_checkpoint
-        from convert.tiny_vae import read_tiny_vae, require_decoder
 
     wanted = (request.weights, request.prediction, request.variant, request.vae)
     with opened_model(request.file, *wanted) as (file, checkpoint):
@@ -50,6 +46,8 @@ def opened(
             raise UsageError(refusal + (" Give one with -m FILE." if request.file == embedded_model() else ""))
 
         if request.tiny_vae:
+            from convert.tiny_vae import read_tiny_vae, require_decoder
+
             with open_checkpoint(request.tiny_vae) as tiny_vae:
                 require_decoder(read_tiny_vae(tiny_vae), checkpoint.config)
 

@@ -129,15 +129,10 @@ def make_pictures(request: JobRequest, events: Events) -> None:
 def facts_of(job: Settings, picture: "Image.Image") -> dict[str, object]:
     """What is reported of a picture, by the names of flags."""
     names = ("prompt", "negative_prompt", "seed", "steps", "sampler", "guidance_scale")
-    second = {name: text for name in ("prompt_2", "negative_prompt_2") if (text := getattr(job, name))}
-    lora = {"lora": [use.as_flag for use in job.adapters]} if job.adapters else {}
-    return {
-        **{name: getattr(job, name) for name in names},
-        **second,
-        **lora,
-        "width": picture.width,
-        "height": picture.height,
-    }
+    facts = {name: getattr(job, name) for name in names}
+    facts |= {name: text for name in ("prompt_2", "negative_prompt_2") if (text := getattr(job, name))}
+    facts |= {"lora": [use.as_flag for use in job.adapters]} if job.adapters else {}
+    return facts | {"width": picture.width, "height": picture.height}
 
 
 def labels_of(jobs: Sequence[Settings]) -> list[str]:
