@@ -137,9 +137,8 @@ def _facts(checkpoint: Checkpoint, own: Mapping[str, str], stated: Mapping[str, 
         guessed = "; this is a guess, since nothing in the source states it" if said.is_guess else ""
         ends = "; its noise schedule ends in pure noise" if said.ends_in_noise else ""
         levels = config.schedule
-        ends += f"; at sigmas from {levels.sigma_min:g} to {levels.sigma_max:g}, without timesteps" * bool(
-            levels.sigma_max
-        )
+        if levels.sigma_max:
+            ends += f"; at sigmas from {levels.sigma_min:g} to {levels.sigma_max:g}, without timesteps"
         yield f"The UNet predicts {what}{guessed}{ends}"
         if told := model_advice(own["source_file"], stated, config, own.get("source_sha256")):
             yield f"The source {told.note}"
@@ -220,16 +219,8 @@ def _loading(checkpoint: Checkpoint, class_name: str) -> Iterator[str]:
         depth = "" if config.depth else 'depth="depth.png", '
         use = USES[family_named(config.family).tasks[0]].format(depth=depth)
         plain = f'model = sd.load("FOLDER")  # this folder\nimages = {use}'
-        yield from [
-            "With sd-zoo:",
-            "",
-            "```python",
-            "import sd",
-            "",
-            REFINES if _refines(checkpoint) else plain,
-            "```",
-            "",
-        ]
+        made = REFINES if _refines(checkpoint) else plain
+        yield from ["With sd-zoo:", "", "```python", "import sd", "", made, "```", ""]
     elif part == "vae":
         yield from ["With sd-zoo: `--vae FOLDER` of the commands that make pictures, and of `sd convert`.", ""]
     yield from [f"With {library}:", "", "```python", f"from {library} import {class_name}", ""]
