@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,9 +16,6 @@ from convert.files.reader import CheckpointFile, release_after_last
 from convert.files.records import TensorRecord
 from convert.files.tensors import as_tensor, in_range, out_of_range, read_tensor
 from sd.pipeline.runner import PRECISIONS, precision_name
-
-if TYPE_CHECKING:
-    from sd.runtime.low_memory.visits import Visits
 
 ONE_LOAD = threading.Lock()
 PRECISE = "depth_network"  # always float32: it runs once for a picture, and depths have no scale to round to
@@ -38,7 +34,7 @@ class Weights:
     adapters: tuple = ()  # in use, see `sd.runtime.adapters`
     changed: dict = field(default_factory=dict)  # by parameter: what adapters did
     users: int = 0  # pictures and texts being made, during which adapters stay
-    visits: "Visits | None" = None  # of networks whose weights are elsewhere while they rest
+    visits: object | None = None  # the `Visits` of networks whose weights are elsewhere while they rest
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # for these two; while adapters change
 
     def __deepcopy__(self, memo: dict) -> "Weights":

@@ -69,7 +69,7 @@ def test_a_folder_of_it_alone_is_loaded_by_transformers(tmp_path, xl):
     tokens = torch.arange(77)[None] + 400
     tokens[:, -1] = 49407
     theirs = CLIPTextModelWithProjection.from_pretrained(tmp_path / "part")(tokens).text_embeds
-    assert torch.allclose(fill(CONFIG)[SECOND](tokens)[1], theirs, atol=1e-5)
+    assert torch.allclose(fill(CONFIG)[SECOND].encode(tokens)[1], theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
