@@ -10,11 +10,12 @@ import make_checkpoint
 import pytest
 from adapters import lora, lora_shapes
 from PIL import Image
+from safetensors.torch import save_file
 from test_course import FENCE, LINK, ROOT, anchors_of, blocks_of, commands_in, prose_of, run_python
 from test_course import PAGES as COURSE_PAGES
 
 from sd.app.cli import COMMANDS, main
-from sd.config import SD_V1_EDIT
+from sd.config import SD_V1_EDIT, SDXL, SDXL_REFINER
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "weights/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -130,6 +131,9 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     os.link(tiny_ckpt, "base.ckpt")
     for name in ("instruct-pix2pix", "ip2p"):
         make_checkpoint.save_original(Path(f"{name}.ckpt"), make_checkpoint.made_up_state_dict(EDITS))
+    for name, family in (("xl", SDXL), ("xl-refiner", SDXL_REFINER)):
+        state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(family))
+        save_file({key: value.contiguous() for key, value in state.items()}, f"{name}.safetensors")
     for name in ("lora", "detail"):
         lora(Path(f"{name}.safetensors"), lora_shapes())
     Path("weights").mkdir()
