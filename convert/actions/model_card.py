@@ -20,6 +20,7 @@ from convert.families.few_step_names import model_advice
 from convert.families.table import family_named
 from convert.files.folder_kinds import CHECKPOINTS
 from convert.published.known import Known, find_by_sha256
+from sd.config import SDXL_REFINER
 
 CARD = "README.md"
 LICENCES = {"creativeml open rail-m": "creativeml-openrail-m", "creativeml open rail++-m": "openrail++"}
@@ -209,7 +210,7 @@ def _adapter(noted: object) -> str:
 
 def _refines(checkpoint: Checkpoint) -> bool:
     """Whether it is the second model of XL, for the last steps."""
-    return bool(checkpoint.config.unet.vector_width) and checkpoint.config.text_encoder_2 is None
+    return checkpoint.config.family == SDXL_REFINER.family
 
 
 def _loading(checkpoint: Checkpoint, class_name: str) -> Iterator[str]:

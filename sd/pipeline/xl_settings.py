@@ -3,6 +3,7 @@
 import re
 from typing import TYPE_CHECKING
 
+from sd.config import SDXL_REFINER
 from sd.pipeline.errors import SettingError, shortened
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from sd.pipeline.settings import Settings
 
 MOST_PIXELS = 99_999
-REFINER = "sdxl-refiner"
+REFINER = SDXL_REFINER.family
 FORMS = {"original_size": ("x", "WIDTHxHEIGHT, such as 1024x768", 1), "crop": (",", "LEFT,TOP, such as 0,64", 0)}
 NEEDS = {  # settings -> what of a model reads them
     "prompt_2": "two text encoders",
