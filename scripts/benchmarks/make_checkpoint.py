@@ -24,32 +24,9 @@ from convert.actions.original_writer import original_state_dict, write_original
 from convert.layouts.depth_layout import PREFIX, unused_parameters
 from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS, generation
 from convert.layouts.open_clip import LAYER
-from sd.config import (
-    SD_V1,
-    SD_V1_DEPTH,
-    SD_V1_EDIT,
-    SD_V1_INPAINTING,
-    SD_V2,
-    SD_V2_DEPTH,
-    SD_V2_EDIT,
-    SD_V2_INPAINTING,
-    SDXL,
-    SDXL_INPAINTING,
-    SDXL_REFINER,
-    DepthConfig,
-    ModelConfig,
-    TextEncoderConfig,
-)
+from sd.config import FAMILIES, DepthConfig, ModelConfig, TextEncoderConfig
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
-
-FAMILIES = {
-    config.family: config
-    for config in (
-        *(SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, SD_V1_DEPTH, SD_V2, SD_V2_INPAINTING, SD_V2_DEPTH, SD_V2_EDIT),
-        *(SDXL, SDXL_INPAINTING, SDXL_REFINER),
-    )
-}
 
 
 def tiny(config: ModelConfig) -> ModelConfig:
