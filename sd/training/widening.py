@@ -16,8 +16,12 @@ from sd.networks.unet import UNet
 def wider_config(config: ModelConfig, task: str, channels: int) -> ModelConfig:
     """The same model with further input channels for a task: "inpainting", "edit" or "depth".
 
-    Raises ValueError if there is no such family, as for a model that has further channels already.
+    A model that has them already is trained further, so its config comes back as it is.
+
+    Raises ValueError if there is no such family, as for a model that has further channels for another task.
     """
+    if config.family.endswith(f"-{task}"):
+        return config
     family = get_config(f"{config.family}-{task}").family
     return replace(config, family=family, unet=replace(config.unet, in_channels=config.unet.in_channels + channels))
 
