@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -36,27 +37,38 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMES = {module_name(path): path for path in FILES}
+KINDS = (ast.Import, ast.ImportFrom, ast.Call)
+
+
+@cache
+def nodes_of(path):
+    """The imports and calls in a file, and those of the imports that only type checkers see."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    found, unseen = ([node for node in ast.walk(each) if isinstance(node, KINDS)] for each in (tree, ast.Module(typed)))
+    return found, unseen
+
+
 def imports_of(path, *, types=True):
     """Modules of the project that a file imports, also inside functions.
 
     types  whether imports for type checkers count
     """
-    names = {module_name(file) for file in FILES}
-    found, tree = set(), ast.parse(path.read_text(encoding="utf-8"))
-    if not types:
-        tree.body = [node for node in tree.body if ast.unparse(getattr(node, "test", node)) != "TYPE_CHECKING"]
-    for node in ast.walk(tree):
+    nodes, for_types = nodes_of(path)
+    found = set()
+    for node in nodes if types else [node for node in nodes if node not in for_types]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names} & names
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES.keys()
             found |= inner or {node.module}
     return {name for name in found if name.split(".")[0] in ("sd", "convert")}
 
 
-GRAPH = {module_name(path): imports_of(path) for path in FILES}
-AT_RUN = {module_name(path): imports_of(path, types=False) for path in FILES}
+GRAPH = {name: imports_of(path) for name, path in NAMES.items()}
+AT_RUN = {name: imports_of(path, types=False) for name, path in NAMES.items()}
 
 
 def room(module):
@@ -104,7 +116,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def calls_in(path):
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    return [node for node in nodes_of(path)[0] if isinstance(node, ast.Call)]
 
 
 def test_only_the_commands_print():
