@@ -1,5 +1,6 @@
 """What several test files need: narrow models with made-up weights, and files of them."""
 
+import gc
 import json
 import os
 from contextlib import contextmanager
@@ -91,6 +92,11 @@ def compiled_into(kernel, folder):
         patch.setattr(kernel, "_found", [])
         kernel.library()
         yield
+
+
+def pytest_collection_finish():
+    """All tests and what they import stay until the end: without this, each search for garbage goes through them."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
