@@ -3,6 +3,7 @@
     python scripts/benchmarks/make_checkpoint.py full.ckpt              # Stable Diffusion v1, 4.27 GB, float32
     python scripts/benchmarks/make_checkpoint.py tiny.ckpt --size tiny  # the same layout, narrow: 69 MB
     python scripts/benchmarks/make_checkpoint.py xl.safetensors --family sdxl --precision fp16  # 6.94 GB
+    python scripts/benchmarks/make_checkpoint.py taesd.safetensors --family taesd  # a tiny VAE, as diffusers names it
 
 Real weights cannot be shipped with the code. Such a file has everything else that an original has: the container, the
 names, shapes and precisions, the training framework's objects in the pickle. It serves to test loading and speed.
@@ -24,7 +25,8 @@ from convert.actions.original_writer import original_state_dict, write_original
 from convert.layouts.depth_layout import PREFIX, unused_parameters
 from convert.layouts.names import OPEN_CLIP, OPEN_CLIP_LAYERS, generation
 from convert.layouts.open_clip import LAYER
-from sd.config import FAMILIES, DepthConfig, ModelConfig, TextEncoderConfig
+from convert.layouts.tiny_vae_names import tiny_vae_parameters
+from sd.config import FAMILIES, TAESD, DepthConfig, ModelConfig, TextEncoderConfig
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.runner import PRECISIONS
 
@@ -102,6 +104,16 @@ def made_up_state_dict(
     return state | unused_of_depth(config.depth, dtype) if config.depth else state
 
 
+def made_up_tiny_vae(seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Random weights of both halves of TAESD, under the names of diffusers' AutoencoderTiny."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        f"{half}.layers.{parameter.diffusers}": made_up(parameter.ours, parameter.shape, generator).to(dtype)
+        for half in ("encoder", "decoder")
+        for parameter in tiny_vae_parameters(TAESD, half)
+    }
+
+
 def unused_of_open_clip(config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """What files have of OpenCLIP's text encoder and the model never runs: a layer more, and a projection."""
     text, width = config.text_encoder, config.text_encoder.width
@@ -174,7 +186,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("out", type=Path, help="a .ckpt or .safetensors")
-    parser.add_argument("--family", choices=FAMILIES, default="sd-v1", help="(default: sd-v1)")
+    parser.add_argument("--family", choices=[*FAMILIES, "taesd"], default="sd-v1", help="(default: sd-v1)")
     parser.add_argument("--size", choices=["full", "tiny"], default="full", help="(default: full)")
     parser.add_argument("--lcm", action="store_true", help="the UNet takes the guidance scale as an input")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="(default: fp32)")
@@ -182,11 +194,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     args = parser.parse_args()
-    config = FAMILIES[args.family]
-    config = tiny(config) if args.size == "tiny" else config
-    if args.lcm:
-        config = replace(config, unet=replace(config.unet, guidance_width=256))
-    state = made_up_state_dict(config, args.seed, dtype=PRECISIONS[args.precision], ema=args.ema)
+    dtype = PRECISIONS[args.precision]
+    if args.family == "taesd":
+        if args.lcm or args.ema or args.size == "tiny" or args.out.suffix != ".safetensors":
+            parser.error("a tiny VAE comes in one size, as OUT.safetensors, without --lcm and --ema")
+        state = made_up_tiny_vae(args.seed, dtype)
+    else:
+        config = FAMILIES[args.family]
+        config = tiny(config) if args.size == "tiny" else config
+        if args.lcm:
+            config = replace(config, unet=replace(config.unet, guidance_width=256))
+        state = made_up_state_dict(config, args.seed, dtype=dtype, ema=args.ema)
     try:
         save_original(args.out, state, force=args.force)
     except OSError as error:
