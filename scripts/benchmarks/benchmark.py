@@ -12,6 +12,8 @@ picture. They take turns, so all see the same state of the machine, and only one
 latents after the same two steps from the same noise are compared: if they differ by more than the precision explains,
 there is no report and the exit code is 1.
 
+With guidance and the full VAE:
+
     sd-zoo              this project
     sd-zoo-uncaptured   the same, without CUDA graphs
     sd-zoo-compiled     the same, with the UNet compiled by torch.compile, as --compile does
@@ -20,6 +22,17 @@ there is no report and the exit code is 1.
     diffusers-tuned     in the precision of the others, channels_last; on CUDA with fused projections
     diffusers-compiled  the same, with the UNet compiled by torch.compile; on CUDA in the mode of --compile-mode
     openvino            the networks compiled by OpenVINO, for CPUs
+    sd.cpp              stable-diffusion.cpp, for CPUs; gives no latents, so nothing of it is compared
+
+With 8-bit weights and activations in the UNet, in a table of their own:
+
+    sd-zoo-int8         this project, with --precision int8
+    openvino-int8       openvino, quantised by NNCF, which takes minutes the first time
+
+With few steps (--few-steps), no guidance and a tiny VAE, compared with each other only:
+
+    sd-zoo-few          this project; sd-zoo-few-int8 with 8 bits
+    fastsd              openvino with FastSD CPU's settings; fastsd-int8 with 8 bits
 
 Full-size files take 4.3 to 5.2 GB of disk per layout, XL's 6.9 in fp16; each contender takes the memory of one model.
 """
@@ -29,32 +42,34 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import benchmark_report as reports
-from benchmark_contender import ENDLESS, Options
-from benchmark_contest import Case, Wrong, measure
-from benchmark_process import ROOT, WORKERS, environment
+from benchmark_comparing import Case, Wrong
+from benchmark_contender import FEW, GUIDED, Options
+from benchmark_contest import measure
+from benchmark_files import SPACE, make_files, space_for
 
 from sd.app.cli.bench import parse_batch_sizes, parse_sizes
 from sd.app.errors import UsageError
-from sd.files import folder_written_whole, written_whole
+from sd.files import written_whole
 from sd.pipeline.runner import PRECISIONS, precision_name
 from sd.runtime.device import pick_device, pick_precision
-from sd.study.benchmark.memory import read_once
 
 DIFFUSERS = (("diffusers", "transformers"), "pip install diffusers transformers accelerate")
+OPENVINO = (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers")
 NEEDS = {  # contender -> modules, and what installs them
     **dict.fromkeys(("sd-zoo", "sd-zoo-uncaptured", "sd-zoo-compiled"), ((), "")),
     **dict.fromkeys(("diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"), DIFFUSERS),
-    "openvino": (("openvino", "diffusers", "transformers"), "pip install openvino diffusers transformers"),
+    **dict.fromkeys(("sd-zoo-int8", "sd-zoo-few", "sd-zoo-few-int8"), ((), "")),
+    **dict.fromkeys(("openvino", "fastsd"), OPENVINO),
+    **dict.fromkeys(("openvino-int8", "fastsd-int8"), ((*OPENVINO[0], "nncf"), f"{OPENVINO[1]} nncf")),
+    "sd.cpp": (("stable_diffusion_cpp",), "pip install stable-diffusion-cpp-python"),
 }
 DEFAULT = "sd-zoo,diffusers,diffusers-tuned"
-SPACE = {"sd-v1": 4.3e9, "sd-v2": 5.3e9, "sdxl": 13.9e9}  # full-size family -> bytes of one layout in float32
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 
@@ -63,38 +78,6 @@ def missing(contender: str) -> str:
     modules, command = NEEDS[contender]
     absent = [module for module in modules if importlib.util.find_spec(module) is None]
     return f"{' and '.join(absent)} not installed. {command}" if absent else ""
-
-
-def missing_files(options: Options, contenders: Sequence[str]) -> list[Path]:
-    """The layouts of the weights that the contenders need and that do not exist yet."""
-    needed = [options.checkpoint]
-    needed += [options.folder] * any(not name.startswith("sd-zoo") for name in contenders)
-    needed += [options.openvino] * ("openvino" in contenders)
-    return [Path(path) for path in needed if not Path(path).exists()]
-
-
-def make_files(options: Options, contenders: Sequence[str], family: str, size: str, precision: str) -> None:
-    """Write the missing layouts of the same made-up weights, and bring all of them into the page cache."""
-    for path in missing_files(options, contenders):
-        if path == Path(options.checkpoint):
-            flags = "--family", family, "--size", size, "--precision", precision
-            run("scripts/benchmarks/make_checkpoint.py", options.checkpoint, *flags)
-        elif path == Path(options.folder):
-            run("-m", "sd", "convert", options.checkpoint, options.folder, "--to", "diffusers", "--no-hash", "-q")
-        else:
-            with folder_written_whole(path) as target:
-                run(str(WORKERS), "export", options.folder, str(target), precision)
-    for path in [Path(options.checkpoint), *Path(options.folder).rglob("*.safetensors")]:
-        read_once(path)
-
-
-def run(*command: str) -> None:
-    """Run a preparation in another process, whose memory ends with it."""
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
 def count_to(most: int) -> Callable[[str], int]:
@@ -120,12 +103,19 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
     add("--steps", type=count_to(1000), default=10, help="of a whole picture (default: 10)")
     add("--repeat", type=count_to(400), default=5, help="number of measurements (default: 5)")
+    add("--few-steps", type=count_to(FEW.endless), default=4,
+        help="of a whole picture of the contenders without guidance (default: 4)")  # fmt: skip
+    add("--psnr", action="store_true", help="compare pictures with those of float32, which are made first")
     add("--starts", type=count_to(400), help="number of cold starts (default: --repeat)")
     add("--whole", type=count_to(1000), metavar="STEPS",
         help="finally time new processes, from start to a picture of the first size with this many steps")  # fmt: skip
     add("--start-at-once", action="store_true",
         help="start all at the same time: saves compilation time, but cold starts are not comparable")  # fmt: skip
-    add("--together", type=count_to(ENDLESS), help="steps per request, averaged (default: 20 on a GPU, otherwise 1)")
+    add(
+        "--together",
+        type=count_to(GUIDED.endless),
+        help="steps per request, averaged (default: 20 on a GPU, otherwise 1)",
+    )
     add("--compile-mode", choices=COMPILE_MODES, default="max-autotune",
         help="of diffusers-compiled on CUDA (default: %(default)s)")  # fmt: skip
     add("--threads", type=count_to(1024), help="of the CPU (default: each program's choice)")
@@ -200,18 +190,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             checkpoint=str(folder / f"{name}.ckpt"),
             folder=str(folder / f"{name}-diffusers"),
             openvino=str(folder / f"{name}-openvino"),
+            tiny_vae=str(folder / "made-up-taesd.safetensors"),
             device=args.device,
             precision=args.precision,
+            file_precision=args.file_precision,
             threads=args.threads,
             compile_mode=args.compile_mode,
             logs=args.logs and str(args.logs.resolve()),
         )
-        space = 1e8 if args.tiny else SPACE[args.family] / (1 if args.file_precision == "fp32" else 2)
-        needed, free = space * len(missing_files(options, names)), shutil.disk_usage(folder).free
+        layout = 1e8 if args.tiny else SPACE[args.family] / (1 if args.file_precision == "fp32" else 2)
+        needed, free = space_for(options, names, layout), shutil.disk_usage(folder).free
         if free < needed:
             print(f"{folder} has {free / 1e9:.1f} GB free, but needs {needed / 1e9:.1f} GB", file=sys.stderr)
             return 2
-        make_files(options, names, args.family, size, args.file_precision)
+        make_files(options, names, args.family, size)
         report = measure(names, options, args, lambda report: write_json(report, args))
     except Wrong as wrong:
         print(wrong, file=sys.stderr)

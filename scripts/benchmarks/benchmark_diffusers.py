@@ -1,6 +1,6 @@
 """diffusers as a contender of `benchmark.py`: with its defaults, tuned, and compiled."""
 
-from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, Contender
+from benchmark_contender import PROMPT, SEED, Contender, Options
 
 
 class Diffusers(Contender):
@@ -9,6 +9,10 @@ class Diffusers(Contender):
     own_precision = "fp32"
     channels_last = False
     compiled = False
+
+    @classmethod
+    def files(cls, options: Options) -> list[str]:
+        return [options.checkpoint, options.folder]  # of which the first becomes the second
 
     def imports(self) -> None:
         super().imports()
@@ -50,7 +54,7 @@ class Diffusers(Contender):
         self.width, self.height, self.batch_size = width, height, batch_size
         self.noise = self.first_noise().to(self.options.device, self.dtype)
         self.context = self.encode_text()
-        self.begin(ENDLESS)
+        self.begin(self.way.endless)
 
     def first_noise(self):
         """(B, 4, H/8, W/8): each picture's from its own generator, as in sd-zoo."""
@@ -79,12 +83,12 @@ class Diffusers(Contender):
     def step(self) -> None:
         timestep = next(self.timesteps, None)
         if timestep is None:
-            self.begin(ENDLESS)
+            self.begin(self.way.endless)
             timestep = next(self.timesteps)
         with self.torch.no_grad():
             x = self.scheduler.scale_model_input(self.torch.cat([self.latest] * 2), timestep)
             negative, positive = self.predict(x, timestep, *self.context).chunk(2)
-            eps = negative + GUIDANCE_SCALE * (positive - negative)
+            eps = negative + self.way.guidance_scale * (positive - negative)
             self.latest = self.scheduler.step(eps, timestep, self.latest, return_dict=False)[0]
 
     def predict(self, x, timestep, context, vector=None):
@@ -105,18 +109,19 @@ class Diffusers(Contender):
             width=self.width,
             height=self.height,
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=self.way.guidance_scale,
             latents=self.noise,
             **options,
         ).images
 
-    def pictures(self, steps: int) -> None:
-        self.run(steps)
-        self.begin(ENDLESS)  # the scheduler is the same one
+    def pictures(self, steps: int) -> list:
+        pictures = self.run(steps)
+        self.begin(self.way.endless)  # the scheduler is the same one
+        return pictures
 
     def denoised(self, steps: int):
         latents = self.run(steps, output_type="latent")
-        self.begin(ENDLESS)
+        self.begin(self.way.endless)
         return latents
 
     def versions(self) -> dict[str, object]:

@@ -4,16 +4,26 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmark_contender import ENDLESS, PROMPT, Contender
+from benchmark_contender import Contender, Options
 from benchmark_diffusers import Diffusers
-
-PARTS = ("text_encoder", "unet", "vae_decoder")
 
 
 class OpenVINO(Diffusers):
     """The three networks compiled by OpenVINO for one size, with the tokenizer and the scheduler of diffusers."""
 
     own_precision = None
+    unet = "unet"  # the name of its file
+    decoder = "vae_decoder"
+
+    @classmethod
+    def files(cls, options: Options) -> list[str]:
+        return [*super().files(options), options.openvino, *map(str, cls.networks_in(options).values())]
+
+    @classmethod
+    def networks_in(cls, options: Options) -> dict[str, Path]:
+        """The file of each network."""
+        names = {"text_encoder": "text_encoder", "unet": cls.unet, "vae_decoder": cls.decoder}
+        return {part: Path(options.openvino) / f"{name}.xml" for part, name in names.items()}
 
     def imports(self) -> None:
         Contender.imports(self)
@@ -29,7 +39,7 @@ class OpenVINO(Diffusers):
     def load(self) -> None:
         folder = Path(self.options.folder)
         self.core = self.openvino.Core()
-        self.networks = {part: self.core.read_model(Path(self.options.openvino) / f"{part}.xml") for part in PARTS}
+        self.networks = {part: self.core.read_model(file) for part, file in self.networks_in(self.options).items()}
         self.scheduler = self.scheduler_class.from_config(
             self.scheduler_class.load_config(folder / "scheduler", local_files_only=True)
         )
@@ -39,10 +49,11 @@ class OpenVINO(Diffusers):
 
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         latents = [4, height // 8, width // 8]
+        rows = batch_size * len(self.way.texts)
         context = json.loads((Path(self.options.folder) / "unet" / "config.json").read_text())["cross_attention_dim"]
         shapes = {
-            "text_encoder": [[2 * batch_size, 77]] * len(self.tokenizers),
-            "unet": [[2 * batch_size, *latents], [], [2 * batch_size, 77, context]],
+            "text_encoder": [[rows, 77]] * len(self.tokenizers),
+            "unet": [[rows, *latents], [], [rows, 77, context]],
             "vae_decoder": [[batch_size, *latents]],
         }
         hints = {
@@ -53,7 +64,7 @@ class OpenVINO(Diffusers):
             hints["INFERENCE_NUM_THREADS"] = self.options.threads
         if len(self.tokenizers) == 2:
             pooled = self.networks["text_encoder"].outputs[1].partial_shape[1].get_length()
-            shapes["unet"] += [[2 * batch_size, pooled], [2 * batch_size, 6]]
+            shapes["unet"] += [[rows, pooled], [rows, 6]]
         self.ready = {}
         for part, network in self.networks.items():
             network.reshape(dict(enumerate(shapes[part])))
@@ -64,18 +75,18 @@ class OpenVINO(Diffusers):
         return [self.torch.from_numpy(each) for each in self.ready[part]([x.numpy() for x in inputs]).to_tuple()]
 
     def encode_text(self) -> tuple:
-        texts = [""] * self.batch_size + [PROMPT] * self.batch_size
+        texts = [text for text in self.way.texts for _ in range(self.batch_size)]
         options = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "pt"}
         context, *pooled = self.answers("text_encoder", *(read(texts, **options).input_ids for read in self.tokenizers))
-        if pooled:
+        if pooled and "" in texts:
             context[: self.batch_size] = pooled[0][: self.batch_size] = 0  # as XL's pipeline has an empty prompt
         return context, *(self.with_sizes(each) for each in pooled)
 
     def predict(self, x, timestep, context, vector=()):
         return self.answers("unet", x, timestep, context, *vector)[0]
 
-    def decode(self) -> None:
-        self.processor.postprocess(self.answers("vae_decoder", self.latest / self.scale)[0], output_type="pil")
+    def decode(self) -> list:
+        return self.processor.postprocess(self.answers("vae_decoder", self.latest / self.scale)[0], output_type="pil")
 
     def denoised(self, steps: int):
         self.context = self.encode_text()
@@ -83,29 +94,39 @@ class OpenVINO(Diffusers):
         for _ in range(steps):
             self.step()
         latents = self.latest
-        self.begin(ENDLESS)
+        self.begin(self.way.endless)
         return latents
 
-    def pictures(self, steps: int) -> None:
+    def pictures(self, steps: int) -> list:
         self.latest = self.denoised(steps)
-        self.decode()
+        return self.decode()
 
     def versions(self) -> dict[str, object]:
         return {"openvino": self.openvino.__version__, **super().versions()}
 
 
-def export_to_openvino(folder: Path, target: Path, precision: str) -> None:
-    """Write the networks of a diffusers folder in OpenVINO's form, for any size.
+def save_whole(model, path: Path) -> None:
+    """Write a network as a pair of files under their names once they are complete: NAME.bin and NAME.xml."""
+    import openvino
 
-    precision  of the weights; with two bytes each, large models fit into memory
+    unfinished = path.with_name(f"{path.stem}.unfinished.xml")
+    openvino.save_model(model, unfinished, compress_to_fp16=False)
+    for suffix in (".bin", ".xml"):
+        unfinished.with_suffix(suffix).replace(path.with_suffix(suffix))
+
+
+def export_to_openvino(options: Options, folder: Path) -> None:
+    """Write the networks of the diffusers folder in OpenVINO's form, for any size.
+
+    Weights keep the precision that they have there: with two bytes each, large models fit into memory.
     """
     import openvino
     import torch
     from diffusers import DiffusionPipeline
     from openvino.frontend.pytorch import patch_model
 
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=dtype)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.file_precision]
+    pipe = DiffusionPipeline.from_pretrained(options.folder, local_files_only=True, torch_dtype=dtype)
     encoders = [getattr(pipe, name) for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None)]
 
     class Only(torch.nn.Module):
@@ -143,4 +164,4 @@ def export_to_openvino(folder: Path, target: Path, precision: str) -> None:
             patch_model.__make_16bit_traceable(network)
         with torch.no_grad():
             model = openvino.convert_model(network, example_input=example)
-        openvino.save_model(model, target / f"{part}.xml", compress_to_fp16=False)
+        save_whole(model, folder / f"{part}.xml")

@@ -1,14 +1,14 @@
 """The results of `benchmark.py`, as text and as plain data."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from sd.study.architecture.table import aligned
 from sd.study.benchmark.measuring import Spread
 
 COLD, LOAD = "cold start", "load"
-TEXT, STEP, DECODE, PICTURES = "text", "guided step", "decode", "end to end"
+TEXT, STEP, DECODE, PICTURES = "text", "step", "decode", "end to end"
 WHOLE = "start to picture"
 ONCE = "loading"  # the case of measurements that do not depend on the pictures' size
 NOTES = (
@@ -51,6 +51,9 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
     differences: dict[str, dict[str, float]] = field(default_factory=dict)  # by case, by contender
+    references: dict[str, str] = field(default_factory=dict)  # case -> whose latents the others differ from
+    steps: dict[str, int] = field(default_factory=dict)  # case -> of its pictures end to end
+    psnr: dict[str, dict[str, float | None]] = field(default_factory=dict)  # likewise, in dB; None: the same picture
     left_out: dict[str, str] = field(default_factory=dict)  # contender -> why
     written: bool = False  # whether the JSON file is ours and may be replaced
 
@@ -73,6 +76,14 @@ class Report:
         first = self.row(self.contenders(row.case)[0], row.case, row.what)
         return row.spread.median / first.spread.median
 
+    def over_floor(self, contender: str, case: str) -> float | None:
+        """A picture end to end as a multiple of its floor, the sum of its steps and its decoding."""
+        rows = [self.row(contender, case, what) for what in (PICTURES, STEP, DECODE)]
+        if None in rows or case not in self.steps:
+            return None
+        picture, step, decode = (row.spread.median for row in rows)
+        return picture / (self.steps[case] * step + decode)
+
     def to_dict(self) -> dict:
         """Plain data for JSON: seconds and bytes."""
         rows = [{**asdict(row), **asdict(row.spread), "ratio": self.ratio(row)} for row in self.rows]
@@ -89,12 +100,24 @@ def text(report: Report) -> str:
         lines.append(f"{name}: {report.precisions[name]}; {programs}")
     for case in report.cases():
         lines += ["", case, *aligned(case_rows(report, case))]
-        if case in report.differences:
-            found = (f"{name} {difference:.1e}" for name, difference in report.differences[case].items())
-            lines.append(f"difference from the first contender's latents after two steps: {', '.join(found)}")
+        lines += remarks(report, case)
     for name, reason in report.left_out.items():
         lines += ["", f"left out: {name}: {reason}"]
     return "\n".join([*lines, "", *textwrap.wrap(NOTES, 110)])
+
+
+def remarks(report: Report, case: str) -> Iterator[str]:
+    """What holds for a case beside its table."""
+    if differences := report.differences.get(case):
+        found = (f"{name} {difference:.1e}" for name, difference in differences.items())
+        yield f"difference from the latents of {report.references[case]} after two steps: {', '.join(found)}"
+    if psnr := report.psnr.get(case):
+        found = (f"{name} {'the same' if decibels is None else f'{decibels:.1f}'}" for name, decibels in psnr.items())
+        yield f"PSNR to the picture in fp32 after as many steps, in dB: {', '.join(found)}"
+    floors = {name: report.over_floor(name, case) for name in report.contenders(case)}
+    found = [f"{name} {ratio:.2f}" for name, ratio in floors.items() if ratio]
+    if found:
+        yield f"end to end as a multiple of {report.steps[case]} steps and a decoding: {', '.join(found)}"
 
 
 def case_rows(report: Report, case: str) -> list[list[str]]:

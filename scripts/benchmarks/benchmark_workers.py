@@ -14,9 +14,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark_contender import ENDLESS, GUIDANCE_SCALE, PROMPT, SEED, UNITS, Contender, Options
+from benchmark_contender import FEW, INT8, PROMPT, SEED, UNITS, Contender, Options, Seconds
 from benchmark_diffusers import Diffusers, DiffusersCompiled, DiffusersPlain, DiffusersTuned
+from benchmark_few import FastSD, FastSDInt8, export_tiny_vae
+from benchmark_int8 import OpenVINOInt8, quantize_for_openvino
 from benchmark_openvino import OpenVINO, export_to_openvino
+from benchmark_sd_cpp import SdCpp
 
 
 class SdZoo(Contender):
@@ -32,23 +35,30 @@ class SdZoo(Contender):
         import sd
         from sd.runtime.cpu.process_memory import keep_freed_memory
 
-        running = {"device": self.options.device, "precision": self.options.precision, "compile": self.compiled}
+        running = {"device": self.options.device, "precision": self.precision, "compile": self.compiled, **self.extra()}
         self.model = sd.load(self.options.checkpoint, **running)
         if self.options.device == "cpu":
             keep_freed_memory()  # like the command
 
+    def extra(self) -> dict[str, str]:
+        """Further options of `sd.load`, and of the command."""
+        return {}
+
     def batch(self, steps: int) -> list:
         from sd.pipeline.settings import Settings
 
-        common = {"prompt": PROMPT, "steps": steps, "sampler": "ddim", "guidance_scale": GUIDANCE_SCALE}
+        common = {"prompt": PROMPT, "steps": steps, **self.settings()}
         return [Settings(**common, width=self.width, height=self.height, seed=SEED + i) for i in range(self.batch_size)]
+
+    def settings(self) -> dict[str, object]:
+        return {"sampler": self.way.sampler, "guidance_scale": self.way.guidance_scale}
 
     def prepare(self, width: int, height: int, batch_size: int) -> None:
         self.width, self.height, self.batch_size = width, height, batch_size
-        self.states = self.model.sample(self.batch(ENDLESS))
+        self.states = self.model.sample(self.batch(self.way.endless))
 
     def encode_text(self):
-        return self.model.encode_prompts(["", PROMPT])
+        return self.model.encode_prompts(self.way.texts)
 
     def step(self) -> None:
         latents = next(self.states, None)
@@ -60,27 +70,19 @@ class SdZoo(Contender):
     def decode(self) -> None:
         self.model.decode(self.latest)
 
-    def pictures(self, steps: int) -> None:
-        self.model.txt2img(
-            PROMPT,
-            width=self.width,
-            height=self.height,
-            steps=steps,
-            sampler="ddim",
-            guidance_scale=GUIDANCE_SCALE,
-            seed=SEED,
-            batch_size=self.batch_size,
-        )
+    def pictures(self, steps: int) -> list:
+        size = {"width": self.width, "height": self.height, "batch_size": self.batch_size}
+        return self.model.txt2img(PROMPT, **size, steps=steps, seed=SEED, **self.settings())
 
     def whole(self, width: int, height: int, steps: int) -> None:
         """Through the command, which also writes the picture to a file."""
         from sd.app.cli import main as command
 
-        flags = {"model": self.options.checkpoint, "device": self.options.device, "precision": self.options.precision}
-        flags |= {"width": width, "height": height, "steps": steps, "sampler": "ddim", "scale": GUIDANCE_SCALE}
+        flags = {"model": self.options.checkpoint, "device": self.options.device, "precision": self.precision}
+        flags |= {"width": width, "height": height, "steps": steps, **self.settings(), **self.extra()}
         with tempfile.TemporaryDirectory() as folder:
             flags |= {"seed": SEED, "out": folder}
-            words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+            words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", str(value))]
             code = command(["txt2img", PROMPT, *words, "--quiet", *["--compile"] * self.compiled])
         if code:
             raise RuntimeError(f"sd txt2img ended with exit code {code}")
@@ -111,15 +113,47 @@ class SdZooCompiled(SdZoo):
     compiled = True
 
 
+class SdZooInt8(SdZoo):
+    """The same with 8-bit weights and activations in the UNet."""
+
+    own_precision = INT8
+
+
+class SdZooFew(SdZoo):
+    """A few steps without guidance, decoded by a tiny VAE."""
+
+    way = FEW
+
+    @classmethod
+    def files(cls, options: Options) -> list[str]:
+        return [*super().files(options), options.tiny_vae]
+
+    def extra(self) -> dict[str, str]:
+        return {"tiny_vae": self.options.tiny_vae}
+
+
+class SdZooFewInt8(SdZooFew):
+    """The same with 8-bit weights and activations in the UNet."""
+
+    own_precision = INT8
+
+
 CONTENDERS: dict[str, type[Contender]] = {
     "sd-zoo": SdZoo,
     "sd-zoo-uncaptured": SdZooUncaptured,
     "sd-zoo-compiled": SdZooCompiled,
+    "sd-zoo-int8": SdZooInt8,
+    "sd-zoo-few": SdZooFew,
+    "sd-zoo-few-int8": SdZooFewInt8,
     "diffusers": Diffusers,
     "diffusers-plain": DiffusersPlain,
     "diffusers-tuned": DiffusersTuned,
     "diffusers-compiled": DiffusersCompiled,
     "openvino": OpenVINO,
+    "openvino-int8": OpenVINOInt8,
+    "fastsd": FastSD,
+    "fastsd-int8": FastSDInt8,
+    "sd.cpp": SdCpp,
 }
 
 
@@ -132,21 +166,25 @@ def answer_to(contender: Contender, request: dict) -> dict:
         started = time.perf_counter()
         result = getattr(contender, unit)(**request)
         contender.wait()
-        seconds = time.perf_counter() - started
+        seconds = result if isinstance(result, Seconds) else time.perf_counter() - started
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}".partition("\n")[0]}
     return {"seconds": seconds, **(result if unit == "versions" else {})}
 
 
+PREPARATIONS = {"export": export_to_openvino, "export-tiny": export_tiny_vae, "quantize": quantize_for_openvino}
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Arguments: the name of a contender and its options as JSON; or "export", two folders and a precision."""
-    if arguments[0] == "export":
-        export_to_openvino(Path(arguments[1]), Path(arguments[2]), arguments[3])
+    """Arguments: the name of a contender or of a preparation, the options as JSON, and for the latter the file."""
+    name, options = arguments[0], Options(**json.loads(arguments[1]))
+    if name in PREPARATIONS:
+        PREPARATIONS[name](options, Path(arguments[2]))
         return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # keeps output of libraries out of the answers
-    contender = CONTENDERS[arguments[0]](Options(**json.loads(arguments[1])))
+    contender = CONTENDERS[name](options)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         for line in sys.stdin:
             print(json.dumps(answer_to(contender, json.loads(line))), file=answers, flush=True)

@@ -8,13 +8,14 @@ from copy import deepcopy
 from dataclasses import asdict
 
 import benchmark
+import benchmark_files
 import benchmark_parts
 import benchmark_workers
 import numpy as np
 import pytest
 import torch
+from benchmark_comparing import BOUNDS, Wrong, check_latents
 from benchmark_contender import Options
-from benchmark_contest import BOUNDS, Wrong, check_latents
 from benchmark_process import ROOT, ContenderFailed, Process, environment
 from benchmark_report import COLD, DECODE, LOAD, ONCE, PICTURES, STEP, TEXT, WHOLE, Peak, Report, Row, text
 
@@ -22,7 +23,14 @@ from sd.study.benchmark.memory import memory_is_known
 
 CASE = "512x512, batch 1"
 OPTIONS = Options(
-    checkpoint="", folder="", openvino="", device="cpu", precision="fp32", threads=None, compile_mode="default"
+    checkpoint="a.ckpt",
+    folder="theirs",
+    openvino="openvino",
+    tiny_vae="taesd.safetensors",
+    device="cpu",
+    precision="fp32",
+    threads=None,
+    compile_mode="default",
 )
 DIFFUSERS = ["diffusers", "diffusers-plain", "diffusers-tuned", "diffusers-compiled"]
 
@@ -36,6 +44,9 @@ def report():
         versions={"sd-zoo": {"torch": "2", "threads": 2}, "other": {"torch": "3", "threads": 2}},
         precisions={"sd-zoo": "bf16", "other": "fp32"},
         differences={CASE: {"other": 0.0123}},
+        references={CASE: "sd-zoo"},
+        steps={CASE: 2},
+        psnr={CASE: {"sd-zoo": None, "other": 31.25}},
         left_out={"third": "not installed"},
     )
     for contender, once, repeated, own in (
@@ -66,7 +77,9 @@ def test_the_table_has_a_line_for_each_contender_and_names_those_left_out(report
     for line in (
         "sd-zoo 10.000 (10.000-10.000) 1.00 10.000 (10.000-10.000) 1.00 1.50 2.00",
         f"other {4 * times}unknown unknown",
-        "difference from the first contender's latents after two steps: other 1.2e-02",
+        "difference from the latents of sd-zoo after two steps: other 1.2e-02",
+        "PSNR to the picture in fp32 after as many steps, in dB: sd-zoo the same, other 31.2",
+        "end to end as a multiple of 2 steps and a decoding: sd-zoo 0.33, other 0.33",
         "left out: third: not installed",
     ):
         assert line in lines
@@ -94,7 +107,8 @@ def test_a_contender_that_is_not_installed_is_named_with_what_installs_it(monkey
     assert set(benchmark.NEEDS) == set(benchmark_workers.CONTENDERS)
     asked = Options(**{**asdict(OPTIONS), "precision": "bf16"})  # only plain diffusers keeps a precision of its own
     precisions = {name: kind(asked).precision for name, kind in benchmark_workers.CONTENDERS.items()}
-    assert precisions == {name: "fp32" if name == "diffusers" else "bf16" for name in benchmark_workers.CONTENDERS}
+    own = {"diffusers": "fp32"} | {name: "int8" for name in precisions if name.endswith("int8")}
+    assert precisions == dict.fromkeys(precisions, "bf16") | own
 
 
 def test_a_contender_that_fails_says_why_and_one_that_ends_its_last_words():
@@ -144,7 +158,7 @@ def test_steps_are_asked_for_together_and_contenders_started_at_once(tmp_path, m
 
     monkeypatch.setattr("benchmark_contest.Process", Recorded)
     monkeypatch.setattr(benchmark, "make_files", lambda *_: None)
-    monkeypatch.setattr(benchmark, "missing_files", lambda *_: [])
+    monkeypatch.setattr(benchmark, "space_for", lambda *_: 0)
     monkeypatch.setattr(benchmark, "write_json", lambda report, args: written.append(len(report.rows)))
     flags = "--tiny --contenders sd-zoo,sd-zoo-uncaptured --device cpu --repeat 3 --starts 1 --together 4"
     assert benchmark.main([*flags.split(), "--start-at-once", "--folder", str(tmp_path)]) == 0
@@ -180,7 +194,7 @@ def test_the_compiled_contender_is_loaded_compiled_from_the_same_file(monkeypatc
     for name in ("sd-zoo", "sd-zoo-compiled"):
         benchmark_workers.CONTENDERS[name](options).load()
     assert asked == [(options.checkpoint, False), (options.checkpoint, True)]
-    assert benchmark.missing_files(options, ["sd-zoo", "sd-zoo-compiled"]) == [tmp_path / "checkpoint"]
+    assert benchmark_files.missing_files(options, ["sd-zoo", "sd-zoo-compiled"]) == [options.checkpoint]
 
 
 def compare(tmp_path, *flags):
