@@ -15,7 +15,7 @@ import make_checkpoint
 import pytest
 import torch
 import txt2img as original_script
-from conftest import refused, settings_of
+from conftest import refused, rest_slow, settings_of
 from PIL import Image
 
 import sd
@@ -110,7 +110,10 @@ def test_count_is_the_number_of_pictures_and_n_iter_that_of_batches(tmp_path, mo
     assert len(plan(with_seeds(request), native=64)) == expected
 
 
-@pytest.mark.parametrize("flags", [["--seed", "-1"], ["-s=-1"], ["--seed", -1, "--vary", "0.1", "--vary-seed", -1]])
+DRAWN = [["--seed", -1, "--vary", "0.1", "--vary-seed", -1], ["--seed", "-1"], ["-s=-1"]]
+
+
+@pytest.mark.parametrize("flags", rest_slow(DRAWN))
 def test_a_seed_of_minus_one_is_drawn(txt2img, flags, tmp_path):
     code, (path,), err = txt2img("a", *flags)
     assert code == 0

@@ -60,7 +60,7 @@ def baked(source, target, *adapters, **options):
     [
         (None, "ours.safetensors"),
         ("sd-zoo", "original.ckpt"),
-        ("original", "diffusers"),
+        pytest.param("original", "diffusers", marks=pytest.mark.slow),
         pytest.param("diffusers", "original.safetensors", marks=pytest.mark.slow),
     ],
 )

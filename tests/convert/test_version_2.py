@@ -6,7 +6,7 @@ import families
 import make_checkpoint
 import pytest
 import torch
-from conftest import refused
+from conftest import refused, rest_slow
 from hostile import look
 from safetensors.torch import load_file, save_file
 from test_convert import same_bits
@@ -112,7 +112,7 @@ def test_a_folder_of_diffusers_and_back(tmp_path, path, plain):
     assert inspect(tmp_path / "folder").family == "sd-v2"
 
 
-@pytest.mark.parametrize("family", [SD_V2, SD_V1], ids=lambda config: config.family)
+@pytest.mark.parametrize("family", rest_slow([SD_V1, SD_V2]), ids=lambda config: config.family)
 def test_the_names_of_generative_models_are_read_and_the_originals_are_written(tmp_path, family):
     """Under the names under which a refiner of XL has its text encoder."""
     state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(family))

@@ -6,7 +6,7 @@ import make_checkpoint
 import pytest
 import torch
 from adapters import lora, lora_shapes
-from conftest import TINY, refused
+from conftest import TINY, refused, rest_slow
 from safetensors.torch import load_file, save_file
 from weights_of import stored
 
@@ -38,7 +38,7 @@ def adapter(tmp_path_factory):
     return lora(tmp_path_factory.mktemp("adapters") / "detail.safetensors", lora_shapes(FAMILY, conv=True))
 
 
-@pytest.mark.parametrize("layout", ["original", "diffusers"])
+@pytest.mark.parametrize("layout", rest_slow(["original", "diffusers"]))
 def test_baked_adapters_are_the_sum_in_every_network(tmp_path, models, adapter, layout, run):
     target = tmp_path / ("baked" if layout == "diffusers" else "baked.safetensors")
     code, _, err = run("convert", models["a"], target, "--to", layout, "--lora", f"{adapter}:0.5:-1", "--no-hash")

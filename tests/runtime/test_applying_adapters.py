@@ -158,7 +158,7 @@ SOURCES = {  # what a model is loaded from, made by a conversion of the narrow c
     "averages": ([], "fp32", {"weights": "ema"}),
     "low memory": ([], "fp32", {"low_memory": True}),
 }
-SLOW = "ours", "fp16", "fp16, widened", "averages", "low memory"
+SLOW = "ours", "fp16", "fp16, widened", "folder", "averages", "low memory"
 
 
 @pytest.mark.parametrize("source", [pytest.param(each, marks=[pytest.mark.slow] * (each in SLOW)) for each in SOURCES])

@@ -38,7 +38,7 @@ def make(model, requests, **common):
 
 def test_the_command_without_a_model_makes_the_right_picture_and_says_which_model(tmp_path, capsys):
     out = tmp_path / "picture.png"
-    assert main(["txt2img", "a red circle on a blue background", "--seed", "1", "-o", str(out)]) == 0
+    assert main(["txt2img", "a red circle on a blue background", "--seed", "1", "--steps", "12", "-o", str(out)]) == 0
     stdout, stderr = capsys.readouterr()
     assert stdout == f"{out}\n"
     (line,) = [line for line in stderr.splitlines() if "embedded model" in line]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import settings
+from conftest import rest_slow, settings
 from PIL import Image
 
 from sd.runtime.loading import load
@@ -95,7 +95,7 @@ def test_a_picture_is_the_same_whatever_the_program_around_has_set(embedded, exp
         assert found == expected[name], name
 
 
-@pytest.mark.parametrize("state", ["float64", "meta", "inference"])
+@pytest.mark.parametrize("state", rest_slow(["float64", "meta", "inference"]))
 def test_a_model_that_is_loaded_there_makes_the_same_picture(expected, state):
     with STATES[state]():
         model = load()

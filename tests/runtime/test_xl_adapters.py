@@ -6,7 +6,7 @@ import make_checkpoint
 import pytest
 import torch
 from adapters import lora, lora_shapes
-from conftest import TINY, assemble, fill
+from conftest import TINY, assemble, fill, rest_slow
 from diffusers import DDIMScheduler
 from embeddings import made_up
 from oracles import diffusers_xl_pipeline, relative_error
@@ -103,7 +103,7 @@ def test_every_network_changes_by_the_product_and_back_to_the_bit(xl, adapter):
     assert all(torch.equal(value, before[part][name]) for part in PARTS for name, value in weights(model)[part].items())
 
 
-@pytest.mark.parametrize("spelling", ["diffusers", "peft"])
+@pytest.mark.parametrize("spelling", rest_slow(["diffusers", "peft"]))
 def test_other_spellings_do_the_same(xl, adapter, tmp_path, spelling):
     model = load(xl, device="cpu", precision="fp32")
     model.apply([adapter])

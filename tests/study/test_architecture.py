@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, rest_slow
 from torch.utils.flop_counter import FlopCounterMode
 
 from convert.layouts.joined import keys_in_files
@@ -61,7 +61,10 @@ def test_every_parameter_and_original_key_stands_at_exactly_one_node_with_its_sh
     assert {each.original: "x".join(map(str, each.original_shape)) for _, each in listed} == weights
 
 
-@pytest.mark.parametrize(("config", "listed"), [(SD_V2, "sd-v2"), (SDXL, "sdxl-base"), (SDXL_REFINER, "sdxl-refiner")])
+ROWS = [(SD_V2, "sd-v2"), (SDXL_REFINER, "sdxl-refiner"), (SDXL, "sdxl-base")]
+
+
+@pytest.mark.parametrize(("config", "listed"), rest_slow(ROWS, quick=2))
 def test_keys_are_those_of_the_original_file_where_it_joins_weights(config, listed):
     """A tensor of several weights stands at each of them, with the part that it is."""
     golden = (ROOT / "tests" / "golden" / f"{listed}.txt").read_text().splitlines()
