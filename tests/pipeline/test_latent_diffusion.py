@@ -56,7 +56,7 @@ def test_ddim_latents_and_picture_equal_those_of_diffusers(model, theirs, steps,
     ("sampler", "schedule"), [*((name, "karras") for name in SAMPLER_INFO), *(("euler", name) for name in SCHEDULES)]
 )
 def test_every_sampler_and_every_schedule_runs_and_stays_finite(model, sampler, schedule):
-    *_, latents = model.sample([settings(sampler=sampler, schedule=schedule, steps=3)])
+    *_, latents = model.sample([settings(sampler=sampler, schedule=schedule, steps=3, guidance_scale=1)])
     assert latents.isfinite().all()  # a network that fails raises NonFiniteError before
     # made-up weights give no picture, but neither does anything grow without bound
     assert latents.abs().max() < 100
@@ -70,7 +70,7 @@ def test_every_sampler_and_every_schedule_runs_and_stays_finite(model, sampler, 
     ],
 )
 def test_a_picture_is_the_same_alone_and_in_a_batch(model, options):
-    batch = [settings(seed=seed, steps=3, **options) for seed in (10, 11)]
+    batch = [settings(seed=seed, steps=3, guidance_scale=1, **options) for seed in (10, 11)]
     together = model.decode(final(model, batch))
     for job, picture in zip(batch, together, strict=True):
         (alone,) = model.decode(final(model, [job]))
@@ -279,7 +279,7 @@ def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():
 @pytest.mark.parametrize("sampler", SAMPLER_INFO)
 def test_velocity_models_can_begin_at_pure_noise(tiny_networks, sampler):
     model = assemble(replace(TINY, prediction="v"), tiny_networks)
-    batch = [settings(sampler=sampler, schedule="trailing", zero_terminal_snr=True)]
+    batch = [settings(sampler=sampler, schedule="trailing", zero_terminal_snr=True, steps=3, guidance_scale=1)]
     latents = final(model, batch)
     assert latents.isfinite().all()
     assert relative_error(latents, final(model, [replace(batch[0], zero_terminal_snr=False)])) > 1e-3
