@@ -109,7 +109,7 @@ class WeightChanges:
         now = {name: changed.edits for name, changed in self.weights.changed.items()}
         names = [name for name in {**now, **wanted} if now.get(name, ()) != wanted.get(name, ())]
         modules = {name: self.modules[name.rpartition(".")[0]] for name in names}
-        self.drop_copies(module for module in modules.values() if isinstance(module, nn.Conv2d))
+        self.drop_copies(each for each in modules.values() if "_packed" in vars(each) or isinstance(each, nn.Conv2d))
         names.sort(key=lambda name: -modules[name].weight.nbytes)  # as `read_parameters` does
         with one_thread_each(min(8, os.cpu_count() or 1)) as pool:
             for _ in pool.map(lambda name: self.set(name, modules[name], wanted.get(name, ())), names):

@@ -13,18 +13,21 @@ from sd.pipeline.runner import PRECISIONS
 class RunOptions:
     """Options that trade time for memory, or start-up for speed. The picture stays the same up to rounding.
 
-    Raises SettingError for `compile` with `low_memory`: compiling takes memory itself.
+    Raises SettingError for `compile` with `low_memory`, as compiling takes memory itself, and with `int8`.
     """
 
     low_memory: bool = False  # one network on the device at a time, one half of guidance at a time, nothing packed
     tiled_vae: bool = False  # pictures larger than a tile go through the VAE tile by tile
     compile: bool = False  # the UNet is compiled, once for each size: `sd.runtime.gpu.compile`
+    int8: bool = False  # most of the UNet's products are of 8-bit numbers: `sd.runtime.cpu.int8`
 
     def __post_init__(self):
         if self.compile and self.low_memory:
             raise SettingError(
                 "compile", "does not go with low memory: compiling takes memory. Leave one of the two out."
             )
+        if self.compile and self.int8:
+            raise SettingError("compile", "does not go with int8, whose code is compiled already. Leave one out.")
 
     @classmethod
     def names(cls) -> list[str]:
@@ -49,6 +52,7 @@ def has_fast_bf16() -> bool:
     return any(getattr(torch.cpu, test, bool)() for test in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
+INT8 = "int8"  # a precision
 WIDE = 256  # channels of a UNet
 LARGE = 128 * 128  # positions in latents of a large picture: 1024x1024 pixels
 LATENTS = 1024  # positions, 256x256 pixels: smaller pictures gain little from C++ kernels
@@ -57,15 +61,19 @@ LATENTS = 1024  # positions, 256x256 pixels: smaller pictures gain little from C
 def pick_precision(device: torch.device, name: str = "auto", width: int = WIDE) -> torch.dtype:
     """The dtype for the networks. "auto" is the fastest on the device that gives the same picture.
 
+    For "int8" it is that of all between the products in 8 bits, bf16; `RunOptions` has `int8` itself.
+
     width  channels of the model's UNet. A narrow one, such as the embedded model's, is no faster in bf16 on a CPU, and
            several pictures at a time are slower (see `one_by_one`)
 
     Raises ValueError for a name that does not exist.
     """
+    if name == INT8:
+        return torch.bfloat16
     if name in PRECISIONS:
         return PRECISIONS[name]
     if name != "auto":
-        raise ValueError(f"precision must be auto, {', '.join(PRECISIONS)}, got {name!r}")
+        raise ValueError(f"precision must be auto, {', '.join([*PRECISIONS, INT8])}, got {name!r}")
     if device.type == "cpu":
         return torch.bfloat16 if width >= WIDE and has_fast_bf16() else torch.float32
     # as fast as bf16 on GPUs, and 8 times as precise; a network that overflows is run again in fp32

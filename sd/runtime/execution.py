@@ -203,12 +203,12 @@ class Execution(Runner):
                 self.weights.visits = Visits(self.device(network))
         return self.weights.visits.of(network, self.weights.release)
 
-    def drop_copies(self, convolutions: Iterable[nn.Module]) -> None:
-        """Forget what was made of the weights of convolutions that are about to change: it would take memory."""
-        for conv in convolutions:
-            vars(conv).pop("_packed", None)
+    def drop_copies(self, layers: Iterable[nn.Module]) -> None:
+        """Forget what was made of the weights of layers that are about to change: it would take memory."""
+        for layer in layers:
+            vars(layer).pop("_packed", None)
             for made in self.winograd.values():
-                made.forget(conv)
+                made.forget(layer)
 
     def predict(
         self,
@@ -325,7 +325,12 @@ class Execution(Runner):
             from sd.runtime.cpu.gates import gates_joined
 
             changes.enter_context(attention_applied(network, x, self._about_to_build, latents))
-            changes.enter_context(gates_joined(network, x))
+            if self.options.int8:
+                from sd.runtime.cpu.int8 import gates_joined_in_8_bits
+
+                changes.enter_context(gates_joined_in_8_bits(network))
+            else:
+                changes.enter_context(gates_joined(network, x))
         if tile:
             from sd.runtime.seamless import seamless
 
@@ -357,7 +362,10 @@ class Execution(Runner):
         if part not in self.winograd or self.winograd[part].network is not network:
             from sd.runtime.cpu.winograd import WinogradConvolutions
 
-            self.winograd[part] = WinogradConvolutions(network, keep=is_unet, on_kept=self._give_back(network))
+            kind = WinogradConvolutions
+            if is_unet and self.options.int8:
+                from sd.runtime.cpu.int8 import WinogradIn8Bits as kind
+            self.winograd[part] = kind(network, keep=is_unet, on_kept=self._give_back(network))
         return self.winograd[part].forwards(x, latents, self._about_to_build)
 
     def _compiled(self, unet: UNet) -> "CompiledUNet":

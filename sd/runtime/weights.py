@@ -82,8 +82,8 @@ def read_parameters(
 
     A tensor is a view of the mapped file, or a copy if its precision or memory format changes.
 
-    packers  for weights that stay as they are in the file: what packs one in `dtype`, see `sd.runtime.cpu.packing`
-    resting  networks whose weights are only checked, and stay as they are in the file
+    packers  for weights that stay as they are in the file: what packs one, see `sd.runtime.cpu.packing`
+    resting  networks, and weights, that are only checked and stay as they are in the file
     returns  the tensors, and the packed ones
 
     Raises CorruptFileError for a wrong checksum, WeightMismatchError for values that are not finite in that precision.
@@ -97,10 +97,10 @@ def read_parameters(
         wanted = precision_of(name, dtype)
         fits = in_range(stored, wanted)
         if packers and name in packers and stored.dtype in PRECISIONS.values():
-            packed[name] = packers[name](stored.to(dtype))
+            packed[name] = packers[name](stored)
             release(records[name])
             return stored, fits
-        rests = name.partition(".")[0] in resting
+        rests = name in resting or name.partition(".")[0] in resting
         used = stored if rests else laid_out(stored, device, wanted)
         if rests or used.data_ptr() != stored.data_ptr():
             release(records[name])

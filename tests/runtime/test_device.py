@@ -32,7 +32,7 @@ def test_a_precision_that_is_asked_for_is_taken_and_named():
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
         assert pick_precision(cpu, name) == dtype
         assert precision_name(dtype) == name
-    with pytest.raises(ValueError, match="precision must be auto, fp32, fp16, bf16, got 'fp8'"):
+    with pytest.raises(ValueError, match="precision must be auto, fp32, fp16, bf16, int8, got 'fp8'"):
         pick_precision(cpu, "fp8")
 
 

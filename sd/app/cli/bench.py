@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
         (job,), adapters = find_adapters([Settings(prompt="", seed=0, lora=args.lora or (), **size)], config)
     sizes = sizes or [(config.native_size, config.native_size)]
     device, dtype = pick_device_and_precision(request, config)
-    options, precision = asdict(run_options(request, device, events)), precision_name(dtype)
+    options = asdict(run_options(request, device, events))
+    precision = "int8" if options.pop("int8") else precision_name(dtype)
 
     reading = {name: getattr(request, name) for name in ("weights", "prediction", "variant", "vae", "tiny_vae")}
 

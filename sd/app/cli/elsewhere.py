@@ -57,11 +57,12 @@ SAID = {  # flags -> our flag that it needs, and what to say
     "--scheduler": ("--sampler", "Use --sampler; --schedule chooses its noise levels."),
     "--fp16 --half --half-precision --float16": ("--precision", "Use --precision fp16."),
     "--bf16 --bfloat16 --force-bf16": ("--precision", "Use --precision bf16."),
+    "--int8 --q8 --quantize --quantization": ("--precision", "Use --precision int8, on a CPU."),
     "--fp32 --full --full-precision --no-half --no-half-vae --force-fp32 --float32": (
         "--precision",
         "Use --precision fp32.",
     ),
-    "--dtype --torch-dtype --type": ("--precision", "Use --precision fp32, fp16 or bf16."),
+    "--dtype --torch-dtype --type": ("--precision", "Use --precision fp32, fp16, bf16 or int8."),
     "--cpu --use-cpu --no-cuda": ("--device", "Use --device cpu."),
     "--gpu --cuda --use-gpu": ("--device", "Use --device cuda."),
     "--threads --num-threads": ("", "Set the environment variable OMP_NUM_THREADS instead."),

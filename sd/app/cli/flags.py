@@ -204,8 +204,9 @@ def add_model_flags(parser: Parser, default: str = PACKAGED, *, decodes: bool = 
             "same picture. It also decodes what --save-steps and sd explain show of each step; input pictures are "
             "still encoded by the VAE")
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: auto)")
-    add("--precision", choices=["auto", "fp32", "fp16", "bf16"], default="auto",
-        help="of the networks (default: auto, the fastest that keeps the picture)")
+    add("--precision", choices=["auto", "fp32", "fp16", "bf16", "int8"], default="auto",
+        help="of the networks (default: auto, the fastest that keeps the picture). int8, for newer CPUs: the UNet "
+        "multiplies in 8 bits, 1.5 times as fast as in bf16 and with half the memory; details of the picture change")
     add("--low-memory", action="store_true",
         help="use less memory, but more time: one network on the GPU at a time, and the predictions with and without "
         "the prompt one after the other")

@@ -104,17 +104,33 @@ def run_options(request: ModelRequest, device: "torch.device", events: Events) -
     given = {name for name in RunOptions.names() if getattr(request, name)}
     before = made_with(request, "run")
     again = {name for name in RunOptions.names() if before.get(name) is True} - given
+    if "int8" in given | again:
+        from sd.runtime.cpu.int8 import problem_of as int8_problem_of
+        from sd.runtime.cpu.int8 import require_int8
+
+        if "int8" in given:
+            require_int8(device)
+        elif request.precision != "auto":
+            again.remove("int8")
+        elif problem := int8_problem_of(device):
+            again.remove("int8")
+            events.warn(f"{request.like} was made with --precision int8, which is left out: it {problem}.")
     if "compile" in given and "low_memory" in again:
         again.remove("low_memory")
         events.warn(f"{request.like} was made with --low-memory, which is left out: it does not go with --compile.")
+    elif "compile" in given and "int8" in again:
+        again.remove("int8")
+        events.warn(f"{request.like} was made with --precision int8, which is left out: it does not go with --compile.")
     elif "compile" in again:
-        other = "low_memory" in given | again
-        problem = "does not go with --low-memory." if other else problem_of(device)
+        other = {"low_memory": "--low-memory", "int8": "--precision int8"}
+        others = [flag for name, flag in other.items() if name in given | again]
+        problem = f"does not go with {others[0]}." if others else problem_of(device)
         if problem:
             again.remove("compile")
             events.warn(f"{request.like} was made with --compile, which is left out: it {problem}")
     for name in sorted(again):
-        events.note(f"--{name.replace('_', '-')}, as {request.like} was made")
+        flag = "--precision int8" if name == "int8" else f"--{name.replace('_', '-')}"
+        events.note(f"{flag}, as {request.like} was made")
     options = RunOptions(**dict.fromkeys(given | again, True))
     if options.compile:
         require_compiler(device)
@@ -155,7 +171,8 @@ def load_model(
     for line in warnings:
         events.warn(f"{shown(request.file.name)}: {line}")
     another = "; -m FILE takes another" if request.file == embedded_model() else ""
-    for line in describe(request.file, checkpoint, f"{precision_name(dtype)} on {device.type}{another}"):
+    precision = "int8" if options.int8 else precision_name(dtype)
+    for line in describe(request.file, checkpoint, f"{precision} on {device.type}{another}"):
         events.note(line)
     return model
 

@@ -31,6 +31,10 @@ class ModelRequest:
     like: str = ""  # name of the picture whose settings are used again
     made_with: Mapping[str, object] = field(default_factory=dict)  # what that picture notes of its model and device
 
+    @property
+    def int8(self) -> bool:
+        return self.precision == "int8"
+
 
 @dataclass(frozen=True)
 class Line:

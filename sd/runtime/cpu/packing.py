@@ -73,7 +73,8 @@ def is_made_from(made: tuple | None, conv: nn.Conv2d, dtype: torch.dtype) -> boo
 
 
 @torch.no_grad()
-def pack(conv: nn.Conv2d, weight: Tensor) -> Tensor:
-    """A weight in oneDNN's own layout for this convolution, which only oneDNN can read."""
+def pack(conv: nn.Conv2d, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A weight, in this precision or its own, in oneDNN's layout for this convolution, which only oneDNN can read."""
+    weight = weight.to(dtype or weight.dtype)
     options = conv.padding, conv.stride, conv.dilation, conv.groups
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *options, [2, conv.in_channels, *TYPICAL])

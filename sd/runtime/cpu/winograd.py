@@ -3,7 +3,7 @@
 Four neighbouring results share their inputs: sums and differences of these, multiplied with sums and differences of the
 weights that are computed once, give all four with fewer products (Lavin & Gray, "Fast Algorithms for Convolutional
 Neural Networks", 2016, section 4.1). After nearest-neighbour upsampling some of the differences are zero, and 9
-products are left. `winograd.cpp` is for processors with AVX-512; in bf16, for those with AVX512-BF16 and without AMX,
+products are left. `winograd.h` is for processors with AVX-512; in bf16, for those with AVX512-BF16 and without AMX,
 whose tiles are faster. In float32 the results are the same up to rounding; in bf16, factors are rounded once more.
 
 B batch, C channels, H W height and width.
@@ -55,6 +55,8 @@ class WinogradConvolutions:
     on_kept  called with a convolution whose own weight is not needed until then
     """
 
+    positions = POSITIONS
+
     def __init__(self, network: nn.Module, *, keep: bool, on_kept: Callable[[nn.Conv2d], object] = lambda conv: None):
         self.network, self.keep, self.on_kept = network, keep, on_kept
         upsampling = upsampling_layers(network)
@@ -62,8 +64,8 @@ class WinogradConvolutions:
         plain = [module for module in network.modules() if isinstance(module, nn.Conv2d) and module not in upsampled]
         self.layers = {layer: layer for layer in plain if fits(layer)}  # and the convolution in each of them
         self.layers |= {layer: layer.conv for layer in upsampling if fits(layer.conv)}
-        # made from what, in which version and precision; the weights
-        self._made: dict[nn.Module, tuple[Tensor, int, torch.dtype, Tensor]] = {}
+        # made from what, in which version and precision; the weights as `lay_out` returns them
+        self._made: dict[nn.Module, tuple] = {}
 
     def forwards(
         self,
@@ -89,21 +91,27 @@ class WinogradConvolutions:
                 self._made.pop(layer, None)
 
     def _forward(self, layer: nn.Module, plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        conv, operator, upsampled = self.layers[layer], OPERATOR.call, not is_convolution(layer)
+        conv, upsampled = self.layers[layer], not is_convolution(layer)
 
         def forward(x: Tensor, size: torch.Size | None = None) -> Tensor:
             """(B, C, H, W) -> (B, C', H, W), or (B, C', 2H, 2W) after upsampling; `size` as in `Upsample`"""
-            if x.shape[-2:].numel() * (4 if upsampled else 1) < POSITIONS or not doubles(x, size):
+            if x.shape[-2:].numel() * (4 if upsampled else 1) < self.positions or not doubles(x, size):
                 return plain(x) if size is None else plain(x, size)
-            return operator(x, self._weights(layer), conv.bias, upsampled)
+            return self.compute(x, self._weights(layer), conv.bias, upsampled)
 
         return forward
+
+    def compute(self, x: Tensor, weights: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
+        return OPERATOR.call(x, weights, bias, upsampled)
+
+    def lay_out(self, weight: Tensor, dtype: torch.dtype, upsampled: bool) -> Tensor:
+        return lay_out(weight.to(dtype), upsampled=upsampled)
 
     def _weights(self, layer: nn.Module) -> Tensor:
         conv, made = self.layers[layer], self._made.get(layer)
         dtype = conv.bias.dtype  # the weight may be in the file's
         if not is_made_from(made, conv, dtype):
-            made = *origin(conv), dtype, lay_out(conv.weight.detach().to(dtype), upsampled=not is_convolution(layer))
+            made = *origin(conv), dtype, self.lay_out(conv.weight.detach(), dtype, not is_convolution(layer))
             if self.keep:
                 self._made[layer] = made
                 vars(conv).pop("_packed", None)  # of no use beside these, and made again for smaller feature maps

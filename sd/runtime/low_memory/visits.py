@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sd.pipeline.runner import dtype_of
+from sd.runtime.cpu.process_memory import give_back_freed_memory
 from sd.runtime.weights import laid_out
 
 
@@ -44,6 +45,7 @@ class Visits:
                 self._users[network] -= 1
                 if not self._users[network]:
                     self._ends.pop(network).close()
+                    give_back_freed_memory()
 
 
 @contextmanager
@@ -57,10 +59,22 @@ def visiting(network: nn.Module, device: torch.device, release: Callable[[str], 
         if part:
             release(f"{part}.{name}")
 
+    def in_8_bits(name: str) -> nn.Module | None:
+        """The layer that computes with a copy of this weight that it makes itself."""
+        module, _, leaf = name.rpartition(".")
+        layer = network.get_submodule(module)
+        return layer if leaf == "weight" and hasattr(layer, "packed") else None
+
     try:
         for name, home in homes.items():
+            if layer := in_8_bits(name):
+                layer.packed()
+                release(f"{part}.{name}")
+                continue
             put(name, nn.Parameter(laid_out(home.detach(), device, dtype), requires_grad=home.requires_grad))
         yield
     finally:
         for name, home in homes.items():
+            if layer := in_8_bits(name):
+                layer.__dict__.pop("_packed", None)
             put(name, home)

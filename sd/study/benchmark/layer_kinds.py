@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from sd.runtime.cpu import attention as fast_attention
 from sd.runtime.cpu import gates as joined_gates
-from sd.runtime.cpu import winograd
+from sd.runtime.cpu import int8, winograd
 from sd.runtime.cpu.packing import CONVOLUTION as PACKED
 from sd.runtime.cpu.precise_norms import precise_group_norm
 from sd.study.clock import seconds_of, synchronize
@@ -31,7 +31,7 @@ KINDS = {  # name -> heading in a table
 }
 NORMS = (F.group_norm, precise_group_norm, F.layer_norm, F.silu, F.gelu, torch.sigmoid, torch.rsqrt)
 CONVOLUTIONS = (F.conv2d,) if PACKED is None else (F.conv2d, PACKED)
-PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__)
+PRODUCTS = (F.linear, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__, int8.LINEAR)
 RATE_RUNS = 5  # repetitions; the best counts
 COPIED = 1 << 28  # bytes, more than caches hold
 
@@ -79,7 +79,7 @@ class Profile:
 
 def kind_of(function: Callable, args: Sequence[object]) -> str:
     """The name in KINDS under which a call counts."""
-    if winograd.OPERATOR.is_(function):
+    if winograd.OPERATOR.is_(function) or int8.WINOGRAD.is_(function) or function is int8.CONVOLUTION:
         return CONVOLUTION
     if function in CONVOLUTIONS:
         return CONVOLUTION if max(args[1].shape[2:]) > 1 else LINEAR
@@ -92,10 +92,12 @@ def kind_of(function: Callable, args: Sequence[object]) -> str:
 
 def operations_of(function: Callable, args: Sequence[object], output: Tensor) -> int:
     """Operations of one call; `sd.study.architecture.calls.COUNTED` says what is counted."""
-    if winograd.OPERATOR.is_(function):
+    if winograd.OPERATOR.is_(function) or int8.WINOGRAD.is_(function):
         return 2 * 9 * args[0].shape[1] * output.numel()  # by the definition, as for any convolution
     if function in CONVOLUTIONS:
         return 2 * args[1].shape[1:].numel() * output.numel()  # each output value sums over C * k * k products
+    if function is int8.CONVOLUTION:
+        return 2 * args[3].shape[1:].numel() * output.numel()
     if function in PRODUCTS:
         return 2 * args[0].shape[-1] * output.numel()
     if joined_gates.OPERATOR.is_(function):

@@ -1,0 +1,243 @@
+// Convolutions by Winograd's algorithm with products in 8 bits, for processors with AVX512-VNNI; and what lies between
+// other such products: rounding what goes into them, the gate of a feed-forward, and scales that differ from row to row.
+//
+// A number is stored as q from 0 to 255, and stands for scale * (q - zero).
+
+#include <cfloat>
+#include <cmath>
+
+#include "winograd.h"
+
+constexpr long WIDTH = 16;
+constexpr int MIDDLE = 128;  // the zero of numbers that are rounded to as many steps above as below
+
+static inline __mmask16 lanes(long count) { return (__mmask16)_cvtu32_mask16(count >= WIDTH ? 0xFFFF : (1u << count) - 1); }
+
+// 16 numbers, the first `count` of them from memory and the others zero
+static inline __m512 some(const bf16 *from, long count) {
+    const __m256i part = _mm256_maskz_loadu_epi16(lanes(count), from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
+}
+
+static inline void store(uint8_t *to, __m512 x, __m512 factor, __m512 zero, long count) {
+    const __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, factor, zero));
+    _mm_mask_storeu_epi8(to, lanes(count), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
+}
+
+struct Range {
+    float low, high;
+    bool is_number;
+};
+
+// The smallest and the largest of some numbers and zero.
+static Range range_of(const bf16 *x, long count) {
+    __m512 low = _mm512_setzero_ps(), high = low;
+    __mmask16 not_numbers = 0;
+    for (long k = 0; k < count; k += WIDTH) {
+        const __m512 a = some(x + k, count - k);
+        low = _mm512_min_ps(low, a);
+        high = _mm512_max_ps(high, a);
+        not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    }
+    return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), !not_numbers};
+}
+
+using Sixteen = int32_t __attribute__((vector_size(64)));  // an array of __m512i would not stay in registers
+
+// What is multiplied is rounded for each tile and point; so are the weights,
+// for each output and point, elsewhere.
+struct Convolution8 : Convolution<bf16> {
+    const int8_t *factors;  // [panel][point][input / 4][PANEL][4]
+    const float *scales;    // [panel][point][PANEL] of the factors
+    const int32_t *begins;  // [panel][point][PANEL] what the zero of the inputs, which is 128, adds to the sums
+
+    // u[point][tile][input] -> q, and the step of each of its rows
+    void round(const bf16 *u, long count, uint8_t *q, float *steps) const {
+        for (long p = 0; p < POINTS; p++)
+            for (long t = 0; t < count && counts(upsampled, p); t++) {
+                const bf16 *from = u + (p * TILES + t) * in;
+                __m512 most = _mm512_setzero_ps();
+                __mmask16 not_numbers = 0;
+                for (long k = 0; k < in; k += 16) {
+                    const __m512 a = widened(from + k);
+                    most = _mm512_max_ps(most, _mm512_abs_ps(a));
+                    not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+                }
+                const float highest = _mm512_reduce_max_ps(most), step = highest > 0 ? highest / 127 : 1;
+                steps[p * TILES + t] = not_numbers ? NAN : step;
+                const __m512 factor = _mm512_set1_ps(1 / step);
+                for (long k = 0; k < in; k += 16) {
+                    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(widened(from + k), factor));
+                    const __m128i bytes = _mm512_cvtsepi32_epi8(whole);
+                    uint8_t *to = q + (p * TILES + t) * in + k;
+                    _mm_store_si128(reinterpret_cast<__m128i *>(to), _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
+                }
+            }
+    }
+
+    void multiply_rows(const uint8_t *q, const float *steps, long place, float *m) const {
+        const int8_t *panel = factors + place * in * PANEL;
+        Sixteen sums[ROWS][4];
+#pragma GCC unroll 6
+        for (long r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+            for (long n = 0; n < 4; n++) sums[r][n] = (Sixteen)_mm512_loadu_si512(begins + place * PANEL + n * 16);
+        for (long k = 0; k < in; k += 4, panel += PANEL * 4) {
+            __m512i w[4];
+            for (long n = 0; n < 4; n++) w[n] = _mm512_loadu_si512(panel + n * 64);
+#pragma GCC unroll 6
+            for (long r = 0; r < ROWS; r++) {
+                int32_t four;
+                memcpy(&four, q + r * in + k, 4);
+                for (long n = 0; n < 4; n++) sums[r][n] = (Sixteen)_mm512_dpbusd_epi32((__m512i)sums[r][n], _mm512_set1_epi32(four), w[n]);
+            }
+        }
+#pragma GCC unroll 6
+        for (long r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
+            for (long n = 0; n < 4; n++) {
+                const __m512 scale = _mm512_mul_ps(_mm512_set1_ps(steps[r]), _mm512_loadu_ps(scales + place * PANEL + n * 16));
+                _mm512_store_ps(m + r * PANEL + n * 16, _mm512_mul_ps(_mm512_cvtepi32_ps((__m512i)sums[r][n]), scale));
+            }
+    }
+
+    void multiply(const uint8_t *q, const float *steps, long count, long panel, float *m) const {
+        long place = panel * points(upsampled);
+        for (long p = 0; p < POINTS; p++) {
+            if (!counts(upsampled, p)) continue;
+            for (long t = p * TILES; t < p * TILES + count; t += ROWS)
+                multiply_rows(q + t * in, steps + t, place, m + t * PANEL);
+            place++;
+        }
+    }
+
+    static long memory_for(long in) { return POINTS * TILES * (in * 3 + PANEL * 4 + 4); }
+
+    void run(char *memory, long threads) const {
+        const long chunks = up(tiles(), TILES) / TILES, all = POINTS * TILES;
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+        for (long chunk = 0; chunk < chunks; chunk++) {
+            float *m = reinterpret_cast<float *>(memory + omp_get_thread_num() * memory_for(in)), *steps = m + all * PANEL;
+            bf16 *u = reinterpret_cast<bf16 *>(steps + all);
+            uint8_t *q = reinterpret_cast<uint8_t *>(u + all * in);
+            const long first = chunk * TILES, count = tiles() - first < TILES ? tiles() - first : TILES;
+            read(first, count, u);
+            round(u, count, q, steps);
+            for (long panel = 0; panel < out / PANEL; panel++) {
+                multiply(q, steps, count, panel, m);
+                write(m, first, count, panel);
+            }
+        }
+    }
+};
+
+extern "C" {
+
+// x (batch, rows, columns, channels) -> y, which is larger by `pad` rows and columns of zeros on each side. Writes the
+// scale of all numbers, which is NaN if one of them is, and the zero to `how`.
+void sd_int8_round(const bf16 *x, uint8_t *y, long batch, long rows, long columns, long channels, long pad, float *how,
+                   long threads) {
+    const long lines = batch * rows, line = columns * channels;
+    float low = 0, high = 0;
+    bool numbers = true;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : low) reduction(max : high) \
+    reduction(&& : numbers)
+    for (long i = 0; i < lines; i++) {
+        const Range range = range_of(x + i * line, line);
+        low = range.low < low ? range.low : low;
+        high = range.high > high ? range.high : high;
+        numbers = numbers && range.is_number;
+    }
+    const float span = high - low, scale = span > 0 ? span / 255 : 1;
+    const int zero = (int)_mm_cvtss_si32(_mm_set_ss(-low / scale));
+    how[0] = numbers ? scale : NAN;
+    how[1] = (float)zero;
+    const __m512 factor = _mm512_set1_ps(1 / scale), shift = _mm512_set1_ps((float)zero);
+    const long wide = columns + 2 * pad, high_rows = rows + 2 * pad;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < lines; i++) {
+        const long picture = i / rows, row = i % rows;
+        uint8_t *to = y + ((picture * high_rows + row + pad) * wide) * channels;
+        memset(to, zero, pad * channels);
+        for (long k = 0; k < line; k += WIDTH)
+            store(to + pad * channels + k, some(x + i * line + k, line - k), factor, shift, line - k);
+        memset(to + (pad + columns) * channels, zero, pad * channels);
+        if (row == 0) memset(to - pad * wide * channels, zero, pad * wide * channels);
+        if (row == rows - 1) memset(to + wide * channels, zero, pad * wide * channels);
+    }
+}
+
+// x, times the gate if there is one -> y (rows, width), around MIDDLE, with a scale for each row
+void sd_int8_round_rows(const bf16 *x, const bf16 *gate, uint8_t *y, float *scales, long rows, long width,
+                        float *memory, long threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++) {
+        float *product = memory + omp_get_thread_num() * up(width, WIDTH);
+        __m512 most = _mm512_setzero_ps();
+        __mmask16 not_numbers = 0;
+        for (long k = 0; k < width; k += WIDTH) {
+            __m512 a = some(x + i * width + k, width - k);
+            if (gate) a = _mm512_mul_ps(a, some(gate + i * width + k, width - k));
+            _mm512_storeu_ps(product + k, a);
+            most = _mm512_max_ps(most, _mm512_abs_ps(a));
+            not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+        }
+        const float highest = _mm512_reduce_max_ps(most), scale = highest > 0 ? highest / 127 : 1;
+        scales[i] = not_numbers ? NAN : scale;
+        const __m512 factor = _mm512_set1_ps(1 / scale), middle = _mm512_set1_ps(MIDDLE);
+        for (long k = 0; k < width; k += WIDTH)
+            store(y + i * width + k, _mm512_loadu_ps(product + k), factor, middle, width - k);
+    }
+}
+
+// x (rows, width): each row times its scale, plus bias, in place
+void sd_int8_rescale(bf16 *x, const float *scales, const float *bias, long rows, long width, long threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < rows; i++)
+        for (long k = 0; k < width; k += WIDTH) {
+            const __mmask16 mask = lanes(width - k);
+            const __m512 a = some(x + i * width + k, width - k), b = _mm512_maskz_loadu_ps(mask, bias + k);
+            const __m512 scaled = _mm512_fmadd_ps(a, _mm512_set1_ps(scales[i]), b);
+            _mm256_mask_storeu_epi16(x + i * width + k, mask, (__m256i)_mm512_cvtneps_pbh(scaled));
+        }
+}
+
+// What Convolution8 needs of weights w, as in `lay_out`. memory: for each thread 16 * PANEL * in numbers
+void sd_winograd_weights_int8(const float *w, int8_t *factors, float *scales, int32_t *begins, long in, long out,
+                              long next_input, long next_place, long upsampled, float *memory, long threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (long panel = 0; panel < out / PANEL; panel++) {
+        float *plain = memory + omp_get_thread_num() * POINTS * PANEL * in;
+        lay_out(w + panel * PANEL * in * 9, plain, in, PANEL, next_input, next_place, upsampled, 1);
+        for (long p = 0; p < points(upsampled); p++)
+            for (long n = 0; n < PANEL; n += 16) {
+                const float *from = plain + p * in * PANEL + n;
+                const long place = (panel * points(upsampled) + p) * PANEL;
+                __m512 most = _mm512_set1_ps(FLT_MIN);
+                for (long k = 0; k < in; k++) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(from + k * PANEL)));
+                const __m512 scale = _mm512_div_ps(most, _mm512_set1_ps(127)), factor = _mm512_div_ps(_mm512_set1_ps(1), scale);
+                __m512i sum = _mm512_setzero_si512();
+                for (long k = 0; k < in; k += 4) {
+                    __m512i four = _mm512_setzero_si512();
+                    for (int i = 0; i < 4; i++) {
+                        const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(from + (k + i) * PANEL), factor);
+                        const __m512i q = _mm512_cvtps_epi32(x);
+                        sum = _mm512_add_epi32(sum, q);
+                        const __m512i byte = _mm512_and_epi32(q, _mm512_set1_epi32(255));
+                        four = _mm512_or_epi32(four, _mm512_sllv_epi32(byte, _mm512_set1_epi32(8 * i)));
+                    }
+                    _mm512_storeu_si512(factors + place * in + (k * PANEL + n * 4), four);
+                }
+                _mm512_storeu_ps(scales + place + n, scale);
+                _mm512_storeu_si512(begins + place + n, _mm512_mullo_epi32(sum, _mm512_set1_epi32(-MIDDLE)));
+            }
+    }
+}
+
+// As sd_winograd_bf16.
+long sd_winograd_memory_int8(long in) { return Convolution8::memory_for(in); }
+void sd_winograd_int8(const bf16 *x, const int8_t *factors, const float *scales, const int32_t *begins,
+                                 const bf16 *bias, bf16 *y, const long *s, char *memory, long threads) {
+    Convolution8{{x, nullptr, bias, y, s[0], s[1], s[2], s[3], s[4], s[5] != 0}, factors, scales, begins}.run(memory, threads);
+}
+}

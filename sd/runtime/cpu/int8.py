@@ -1,0 +1,338 @@
+"""Linear layers and convolutions of a UNet in 8 bits, on processors with AVX512-VNNI or AMX: `--precision int8`.
+
+Weights get a scale for each output channel, once. What is multiplied with them gets one scale and one zero for a whole
+array in every call; in the hidden values of feed-forwards, which differ most, one scale for each token. oneDNN sums
+their products in 32 bits, exactly, and adds the bias; `int8.cpp` rounds what goes in. Which layers are left out was
+measured: docs/performance-int8.md.
+
+With whole numbers q and w, and scales s and t, x = s (q - zero) and the weight t w give
+x . weight = s t (q . w - zero * sum of w): Jacob et al., "Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference" (2018), eqs. 1 to 7. The last product is added to the bias.
+
+B batch, T tokens, C channels, H W height and width, D width of a token, N numbers of a result.
+"""
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sd.networks.attention import GEGLU, SpatialTransformer, TransformerBlock
+from sd.networks.unet import Downsample, ResidualBlock, UNet, Upsample
+from sd.pipeline.errors import SettingError
+from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, Kernel, cpu_flags
+from sd.runtime.cpu.operators import Operator
+from sd.runtime.cpu.packing import origin
+from sd.runtime.cpu.winograd import OUTPUTS, WinogradConvolutions, fits
+from sd.runtime.patching import patched
+
+LINEAR = getattr(torch.ops.onednn, "qlinear_pointwise", None)  # there are builds of PyTorch without oneDNN
+CONVOLUTION = getattr(torch.ops.onednn, "qconv_pointwise", None)
+SUMS = "avx512_vnni"  # of four products of 8 bits
+MIDDLE = 128  # the zero, of 0 to 255, where there is a scale for each token
+PART = 128  # output channels whose weights are rounded at a time
+TINY = torch.finfo(torch.float32).tiny
+TYPICAL = 18, 18  # feature map with its padding
+MARGIN = 16  # numbers that are written at a time
+FUNCTIONS = {
+    "sd_int8_round": ([ADDRESS] * 2 + [NUMBER] * 5 + [ADDRESS, NUMBER], None),
+    "sd_int8_round_rows": ([ADDRESS] * 4 + [NUMBER] * 2 + [ADDRESS, NUMBER], None),
+    "sd_int8_rescale": ([ADDRESS] * 3 + [NUMBER] * 3, None),
+    "sd_winograd_memory_int8": ([NUMBER], NUMBER),
+    "sd_winograd_weights_int8": ([ADDRESS] * 4 + [NUMBER] * 5 + [ADDRESS, NUMBER], None),
+    "sd_winograd_int8": ([ADDRESS] * 6 + [ctypes.POINTER(NUMBER), ADDRESS, NUMBER], None),
+}
+KERNEL = Kernel("int8", features=lambda: AVX512 | {PAIRS, SUMS}, functions=lambda: FUNCTIONS)
+
+
+def problem_of(device: torch.device) -> str | None:
+    """Why networks cannot compute in 8 bits on this device; None if they can."""
+    if device.type != "cpu":
+        return "is for CPUs"
+    if not cpu_flags() >= AVX512 | {PAIRS, SUMS}:
+        return "needs a processor with AVX512-VNNI and AVX512-BF16, such as AMD's Zen 4 or Intel's Sapphire Rapids"
+    if LINEAR is None or CONVOLUTION is None or not torch.backends.mkldnn.enabled:
+        return "needs a build of PyTorch with oneDNN"
+    if KERNEL.library() is None:
+        return f"needs a C++ compiler{f': {KERNEL.problem}' if KERNEL.problem else ', g++ or the one named in CXX'}"
+    return None
+
+
+class Packed(NamedTuple):
+    """A weight in 8 bits, or the part of it that belongs to some of the output channels.
+
+    values  in oneDNN's layout, which only oneDNN can read
+    scales  (N,) what one step of the values stands for
+    sums    (N,) of each output channel's weights, as they are in 8 bits
+    zeros   (N,) that of each scale, whole numbers
+    """
+
+    values: Tensor
+    scales: Tensor
+    sums: Tensor
+    zeros: Tensor
+
+
+class Inputs(NamedTuple):
+    """Numbers in 8 bits: each stands for scale * (value - zero)."""
+
+    values: Tensor
+    scale: float
+    zero: int
+
+
+class Int8Layer:
+    """A layer that computes with a copy of its weight in 8 bits, without gradients.
+
+    The weight itself stays as it is in the file. The copy is made again when the weight has changed; changes through
+    `.data` are not seen. For inputs in float32, and where gradients are needed, the weight itself is used.
+    """
+
+    parts = 1  # products in which the outputs are computed
+    waits = False  # until a picture is made: its size decides how the weight is laid out
+
+    def packed(self) -> tuple[Packed, ...]:
+        made, (weight, version) = vars(self).get("_packed"), origin(self)
+        if made is None or (made[0].data_ptr(), made[1]) != (weight.data_ptr(), version):
+            self.use(self.pack(weight))
+        return self._packed[2]
+
+    def use(self, packed: tuple[Packed, ...]) -> None:
+        self._packed = *origin(self), packed
+
+    def pack(self, weight: Tensor) -> tuple[Packed, ...]:
+        return tuple(self._pack(*in_8_bits(part)) for part in weight.detach().chunk(self.parts))
+
+    def _pack(self, values: Tensor, scales: Tensor) -> Packed:
+        sums = values.flatten(1).sum(1, dtype=torch.int64).to(torch.float32).mul_(scales)
+        return Packed(self.laid_out(values, scales), scales, sums, torch.zeros_like(scales, dtype=torch.int32))
+
+    def is_exact(self, x: Tensor) -> bool:
+        """Whether inputs like x are multiplied with the weight itself."""
+        return x.dtype != torch.bfloat16 or x.device.type != "cpu" or x.requires_grad or self.weight.requires_grad
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_packed"}  # copies make their own
+
+
+class Int8Linear(Int8Layer, nn.Linear):
+    def laid_out(self, values: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(values, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., N)"""
+        if self.is_exact(x):
+            return F.linear(x, self.weight.to(x.dtype), self.bias)
+        inputs = to_8_bits(x)
+        results = [self.product(inputs, part) for part in range(self.parts)]
+        return (torch.cat(results, -1) if len(results) > 1 else results[0]).unflatten(0, x.shape[:-1])
+
+    def product(self, x: Inputs, part: int = 0, then: str = "none") -> Tensor:
+        """(..., D) -> (T, N) of some of the outputs. then: "gelu" is applied to them"""
+        packed = self.packed()[part]
+        bias = packed.sums * (-x.scale * x.zero)
+        if self.bias is not None:
+            bias += self.bias.chunk(self.parts)[part]
+        return multiply(x.values.flatten(0, -2), x.scale, packed, bias, then)
+
+
+class Int8Conv1x1(Int8Layer, nn.Conv2d):
+    """With a scale for each position."""
+
+    def laid_out(self, values: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.onednn.qlinear_prepack(values.flatten(1), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, H, W)"""
+        if self.is_exact(x):
+            return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
+        x = x.permute(0, 2, 3, 1)
+        return by_row(self, x.flatten(0, -2)).unflatten(0, x.shape[:-1]).permute(0, 3, 1, 2)
+
+
+class Int8Conv2d(Int8Layer, nn.Conv2d):
+    @property
+    def waits(self) -> bool:
+        return fits(self)
+
+    def laid_out(self, values: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.onednn.qconv_prepack(values, scales, 1.0, 0, *self.sizes, [2, self.in_channels, *TYPICAL])
+
+    @property
+    def sizes(self) -> tuple:
+        return self.stride, (0, 0), self.dilation, self.groups  # inputs have their padding already
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, H', W')"""
+        if self.is_exact(x):
+            return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
+        (packed,), inputs = self.packed(), to_8_bits(x.permute(0, 2, 3, 1), self.padding[0])
+        bias = torch.add(self.bias, packed.sums, alpha=-inputs.scale * inputs.zero)
+        how = packed.scales, packed.zeros, bias, *self.sizes, 1.0, 0, torch.bfloat16, "none", [], ""
+        return CONVOLUTION(inputs.values.permute(0, 3, 1, 2), inputs.scale, 0, packed.values, *how)
+
+
+def require_int8(device: torch.device) -> None:
+    """Raises SettingError where networks on that device cannot compute in 8 bits."""
+    if problem := problem_of(device):
+        raise SettingError("precision", f"int8 {problem}. Leave it out, or choose another.")
+
+
+def make_int8(unet: UNet) -> dict[str, Int8Layer]:
+    """Have a UNet compute in 8 bits from now on, and return the layers that do, by name."""
+    found: set[nn.Module] = set()
+    for module in unet.modules():
+        if isinstance(module, SpatialTransformer):
+            found |= {module.proj_in, module.proj_out}
+        elif isinstance(module, TransformerBlock):
+            own, text, feed_forward = module.self_attention, module.cross_attention, module.feed_forward
+            feed_forward.proj_in.parts = 2  # value and gate
+            found |= {own.q, own.k, own.v, own.out, text.q, text.out, feed_forward.proj_in, feed_forward.proj_out}
+        elif isinstance(module, ResidualBlock):
+            found |= {module.conv1, module.conv2, module.skip}
+        elif isinstance(module, Downsample | Upsample):
+            found |= {module.conv}
+    for module in found:
+        if isinstance(module, nn.Linear):
+            module.__class__ = Int8Linear
+        elif isinstance(module, nn.Conv2d):
+            module.__class__ = Int8Conv1x1 if module.kernel_size == (1, 1) else Int8Conv2d
+    return {name: module for name, module in unet.named_modules() if isinstance(module, Int8Layer)}
+
+
+class WinogradIn8Bits(WinogradConvolutions):
+    """Winograd's algorithm with factors in 8 bits: inputs with a scale for each tile and point, weights for each point
+    and output. So it is faster for small feature maps, too.
+    """
+
+    positions = 64
+
+    def forwards(self, x: Tensor, *how: object) -> dict[nn.Module, Callable[..., Tensor]]:
+        return super().forwards(x, *how) if x.dtype == torch.bfloat16 else {}
+
+    def lay_out(self, weight: Tensor, dtype: torch.dtype, upsampled: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights (N/64, points, C/4, 64, 4), their scales, and what the inputs' zero adds (N/64, points, 64)."""
+        weight = weight.to(torch.float32)
+        weight = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+        (outputs, inputs), threads = weight.shape[:2], torch.get_num_threads()
+        shape = outputs // OUTPUTS, 9 if upsampled else 16
+        values = weight.new_empty(*shape, inputs // 4, OUTPUTS, 4, dtype=torch.int8)
+        scales, begins = (weight.new_empty(*shape, OUTPUTS, dtype=kind) for kind in (torch.float32, torch.int32))
+        memory = weight.new_empty(threads, 16, OUTPUTS, inputs)
+        addresses = [each.data_ptr() for each in (weight, values, scales, begins)]
+        sizes = inputs, outputs, weight.stride(1), weight.stride(3), upsampled
+        _code().sd_winograd_weights_int8(*addresses, *sizes, memory.data_ptr(), threads)
+        return values, scales, begins
+
+    def compute(self, x: Tensor, weights: tuple[Tensor, Tensor, Tensor], bias: Tensor, upsampled: bool) -> Tensor:
+        return WINOGRAD.call(x, *weights, bias, upsampled)
+
+
+def gates_joined_in_8_bits(network: nn.Module) -> AbstractContextManager[None]:
+    """Within this context, what a network's gates let pass gets a scale for each token and is written in 8 bits."""
+    gates = (module for module in network.modules() if isinstance(module, GEGLU))
+    return patched({gate: _forward(gate) for gate in gates if isinstance(gate.proj_out, Int8Layer)})
+
+
+def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
+    plain = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        """`GEGLU.forward`"""
+        if layer.proj_in.is_exact(x) or layer.proj_out.is_exact(x):
+            return plain(x)
+        inputs = to_8_bits(x)
+        value, gate = layer.proj_in.product(inputs, 0), layer.proj_in.product(inputs, 1, "gelu")
+        return by_row(layer.proj_out, value, gate).unflatten(0, x.shape[:-1])
+
+    return forward
+
+
+def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (N, ...) -> from -127 to 127, and the scales (N,) of the output channels."""
+    rounded = []
+    for part in weight.split(PART):  # temporary copies stay small
+        part = part.to(torch.float32)
+        scales = torch.linalg.vector_norm(part.flatten(1), torch.inf, 1).div_(127).clamp_min_(TINY)
+        rounded.append(((part.flatten(1) / scales[:, None]).round_().to(torch.int8).view(part.shape), scales))
+    values, scales = zip(*rounded, strict=True)
+    return torch.cat(values), torch.cat(scales)
+
+
+def to_8_bits(x: Tensor, pad: int = 0) -> Inputs:
+    """(B, H, W, C) -> (B, H + 2 pad, W + 2 pad, C) with zeros around; with no pad, of any shape."""
+    values, how = ROUND.call(x, pad)
+    scale, zero = how.tolist()
+    return Inputs(values, scale, int(zero))
+
+
+def by_row(layer: Int8Layer, x: Tensor, gate: Tensor | None = None) -> Tensor:
+    """x (T, D), times the gate if there is one, goes through a layer -> (T, N), with a scale for each row of x."""
+    (packed,), (values, scales) = layer.packed(), ROUND_ROWS.call(x, gate)
+    result = multiply(values, 1.0, packed, packed.sums * -MIDDLE)
+    return RESCALE.call(result, scales, layer.bias.to(torch.float32))
+
+
+def multiply(x: Tensor, scale: float, weight: Packed, bias: Tensor, then: str = "none") -> Tensor:
+    """scale * x (T, D) times the weight, plus bias (N,) -> (T, N)"""
+    how = weight.scales, weight.zeros, bias, 1.0, 0, torch.bfloat16, then, [], "none"
+    return LINEAR(x, scale, 0, weight.values, *how)
+
+
+def _round(x: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    how = x.new_empty(2, dtype=torch.float32)
+    batch, rows, columns = x.shape[:3] if pad else (1, x.shape[:-1].numel(), 1)
+    shape = (batch, rows + 2 * pad, columns + 2 * pad, x.shape[-1]) if pad else x.shape
+    values = x.new_empty(shape, dtype=torch.uint8)
+    sizes = batch, rows, columns, x.shape[-1], pad
+    _code().sd_int8_round(x.data_ptr(), values.data_ptr(), *sizes, how.data_ptr(), torch.get_num_threads())
+    return values, how
+
+
+def _round_rows(x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    (rows, width), threads = x.shape, torch.get_num_threads()
+    values, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(rows, dtype=torch.float32)
+    memory = x.new_empty(threads, width + MARGIN, dtype=torch.float32)
+    addresses = x.data_ptr(), None if gate is None else gate.data_ptr(), values.data_ptr(), scales.data_ptr()
+    _code().sd_int8_round_rows(*addresses, rows, width, memory.data_ptr(), threads)
+    return values, scales
+
+
+def _rescale(x: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
+    addresses = [each.data_ptr() for each in (x, scales, bias)]
+    _code().sd_int8_rescale(*addresses, *x.shape, torch.get_num_threads())
+    return x
+
+
+def _winograd(x: Tensor, values: Tensor, scales: Tensor, begins: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
+    """`sd.runtime.cpu.winograd.convolve`"""
+    x, times, threads = x.contiguous(memory_format=torch.channels_last), 2 if upsampled else 1, torch.get_num_threads()
+    batch, inputs, height, width = x.shape
+    result = x.new_empty(batch, times * height, times * width, len(bias))
+    memory = x.new_empty(threads * _code().sd_winograd_memory_int8(inputs), dtype=torch.uint8)
+    sizes = (ctypes.c_long * 6)(batch, times * height, times * width, inputs, len(bias), upsampled)
+    addresses = [each.data_ptr() for each in (x, values, scales, begins, bias, result)]
+    _code().sd_winograd_int8(*addresses, sizes, memory.data_ptr(), threads)
+    return result.permute(0, 3, 1, 2)
+
+
+def _code() -> ctypes.CDLL:
+    code = KERNEL.library()
+    if code is None:
+        raise RuntimeError("the functions for 8 bits were not compiled on this machine")
+    return code
+
+
+ROUND = Operator("int8_round(Tensor x, int pad) -> (Tensor, Tensor)", _round)
+ROUND_ROWS = Operator("int8_round_rows(Tensor x, Tensor? gate) -> (Tensor, Tensor)", _round_rows)
+WINOGRAD = Operator(
+    "winograd_int8(Tensor x, Tensor values, Tensor scales, Tensor begins, Tensor bias, bool upsampled) -> Tensor",
+    _winograd,
+)
+RESCALE = Operator("int8_rescale(Tensor(a!) x, Tensor scales, Tensor bias) -> Tensor(a!)", _rescale)
