@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmark_contender import INT8, Options
 from benchmark_openvino import OpenVINO, save_whole
 
-CALIBRATION_STEPS = 6  # of one guided run; the UNet's inputs in it set the ranges of the activations
+CALIBRATION_STEPS = 3  # of one guided run; the UNet's inputs in it set the ranges of the activations
 CALIBRATION_SIZE = 512
 
 

@@ -77,11 +77,11 @@ class Report:
         return row.spread.median / first.spread.median
 
     def over_floor(self, contender: str, case: str) -> float | None:
-        """A picture end to end as a multiple of its floor, the sum of its steps and its decoding."""
+        """A picture end to end as a multiple of its floor, its steps and its decoding; of each the shortest time."""
         rows = [self.row(contender, case, what) for what in (PICTURES, STEP, DECODE)]
         if None in rows or case not in self.steps:
             return None
-        picture, step, decode = (row.spread.median for row in rows)
+        picture, step, decode = (row.spread.shortest for row in rows)
         return picture / (self.steps[case] * step + decode)
 
     def to_dict(self) -> dict:
@@ -117,7 +117,8 @@ def remarks(report: Report, case: str) -> Iterator[str]:
     floors = {name: report.over_floor(name, case) for name in report.contenders(case)}
     found = [f"{name} {ratio:.2f}" for name, ratio in floors.items() if ratio]
     if found:
-        yield f"end to end as a multiple of {report.steps[case]} steps and a decoding: {', '.join(found)}"
+        floor = f"{report.steps[case]} steps and a decoding"
+        yield f"end to end as a multiple of {floor}, by the shortest times: {', '.join(found)}"
 
 
 def case_rows(report: Report, case: str) -> list[list[str]]:
