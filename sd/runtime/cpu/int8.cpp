@@ -8,71 +8,38 @@
 
 #include "winograd.h"
 
-constexpr long WIDTH = 16;
 constexpr int MIDDLE = 128;  // the zero of numbers that are rounded to as many steps above as below
-
-static inline __mmask16 lanes(long count) { return (__mmask16)_cvtu32_mask16(count >= WIDTH ? 0xFFFF : (1u << count) - 1); }
-
-// 16 numbers, the first `count` of them from memory and the others zero
-static inline __m512 some(const bf16 *from, long count) {
-    const __m256i part = _mm256_maskz_loadu_epi16(lanes(count), from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
-}
-
-static inline void store(uint8_t *to, __m512 x, __m512 factor, __m512 zero, long count) {
-    const __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, factor, zero));
-    _mm_mask_storeu_epi8(to, lanes(count), _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512())));
-}
-
-struct Range {
-    float low, high;
-    bool is_number;
-};
-
-// The smallest and the largest of some numbers and zero.
-static Range range_of(const bf16 *x, long count) {
-    __m512 low = _mm512_setzero_ps(), high = low;
-    __mmask16 not_numbers = 0;
-    for (long k = 0; k < count; k += WIDTH) {
-        const __m512 a = some(x + k, count - k);
-        low = _mm512_min_ps(low, a);
-        high = _mm512_max_ps(high, a);
-        not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-    }
-    return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), !not_numbers};
-}
-
 using Sixteen = int32_t __attribute__((vector_size(64)));  // an array of __m512i would not stay in registers
 
-// What is multiplied is rounded for each tile and point; so are the weights,
-// for each output and point, elsewhere.
+// The nearest of the steps from -127 to 127 for each number. at: the 16 numbers from a place on; `count` is a multiple
+// of 16. Returns the step, NaN if one of the numbers is.
+template <class At> static float round_row(At at, uint8_t *q, long count) {
+    __m512 most = _mm512_setzero_ps();
+    __mmask16 not_numbers = 0;
+    for (long k = 0; k < count; k += 16) {
+        most = _mm512_max_ps(most, _mm512_abs_ps(at(k)));
+        not_numbers |= _mm512_cmp_ps_mask(at(k), at(k), _CMP_UNORD_Q);
+    }
+    const float highest = _mm512_reduce_max_ps(most), step = highest > FLT_MIN * 127 ? highest / 127 : 1;
+    const __m512 factor = _mm512_set1_ps(1 / step);
+    for (long k = 0; k < count; k += 16) {
+        const __m128i bytes = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(at(k), factor)));
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(q + k), _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
+    }
+    return not_numbers ? NAN : step;
+}
+
+// What is multiplied is rounded for each tile and point; so are the weights, for each output and point, elsewhere.
 struct Convolution8 : Convolution<bf16> {
     const int8_t *factors;  // [panel][point][input / 4][PANEL][4]
     const float *scales;    // [panel][point][PANEL] of the factors
-    const int32_t *begins;  // [panel][point][PANEL] what the zero of the inputs, which is 128, adds to the sums
+    const int32_t *begins;  // [panel][point][PANEL] of the sums, as the zero of the inputs is MIDDLE
 
     // u[point][tile][input] -> q, and the step of each of its rows
     void round(const bf16 *u, long count, uint8_t *q, float *steps) const {
         for (long p = 0; p < POINTS; p++)
-            for (long t = 0; t < count && counts(upsampled, p); t++) {
-                const bf16 *from = u + (p * TILES + t) * in;
-                __m512 most = _mm512_setzero_ps();
-                __mmask16 not_numbers = 0;
-                for (long k = 0; k < in; k += 16) {
-                    const __m512 a = widened(from + k);
-                    most = _mm512_max_ps(most, _mm512_abs_ps(a));
-                    not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-                }
-                const float highest = _mm512_reduce_max_ps(most), step = highest > 0 ? highest / 127 : 1;
-                steps[p * TILES + t] = not_numbers ? NAN : step;
-                const __m512 factor = _mm512_set1_ps(1 / step);
-                for (long k = 0; k < in; k += 16) {
-                    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(widened(from + k), factor));
-                    const __m128i bytes = _mm512_cvtsepi32_epi8(whole);
-                    uint8_t *to = q + (p * TILES + t) * in + k;
-                    _mm_store_si128(reinterpret_cast<__m128i *>(to), _mm_xor_si128(bytes, _mm_set1_epi8(-128)));
-                }
-            }
+            for (long t = p * TILES; t < p * TILES + count && counts(upsampled, p); t++)
+                steps[t] = round_row([&](long k) { return widened(u + t * in + k); }, q + t * in, in);
     }
 
     void multiply_rows(const uint8_t *q, const float *steps, long place, float *m) const {
@@ -134,71 +101,61 @@ struct Convolution8 : Convolution<bf16> {
 extern "C" {
 
 // x (batch, rows, columns, channels) -> y, which is larger by `pad` rows and columns of zeros on each side. Writes the
-// scale of all numbers, which is NaN if one of them is, and the zero to `how`.
+// scale of all numbers, NaN if one of them is not finite, and the zero to `how`. channels: a multiple of 16
 void sd_int8_round(const bf16 *x, uint8_t *y, long batch, long rows, long columns, long channels, long pad, float *how,
                    long threads) {
-    const long lines = batch * rows, line = columns * channels;
+    const long lines = batch * rows, line = columns * channels, wide = (columns + 2 * pad) * channels;
     float low = 0, high = 0;
     bool numbers = true;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(min : low) reduction(max : high) \
     reduction(&& : numbers)
     for (long i = 0; i < lines; i++) {
-        const Range range = range_of(x + i * line, line);
-        low = range.low < low ? range.low : low;
-        high = range.high > high ? range.high : high;
-        numbers = numbers && range.is_number;
+        __m512 least = _mm512_setzero_ps(), most = least;
+        for (long k = i * line; k < (i + 1) * line; k += 16) {
+            const __m512 a = widened(x + k);
+            least = _mm512_min_ps(least, a);
+            most = _mm512_max_ps(most, a);
+            numbers = numbers && !_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+        }
+        low = fminf(low, _mm512_reduce_min_ps(least));
+        high = fmaxf(high, _mm512_reduce_max_ps(most));
     }
-    const float span = high - low, scale = span > 0 ? span / 255 : 1;
-    const int zero = (int)_mm_cvtss_si32(_mm_set_ss(-low / scale));
-    how[0] = numbers ? scale : NAN;
-    how[1] = (float)zero;
-    const __m512 factor = _mm512_set1_ps(1 / scale), shift = _mm512_set1_ps((float)zero);
-    const long wide = columns + 2 * pad, high_rows = rows + 2 * pad;
+    const float span = high - low, scale = span > FLT_MIN * 255 ? span / 255 : 1;
+    const float zero = std::isfinite(span) ? roundf(-low / scale) : 0;
+    how[0] = numbers && std::isfinite(span) ? scale : NAN;
+    how[1] = zero;
+    const __m512 factor = _mm512_set1_ps(1 / scale), shift = _mm512_set1_ps(zero);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < lines; i++) {
-        const long picture = i / rows, row = i % rows;
-        uint8_t *to = y + ((picture * high_rows + row + pad) * wide) * channels;
-        memset(to, zero, pad * channels);
-        for (long k = 0; k < line; k += WIDTH)
-            store(to + pad * channels + k, some(x + i * line + k, line - k), factor, shift, line - k);
-        memset(to + (pad + columns) * channels, zero, pad * channels);
-        if (row == 0) memset(to - pad * wide * channels, zero, pad * wide * channels);
-        if (row == rows - 1) memset(to + wide * channels, zero, pad * wide * channels);
+        uint8_t *to = y + ((i / rows) * (rows + 2 * pad) + i % rows + pad) * wide;
+        memset(to, (int)zero, wide);
+        for (long k = 0; k < line; k += 16) {
+            const __m512i q = _mm512_cvtps_epi32(_mm512_fmadd_ps(widened(x + i * line + k), factor, shift));
+            const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(q, _mm512_setzero_si512()));
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(to + pad * channels + k), bytes);
+        }
+        if (i % rows == 0) memset(to - pad * wide, (int)zero, pad * wide);
+        if (i % rows == rows - 1) memset(to + wide, (int)zero, pad * wide);
     }
 }
 
-// x, times the gate if there is one -> y (rows, width), around MIDDLE, with a scale for each row
-void sd_int8_round_rows(const bf16 *x, const bf16 *gate, uint8_t *y, float *scales, long rows, long width,
-                        float *memory, long threads) {
+// x times the gate -> y (rows, width), around MIDDLE, with a scale for each row; width: a multiple of 16
+void sd_int8_round_rows(const bf16 *x, const bf16 *gate, uint8_t *y, float *scales, long rows, long width, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++) {
-        float *product = memory + omp_get_thread_num() * up(width, WIDTH);
-        __m512 most = _mm512_setzero_ps();
-        __mmask16 not_numbers = 0;
-        for (long k = 0; k < width; k += WIDTH) {
-            __m512 a = some(x + i * width + k, width - k);
-            if (gate) a = _mm512_mul_ps(a, some(gate + i * width + k, width - k));
-            _mm512_storeu_ps(product + k, a);
-            most = _mm512_max_ps(most, _mm512_abs_ps(a));
-            not_numbers |= _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
-        }
-        const float highest = _mm512_reduce_max_ps(most), scale = highest > 0 ? highest / 127 : 1;
-        scales[i] = not_numbers ? NAN : scale;
-        const __m512 factor = _mm512_set1_ps(1 / scale), middle = _mm512_set1_ps(MIDDLE);
-        for (long k = 0; k < width; k += WIDTH)
-            store(y + i * width + k, _mm512_loadu_ps(product + k), factor, middle, width - k);
+        const bf16 *from = x + i * width, *passes = gate + i * width;
+        const auto at = [&](long k) { return _mm512_mul_ps(widened(from + k), widened(passes + k)); };
+        scales[i] = round_row(at, y + i * width, width);
     }
 }
 
-// x (rows, width): each row times its scale, plus bias, in place
+// x (rows, width): each row times its scale, plus bias, in place; width: a multiple of 16
 void sd_int8_rescale(bf16 *x, const float *scales, const float *bias, long rows, long width, long threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < rows; i++)
-        for (long k = 0; k < width; k += WIDTH) {
-            const __mmask16 mask = lanes(width - k);
-            const __m512 a = some(x + i * width + k, width - k), b = _mm512_maskz_loadu_ps(mask, bias + k);
-            const __m512 scaled = _mm512_fmadd_ps(a, _mm512_set1_ps(scales[i]), b);
-            _mm256_mask_storeu_epi16(x + i * width + k, mask, (__m256i)_mm512_cvtneps_pbh(scaled));
+        for (long k = 0; k < width; k += 16) {
+            bf16 *at = x + i * width + k;
+            narrowed(at, _mm512_fmadd_ps(widened(at), _mm512_set1_ps(scales[i]), widened(bias + k)));
         }
 }
 

@@ -37,14 +37,14 @@ MIDDLE = 128  # the zero, of 0 to 255, where there is a scale for each token
 PART = 128  # output channels whose weights are rounded at a time
 TINY = torch.finfo(torch.float32).tiny
 TYPICAL = 18, 18  # feature map with its padding
-MARGIN = 16  # numbers that are written at a time
+WIDTH = 16  # numbers of channels are multiples of
 FUNCTIONS = {
     "sd_int8_round": ([ADDRESS] * 2 + [NUMBER] * 5 + [ADDRESS, NUMBER], None),
-    "sd_int8_round_rows": ([ADDRESS] * 4 + [NUMBER] * 2 + [ADDRESS, NUMBER], None),
+    "sd_int8_round_rows": ([ADDRESS] * 4 + [NUMBER] * 3, None),
     "sd_int8_rescale": ([ADDRESS] * 3 + [NUMBER] * 3, None),
     "sd_winograd_memory_int8": ([NUMBER], NUMBER),
     "sd_winograd_weights_int8": ([ADDRESS] * 4 + [NUMBER] * 5 + [ADDRESS, NUMBER], None),
-    "sd_winograd_int8": ([ADDRESS] * 6 + [ctypes.POINTER(NUMBER), ADDRESS, NUMBER], None),
+    "sd_winograd_int8": ([ADDRESS] * 8 + [NUMBER], None),
 }
 KERNEL = Kernel("int8", features=lambda: AVX512 | {PAIRS, SUMS}, functions=lambda: FUNCTIONS)
 
@@ -68,13 +68,16 @@ class Packed(NamedTuple):
     values  in oneDNN's layout, which only oneDNN can read
     scales  (N,) what one step of the values stands for
     sums    (N,) of each output channel's weights, as they are in 8 bits
-    zeros   (N,) that of each scale, whole numbers
     """
 
     values: Tensor
     scales: Tensor
     sums: Tensor
-    zeros: Tensor
+
+    def how(self, bias: Tensor, *sizes: object, then: str = "none") -> tuple:
+        """oneDNN's arguments after the weight; `then` a function that is applied to the sums and the bias."""
+        zeros = torch.zeros_like(self.scales, dtype=torch.int32)
+        return self.scales, zeros, bias, *sizes, 1.0, 0, torch.bfloat16, then, [], "none"
 
 
 class Inputs(NamedTuple):
@@ -105,11 +108,8 @@ class Int8Layer:
         self._packed = *origin(self), packed
 
     def pack(self, weight: Tensor) -> tuple[Packed, ...]:
-        return tuple(self._pack(*in_8_bits(part)) for part in weight.detach().chunk(self.parts))
-
-    def _pack(self, values: Tensor, scales: Tensor) -> Packed:
-        sums = values.flatten(1).sum(1, dtype=torch.int64).to(torch.float32).mul_(scales)
-        return Packed(self.laid_out(values, scales), scales, sums, torch.zeros_like(scales, dtype=torch.int32))
+        parts = [in_8_bits(part) for part in weight.detach().chunk(self.parts)]
+        return tuple(Packed(self.laid_out(values, scales), scales, sums) for values, scales, sums in parts)
 
     def is_exact(self, x: Tensor) -> bool:
         """Whether inputs like x are multiplied with the weight itself."""
@@ -137,21 +137,14 @@ class Int8Linear(Int8Layer, nn.Linear):
         bias = packed.sums * (-x.scale * x.zero)
         if self.bias is not None:
             bias += self.bias.chunk(self.parts)[part]
-        return multiply(x.values.flatten(0, -2), x.scale, packed, bias, then)
+        return LINEAR(x.values.flatten(0, -2), x.scale, 0, packed.values, *packed.how(bias, then=then))
 
-
-class Int8Conv1x1(Int8Layer, nn.Conv2d):
-    """With a scale for each position."""
-
-    def laid_out(self, values: Tensor, scales: Tensor) -> Tensor:
-        return torch.ops.onednn.qlinear_prepack(values.flatten(1), None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, H, W)"""
-        if self.is_exact(x):
-            return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
-        x = x.permute(0, 2, 3, 1)
-        return by_row(self, x.flatten(0, -2)).unflatten(0, x.shape[:-1]).permute(0, 3, 1, 2)
+    def by_token(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x (T, D) times the gate -> (T, N), with a scale for each token."""
+        (packed,), (values, scales) = self.packed(), round_rows(x, gate)
+        result = LINEAR(values, 1.0, 0, packed.values, *packed.how(packed.sums * -MIDDLE))
+        run("sd_int8_rescale", result, scales, self.bias.to(torch.float32), *result.shape)
+        return result
 
 
 class Int8Conv2d(Int8Layer, nn.Conv2d):
@@ -172,8 +165,8 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
             return self._conv_forward(x, self.weight.to(x.dtype), self.bias)
         (packed,), inputs = self.packed(), to_8_bits(x.permute(0, 2, 3, 1), self.padding[0])
         bias = torch.add(self.bias, packed.sums, alpha=-inputs.scale * inputs.zero)
-        how = packed.scales, packed.zeros, bias, *self.sizes, 1.0, 0, torch.bfloat16, "none", [], ""
-        return CONVOLUTION(inputs.values.permute(0, 3, 1, 2), inputs.scale, 0, packed.values, *how)
+        how = packed.values, *packed.how(bias, *self.sizes)
+        return CONVOLUTION(inputs.values.permute(0, 3, 1, 2), inputs.scale, 0, *how)
 
 
 def require_int8(device: torch.device) -> None:
@@ -193,21 +186,17 @@ def make_int8(unet: UNet) -> dict[str, Int8Layer]:
             feed_forward.proj_in.parts = 2  # value and gate
             found |= {own.q, own.k, own.v, own.out, text.q, text.out, feed_forward.proj_in, feed_forward.proj_out}
         elif isinstance(module, ResidualBlock):
-            found |= {module.conv1, module.conv2, module.skip}
+            found |= {module.conv1, module.conv2}
         elif isinstance(module, Downsample | Upsample):
             found |= {module.conv}
     for module in found:
-        if isinstance(module, nn.Linear):
-            module.__class__ = Int8Linear
-        elif isinstance(module, nn.Conv2d):
-            module.__class__ = Int8Conv1x1 if module.kernel_size == (1, 1) else Int8Conv2d
+        if module.weight.shape[0] % WIDTH == module.weight.shape[1] % WIDTH == 0:
+            module.__class__ = Int8Linear if isinstance(module, nn.Linear) else Int8Conv2d
     return {name: module for name, module in unet.named_modules() if isinstance(module, Int8Layer)}
 
 
 class WinogradIn8Bits(WinogradConvolutions):
-    """Winograd's algorithm with factors in 8 bits: inputs with a scale for each tile and point, weights for each point
-    and output. So it is faster for small feature maps, too.
-    """
+    """Winograd's algorithm with factors in 8 bits, which is faster for small feature maps, too."""
 
     positions = 64
 
@@ -218,14 +207,13 @@ class WinogradIn8Bits(WinogradConvolutions):
         """The weights (N/64, points, C/4, 64, 4), their scales, and what the inputs' zero adds (N/64, points, 64)."""
         weight = weight.to(torch.float32)
         weight = weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
-        (outputs, inputs), threads = weight.shape[:2], torch.get_num_threads()
+        outputs, inputs = weight.shape[:2]
         shape = outputs // OUTPUTS, 9 if upsampled else 16
         values = weight.new_empty(*shape, inputs // 4, OUTPUTS, 4, dtype=torch.int8)
         scales, begins = (weight.new_empty(*shape, OUTPUTS, dtype=kind) for kind in (torch.float32, torch.int32))
-        memory = weight.new_empty(threads, 16, OUTPUTS, inputs)
-        addresses = [each.data_ptr() for each in (weight, values, scales, begins)]
+        memory = weight.new_empty(torch.get_num_threads(), 16, OUTPUTS, inputs)
         sizes = inputs, outputs, weight.stride(1), weight.stride(3), upsampled
-        _code().sd_winograd_weights_int8(*addresses, *sizes, memory.data_ptr(), threads)
+        run("sd_winograd_weights_int8", weight, values, scales, begins, *sizes, memory)
         return values, scales, begins
 
     def compute(self, x: Tensor, weights: tuple[Tensor, Tensor, Tensor], bias: Tensor, upsampled: bool) -> Tensor:
@@ -247,92 +235,65 @@ def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
             return plain(x)
         inputs = to_8_bits(x)
         value, gate = layer.proj_in.product(inputs, 0), layer.proj_in.product(inputs, 1, "gelu")
-        return by_row(layer.proj_out, value, gate).unflatten(0, x.shape[:-1])
+        return layer.proj_out.by_token(value, gate).unflatten(0, x.shape[:-1])
 
     return forward
 
 
-def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (N, ...) -> from -127 to 127, and the scales (N,) of the output channels."""
-    rounded = []
+def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (N, ...) -> from -127 to 127; the scales (N,) of the output channels; the sums (N,) of scaled weights."""
+    parts = []
     for part in weight.split(PART):  # temporary copies stay small
-        part = part.to(torch.float32)
-        scales = torch.linalg.vector_norm(part.flatten(1), torch.inf, 1).div_(127).clamp_min_(TINY)
-        rounded.append(((part.flatten(1) / scales[:, None]).round_().to(torch.int8).view(part.shape), scales))
-    values, scales = zip(*rounded, strict=True)
-    return torch.cat(values), torch.cat(scales)
+        rows = part.to(torch.float32).flatten(1)
+        scales = torch.linalg.vector_norm(rows, torch.inf, 1).div_(127).clamp_min_(TINY)
+        rows = (rows / scales[:, None]).round_()
+        parts.append((rows.to(torch.int8).view(part.shape), scales, rows.sum(1).mul_(scales)))
+    values, scales, sums = map(torch.cat, zip(*parts, strict=True))
+    return values, scales, sums
 
 
 def to_8_bits(x: Tensor, pad: int = 0) -> Inputs:
     """(B, H, W, C) -> (B, H + 2 pad, W + 2 pad, C) with zeros around; with no pad, of any shape."""
-    values, how = ROUND.call(x, pad)
+    x, how = x.contiguous(), x.new_empty(2, dtype=torch.float32)
+    batch, rows, columns = x.shape[:3] if pad else (1, x.shape[:-1].numel(), 1)
+    shape = (batch, rows + 2 * pad, columns + 2 * pad, x.shape[-1]) if pad else x.shape
+    values = x.new_empty(shape, dtype=torch.uint8)
+    run("sd_int8_round", x, values, batch, rows, columns, x.shape[-1], pad, how)
     scale, zero = how.tolist()
     return Inputs(values, scale, int(zero))
 
 
-def by_row(layer: Int8Layer, x: Tensor, gate: Tensor | None = None) -> Tensor:
-    """x (T, D), times the gate if there is one, goes through a layer -> (T, N), with a scale for each row of x."""
-    (packed,), (values, scales) = layer.packed(), ROUND_ROWS.call(x, gate)
-    result = multiply(values, 1.0, packed, packed.sums * -MIDDLE)
-    return RESCALE.call(result, scales, layer.bias.to(torch.float32))
-
-
-def multiply(x: Tensor, scale: float, weight: Packed, bias: Tensor, then: str = "none") -> Tensor:
-    """scale * x (T, D) times the weight, plus bias (N,) -> (T, N)"""
-    how = weight.scales, weight.zeros, bias, 1.0, 0, torch.bfloat16, then, [], "none"
-    return LINEAR(x, scale, 0, weight.values, *how)
-
-
-def _round(x: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    how = x.new_empty(2, dtype=torch.float32)
-    batch, rows, columns = x.shape[:3] if pad else (1, x.shape[:-1].numel(), 1)
-    shape = (batch, rows + 2 * pad, columns + 2 * pad, x.shape[-1]) if pad else x.shape
-    values = x.new_empty(shape, dtype=torch.uint8)
-    sizes = batch, rows, columns, x.shape[-1], pad
-    _code().sd_int8_round(x.data_ptr(), values.data_ptr(), *sizes, how.data_ptr(), torch.get_num_threads())
-    return values, how
-
-
-def _round_rows(x: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-    x = x.contiguous()
-    (rows, width), threads = x.shape, torch.get_num_threads()
-    values, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(rows, dtype=torch.float32)
-    memory = x.new_empty(threads, width + MARGIN, dtype=torch.float32)
-    addresses = x.data_ptr(), None if gate is None else gate.data_ptr(), values.data_ptr(), scales.data_ptr()
-    _code().sd_int8_round_rows(*addresses, rows, width, memory.data_ptr(), threads)
+def round_rows(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
+    """x times the gate (T, D), both contiguous -> in 8 bits, and the scales (T,) of the rows."""
+    values, scales = torch.empty_like(x, dtype=torch.uint8), x.new_empty(len(x), dtype=torch.float32)
+    run("sd_int8_round_rows", x, gate, values, scales, *x.shape)
     return values, scales
 
 
-def _rescale(x: Tensor, scales: Tensor, bias: Tensor) -> Tensor:
-    addresses = [each.data_ptr() for each in (x, scales, bias)]
-    _code().sd_int8_rescale(*addresses, *x.shape, torch.get_num_threads())
-    return x
-
-
-def _winograd(x: Tensor, values: Tensor, scales: Tensor, begins: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
+def winograd(x: Tensor, values: Tensor, scales: Tensor, begins: Tensor, bias: Tensor, upsampled: bool) -> Tensor:
     """`sd.runtime.cpu.winograd.convolve`"""
-    x, times, threads = x.contiguous(memory_format=torch.channels_last), 2 if upsampled else 1, torch.get_num_threads()
+    x, times = x.contiguous(memory_format=torch.channels_last), 2 if upsampled else 1
     batch, inputs, height, width = x.shape
     result = x.new_empty(batch, times * height, times * width, len(bias))
-    memory = x.new_empty(threads * _code().sd_winograd_memory_int8(inputs), dtype=torch.uint8)
-    sizes = (ctypes.c_long * 6)(batch, times * height, times * width, inputs, len(bias), upsampled)
-    addresses = [each.data_ptr() for each in (x, values, scales, begins, bias, result)]
-    _code().sd_winograd_int8(*addresses, sizes, memory.data_ptr(), threads)
+    memory = code().sd_winograd_memory_int8(inputs) * torch.get_num_threads()
+    sizes = torch.tensor([batch, *result.shape[1:3], inputs, len(bias), upsampled], dtype=torch.int64, device="cpu")
+    arguments = x, values, scales, begins, bias, result, sizes, x.new_empty(memory, dtype=torch.uint8)
+    run("sd_winograd_int8", *arguments)
     return result.permute(0, 3, 1, 2)
 
 
-def _code() -> ctypes.CDLL:
-    code = KERNEL.library()
-    if code is None:
+def run(name: str, *arguments: Tensor | int) -> None:
+    """Call a function of the kernel with the addresses of tensors, and with the number of threads."""
+    addresses = (each.data_ptr() if isinstance(each, Tensor) else each for each in arguments)
+    getattr(code(), name)(*addresses, torch.get_num_threads())
+
+
+def code() -> ctypes.CDLL:
+    library = KERNEL.library()
+    if library is None:
         raise RuntimeError("the functions for 8 bits were not compiled on this machine")
-    return code
+    return library
 
 
-ROUND = Operator("int8_round(Tensor x, int pad) -> (Tensor, Tensor)", _round)
-ROUND_ROWS = Operator("int8_round_rows(Tensor x, Tensor? gate) -> (Tensor, Tensor)", _round_rows)
-WINOGRAD = Operator(
-    "winograd_int8(Tensor x, Tensor values, Tensor scales, Tensor begins, Tensor bias, bool upsampled) -> Tensor",
-    _winograd,
-)
-RESCALE = Operator("int8_rescale(Tensor(a!) x, Tensor scales, Tensor bias) -> Tensor(a!)", _rescale)
+SCHEMA = "winograd_int8(Tensor x, Tensor values, Tensor scales, Tensor begins, Tensor bias, bool upsampled) -> Tensor"
+WINOGRAD = Operator(SCHEMA, winograd)
