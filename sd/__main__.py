@@ -1,5 +1,6 @@
 """Start `sd`. An interrupt ends it with one line and exit code 130, also while Python still imports, or as it exits."""
 
+import gc
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def main() -> int:
         end()
     if code == INTERRUPTED:
         os._exit(code)  # all is said and tidied up; threads that still compute are not waited for
+    gc.freeze()  # or Python searches all that was imported for garbage before it ends: 0.4 s with PyTorch
     return code
 
 

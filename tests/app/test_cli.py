@@ -19,6 +19,7 @@ from conftest import refused, rest_slow, settings_of
 from PIL import Image
 
 import sd
+from sd.__main__ import main as start
 from sd.app.cli import COMMANDS
 from sd.app.cli import txt2img as txt2img_command
 from sd.app.cli.make_pictures import request_of
@@ -434,3 +435,13 @@ def test_the_original_script_refuses_what_cannot_be_translated(capsys):
             original_script.translated(arguments)
         assert caught.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_as_the_command_ends_python_does_not_search_for_garbage(monkeypatch, capsys):
+    """That took as long as six steps of the embedded model."""
+    frozen = []
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(capsys.readouterr().out))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("sys.argv", ["sd", "schedule", "--steps", "1"])
+    assert start() == 0
+    assert "999" in frozen[0]
