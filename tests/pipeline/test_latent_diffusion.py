@@ -15,7 +15,8 @@ from diffusers import (
 )
 from oracles import relative_error, transformers_text_encoder
 
-from sd.config import SD_V1_INPAINTING
+from sd.config import SD_V1_INPAINTING, TAESD
+from sd.networks.tiny_vae import TinyVAE
 from sd.pipeline.latent_diffusion import table_and_steps
 from sd.pipeline.runner import NonFiniteError
 from sd.pipeline.settings import SettingError
@@ -169,6 +170,17 @@ def test_a_network_that_fails_in_float32_gives_no_picture(tiny_networks):
     broken.unet.out.conv.bias.fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="the UNet gave NaN or infinite values in fp32"):
         broken.make([settings()])
+
+
+def test_a_picture_without_guidance_runs_nothing_that_it_does_not_need(model):
+    """One prompt is encoded once, there is one prediction a step, and with a tiny VAE the VAE does not run."""
+    model, rows = replace(model, tiny_vae=TinyVAE(TAESD).eval()), []
+    networks = (model.text_encoder, model.unet, model.vae.encoder, model.vae.decoder, model.tiny_vae.decoder)
+    hooks = [each.register_forward_hook(lambda net, _, out: rows.append((net, len(out)))) for each in networks]
+    model.make([settings(negative_prompt="blurry", guidance_scale=1)])
+    for hook in hooks:
+        hook.remove()
+    assert rows == [(model.text_encoder, 1), *[(model.unet, 1)] * 4, (model.tiny_vae.decoder, 1)]
 
 
 @pytest.mark.parametrize("options", [{"count": 0}, {"batch_size": 0}])
