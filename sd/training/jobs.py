@@ -3,6 +3,7 @@
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022), sections 3.1 and 3.2.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -84,6 +85,40 @@ def standardise(vae: VAE, pictures: Pictures, scale: float, *, batches: int, bat
     standardise_latents(vae, torch.cat(means).to(device), scale)
 
 
+def tokenizer_of(config: ModelConfig) -> Tokenizer:
+    return Tokenizer(context_length=config.text_encoder.context_length, pad_token=config.text_encoder.pad_token)
+
+
+def noisy_latents(
+    config: ModelConfig,
+    encoded: EncodedAsTheyCome | EncodedOnce,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    seed: int,
+    timesteps: int,
+    prompt_dropout: float = 0.0,
+    noise_offset: float = 0.0,
+) -> Callable[[int], tuple[Tensor, ...]]:
+    """A function from a step to its batch: latents, tokens, noise levels from 0 to `timesteps` - 1, and noise; in some
+    families with extra input channels. See `draw`.
+    """
+    share = process_share(batch_size)
+
+    def batch(step: int) -> tuple[Tensor, ...]:
+        mean, logvar, captions, *beside = encoded.batch(step, batch_size, share)
+        draws = draw(seed, step, (batch_size, *mean.shape[1:]), timesteps, prompt_dropout, noise_offset)
+        latent_noise = draws.latent_noise[share].to(mean.device)
+        latents = config.vae.latent_scale * sample_latents(mean, logvar, latent_noise)
+        dropped = draws.dropped[share].tolist()
+        kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        tokens = torch.from_numpy(tokenizer(kept))
+        beside = [values for values in beside if values is not None]
+        return latents, tokens, draws.timesteps[share], draws.noise[share], *beside
+
+    return batch
+
+
 def denoiser_run(
     config: ModelConfig,
     networks: dict[str, nn.Module],
@@ -108,7 +143,6 @@ def denoiser_run(
     adapter         trained in place of the networks, which must be frozen
     workers         see `sd.training.loop.TrainingRun`; only for latents that are `EncodedOnce`
     """
-    share = process_share(batch_size)
     text_encoder = networks["text_encoder"]
     if config.text_encoder_2:
         from sd.training.xl import Conditions
@@ -125,22 +159,16 @@ def denoiser_run(
         snr_floor=snr_floor,
     )
     module.to(networks["unet"].out.conv.weight.device)
-    text = config.text_encoder
-    tokenizer = Tokenizer(context_length=text.context_length, pad_token=text.pad_token)
-    if isinstance(adapter, NewWord):
-        tokenizer = adapter.tokenizer
-
-    def batch(step: int) -> tuple[Tensor, ...]:
-        mean, logvar, captions, *beside = encoded.batch(step, batch_size, share)
-        draws = draw(seed, step, (batch_size, *mean.shape[1:]), config.schedule.timesteps, prompt_dropout, noise_offset)
-        latent_noise = draws.latent_noise[share].to(mean.device)
-        latents = config.vae.latent_scale * sample_latents(mean, logvar, latent_noise)
-        dropped = draws.dropped[share].tolist()
-        kept = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
-        tokens = torch.from_numpy(tokenizer(kept))
-        beside = [values for values in beside if values is not None]
-        return latents, tokens, draws.timesteps[share], draws.noise[share], *beside
-
+    batch = noisy_latents(
+        config,
+        encoded,
+        adapter.tokenizer if isinstance(adapter, NewWord) else tokenizer_of(config),
+        batch_size=batch_size,
+        seed=seed,
+        timesteps=config.schedule.timesteps,
+        prompt_dropout=prompt_dropout,
+        noise_offset=noise_offset,
+    )
     return TrainingRun(
         OnlyTrained(adapter, module) if adapter else module,
         batch,
