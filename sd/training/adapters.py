@@ -4,6 +4,7 @@ Both act on the networks from outside, and are all that is trained, averaged and
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import sqrt
 
 import torch
@@ -78,12 +79,24 @@ class LowRankAdapter(nn.Module):
     ):
         super().__init__()
         self.settings = {"rank": rank, "alpha": alpha, "conv_rank": conv_rank, "conv_alpha": conv_alpha}
+        self.is_on = True
         generator = torch.Generator("cpu").manual_seed(seed)
         for name, layer in layers.items():
             large = isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1)
             added = LowRank(layer, *((conv_rank, conv_alpha) if large else (rank, alpha)), generator)
             self.add_module(name.replace(".", "/"), added.to(layer.weight.device))
-            layer.register_forward_hook(lambda _, inputs, output, added=added: output + added(*inputs))
+            layer.register_forward_hook(
+                lambda _, inputs, output, added=added: output + added(*inputs) if self.is_on else output
+            )
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside the `with` block, the networks are as they were without it."""
+        self.is_on = False
+        try:
+            yield
+        finally:
+            self.is_on = True
 
     @torch.no_grad()
     def begin_with(self, parts: Mapping[str, Mapping[str, Tensor]]) -> None:

@@ -1,5 +1,6 @@
 """The papers' training losses, and the random numbers of each batch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd.networks.vae import VAE, sample_latents
-from sd.sampling.schedule import add_noise
+from sd.sampling.denoiser import EPS_FROM, guide
+from sd.sampling.samplers.ddim import ddim_step
+from sd.sampling.samplers.lcm import consistency
+from sd.sampling.schedule import add_noise, x_0_from_eps
 
 CPU32, CPU64 = ({"dtype": dtype, "device": "cpu"} for dtype in (torch.float32, torch.float64))
 
@@ -113,6 +117,70 @@ class DenoisingLoss(nn.Module):
         if self.min_snr_gamma is not None:
             losses = losses * snr_weights(alpha_bar, self.min_snr_gamma, self.snr_floor, self.prediction)
         return losses.mean()
+
+
+class ConsistencyLoss(nn.Module):
+    """How much the student's jump to x_0 changes along one step of its teacher, the mean over a batch.
+
+    The teacher takes a DDIM step with guidance, from a noise level to the next lower one of a grid. From both ends of
+    the step, the student must reach the same x_0. At the clean end that is x_t itself, see `consistency`; from there,
+    it learns level by level to jump from more noise. Guidance becomes part of the student, which then needs none.
+
+    student, teacher  callables (x_t, timesteps, context) -> prediction, of the same kind
+    empty             (1, 77) tokens of the empty prompt
+    guidance_scale    of the teacher: w + 1 in the paper, which has it as an input of the student; here it is fixed
+    grid              levels of the teacher's path, evenly spaced; 50 in the paper, so that it skips k = 20 timesteps
+
+    Song et al., "Consistency Models" (2023), algorithm 2; Luo et al., "Latent Consistency Models" (2023), algorithm 1,
+    with sections 4.2 (guidance) and 4.3 (skipping). As in Song & Dhariwal, "Improved Techniques for Training
+    Consistency Models" (2023), section 3.2 and 3.3, the target comes from the student as it is, not from an average,
+    and the distance is a pseudo-Huber one.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Callable[..., Tensor],
+        text_encoder: nn.Module,
+        table: Tensor,
+        empty: Tensor,
+        *,
+        prediction: str = "eps",
+        guidance_scale: float = 7.5,
+        grid: int = 50,
+        huber: float = 1e-3,
+    ):
+        super().__init__()
+        self.student, self.teacher, self.text_encoder = student, teacher, text_encoder
+        self.prediction, self.guidance_scale, self.grid, self.huber = prediction, guidance_scale, grid, huber
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("empty", empty, persistent=False)
+
+    def forward(self, latents: Tensor, tokens: Tensor, places: Tensor, noise: Tensor) -> Tensor:
+        """latents (B, 4, H, W), scaled; tokens (B, 77); places (B,) int64 in the grid, 0 to grid - 1; noise as latents
+        -> scalar
+        """
+        skip = len(self.table) // self.grid
+        timesteps = len(self.table) - 1 - skip * (self.grid - 1 - places)
+        ends = (timesteps - skip).clamp(min=0)
+        alpha_bar, alpha_bar_prev = (self.table[each][:, None, None, None] for each in (timesteps, ends))
+        context = self.text_encoder(tokens)
+        x_t = add_noise(latents, noise, alpha_bar)
+        with torch.no_grad():
+            both = torch.cat([context, self.text_encoder(self.empty).expand_as(context)])
+            output = self.teacher(x_t.repeat(2, 1, 1, 1), timesteps.repeat(2), both)
+            guided = guide(*output.float().chunk(2), self.guidance_scale)
+            eps = EPS_FROM[self.prediction](guided, x_t, alpha_bar)
+            target = self.jump(ddim_step(x_t, eps, alpha_bar, alpha_bar_prev), ends, context)
+        distance = self.jump(x_t, timesteps, context) - target
+        return ((distance.square() + self.huber**2).sqrt() - self.huber).mean()
+
+    def jump(self, x_t: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """The student's consistency function: (B, 4, H, W) at (B,) timesteps -> x_0."""
+        timesteps = timesteps[:, None, None, None]
+        alpha_bar = self.table[timesteps]
+        eps = EPS_FROM[self.prediction](self.student(x_t, timesteps.flatten(), context).float(), x_t, alpha_bar)
+        return consistency(x_t, x_0_from_eps(x_t, eps, alpha_bar), timesteps).float()
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
