@@ -19,21 +19,24 @@ from sd.training.adapters import LowRankAdapter, NewWord
 from sd.training.folder import PictureFolder
 from sd.training.jobs import denoiser_run
 from sd.training.latents import EncodedAsTheyCome, EncodedOnce, encode_all
-from sd.training.loop import TrainingRun
+from sd.training.loop import TrainingOptions, TrainingRun
+from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.scenes import KINDS, SHAPES
 from sd.training.shapes.subjects import SUBJECTS, SubjectPictures
 
 SAMPLES = 8
+SCENES = "shapes"  # draws what the embedded model was trained on
 MOST_TAGS = 200  # of the captions, in the metadata
 
 
 def adapter_parser(
-    description: str, *, steps: int, learning_rate: float, prompt_dropout: float
+    description: str, *, steps: int, learning_rate: float, prompt_dropout: float | None = None
 ) -> argparse.ArgumentParser:
+    """The flags; with a share of pictures without caption, also those of the usual loss."""
     parser = training_parser(description, batch_size=4, save_every=250)
     add = parser.add_argument
     add("model", type=Path, help="the checkpoint to train for; it stays unchanged")
-    add("pictures", help=f"folder of pictures and captions, or what to draw: {', '.join(SUBJECTS)}")
+    add("pictures", help=f"folder of pictures and captions, or what to draw: {', '.join([SCENES, *SUBJECTS])}")
     add("folder", type=Path, help="output folder; the result gets its name")
     add("--steps", type=int, default=steps, help="(default: %(default)s)")
     add("--learning-rate", type=float, default=learning_rate, help="(default: %(default)s)")
@@ -44,16 +47,19 @@ def adapter_parser(
     add(
         "--shapes", nargs="+", choices=SHAPES, default=SHAPES, metavar="SHAPE", help="in drawn pictures without subject"
     )
-    add(
-        "--prompt-dropout",
-        type=float,
-        default=prompt_dropout,
-        help="share of pictures trained without caption (default: %(default)s)",
-    )
-    add("--min-snr-gamma", type=float, help="weight the timesteps; 5 is usual (default: equal weights)")
-    add("--snr-floor", type=float, default=0.0, help="with --min-snr-gamma, the weight of the noisiest (default: 0)")
     add("--sample-every", type=int, default=250, help="steps (default: %(default)s)")
     add("--ema-decay", type=float, default=0.99, help="(default: %(default)s)")
+    if prompt_dropout is not None:
+        add(
+            "--prompt-dropout",
+            type=float,
+            default=prompt_dropout,
+            help="share of pictures trained without caption (default: %(default)s)",
+        )
+        add("--min-snr-gamma", type=float, help="weight the timesteps; 5 is usual (default: equal weights)")
+        add(
+            "--snr-floor", type=float, default=0.0, help="with --min-snr-gamma, the weight of the noisiest (default: 0)"
+        )
     return parser
 
 
@@ -62,9 +68,12 @@ class TrainingPictures:
 
     def __init__(self, args: argparse.Namespace, model: StableDiffusion):
         self.size = args.size or model.config.native_size
-        if args.pictures in SUBJECTS and not Path(args.pictures).is_dir():
-            chosen = {"ordinary": args.ordinary, "kind": args.scenes, "shapes": tuple(args.shapes)}
-            drawn = SubjectPictures(args.pictures, args.seed, self.size, **chosen)
+        if args.pictures in (SCENES, *SUBJECTS) and not Path(args.pictures).is_dir():
+            chosen = {"kind": args.scenes, "shapes": tuple(args.shapes)}
+            if args.pictures == SCENES:
+                drawn = ShapesDataset(args.seed, self.size, **chosen)
+            else:
+                drawn = SubjectPictures(args.pictures, args.seed, self.size, ordinary=args.ordinary, **chosen)
             latents = args.folder / "latents.safetensors"
             if not latents.exists():
                 args.folder.mkdir(parents=True, exist_ok=True)
@@ -80,8 +89,10 @@ class TrainingPictures:
                     )
             self.encoded = EncodedOnce(latents, drawn.recaption, args.seed, f"{args.drawn}: {drawn.name}")
             self.captions = [drawn.recaption(number, 0) for number in range(args.drawn)]
-            self.trigger = drawn.trigger
-            self.tags = {args.pictures: {drawn.trigger: sum(drawn.scene(number)[1] for number in range(args.drawn))}}
+            self.trigger, shown = "", args.drawn
+            if isinstance(drawn, SubjectPictures):
+                self.trigger, shown = drawn.trigger, sum(drawn.scene(number)[1] for number in range(args.drawn))
+            self.tags = {args.pictures: {self.trigger or SCENES: shown}}
         else:
             self.trigger = ""
             folder = PictureFolder(Path(args.pictures), self.size, args.seed)
@@ -112,13 +123,12 @@ def train_adapter(
     pictures: TrainingPictures,
     adapter: LowRankAdapter | NewWord,
 ) -> TrainingRun:
-    """Train to the end, with sheets of sample pictures by the averaged weights."""
-    rate, warmup = args.learning_rate, min(50, args.steps // 4)
+    """Train with the usual loss."""
     training = denoiser_run(
         model.config,
         networks,
         pictures.encoded,
-        options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 10, ema_decay=args.ema_decay),
+        falling(args),
         args.folder,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -128,8 +138,24 @@ def train_adapter(
         train_text_encoder=False,
         adapter=adapter,
     )
+    train_to_the_end(args, model, pictures, training)
+    return training
+
+
+def falling(args: argparse.Namespace) -> TrainingOptions:
+    """A learning rate that falls to a tenth."""
+    rate, warmup = args.learning_rate, min(50, args.steps // 4)
+    return options(args, args.steps, rate, warmup=warmup, final_learning_rate=rate / 10, ema_decay=args.ema_decay)
+
+
+def train_to_the_end(
+    args: argparse.Namespace, model: StableDiffusion, pictures: TrainingPictures, training: TrainingRun, **settings
+) -> None:
+    """Train, with sheets of sample pictures by the averaged weights, in these settings."""
     sizes = {"width": pictures.size, "height": pictures.size}
-    batch = [Settings(prompt=text, seed=seed, **sizes) for seed, text in enumerate(pictures.captions[:SAMPLES])]
+    batch = [
+        Settings(prompt=text, seed=seed, **sizes, **settings) for seed, text in enumerate(pictures.captions[:SAMPLES])
+    ]
 
     @torch.no_grad()
     def show(step: int) -> None:
@@ -137,7 +163,6 @@ def train_adapter(
             save_sheet(args.folder / f"samples-{step:06}.png", model.make(batch), 4)
 
     train(training, "adapter", args.sample_every, show)
-    return training
 
 
 def metadata_of(
@@ -157,8 +182,8 @@ def metadata_of(
         "ss_total_batch_size": str(args.batch_size),
         "ss_learning_rate": str(args.learning_rate),
         "ss_seed": str(args.seed),
-        "ss_caption_dropout_rate": str(args.prompt_dropout),
-        "ss_min_snr_gamma": str(args.min_snr_gamma),
+        **({"ss_caption_dropout_rate": str(args.prompt_dropout)} if "prompt_dropout" in args else {}),
+        **({"ss_min_snr_gamma": str(args.min_snr_gamma)} if "min_snr_gamma" in args else {}),
         "ss_tag_frequency": json.dumps(pictures.tags),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.implementation": "diffusers",
