@@ -45,6 +45,22 @@ class FewSteps:
         size = "" if self.side is None else f" --width {self.side} --height {self.side}"
         return f"--sampler {self.sampler} {levels}{eta} --steps {self.steps} --guidance-scale {self.guidance:g}{size}"
 
+    def completing(self, given: Mapping[str, object]) -> dict[str, object]:
+        """The recommended settings, by name, except for what the user chose: sampler and noise levels, steps, guidance.
+
+        given    what the user gave; empty values are defaults
+        returns  None means: the sampler's own
+        """
+        chosen = {name for name, value in given.items() if value or name in ("eta", "guidance_scale")}
+        found: dict[str, object] = {}
+        if not chosen & {"sampler", "schedule", "sigmas", "eta", "discard_penultimate"}:
+            found |= {"sampler": self.sampler, "schedule": self.schedule, "eta": self.eta, "discard_penultimate": None}
+        if not chosen & {"steps", "sigmas"}:
+            found["steps"] = self.steps
+        if not chosen & {"guidance_scale", "guidance_rescale", "guidance_interval", "image_guidance"}:
+            found["guidance_scale"] = self.guidance
+        return found
+
     @property
     def sentence(self) -> str:
         """One sentence whose subject is the file."""

@@ -17,7 +17,15 @@ from convert.layouts.adapter_names import FAMILIES
 from sd.app.cli.flags import adapter
 from sd.app.errors import UsageError
 from sd.app.jobs.adapter_folder import find_adapter, find_again, use_again
-from sd.app.jobs.adapters import are_consistent, find_adapters, in_turn, line_about, misread, objections
+from sd.app.jobs.adapters import (
+    are_consistent,
+    find_adapters,
+    in_turn,
+    line_about,
+    misread,
+    objections,
+    with_few_steps,
+)
 from sd.pipeline.settings import SettingError, Settings
 
 SMALL = ["-W", 64, "-H", 64, "--steps", 1, "-s", 1, "--precision", "fp32", "-g", 1]
@@ -288,6 +296,54 @@ def test_an_adapter_for_few_steps_objects_to_usual_settings_only_where_it_is_use
     assert [are_consistent(adapters, job) for job in jobs] == [True, True, False, True]
     (use,) = adapters.uses(jobs[0]).values()
     assert line_about(use, adapters.read[loras / "lcm-lora-sdv1-5.safetensors"]).endswith("alpha 2, strength 1")
+
+
+class Notes(list):
+    """Keeps what is noted."""
+
+    note = list.append
+
+
+def test_an_adapter_for_few_steps_gives_its_settings_where_the_user_gave_none(loras):
+    for name in ("lcm-lora-sdv1-5", "Hyper-SD15-8steps-lora"):
+        lora(loras / f"{name}.safetensors", lora_shapes())
+    lcm, hyper = "<lora:lcm-lora-sdv1-5:1>", "<lora:Hyper-SD15-8steps-lora:1>"
+    lines = [
+        ({}, lcm, ("lcm", "distilled", 4, 1.0)),
+        ({"steps": 7}, f"{lcm} <lora:detail:1>", ("lcm", "distilled", 7, 1.0)),
+        ({"sampler": "heun", "guidance_scale": 2.0}, lcm, ("heun", "linspace", 4, 2.0)),
+        ({}, hyper, ("ddim", "trailing", 8, 1.0)),
+        ({}, lcm + hyper, ("dpmpp_2m", "karras", 30, 7.5)),  # neither is right for both
+        ({}, "<lora:lcm-lora-sdv1-5:1:0>", ("dpmpp_2m", "karras", 30, 7.5)),  # not in the UNet
+        ({}, "<lora:detail:1>", ("dpmpp_2m", "karras", 30, 7.5)),
+    ]
+    jobs, adapters = find_adapters([settings(prompt, **given) for given, prompt, _ in lines for _ in range(2)], TINY)
+    notes = Notes()
+    done = with_few_steps(adapters, jobs, [given for given, *_ in lines], notes)
+    names = ("sampler", "schedule", "steps", "guidance_scale")
+    assert [tuple(getattr(job, name) for name in names) for job in done] == [row for *_, row in lines for _ in range(2)]
+    assert notes == [
+        "lcm-lora-sdv1-5.safetensors is an LCM-LoRA: using --sampler lcm --schedule distilled --steps 4 "
+        "--guidance-scale 1",
+        "lcm-lora-sdv1-5.safetensors is an LCM-LoRA: using --sampler lcm --schedule distilled --guidance-scale 1",
+        "lcm-lora-sdv1-5.safetensors is an LCM-LoRA: using --steps 4",
+        "Hyper-SD15-8steps-lora.safetensors is a Hyper-SD LoRA (8 steps): using --sampler ddim --schedule trailing "
+        "--steps 8 --guidance-scale 1",
+    ]
+
+
+@pytest.mark.slow
+def test_a_command_with_an_adapter_for_few_steps_makes_its_few_steps(run, loras, tiny_ckpt):
+    lora(loras / "lcm.safetensors", lora_shapes())
+    common = ["a cat", "-m", tiny_ckpt, "-W", 64, "-H", 64, "-s", 1, "--lora", "lcm", "-o", "cat.png"]
+    code, (path,), err = run("txt2img", *common)
+    made = settings_of(path)
+    assert (code, made["sampler"], made["schedule"], made["steps"], made["guidance_scale"]) == (
+        *(0, "lcm", "distilled"),
+        *(4, 1.0),
+    )
+    assert "is an LCM-LoRA: using --sampler lcm" in err
+    assert "far from" not in err
 
 
 # Pictures that were made with them

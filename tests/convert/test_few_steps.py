@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from convert.families.few_step_names import PATTERNS, advice, words
-from convert.families.few_steps import HYPER_1, objection
+from convert.families.few_steps import HYPER_1, LCM, objection
 from sd.pipeline.settings import Settings
 
 # As published, or as shared on from there: by title in the advice, and number of steps.
@@ -118,6 +118,33 @@ def test_the_usual_settings_are_far_from_all_of_them(kind):
 def test_only_settings_that_are_far_off_are_objected_to(name, options, said):
     found = objection(advice(name, {}), settings(**options))
     assert found is None if said is None else said in found
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_without_choices_of_the_user_the_recommended_settings_are_used(kind):
+    usual = settings(**kind.completing({"sigmas": (), "guidance_rescale": 0.0, "negative_prompt": "", "seed": 1}))
+    expected = recommended(kind)
+    assert usual == settings(**expected | {"steps": int(expected["steps"])})
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"steps": 3}, {"sampler", "guidance_scale"}),
+        ({"sampler": "euler"}, {"steps", "guidance_scale"}),
+        ({"schedule": "karras"}, {"steps", "guidance_scale"}),
+        ({"eta": 0.0}, {"steps", "guidance_scale"}),
+        ({"sigmas": (5.0, 1.0)}, {"guidance_scale"}),
+        ({"guidance_scale": 0.0}, {"sampler", "steps"}),
+        ({"guidance_rescale": 0.5}, {"sampler", "steps"}),
+        ({"guidance_interval": (1.0, 5.0)}, {"sampler", "steps"}),
+        ({"sampler": "lcm", "steps": 8, "guidance_scale": 1.5}, set()),
+    ],
+)
+def test_what_the_user_chose_stays(given, left):
+    found = LCM.completing(given)
+    assert found.keys() & {"sampler", "steps", "guidance_scale"} == left
+    assert ("schedule" in found) is ("sampler" in found)
 
 
 def test_the_objection_names_all_that_is_far_and_what_to_use():

@@ -205,6 +205,30 @@ def are_consistent(adapters: Adapters, job: Settings) -> bool:
     return any(few_steps.consistent for _, few_steps in _for_few_steps(adapters, job))
 
 
+def with_few_steps(
+    adapters: Adapters, jobs: Sequence[Settings], given: Sequence[Mapping[str, object]], events: Events
+) -> list[Settings]:
+    """The jobs with the settings that their adapter for few steps is made for, where the user gave none; it is noted.
+
+    given  the settings that the user gave for each line, which have equally many jobs
+    """
+    done, said = [], {}
+    for number, job in enumerate(jobs):
+        found = [(path, kind) for path, kind in _for_few_steps(adapters, job) if kind.for_pictures]
+        if len({kind for _, kind in found}) == 1:  # two kinds at once are nobody's recommendation
+            path, kind = found[0]
+            changes = kind.completing(given[number * len(given) // len(jobs)])
+            job = replace(job, **changes)
+            values = {name.replace("_", "-"): value for name, value in changes.items() if value is not None}
+            flags = [f"--{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in values.items()]
+            if flags:
+                said[f"{shown(path.name)} is {kind.title}: using {' '.join(flags)}"] = None
+        done.append(job)
+    for line in said:
+        events.note(line)
+    return done
+
+
 def _for_few_steps(adapters: Adapters, job: Settings) -> Iterator[tuple[Path, FewSteps]]:
     """The adapters of a picture that are for few steps, and what they are made for."""
     for path, use in adapters.uses(job).items():

@@ -19,6 +19,7 @@ from sd.app.jobs.adapters import (
     misread,
     not_refined,
     objections,
+    with_few_steps,
 )
 from sd.app.jobs.embeddings import find_words
 from sd.app.jobs.model import made_with, opened, opened_refiner, teach_words
@@ -92,6 +93,8 @@ def make_pictures(request: JobRequest, events: Events) -> None:
             raise UsageError("a line of --from-file has its own size; with --init, all pictures have the same size.")
         check_jobs(request, jobs, checkpoint.config, refiner and refiner[0].config)
         jobs, adapters = find_adapters(jobs, checkpoint.config, [line.where for line in request.lines])
+        chosen = [{**request.settings, **line.settings} for line in request.lines]
+        jobs = with_few_steps(adapters, jobs, chosen, events)
         learned = find_words(request.model, jobs, checkpoint.config, events, adapters.words)
         used = {"embeddings": learned, "adapters": adapters}
         load, load_refiner = prepare(), refiner and refiner[1]()
