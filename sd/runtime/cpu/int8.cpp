@@ -81,16 +81,18 @@ struct Convolution8 : Convolution<bf16> {
     static long memory_for(long in) { return POINTS * TILES * (in * 3 + PANEL * 4 + 4); }
 
     void run(char *memory, long threads) const {
-        const long chunks = up(tiles(), TILES) / TILES, all = POINTS * TILES;
+        const long chunks = up(tiles(), TILES) / TILES, all = POINTS * TILES, panels = out / PANEL;
+        const long groups = chunks < 2 * threads && panels >= threads ? threads : 1;  // of panels: work for all threads
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-        for (long chunk = 0; chunk < chunks; chunk++) {
+        for (long part = 0; part < groups * chunks; part++) {
+            const long group = part / chunks, chunk = part % chunks;
             float *m = reinterpret_cast<float *>(memory + omp_get_thread_num() * memory_for(in)), *steps = m + all * PANEL;
             bf16 *u = reinterpret_cast<bf16 *>(steps + all);
             uint8_t *q = reinterpret_cast<uint8_t *>(u + all * in);
             const long first = chunk * TILES, count = tiles() - first < TILES ? tiles() - first : TILES;
             read(first, count, u);
             round(u, count, q, steps);
-            for (long panel = 0; panel < out / PANEL; panel++) {
+            for (long panel = panels * group / groups; panel < panels * (group + 1) / groups; panel++) {
                 multiply(q, steps, count, panel, m);
                 write(m, first, count, panel);
             }
