@@ -28,10 +28,14 @@ CONFIG = replace(CONFIG, unet=replace(CONFIG.unet, heads=(4, 4)))
 class RandomPictures:
     """Squares of one colour, by number."""
 
+    def __init__(self, size: int = 32):
+        self.size = size
+
     def batch(self, step: int, batch_size: int, share: slice) -> tuple[Tensor, list[str]]:
         generator = torch.Generator().manual_seed(step)
         colours = torch.rand(batch_size, 3, 1, 1, generator=generator) * 2 - 1
-        pictures = colours.expand(-1, -1, 32, 32) + 0.1 * torch.randn(batch_size, 3, 32, 32, generator=generator)
+        pictures = colours.expand(-1, -1, self.size, self.size)
+        pictures = pictures + 0.1 * torch.randn(pictures.shape, generator=generator)
         return pictures[share], [f"picture {number % 7}" for number in range(batch_size)][share]
 
 
