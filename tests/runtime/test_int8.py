@@ -246,6 +246,21 @@ def test_with_low_memory_the_copies_go_and_the_picture_stays(tiny_ckpt):
     assert not any("_packed" in vars(each) for each in low.unet.modules())
 
 
+@needs_int8
+@pytest.mark.parametrize("low_memory", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_unet_that_overflows_goes_on_in_float32_without_8_bits(tiny_ckpt, monkeypatch, low_memory):
+    exact, model = (
+        sd.load(tiny_ckpt, device="cpu", precision=each, low_memory=low_memory) for each in ("fp32", "int8")
+    )
+    end, told, batch = model.unet.out.conv, [], [settings(steps=1, guidance_scale=1)]
+    end.forward = lambda x: type(end).forward(end, x) * (1 if x.dtype == torch.float32 else float("inf"))
+    model.make(batch, on_retry=told.append)
+    monkeypatch.setattr(Int8Layer, "pack", None)  # would fail
+    found, expected = (pixels(each.make(batch)[0]) for each in (model, exact))
+    assert told == ["the UNet gave NaN or infinite values in bf16; retrying in fp32; the network stays in fp32"]
+    assert np.abs(found - expected).mean() < 1  # the text encoder and the VAE are in bf16
+
+
 def psnr(found, expected):
     return 10 * np.log10(255**2 / ((found.astype(float) - expected) ** 2).mean())
 

@@ -60,10 +60,10 @@ def visiting(network: nn.Module, device: torch.device, release: Callable[[str], 
             release(f"{part}.{name}")
 
     def in_8_bits(name: str) -> nn.Module | None:
-        """The layer that computes with a copy of this weight that it makes itself."""
+        """The layer that computes with a copy of this weight that it makes itself; in float32, there is none."""
         module, _, leaf = name.rpartition(".")
         layer = network.get_submodule(module)
-        return layer if leaf == "weight" and hasattr(layer, "packed") else None
+        return layer if leaf == "weight" and hasattr(layer, "packed") and dtype == torch.bfloat16 else None
 
     try:
         for name, home in homes.items():
