@@ -292,7 +292,13 @@ def test_other_devices_and_a_missing_compiler_are_refused(monkeypatch):
     assert int8.problem_of(torch.device("cuda")) == "is for CPUs"
     monkeypatch.setattr(int8, "cpu_flags", lambda: native.AVX512 | {native.PAIRS, int8.SUMS})
     monkeypatch.setattr(int8.KERNEL, "_found", [None])
+    monkeypatch.setenv("CXX", "/nowhere/g++")
     assert int8.problem_of(CPU) == "needs a C++ compiler, g++ or the one named in CXX"
+    monkeypatch.setenv("CXX", "true")  # succeeds and compiles nothing
+    assert "but true failed, or the cache folder cannot be written (XDG_CACHE_HOME" in int8.problem_of(CPU)
+    monkeypatch.setattr(int8.KERNEL, "problem", "/x/native: other users can change the folder native.")
+    with pytest.raises(SettingError, match=r"kept: /x/native: other .* folder native\. Leave it out"):
+        int8.require_int8(CPU)
     monkeypatch.setattr(int8, "LINEAR", None)
     assert int8.problem_of(CPU) == "needs a build of PyTorch with oneDNN"
     with pytest.raises(SettingError, match="does not go with int8"):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from sd.networks.attention import GEGLU, SpatialTransformer, TransformerBlock
 from sd.networks.unet import Downsample, ResidualBlock, UNet, Upsample
 from sd.pipeline.errors import SettingError
-from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, Kernel, cpu_flags
+from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, Kernel, compiler, cpu_flags
 from sd.runtime.cpu.operators import Operator
 from sd.runtime.cpu.packing import origin
 from sd.runtime.cpu.winograd import OUTPUTS, WinogradConvolutions, fits
@@ -54,12 +54,18 @@ def problem_of(device: torch.device) -> str | None:
     if device.type != "cpu":
         return "is for CPUs"
     if not cpu_flags() >= AVX512 | {PAIRS, SUMS}:
-        return "needs a processor with AVX512-VNNI and AVX512-BF16, such as AMD's Zen 4 or Intel's Sapphire Rapids"
+        such_as = "such as AMD's Zen 4 or Intel's Sapphire Rapids"
+        return f"needs a processor with AVX512-VNNI and AVX512-BF16, {such_as}, and Linux"
     if LINEAR is None or CONVOLUTION is None or not torch.backends.mkldnn.enabled:
         return "needs a build of PyTorch with oneDNN"
-    if KERNEL.library() is None:
-        return f"needs a C++ compiler{f': {KERNEL.problem}' if KERNEL.problem else ', g++ or the one named in CXX'}"
-    return None
+    if KERNEL.library() is not None:
+        return None
+    if KERNEL.problem:
+        return f"needs code compiled for this processor, which cannot be kept: {KERNEL.problem.removesuffix('.')}"
+    if command := compiler():
+        failed = f"{command[0]} failed, or the cache folder cannot be written (XDG_CACHE_HOME names another)"
+        return f"needs code compiled for this processor, but {failed}"
+    return "needs a C++ compiler, g++ or the one named in CXX"
 
 
 class Packed(NamedTuple):
@@ -277,7 +283,7 @@ def winograd(x: Tensor, values: Tensor, scales: Tensor, begins: Tensor, bias: Te
     result = x.new_empty(batch, times * height, times * width, len(bias))
     memory = code().sd_winograd_memory_int8(inputs) * torch.get_num_threads()
     sizes = torch.tensor([batch, *result.shape[1:3], inputs, len(bias), upsampled], dtype=torch.int64, device="cpu")
-    arguments = x, values, scales, begins, bias, result, sizes, x.new_empty(memory, dtype=torch.uint8)
+    arguments = x, values, scales, begins, bias.to(x.dtype), result, sizes, x.new_empty(memory, dtype=torch.uint8)
     run("sd_winograd_int8", *arguments)
     return result.permute(0, 3, 1, 2)
 
