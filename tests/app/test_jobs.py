@@ -7,10 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import settings_of
 from PIL import Image
 
 from sd.app.errors import UsageError
+from sd.app.jobs.model import run_options
 from sd.app.jobs.plan import plan, with_seeds
 from sd.app.jobs.request import Events, JobRequest, Line, ModelRequest
 from sd.app.jobs.run import make_pictures
@@ -115,3 +117,11 @@ def test_jobs_know_no_command_line(path):
     modules += [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     assert not [name for name in modules if name in ("argparse", "sys", "tqdm") or name.startswith("sd.app.cli")]
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id in ("print", "input")]
+
+
+@pytest.mark.parametrize(("like", "told"), [("a.png", ["--low-memory, as a.png was made"]), ("", [])])
+def test_options_of_an_earlier_picture_are_told_once_and_not_again_of_its_refiner(like, told):
+    events = Noted()
+    request = ModelRequest(file=Path("x.ckpt"), like=like, made_with={"run": {"low_memory": True}})
+    assert run_options(request, torch.device("cpu"), events).low_memory
+    assert events.notes == told

@@ -101,6 +101,7 @@ def run_options(request: ModelRequest, device: "torch.device", events: Events) -
     from sd.runtime.device import RunOptions
     from sd.runtime.gpu.compile import problem_of, require_compiler
 
+    events = events if request.like else Events()  # of a refiner, nothing is said twice
     given = {name for name in RunOptions.names() if getattr(request, name)}
     before = made_with(request, "run")
     again = {name for name in RunOptions.names() if before.get(name) is True} - given
