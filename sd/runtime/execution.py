@@ -325,12 +325,7 @@ class Execution(Runner):
             from sd.runtime.cpu.gates import gates_joined
 
             changes.enter_context(attention_applied(network, x, self._about_to_build, latents))
-            if self.options.int8:
-                from sd.runtime.cpu.int8 import gates_joined_in_8_bits
-
-                changes.enter_context(gates_joined_in_8_bits(network))
-            else:
-                changes.enter_context(gates_joined(network, x))
+            changes.enter_context(gates_joined(network, x))
         if tile:
             from sd.runtime.seamless import seamless
 

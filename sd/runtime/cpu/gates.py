@@ -24,7 +24,7 @@ def gates_joined(network: nn.Module, x: Tensor) -> AbstractContextManager[None]:
     """Within this context, the network's gates are fused, for inputs like x in bf16, if oneDNN supports it."""
     if not is_supported(x.device, x.dtype) or torch.is_grad_enabled():
         return patched({})
-    return patched({module: _forward(module) for module in network.modules() if isinstance(module, GEGLU)})
+    return patched({module: _forward(module) for module in network.modules() if type(module) is GEGLU})
 
 
 def is_supported(device: torch.device, dtype: torch.dtype) -> bool:

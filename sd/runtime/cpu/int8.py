@@ -14,7 +14,6 @@ B batch, T tokens, C channels, H W height and width, D width of a token, N numbe
 
 import ctypes
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,6 @@ from sd.runtime.cpu.native import ADDRESS, AVX512, NUMBER, PAIRS, Kernel, compil
 from sd.runtime.cpu.operators import Operator
 from sd.runtime.cpu.packing import origin
 from sd.runtime.cpu.winograd import OUTPUTS, WinogradConvolutions, fits
-from sd.runtime.patching import patched
 
 LINEAR = getattr(torch.ops.onednn, "qlinear_pointwise", None)  # there are builds of PyTorch without oneDNN
 CONVOLUTION = getattr(torch.ops.onednn, "qconv_pointwise", None)
@@ -175,6 +173,18 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
         return CONVOLUTION(inputs.values.permute(0, 3, 1, 2), inputs.scale, 0, *how)
 
 
+class Int8GEGLU(GEGLU):
+    """What its gates let pass gets a scale for each token."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D)"""
+        if self.proj_in.is_exact(x) or self.proj_out.is_exact(x):
+            return super().forward(x)
+        inputs = to_8_bits(x)
+        value, gate = self.proj_in.product(inputs, 0), self.proj_in.product(inputs, 1, "gelu")
+        return self.proj_out.by_token(value, gate).unflatten(0, x.shape[:-1])
+
+
 def require_int8(device: torch.device) -> None:
     """Raises SettingError where networks on that device cannot compute in 8 bits."""
     if problem := problem_of(device):
@@ -188,9 +198,11 @@ def make_int8(unet: UNet) -> dict[str, Int8Layer]:
         if isinstance(module, SpatialTransformer):
             found |= {module.proj_in, module.proj_out}
         elif isinstance(module, TransformerBlock):
-            own, text, feed_forward = module.self_attention, module.cross_attention, module.feed_forward
-            feed_forward.proj_in.parts = 2  # value and gate
-            found |= {own.q, own.k, own.v, own.out, text.q, text.out, feed_forward.proj_in, feed_forward.proj_out}
+            own, text = module.self_attention, module.cross_attention
+            found |= {own.q, own.k, own.v, own.out, text.q, text.out}
+        elif isinstance(module, GEGLU) and module.proj_out.out_features % WIDTH == 0:
+            module.__class__, module.proj_in.parts = Int8GEGLU, 2  # value and gate
+            found |= {module.proj_in, module.proj_out}
         elif isinstance(module, ResidualBlock):
             found |= {module.conv1, module.conv2}
         elif isinstance(module, Downsample | Upsample):
@@ -224,26 +236,6 @@ class WinogradIn8Bits(WinogradConvolutions):
 
     def compute(self, x: Tensor, weights: tuple[Tensor, Tensor, Tensor], bias: Tensor, upsampled: bool) -> Tensor:
         return WINOGRAD.call(x, *weights, bias, upsampled)
-
-
-def gates_joined_in_8_bits(network: nn.Module) -> AbstractContextManager[None]:
-    """Within this context, what a network's gates let pass gets a scale for each token and is written in 8 bits."""
-    gates = (module for module in network.modules() if isinstance(module, GEGLU))
-    return patched({gate: _forward(gate) for gate in gates if isinstance(gate.proj_out, Int8Layer)})
-
-
-def _forward(layer: GEGLU) -> Callable[[Tensor], Tensor]:
-    plain = layer.forward
-
-    def forward(x: Tensor) -> Tensor:
-        """`GEGLU.forward`"""
-        if layer.proj_in.is_exact(x) or layer.proj_out.is_exact(x):
-            return plain(x)
-        inputs = to_8_bits(x)
-        value, gate = layer.proj_in.product(inputs, 0), layer.proj_in.product(inputs, 1, "gelu")
-        return layer.proj_out.by_token(value, gate).unflatten(0, x.shape[:-1])
-
-    return forward
 
 
 def in_8_bits(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
