@@ -31,19 +31,19 @@ def test_files_that_fuzzing_starts_from_are_read(index):
     assert examine(data) == (f"torch {kind}" if kind in ("zip", "stream") else kind)
 
 
-@settings(max_examples=1200, deadline=2000)
+@settings(max_examples=1200, deadline=None)
 @given(st.sampled_from(SEEDS), st.integers(0, 2**32))
 def test_changed_files_keep_the_rules(data, seed):
     examine(mutation.mutated(data, random.Random(seed)))
 
 
-@settings(max_examples=600, deadline=2000)
+@settings(max_examples=600, deadline=None)
 @given(st.sampled_from(HEADS), st.binary(max_size=200))
 def test_random_bytes_keep_the_rules(head, data):
     assert examine(head + data) in ("pickle", "refused")
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from(mutation.PIECES), max_size=60))
 def test_random_opcodes_keep_the_rules(pieces):
     assert examine(b"\x80\2" + b"".join(pieces) + b".") in ("pickle", "refused")
