@@ -25,6 +25,13 @@ CPU, BF16 = torch.device("cpu"), torch.bfloat16
 needs_int8 = pytest.mark.skipif(int8.problem_of(CPU) is not None, reason=f"int8 {int8.problem_of(CPU)}")
 
 
+@pytest.fixture(autouse=True)
+def _the_same_weights_each_time():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def numbers(*shape, seed=0, scale=1.0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(scale)
 
@@ -133,7 +140,7 @@ def test_in_a_feed_forward_a_token_with_large_values_does_not_blur_the_others():
     in_8_bits(layer.proj_in, Int8Linear, 2)
     in_8_bits(layer.proj_out, Int8Linear)
     x = numbers(2, 9, 48).to(BF16)
-    x[0, 0] *= 30  # so that the values of this token are 900 times as large
+    x[0, 0] *= 10  # so that the values of this token are 100 times as large
     errors = []
     for kind in (Int8GEGLU, GEGLU):
         layer.__class__ = kind
@@ -141,8 +148,8 @@ def test_in_a_feed_forward_a_token_with_large_values_does_not_blur_the_others():
         assert result.shape == x.shape
         bias = exact.proj_out.bias
         errors.append(distance((result.double() - bias)[1], (expected - bias)[1]))
-    assert errors[0] < 0.25  # one scale for all inputs of the first product
-    assert errors[0] < errors[1] / 2
+    assert errors[0] < 0.12  # one scale for all inputs of the first product
+    assert errors[1] > 0.4
     layer.__class__, y = Int8GEGLU, numbers(2, 9, 48, seed=2).to(BF16)
     assert distance(layer(y), exact(y.double())) < 2e-2
     assert torch.equal(layer.float()(y.float()), exact.float()(y.float()))
