@@ -275,7 +275,7 @@ def test_the_flag_is_noted_in_the_picture_and_taken_from_it(call, tiny_ckpt, tmp
     code, _, messages = call("txt2img", "a horse", *common, "--compile", "-o", out)
     assert code == 0
     assert "compiling for 64x64, 2 predictions at a time: once for each" in messages
-    assert settings_of(out)["run"] == {"low_memory": False, "tiled_vae": False, "compile": True}
+    assert settings_of(out)["run"] == {"low_memory": False, "tiled_vae": False, "compile": True, "int8": False}
     code, _, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again)
     assert code == 0
     assert "--compile, as x.png was made" in messages

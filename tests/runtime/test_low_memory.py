@@ -195,7 +195,7 @@ def test_the_flag_is_known_to_the_commands_and_noted_in_the_picture(call, tiny_c
     out = tmp_path / "x.png"
     common = ("-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "2", "-s", "1", "-q")
     assert call("txt2img", "a horse", *common, "--low-memory", "-o", out)[0] == 0
-    assert settings_of(out)["run"] == {"low_memory": True, "tiled_vae": False, "compile": False}
+    assert settings_of(out)["run"] == {"low_memory": True, "tiled_vae": False, "compile": False, "int8": False}
     again, plain = tmp_path / "again.png", tmp_path / "plain.png"
     code, printed, messages = call("txt2img", "--like", out, "-m", tiny_ckpt, "-o", again)
     assert (code, printed) == (0, f"{again}\n")
