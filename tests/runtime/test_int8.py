@@ -4,15 +4,17 @@ import copy
 import json
 import pickle
 
+import make_checkpoint
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from adapters import lora, lora_shapes
-from conftest import pixels, settings
+from conftest import fill, pixels, settings
 from torch import nn
 
 import sd
+from sd.config import FAMILIES
 from sd.networks.attention import GEGLU
 from sd.networks.unet import Upsample
 from sd.pipeline.errors import SettingError
@@ -235,6 +237,22 @@ def test_adapters_and_copies_of_a_model(tiny_ckpt, tmp_path, low_memory):
     model.apply([])
     for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert (pixels(other.make(batch)[0]) == expected).all()
+
+
+@needs_int8
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_unet_of_every_family_predicts_in_8_bits(family):
+    config = make_checkpoint.tiny(FAMILIES[family])
+    unet = fill(config)["unet"]
+    x, context = numbers(1, config.unet.in_channels, 8, 8), numbers(1, 7, config.unet.context_width, seed=1)
+    given = {"vector": numbers(1, config.unet.vector_width, seed=2)} if config.unet.vector_width else {}
+    exact = unet(x, torch.tensor(600), context, **given)
+    unet.to(BF16)
+    assert int8.make_int8(unet)
+    found = unet(
+        x.to(BF16), torch.tensor(600), context.to(BF16), **{name: each.to(BF16) for name, each in given.items()}
+    )
+    assert 1e-3 < distance(found, exact) < 5e-2
 
 
 @needs_int8
