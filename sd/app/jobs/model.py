@@ -119,7 +119,7 @@ def run_options(request: ModelRequest, device: "torch.device", events: Events) -
     if "compile" in given and "low_memory" in again:
         again.remove("low_memory")
         events.warn(f"{request.like} was made with --low-memory, which is left out: it does not go with --compile.")
-    elif "compile" in given and "int8" in again:
+    if "compile" in given and "int8" in again:
         again.remove("int8")
         events.warn(f"{request.like} was made with --precision int8, which is left out: it does not go with --compile.")
     elif "compile" in again:

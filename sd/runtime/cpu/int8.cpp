@@ -172,7 +172,7 @@ void sd_winograd_weights_int8(const float *w, int8_t *factors, float *scales, in
             for (long n = 0; n < PANEL; n += 16) {
                 const float *from = plain + p * in * PANEL + n;
                 const long place = (panel * points(upsampled) + p) * PANEL;
-                __m512 most = _mm512_set1_ps(FLT_MIN);
+                __m512 most = _mm512_set1_ps(FLT_MIN * 127);
                 for (long k = 0; k < in; k++) most = _mm512_max_ps(most, _mm512_abs_ps(_mm512_loadu_ps(from + k * PANEL)));
                 const __m512 scale = _mm512_div_ps(most, _mm512_set1_ps(127)), factor = _mm512_div_ps(_mm512_set1_ps(1), scale);
                 __m512i sum = _mm512_setzero_si512();
