@@ -52,6 +52,14 @@ def test_expansions_that_cannot_be_are_refused_with_what_is_allowed(text, messag
     ("given", "message"),
     [
         ({"resize_mode": "corp"}, "resize_mode corp does not exist. Did you mean crop? There are: crop, pad, stretch."),
+        (
+            {"masked_content": "filled"},
+            "masked_content filled does not exist. Did you mean fill? There are: fill, original.",
+        ),
+        (
+            {"masked_content": "fill", "expand": Expansion(left=8)},
+            "masked_content does nothing with expand, which fills the new area anyway.",
+        ),
         ({"invert_mask": 1}, "invert_mask cannot be 1; it is of type bool."),
         ({"mask_threshold": True}, "mask_threshold cannot be True; it is of type int."),
         ({"mask_threshold": 256}, "mask_threshold 256 is out of range: 0 to 255."),

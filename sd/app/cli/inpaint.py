@@ -8,7 +8,7 @@ from sd.app.cli.flags import add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
-from sd.pipeline.image.input_settings import Expansion
+from sd.pipeline.image.input_settings import MASKED_CONTENTS, Expansion
 
 
 def parser() -> Parser:
@@ -35,6 +35,9 @@ def parser() -> Parser:
         help="work only on the area around the mask, enlarged to the full size")  # fmt: skip
     add("--mask-padding", "--mask_padding", type=int, default=32, metavar="PIXELS",
         help="how much around the mask --only-masked includes (default: 32)")  # fmt: skip
+    add("--masked-content", "--masked_content", choices=MASKED_CONTENTS, default="original",
+        help="what the masked part begins with at a --strength below 1: its original content, or fill, the colours "
+        "around it (default: original)")  # fmt: skip
     add("--expand", metavar="SIDES",
         help="instead of a mask: new area around the picture, left=128,right=64,top=0,bottom=0")  # fmt: skip
     add("--overlap", type=int, default=32, metavar="PIXELS",

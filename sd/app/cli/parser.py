@@ -23,9 +23,9 @@ RARE = """
     --schedule --sigmas --zero-terminal-snr --no-zero-terminal-snr --eta --plms --guidance-rescale
     --guidance-interval --reuse-features --merge-tokens --vary --vary-seed --n_iter --grid-columns --save-steps
     --save-steps-as --hires-upscale --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold
-    --mask-blur --mask-padding --overlap --prediction --variant --rng --seed-delta --discard-penultimate
-    --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at --switch-by
-    --aesthetic-score --negative-aesthetic-score --tiny-vae
+    --mask-blur --mask-padding --masked-content --overlap --prediction --variant --rng --seed-delta
+    --discard-penultimate --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at
+    --switch-by --aesthetic-score --negative-aesthetic-score --tiny-vae
 """
 
 

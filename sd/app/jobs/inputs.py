@@ -70,6 +70,8 @@ class Inputs:
             found["Mask mode"] = "Inpaint not masked"
         if settings.mask_threshold:
             found["Mask threshold"] = settings.mask_threshold
+        if settings.masked_content != "original":
+            found["Masked content"] = settings.masked_content
         if settings.only_masked:
             found |= {"Inpaint area": "Only masked", "Masked area padding": settings.mask_padding}
         return found
@@ -81,6 +83,7 @@ class Inputs:
         if request.task == "inpainting":
             names += ["only_masked", "mask_padding"]
             names += ["overlap"] if settings.expand else ["invert_mask", "mask_threshold", "mask_blur"]
+        names += ["masked_content"] if settings.masked_content != "original" else []
         found = {"init": file_facts(request.init), **{name: getattr(settings, name) for name in names}}
         if settings.expand:
             found["expand"] = str(settings.expand)

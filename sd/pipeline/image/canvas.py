@@ -17,6 +17,7 @@ HOLE_HINT = " This picture has a transparent part: to repaint that, give the pic
 class Canvas:
     """picture (RGB), mask (L, of the same size, 255 is repainted, or None), and their place at the working size.
 
+    begins_with  what the run begins with in place of the picture (RGB, of the same size), or None
     reads_depth  whether the model also reads the depth of the picture
     depth_map    of floats (F), of the same size, large is near; None: it is estimated
     """
@@ -24,12 +25,13 @@ class Canvas:
     picture: Image.Image
     mask: Image.Image | None
     placement: Placement
+    begins_with: Image.Image | None = None
     reads_depth: bool = False
     depth_map: Image.Image | None = None
 
     @property
     def working_picture(self) -> Image.Image:
-        return self.placement.place(self.picture)
+        return self.placement.place(self.begins_with or self.picture)
 
     @property
     def working_mask(self) -> Image.Image | None:
@@ -117,4 +119,9 @@ def inpainting(
         raise PictureError(
             "a part of what is to be repainted would be cropped off. Use --resize-mode pad, or --only-masked."
         )
-    return Canvas(picture=picture, mask=mask, placement=placement)
+    begins_with = None
+    if settings.masked_content == "fill":
+        from sd.pipeline.image.filling import filled
+
+        begins_with = filled(picture, mask)
+    return Canvas(picture=picture, mask=mask, placement=placement, begins_with=begins_with)

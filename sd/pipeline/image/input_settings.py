@@ -16,6 +16,7 @@ RESIZE_NAMES = {
     "stretch": "Just resize",
 }  # as other tools say it
 SIDES = ("left", "right", "top", "bottom")
+MASKED_CONTENTS = ("original", "fill")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,7 @@ class InputSettings:
     mask_blur       radius in pixels, the standard deviation of a Gaussian; 0 to 64
     only_masked     work on the region around the mask only, enlarged to the whole working size
     mask_padding    pixels of the picture around the mask in that region; 0 to 1024
+    masked_content  what the repainted part begins with, at a strength below 1: original, or fill, the colours around it
     expand          new area around the picture, or None
     overlap         pixels of the old picture over which the new area fades out; 0 to 256
     invert_depth    dark is near in the depth map that is given, instead of far
@@ -89,6 +91,7 @@ class InputSettings:
     mask_blur: float = 4.0
     only_masked: bool = False
     mask_padding: int = 32
+    masked_content: str = "original"
     expand: Expansion | None = None
     overlap: int = 32
     invert_depth: bool = False
@@ -97,8 +100,11 @@ class InputSettings:
         for field in fields(self):
             expected = getattr(field.type, "__name__", "Expansion or None")
             require_type(field.name, getattr(self, field.name), field.type, expected)
-        if self.resize_mode not in RESIZE_NAMES:
-            raise SettingError("resize_mode", f"{self.resize_mode:.60} {nearest(self.resize_mode, RESIZE_NAMES)}")
+        for name, allowed in (("resize_mode", RESIZE_NAMES), ("masked_content", MASKED_CONTENTS)):
+            if (value := getattr(self, name)) not in allowed:
+                raise SettingError(name, f"{value:.60} {nearest(value, allowed)}")
+        if self.expand is not None and self.masked_content != "original":
+            raise SettingError("masked_content", "does nothing with expand, which fills the new area anyway.")
         largest = {"mask_threshold": 255, "mask_blur": 64, "mask_padding": 1024, "overlap": 256}
         for name, limit in largest.items():
             value = getattr(self, name)
