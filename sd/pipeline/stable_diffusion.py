@@ -6,6 +6,7 @@ How the networks work together is in `sd.pipeline.latent_diffusion`.
 import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,6 +110,7 @@ class StableDiffusion(LatentDiffusion):
         *,
         on_step: Callable[[Tensor], None] | None = None,
         on_retry: Callable[[str], None] | None = None,
+        on_clean: Callable[[Tensor], None] | None = None,
         clean: list[Tensor] | None = None,
     ) -> list[Image.Image]:
         """Denoise and decode a batch, in two passes if the settings ask for them.
@@ -118,6 +120,7 @@ class StableDiffusion(LatentDiffusion):
         start     an init image, as in `sample`
         on_step   called with the latents (B, 4, H/8, W/8) after every step
         on_retry  called with a sentence when a stage is run again
+        on_clean  called, before on_step, with the clean latents (B, 4, H/8, W/8) predicted in the step
         clean     gets the clean latents (B, 4, H/8, W/8) predicted in every step of every pass
 
         Raises NonFiniteError if a network fails in float32, too.
@@ -127,9 +130,17 @@ class StableDiffusion(LatentDiffusion):
 
         def denoise(batch: Sequence[Settings], start: InitImage | None) -> Tensor:
             latents, predicted = None, []
-            for latents in self.sample(batch, start, on_clean=None if clean is None else predicted.append):
-                if on_step:
-                    on_step(latents)
+
+            def keep(x_0: Tensor) -> None:
+                if clean is not None:
+                    predicted.append(x_0)
+                if on_clean:
+                    on_clean(x_0)
+
+            with closing(self.sample(batch, start, on_clean=keep)) as steps:  # also if on_step raises
+                for latents in steps:
+                    if on_step:
+                        on_step(latents)
             if clean is not None:
                 clean.extend(predicted)
             return latents

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from sd.app.jobs.embeddings import find_words
     from sd.app.jobs.model import opened, teach_words
     from sd.app.jobs.plan import check_jobs, for_model, with_seeds
-    from sd.app.jobs.run import warn_of_unused
+    from sd.app.jobs.unused import warn_of_unused
     from sd.files import written_whole
 
     if args.low_memory:

@@ -31,13 +31,15 @@ def known_adapters() -> dict[str, Path]:
     return found
 
 
-def find_adapter(given: str) -> Path:
+def find_adapter(given: str, *, names_only: bool = False) -> Path:
     """The adapter that is meant: a path, a name in the user's folders, or the name that its training gave it.
+
+    names_only  a path is not one: whoever asks may name adapters, and not open files
 
     Names are whole; endings may be left out, and capitals do not matter. Raises UsageError with the nearest names.
     """
-    path = Path(given).expanduser()
-    exists = path.is_file() or is_adapter_folder(path)
+    path = None if names_only else Path(given).expanduser()
+    exists = path is not None and (path.is_file() or is_adapter_folder(path))
     if exists and (path.name != given or path.suffix.lower() in CHECKPOINTS):
         return path
     known, wanted = known_adapters(), given.replace("\\", "/").casefold()
@@ -53,14 +55,15 @@ def find_adapter(given: str) -> Path:
     raise UsageError(_nowhere(given, path, known))
 
 
-def _nowhere(given: str, path: Path, known: Mapping[str, Path]) -> str:
-    if path.is_dir():
+def _nowhere(given: str, path: Path | None, known: Mapping[str, Path]) -> str:
+    if path and path.is_dir():
         return f"the adapter {shown(given)} is a folder without one. Give the file itself."
     names = {stem_of(name): _as_written(name).rpartition("/")[2] for name in known}
     close = difflib.get_close_matches(stem_of(given), names, n=3, cutoff=0.5)
     parts = [stem for stem in names if len(given) > 2 and stem_of(given) in stem]
     near = [names[stem] for stem in dict.fromkeys([*close, *parts])][:3]
-    hint = f"Did you mean {' or '.join(map(shown, near))}?" if near else "Give the path of its file, or put it there."
+    elsewhere = "Put its file there." if path is None else "Give the path of its file, or put it there."
+    hint = f"Did you mean {' or '.join(map(shown, near))}?" if near else elsewhere
     if ":" in given:
         hint = f"Strengths are numbers: NAME:STRENGTH. {hint}"
     return f"the adapter {shown(given)} does not exist: there is none of that name in {_places()}. {hint}"

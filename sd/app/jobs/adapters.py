@@ -92,11 +92,12 @@ def read_named(file: CheckpointFile, config: ModelConfig) -> Adapter:
 
 
 def find_adapters(
-    jobs: Sequence[Settings], config: ModelConfig, where: Sequence[str] = ("",)
+    jobs: Sequence[Settings], config: ModelConfig, where: Sequence[str] = ("",), *, names_only: bool = False
 ) -> tuple[list[Settings], Adapters]:
     """The jobs, with names in place of their flags' paths, and the adapters that they name, checked for this model.
 
-    where  what stands before an error about the jobs of each line, which are equally many
+    where       what stands before an error about the jobs of each line, which are equally many
+    names_only  no name is a path: only the user's folders are searched
 
     Raises UsageError for one that does not exist, CheckpointError for one that cannot be read or does not fit.
     """
@@ -108,7 +109,7 @@ def find_adapters(
 
     def find(name: str, origin: str) -> Path:
         try:
-            path = find_adapter(name)
+            path = find_adapter(name, names_only=names_only)
         except UsageError as error:
             raise UsageError(f"{origin}{error}") from None
         if path not in read:
@@ -120,7 +121,7 @@ def find_adapters(
         for flag in map(from_flag, job.lora):
             if flag.name not in called:
                 path = find(flag.name, origin)
-                called[flag.name] = name = _in_brackets(flag.name, path)
+                called[flag.name] = name = flag.name if names_only else _in_brackets(flag.name, path)
                 if not paths.setdefault(name, path).samefile(path):
                     both = " and ".join(shown(str(each), 200) for each in (paths[name], path))
                     raise UsageError(f"{origin}two adapters are called {shown(name)}: {both}. Rename one of them.")

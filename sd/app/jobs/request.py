@@ -3,12 +3,16 @@
 Requests hold plain values and paths, so they can be pickled and sent to another process.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.pipeline.image.input_settings import MEGAPIXELS, InputSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class JobRequest:
     settings: Mapping[str, object] = field(default_factory=dict)  # of every line; no size: the model's; no seed: drawn
     count: int = 1  # pictures of each line
     batch_size: int = 1
+    names_only: bool = False  # adapters are names in the user's folders, and never paths
     is_batch_file: bool = False  # the lines are a file's: a run with a drawn seed resumes the one that was stopped
 
     init: Path | None = None  # the picture to begin with
@@ -83,8 +88,15 @@ def without_open_seeds(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name not in open_seeds}
 
 
+class SkippedError(Exception):
+    """Raised by a function of `Events` while pictures are made: leave these out, and go on with the next ones."""
+
+
 class Events:
-    """What a run reports while it works. Silent; a face overrides what it shows."""
+    """What a run reports while it works. Silent; a face overrides what it shows.
+
+    What a function raises ends the run; finished pictures are kept.
+    """
 
     def note(self, text: str) -> None:
         """Something worth knowing: the seed, the precision, how many pictures exist already."""
@@ -96,6 +108,12 @@ class Events:
     def stage(self, name: str, total: int, unit: str) -> Iterator[Callable[..., object]]:
         """A stage of work, such as "loading"; yields a function to call with each amount that is done (default: 1)."""
         yield lambda amount=1: None
+
+    def batch(self, numbers: Sequence[int]) -> None:
+        """The next pictures are begun, by their numbers in the run."""
+
+    def predicted(self, clean: "Tensor") -> None:
+        """A step is done, which predicts these clean latents (B, 4, H/8, W/8)."""
 
     def written(self, event: str, path: Path, **facts: object) -> None:
         """A file is complete: event "picture", with its seed and milliseconds, or "grid"."""
