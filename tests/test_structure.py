@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,12 +24,13 @@ ROW = [
 SHARED_BY_CONVERT = {"sd.config", "sd.files", "sd.networks.block_plan", "sd.text.tokenizer"}
 SPEED = ("sd.runtime.cpu", "sd.runtime.gpu", "sd.runtime.low_memory", "sd.runtime.shortcuts")
 TORCH = ("sd.networks", "sd.sampling", "sd.pipeline", "sd.runtime", "sd.training", "sd.study")
-TORCH += ("sd.text.conditioning", "sd.app.jobs.inputs", "convert.files.tensors")
+TORCH += ("sd.text.conditioning", "sd.app.jobs.inputs", "sd.app.web.previews", "convert.files.tensors")
 TORCH += ("convert.actions.original_writer", "convert.actions.extract", "convert.adapters.values")
 TORCH += ("convert.__", "sd.__")
 NO_TORCH = ["networks.block_plan", "sampling.names", "pipeline.settings", "pipeline.second_pass"]
 NO_TORCH += ["pipeline.image.parameters", "pipeline.image.input_settings", "pipeline.image.stored_settings.web_ui"]
 NO_TORCH += ["study.benchmark.memory", "study.explain.page", "study.explain.text"]
+OPTIONAL = {"sd.app.web": "starlette"}  # modules that cannot be imported without this, which an extra installs
 IMAGES = ["reading", "resizing", "masks", "outpainting"]  # Pillow and NumPy are enough for them
 
 
@@ -38,6 +40,7 @@ def module_name(path):
 
 
 NAMES = {module_name(path): path for path in FILES}
+MISSING = tuple(room for room, package in OPTIONAL.items() if find_spec(package) is None)
 KINDS = (ast.Import, ast.ImportFrom, ast.Call)
 
 
@@ -136,7 +139,7 @@ def imports_without(modules, *unwanted):
 
 
 def test_commands_files_and_text_need_no_torch():
-    modules = [name for name in GRAPH if not name.startswith(TORCH)] + [f"sd.{name}" for name in NO_TORCH]
+    modules = [name for name in GRAPH if not name.startswith((*TORCH, *MISSING))] + [f"sd.{name}" for name in NO_TORCH]
     imports_without(modules, "torch", "safetensors", "PIL", "tqdm")
 
 
@@ -146,7 +149,7 @@ def test_reading_pictures_needs_no_torch():
 
 def test_importing_changes_nothing(tmp_path):
     """No folders, no prints, no global settings."""
-    modules = ", ".join(name for name in GRAPH if not name.endswith("__main__"))
+    modules = ", ".join(name for name in GRAPH if not name.endswith("__main__") and not name.startswith(MISSING))
     code = (
         "import torch\n"
         "state = lambda: (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype(), "

@@ -8,8 +8,9 @@ from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
+from sd.app.jobs.tasks import USUAL
 
-STRENGTH = 0.8
+STRENGTH = USUAL["depth2img"]["strength"]
 
 
 def parser() -> Parser:

@@ -7,11 +7,12 @@ from sd.app.cli import make_pictures
 from sd.app.cli.flags import add_making_flags
 from sd.app.cli.parser import Add, Parser
 from sd.app.errors import UsageError
+from sd.app.jobs.tasks import USUAL
 from sd.pipeline.image.input_settings import MEGAPIXELS, RESIZE_NAMES
 from sd.pipeline.second_pass import steps_for
 from sd.pipeline.settings import DEFAULT_STEPS
 
-STRENGTH = 0.75  # the original's
+STRENGTH = USUAL["img2img"]["strength"]
 
 
 def parser() -> Parser:

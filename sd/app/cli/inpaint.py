@@ -8,6 +8,7 @@ from sd.app.cli.flags import add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
+from sd.app.jobs.tasks import USUAL
 from sd.pipeline.image.input_settings import MASKED_CONTENTS, Expansion
 
 
@@ -21,7 +22,7 @@ def parser() -> Parser:
         '  sd inpaint "a blue star on a white background" --init picture.png --mask mask.png\n'
         '  sd inpaint "a beach" --init photo.jpg --expand left=128,right=128 -m model.ckpt',
     )
-    add_input_flags(parser, 1.0)
+    add_input_flags(parser, USUAL["inpaint"]["strength"])
     add = parser.group("what is repainted")
     add("--mask", type=Path, metavar="IMAGE",
         help="white is repainted, black is kept, grey is mixed; same size as the picture, or at least the same "

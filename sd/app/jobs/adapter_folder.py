@@ -62,10 +62,11 @@ def _nowhere(given: str, path: Path | None, known: Mapping[str, Path]) -> str:
     close = difflib.get_close_matches(stem_of(given), names, n=3, cutoff=0.5)
     parts = [stem for stem in names if len(given) > 2 and stem_of(given) in stem]
     near = [names[stem] for stem in dict.fromkeys([*close, *parts])][:3]
-    elsewhere = "Put its file there." if path is None else "Give the path of its file, or put it there."
-    hint = f"Did you mean {' or '.join(map(shown, near))}?" if near else elsewhere
+    hint = f"Did you mean {' or '.join(map(shown, near))}?" if near else "Give the path of its file, or put it there."
     if ":" in given:
         hint = f"Strengths are numbers: NAME:STRENGTH. {hint}"
+    if path is None:  # who may only name adapters need not know where they are
+        return f"there is no adapter {shown(given)} here. {hint if near else ''}".rstrip()
     return f"the adapter {shown(given)} does not exist: there is none of that name in {_places()}. {hint}"
 
 
