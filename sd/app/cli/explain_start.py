@@ -2,31 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sd.app.cli import depth2img, img2img
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
+from sd.app.jobs.explaining import Beginning
 from sd.app.jobs.request import JobRequest
 from sd.pipeline.settings import IMAGE_GUIDANCE
 
 if TYPE_CHECKING:
-    from sd.app.jobs.inputs import Inputs
     from sd.config import ModelConfig
-    from sd.pipeline.image.canvas import Canvas
 
 DEFAULTS = {
     "image to image": {"strength": img2img.STRENGTH},
     "depth to image": {"strength": depth2img.STRENGTH},
     "editing": {"image_guidance": IMAGE_GUIDANCE},
 }
-
-
-class Beginning(NamedTuple):
-    """A picture as it was read, and at the working size."""
-
-    inputs: "Inputs"
-    canvas: "Canvas"
 
 
 def add_start_flags(parser: Parser) -> None:

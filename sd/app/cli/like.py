@@ -2,19 +2,14 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sd.app.errors import UsageError
-from sd.pipeline.errors import shortened
-from sd.pipeline.image.input_settings import Expansion, InputSettings
-from sd.pipeline.settings import FIELDS, OF_THE_RUN, SettingError
+from sd.app.jobs.stored import read
 
 if TYPE_CHECKING:
-    from sd.pipeline.image.stored_settings.web_ui import Found
+    pass
 
-MASK_FIELDS = [field.name for field in fields(InputSettings)]
 NO_EFFECT = {
     "strength": 1.0,
     "hires": None,
@@ -110,42 +105,3 @@ def given_flags(args: argparse.Namespace) -> set[str]:
     finally:
         for action, default in defaults:
             action.default = default
-
-
-def read(path: Path) -> "tuple[Found, dict[str, str]]":
-    """The settings of a picture, whoever made it, and all texts in it.
-
-    Of a picture of ours, these include the settings of its mask; its init image must be given again. Raises
-    NoSettings, or PictureError if it is not a picture.
-    """
-    from sd.pipeline.image.metadata import exact_in, settings_from
-    from sd.pipeline.image.stored_settings.other_programs import settings_of_texts
-    from sd.pipeline.image.stored_settings.texts import read_foreign_texts
-    from sd.pipeline.image.stored_settings.web_ui import OURS, Found
-
-    texts = read_foreign_texts(path)
-    exact = exact_in(texts)
-    settings = settings_from(exact)
-    if settings is None:
-        return settings_of_texts(texts), texts
-    if "init" in exact and "Resize mode: " not in texts.get("parameters", ""):
-        # no size was asked for: it followed from the input picture, and does so again
-        exact = {name: value for name, value in exact.items() if name not in ("width", "height")}
-    found = {name: value for name, value in settings.to_dict().items() if name in exact}
-    unused = [name for name in exact if name not in {*FIELDS, *OF_THE_RUN, *MASK_FIELDS, "init", "mask", "depth"}]
-    for name in MASK_FIELDS:
-        if name in exact and is_input_setting(name, exact[name]):
-            found[name] = exact[name]
-        elif name in exact:
-            unused.append(f"{name.replace('_', ' ')} {shortened(exact[name])}")
-    made_with = {name: exact[name] for name in (*OF_THE_RUN, "init", "depth") if name in exact}
-    return Found(found, unused, program=OURS, made_with=made_with), texts
-
-
-def is_input_setting(name: str, value: object) -> bool:
-    """Whether a picture's own text gives a valid value to this setting of an input picture or a mask."""
-    try:
-        InputSettings(**{name: Expansion.parse(value) if name == "expand" else value})
-    except SettingError:
-        return False
-    return True

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from convert.errors import shown
 from sd.app.cli import BAD_INPUT, say
-from sd.app.cli.like import read
 from sd.app.cli.parser import Parser
+from sd.app.jobs.stored import VAES, as_data, files_of, models_of, read
 
 if TYPE_CHECKING:
     from sd.pipeline.image.stored_settings.web_ui import Found
 
 NO_SETTINGS = 1  # exit code: the answer is no
-VAES = {"vae": "VAE", "tiny_vae": "tiny VAE"}
 FIRST = ("prompt", "negative_prompt", "steps", "sampler", "schedule", "guidance_scale", "seed", "width", "height")
 
 
@@ -65,40 +64,6 @@ def run(args: argparse.Namespace) -> int:
         for line in lines:
             print(shown(line, LONGEST_TEXT))
     return code
-
-
-def as_data(found: "Found | None") -> dict[str, object]:
-    """What `--json` prints of a picture; null for a program or settings that nothing says."""
-    if found is None:
-        return {"program": None, "settings": None}
-    prompts = {name: found.settings.get(name) for name in ("prompt", "negative_prompt")}
-    facts = {"program": found.program or None, **prompts, "settings": found.settings, "model": {}, **models_of(found)}
-    hashes = {"embeddings": "sha256", "adapters": "autov3"}
-    used = {
-        kind: [{"name": name, hashes[kind]: digest} for name, digest in noted]
-        for kind, noted in files_of(found).items()
-    }
-    return {**facts, **used, "unused": found.unused, "notes": found.notes}
-
-
-def files_of(found: "Found") -> dict[str, list[tuple[str, str | None]]]:
-    """Name and hash of each embedding and adapter that the picture notes."""
-    from sd.app.jobs.adapter_folder import noted_adapters
-    from sd.app.jobs.embeddings import noted_words
-
-    noted = {"embeddings": [*noted_words(found.made_with)], "adapters": [*noted_adapters(found.made_with)]}
-    return {kind: files for kind, files in noted.items() if files}
-
-
-def models_of(found: "Found") -> dict[str, dict[str, str]]:
-    """Name and hash of the model, of its refiner and of a VAE in place of its own, as far as the picture says them."""
-    noted = {name: found.made_with.get(name) for name in ("model", "refiner")}
-    noted |= {part: noted["model"].get(part) for part in VAES if isinstance(noted["model"], dict)}
-    return {
-        name: {fact: file[fact] for fact in ("name", "sha256", "hash") if isinstance(file.get(fact), str)}
-        for name, file in noted.items()
-        if isinstance(file, dict)
-    }
 
 
 def lines_about(found: "Found") -> list[str]:

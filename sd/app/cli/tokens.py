@@ -5,16 +5,11 @@ import json
 import shutil
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from convert.errors import counted, shown
 from sd.app.cli.flags import add_embeddings_flag, whole_number
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
-from sd.pipeline.settings import Settings
-
-if TYPE_CHECKING:
-    from sd.text.learned_words import LearnedTokenizer
 
 WIDEST = 24  # columns for one token
 
@@ -41,21 +36,17 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     from sd.app.cli.prompt_files import read_prompt
     from sd.app.cli.terminal import Terminal
-    from sd.app.jobs.embeddings import find_words_of
     from sd.app.jobs.model_folder import find
     from sd.app.jobs.request import ModelRequest
+    from sd.app.jobs.tokens import texts_of
     from sd.files import embedded_model
 
     if (args.prompt is None) == (args.prompt_file is None):
         raise UsageError('give one of PROMPT and --prompt-file. Example: sd tokens "a (red:1.3) horse".')
     prompt = args.prompt if args.prompt_file is None else read_prompt(args.prompt_file)
-    reading = {"steps": args.steps, "plain_prompts": args.plain_prompts, "guidance_scale": 1}
-    job = Settings(prompt=prompt, width=512, height=512, seed=0, **reading)
-    (by_step,) = job.texts_by_step()
     places = tuple(find(place, "embeddings") for place in args.embeddings)
     request = ModelRequest(file=embedded_model(), embeddings=places)
-    tokenizer = find_words_of({args.plain_prompts: by_step}, request, None, Terminal(quiet=True)).tokenizer
-    texts = [as_data(text, by_step, tokenizer, plain=args.plain_prompts) for text in dict.fromkeys(by_step)]
+    job, texts = texts_of(prompt, request, Terminal(quiet=True), steps=args.steps, plain=args.plain_prompts)
     if args.json:
         lora = {"lora": [use.as_flag for use in job.adapters]} if job.adapters else {}
         print(json.dumps({"event": "tokens", "prompt": prompt, **lora, "steps": args.steps, "texts": texts}))
@@ -69,36 +60,6 @@ def run(args: argparse.Namespace) -> int:
         for line in strip_lines(text["chunks"], columns):
             print(line)
     return 0
-
-
-def as_data(text: str, by_step: Sequence[str], tokenizer: "LearnedTokenizer", *, plain: bool) -> dict:
-    """One text that the prompt stands for, the steps at which it does, and its chunks."""
-    from sd.text.chunks import chunks_of
-
-    chunks = chunks_of(text, tokenizer, plain=plain)
-    pieces = iter(tokenizer.pieces_of(token for chunk in chunks for token, _ in chunk.tokens))
-    return {
-        "text": text,
-        "steps": [i for i, now in enumerate(by_step, 1) if now == text],
-        "chunks": [
-            {
-                "tokens": [
-                    {"id": token, "text": next(pieces)[1], "weight": weight, **learned_at(token, tokenizer)}
-                    for token, weight in chunk.tokens
-                ],
-                "ids": list(chunk.ids),
-            }
-            for chunk in chunks
-        ],
-    }
-
-
-def learned_at(token: int, tokenizer: "LearnedTokenizer") -> dict[str, object]:
-    """The learned word that a token belongs to, which of its vectors it is, and how many there are; {} without one."""
-    word = tokenizer.word_of(token)
-    if word is None:
-        return {}
-    return {"embedding": word.name, "vector": tokenizer.place_in_word(token) + 1, "vectors": len(word.vectors)}
 
 
 def step_ranges(steps: Sequence[int]) -> str:

@@ -99,6 +99,11 @@ def find_words_of(
     return Learned(words)
 
 
+def known_words(request: ModelRequest) -> list[str]:
+    """The names of all words that prompts can use, those of --embeddings first."""
+    return list(dict.fromkeys(found.name for found in (*_given(request.embeddings), *_in_folders())))
+
+
 def _given(places: Iterable[Path]) -> Iterator[Found]:
     """The words that --embeddings names: files, and what is in folders. Raises UsageError, CheckpointError."""
     for place in places:

@@ -179,11 +179,12 @@ def load_model(
 
 
 def teach_words(model: "StableDiffusion", learned: "Learned") -> None:
-    """Add the words that the run's prompts use to the model's own."""
-    if learned.words:
+    """Have the model know the words that the run's prompts use, and of an earlier run those of its adapters only."""
+    bundled = [word for word in model.words if word.bundled]
+    if learned.words or len(bundled) < len(model.words):
         from sd.pipeline.learning import teach
 
-        teach(model, [*learned.words, *(word for word in model.words if word.bundled)])
+        teach(model, [*learned.words, *bundled])
 
 
 def describe(path: Path, checkpoint: "Checkpoint", how: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from convert.families.table import TASKS
 from sd.app.jobs.request import JobRequest, SkippedError
+from sd.app.web.uploads import Uploads
 
 LAST = ("done", "failed", "stopped")  # states in which nothing more happens, and the names of their events
 
@@ -60,7 +61,7 @@ class Job:
 
     request: JobRequest
     previews: bool = True
-    folder: "object | None" = None
+    folder: Uploads | None = None
     work: Callable | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     made: float = field(default_factory=time.time)  # when it was asked for, in seconds since 1970
@@ -69,7 +70,7 @@ class Job:
     error: str | None = None
     pictures: list[Picture] = field(default_factory=list)
     messages: list[dict[str, str]] = field(default_factory=list)
-    page: bytes | None = None  # of an explanation
+    page: bool = False  # whether it has made an explanation
     step: int = 0  # of all steps of the job
     steps: int = 0
     picture: int = 0  # the number of the picture, or of the first of a batch, that is being made
@@ -204,6 +205,8 @@ class Job:
         with self._happened:
             if self.over:
                 return
+            if error and self.folder is not None:
+                error = self.folder.without_paths(error)
             self.state, self.error, self.preview = state, error, None
         if self.folder is not None:
             self.folder.cleanup()

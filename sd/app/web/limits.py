@@ -1,6 +1,8 @@
 """How much a server takes in."""
 
 MOST_BODY = 64 << 20  # bytes
+MOST_PICTURE_BYTES = 48 << 20  # of one that is sent
+MOST_PAGES = 8  # explanations in memory; each has several megabytes
 BODY_SECONDS, PAUSE_SECONDS = 60, 10  # for a whole body, and between two parts of it
 SHORTEST_TOKEN = 8  # characters
 GUESSES, PER_SECOND = 10, 0.5  # wrong tokens from one address: so many at once, and then so many a second

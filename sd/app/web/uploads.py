@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sd.app.errors import UsageError
+from sd.pipeline.errors import PictureError
 
 DATA_URL = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
 SPACE = re.compile(r"\s+")
@@ -42,10 +43,13 @@ class Uploads:
 
 @contextmanager
 def uploads() -> Iterator[Uploads]:
-    """A folder that stays if the block ends well, and is removed if it raises."""
+    """A folder that stays if the block ends well, and is removed if it raises. No error names its place."""
     made = Uploads()
     try:
         yield made
+    except PictureError as error:
+        made.cleanup()
+        raise PictureError(made.without_paths(str(error))) from None
     except BaseException:
         made.cleanup()
         raise

@@ -16,7 +16,7 @@ from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.app.jobs.run import Outputs, Planned, inputs_of, make_planned, planned
 from sd.app.web.job import LAST, Job, StoppedError
 from sd.app.web.job_events import JobEvents
-from sd.app.web.limits import MOST_PICTURES, MOST_PIXELS
+from sd.app.web.limits import MOST_PAGES, MOST_PICTURES, MOST_PIXELS
 from sd.app.web.memory import PictureMemory
 from sd.app.web.models import Models
 from sd.pipeline.errors import PictureError, SettingError
@@ -61,7 +61,7 @@ class Worker:
         self, models: Models, *, out: str, keep: int = 200, most_waiting: int = 100, max_megapixels: float = 64
     ):
         self.models, self.out = models, out
-        self.memory = PictureMemory(keep)
+        self.memory, self.pages = PictureMemory(keep), PictureMemory(MOST_PAGES)
         self.keep, self.most_waiting, self.max_megapixels = keep, most_waiting, max_megapixels
         self.loaded: Loaded | None = None
         self.jobs: OrderedDict[str, Job] = OrderedDict()  # the latest last
@@ -108,7 +108,7 @@ class Worker:
         check_request(request)
         request = with_seeds(request)
         with self._planning:
-            jobs = self._plan(request, Events()).jobs
+            jobs = self.plan(request, Events()).jobs
         require_small_batches(request, jobs)
         job = Job(request=request, **options)
         job.of, job.steps = len(jobs), 0
@@ -182,7 +182,7 @@ class Worker:
     def _make(self, job: Job) -> None:
         loaded = self.use(job)
         events = JobEvents(job, (), self.memory)
-        run = self._plan(job.request, events)
+        run = self.plan(job.request, events)
         if job.previews:
             from sd.app.web.previews import preview_of
 
@@ -215,7 +215,7 @@ class Worker:
             dtypes=model.dtypes,
         )
 
-    def _plan(self, request: JobRequest, events: Events) -> Planned:
+    def plan(self, request: JobRequest, events: Events) -> Planned:
         """Check a request against its model: the one in memory, or the header of its file."""
         inputs, loaded = inputs_of(request, events), self.loaded
         if loaded and loaded.request == request.model:
