@@ -8,8 +8,8 @@ import pytest
 from conftest import refused
 
 from sd.app.cli import prompt_files
+from sd.app.cli.batch_files import read_batch_file
 from sd.app.cli.img2img import parser as img2img_parser
-from sd.app.cli.prompt_files import read_batch_file
 from sd.app.cli.txt2img import parser
 
 

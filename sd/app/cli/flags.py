@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sd.app.cli.parser import NUMBERS, Add, Parser
 from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
+from sd.app.jobs.prompt_choices import MODES
 from sd.app.jobs.step_files import FORMS
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import DEFAULT_STEPS, DEFAULT_SWITCH, SWITCHES, TILES
@@ -81,7 +82,13 @@ def add_making_flags(
     parser.add_argument("--from-file", "--from_file", metavar="FILE",
         help="prompts from a file; - is standard input. Each line is a prompt; one that begins with {\" is JSON with "
         'settings of its own, {"prompt": "...", "seed": 7}; one that begins with -- has flags, as in the common web '
-        "UI. The same command again resumes a stopped run")
+        "UI. A .csv, .tsv or .parquet file is a table, with a column prompt. The same command again resumes a stopped "
+        "run")
+    parser.add_argument("--choices", choices=MODES,
+        help="read {red|blue} in prompts as a choice: all makes every combination, random draws one for each picture; "
+        "\\{ is the brace itself (default: braces are text)")
+    parser.add_argument("--wildcards", type=Path, metavar="FOLDER",
+        help="with --choices: __animal__ in a prompt is a choice among the lines of FOLDER/animal.txt")
     parser.add_argument("--like", type=Path, metavar="PICTURE",
         help="prompt and settings from a picture, made here or elsewhere; explicit flags take precedence")
     add_compile_flag(add_model_flags(parser, model))

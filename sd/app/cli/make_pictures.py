@@ -1,6 +1,7 @@
 """From the flags of a command that makes pictures to a request, and from there to files."""
 
 import argparse
+import secrets
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -8,11 +9,14 @@ from pathlib import Path
 from convert.errors import shown
 from convert.families.table import row_named
 from sd.app.cli import say
+from sd.app.cli.batch_files import read_batch_file, seed_of_file
 from sd.app.cli.like import given_flags
-from sd.app.cli.prompt_files import read_batch_file, read_prompt
+from sd.app.cli.prompt_files import read_prompt
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
+from sd.app.jobs.expanding import Expansion
 from sd.app.jobs.model_folder import find, find_again, folders, has_hash
+from sd.app.jobs.prompt_choices import Wildcards
 from sd.app.jobs.request import JobRequest, Line, ModelRequest
 from sd.files import embedded_model
 from sd.pipeline.image.input_settings import InputSettings
@@ -33,15 +37,38 @@ def run(args: argparse.Namespace, task: str) -> int:
 def request_of(args: argparse.Namespace, task: str) -> JobRequest:
     """The request that the flags of a command mean. Raises UsageError where there is no model, or not one prompt."""
     is_batch_file = args.from_file is not None
+    lines, settings = read_lines(args), settings_of(args)
+    count = count_of(args, 1 if is_batch_file or args.choices == "all" else args.batch_size)
+    if expansion := expansion_of(args, settings, count):
+        if not is_batch_file and expansion.mode == "random":
+            settings = {**settings, "seed": expansion.seed}
+            if args.seed in (None, -1):
+                say(f"seed {expansion.seed}", quiet=args.quiet)
+        lines, count = expansion.expanded(lines), expansion.pictures_of_a_line
     others = {
         "model": model_of(args),
-        "lines": read_lines(args),
-        "settings": settings_of(args),
-        "count": count_of(args, 1 if is_batch_file else args.batch_size),
+        "lines": lines,
+        "settings": settings,
+        "count": count,
         "is_batch_file": is_batch_file,
         "inputs": None if task == "text to picture" else InputSettings(**given(args, InputSettings)),
     }
     return JobRequest(task=task, **{**given(args, JobRequest), **others})
+
+
+def expansion_of(args: argparse.Namespace, settings: Mapping[str, object], count: int) -> Expansion | None:
+    """What --choices asks for. Without --seed, what is drawn for a file of prompts follows from the file.
+
+    settings, count  of all lines
+    """
+    if args.choices is None:
+        if args.wildcards is not None:
+            raise UsageError("--wildcards does nothing without --choices. Give --choices all or --choices random.")
+        return None
+    seed = args.seed
+    if seed in (None, -1):
+        seed = secrets.randbits(32) if args.from_file is None else seed_of_file(args.from_file)
+    return Expansion(args.choices, seed, Wildcards(args.wildcards), settings, count)
 
 
 def count_of(args: argparse.Namespace, batch: int) -> int:

@@ -25,7 +25,8 @@ RARE = """
     --save-steps-as --hires-upscale --hires-strength --hires-steps --exact-steps --resize-mode --mask-threshold
     --mask-blur --mask-padding --masked-content --overlap --prediction --variant --rng --seed-delta
     --discard-penultimate --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at
-    --switch-by --aesthetic-score --negative-aesthetic-score --tiny-vae
+    --switch-by --aesthetic-score --negative-aesthetic-score --tiny-vae --choices
+    --wildcards
 """
 
 

@@ -10,7 +10,7 @@ import shlex
 import stat
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
@@ -56,27 +56,24 @@ def setting_spellings(parser: Parser) -> dict[str, argparse.Action]:
     }
 
 
-def read_batch_file(file: str, parser: Parser) -> tuple[Line, ...]:
+def lines_of(file: str, texts: Iterable[str], parser: Parser) -> Iterator[Line]:
     """A line each: a prompt; one that begins with `{"` is a JSON object, one that begins with `--` has flags.
 
     A key is any spelling of the parser's flags.
     """
-    lines, flags = [], setting_spellings(parser)
-    for number, line in enumerate(read_text("--from-file", file).split("\n"), 1):
+    flags = setting_spellings(parser)
+    for number, line in enumerate(texts, 1):
         where, line = f"{source_name(file)}, line {number}: ", line.strip()
         if len(line) > LONGEST_PROMPT:
             raise UsageError(f"{where}{len(line)} characters; a line has at most {LONGEST_PROMPT}.")
         if JSON_LINE.match(line):
-            lines.append(Line(json_settings(where, line, flags), where))
+            yield Line(json_settings(where, line, flags), where)
         elif line.startswith("--"):
-            lines.append(Line(flag_settings(where, line, flags, parser), where))
+            yield Line(flag_settings(where, line, flags, parser), where)
         elif (key := UNQUOTED_KEY.match(line)) and (key[1] in flags or key[1] in FIELDS):
             raise UsageError(f'{where}JSON has its keys in double quotes: {{"{key[1]}": ...}}.')
         elif line:
-            lines.append(Line({"prompt": line}, where))
-    if not lines:
-        raise UsageError(f"--from-file {file} has no prompts.")
-    return tuple(lines)
+            yield Line({"prompt": line}, where)
 
 
 def read_prompt(file: str) -> str:
@@ -99,8 +96,11 @@ def read_text(flag: str, file: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UsageError(f"{source_name(file)}, line {line}: not UTF-8 text. Save the file as UTF-8.") from None
+        raise not_utf8(file, raw[: error.start].count(b"\n") + 1) from None
+
+
+def not_utf8(file: str, line: int) -> UsageError:
+    return UsageError(f"{source_name(file)}, line {line}: not UTF-8 text. Save the file as UTF-8.")
 
 
 def read_bytes(flag: str, file: str) -> bytes:
