@@ -25,6 +25,7 @@ ErrorBody = Callable[[int, str], object]  # from a status and a sentence to what
 
 ERROR_BODIES: dict[str, ErrorBody] = {  # by the beginning of a path; other APIs have other forms
     "/": lambda status, sentence: {"error": sentence},
+    "/sdapi/": lambda status, sentence: {"error": sentence, "detail": sentence},
 }
 
 
