@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from convert.errors import CheckpointError
 from sd.app.errors import UsageError
 from sd.app.web.job import LAST, Event, Job
+from sd.app.web.openai_fields import error_of
 from sd.app.web.worker import BusyError, Worker
 from sd.pipeline.errors import PictureError, SettingError
 
@@ -26,6 +27,7 @@ ErrorBody = Callable[[int, str], object]  # from a status and a sentence to what
 ERROR_BODIES: dict[str, ErrorBody] = {  # by the beginning of a path; other APIs have other forms
     "/": lambda status, sentence: {"error": sentence},
     "/sdapi/": lambda status, sentence: {"error": sentence, "detail": sentence},
+    "/v1/": lambda status, sentence: {"error": error_of(status, sentence)},
 }
 
 
