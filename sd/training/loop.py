@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from sd.files import written_whole
 from sd.training.ema import AveragedWeights
+from sd.training.muon import Muon, is_matrix
 
+MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # what an optimiser keeps for each weight
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds")
 
 
@@ -32,6 +34,7 @@ class TrainingOptions:
     ema_decay: float
     autocast: bool  # bfloat16 in the forward pass
     save_every: int  # steps between saved states
+    muon: bool = False  # for weight matrices; AdamW for the rest
 
 
 def save_rows(path: Path, rows: list[dict[str, float]]) -> None:
@@ -84,13 +87,15 @@ class TrainingRun:
         self.workers = workers
         self.settings = {**asdict(options), **settled}
         self.trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
-        self.optimiser = torch.optim.AdamW(
-            self.trained.values(),
-            lr=options.learning_rate,
-            weight_decay=options.weight_decay,
-            betas=(0.9, 0.99),
-            fused=True,  # four times faster than one tensor at a time, which matters for small models
-        )
+        common = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        matrices, others = [], []
+        for name, value in self.trained.items():
+            (matrices if options.muon and is_matrix(name, value) else others).append(value)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        if matrices:
+            self.optimisers["muon"] = Muon(matrices, half=options.autocast, **common)
+        if others:  # fused: four times faster than one tensor at a time, which matters for small models
+            self.optimisers["adam"] = torch.optim.AdamW(others, betas=(0.9, 0.99), fused=True, **common)
         self.ema = AveragedWeights(module, options.ema_decay)
         self.rows: list[dict[str, float]] = []
         self.step = 0
@@ -115,16 +120,17 @@ class TrainingRun:
         for batch in self.coming_batches():
             batch = tuple(values.to(self.device, non_blocking=True) for values in batch)
             rate = self.learning_rate(self.step)
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
+            for optimiser in self.optimisers.values():
+                optimiser.param_groups[0]["lr"] = rate
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
                 loss = parallel(*batch)
-            self.optimiser.zero_grad()
+            self.module.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.trained.values(), self.options.gradient_clip)
             if not norm.isfinite():
                 raise ArithmeticError(f"the gradient of step {self.step + 1} is not finite; try a lower learning rate")
-            self.optimiser.step()
+            for optimiser in self.optimisers.values():
+                optimiser.step()
             self.ema.update(self.module)
             self.step += 1
             row = {
@@ -156,8 +162,10 @@ class TrainingRun:
         """All tensors that the next step depends on. Its random numbers depend on the step number alone."""
         state = {f"weights.{name}": value for name, value in self.module.named_parameters()}
         state |= {f"ema.{name}": value for name, value in self.ema.weights.items()}
-        for name, value in self.trained.items():
-            state |= {f"adam.{key}.{name}": moment for key, moment in self.optimiser.state[value].items()}
+        names = {value: name for name, value in self.trained.items()}
+        for kind, optimiser in self.optimisers.items():
+            for value, moments in optimiser.state.items():
+                state |= {f"{kind}.{key}.{names[value]}": moment for key, moment in moments.items()}
         return state
 
     def save(self) -> None:
@@ -186,14 +194,11 @@ class TrainingRun:
             if changed:
                 listed = "; ".join(f"{name} was {old}, is {new}" for name, (new, old) in changed.items())
                 raise ValueError(f"{path} was made with other options ({listed}). Use those, or another folder.")
-            for value in self.trained.values():
-                names = ("step", "exp_avg", "exp_avg_sq")
-                self.optimiser.state[value] = {
-                    name: torch.zeros((), dtype=torch.float32, device=value.device)
-                    if name == "step"
-                    else torch.zeros_like(value)
-                    for name in names
-                }
+            for kind, optimiser in self.optimisers.items():
+                for value in optimiser.param_groups[0]["params"]:
+                    optimiser.state[value] = {name: torch.zeros_like(value) for name in MOMENTS[kind]}
+                    if kind == "adam":
+                        optimiser.state[value]["step"] = torch.zeros((), dtype=torch.float32, device=value.device)
             state = self.tensors()
             if set(file.keys()) != set(state):
                 raise ValueError(f"{path} belongs to another model. Use another folder.")

@@ -268,7 +268,7 @@ def test_a_state_of_other_options_or_another_model_is_refused(tmp_path):
     first = begin(seed=1, batch_size=4, snr_floor=None)
     for value in first.trained.values():
         moments = {"exp_avg": torch.zeros_like(value), "exp_avg_sq": torch.zeros_like(value)}
-        first.optimiser.state[value] = {"step": torch.zeros(()), **moments}
+        first.optimisers["adam"].state[value] = {"step": torch.zeros(()), **moments}
     first.save()
     begin(seed=1, batch_size=4, snr_floor=None)
     begin(seed=1, batch_size=4, snr_floor=None, new=2)  # a state saved before that setting existed
