@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sd.files import written_whole
 from sd.training.ema import AveragedWeights
+from sd.training.mixed import mixed_precision
 from sd.training.muon import Muon, is_matrix
 
 MOMENTS = {"adam": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # what an optimiser keeps for each weight
@@ -122,7 +123,7 @@ class TrainingRun:
             rate = self.learning_rate(self.step)
             for optimiser in self.optimisers.values():
                 optimiser.param_groups[0]["lr"] = rate
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.autocast):
+            with mixed_precision(self.device, enabled=self.options.autocast):
                 loss = parallel(*batch)
             self.module.zero_grad()
             loss.backward()
