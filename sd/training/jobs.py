@@ -61,11 +61,17 @@ def autoencoder_run(
     *,
     batch_size: int,
     seed: int,
+    noise: float = 0.0,
+    coarse: float = 0.0,
     workers: int = 0,
 ) -> TrainingRun:
-    """Train the VAE to reconstruct pictures. For workers see `sd.training.loop.TrainingRun`."""
+    """Train the VAE, or what is not frozen of it, to reconstruct pictures.
+
+    noise, coarse  see `AutoencodingLoss`
+    workers        see `sd.training.loop.TrainingRun`
+    """
     share = process_share(batch_size)
-    module = AutoencodingLoss(vae)
+    module = AutoencodingLoss(vae, noise=noise, coarse=coarse)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         images, _ = pictures.batch(step, batch_size, share)
@@ -73,7 +79,8 @@ def autoencoder_run(
         shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
         return images, draw(seed, step, shape, 1, 0.0).noise[share]
 
-    return TrainingRun(module, batch, options, folder, workers=workers, batch_size=batch_size, seed=seed)
+    settled = {"batch_size": batch_size, "seed": seed, "noise": noise, "coarse": coarse}
+    return TrainingRun(module, batch, options, folder, workers=workers, **settled)
 
 
 @torch.no_grad()

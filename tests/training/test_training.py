@@ -187,6 +187,47 @@ def assert_same_training(first: Path, second: Path):
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+class Halving(nn.Module):
+    """An autoencoder for pictures of any size: a latent is the mean of 8x8 pixels, a pixel what its latent says."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def encode(self, image):
+        mean = nn.functional.avg_pool2d(image, 8)
+        return mean, torch.full_like(mean, -100.0)
+
+    def decode(self, latents):
+        self.seen.append(latents)
+        return latents.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+def test_what_the_autoencoder_is_asked_for_by_hand():
+    image = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def loss(**options):
+        vae = Halving()
+        return AutoencodingLoss(vae, kl_weight=0.0, **options)(image, noise), vae.seen
+
+    def error(latents, picture):
+        difference = latents.repeat_interleave(8, -1).repeat_interleave(8, -2) - picture
+        return difference.abs().mean() + difference.square().mean()
+
+    mean = nn.functional.avg_pool2d(image, 8)
+    plain, (latents,) = loss()
+    assert torch.allclose(latents, mean, atol=1e-6)
+    assert plain.item() == pytest.approx(error(mean, image).item(), rel=1e-5)
+    noisy, (latents,) = loss(noise=0.1)
+    assert torch.allclose(latents, mean + 0.1 * mean.std(dim=(0, 2, 3), keepdim=True) * noise, atol=1e-6)
+    coarse, (latents, half) = loss(coarse=0.25)
+    assert torch.allclose(half, nn.functional.avg_pool2d(latents, 2), atol=1e-6)
+    smaller = image.unflatten(-1, (16, 2)).unflatten(-3, (16, 2)).mean(dim=(-1, -3))
+    assert coarse.item() == pytest.approx(plain.item() + 0.25 * error(half, smaller).item(), rel=1e-5)
+    assert noisy > 0
+
+
 @pytest.mark.slow
 def test_training_lowers_the_loss_and_writes_it_down(tmp_path):
     module = AutoencodingLoss(fresh_networks(training_example.CONFIG, 0)["vae"])
