@@ -14,7 +14,7 @@ from sd.config import SD_V1
 from sd.text.tokenizer import Tokenizer
 from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.reading import NOTHING, PLACES, ReadingLoss, labels_of, reading_run
-from sd.training.shapes.scenes import COLOURS, SHAPES, sample_scene
+from sd.training.shapes.scenes import COLOURS, SHAPES, SIZES, sample_scene
 
 OPTIONS = replace(training_example.options(30), learning_rate=3e-3)
 
@@ -68,20 +68,33 @@ def scene_of(relation):
 def test_every_thing_is_labelled_in_its_place(relation, where):
     scene = scene_of(relation)
     labels = {place: tuple(row) for place, row in zip(PLACES, labels_of(scene).tolist(), strict=True)}
-    names = list(COLOURS)
-    things = [(SHAPES.index(thing.shape), names.index(thing.colour)) for thing in scene.things]
-    assert [labels.pop(place) for place in where] == things
-    assert labels.pop("behind") == (NOTHING, names.index(scene.background.colour))
-    assert set(labels.values()) == {(NOTHING, NOTHING)}
+    shapes, colours, sizes, none = list(SHAPES), list(COLOURS), list(SIZES), NOTHING
+    assert (shapes.index("star"), colours.index("red"), sizes.index("large")) == (3, 0, 2)
+    for place, thing in zip(where, scene.things, strict=True):
+        said = shapes.index(thing.shape), colours.index(thing.colour), sizes.index(thing.size), none
+        assert labels.pop(place)[:4] == said
+    patterns = ["plain", "striped", "dotted", "checkered", "gradient"]
+    behind = colours.index(scene.background.colour), none, patterns.index(scene.background.pattern)
+    assert labels.pop("behind") == (none, *behind, none, none)
+    assert set(labels.values()) == {(none,) * 6}
+
+
+@pytest.mark.parametrize(("x", "y", "thirds"), [(0.3, 0.5, [0, 1]), (0.7, 0.2, [2, 0]), (0.43, 0.5, [NOTHING] * 2)])
+def test_a_place_in_the_picture_is_labelled_if_a_caption_may_name_it(x, y, thirds):
+    scene = scene_of(None)
+    thing = replace(scene.things[0], x=x, y=y)
+    labels = labels_of(replace(scene, things=(thing,)))
+    assert labels[PLACES.index("alone"), 4:].tolist() == thirds
 
 
 def test_a_reader_without_a_preference_has_the_loss_of_chance():
     loss = ReadingLoss(Reading(torch.randn(2, 5, 16)))
-    for said in (loss.reader.shape, loss.reader.colour):
+    for said in loss.reader.answers:
         nn.init.zeros_(said.weight)
         nn.init.zeros_(said.bias)
-    labels = torch.stack([labels_of(scene_of(relation)) for relation in ("above", None)])
-    assert loss(torch.zeros(2, 5), labels).item() == pytest.approx(math.log(8) + math.log(8), rel=1e-6)
+    labels = labels_of(scene_of("above"))[None]  # no thing is alone, so nobody asks for its column and row
+    expected = math.log(8) + math.log(8) + math.log(3) + math.log(5)
+    assert loss(torch.zeros(1, 5), labels.expand(2, -1, -1)).item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_moving_away_from_the_first_output_costs_the_squared_distance():
