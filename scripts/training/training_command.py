@@ -33,11 +33,14 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def training_parser(description: str, *, batch_size: int, seed: int = 0, save_every: int) -> argparse.ArgumentParser:
-    """With the flags that all trainings have; the numbers are their defaults."""
+def training_parser(
+    description: str, *, batch_size: int | None = None, seed: int = 0, save_every: int
+) -> argparse.ArgumentParser:
+    """With the flags that all trainings have; the numbers are their defaults. Without one, there is no --batch-size."""
     parser = parser_of(description)
     add = parser.add_argument
-    add("--batch-size", type=int, default=batch_size, help="over all processes (default: %(default)s)")
+    if batch_size:
+        add("--batch-size", type=int, default=batch_size, help="over all processes (default: %(default)s)")
     add("--seed", type=int, default=seed, help="(default: %(default)s)")
     add("--device", default="auto", help="(default: %(default)s)")
     add("--autocast", action="store_true", help="bfloat16 in the forward pass, for devices that are fast at it")

@@ -28,12 +28,10 @@ from convert.actions.extract import extract
 from sd.files import embedded_model
 from sd.pipeline.settings import Settings
 from sd.training.shapes.scoring import one_thing
+from sd.training.shapes.stages import STAGES
 
 pytestmark = pytest.mark.slow
-PARTS = (
-    "--vae-small-steps 2 --vae-small-batch-size 2 --vae-steps 2 --vae-batch-size 2 --text-steps 2 --text-batch-size 4"
-)
-SHORT = f"--size 64 {PARTS} --decoder-steps 2 --pictures 8 --steps 2 --batch-size 4 --sample-every 2".split()
+SHORT = ["--size", "64", "--trial", "--sample-every", "2"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,20 +61,49 @@ def test_a_model_is_trained_from_scratch_and_loads(trained):
     assert (model.config.family, model.config.native_size, model.config.unet.width) == ("sd-v1", 64, 64)
     assert model.config.prediction == "v"
     assert (trained / "model.ckpt").stat().st_size < 40e6
-    for part in ("vae-small", "vae", "reading", "denoiser", "decoder"):
-        with open(trained / part / "loss.csv", newline="") as file:
+    for stage in STAGES:
+        with open(trained / stage.name / "loss.csv", newline="") as file:
             assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
-        if part == "reading":
-            continue
-        assert Image.open(trained / part / "samples-000002.png").width >= 256
+        if stage.trains != "text encoder":
+            assert Image.open(trained / stage.name / "samples-000002.png").width >= 256
+
+
+def changed_by(folder, stage):
+    """The parts of the networks that a stage changed, by comparison with what it began with."""
+    names = [each.name for each in STAGES]
+    before = {}
+    for name in names[: names.index(stage)]:
+        before |= load_file(folder / f"{name}.safetensors")
+    after = load_file(folder / f"{stage}.safetensors")
+    return {
+        ".".join(name.split(".")[:2]) for name in after if name in before and not torch.equal(before[name], after[name])
+    }
 
 
 def test_the_decoder_is_trained_last_and_the_encoder_left_alone(trained):
-    before, after = (load_file(trained / f"{name}.safetensors") for name in ("vae", "decoder"))
-    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"post_quant_conv", "decoder"}
+    assert changed_by(trained, "decoder") == {"vae.post_quant_conv", "vae.decoder"}
+    assert {"vae.encoder", "vae.quant_conv"} < changed_by(trained, "vae")
+    after = load_file(trained / "decoder.safetensors")
     model = sd.load(trained / "model.ckpt", precision="fp32")
-    assert torch.equal(model.vae.decoder.conv_in.weight, after["decoder.conv_in.weight"].half().float())
+    assert torch.equal(model.vae.decoder.conv_in.weight, after["vae.decoder.conv_in.weight"].half().float())
+
+
+def test_each_stage_of_the_unet_goes_on_where_the_last_ended(trained):
+    """Two steps with a learning rate of 1e-3, whose updates have a root mean square of at most that."""
+    for before, after in (("one-thing", "two-things"), ("two-things", "everything")):
+        states = [load_file(trained / f"{name}.safetensors") for name in (before, after)]
+        for name in ("unet.input_blocks.1.residual.conv1.weight", "text_encoder.layers.0.attention.q.weight"):
+            change = (states[1][name] - states[0][name]).square().mean().sqrt()
+            assert 0 < change < 2e-3
+
+
+def test_stages_one_by_one_are_the_whole(trained, tmp_path):
+    """Stopped after any of them, or with some done by a second process."""
+    for stages in (["reading"], ["vae-parts"], ["vae", "one-thing"], []):
+        train_tiny.main([str(tmp_path), *SHORT, *(["--stages", *stages] if stages else [])])
+    for stage in STAGES:
+        ours, theirs = (load_file(folder / f"{stage.name}.safetensors") for folder in (tmp_path, trained))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items()), stage.name
 
 
 def test_finished_parts_are_not_trained_again(trained):
@@ -90,23 +117,24 @@ def test_finished_parts_are_not_trained_again(trained):
 
 
 def test_training_refuses_to_continue_with_other_options(trained, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train_tiny.py", str(trained), *SHORT, "--learning-rate", "1"])
+    monkeypatch.setattr(sys, "argv", ["train_tiny.py", str(trained), *SHORT, "--seed", "1"])
+    (trained / "reading.safetensors").rename(trained / "elsewhere")
     with pytest.raises(SystemExit) as ended:
         run(train_tiny.main)
     assert ended.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("train_tiny: ")
-    assert "made with other options (learning_rate was 0.001, is 1.0" in message
+    assert "made with other options (seed was 0, is 1" in message
+    (trained / "elsewhere").rename(trained / "reading.safetensors")
 
 
 def test_training_can_start_from_a_model(trained, tmp_path):
-    arguments = [str(tmp_path), *SHORT, "--init", str(trained / "model.ckpt"), "--decoder-steps", "0", "--steps", "1"]
-    train_tiny.main(arguments)
+    train_tiny.main([str(tmp_path), *SHORT, "--init", str(trained / "model.ckpt"), "--stages", "everything"])
     before, after = (sd.load(folder / "model.ckpt", precision="fp32") for folder in (trained, tmp_path))
     assert not (tmp_path / "vae").exists()
     assert torch.equal(before.vae.encoder.conv_in.weight, after.vae.encoder.conv_in.weight)
     change = after.unet.out.conv.weight - before.unet.out.conv.weight
-    assert 0 < change.abs().max() < 2e-3  # one step of AdamW is as long as the learning rate
+    assert 0 < change.square().mean().sqrt() < 2e-3  # of two steps with a learning rate of 1e-3
 
 
 def test_a_trained_model_is_finetuned_on_a_folder(trained, tmp_path):
