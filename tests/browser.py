@@ -1,4 +1,4 @@
-"""A headless browser, driven through two pipes."""
+"""A headless browser, driven through two pipes, and a reader of pages."""
 
 import base64
 import json
@@ -7,15 +7,23 @@ import select
 import shutil
 import subprocess
 import time
+from html.parser import HTMLParser
 from pathlib import Path
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEYS = {
     "Tab": (9, ""),
     "Enter": (13, "\r"),
+    "Escape": (27, ""),
     " ": (32, " "),
+    "End": (35, ""),
+    "Home": (36, ""),
     "ArrowLeft": (37, ""),
+    "ArrowUp": (38, ""),
     "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""),
+    "Delete": (46, ""),
+    "u": (85, "u"),
 }  # code, text
 
 
@@ -98,7 +106,7 @@ class Browser:
             self._loaded = True
         return message
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -112,7 +120,7 @@ class Browser:
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
         self._loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not self._loaded:
             self._read()
 
@@ -132,12 +140,35 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
         self._settle()
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, *, control: bool = False) -> None:
         code, text = KEYS[key]
         for kind in ("keyDown", "keyUp"):
-            typed = {"text": text} if kind == "keyDown" and text else {}
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+            typed = {"text": text} if kind == "keyDown" and text and not control else {}
+            modifiers = 2 * control
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, modifiers=modifiers, **typed
+            )
         self._settle()
+
+    def write(self, text: str) -> None:
+        """Type a text where the focus is."""
+        self.call("Input.insertText", text=text)
+        self._settle()
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Press the mouse at the first point of the window, move it over the others, and release it at the last."""
+        kinds = ["mousePressed", *["mouseMoved"] * (len(points) - 1), "mouseReleased"]
+        for kind, (x, y) in zip(kinds, [*points, points[-1]], strict=True):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
+        self._settle()
+
+    def wait_for(self, script: str) -> object:
+        """The value of an expression in the page, once it is true."""
+        deadline = time.monotonic() + PATIENCE
+        while not (value := self.run(script)):
+            assert time.monotonic() < deadline, f"never true: {script}; {self.problems}"
+            time.sleep(0.03)
+        return value
 
     def _settle(self) -> None:
         self.run("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
@@ -162,3 +193,34 @@ def data_of(text):
     """The JSON in a page of ours."""
     start = text.index('<script type="application/json" id="data">')
     return json.loads(text[text.index(">", start) + 1 : text.index("</script>", start)])
+
+
+VOID = {"meta", "link", "br", "input", "img"}
+
+
+class Reader(HTMLParser):
+    """Elements as (tag, attributes), the text of table cells, and tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.cells, self.wrong, self._open = [], [], [], []
+        self.feed(text)
+        self.wrong += self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if not self._open or self._open.pop() != tag:
+            self.wrong.append(f"/{tag}")
+
+    def handle_data(self, data):
+        if "td" in self._open:
+            self.cells[-1] += data
+
+    def values(self, name, tag=None):
+        return [attrs[name] for kind, attrs in self.elements if name in attrs and tag in (None, kind)]

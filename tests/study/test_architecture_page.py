@@ -2,9 +2,9 @@
 
 import re
 from collections import Counter
-from html.parser import HTMLParser
 
 import pytest
+from browser import Reader
 from conftest import TINY
 
 from convert.layouts.names import original_names
@@ -12,36 +12,6 @@ from sd.config import SD_V1
 from sd.study.architecture.description import describe
 from sd.study.architecture.page import Section, amount, page
 from sd.study.architecture.table import blocks
-
-VOID = {"meta", "link", "br", "input", "img"}
-
-
-class Reader(HTMLParser):
-    """Elements as (tag, attributes), the text of table cells, and tags that are not closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.cells, self.wrong, self._open = [], [], [], []
-        self.feed(text)
-        self.wrong += self._open
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "td":
-            self.cells.append("")
-
-    def handle_endtag(self, tag):
-        if not self._open or self._open.pop() != tag:
-            self.wrong.append(f"/{tag}")
-
-    def handle_data(self, data):
-        if "td" in self._open:
-            self.cells[-1] += data
-
-    def values(self, name, tag=None):
-        return [attrs[name] for kind, attrs in self.elements if name in attrs and tag in (None, kind)]
 
 
 def check_page(text):
