@@ -1,5 +1,6 @@
-"""uvicorn with a graceful end: jobs are stopped first, so that their streams of events end, too."""
+"""uvicorn with patience that ends, and with a graceful end: jobs are stopped first, and so their streams of events."""
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
@@ -7,9 +8,36 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sd.app.web.limits import CONNECTIONS
+from sd.app.web.limits import CONNECTIONS, HEAD_SECONDS
 from sd.app.web.worker import Worker
+
+
+class Protocol(H11Protocol):
+    """HTTP that does not wait for ever for the head of a request; the guard does the same for its body."""
+
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        if self._patience is None:
+            self._wait()
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:  # the head is complete
+            self._patience.cancel()
+            self._patience = None
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(error)
+
+    def _wait(self) -> None:
+        self._patience = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -22,7 +50,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -70,7 +70,7 @@ class Worker:
         self._changed = threading.Condition()
         self._planning = threading.Lock()  # one request at a time: its pictures take memory
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread: threading.Thread | None = None
 
     # What the faces call
 
@@ -146,6 +146,8 @@ class Worker:
 
     def join(self, timeout: float | None = None) -> bool:
         """Whether the thread has ended."""
+        if self._thread is None:
+            return True
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
