@@ -36,6 +36,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "extract": "the difference between two checkpoints as a LoRA",
     "merge": "a weighted sum of checkpoints, or a difference added to one",
     "models": "the original checkpoints: list, get, verify",
+    "shards": "whether a run on many machines is complete",
     "bench": "how fast a model is on this machine, and where the time goes",
     "arch": "what a model consists of, as a table or a page to explore",
 }

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.app.cli import make_pictures
+from sd.app.cli import making
 from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
@@ -40,4 +40,4 @@ def check_depth_flags(depth: Path | None, invert_depth: bool) -> None:
 def run(args: argparse.Namespace) -> int:
     check_depth_flags(args.depth, args.invert_depth)
     prepare_steps(args)
-    return make_pictures.run(args, "depth to image")
+    return making.run(args, "depth to image")

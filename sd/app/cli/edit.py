@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd.app.cli import make_pictures
+from sd.app.cli import making
 from sd.app.cli.flags import OF_LIKE, add_making_flags
 from sd.app.cli.img2img import add_init_flags
 from sd.app.cli.parser import Parser
@@ -37,4 +37,4 @@ def parser() -> Parser:
 def run(args: argparse.Namespace) -> int:
     if args.image_guidance is None:  # also if the picture of --like was not edited
         args.image_guidance = IMAGE_GUIDANCE
-    return make_pictures.run(args, "editing")
+    return making.run(args, "editing")

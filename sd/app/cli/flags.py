@@ -9,6 +9,7 @@ from sd.app.cli.parser import NUMBERS, Add, Parser
 from sd.app.jobs.outputs import DEFAULT_OUT, PLACEHOLDERS
 from sd.app.jobs.prompt_choices import MODES
 from sd.app.jobs.step_files import FORMS
+from sd.app.shards.request import DEFAULT_SIZE, PICTURES, TABLES
 from sd.pipeline.second_pass import UPSCALES
 from sd.pipeline.settings import DEFAULT_STEPS, DEFAULT_SWITCH, SWITCHES, TILES
 from sd.sampling.names import SAMPLER_INFO, SCHEDULES
@@ -127,6 +128,20 @@ def add_making_flags(
         help="files NAME-step001.png and so on, or one animation, NAME-steps.webp or .png (default: files)")
     add("--json", action="store_true",
         help="print one JSON object per picture instead of its path: with prompt, size, seed, steps, model and hash")
+    add_shard_flags(parser)
+
+
+def add_shard_flags(parser: Parser) -> None:
+    """Many pictures on many machines."""
+    add = parser.group("many machines, with --from-file and -o FOLDER")
+    add("--shard-size", type=whole_number(1), metavar="N",
+        help="write shards of N prompts each: 00000.tar as WebDataset reads it, a table, and stats. The same command "
+        f"again makes what is missing (default: {DEFAULT_SIZE}, if another flag asks for shards)")
+    add("--shards", metavar="I/N",
+        help="make every N-th shard from the I-th on, 1/N to N/N; auto: as Slurm, Kubernetes and others say in the "
+        "environment (default: all that no other process makes)")
+    add("--shard-table", choices=TABLES, help="the form of the table of settings beside each shard (default: jsonl)")
+    add("--shard-picture", choices=PICTURES, help="the form of the pictures in shards; both lossless (default: png)")
 
 
 def add_prompt_flags(parser: Parser, name: str = "PROMPT", meaning: str = 'what to show; "" means no prompt') -> None:

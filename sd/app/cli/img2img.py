@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.app.cli import make_pictures
+from sd.app.cli import making
 from sd.app.cli.flags import add_making_flags
 from sd.app.cli.parser import Add, Parser
 from sd.app.errors import UsageError
@@ -72,4 +72,4 @@ def prepare_steps(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     prepare_steps(args)
-    return make_pictures.run(args, "image to image")
+    return making.run(args, "image to image")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sd.app.cli import make_pictures
+from sd.app.cli import making
 from sd.app.cli.flags import add_making_flags
 from sd.app.cli.img2img import add_input_flags, prepare_steps
 from sd.app.cli.parser import Parser
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     prepare_steps(args)
     if args.expand is not None:
         args.expand = Expansion.parse(args.expand)
-    return make_pictures.run(args, "inpainting")
+    return making.run(args, "inpainting")
 
 
 def hint_of_hole(init: Path, megapixels: float) -> str:

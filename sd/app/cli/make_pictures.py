@@ -1,4 +1,4 @@
-"""From the flags of a command that makes pictures to a request, and from there to files."""
+"""From the flags of a command that makes pictures to a request."""
 
 import argparse
 import secrets
@@ -12,7 +12,6 @@ from sd.app.cli import say
 from sd.app.cli.batch_files import read_batch_file, seed_of_file
 from sd.app.cli.like import given_flags
 from sd.app.cli.prompt_files import read_prompt
-from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
 from sd.app.jobs.expanding import Expansion
 from sd.app.jobs.model_folder import find, find_again, folders, has_hash
@@ -23,21 +22,10 @@ from sd.pipeline.image.input_settings import InputSettings
 from sd.pipeline.settings import DEFAULT_SWITCH, Settings
 
 
-def run(args: argparse.Namespace, task: str) -> int:
-    """Make the pictures that the flags ask for.
-
-    task  a key of `convert.families.table.TASKS`
-    """
-    from sd.app.jobs.run import make_pictures
-
-    make_pictures(request_of(args, task), Terminal(quiet=args.quiet, as_json=args.json))
-    return 0
-
-
 def request_of(args: argparse.Namespace, task: str) -> JobRequest:
     """The request that the flags of a command mean. Raises UsageError where there is no model, or not one prompt."""
-    is_batch_file = args.from_file is not None
-    lines, settings = read_lines(args), settings_of(args)
+    is_batch_file, settings = args.from_file is not None, settings_of(args)
+    lines = read_lines(args)
     count = count_of(args, 1 if is_batch_file or args.choices == "all" else args.batch_size)
     if expansion := expansion_of(args, settings, count):
         if not is_batch_file and expansion.mode == "random":
@@ -45,14 +33,13 @@ def request_of(args: argparse.Namespace, task: str) -> JobRequest:
             if args.seed in (None, -1):
                 say(f"seed {expansion.seed}", quiet=args.quiet)
         lines, count = expansion.expanded(lines), expansion.pictures_of_a_line
-    others = {
-        "model": model_of(args),
-        "lines": lines,
-        "settings": settings,
-        "count": count,
-        "is_batch_file": is_batch_file,
-        "inputs": None if task == "text to picture" else InputSettings(**given(args, InputSettings)),
-    }
+    return job_of(args, task, lines=lines, settings=settings, count=count, is_batch_file=is_batch_file)
+
+
+def job_of(args: argparse.Namespace, task: str, **own: object) -> JobRequest:
+    """The request that the flags mean, with these fields of its own."""
+    inputs = None if task == "text to picture" else InputSettings(**given(args, InputSettings))
+    others = {"model": model_of(args), "inputs": inputs, **own}
     return JobRequest(task=task, **{**given(args, JobRequest), **others})
 
 

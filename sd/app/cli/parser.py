@@ -26,7 +26,7 @@ RARE = """
     --mask-blur --mask-padding --masked-content --overlap --prediction --variant --rng --seed-delta
     --discard-penultimate --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at
     --switch-by --aesthetic-score --negative-aesthetic-score --tiny-vae --choices
-    --wildcards
+    --wildcards --shard-size --shards --shard-table --shard-picture
 """
 
 

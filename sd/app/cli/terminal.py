@@ -36,7 +36,7 @@ class Terminal(Events):
         if self.bar is not None:
             self.bar.clear()
         if self.as_json:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+            sha256 = facts.pop("sha256", None) or hashlib.sha256(path.read_bytes()).hexdigest()
             print(json.dumps({"event": event, "path": str(path), "sha256": sha256, **facts}), flush=True)
         else:
             print(path, flush=True)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from sd.app.cli import make_pictures
+from sd.app.cli import making
 from sd.app.cli.flags import add_making_flags, add_second_pass_flags
 from sd.app.cli.parser import Parser
 
@@ -21,4 +21,4 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    return make_pictures.run(args, "text to picture")
+    return making.run(args, "text to picture")

@@ -81,6 +81,7 @@ def run_batches(
                 if problem is None or (isinstance(error, CheckpointError) and batch is batches[0]):
                     raise
                 events.warn(f"seed {jobs[batch[0]].seed}: {problem}")
+                events.failed(batch, error)
                 failed += len(set(batch) - finished.keys())
                 continue
             milliseconds = round(1000 * (time.perf_counter() - started) / len(batch))
@@ -88,6 +89,9 @@ def run_batches(
                 if outputs.sheet:
                     kept[i] = picture
                 if i in finished:
+                    continue
+                if outputs.take is not None:
+                    outputs.take(i, picture, model.texts(jobs[i], labels, exact), milliseconds)
                     continue
                 try:
                     if frames:  # first, since a picture that exists stands for all that belongs to it

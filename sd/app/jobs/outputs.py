@@ -81,7 +81,7 @@ def name_pictures(out: str, jobs: Sequence[Settings]) -> Names:
     names = Names(template)
     if "{" in str(names.folder):
         raise UsageError(f"--out {out}: only the file's name can hold {{fields}}, not its folder.")
-    _try_folder(names.folder, sum(3 * math.prod(job.size) for job in jobs))
+    try_folder(names.folder, sum(3 * math.prod(job.size) for job in jobs))
     return names
 
 
@@ -142,7 +142,7 @@ def file_in(out: str, name: str, kinds: Sequence[str], *, force: bool) -> Path:
     if path.suffix.lower() not in kinds:
         raise UsageError(f"--out {out} is not a {kinds[0]} file. Give such a name, or a folder.")
     _require_free(path, force)
-    _try_folder(path.parent)
+    try_folder(path.parent)
     return path
 
 
@@ -174,7 +174,7 @@ def _fields(template: str) -> set[str]:
     return {name for name, _, _ in fields}
 
 
-def _try_folder(folder: Path, nbytes: int = 0) -> None:
+def try_folder(folder: Path, nbytes: int = 0) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -115,5 +115,8 @@ class Events:
     def predicted(self, clean: "Tensor") -> None:
         """A step is done, which predicts these clean latents (B, 4, H/8, W/8)."""
 
+    def failed(self, numbers: Sequence[int], error: Exception) -> None:
+        """These pictures, by their numbers in the run, could not be made; a warning has said so."""
+
     def written(self, event: str, path: Path, **facts: object) -> None:
-        """A file is complete: event "picture", with its seed and milliseconds, or "grid"."""
+        """A file is complete: event "picture", with its seed and milliseconds, "grid" or, with its hash, "shard"."""

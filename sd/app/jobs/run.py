@@ -1,6 +1,6 @@
 """From a request to picture files, batch by batch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ from sd.app.jobs.unused import warn_of_unused
 from sd.pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from convert.checkpoint import Checkpoint
     from sd.app.jobs.inputs import Inputs
     from sd.config import ModelConfig
@@ -62,6 +64,8 @@ class Outputs:
     paths: list[Path]
     finished: Mapping[int, Path]  # by the number of the job
     sheet: Path | None  # with all pictures; None if it is not asked for, or complete
+    # is given each picture, with the job's number, its texts and milliseconds, in place of a file
+    take: "Callable[[int, Image.Image, Mapping[str, str], int], None] | None" = None
 
 
 def make_pictures(request: JobRequest, events: Events) -> None:
