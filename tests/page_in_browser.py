@@ -42,7 +42,8 @@ def opened(browser, url, worker):
 def arrive(browser, url, **look):
     browser.open(url, **look)
     browser.wait_for("!document.querySelector('main[aria-busy]') && document.querySelectorAll('#tokens li').length > 2")
-    assert browser.run("byId('problem').textContent") == ""
+    problem = browser.run("byId('problem').textContent")
+    assert problem == "", problem
 
 
 def fill(browser, **values):
@@ -59,7 +60,8 @@ def make(browser, **values):
     fill(browser, **values)
     browser.click("#run")
     browser.wait_for("jobs.size || byId('problem').textContent")
-    assert browser.run("byId('problem').textContent") == ""
+    problem = browser.run("byId('problem').textContent")
+    assert problem == "", problem
     browser.wait_for("!jobs.size")
     count = int(values.get("count", 1))
     browser.wait_for(f"[...pictures.keys()].filter(hash => !{json.dumps(before)}.includes(hash)).length === {count}")

@@ -4,13 +4,15 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 
 import page_in_browser
 import pytest
 from browser import Reader
-from page_in_browser import SHOWN, TILES, arrive, fill, make, pixels
-from served import client
+from page_in_browser import SHOWN, SMALL, TILES, arrive, fill, make, pixels
+from served import client, listening_server, working
 
+from sd.app.web.guard import Rules
 from sd.app.web.page import FILE
 
 opened, url, worker = page_in_browser.opened, page_in_browser.url, page_in_browser.worker  # fixtures
@@ -259,3 +261,36 @@ def test_page_fits_the_window_with_everything_open(opened, url, tmp_path, width,
     assert opened.run("document.documentElement.scrollWidth") <= width
     dark = opened.run("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
     assert dark == (scheme == "dark")
+
+
+@pytest.mark.slow
+def test_another_model_can_be_chosen_and_its_defaults_follow(browser, tiny_ckpt, tmp_path):
+    folder = tmp_path / "models"
+    folder.mkdir()
+    shutil.copy(tiny_ckpt, folder / "other.ckpt")
+    with working(tiny_ckpt, tmp_path / "out", folder=folder) as worker, listening_server(worker) as port:
+        arrive(browser, f"http://127.0.0.1:{port}/")
+        assert browser.run("[...byId('models').options].map(option => option.value)") == ["tiny.ckpt", "other.ckpt"]
+        browser.run("byId('models').value = 'other.ckpt'; byId('models').dispatchEvent(new Event('change'))")
+        assert browser.run("[fields.steps.value, fields.sampler.value]") == ["", "auto"]
+        make(browser, steps="2", **SMALL)
+        assert worker.loaded.request.file.name == "other.ckpt"
+        assert "other.ckpt" in browser.run("byId('messages').textContent")
+        browser.wait_for("byId('models').value === 'other.ckpt' && fields.sampler.value === 'dpmpp_2m'")
+        assert browser.run("fields.steps.value") == "2"
+
+
+@pytest.mark.slow
+def test_a_server_with_a_token_lets_the_browser_in_by_the_address(browser, tiny_ckpt, tmp_path):
+    with working(tiny_ckpt, tmp_path) as worker, listening_server(worker, Rules(token="a long token")) as port:
+        arrive(browser, f"http://me:a%20long%20token@127.0.0.1:{port}/")
+        make(browser, steps="2", **SMALL)
+
+
+@pytest.mark.slow
+def test_a_server_that_has_ended_is_said(browser, tiny_ckpt, tmp_path):
+    with working(tiny_ckpt, tmp_path) as worker, listening_server(worker) as port:
+        arrive(browser, f"http://127.0.0.1:{port}/")
+    browser.click("#run")
+    text = browser.wait_for("byId('problem').textContent")
+    assert text == "The server does not answer. Is sd serve still running?"
