@@ -1,4 +1,4 @@
-# Two commands do everything on a fresh machine: `make picture` and `make test`.
+# Three commands do everything on a fresh machine: `make picture`, `make serve` and `make test`.
 # PYTHON chooses the interpreter (3.10 or later), VENV the folder of the virtual environment.
 # TORCH is what pip installs as PyTorch: the version in constraints.txt, which on Linux comes with gigabytes of GPU
 # libraries. TORCH=cpu takes PyTorch's CPU build instead.
@@ -10,13 +10,18 @@ CPU_BUILD := --index-url https://download.pytorch.org/whl/cpu torch
 RUN := $(VENV)/bin/python
 PROMPT ?= a red circle on a blue background
 SEED ?= 1
+PORT ?= 7860
 
-.PHONY: picture test test-slow lint check-data docs clean
+.PHONY: picture serve test test-slow lint check-data docs clean
 
 # A picture from the embedded model; its path is printed last.
 picture: $(VENV)/installed
 	@echo "Drawing with the embedded model, which takes seconds on two CPU cores."
 	$(RUN) -m sd txt2img "$(PROMPT)" --seed $(SEED)
+
+# The page and the APIs, with the embedded model; Ctrl+C ends it.
+serve: $(VENV)/installed-for-serving
+	$(RUN) -m sd serve --port $(PORT)
 
 # Narrow networks, no downloads. An idle process takes over half of what another still has to do.
 test: $(VENV)/installed-for-tests
@@ -62,6 +67,10 @@ endef
 
 $(VENV)/installed-for-plots: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[plots]'
+	touch $@
+
+$(VENV)/installed-for-serving: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[server]'
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed

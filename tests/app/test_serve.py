@@ -141,6 +141,7 @@ def test_skip_leaves_out_one_picture(http, worker):
         ({"count": 0}, "count 0 is out of range: at least 1."),
         ({"batch_size": 300, "count": 300, "width": 512, "height": 512}, "Lower batch_size or the size."),
         ({"task": "img2video"}, "task 'img2video' does not exist."),
+        ({"task": ["img2img"]}, "task ['img2img'] does not exist."),
         ({"task": "img2img"}, "needs a picture to begin with: give it as init, in base64."),
         ({"init": "aGk="}, "init does nothing with the task txt2img"),
         ({"task": "edit", "init": "GRADIENT"}, "Use it with sd txt2img, sd img2img or sd inpaint."),

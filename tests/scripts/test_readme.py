@@ -28,7 +28,17 @@ SIZE, STEPS = ["-W", "64", "-H", "64"], ["--steps", "2"]
 MAKES = {"txt2img", "img2img", "inpaint", "edit", "explain", "noise"}
 # Parsed, but not run: they take long, use the network, or need files that have the names of real ones
 ONLY_PARSED = ("sd bench", "sd models", "v1-5-", "512-depth-", "--expand")
-OTHER_TOOLS = ("pip", "python3", "python3.11", "source", "fuzz/bin/pip", "fuzz/bin/python", "fuzz/bin/coverage", "cat")
+OTHER_TOOLS = (
+    "pip",
+    "python3",
+    "python3.11",
+    "source",
+    "fuzz/bin/pip",
+    "fuzz/bin/python",
+    "fuzz/bin/coverage",
+    "cat",
+    "curl",
+)
 FLAGS = {
     folder: {flag for path in (ROOT / folder).rglob("*.py") for flag in re.findall(r'"(--[\w-]+)"', path.read_text())}
     for folder in ("sd/app", "scripts")

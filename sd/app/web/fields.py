@@ -40,7 +40,7 @@ def job_from(
         raise UsageError('a job is a JSON object, such as {"prompt": "a horse", "seed": 7}.')
     given = renamed(given, spellings or {})
     command = given.pop("task", "txt2img")
-    if command not in BY_COMMAND:
+    if not isinstance(command, str) or command not in BY_COMMAND:
         raise UsageError(f"task {shortened(command)} {nearest(str(command), BY_COMMAND)}")
     model = given.pop("model", None)
     if model is not None and not isinstance(model, str):
