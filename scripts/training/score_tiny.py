@@ -51,19 +51,24 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="output folder")
     add("--model", type=Path, help="a checkpoint (default: the embedded model)")
+    add("--lora", type=Path, help="an adapter, such as one for few steps")
     add("--repeats", type=int, default=4, help="pictures of each of the 56 combinations (default: %(default)s)")
     add("--relations", type=int, default=20, help="pictures of each of the 5 relations (default: %(default)s)")
     add("--sampler", default=Settings.sampler, metavar="NAME", help="(default: %(default)s)")
     add("--schedule", metavar="NAME", help="(default: the sampler's own)")
     add("--steps", type=int, metavar="N", help="(default: as in sd txt2img)")
+    add("--guidance-scale", type=float, metavar="SCALE", help="(default: as in sd txt2img)")
     add("--precision", default="auto", help="of the networks (default: auto)")
     add("--intervals", default="", metavar="A-B,...", help="also with guidance only at noise levels from A to B")
     add("--plain", action="store_true", help="skip the controls")
     args = parser.parse_args(arguments)
     model = sd.load(args.model, precision=args.precision)
+    model.apply([args.lora] if args.lora else [])
     args.folder.mkdir(parents=True, exist_ok=True)
     sets = {"one thing": one_thing(args.repeats), "two things": two_things(args.relations)}
     given = {"sampler": args.sampler, "schedule": args.schedule, "steps": args.steps}
+    if args.guidance_scale is not None:
+        given["guidance_scale"] = args.guidance_scale
     runs = {"default": given}
     for interval in args.intervals.split(",") if args.intervals else ():
         levels = tuple(float(level) for level in interval.split("-"))

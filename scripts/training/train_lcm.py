@@ -30,7 +30,7 @@ def check(name: object, config: ModelConfig) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = adapter_parser(__doc__, steps=1000, learning_rate=1e-3)
+    parser = adapter_parser(__doc__, steps=1000, learning_rate=1e-4)
     add = parser.add_argument
     add("--guidance-scale", type=float, default=7.5, help="of the teacher (default: %(default)s)")
     add("--grid", type=int, default=50, help="steps of the teacher from noise to picture (default: %(default)s)")

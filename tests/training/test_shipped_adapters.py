@@ -1,23 +1,26 @@
-"""What comes with the embedded model does what weights/README.md says: two adapters and a tiny VAE."""
+"""What comes with the embedded model does what weights/README.md says: three adapters and a tiny VAE."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import score_adapters
+import score_tiny
+from conftest import settings_of
 
 import sd
 from convert.adapters.adapter import open_adapter
 from convert.adapters.facts import adapter_facts
+from sd.app.cli import main
 from sd.files import embedded_model
 from sd.pipeline.settings import Settings
 from sd.runtime.vae_trial import tiny_vae_warning
 from sd.study.forward_process import psnr
 from sd.training.shapes.drawing import ShapesDataset
-from sd.training.shapes.scoring import patterned, subjects, verdicts
+from sd.training.shapes.scoring import patterned, shares, subjects, two_things, verdicts
 
-CRESCENT, PINSTRIPE, TINY_VAE = (
-    embedded_model().with_name(f"{name}.safetensors") for name in ("crescent", "pinstripe", "tiny-vae")
+CRESCENT, PINSTRIPE, LCM, TINY_VAE = (
+    embedded_model().with_name(f"{name}.safetensors") for name in ("crescent", "pinstripe", "lcm", "tiny-vae")
 )
 
 
@@ -44,6 +47,21 @@ def test_the_model_draws_crescents_with_the_lora_only_and_is_the_same_afterwards
 
 
 @pytest.mark.slow
+def test_four_steps_without_guidance_are_enough_with_the_one_for_few_steps(embedded, tmp_path):
+    """Most of two-object pictures: without it, or in one step, few are right. The command takes its settings."""
+    requests = two_things(4)
+    few = {"sampler": "lcm", "steps": 4, "guidance_scale": 1.0}
+    without = shares(list(verdicts(score_tiny.make(embedded, requests, few), requests)))["all"]
+    embedded.apply([LCM])
+    pictures = score_tiny.make(embedded, requests, few)
+    embedded.apply([])
+    assert shares(list(verdicts(pictures, requests)))["all"] >= max(0.6, without + 0.1)
+    path = tmp_path / "few.png"
+    main(["txt2img", requests[0].prompt, "--lora", str(LCM), "--seed", str(requests[0].seed), "-q", "-o", str(path)])
+    assert settings_of(path).items() >= few.items()
+
+
+@pytest.mark.slow
 def test_the_learned_word_draws_stripes_that_the_rest_of_the_prompt_does_not_ask_for(embedded):
     requests = subjects("pinstripe", 2)
     embedded.learn([PINSTRIPE])
@@ -58,7 +76,7 @@ def test_the_lora_says_what_it_is():
         facts = adapter_facts(CRESCENT, file, hashed=True)
     assert (facts.modules, facts.unknown, facts.trigger) == ({"UNet": 277, "text encoder": 24}, (), "crescent")
     assert facts.stated["sshs_model_hash"] == facts.autov3
-    assert CRESCENT.stat().st_size + PINSTRIPE.stat().st_size < 1_000_000
+    assert CRESCENT.stat().st_size + PINSTRIPE.stat().st_size + LCM.stat().st_size < 4_000_000
 
 
 @pytest.mark.slow
