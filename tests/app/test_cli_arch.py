@@ -59,6 +59,7 @@ def test_other_families_are_shown_with_what_their_files_say(arch, tmp_path):
     assert row[2] == "9x64x64"
 
 
+@pytest.mark.slow
 def test_json_holds_everything_once(arch, tiny_ckpt):
     code, (line,), err = arch("-m", tiny_ckpt, "--json", "--size", "64x64")
     assert (code, err) == (0, "")

@@ -61,6 +61,7 @@ def test_the_command_edits_a_picture_and_notes_how(run, edit_ckpt, files):
     assert "image guidance:      1.5" in out
 
 
+@pytest.mark.slow
 def test_like_takes_the_weights_and_the_scale_of_the_picture(run, edit_ckpt, files):
     flags = [*COMMON, "-m", edit_ckpt, "--seed", 3, "--weights", "model", "--image-guidance", 1.2]
     _, (path,), _ = run("edit", "make it snow", *flags)
@@ -70,6 +71,7 @@ def test_like_takes_the_weights_and_the_scale_of_the_picture(run, edit_ckpt, fil
     assert (stored["image_guidance"], stored["model"]["weights"]) == (1.2, "model")
 
 
+@pytest.mark.slow
 def test_like_a_picture_of_another_kind_keeps_the_defaults_and_says_what_it_cannot_use(
     run, edit_ckpt, tiny_ckpt, files
 ):

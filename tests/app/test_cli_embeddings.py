@@ -240,6 +240,7 @@ def test_odd_notes_in_a_picture_are_passed_over(noted, folder):
     assert (names, said.warnings) == (["easy"], [])
 
 
+@pytest.mark.slow
 def test_a_picture_notes_its_words_and_like_makes_it_again(folder, draw, run):
     path = LAYOUTS["kohya"](folder, "easy", made_up(2, WIDTH))
     digest = file_sha256(path)
@@ -284,6 +285,7 @@ def test_a_resumed_run_makes_pictures_again_whose_words_have_changed(folder, run
     assert len(run(*command)[1]) == 1
 
 
+@pytest.mark.slow
 def test_a_word_that_comes_with_an_adapter_is_used_while_it_is_applied(draw, tmp_path):
     path = lora(tmp_path / "lora.safetensors", lora_shapes(), extra={"bundle_emb.zzword.emb_params": made_up(2, WIDTH)})
     with_it, said = draw("a zzword, embedding:zzword", "--lora", path, name="with.png")

@@ -137,6 +137,7 @@ def test_lines_of_a_file_have_settings_of_their_own(draw, tmp_path):
     assert ["refiner" in each for each in stored] == [True, True, True, False, True]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_refiner_only(draw, run, named, tmp_path):
     (tmp_path / "jobs.txt").write_text("a\nb")
     words = ("txt2img", "--from-file", "jobs.txt", *SIZE, "--steps", 3, "-s", 1, "-o", "out/{index}-{seed}.png")
@@ -197,6 +198,7 @@ def test_the_refiner_and_the_sizes_are_shown(draw, run):
     assert json.loads(line)["refiner"] == {name: settings_of(path)["refiner"][name] for name in ("name", "sha256")}
 
 
+@pytest.mark.slow
 def test_adapters_and_words_do_not_reach_the_refiner_and_that_is_said(draw, tmp_path):
     config = make_checkpoint.tiny(SDXL)
     lora(tmp_path / "detail.safetensors", lora_shapes(adapted_family(config), rank=1))
@@ -231,6 +233,7 @@ def test_a_page_says_what_only_xl_is_told(run, named, tmp_path):
     refused(run(*words, "-m", named["sdxl"], "--refiner", "x"), "A page shows one model: leave it out.")
 
 
+@pytest.mark.slow
 def test_a_vae_for_other_latents_is_said(run, named, tmp_path):
     convert(named["sdxl"], tmp_path / "xl", layout="diffusers", hash_source=False)
     settings = tmp_path / "xl/vae/config.json"

@@ -31,6 +31,7 @@ def files(tmp_path_factory):
     return {path.stem: path for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_picture_uses_both_and_notes_them(files, run):
     use = ["-m", files["xl"], "--lora", f"{files['detail']}:0.5", "--embeddings", files["easy"], *SMALL]
     code, (path,), err = run("txt2img", "a easy cat", *use)

@@ -400,6 +400,7 @@ def test_the_library_says_where_a_prompt_names_what_is_not_applied(model):
             model.txt2img(**options, width=64, height=64, steps=1)
 
 
+@pytest.mark.slow
 def test_explain_applies_to_each_run_what_its_prompt_names(run, loras, tiny_ckpt):
     command = ["explain", "a cat", *SMALL, "-m", tiny_ckpt, "--lora", "detail"]
     code, out, err = run(*command, "--compare", "prompt=a <lora:style:1>|b", "-o", "page.html")

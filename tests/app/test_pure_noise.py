@@ -21,6 +21,7 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "begins"), [((), True), (("--no-zero-terminal-snr",), False), (("--prediction", "eps"), False)]
 )

@@ -92,6 +92,7 @@ def test_pictures_of_strangers_are_passed_over(tmp_path, monkeypatch):
     assert found == [{}, None]
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_of_an_earlier_run_is_left_out_of_the_sheet(run, tiny_ckpt):
     command = ["txt2img", "a", "-m", tiny_ckpt, *SMALL, "-s", 1, "-o", "x/{seed}.png"]
     assert run(*command, "--count", 2)[0] == 0
@@ -140,6 +141,7 @@ def test_a_conversion_is_refused_before_the_work_too(run, tiny_ckpt, tmp_path, m
     assert os.listdir(tmp_path) == [to]
 
 
+@pytest.mark.slow
 def test_a_conversion_replaces_a_link_and_not_what_it_points_to(run, tiny_ckpt, tmp_path):
     assert run("convert", tiny_ckpt, "real", "--to", "diffusers")[0] == 0
     (tmp_path / "link").symlink_to("real")

@@ -79,6 +79,7 @@ def test_a_folder_of_diffusers_and_back(tmp_path, path, state):
     same_bits(back, {n: value for n, value in state.items() if n.startswith(networks) and n not in unused})
 
 
+@pytest.mark.slow
 def test_the_folder_loads_in_the_libraries_without_a_weight_missing(tmp_path, path, state):
     from transformers import DPTForDepthEstimation, DPTImageProcessor
 
@@ -117,6 +118,7 @@ def test_a_model_without_a_depth_network_is_told_by_its_channels(tmp_path, famil
     assert sd.load(tmp_path / "ours.safetensors").config == config
 
 
+@pytest.mark.slow
 def test_a_depth_network_in_a_model_of_version_1_is_used(tmp_path):
     config = make_checkpoint.tiny(replace(SD_V1_DEPTH, depth=DPT_HYBRID))
     make_checkpoint.save_original(tmp_path / "x.ckpt", make_checkpoint.made_up_state_dict(config))

@@ -105,6 +105,7 @@ def test_every_weight_of_a_saved_pipeline_is_the_one_it_was(theirs, expected):
     assert not any(name.startswith("text_model.") for name in safetensors.torch.load_file(theirs / TEXT))  # ours do
 
 
+@pytest.mark.slow
 def test_a_folder_of_pickles_is_read_too(tmp_path, networks, expected):
     oracles.diffusers_pipeline(TINY, networks).save_pretrained(tmp_path / "model", safe_serialization=False)
     names = {path.name for path in (tmp_path / "model").rglob("*.bin")}
@@ -127,6 +128,7 @@ def test_full_precision_is_read_where_there_is_half_precision_as_well(copy, expe
     equal(parameters(sd.load(copy, precision="fp32")), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_weights_in_several_files_are_read(tmp_path, networks, expected, variant):
     pipeline = oracles.diffusers_pipeline(TINY, networks)

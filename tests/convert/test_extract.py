@@ -86,6 +86,7 @@ def test_all_of_it_gives_the_second_model_back(tmp_path, base, tuned, precision,
     assert found.not_held.keys() == {"embedding"}
 
 
+@pytest.mark.slow
 def test_stated_errors_are_those_of_the_written_file(tmp_path, call, base, tuned):
     code, out, _ = call("extract", base, tuned, "-o", "x.safetensors", "--rank", "3", "--conv-rank", "2", "--json")
     assert code == 0

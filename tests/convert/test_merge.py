@@ -156,6 +156,7 @@ def test_the_recipe_and_the_models_are_noted_as_elsewhere(tmp_path, run, models)
     assert noted[digests[1]]["sd_merge_recipe"] == {"of": "b"}
 
 
+@pytest.mark.slow
 def test_another_vae_is_taken_and_the_layout_chosen(tmp_path, run, models):
     arguments = ("merge", models["a"], models["b"], "-o", "folder", "--to", "diffusers", "--vae", models["c"])
     code, _, err = run(*arguments)

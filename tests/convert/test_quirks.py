@@ -347,6 +347,7 @@ def test_a_stream_of_before_torch_1_6_loads_as_a_model(tmp_path, tiny_state):
     assert look(tmp_path / "x.safetensors").config == TINY
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_a_big_endian_machine_arrives_exactly(save, tiny_state, tmp_path):
     state = {name: value.float() for name, value in plain(tiny_state).items() if name != POSITION_IDS}
     path = save({"state_dict": state, "global_step": 5})

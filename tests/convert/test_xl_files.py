@@ -205,6 +205,7 @@ def test_original_ours_original_keeps_every_bit(tmp_path, states, family, contai
     same_bits(back, states[family])
 
 
+@pytest.mark.slow
 def test_half_precision_with_averaged_weights(tmp_path):
     """Joined and transposed tensors change their precision; the averages of the UNet are found by their names."""
     config = NARROW["sdxl"]

@@ -439,6 +439,7 @@ def test_the_limit_of_the_pickle_holds_before_it_is_inflated(tmp_path):
     assert peak < 2**24
 
 
+@pytest.mark.slow
 def test_a_huge_number_of_unused_records_is_passed_over_within_seconds(tmp_path):
     pickle = pickled(dict_of(weight=tensor()))
     many = {str(index): b"" for index in range(1, 60_000)}

@@ -216,6 +216,7 @@ def test_like_takes_the_text_of_another_tool_and_says_what_it_could_not_use(run,
     assert {name: stored[name] for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_like_says_what_it_uses_in_place_of_an_unknown_sampler(run, tiny_ckpt, tmp_path):
     text = "a cat\nSteps: 1, Sampler: DPM++ 3M SDE, Schedule type: Turbo, Seed: 9, Size: 64x64"
     save(tmp_path / "theirs.png", parameters=text)

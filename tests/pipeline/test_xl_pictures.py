@@ -186,6 +186,7 @@ def test_image_to_image_equals_that_of_diffusers(xl, theirs, strength, monkeypat
     assert relative_error(latents, expected) < NARROW
 
 
+@pytest.mark.slow
 def test_inpainting_with_nine_channels_equals_that_of_diffusers(monkeypatch):
     networks = fill(INPAINTING)
     components = diffusers_xl_pipeline(INPAINTING, networks, SAMPLERS["ddim", "leading"]).components

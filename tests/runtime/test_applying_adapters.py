@@ -183,6 +183,7 @@ def test_no_bit_of_an_adapter_stays(tiny_ckpt, files, tmp_path, source):
     assert (picture(model) == changed).all()
 
 
+@pytest.mark.slow
 def test_with_another_vae_the_weights_are_still_those_of_the_model(tiny_ckpt, files):
     model = load(tiny_ckpt, device="cpu", precision="fp32", vae=tiny_ckpt)
     before = state_of(model)
@@ -555,6 +556,7 @@ def test_a_file_that_changes_after_it_was_applied(loaded, files, tmp_path):
     assert loaded.adapters == ()
 
 
+@pytest.mark.slow
 def test_networks_can_be_cast_when_an_adapter_is_gone(tiny_ckpt, tmp_path):
     path = lora(tmp_path / "a.safetensors", lora_shapes())
     model, other = (load(tiny_ckpt, device="cpu", precision="fp32") for _ in range(2))

@@ -213,6 +213,7 @@ def test_steps_come_in_order_with_their_own_clean_latents(models):
     assert len(make_once(captured, [settings()]).steps) == 3
 
 
+@pytest.mark.slow
 def test_a_network_that_fails_gives_no_latents_and_is_run_again_in_float32():
     model = assemble(TINY, fill(TINY, dtype=torch.bfloat16))
     model.runner = Execution(recorder=Again())

@@ -164,6 +164,7 @@ def test_a_prediction_that_failed_leaves_nothing_behind(tiny_networks):
 # ---------- operations ----------
 
 
+@pytest.mark.slow
 def test_operations_that_are_left_are_those_that_docs_tell():
     """Of a prediction of the full-size network at 512x512; PyTorch's own counter sees the blocks called by hand."""
     unet = build_networks(SD_V1)["unet"]

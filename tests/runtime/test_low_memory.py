@@ -227,6 +227,7 @@ def test_a_large_picture_goes_through_the_vae_in_tiles(tiny_networks, monkeypatc
     assert calls == ["decode_tiled", "encode_tiled"]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_with_the_flag_goes_on(call, tiny_ckpt, tmp_path):
     command = ("txt2img", "a horse", "-m", tiny_ckpt, "-W", "64", "-H", "64", "--steps", "1", "-s", "1", "-q")
     command += ("--count", "2", "--low-memory", "-o", tmp_path / "{seed}.png")

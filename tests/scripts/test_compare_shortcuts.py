@@ -27,6 +27,7 @@ def test_shortcuts_are_compared_with_runs_without_them(tiny_networks):
     assert all(10 < float(row[6].removesuffix(" dB")) < 100 for row in rows[3:])
 
 
+@pytest.mark.slow
 def test_operations_of_shortcuts_are_as_documented():
     unet, x_t = build_networks(SD_V1)["unet"], torch.empty(1, 4, 64, 64, device="meta")
     assert round(compare_shortcuts.without_inner_blocks(unet, x_t, 1) / 803_273_441_280, 3) == 0.079

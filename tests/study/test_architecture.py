@@ -224,6 +224,7 @@ def test_table_has_a_line_for_each_block_and_the_totals(full):
     assert " ms" not in table(full)
 
 
+@pytest.mark.slow
 def test_the_text_encoders_of_xl_stand_side_by_side_and_one_has_layers_that_never_run():
     found = nodes_of(xl := look_at(SDXL, 1024, 1024))
     assert [network.path for network in xl.networks] == ["text_encoder", "text_encoder_2", "unet", "vae"]
