@@ -209,7 +209,7 @@ def test_tokens_show_words_weights_and_parts(opened):
     assert ["a", "begins ends"] in tokens
     assert [name for text, name in tokens if text.startswith("fog")] == ["begins ends less"]
     fill(opened, prompt="word " * 100)
-    opened.wait_for("byId('count').textContent.startsWith('100 tokens in 2 parts')")
+    opened.wait_for("byId('count').textContent.startsWith('100 tokens in 2 chunks')")
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_another_model_can_be_chosen_and_its_defaults_follow(browser, tiny_ckpt,
         assert worker.loaded.request.file.name == "other.ckpt"
         assert "other.ckpt" in browser.run("byId('messages').textContent")
         browser.wait_for("byId('models').value === 'other.ckpt' && fields.sampler.value === 'dpmpp_2m'")
-        assert browser.run("fields.steps.value") == "2"
+        assert browser.run("[fields.steps.value, fields.guidance_scale.value]") == ["2", "7.5"]
 
 
 @pytest.mark.slow

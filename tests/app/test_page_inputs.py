@@ -72,7 +72,7 @@ def test_nothing_painted_is_said_and_not_sent(opened, worker):
     opened.click("[name=task][value=inpaint]")
     jobs = len(worker.jobs)
     opened.click("#run")
-    assert "Paint over the part" in opened.wait_for("byId('problem').textContent")
+    assert "Paint over the part to repaint" in opened.wait_for("byId('problem').textContent")
     assert len(worker.jobs) == jobs
 
 
