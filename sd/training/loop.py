@@ -94,7 +94,7 @@ class TrainingRun:
             (matrices if options.muon and is_matrix(name, value) else others).append(value)
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         if matrices:
-            self.optimisers["muon"] = Muon(matrices, half=options.autocast, **common)
+            self.optimisers["muon"] = Muon(matrices, **common)
         if others:  # fused: four times faster than one tensor at a time, which matters for small models
             self.optimisers["adam"] = torch.optim.AdamW(others, betas=(0.9, 0.99), fused=True, **common)
         self.ema = AveragedWeights(module, options.ema_decay)

@@ -29,6 +29,17 @@ def test_singular_values_become_about_one_and_directions_stay(shape):
     assert (found.diag()[s > 0.1 * s.max()] - 0.95).abs().max() < 0.3
 
 
+def test_it_is_the_iteration_of_the_paper():
+    """Step by step on the whole matrix, in float64, also for directions that hardly occur in it."""
+    matrix = torch.randn(12, 40, generator=GENERATOR) @ torch.diag(torch.logspace(0, -5, 40))
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    for turned, expected in ((matrix, x), (matrix.T, x.T)):
+        assert torch.allclose(orthogonalise(turned).double(), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 32), (8, 4, 3, 3)])
 def test_a_step_is_as_long_as_one_of_adam_whatever_the_gradient(shape):
     for scale in (1e-4, 1e4):
