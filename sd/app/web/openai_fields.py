@@ -119,7 +119,7 @@ def wanted_from(given: Mapping[str, object], *, steps: int) -> Wanted:
 
 def choice(name: str, value: object) -> str:
     """One of a field's values; "" and null are the default."""
-    if (name, value) in CANNOT:
+    if isinstance(value, str) and (name, value) in CANNOT:
         raise FieldError(name, f"{value} cannot be used: {CANNOT[name, value]}.")
     if not isinstance(value, str) or (value and value not in CHOICES[name]):
         raise FieldError(name, f"{shortened(value)} {nearest(str(value), filter(None, CHOICES[name]))}")

@@ -3,11 +3,14 @@
 import base64
 import io
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
-from apis import as_text, decoded, picture, served
+
+pytest.importorskip("starlette")
+from apis import as_text, decoded, halves, picture, served, white_left
 from PIL import Image
 
 from sd.app.web.a1111_lists import NOTHING, samplers, schedulers
@@ -53,21 +56,19 @@ def test_the_bytes_are_those_of_the_file_and_of_the_command(client, call, tiny_c
 
 
 def test_img2img_and_inpainting_keep_what_they_should(client):
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (0, 0, 32, 64))
     body = {**BODY, "init_images": [as_text(picture())], "denoising_strength": 0.6, "resize_mode": 1}
     whole = post(client, "img2img", body).json()
     info = json.loads(whole["info"])
     assert info["denoising_strength"] == 0.6
     assert "init_images" not in whole["parameters"]
-    body |= {"mask": as_text(mask), "mask_blur": 0, "inpaint_full_res": False, "inpainting_fill": 0}
+    body |= {"mask": as_text(white_left()), "mask_blur": 0, "inpaint_full_res": False, "inpainting_fill": 0}
     answer = post(client, "img2img", body).json()
-    made, before = decoded(answer["images"][0]), picture()
-    assert made.crop((32, 0, 64, 64)).tobytes() == before.crop((32, 0, 64, 64)).tobytes()
-    assert made.crop((0, 0, 32, 64)).tobytes() != before.crop((0, 0, 32, 64)).tobytes()
+    (made, made_right), (before, before_right) = halves(decoded(answer["images"][0])), halves(picture())
+    assert made_right == before_right
+    assert made != before
     assert "Masked content: fill" in json.loads(answer["info"])["infotexts"][0]
     inverted = decoded(post(client, "img2img", {**body, "inpainting_mask_invert": 1}).json()["images"][0])
-    assert inverted.crop((0, 0, 32, 64)).tobytes() == before.crop((0, 0, 32, 64)).tobytes()
+    assert halves(inverted)[0] == before
 
 
 def test_enable_hr_makes_a_larger_picture(client):
@@ -227,3 +228,24 @@ def test_each_listed_sampler_and_schedule_means_itself():
         assert settings(sampler=row["name"]).sampler == name
     for row, name in zip(schedulers()[1:], SCHEDULES, strict=True):
         assert {settings(schedule=row[key]).schedule for key in ("name", "label")} == {name}
+
+
+def test_a_request_and_the_options_choose_among_the_models_of_a_folder(tiny_ckpt, tmp_path):
+    other = tmp_path / "models" / "other.ckpt"
+    other.parent.mkdir()
+    shutil.copy(tiny_ckpt, other)
+    with served(tiny_ckpt, tmp_path, folder=other.parent) as client:
+
+        def used(**given):
+            return json.loads(post(client, "txt2img", {**BODY, **given}).json()["info"])["sd_model_name"]
+
+        titles = {row["model_name"]: row["title"] for row in client.get("/sdapi/v1/sd-models").json()}
+        assert titles.keys() == {"tiny", "other"}
+        assert used() == "tiny"
+        assert used(override_settings={"sd_model_checkpoint": titles["other"]}) == "other"
+        assert post(client, "options", {"sd_model_checkpoint": "other.ckpt"}).json() == {}
+        assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"].startswith("other.ckpt")
+        assert used() == "other"
+        assert used(model="tiny") == "tiny"
+        wrong = post(client, "options", {"sd_model_checkpoint": "third"}).json()["error"]
+        assert wrong == "the model third does not exist. There are: tiny.ckpt or other.ckpt."

@@ -1,5 +1,6 @@
 """What a request of the web UI's API means: its fields by our names, and what cannot be done."""
 
+import contextlib
 import json
 import math
 
@@ -265,3 +266,15 @@ def test_info_says_what_each_picture_carries():
     }
     assert info.items() >= expected.items()
     assert json.loads(info_text([], wanted, [], "0"))["all_seeds"] == []
+
+
+@pytest.mark.parametrize("picture", [False, True])
+def test_no_value_of_any_field_is_an_internal_error(picture):
+    odd = ["", "x", "9" * 50, -1, 0, 10**50, 1.5, math.inf, True, [], [1], [{}], {}, {"args": [1]}, "1e400", [None]]
+    for name in sorted(KNOWN):
+        for value in odd:
+            body = {"prompt": "", "enable_hr": not picture, "init_images": ["AAAA"], "mask": "AAAA", name: value}
+            with contextlib.suppress(UsageError):
+                fields_of(body, picture=picture)
+            with contextlib.suppress(UsageError):
+                fields_of({"prompt": "", "override_settings": {name: value, "sd_vae": value}})

@@ -2,10 +2,15 @@
 
 import base64
 import json
+import threading
+import time
 
 import pytest
-from apis import as_bytes, decoded, picture, served
+
+pytest.importorskip("starlette")
+from apis import as_bytes, decoded, halves, hole, picture, served, white_left
 from PIL import Image
+from served import client as of
 
 from sd.app.web.guard import Rules
 
@@ -80,21 +85,8 @@ def test_a_stream_has_previews_and_the_picture(client):
     assert [name for name, _ in events_in(generate(client, stream=True, n=2))] == ["image_generation.completed"] * 2
 
 
-def hole(size=(64, 64)):
-    """A mask whose left half is transparent."""
-    mask = Image.new("RGBA", size, (0, 0, 0, 255))
-    mask.paste((0, 0, 0, 0), (0, 0, size[0] // 2, size[1]))
-    return mask
-
-
 def with_hole(image):
     return Image.merge("RGBA", (*image.split(), hole(image.size).getchannel("A")))
-
-
-def white_left():
-    mask = Image.new("L", (64, 64))
-    mask.paste(255, (0, 0, 32, 64))
-    return mask
 
 
 @pytest.mark.parametrize(
@@ -108,9 +100,9 @@ def white_left():
 )
 def test_an_edit_repaints_what_is_transparent(client, files):
     row = edit(client, files=files, mask_blur="0").json()["data"][0]
-    made, before = decoded(row["b64_json"]), picture()
-    assert made.crop((32, 0, 64, 64)).tobytes() == before.crop((32, 0, 64, 64)).tobytes()
-    assert made.crop((0, 0, 32, 64)).tobytes() != before.crop((0, 0, 32, 64)).tobytes()
+    (made, made_right), (before, before_right) = halves(decoded(row["b64_json"])), halves(picture())
+    assert made_right == before_right
+    assert made != before
     assert row["settings"]["task"] == "inpaint"
 
 
@@ -191,3 +183,27 @@ def test_who_may_ask_from_a_browser(client):
     other = client.options(path, headers={"Origin": "https://evil.example", **asked})
     assert other.status_code == 403
     assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_token_is_the_key(client):
+    guarded = of(client.app.state.worker, Rules(token="a long secret"))
+    missing = guarded.get("/v1/models")
+    assert (missing.status_code, missing.json()["error"]["type"]) == (401, "authentication_error")
+    assert guarded.get("/v1/models", headers={"Authorization": "Bearer a long secret"}).status_code == 200
+
+
+def test_a_full_queue_and_a_stopped_job_are_said_in_their_form(client, monkeypatch):
+    worker = client.app.state.worker
+    monkeypatch.setattr(worker, "most_waiting", 0)
+    busy = generate(client)
+    assert (busy.status_code, busy.json()["error"]["type"], busy.headers["retry-after"]) == (503, "server_error", "5")
+    monkeypatch.undo()
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(generate(client, steps=900)))
+    thread.start()
+    while worker.current is None:
+        time.sleep(0.01)
+    client.post("/sdapi/v1/interrupt")
+    thread.join()
+    assert answers[0].status_code == 503
+    assert answers[0].json()["error"]["message"].startswith("the job was stopped before its first picture")

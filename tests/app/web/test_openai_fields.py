@@ -1,13 +1,15 @@
 """What a request of OpenAI's images API means, and how its pictures are to be sent."""
 
+import contextlib
 import io
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sd.app.web.formats import in_format
-from sd.app.web.openai_fields import CANNOT, FieldError, wanted_from
+from sd.app.web.openai_fields import CANNOT, CHOICES, KINDS, OWN, WITHOUT_EFFECT, FieldError, wanted_from
 from sd.pipeline.image.stored_settings.other_programs import settings_of_texts
 from sd.pipeline.image.stored_settings.texts import read_foreign_texts
 
@@ -76,3 +78,11 @@ def test_a_picture_in_another_format_looks_the_same_and_carries_its_settings(kin
     if kind != "png":
         (tmp_path / "a").write_bytes(data)
         assert settings_of_texts(read_foreign_texts(tmp_path / "a")).settings["prompt"] == "a horse ünder, trees"
+
+
+def test_no_value_of_any_field_is_an_internal_error():
+    odd = [None, "", "x", "9" * 50, -1, 0, 10**50, 1.5, math.inf, True, [], [1], {}, "1e400"]
+    for name in (*OWN, *KINDS, *CHOICES, *WITHOUT_EFFECT, "image", "\ud800"):
+        for value in odd:
+            with contextlib.suppress(FieldError):
+                wanted_from({"prompt": "", name: value}, steps=DEFAULT_STEPS)
