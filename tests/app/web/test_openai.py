@@ -180,6 +180,8 @@ def test_who_may_ask_from_a_browser(client):
     assert client.options(path).status_code == 204  # as one client asks whether the server is there
     allowed = client.options(path, headers={"Origin": "https://chat.example", **asked})
     assert allowed.headers["access-control-allow-origin"] == "https://chat.example"
+    form = client.post("/v1/images/edits", files=[PICTURE], headers={"Origin": "https://evil.example"})
+    assert form.status_code == 403
     other = client.options(path, headers={"Origin": "https://evil.example", **asked})
     assert other.status_code == 403
     assert "access-control-allow-origin" not in other.headers
