@@ -60,7 +60,7 @@ def prepare(args: argparse.Namespace) -> torch.device:
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
-            device = torch.device("cuda", dist.get_rank())
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     return device
 
 

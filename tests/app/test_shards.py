@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from hashlib import sha256
 from io import BytesIO
 from itertools import product
@@ -170,10 +171,15 @@ def test_another_run_in_the_same_folder_is_refused(make, out, tmp_path, flags, s
         (("--shards", "0/3"), "--shards 0/3 is out of range: parts count from 1/3 to 3/3."),
         (("--shards", "three"), "--shards three is not a part of the shards."),
         (("--shard-size", "0"), "--shard-size 0 is out of range: at least 1"),
+        (("--workers", 2), "--workers does nothing without --engine ray."),
+        (("--address", "auto"), "--address does nothing without --engine ray."),
+        (("--engine", "ray", "--cpus-per-worker", 0), "--cpus-per-worker 0 is out of range: 0.01 to 1024."),
+        (("--engine", "ray"), "--engine ray needs the package ray: pip install ray."),
         (("-o", "nothere://x/y"), "--out nothere://x/y cannot be used: Protocol not known: nothere"),
     ],
 )
-def test_a_run_that_makes_no_sense_is_refused_before_any_work(make, tmp_path, flags, said):
+def test_a_run_that_makes_no_sense_is_refused_before_any_work(make, tmp_path, monkeypatch, flags, said):
+    monkeypatch.setitem(sys.modules, "ray", None)
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "bad.txt").write_text('a\nb\n{"prompt": "c", "stepps": 3}\n')
     (tmp_path / "wide.txt").write_text('a\nb\nc\nd\n{"prompt": "e", "width": 100}\n')
@@ -287,7 +293,7 @@ def test_parquet_has_the_rows_of_jsonl(make, finished, tmp_path):
 
 
 def test_parquet_without_its_package_says_what_to_install(make, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     refused(make("out", "--shard-table", "parquet"), "pip install pyarrow", "tables are .jsonl")
 
 

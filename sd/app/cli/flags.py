@@ -141,6 +141,14 @@ def add_shard_flags(parser: Parser) -> None:
         help="make every N-th shard from the I-th on, 1/N to N/N; auto: as Slurm, Kubernetes and others say in the "
         "environment (default: all that no other process makes)")
     add("--shard-table", choices=TABLES, help="the form of the table of settings beside each shard (default: jsonl)")
+    add("--engine", choices=("ray",),
+        help="have a Ray cluster make the shards: a model in each worker, and a shard anew if its worker is lost")
+    add("--address", metavar="HOST:PORT",
+        help="of the Ray cluster; auto is the one on this machine (default: start one here)")
+    add("--workers", type=whole_number(1), metavar="N", help="how many (default: as many as there is room for)")
+    add("--gpus-per-worker", type=float, metavar="X",
+        help="0.5 lets two share one (default: 1 if the cluster has any, else 0)")
+    add("--cpus-per-worker", type=float, metavar="X", help="CPUs, and so threads, of each worker (default: 1)")
     add("--shard-picture", choices=PICTURES, help="the form of the pictures in shards; both lossless (default: png)")
 
 

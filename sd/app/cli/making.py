@@ -3,7 +3,7 @@
 import argparse
 
 from sd.app.cli.make_pictures import request_of
-from sd.app.cli.shard_flags import asks_for_shards, shard_request_of
+from sd.app.cli.shard_flags import asks_for_shards, engine_of, shard_request_of
 from sd.app.cli.terminal import Terminal
 
 
@@ -16,7 +16,9 @@ def run(args: argparse.Namespace, task: str) -> int:
     if asks_for_shards(args):
         from sd.app.shards.run import make_shards
 
-        make_shards(shard_request_of(args, task), terminal)
+        request = shard_request_of(args, task)
+        with engine_of(args) as engine:
+            make_shards(request, terminal, engine)
     else:
         from sd.app.jobs.run import make_pictures
 

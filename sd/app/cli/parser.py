@@ -27,6 +27,7 @@ RARE = """
     --discard-penultimate --max-megapixels --prompt-2 --negative-prompt-2 --original-size --crop --refiner --switch-at
     --switch-by --aesthetic-score --negative-aesthetic-score --tiny-vae --choices
     --wildcards --shard-size --shards --shard-table --shard-picture
+    --engine --address --workers --gpus-per-worker --cpus-per-worker
 """
 
 

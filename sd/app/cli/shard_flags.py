@@ -3,7 +3,9 @@
 import argparse
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sd.app.cli import say
 from sd.app.cli.batch_files import seed_of_file, stream_batch_file
@@ -14,6 +16,9 @@ from sd.app.jobs.request import Line
 from sd.app.shards.part import part_of
 from sd.app.shards.request import DEFAULT_SIZE, ShardRequest
 
+if TYPE_CHECKING:
+    from sd.app.shards.run import Engine
+
 NOT_IN_SHARDS = {  # what the flags of a run would mean for its pictures' files
     "grid": "--grid",
     "grid_columns": "--grid-columns",
@@ -23,8 +28,29 @@ NOT_IN_SHARDS = {  # what the flags of a run would mean for its pictures' files
 }
 
 
+OF_SHARDS = ("shard_size", "shards", "shard_table", "shard_picture", "engine")
+OF_ENGINE = {"address": "address", "workers": "workers", "gpus_per_worker": "gpus", "cpus_per_worker": "cpus"}
+
+
 def asks_for_shards(args: argparse.Namespace) -> bool:
-    return any(getattr(args, name) is not None for name in ("shard_size", "shards", "shard_table", "shard_picture"))
+    """Raises UsageError for flags of an engine without one."""
+    for name in OF_ENGINE:
+        if getattr(args, name) is not None and args.engine is None:
+            raise UsageError(f"--{name.replace('_', '-')} does nothing without --engine ray.")
+    return any(getattr(args, name) is not None for name in OF_SHARDS)
+
+
+def engine_of(args: argparse.Namespace) -> "AbstractContextManager[Engine | None]":
+    """What makes the shards; None is this process. Raises UsageError for a number that cannot be."""
+    if args.engine is None:
+        return nullcontext()
+    from sd.app.shards.ray_engine import Ray
+
+    given = {ours: getattr(args, name) for name, ours in OF_ENGINE.items() if getattr(args, name) is not None}
+    for name, lowest in (("cpus", 0.01), ("gpus", 0)):
+        if not lowest <= given.get(name, 1) <= 1024:
+            raise UsageError(f"--{name}-per-worker {given[name]:g} is out of range: {lowest:g} to 1024.")
+    return Ray(**given)
 
 
 def shard_request_of(args: argparse.Namespace, task: str) -> ShardRequest:

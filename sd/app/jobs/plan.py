@@ -82,7 +82,7 @@ def plan(request: JobRequest, native: int) -> list[Settings]:
         settings = {**request.settings, **counted, **line.settings}
         try:
             first = Settings(**{**settings, **size_of(settings, native)})
-            jobs += [first.counted_on(i) for i in range(request.count)]
+            jobs += [first, *(first.counted_on(i) for i in range(1, request.count))]
         except SettingError as error:
             if not line.where:
                 raise

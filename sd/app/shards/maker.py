@@ -3,7 +3,9 @@
 import json
 import platform
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from sd.pipeline.stable_diffusion import StableDiffusion
+
+AHEAD = 16  # pictures that wait to be encoded
 
 
 class Maker(ExitStack):
@@ -73,7 +77,7 @@ class Maker(ExitStack):
         facts: Mapping[str, object],
         advance: Callable[[], None] = lambda: None,
     ) -> dict | None:
-        """Make a shard and give its stats; at once if it is there. None while another process makes it.
+        """Make a shard and give its stats; {} if it is there already, None while another process makes it.
 
         advance  called after each picture
 
@@ -82,8 +86,8 @@ class Maker(ExitStack):
         """
         name = shard_name(number)
         with store.held(name) as is_ours:
-            if stats := stats_of(store, facts, number):
-                return stats
+            if stats_of(store, facts, number):
+                return {}
             if not is_ours:
                 return None
             return self._make(number, lines, store, facts, advance)
@@ -97,11 +101,13 @@ class Maker(ExitStack):
         watched = self.events.watched()
         tar_name, table_name, stats_name = names_of(facts, number)
 
-        with store.writing(tar_name) as file:
-            tar = Tar(file, facts["picture"])
+        with store.writing(tar_name) as file, ThreadPoolExecutor(1) as beside:  # pictures are encoded beside the steps
+            tar, adding = Tar(file, facts["picture"]), deque()
 
             def take(i: int, picture: "Image.Image", texts: Mapping[str, str], ms: int) -> None:
-                tar.add(key_of(first + i), picture, texts)
+                adding.append(beside.submit(tar.add, key_of(first + i), picture, texts))
+                if len(adding) > AHEAD:
+                    adding.popleft().result()
                 taken[key_of(first + i)] = ms
                 advance()
 
@@ -111,6 +117,8 @@ class Maker(ExitStack):
             except JobError:
                 if not all(isinstance(error, ArithmeticError) for error in watched.failures.values()):
                     raise
+            for added in adding:
+                added.result()
             files = {tar_name: tar.close()}
         with store.writing(table_name) as file:
             files[table_name] = write_table(file, tar.rows, facts["table"])

@@ -1,7 +1,8 @@
 """A run in shards: everything is checked first, then what is missing is made, here or by an engine."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 from convert.errors import counted
 from sd.app.errors import JobError
@@ -14,7 +15,18 @@ from sd.app.shards.writing import require_table
 
 WAIT = 1.0  # seconds until shards that another process makes are looked at again
 Todo = Iterator[tuple[int, tuple[Line, ...]]]
-Engine = Callable[[ShardRequest, Maker, Store, Mapping[str, object], Todo, Events], int]  # returns failed pictures
+
+
+class Engine(Protocol):
+    """Who makes the shards. `Here` is the plain one."""
+
+    def device(self, request: ShardRequest, maker: Maker) -> tuple[str, str]:
+        """The device and the precision that pictures are made with."""
+
+    def __call__(
+        self, request: ShardRequest, maker: Maker, store: Store, facts: Mapping[str, object], todo: Todo, events: Events
+    ) -> int:
+        """Make the shards of `todo`. Returns how many pictures could not be made."""
 
 
 def make_shards(request: ShardRequest, events: Events, engine: Engine | None = None) -> None:
@@ -23,9 +35,9 @@ def make_shards(request: ShardRequest, events: Events, engine: Engine | None = N
     Raises the errors of `sd.app.jobs.run.make_pictures`; UsageError where the place has shards of another run.
     """
     require_table(request.table)
-    store = store_at(request.job.out)
+    store, engine = store_at(request.job.out), engine or Here()
     with Maker(request.job, events) as maker:
-        facts = facts_of(request, maker.device, maker.precision)
+        facts = facts_of(request, *engine.device(request, maker))
         require_same(store, facts)
         wanted = [number for number in range(facts["shards"]) if request.is_here(number)]
         there = store.names()
@@ -40,38 +52,43 @@ def make_shards(request: ShardRequest, events: Events, engine: Engine | None = N
         store.make()
         keep(store, facts)
         todo = ((number, lines) for number, lines in request.shards() if number in missing)
-        failed = (engine or in_this_process)(request, maker, store, facts, todo, events)
+        failed = engine(request, maker, store, facts, todo, events)
     if failed:
         raise JobError(f"{counted(failed, 'picture')} could not be made. The stats of the shards name them.")
 
 
-def in_this_process(
-    request: ShardRequest, maker: Maker, store: Store, facts: Mapping[str, object], todo: Todo, events: Events
-) -> int:
-    """Make shard after shard. Returns how many pictures could not be made."""
-    maker.load()
-    failed = 0
+class Here:
+    """This process makes shard after shard."""
 
-    def is_done(number: int, lines: tuple[Line, ...]) -> bool:
-        nonlocal failed
-        try:
-            stats = maker.make(number, lines, store, facts)
-        except JobError as error:  # another shard may need less memory
-            events.warn(f"shard {shard_name(number)} is left out: {error}")
-            failed += len(lines) * request.job.count
-            return True
-        if stats:
-            report(store, facts, number, stats, events)
-            failed += len(stats["failed"])
-        return stats is not None
+    def device(self, request: ShardRequest, maker: Maker) -> tuple[str, str]:
+        return maker.device, maker.precision
 
-    later = [(number, lines) for number, lines in todo if not is_done(number, lines)]
-    if later:
-        events.note(f"another process makes {counted(len(later), 'shard')}: waiting for it")
-    while later:
-        time.sleep(WAIT)
-        later = [(number, lines) for number, lines in later if not is_done(number, lines)]
-    return failed
+    def __call__(
+        self, request: ShardRequest, maker: Maker, store: Store, facts: Mapping[str, object], todo: Todo, events: Events
+    ) -> int:
+        maker.load()
+        failed = 0
+
+        def is_done(number: int, lines: tuple[Line, ...]) -> bool:
+            nonlocal failed
+            try:
+                stats = maker.make(number, lines, store, facts)
+            except JobError as error:  # another shard may need less memory
+                events.warn(f"shard {shard_name(number)} is left out: {error}")
+                failed += len(lines) * request.job.count
+                return True
+            if stats:
+                report(store, facts, number, stats, events)
+                failed += len(stats["failed"])
+            return stats is not None
+
+        later = [(number, lines) for number, lines in todo if not is_done(number, lines)]
+        if later:
+            events.note(f"another process makes {counted(len(later), 'shard')}: waiting for it")
+        while later:
+            time.sleep(WAIT)
+            later = [(number, lines) for number, lines in later if not is_done(number, lines)]
+        return failed
 
 
 def report(store: Store, facts: Mapping[str, object], number: int, stats: Mapping[str, object], events: Events) -> None:
