@@ -128,6 +128,16 @@ def test_only_the_commands_print():
         assert not prints or module_name(path).startswith("sd.app.cli"), path
 
 
+def test_the_faces_do_not_know_each_other_and_only_one_needs_a_server():
+    """`app/cli` may start the web face, and imports it late."""
+    for module, path in NAMES.items():
+        nodes = [node for node in nodes_of(path)[0] if not isinstance(node, ast.Call)]
+        names = [getattr(node, "module", None) or node.names[0].name for node in nodes]
+        is_web = module.startswith("sd.app.web")
+        assert not (is_web and any(name.startswith("sd.app.cli") for name in names)), module
+        assert is_web or not {name.split(".")[0] for name in names} & {"starlette", "uvicorn", "anyio"}, module
+
+
 def test_the_house_has_few_doors():
     entries = {path.name for path in (ROOT / "sd").iterdir() if not path.name.startswith(("_", "."))} - {"py.typed"}
     assert entries == {name if (ROOT / "sd" / name).is_dir() else f"{name}.py" for names in ROW for name in names}

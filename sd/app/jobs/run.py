@@ -1,6 +1,6 @@
 """From a request to picture files, batch by batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,8 +142,13 @@ def planned(
     )
 
 
-def make_planned(run: Planned, model: "StableDiffusion", outputs: Outputs, events: Events) -> None:
-    """Make the pictures of a run with its model, which is loaded. Raises JobError where some could not be made."""
+def make_planned(
+    run: Planned, model: "StableDiffusion", outputs: Outputs, events: Events, vaes: Sequence[str] | None = None
+) -> None:
+    """Make the pictures of a run with its model, which is loaded. Raises JobError where some could not be made.
+
+    vaes  as in `warn_of_unused`
+    """
     request = run.request
     teach_words(model, run.learned)
     if "seed" not in request.settings:
@@ -155,7 +160,7 @@ def make_planned(run: Planned, model: "StableDiffusion", outputs: Outputs, event
     refined = [job for job in left if job.switch_at is not None]
     if said := not_refined(refined, [str(word["name"]) for job in refined for word in run.learned.noted(job)]):
         events.note(said)
-    warn_of_unused(request.model, outputs.jobs, run.checkpoint, run.adapters, model, events)
+    warn_of_unused(request.model, outputs.jobs, run.checkpoint, run.adapters, model, events, vaes)
     pictures, failed = run_batches(run, model, outputs, events)
     if outputs.sheet and pictures:
         from sd.pipeline.image.tensors import contact_sheet, save_png

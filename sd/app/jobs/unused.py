@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from sd.pipeline.stable_diffusion import StableDiffusion
 
 
+def vae_problems(request: ModelRequest, model: "StableDiffusion") -> list[str]:
+    """What is to be said of the VAEs of a model, found by trial."""
+    found = []
+    if request.vae or model.config.unet.vector_width:
+        from sd.runtime.vae_trial import vae_warning
+
+        if problem := vae_warning(model):
+            found.append(f"{shown((request.vae or request.file).name)}: {problem}")
+    if request.tiny_vae:
+        from sd.runtime.vae_trial import tiny_vae_warning
+
+        if problem := tiny_vae_warning(model):
+            found.append(f"{shown(request.tiny_vae.name)}: {problem}")
+    return found
+
+
 def warn_of_unused(
     request: ModelRequest,
     jobs: Sequence[Settings],
@@ -25,18 +41,14 @@ def warn_of_unused(
     adapters: Adapters,
     model: "StableDiffusion",
     events: Events,
+    vaes: Sequence[str] | None = None,
 ) -> None:
-    """Say what is asked for and has no effect or no point, and what gives wrong colours."""
-    if request.vae or model.config.unet.vector_width:
-        from sd.runtime.vae_trial import vae_warning
+    """Say what is asked for and has no effect or no point, and what gives wrong colours.
 
-        if problem := vae_warning(model):
-            events.warn(f"{shown((request.vae or request.file).name)}: {problem}")
-    if request.tiny_vae:
-        from sd.runtime.vae_trial import tiny_vae_warning
-
-        if problem := tiny_vae_warning(model):
-            events.warn(f"{shown(request.tiny_vae.name)}: {problem}")
+    vaes  the result of `vae_problems`, which takes a trial, for whoever makes many runs with one model
+    """
+    for problem in vae_problems(request, model) if vaes is None else vaes:
+        events.warn(problem)
     if problem := embedded_model_knows(request.file, jobs, [word.name for word in model.words]):
         events.warn(problem)
     told = checkpoint.few_steps or known_by_hash(request.file, checkpoint.config)

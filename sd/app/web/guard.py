@@ -8,6 +8,7 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -89,7 +90,7 @@ class Rules:
         address = request.client.host if request.client else ""
         wait = self.guesses.wait(address)
         if wait > 0:
-            raise HTTPException(429, "too many wrong tokens. Try again later.", {"Retry-After": f"{wait:.0f}"})
+            raise HTTPException(429, "too many wrong tokens. Try again later.", {"Retry-After": str(math.ceil(wait))})
         given = token_in(request.headers.get("authorization", ""))
         if given is None or not hmac.compare_digest(given, self.token.encode()):
             if given is not None:

@@ -137,9 +137,9 @@ class Job:
     # Its events
 
     def add(self, name: str, data: Mapping[str, object]) -> None:
-        """Note an event and wake all who wait for one. Of steps, only the latest is kept."""
+        """Note an event and wake all who wait for one. Only the latest step, or place in the queue, is kept."""
         with self._happened:
-            if self._events and self._events[-1].name == "step":
+            if self._events and (self._events[-1].name == "step" or "position" in self._events[-1].data):
                 self._events.pop()
             self._events.append(Event(self._next, name, data))
             self._next += 1
@@ -177,6 +177,11 @@ class Job:
         return lambda: self._listeners.remove(tell)
 
     # What the worker does with it
+
+    def moved_up(self, position: int) -> None:
+        """So many jobs are before it now."""
+        if self.state == "queued":
+            self.add("state", {"state": "queued", "position": position})
 
     def begin(self) -> bool:
         """Whether it can begin: not if it was stopped while it waited."""

@@ -17,14 +17,15 @@ ENDINGS = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8
 
 
 class Uploads:
-    """A folder for the pictures of one request."""
+    """A folder for the pictures of one request, which exists once there is one."""
 
     def __init__(self):
-        self._folder = tempfile.TemporaryDirectory(prefix="sd-serve-")
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     def add(self, name: str, data: bytes) -> Path:
         """A file of these bytes. name: what messages and the settings of pictures call it, such as "init"."""
         ending = next((ending for start, ending in ENDINGS.items() if data.startswith(start)), "")
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="sd-serve-")
         path = Path(self._folder.name) / f"{name}{ending}"
         path.write_bytes(data)
         return path
@@ -34,11 +35,12 @@ class Uploads:
         return self.add(name, decoded(name, text))
 
     def cleanup(self) -> None:
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     def without_paths(self, message: str) -> str:
         """A message that may name a file, with its name alone."""
-        return message.replace(f"{self._folder.name}/", "")
+        return message if self._folder is None else message.replace(f"{self._folder.name}/", "")
 
 
 @contextmanager

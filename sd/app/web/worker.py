@@ -4,7 +4,7 @@ import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from convert.errors import CheckpointError, counted, shown
@@ -14,6 +14,7 @@ from sd.app.jobs.outputs import name_pictures, picture_paths
 from sd.app.jobs.plan import check_request, with_seeds
 from sd.app.jobs.request import Events, JobRequest, ModelRequest
 from sd.app.jobs.run import Outputs, Planned, inputs_of, make_planned, planned
+from sd.app.jobs.unused import vae_problems
 from sd.app.web.job import LAST, Job, StoppedError
 from sd.app.web.job_events import JobEvents
 from sd.app.web.limits import MOST_PAGES, MOST_PICTURES, MOST_PIXELS
@@ -42,7 +43,8 @@ class Loaded:
     checkpoint: "Checkpoint"
     refiner: "ModelConfig | None"
     model: "StableDiffusion"
-    dtypes: dict = field(default_factory=dict)  # when it was loaded
+    dtypes: dict  # when it was loaded
+    vaes: list[str]  # what is to be said of its VAEs
     preview: Callable | None = None
 
 
@@ -161,6 +163,9 @@ class Worker:
                 if self._closed:
                     return
                 self.current = job = self._queue.popleft()
+                waiting = list(self._queue)
+            for position, other in enumerate(waiting, 1):
+                other.moved_up(position)
             if job.begin():
                 self._do(job)
 
@@ -193,7 +198,7 @@ class Worker:
         job.of = len(run.jobs)
         paths = picture_paths(name_pictures(self.out, run.jobs), run.jobs)
         outputs = Outputs(jobs=run.jobs, seed_moved=0, paths=paths, finished={}, sheet=None)
-        make_planned(run, loaded.model, outputs, events)
+        make_planned(run, loaded.model, outputs, events, loaded.vaes)
 
     def use(self, job: Job) -> Loaded:
         """The model of a job, which takes the place of another if it has to. Only in the worker's thread."""
@@ -215,6 +220,7 @@ class Worker:
             refiner=refiner and refiner[0].config,
             model=model,
             dtypes=model.dtypes,
+            vaes=vae_problems(request, model),
         )
 
     def plan(self, request: JobRequest, events: Events) -> Planned:
