@@ -18,9 +18,11 @@ SPELLINGS = {key: flag.dest for key, flag in setting_spellings(parser()).items()
 
 
 @contextmanager
-def working(file, out, *, folder=None, start=True, **options):
+def working(file, out, *, folder=None, start=True, tiny_vae=None, **options):
     """A worker whose model is loaded."""
-    worker = Worker(Models(ModelRequest(file=file, precision="fp32"), folder), out=str(out), **options)
+    worker = Worker(
+        Models(ModelRequest(file=file, precision="fp32", tiny_vae=tiny_vae), folder), out=str(out), **options
+    )
     if start:
         worker.start(Events())
     try:

@@ -31,7 +31,8 @@ pytestmark = pytest.mark.slow
 def address(tiny_ckpt, tmp_path_factory):
     folder = tmp_path_factory.mktemp("live")
     shutil.copy(tiny_ckpt, folder / MODEL)
-    with working(folder / MODEL, f"{folder}/out/") as worker, listening_server(worker) as port:
+    quick = {"tiny_vae": ROOT / "weights" / "tiny-vae.safetensors"}  # the MCP client waits for 180 seconds only
+    with working(folder / MODEL, f"{folder}/out/", **quick) as worker, listening_server(worker) as port:
         yield f"http://127.0.0.1:{port}"
 
 
