@@ -64,8 +64,8 @@ def started(folder: Path, *flags: str) -> tuple[subprocess.Popen, str]:
     return child, child.stderr.readline().split()[-1]
 
 
-def load(clients: int, jobs: int, steps: int) -> dict[str, object]:
-    """What happens when so many clients ask for so many jobs."""
+def load(clients: int, jobs: int, steps: int, side: int) -> dict[str, object]:
+    """What happens when so many clients ask for so many jobs, each for a picture of this side."""
     folder = Path(tempfile.mkdtemp(prefix="server-load-"))
     child, address = started(folder, "--keep", "50", "--queue", str(clients))
     numbers, lock = iter(range(jobs)), threading.Lock()
@@ -78,7 +78,8 @@ def load(clients: int, jobs: int, steps: int) -> dict[str, object]:
                 number = next(numbers, None)
                 if number is None:
                     return
-                fields = {"prompt": PROMPTS[number % len(PROMPTS)], "steps": steps, "seed": number}
+                fields = {"prompt": PROMPTS[number % len(PROMPTS)], "steps": steps, "seed": number, "width": side}
+                fields["height"] = side
                 id = client.ask("/api/jobs", fields)["id"]  # in turn: the order in which the server gets them is known
                 submitted.append((id, number))
             stop_at = random.Random(number).randint(1, steps - 1) if number % round(1 / STOPPED) == 7 else None
@@ -172,9 +173,12 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=500)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--overhead", type=int, metavar="N", help="only measure what the server adds, over N pictures")
     args = parser.parse_args()
-    found = overhead(args.overhead, args.steps) if args.overhead else load(args.clients, args.jobs, args.steps)
+    found = (
+        overhead(args.overhead, args.steps) if args.overhead else load(args.clients, args.jobs, args.steps, args.size)
+    )
     for name, value in found.items():
         print(f"{name:<46} {value}")
 
