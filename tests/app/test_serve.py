@@ -196,12 +196,14 @@ def test_a_full_queue_and_a_server_that_ends_refuse_jobs(tiny_ckpt, tmp_path):
     with working(tiny_ckpt, tmp_path, most_waiting=2) as worker, client(worker) as http:
         first = submitted(http, steps=200)
         next(event for event in worker.find(first).events() if event.name == "step")
-        submitted(http), submitted(http)
+        stopped, _ = submitted(http), submitted(http)
+        http.post(f"/api/jobs/{stopped}/stop")
+        submitted(http)  # it has left its place to another one
         answer = http.post("/api/jobs", json={"prompt": "a"})
         assert (answer.status_code, answer.json()["error"]) == (503, "2 jobs wait already. Try again later.")
         assert "retry-after" in answer.headers
         worker.close()
-        assert [job["state"] for job in http.get("/api/jobs").json()["jobs"]] == ["stopped"] * 2 + ["running"]
+        assert [job["state"] for job in http.get("/api/jobs").json()["jobs"]] == ["stopped"] * 3 + ["running"]
         assert over(http, first)["state"] == "stopped"
         assert "about to end" in http.post("/api/jobs", json={"prompt": "a"}).json()["error"]
 

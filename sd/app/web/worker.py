@@ -125,9 +125,8 @@ class Worker:
     def position(self, job: Job) -> int | None:
         """How many jobs are before it; None if it does not wait."""
         with self._changed:
-            if job not in self._queue:
-                return None
-            return self._queue.index(job) + (self.current is not None)
+            waiting = self._waiting()
+            return waiting.index(job) + (self.current is not None) if job in waiting else None
 
     def find(self, id: str) -> Job | None:
         return self.jobs.get(id)
@@ -163,7 +162,7 @@ class Worker:
                 if self._closed:
                     return
                 self.current = job = self._queue.popleft()
-                waiting = list(self._queue)
+                waiting = self._waiting()
             for position, other in enumerate(waiting, 1):
                 other.moved_up(position)
             if job.begin():
@@ -238,8 +237,12 @@ class Worker:
     def _require_room(self) -> None:
         if self._closed:
             raise BusyError("the server is about to end.")
-        if len(self._queue) >= self.most_waiting:
-            raise BusyError(f"{counted(len(self._queue), 'job')} wait already. Try again later.")
+        if len(waiting := self._waiting()) >= self.most_waiting:
+            raise BusyError(f"{counted(len(waiting), 'job')} wait already. Try again later.")
+
+    def _waiting(self) -> list[Job]:
+        """The jobs in the queue that were not stopped there."""
+        return [job for job in self._queue if not job.over]
 
     def _forget(self) -> None:
         """Forget the oldest jobs that are over, beyond so many."""
