@@ -10,7 +10,7 @@ import platform
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import dataclass
 
 from convert.errors import counted
@@ -114,10 +114,13 @@ class Ray:
         except ImportError:
             raise UsageError("--engine ray needs the package ray: pip install ray.") from None
         self.ray, self.is_ours = ray, not ray.is_initialized()
+        self.others = ExitStack()  # Ray prints the logs of lost nodes to stdout, which is for results
+        self.others.enter_context(redirect_stdout(self.others.enter_context(open(os.devnull, "w"))))
         if self.is_ours:
             try:
                 ray.init(address=self.address, log_to_driver=False, logging_level="error")
             except (ConnectionError, RuntimeError, ValueError) as error:
+                self.others.close()
                 place = f"--address {self.address}" if self.address else "--engine ray"
                 raise UsageError(f"{place}: no Ray cluster answers: {str(error).splitlines()[0][:200]}") from None
         return self
@@ -127,9 +130,10 @@ class Ray:
             self.ray.kill(hand.actor)
         if self.is_ours:
             self.ray.shutdown()
+        self.others.close()
 
     def device(self, request: ShardRequest, _: Maker) -> tuple[str, str]:
-        """Start the workers; the device and precision of the first that answers. Raises UsageError if it cannot."""
+        """Start the first worker; its device and precision. Raises UsageError if it cannot."""
         room = self.ray.cluster_resources()
         gpus, cpus = room.get("GPU", 0), room.get("CPU", 0)
         self.gpus = min(gpus, 1) if self.gpus is None else self.gpus
@@ -143,8 +147,7 @@ class Ray:
         self.job = request.job
         remote = self.ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, concurrency_groups={"telling": 1})
         self.kind = remote(Worker)
-        for _ in range(self.workers):
-            self._start()
+        self._start()  # the others wait until all lines are checked
         while True:
             (ref,), _ = self.ray.wait(list(self.starting))
             if found := self._started(ref):
@@ -181,6 +184,8 @@ class Ray:
     ) -> int:
         """Have the shards made. Returns how many pictures could not be made."""
         events.note(f"{counted(self.workers, 'worker')} on Ray, {facts['precision']} on {facts['device']}")
+        for _ in range(self.workers - 1):
+            self._start()
         run = Run(self, store, facts, todo, events)
         with events.stage("pictures", facts["prompts"]["lines"] * facts["count"], "picture") as advance:
             while run.hand_out():
@@ -205,6 +210,7 @@ class Run:
         self.engine, self.store, self.facts, self.todo, self.events = engine, store, facts, todo, events
         self.again: deque[Shard] = deque()  # of workers that were lost, and those that another engine makes
         self.not_before = 0.0  # when the latter are looked at again
+        self.ask_at = 0.0  # when workers are asked how far they are
         self.lost: Counter[int] = Counter()  # workers that a shard has lost
         self.failed = self.finished = self.told = 0  # pictures
 
@@ -266,8 +272,9 @@ class Run:
             with suppress(ray.exceptions.RayActorError):
                 hand.done = ray.get(ref)
         hands = [hand for hand, _ in self.engine.making.values()]
-        for hand in hands:
-            if hand not in asked.values():
+        if time.monotonic() >= self.ask_at:
+            self.ask_at = time.monotonic() + WAIT
+            for hand in {*hands} - {*asked.values()}:
                 asked[hand.actor.progress.options(concurrency_group="telling").remote()] = hand
         done = self.finished + sum(hand.done for hand in hands)
         advance(max(0, done - self.told))
