@@ -42,7 +42,8 @@ from sd.training.shapes.reading import reading_run
 from sd.training.shapes.stages import STAGES, Parts, Stage
 
 GAMMA, FLOOR = 5.0, 1.0  # signal-to-noise ratios: a timestep above counts less, one below as if it were there
-LATENT_NOISE, COARSE = 0.05, 0.25  # of the autoencoder's loss
+LOSS = {"squared": 5.0, "noise": 0.05}  # of the autoencoder, see `AutoencodingLoss`
+COARSE = 0.25  # of its loss, unless the encoder is frozen
 TRAINED = {  # the networks that a stage trains
     "vae": ("vae",),
     "decoder": ("vae",),
@@ -108,7 +109,7 @@ def autoencoder(job: Job, stage: Stage) -> Training:
     for decoding in (vae.post_quant_conv, vae.decoder):
         decoding.requires_grad_(True)
     settings = {"batch_size": stage.batch_size, "seed": args.seed, "workers": args.workers}
-    settings |= {"noise": LATENT_NOISE, "coarse": COARSE if whole else 0.0}
+    settings |= {**LOSS, "coarse": COARSE if whole else 0.0}
     run = autoencoder_run(vae, pictures, job.options(stage), args.folder / stage.name, **settings)
     images = all_pictures.batch(0, 16, slice(0, 16))[0].to(job.device)
 

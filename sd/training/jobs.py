@@ -61,17 +61,19 @@ def autoencoder_run(
     *,
     batch_size: int,
     seed: int,
+    squared: float = 1.0,
     noise: float = 0.0,
     coarse: float = 0.0,
     workers: int = 0,
 ) -> TrainingRun:
     """Train the VAE, or what is not frozen of it, to reconstruct pictures.
 
-    noise, coarse  see `AutoencodingLoss`
-    workers        see `sd.training.loop.TrainingRun`
+    squared, noise, coarse  see `AutoencodingLoss`
+    workers                 see `sd.training.loop.TrainingRun`
     """
     share = process_share(batch_size)
-    module = AutoencodingLoss(vae, noise=noise, coarse=coarse)
+    weights = {"squared": squared, "noise": noise, "coarse": coarse}
+    module = AutoencodingLoss(vae, **weights)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         images, _ = pictures.batch(step, batch_size, share)
@@ -79,8 +81,7 @@ def autoencoder_run(
         shape = (batch_size, channels, images.shape[-2] // factor, images.shape[-1] // factor)
         return images, draw(seed, step, shape, 1, 0.0).noise[share]
 
-    settled = {"batch_size": batch_size, "seed": seed, "noise": noise, "coarse": coarse}
-    return TrainingRun(module, batch, options, folder, workers=workers, **settled)
+    return TrainingRun(module, batch, options, folder, workers=workers, batch_size=batch_size, seed=seed, **weights)
 
 
 @torch.no_grad()

@@ -197,15 +197,18 @@ class AutoencodingLoss(nn.Module):
     Kingma & Welling (2014), eq. 7, with absolute and squared errors, and with the second part weighted as little as in
     Rombach et al. (2022), section 3.1. Two more parts make latents that a UNet learns faster and may miss by a little:
 
+    squared  weight of the squared errors, which are large at edges, beside the absolute ones
     noise   added to the latents, as a share of their standard deviation: the decoder learns to see through it
     coarse  weight of the error of the picture at half its size, decoded from latents at half theirs: the latents become
             smooth, and mean the same at every scale. Skorokhodov et al., "Improving the Diffusability of Autoencoders"
             (2025), section 3.3
     """
 
-    def __init__(self, vae: VAE, *, kl_weight: float = 1e-6, noise: float = 0.0, coarse: float = 0.0):
+    def __init__(
+        self, vae: VAE, *, kl_weight: float = 1e-6, squared: float = 1.0, noise: float = 0.0, coarse: float = 0.0
+    ):
         super().__init__()
-        self.vae, self.kl_weight, self.noise, self.coarse = vae, kl_weight, noise, coarse
+        self.vae, self.kl_weight, self.squared, self.noise, self.coarse = vae, kl_weight, squared, noise, coarse
 
     def forward(self, image: Tensor, latent_noise: Tensor) -> Tensor:
         """image (B, 3, 8H, 8W) in [-1, 1], latent_noise (B, 4, H, W) -> scalar"""
@@ -220,7 +223,7 @@ class AutoencodingLoss(nn.Module):
 
     def reconstruction(self, latents: Tensor, image: Tensor) -> Tensor:
         decoded = self.vae.decode(latents).float()
-        return F.l1_loss(decoded, image) + F.mse_loss(decoded, image)
+        return F.l1_loss(decoded, image) + self.squared * F.mse_loss(decoded, image)
 
 
 @torch.no_grad()

@@ -34,8 +34,8 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="vae-parts", trains="vae", part=64, steps=5_000, batch_size=8, learning_rate=1e-3),
-    Stage(name="vae", trains="vae", steps=1_500, batch_size=4, learning_rate=5e-4, falls_to=0.05),
+    Stage(name="vae-parts", trains="vae", part=64, steps=2_500, batch_size=8, learning_rate=1e-3),
+    Stage(name="vae", trains="vae", steps=3_000, batch_size=4, learning_rate=1e-3, falls_to=0.02),
     Stage(name="reading", trains="text encoder", steps=3_000, batch_size=128, learning_rate=1e-3, falls_to=0.05),
     Stage(name="one-thing", trains="unet", scenes="single", pictures=4_096, steps=1_500, batch_size=32,
           learning_rate=1e-3),
