@@ -218,6 +218,7 @@ def test_json_holds_every_figure_and_goes_into_a_file_too(run, tiny_ckpt, tmp_pa
             assert 30 * MB < each["own_memory"] < 4000 * MB
 
 
+@pytest.mark.slow
 def test_without_json_it_is_a_table(run, tiny_ckpt, monkeypatch):
     monkeypatch.setattr("sd.runtime.cpu.winograd.KERNEL.problem", "other users can change the folder cache.")
     flags = ["--sizes", "64x128", "--steps", "2", "--repeat", "1", "--precision", "fp32", "--device", "cpu"]

@@ -50,6 +50,7 @@ def test_a_file_is_recognised_and_its_weights_are_not_read(arch, tiny_ckpt, tmp_
     assert row[4:6] == ["192x2x4", "128x4x8"]  # a tenth as wide as the full-size model
 
 
+@pytest.mark.slow
 def test_other_families_are_shown_with_what_their_files_say(arch, tmp_path):
     state = make_checkpoint.made_up_state_dict(make_checkpoint.tiny(SD_V1_INPAINTING))
     make_checkpoint.save_original(tmp_path / "inpainting.safetensors", state)

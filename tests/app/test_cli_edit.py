@@ -33,6 +33,7 @@ def files(tmp_path):
 COMMON = ["--init", "in.png", "--steps", 1, "-W", 64, "-H", 64]
 
 
+@pytest.mark.slow
 def test_the_averaged_weights_are_used_unless_asked_otherwise(edit_ckpt, tmp_path, edit_state):
     for asked, used, other in (("auto", "ema", "model"), ("model", "model", "ema"), ("ema", "ema", "model")):
         with open_checkpoint(edit_ckpt) as file:

@@ -274,6 +274,7 @@ def test_what_the_web_ui_notes_is_read():
         settings_in(f"a\n{line}, Hashes: {odd}")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_makes_pictures_again_whose_words_have_changed(folder, run, tiny_ckpt, tmp_path):
     (tmp_path / "prompts.txt").write_text("a easy\na cat\n")
     command = ("txt2img", "--from-file", "prompts.txt", "-m", tiny_ckpt, *SIZE)

@@ -83,6 +83,7 @@ def test_one_that_overflows_is_run_again_in_fp32(tiny_ckpt, file):
     assert (model.dtypes["vae"], model.dtypes["tiny_vae"]) == (torch.float16, torch.float32)
 
 
+@pytest.mark.slow
 def test_a_picture_notes_it_and_is_made_again(run, tiny_ckpt, file, tmp_path):
     code, (path,), err = run("txt2img", "a horse", "-m", tiny_ckpt, "--tiny-vae", file, *COMMON, "--tiled-vae")
     assert code == 0
@@ -115,6 +116,7 @@ def test_img2img_encodes_with_the_vae(run, tiny_ckpt, file):
     assert abs(pixels(Image.open(path)) - pixels(expected)).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["taesd_decoder.pth", "folder"])
 def test_a_stopped_run_does_not_take_pictures_of_the_other_decoder_for_its_own(run, tiny_ckpt, tmp_path, spelling):
     file = written(tmp_path, spelling)
@@ -124,6 +126,7 @@ def test_a_stopped_run_does_not_take_pictures_of_the_other_decoder_for_its_own(r
     refused(run(*flags), "out/1.png exists already, made with other settings")
 
 
+@pytest.mark.slow
 def test_a_folder_that_a_picture_was_decoded_with_is_missed(run, tiny_ckpt, tmp_path):
     folder = written(tmp_path, "folder")
     (path,) = run("txt2img", "a horse", "-m", tiny_ckpt, "--tiny-vae", folder, *COMMON)[1]

@@ -65,6 +65,7 @@ def test_what_is_for_other_models_is_said(files, run, model, use, said):
     assert said in refused(result)
 
 
+@pytest.mark.slow
 def test_explain_shows_what_each_word_attends_to(files, run):
     use = ["-m", files["xl"], "--lora", files["detail"], "--embeddings", files["easy"], *SMALL]
     code, (path,), err = run("explain", "a easy cat", *use)

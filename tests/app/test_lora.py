@@ -228,6 +228,7 @@ def test_what_cannot_be_applied_is_refused_first(run, loras, tiny_ckpt, tmp_path
     refused(run("txt2img", *words, *SMALL, "-m", tiny_ckpt), *parts)
 
 
+@pytest.mark.slow
 def test_values_that_cannot_be_used_fail_in_a_sentence_and_other_lines_are_made(run, loras, tiny_ckpt, tmp_path):
     name = next(name for name in lora_shapes() if "lora_up" in name)
     lora(loras / "nan.safetensors", lora_shapes(), extra={name: torch.full(lora_shapes()[name], torch.nan)})
@@ -242,6 +243,7 @@ def test_values_that_cannot_be_used_fail_in_a_sentence_and_other_lines_are_made(
 # What is said
 
 
+@pytest.mark.slow
 def test_words_that_an_adapter_brings_along_are_used_and_not_missed(run, loras, tiny_ckpt, tmp_path):
     vectors = {"bundle_emb.glow.emb_params": torch.full((30, TINY.text_encoder.width), 0.1)}
     lora(loras / "lit.safetensors", lora_shapes(), extra=vectors)

@@ -112,6 +112,7 @@ def test_choices_become_pictures_of_their_own(run, tmp_path, tiny_ckpt):
         assert [each["seed"] for each in made] == list(range(3, 3 + len(prompts)))
 
 
+@pytest.mark.slow
 def test_drawn_choices_are_drawn_again_by_the_same_seed(run, tmp_path, tiny_ckpt):
     (tmp_path / "jobs.csv").write_text("prompt\n{a|b|c|d|e|f|g|h}\n")
     small = ("-m", tiny_ckpt, "-W", 64, "-H", 64, "--steps", 1, "--count", 4, "--choices", "random")

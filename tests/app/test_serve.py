@@ -208,6 +208,7 @@ def test_a_full_queue_and_a_server_that_ends_refuse_jobs(tiny_ckpt, tmp_path):
         assert "about to end" in http.post("/api/jobs", json={"prompt": "a"}).json()["error"]
 
 
+@pytest.mark.slow
 def test_memory_keeps_the_latest_pictures_and_jobs_and_files_stay(tiny_ckpt, tmp_path):
     with working(tiny_ckpt, tmp_path, keep=2) as worker, client(worker) as http:
         done = [over(http, submitted(http, seed=seed, steps=1)) for seed in range(4)]
@@ -217,6 +218,7 @@ def test_memory_keeps_the_latest_pictures_and_jobs_and_files_stay(tiny_ckpt, tmp
         assert len(list(tmp_path.glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_a_model_of_the_folder_is_chosen_by_name_or_hash_and_takes_the_place_of_the_other(
     tiny_ckpt, tmp_path, tiny_state
 ):

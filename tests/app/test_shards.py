@@ -260,6 +260,7 @@ def test_a_picture_that_cannot_be_is_named_and_the_rest_are_there(make, run, mon
     assert out[0].startswith("right    00001: could not make 000000002: the UNet gives NaN")
 
 
+@pytest.mark.slow
 def test_without_memory_there_is_no_shard_and_the_others_are_made(make, run, monkeypatch):
     real = StableDiffusion.make
 
@@ -296,6 +297,7 @@ def test_parquet_without_its_package_says_what_to_install(make, monkeypatch):
     refused(make("out", "--shard-table", "parquet"), "pip install pyarrow", "tables are .jsonl")
 
 
+@pytest.mark.slow
 def test_a_url_holds_the_same_bytes(make, run, finished, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     url = f"memory://{tmp_path.name}/run"

@@ -53,6 +53,7 @@ def test_the_page_of_an_adapter(run, detail):
     assert json.loads(lines[0])["adapter"]["modules"] == {"UNet": 192, "text encoder": 72}
 
 
+@pytest.mark.slow
 def test_an_adapter_of_xl_is_used_with_xl(run, tmp_path):
     path = lora(tmp_path / "xl.safetensors", lora_shapes(XL, rank=1))
     code, lines, _ = run("inspect", path, path)

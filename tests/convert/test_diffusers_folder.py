@@ -382,6 +382,7 @@ def test_missing_and_surplus_weights_are_named_as_the_file_has_them(copy):
 # Writing
 
 
+@pytest.mark.slow
 def test_the_library_loads_what_we_write_and_gives_the_same_numbers(ours, networks):
     pipeline = StableDiffusionPipeline.from_pretrained(ours, local_files_only=True)
     x, t = torch.randn(2, 4, 16, 16), torch.tensor(501)

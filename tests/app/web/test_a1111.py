@@ -146,6 +146,7 @@ def test_progress_and_interrupt(client):
     assert json.loads(answers[0].json()["info"])["all_seeds"] == []
 
 
+@pytest.mark.slow
 def test_skip_goes_on_with_the_next_picture(client):
     answers = []
     body = {**BODY, "steps": 60, "n_iter": 2}
@@ -230,6 +231,7 @@ def test_each_listed_sampler_and_schedule_means_itself():
         assert {settings(schedule=row[key]).schedule for key in ("name", "label")} == {name}
 
 
+@pytest.mark.slow
 def test_a_request_and_the_options_choose_among_the_models_of_a_folder(tiny_ckpt, tmp_path):
     other = tmp_path / "models" / "other.ckpt"
     other.parent.mkdir()
