@@ -10,6 +10,7 @@ millions.
 """
 
 import codecs
+import gc
 import io
 import mmap
 import pickle
@@ -148,12 +149,14 @@ def watched() -> Iterator[None]:
             codecs.lookup(codec)
         sys.addaudithook(_note)  # there is no way to take it away again
         _is_hooked = True
+    gc.disable()  # what other tests left may warn when it is collected, and that is seen, too
     _events = []
     try:
         yield
         assert not _events, f"reading a file caused {_events[:3]}"
     finally:
         _events = None
+        gc.enable()
 
 
 # Other programs must find the same

@@ -24,6 +24,7 @@ from sd.pipeline.settings import DEFAULT_SWITCH, Settings
 
 def request_of(args: argparse.Namespace, task: str) -> JobRequest:
     """The request that the flags of a command mean. Raises UsageError where there is no model, or not one prompt."""
+    model = model_of(args)  # first: a refiner brings settings of its own
     is_batch_file, settings = args.from_file is not None, settings_of(args)
     lines = read_lines(args)
     count = count_of(args, 1 if is_batch_file or args.choices == "all" else args.batch_size)
@@ -33,13 +34,13 @@ def request_of(args: argparse.Namespace, task: str) -> JobRequest:
             if args.seed in (None, -1):
                 say(f"seed {expansion.seed}", quiet=args.quiet)
         lines, count = expansion.expanded(lines), expansion.pictures_of_a_line
-    return job_of(args, task, lines=lines, settings=settings, count=count, is_batch_file=is_batch_file)
+    return job_of(args, task, model=model, lines=lines, settings=settings, count=count, is_batch_file=is_batch_file)
 
 
 def job_of(args: argparse.Namespace, task: str, **own: object) -> JobRequest:
     """The request that the flags mean, with these fields of its own."""
     inputs = None if task == "text to picture" else InputSettings(**given(args, InputSettings))
-    others = {"model": model_of(args), "inputs": inputs, **own}
+    others = {"inputs": inputs, **own}
     return JobRequest(task=task, **{**given(args, JobRequest), **others})
 
 

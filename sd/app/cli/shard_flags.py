@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sd.app.cli import say
 from sd.app.cli.batch_files import seed_of_file, stream_batch_file
-from sd.app.cli.make_pictures import count_of, expansion_of, job_of, settings_of
+from sd.app.cli.make_pictures import count_of, expansion_of, job_of, model_of, settings_of
 from sd.app.errors import UsageError
 from sd.app.jobs.outputs import DEFAULT_OUT
 from sd.app.jobs.request import Line
@@ -67,6 +67,7 @@ def shard_request_of(args: argparse.Namespace, task: str) -> ShardRequest:
     if args.out == DEFAULT_OUT or args.out.endswith(".png") or "{" in args.out or os.path.isfile(args.out):
         given = "" if args.out == DEFAULT_OUT else f", and not {args.out}"
         raise UsageError(f"shards need a folder of their own: give -o FOLDER{given}.")
+    model = model_of(args)  # first: a refiner brings settings of its own
     settings, seed = settings_of(args), args.seed
     if seed in (None, -1):
         seed = seed_of_file(args.from_file)
@@ -80,8 +81,8 @@ def shard_request_of(args: argparse.Namespace, task: str) -> ShardRequest:
 
     return ShardRequest(
         job=job_of(
-            args, task, lines=(), settings=settings, count=expansion.pictures_of_a_line if expansion else count,
-            is_batch_file=True,
+            args, task, model=model, lines=(), settings=settings, is_batch_file=True,
+            count=expansion.pictures_of_a_line if expansion else count,
         ),
         lines=lines,
         source=args.from_file,
