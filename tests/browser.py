@@ -106,7 +106,7 @@ class Browser:
             self._loaded = True
         return message
 
-    def open(self, page: Path | str, *, width: int = 1280, height: int = 800, scheme: str = "light") -> None:
+    def open(self, page: Path | str, *, width: int = 1280, height: int = 800, scheme="light", motion="reduce") -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -116,7 +116,7 @@ class Browser:
         )
         features = [
             {"name": "prefers-color-scheme", "value": scheme},
-            {"name": "prefers-reduced-motion", "value": "reduce"},
+            {"name": "prefers-reduced-motion", "value": motion},
         ]
         self.call("Emulation.setEmulatedMedia", features=features)
         self._loaded = False

@@ -13,6 +13,7 @@ from browser import data_of
 from conftest import refused
 from PIL import Image
 
+from sd.app.cli.explain import ROOT, course_beside
 from sd.config import SD_V1_DEPTH, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2_DEPTH
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "2", "--seed", "7"]
@@ -58,6 +59,19 @@ def test_a_page_is_overwritten_if_asked(explain):
     Path("page.html").touch()
     assert explain("b", "-o", "page.html", "--no-attention", "-q", "--force")[::2] == (0, "")
     assert data_of(Path("page.html").read_text(encoding="utf-8"))["settings"]["prompt"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("page", "course"),
+    [
+        ("outputs/page.html", "../docs/course"),
+        ("a/b/page.html", "../../docs/course"),
+        ("page.html", "docs/course"),
+        ("../page.html", None),
+    ],
+)
+def test_chapters_are_linked_from_pages_in_the_checkout(page, course):
+    assert course_beside(ROOT / page) == course
 
 
 BEGUN = {  # the command that makes the same picture, the model's family, its own flags, and how many pictures are given

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import make_checkpoint
+import numpy as np
 import pytest
 import torch
 from browser import data_of
@@ -189,6 +190,38 @@ def test_long_prompts_and_many_steps_get_smaller_maps():
     assert kept * 77 * 30 <= ROOM
 
 
+@pytest.mark.parametrize(
+    ("prompt", "noun"),
+    [
+        ("a red circle to the left of a white star", "circle"),
+        ("a photograph of an astronaut riding a horse", "photograph"),
+        ("an astronaut riding a horse", "astronaut"),
+        ("an oil painting of a castle", "painting"),
+        ("cat, red", "cat"),
+        ("make it snow", "snow"),
+        ("a (red:1.2) Hokusai", "hokusai"),
+        ("the", "the"),
+        ("", ""),
+    ],
+)
+def test_the_first_noun_is_found(prompt, noun):
+    strip = token_strip(prompt, TOKENIZER)
+    assert "".join(strip.columns[i].text for i in strip.words[strip.noun]).strip() == noun
+
+
+def test_pictures_of_vectors_and_latents_have_a_pixel_for_each_number(run, told):
+    vectors, latents = (
+        Image.open(io.BytesIO(base64.b64decode(told[name].partition(",")[2]))) for name in ("vectors", "latents")
+    )
+    assert vectors.size == (64, 7)  # start, five tokens and end
+    assert run.context.shape == (77, told["vector_width"]) == (77, 64)
+    assert latents.size == (2 * 9, 2 * 8)
+    mean = [run.steps[-1].after[0, i].mean() / run.steps[-1].after[0, i].std() for i in range(4)]
+    levels = np.asarray(latents.convert("L"), dtype=float)
+    quarters = [levels[:8, :9], levels[:8, 9:], levels[8:, :9], levels[8:, 9:]]
+    assert np.argsort([quarter.mean() for quarter in quarters]).tolist() == np.argsort(mean).tolist()
+
+
 def test_strip_has_all_tokens_words_and_weights():
     strip = token_strip("a (red:1.2) Hokusai", TOKENIZER)
     assert [(column.kind, column.text, column.id, column.count) for column in strip.columns] == [
@@ -314,7 +347,7 @@ def test_a_page_of_30_steps_stays_below_6_megabytes(told):
     noise = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     decoded = Image.fromarray(noise.numpy()).resize((512, 512), Image.Resampling.BICUBIC)
     previews = len(data_uri(decoded, LARGE)) + 4 * len(data_uri(decoded, SMALL))
-    step = {**told["steps"][0], "maps": "", "pictures": {}}
+    step = {**told["steps"][0], "maps": "", "pictures": {"x_t": ""}}
     rest = len(page({**told, "steps": [step] * 30, "comparisons": []}))
     assert 30 * previews + (ROOM + LARGEST_PNG) * 4 / 3 + rest < 6_000_000
 

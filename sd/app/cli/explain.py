@@ -5,6 +5,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from os.path import relpath
+from pathlib import Path
 
 from sd.app.cli import flags
 from sd.app.cli.explain_start import add_start_flags, with_start
@@ -21,6 +23,7 @@ from sd.pipeline.settings import SettingError, Settings, nearest
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
 MOST_STEPS, MOST_RUNS = 100, 12
+ROOT = Path(__file__).parents[3]  # of the checkout, if this is one
 
 
 def parser() -> Parser:
@@ -92,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     announce(adapters, jobs, events)
     warn_of_unused(request.model, jobs, checkpoint, adapters, model, events)
     attention = not args.no_attention
-    milliseconds, page = make_page(model, own, comparisons, adapters, events, beginning, attention=attention)
+    milliseconds, page = make_page(
+        model, own, comparisons, adapters, events, beginning, attention=attention, course=course_beside(path)
+    )
     with written_whole(path, force=args.force) as file:
         file.write(page)
     if args.json:
@@ -102,6 +107,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(path)
     return 0
+
+
+def course_beside(path: Path) -> str | None:
+    """The course, relative to a page in this checkout. Elsewhere None: a link would break or tell folder names."""
+    if not (ROOT / "docs/course").is_dir() or ROOT not in path.resolve().parents:
+        return None
+    return Path(relpath(ROOT / "docs/course", path.resolve().parent)).as_posix()
 
 
 def parse_comparison(text: str) -> tuple[str, tuple]:

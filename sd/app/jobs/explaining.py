@@ -42,8 +42,9 @@ def make_page(
     beginning: Beginning | None = None,
     *,
     attention: bool,
+    course: str | None = None,
 ) -> tuple[float, bytes]:
-    """The milliseconds that the run took, and the page."""
+    """The milliseconds that the run took, and the page, which links the chapters in `course` if there is a prefix."""
     from sd.study.explain.page import page
     from sd.study.explain.recording import explain
     from sd.study.explain.report import Comparison, preview_count, report
@@ -71,5 +72,5 @@ def make_page(
         if beginning:
             run = replace(run, picture=beginning.canvas.finish(run.picture))
             texts = model.texts(own, beginning.inputs.labels(), beginning.inputs.exact())
-        whole = page(report(model, run, compared, texts=texts, on_preview=advance))
+        whole = page(report(model, run, compared, texts=texts, on_preview=advance), course=course)
     return made[own].milliseconds, whole.encode()

@@ -19,19 +19,109 @@ PREDICTS = {
     "x0": "the clean latents (x₀), shown here as noise",
 }
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
+CHAPTERS = {  # of the course: the file and the title
+    2: ("2-the-vae.md", "The VAE"),
+    3: ("3-from-words-to-vectors.md", "From words to tokens to vectors"),
+    4: ("4-the-unet.md", "The UNet, block by block"),
+    5: ("5-noise-and-samplers.md", "Noise schedules and samplers"),
+    6: ("6-guidance.md", "Classifier-free guidance"),
+}
+TERMS = {  # what the page calls it, what it means, and the chapter that says more
+    "latents": (
+        "latents",
+        "The picture in the VAE’s compressed form: a few channels, at an eighth of the width and height. Every "
+        "step works on latents; at the end, the decoder turns them into pixels.",
+        2,
+    ),
+    "attention": (
+        "cross-attention",
+        "How the UNet reads the prompt: at every place of its features, it weighs the tokens by how well they fit "
+        "that place, and mixes their vectors with these weights. The weights of a place sum to 1.",
+        4,
+    ),
+    "timestep": (
+        "timestep",
+        "How noisy the latents are, as the network is told: 999 is almost pure noise, 0 almost none.",
+        5,
+    ),
+    "eps": (
+        "ε, epsilon",
+        "The noise in the latents, as the network predicts it.",
+        5,
+    ),
+    "x0": (
+        "x̂₀, x-zero hat",
+        "The predicted clean picture: what remains of the latents if all the predicted noise is taken away at "
+        "once. Early in a run it is blurred, because many pictures are still possible.",
+        5,
+    ),
+    "alpha_bar": (
+        "ᾱ, alpha-bar",
+        "The share of the clean picture in the latents’ power: near 0 is pure noise, 1 is clean. In formulas, a "
+        "prime (ᾱ′) marks the value after the step.",
+        5,
+    ),
+    "sigma": (
+        "σ, sigma",
+        "The noise level: the standard deviation of the noise beside a picture that is not scaled down. σ = √((1 "
+        "− ᾱ)/ᾱ), and 0 is clean.",
+        5,
+    ),
+    "sampler": (
+        "sampler",
+        "The algorithm that gets from one noise level to the next with the predicted noise.",
+        5,
+    ),
+    "eta": (
+        "η, eta",
+        "How much of the noise a step replaces by fresh noise: 0 replaces none.",
+        5,
+    ),
+    "h": (
+        "h",
+        "The length of a step in the logarithm of the noise level: h = ln(σ/σ′).",
+        5,
+    ),
+    "fresh": (
+        "z",
+        "Fresh noise that a step adds.",
+        5,
+    ),
+    "norm": (
+        "norm",
+        "The length of latents or noise as one long vector: the square root of the sum of the squares.",
+        5,
+    ),
+    "guidance": (
+        "guidance",
+        "The network predicts with the prompt and without it. The difference is what the prompt asks for; the "
+        "guidance scale says how far to go in that direction.",
+        6,
+    ),
+    "dotted": (
+        "dotted words",
+        "Point at such a word, tap it, or reach it with the Tab key, and a note like this one appears. Escape "
+        "closes it.",
+        None,
+    ),
+}
 WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
 
-def page(report: dict) -> str:
-    """The whole page, from the report of `sd.study.explain.report.report`."""
+def page(report: dict, *, course: str | None = None) -> str:
+    """The whole page, from the report of `sd.study.explain.report.report`.
+
+    course  where the chapters are, for links: `course`/6-guidance.md. None names them only
+    """
     settings, picture = report["settings"], report["picture"]
     negative, second = settings["negative_prompt"], settings["negative_prompt_2"]
     zeros = report["empty_prompt"] == "zeros" and not second.strip()
     empty = f"for {'zeros, which stand for ' * zeros}the empty prompt"
-    picture_too = settings["image_guidance"] is not None
+    picture_too, count, strip = settings["image_guidance"] is not None, len(report["steps"]), report["strips"][0]
+    tokens = [column for column in strip["columns"] if column["kind"] == "token"]
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         title=escape(f"How a picture was made: {settings['prompt'][:80]}"),
-        prompt=escape(settings["prompt"]) or "<i>without a prompt</i>",
+        prompt=f"“{escape(settings['prompt'])}”" if settings["prompt"].strip() else "<i>without a prompt</i>",
         negative=(f"for the negative prompt “{escape(negative)}”" if negative.strip() else empty)
         + (f" (the second text encoder reads “{escape(second)}”)" if second.strip() else "")
         + (", with the picture to edit" if picture_too else ""),
@@ -41,9 +131,20 @@ def page(report: dict) -> str:
         exact=exactness(picture["exact"]),
         given="\n".join(map(figure, report["given"])),
         facts="\n".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(report)),
-        steps=len(report["steps"]),
+        steps=count,
+        steps_in_words="one step" if count == 1 else f"{count} steps",
+        chips="".join(f"<i>{escape(column['text'].strip() or '…')}</i>" for column in tokens[:12]),
+        token_count=f"{len(tokens)} in {77 * strip['rows']} places",
+        vectors=report["vectors"],
+        vector_size=f"{report['vector_width']} numbers each",
+        noise=report["steps"][0]["pictures"]["x_t"],
+        latents=report["latents"],
+        seed=settings["seed"],
+        beginning=beginning(settings, report["given"]),
+        guidance=guidance(settings),
+        terms="\n".join(term(name, course) for name in TERMS),
+        **{f"chapter_{number}": chapter(number, course) for number in CHAPTERS},
         curve=schedule_drawing(report["curve"], report["steps"]),
-        layers=sum(resolution["layers"] for resolution in report["resolutions"]),
         version=__version__,
         data=embedded(report),
     )
@@ -53,6 +154,46 @@ def embedded(report: dict) -> str:
     """JSON that is safe inside a script element: no prompt can end the element."""
     text = json.dumps(report, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def chapter(number: int, course: str | None) -> str:
+    """A link to a chapter of the course; without a prefix, its name."""
+    file, title = CHAPTERS[number]
+    if course is None:
+        return f"More in chapter {number} of the course, “{title}”."
+    href = escape(f"{course.rstrip('/')}/{file}")
+    return f'<a href="{href}">Chapter {number} of the course: {title}</a>'
+
+
+def term(name: str, course: str | None) -> str:
+    """An entry of the list of terms, from which the script takes its notes."""
+    title, text, number = TERMS[name]
+    more = "" if number is None else f" {chapter(number, course)}"
+    return f'<div id="term-{name}"><dt>{title}</dt><dd>{text}{more}</dd></div>'
+
+
+def beginning(settings: dict, given: Sequence[dict]) -> str:
+    if given and settings["image_guidance"] is None:
+        return "The run begins with a picture, encoded into latents, with noise from the seed on top."
+    also = " The UNet reads the picture to edit beside it." if given else ""
+    return f"The run begins with pure noise: random numbers drawn from the seed. Another seed, another picture.{also}"
+
+
+def guidance(settings: dict) -> str:
+    """What the UNet predicts at each step, as a sentence."""
+    scale, of_picture = settings["guidance_scale"], settings["image_guidance"]
+    word = '<button type="button" class="term" data-term="guidance">guidance</button>'
+    if of_picture not in (None, 1):
+        return (
+            "It predicts three times: with the prompt and the picture, with the picture alone, and with neither. "
+            f"The {word} scales, {scale:g} and {of_picture:g}, say how far to go in each direction."
+        )
+    if scale == 1:
+        return f"With {word} off, it predicts once, with the prompt."
+    return (
+        f"It predicts twice, with the prompt and without it; {word} goes {scale:g} times as far as the difference: "
+        f"ε = ε without + {scale:g} · (ε with − ε without)."
+    )
 
 
 def exactness(exact: bool) -> str:

@@ -71,6 +71,7 @@ class Run:
     depth: Tensor | None  # (1, 1, H, W) from -1, far, to 1, near: what the UNet reads after the latents, if it does
     strips: tuple[TokenStrip, ...]  # one for each text that the prompt takes during the run
     steps: tuple[StepRecord, ...]
+    context: Tensor  # (T, D) what the UNet reads of the prompt at the first step, on the CPU
     picture: Image.Image
     milliseconds: float  # from the prompt to the picture, recording included
 
@@ -126,6 +127,7 @@ def explain(
         depth=None if start is None or start.depth is None else recorder.conditions.channels.cpu(),
         strips=recorder.strips,
         steps=tuple(recorder.steps),
+        context=recorder.context,
         picture=picture,
         milliseconds=1000 * (time.perf_counter() - started),
     )
@@ -177,7 +179,7 @@ class Recorder:
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
             for handle in (
-                self.model.unet.register_forward_pre_hook(self._asked),
+                self.model.unet.register_forward_pre_hook(self._asked, with_kwargs=True),
                 self.model.unet.register_forward_hook(self._answered),
             ):
                 stack.callback(handle.remove)
@@ -185,8 +187,11 @@ class Recorder:
                 stack.enter_context(self.watch.watching())
             yield
 
-    def _asked(self, *_: object) -> None:
+    def _asked(self, unet: nn.Module, arguments: tuple, named: dict) -> None:
         if self._started is None:
+            if not self.steps:
+                context = named["context"] if "context" in named else arguments[2]
+                self.context = context[-1].float().cpu()
             synchronize(self.model.device)
             self._started = time.perf_counter()
 

@@ -62,6 +62,9 @@ def report(
         "device": model.device.type,
         "milliseconds": run.milliseconds,
         "picture": final_picture(run, model.texts(run.settings) if texts is None else texts),
+        "vectors": vectors_picture(run),
+        "vector_width": run.context.shape[-1],
+        "latents": latents_picture(run.steps[-1].after),
         "given": given_pictures(run),
         "noise_norm": math.sqrt(run.steps[0].x_t.numel()),  # of pure noise, about
         "curve": curve(run.table),
@@ -76,9 +79,9 @@ def report(
                     {
                         "label": label,
                         "settings": one.settings.to_dict(),
-                        "picture": data_uri(one.picture, SMALL),
+                        "picture": data_uri(one.picture, LARGE),
                         "steps": [
-                            {"timestep": step.timestep, "picture": preview(step.x_0, SMALL)} for step in one.steps
+                            {"timestep": step.timestep, "picture": preview(step.x_0, LARGE)} for step in one.steps
                         ],
                     }
                     for label, one in zip(comparison.labels, comparison.runs, strict=True)
@@ -218,6 +221,25 @@ def given_pictures(run: Run) -> list[dict]:
         depth = colour_picture(run.depth, picture.size)
         found.append({"uri": data_uri(depth, LARGE), "name": "its depth as the network reads it: near is bright"})
     return found
+
+
+def vectors_picture(run: Run) -> str:
+    """The prompt's vectors in grey: a row for each token up to the end, and the first `SMALL` of its numbers."""
+    used = [i for i, column in enumerate(run.strips[0].column_of) if run.strips[0].columns[column].kind != "padding"]
+    rows = run.context[used, :SMALL]
+    return grey((rows - rows.mean()) / (2 * rows.std()).clamp(min=1e-12))
+
+
+def latents_picture(latents: Tensor) -> str:
+    """The four channels of latents (1, 4, H, W) in grey: two above, two below."""
+    channels = latents[0, :4] / (2 * latents[0, :4].std(dim=(1, 2), keepdim=True)).clamp(min=1e-12)
+    return grey(channels.unflatten(0, (2, 2)).transpose(1, 2).flatten(2).flatten(0, 1))
+
+
+def grey(values: Tensor) -> str:
+    """A table of numbers (H, W), -1 is black and 1 is white, as a picture of one pixel each."""
+    (picture,) = to_images(values.expand(1, 3, *values.shape))
+    return data_uri(picture, LARGE, 90)
 
 
 def final_picture(run: Run, texts: dict[str, str]) -> dict:
