@@ -15,6 +15,7 @@ import io
 import mmap
 import pickle
 import sys
+import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -129,11 +130,12 @@ def assert_inside(record: TensorRecord, size: int) -> None:
 # Nothing may happen while a file is read
 
 _events: list[str] | None = None
+_watching = 0  # the thread that reads; servers of other tests have threads of their own
 _is_hooked = False
 
 
 def _note(event: str, args: tuple) -> None:
-    if _events is not None and event not in HARMLESS:
+    if _events is not None and event not in HARMLESS and threading.get_ident() == _watching:
         _events.append(f"{event}{args!r:.200}")
 
 
@@ -143,14 +145,14 @@ def watched() -> Iterator[None]:
 
     The interpreter reports those and many others as audit events (PEP 578); none but the mapping of memory is expected.
     """
-    global _events, _is_hooked
+    global _events, _is_hooked, _watching
     if not _is_hooked:
         for codec in ("ascii", "latin-1", "unicode_escape"):  # used by the readers; Python imports them when they are
             codecs.lookup(codec)
         sys.addaudithook(_note)  # there is no way to take it away again
         _is_hooked = True
     gc.disable()  # what other tests left may warn when it is collected, and that is seen, too
-    _events = []
+    _events, _watching = [], threading.get_ident()
     try:
         yield
         assert not _events, f"reading a file caused {_events[:3]}"
