@@ -90,6 +90,7 @@ def test_calls_are_sorted_timed_and_counted_by_hand():
     assert kinds[REST].calls == 3
 
 
+@pytest.mark.slow
 def test_a_step_s_operations_are_those_of_sd_arch_and_its_kinds_add_up(model):
     profile = profile_step(model, pictures(model, (128, 64), 2, 2), Rates(operations=1e9, bytes=1e9))
     told = describe(TINY, original_names(TINY), width=128, height=64)

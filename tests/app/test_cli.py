@@ -153,6 +153,7 @@ def test_a_prompt_may_be_a_files_whole_text_or_empty(txt2img, tmp_path):
     assert err == "sd: --sampler lcm is for networks distilled for it; others give blurred or empty pictures.\n"
 
 
+@pytest.mark.slow
 def test_lines_of_a_file_have_settings_of_their_own_by_any_spelling(txt2img, tmp_path):
     lines = [
         '{"prompt": "b\u2028c", "seed": 40, "guidance-scale": 1, "H": 72, "ddim_steps": 1}\r',
@@ -182,6 +183,7 @@ def test_pictures_are_grouped_by_what_they_share_wherever_they_stand():
     assert group(jobs, 1, lambda _: 1) == [[i] for i in range(7)]
 
 
+@pytest.mark.slow
 def test_lines_of_one_size_are_made_together_and_named_and_shown_in_their_order(txt2img, tmp_path, monkeypatch):
     sizes = [64, 72, 64, 72, 64]
     (tmp_path / "jobs.txt").write_text(
@@ -361,6 +363,7 @@ def test_a_name_taken_by_another_run_is_one_failed_picture(run, tiny_ckpt, monke
     assert "1 of 2 pictures could not be made" in err
 
 
+@pytest.mark.slow
 def test_an_internal_error_is_called_one(run, tiny_ckpt, monkeypatch):
     monkeypatch.setattr("sd.pipeline.stable_diffusion.StableDiffusion.decode", lambda *_: 1 / 0)
     for flags, traceback in (([], False), (["--debug"], True)):
@@ -385,6 +388,7 @@ def test_pictures_that_cannot_be_made_do_not_stop_the_others(run, tiny_ckpt, mon
     assert "sd: 2 of 3 pictures could not be made." in err
 
 
+@pytest.mark.slow
 def test_names_from_a_file_cannot_write_to_the_terminal(run, tmp_path, tiny_state):
     path = tmp_path / "evil\x1b[2J.ckpt"
     make_checkpoint.save_original(path, {**tiny_state, "\x1b]0;pwned\x07\n": torch.zeros(1)})

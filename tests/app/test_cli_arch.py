@@ -26,6 +26,7 @@ def nodes_of(line):
     return found
 
 
+@pytest.mark.slow
 def test_without_a_file_it_is_stable_diffusion_1_at_512_pixels(arch):
     code, lines, err = arch()
     assert (code, err) == (0, "")
@@ -35,6 +36,7 @@ def test_without_a_file_it_is_stable_diffusion_1_at_512_pixels(arch):
     ]
 
 
+@pytest.mark.slow
 def test_a_file_is_recognised_and_its_weights_are_not_read(arch, tiny_ckpt, tmp_path):
     damaged = bytearray(tiny_ckpt.read_bytes())
     with zipfile.ZipFile(tiny_ckpt) as archive:

@@ -46,6 +46,7 @@ def test_the_averaged_weights_are_used_unless_asked_otherwise(edit_ckpt, tmp_pat
         assert read_checkpoint(file).weights == "model"
 
 
+@pytest.mark.slow
 def test_the_command_edits_a_picture_and_notes_how(run, edit_ckpt, files):
     code, (path,), err = run("edit", "make it snow", *COMMON, "-m", edit_ckpt, "--seed", 3)
     assert code == 0, err

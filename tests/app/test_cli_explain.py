@@ -24,6 +24,7 @@ def explain(run, tiny_ckpt):
     return lambda *arguments: run("explain", *arguments, "-m", tiny_ckpt, *SMALL)
 
 
+@pytest.mark.slow
 def test_the_picture_in_the_page_is_the_one_of_txt2img(explain, run, tiny_ckpt):
     code, (path,), err = explain("a horse", "-n", "blurry")
     assert (code, path) == (0, "outputs/explain-7.html")
@@ -55,6 +56,7 @@ def test_comparisons_differ_in_what_was_asked_for(explain):
     assert [(one["sampler"], one["schedule"], one["eta"]) for one in samplers] == expected
 
 
+@pytest.mark.slow
 def test_a_page_is_overwritten_if_asked(explain):
     Path("page.html").touch()
     assert explain("b", "-o", "page.html", "--no-attention", "-q", "--force")[::2] == (0, "")

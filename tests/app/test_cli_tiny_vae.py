@@ -58,6 +58,7 @@ def test_step_pictures_of_both_kinds_are_decoded_by_it(loaded):
         assert (pixels(frame) == pixels(picture)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"low_memory": True}, {"tiled_vae": True}, {"precision": "bf16"}])
 def test_it_runs_with_every_option(tiny_ckpt, file, loaded, options, monkeypatch):
     monkeypatch.setattr(tiled_vae, "decode_tiled", None)  # it is not cut into tiles
@@ -105,6 +106,7 @@ def test_a_picture_notes_it_and_is_made_again(run, tiny_ckpt, file, tmp_path):
     assert f"was made with the tiny VAE taesd_decoder.safetensors, {noted['sha256']}: give it with --tiny-vae" in err
 
 
+@pytest.mark.slow
 def test_img2img_encodes_with_the_vae(run, tiny_ckpt, file):
     Image.new("RGB", (64, 64), (200, 30, 30)).save("init.png")
     flags = ("-m", tiny_ckpt, "--init", "init.png", "--strength", "0", *COMMON, "--tiny-vae", file)

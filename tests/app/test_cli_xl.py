@@ -243,6 +243,7 @@ def test_a_vae_for_other_latents_is_said(run, named, tmp_path):
     assert "xl: its latents have the scale 0.18215, those of Stable Diffusion XL 0.13025: colours may be off." in err
 
 
+@pytest.mark.slow
 def test_a_vae_that_overflows_in_half_precision_decodes_in_fp32(run, named, tmp_path):
     """As that of XL 1.0 does: the picture is the one of a VAE in fp32."""
     state = load_file(named["sdxl"])

@@ -51,6 +51,7 @@ def cells(out):
     return found
 
 
+@pytest.mark.slow
 def test_every_model_of_a_folder_has_a_line(call, things):
     code, out, err = call("inspect", "models")
     found = cells(out)

@@ -42,6 +42,7 @@ class Noted(Events):
         self.files.append((event, path.name, facts.get("seed")))
 
 
+@pytest.mark.slow
 def test_a_request_from_another_process_makes_the_pictures_of_the_command(run, tiny_ckpt, tmp_path, capsys):
     request = request_for(tiny_ckpt, tmp_path / "a", "a horse", "a cat", batch_size=2, grid=True)
     events = Noted()

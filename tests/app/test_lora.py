@@ -256,6 +256,7 @@ def test_words_that_an_adapter_brings_along_are_used_and_not_missed(run, loras, 
     assert (out, "3 of 3 pictures exist already" in err) == ([], True)
 
 
+@pytest.mark.slow
 def test_what_is_not_applied_of_a_file_is_said_once(run, loras, tiny_ckpt, tmp_path):
     stray = {"lora_unet_nowhere.lora_up.weight": torch.zeros(4, 4)}
     lora(loras / "odd.safetensors", lora_shapes(), extra=stray)

@@ -87,6 +87,7 @@ def test_sheet_shows_the_strip_and_the_round_trip(levels, trip):
     assert any(np.array_equal(pixels[y : y + 156, 24 : 24 + 176], np.asarray(x_0)) for y in range(30, 120))
 
 
+@pytest.mark.slow
 def test_command_writes_a_sheet_and_tells_its_numbers(run, tiny_ckpt, picture, tmp_path):
     picture.save(tmp_path / "ramp.png")
     options = ["-m", tiny_ckpt, "-W", 72, "-H", 64, "--timesteps", "10,999"]

@@ -97,6 +97,7 @@ def test_parquet_without_its_reader_says_what_to_install(run, tmp_path, monkeypa
     refused(run("txt2img", "--from-file", "a.parquet"), "pip install pyarrow", ".csv and .jsonl")
 
 
+@pytest.mark.slow
 def test_choices_become_pictures_of_their_own(run, tmp_path, tiny_ckpt):
     """Braces are text unless choices are asked for; a seed counts on from picture to picture."""
     (tmp_path / "animal.txt").write_text("cat\ndog\n")

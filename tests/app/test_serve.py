@@ -83,6 +83,7 @@ def test_events_tell_steps_with_previews_pictures_and_the_end_and_go_on_after_a_
     assert [name for _, name, _ in again] == ["done"]
 
 
+@pytest.mark.slow
 def test_jobs_are_made_in_their_order_and_a_waiting_one_knows_its_position(http, worker):
     slow = submitted(http, steps=12, previews=False)
     ids = [submitted(http, seed=seed) for seed in range(3)]
@@ -192,6 +193,7 @@ def test_what_is_not_there_is_a_sentence(http):
         assert (answer.status_code, set(answer.json())) == (status, {"error"}), path
 
 
+@pytest.mark.slow
 def test_a_full_queue_and_a_server_that_ends_refuse_jobs(tiny_ckpt, tmp_path):
     with working(tiny_ckpt, tmp_path, most_waiting=2) as worker, client(worker) as http:
         first = submitted(http, steps=200)
@@ -282,6 +284,7 @@ def test_a_picture_that_is_sent_gives_its_settings_back(http, picture):
     assert (answer.status_code, answer.json()["error"][:26]) == (400, "picture is not a picture t")
 
 
+@pytest.mark.slow
 def test_a_finished_picture_is_explained_by_a_page_that_cannot_reach_the_server(http):
     made = over(http, submitted(http))["pictures"][0]
     answer = http.post("/api/explain", json={"picture": made["sha256"]})
@@ -293,6 +296,7 @@ def test_a_finished_picture_is_explained_by_a_page_that_cannot_reach_the_server(
     assert http.post("/api/explain", json={"picture": "0" * 64}).status_code == 404
 
 
+@pytest.mark.slow
 def test_words_and_adapters_of_one_job_are_gone_in_the_next(http, worker, monkeypatch, tmp_path):
     from adapters import lora, lora_shapes
     from embeddings import made_up

@@ -277,6 +277,7 @@ def test_without_memory_there_is_no_shard_and_the_others_are_made(make, run, mon
     assert make("out")[:2] == (0, ["out/00001.tar"])
 
 
+@pytest.mark.slow
 def test_webp_has_the_same_pixels(make, finished, tmp_path):
     make("webp", "--shard-picture", "webp")
     png, webp = (samples_of(*sorted(out.glob("*.tar"))) for out in (finished, tmp_path / "webp"))
@@ -330,6 +331,7 @@ def test_a_shard_that_another_process_makes_is_waited_for(make, finished, tmp_pa
     assert bytes_of(tmp_path / "out") == bytes_of(finished)
 
 
+@pytest.mark.slow
 def test_the_model_is_loaded_once_and_only_if_something_is_missing(make, monkeypatch):
     loaded, real = [], Maker.load
     monkeypatch.setattr(Maker, "load", lambda maker: loaded.append(maker.model is None) or real(maker))

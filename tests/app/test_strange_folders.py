@@ -69,6 +69,7 @@ def fill(folder):
     os.mkfifo(folder / f".{40:05}-1.png.0123abcd.tmp")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_beside_strange_files(call, tiny_ckpt, tmp_path):
     fill(tmp_path / "x")
     (tmp_path / "jobs.txt").write_text("a\nb")

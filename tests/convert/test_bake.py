@@ -99,6 +99,7 @@ def test_merged_weights_are_those_of_peft(tmp_path, tiny_ckpt, adapter, base):
         assert (found[f"{ours}.weight"] - merged).norm() <= 1e-6 * merged.norm()
 
 
+@pytest.mark.slow
 def test_changes_add_up_in_float32_and_are_rounded_once(tmp_path, tiny_ckpt, adapter, base):
     """Three adapters, each below the precision of float16: rounded one by one they would be lost."""
     small = lora(tmp_path / "small.safetensors", lora_shapes(), size=0.002, seed=1)

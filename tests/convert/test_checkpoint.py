@@ -181,6 +181,7 @@ def test_an_added_word_in_the_token_embedding_is_refused(look, state):
     refused(look, {**state, name: torch.zeros(49409, 64)}, WeightMismatchError, "49409 rows", "added words")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -81,6 +81,7 @@ def test_our_file_says_what_it_is_and_where_it_came_from(tmp_path, tiny_ckpt):
     }
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_source_can_be_left_out_but_a_known_one_is_noted(tmp_path, call, tiny_ckpt, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = tmp_path / "ours.safetensors"

@@ -175,6 +175,7 @@ def test_the_average_is_recognised(tmp_path, tiny_ckpt, run):
     assert "B's UNet is the training average (EMA) that A holds in addition to its own." in out
 
 
+@pytest.mark.slow
 def test_layouts_are_compared_by_original_names(tmp_path, tiny_ckpt, run):
     ours = tmp_path / "ours.safetensors"
     convert(tiny_ckpt, ours)

@@ -97,6 +97,7 @@ def rewrite(path, change):
 # Reading what the library writes
 
 
+@pytest.mark.slow
 def test_every_weight_of_a_saved_pipeline_is_the_one_it_was(theirs, expected):
     model = sd.load(theirs, precision="fp32")
     equal(parameters(model), expected)
@@ -113,6 +114,7 @@ def test_a_folder_of_pickles_is_read_too(tmp_path, networks, expected):
     equal(parameters(sd.load(tmp_path / "model", precision="fp32")), expected)
 
 
+@pytest.mark.slow
 def test_a_folder_of_half_precision_files_alone_is_read(tmp_path, networks, expected):
     pipeline = oracles.diffusers_pipeline(TINY, networks)
     pipeline.save_pretrained(tmp_path / "model", variant="fp16")
