@@ -10,12 +10,10 @@ millions.
 """
 
 import codecs
-import gc
 import io
 import mmap
 import pickle
 import sys
-import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -130,12 +128,11 @@ def assert_inside(record: TensorRecord, size: int) -> None:
 # Nothing may happen while a file is read
 
 _events: list[str] | None = None
-_watching = 0  # the thread that reads; servers of other tests have threads of their own
 _is_hooked = False
 
 
 def _note(event: str, args: tuple) -> None:
-    if _events is not None and event not in HARMLESS and threading.get_ident() == _watching:
+    if _events is not None and event not in HARMLESS:
         _events.append(f"{event}{args!r:.200}")
 
 
@@ -145,20 +142,18 @@ def watched() -> Iterator[None]:
 
     The interpreter reports those and many others as audit events (PEP 578); none but the mapping of memory is expected.
     """
-    global _events, _is_hooked, _watching
+    global _events, _is_hooked
     if not _is_hooked:
-        for codec in ("ascii", "latin-1", "unicode_escape"):  # used by the readers; Python imports them when they are
+        for codec in ("ascii", "latin-1", "unicode_escape", "raw_unicode_escape"):  # imported when they are first used
             codecs.lookup(codec)
         sys.addaudithook(_note)  # there is no way to take it away again
         _is_hooked = True
-    gc.disable()  # what other tests left may warn when it is collected, and that is seen, too
-    _events, _watching = [], threading.get_ident()
+    _events = []
     try:
         yield
         assert not _events, f"reading a file caused {_events[:3]}"
     finally:
         _events = None
-        gc.enable()
 
 
 # Other programs must find the same
