@@ -10,6 +10,7 @@ from sd.app.cli.serve import listening
 from sd.app.cli.txt2img import parser
 from sd.app.jobs.request import Events, ModelRequest
 from sd.app.web.guard import Rules
+from sd.app.web.job import LAST
 from sd.app.web.models import Models
 from sd.app.web.worker import Worker
 
@@ -93,3 +94,20 @@ def events_of(http, id, **headers):
             elif key == "data":
                 found.append((number, name, json.loads(value)))
     return found
+
+
+def told_by(job, after=0):
+    """Each event of a job after that number as it comes, up to the last."""
+    happened = threading.Event()
+    stop_listening = job.listen(happened.set)
+    try:
+        while True:
+            happened.clear()
+            for event in job.since(after):
+                yield event
+                after = event.id
+                if event.name in LAST:
+                    return
+            happened.wait()
+    finally:
+        stop_listening()

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 from PIL import Image
-from served import QUICK, client, events_of, over, submitted, working
+from served import QUICK, client, events_of, over, submitted, told_by, working
 
 pytest.importorskip("starlette")
 
@@ -98,10 +98,10 @@ def test_jobs_are_made_in_their_order_and_a_waiting_one_knows_its_position(http,
 def test_stop_ends_a_job_within_one_step_and_keeps_finished_pictures(http, worker):
     id = submitted(http, count=3, steps=8)
     job = worker.find(id)
-    for event in job.events():
+    for event in told_by(job):
         if event.name == "picture":
             break
-    next(event for event in job.events(after=event.id) if event.name == "step")
+    next(event for event in told_by(job, after=event.id) if event.name == "step")
     job.stop()
     at = job.step
     ended = over(http, id)
@@ -121,7 +121,7 @@ def test_a_job_that_waits_is_stopped_at_once(http):
 def test_skip_leaves_out_one_picture(http, worker):
     id = submitted(http, count=3, steps=8)
     job = worker.find(id)
-    next(event for event in job.events() if event.name == "step" and event.data["picture"] == 1)
+    next(event for event in told_by(job) if event.name == "step" and event.data["picture"] == 1)
     assert http.post(f"/api/jobs/{id}/skip").status_code == 202
     done = over(http, id)
     assert (done["state"], [each["seed"] for each in done["pictures"]]) == ("done", [7, 9])
@@ -197,7 +197,7 @@ def test_what_is_not_there_is_a_sentence(http):
 def test_a_full_queue_and_a_server_that_ends_refuse_jobs(tiny_ckpt, tmp_path):
     with working(tiny_ckpt, tmp_path, most_waiting=2) as worker, client(worker) as http:
         first = submitted(http, steps=200)
-        next(event for event in worker.find(first).events() if event.name == "step")
+        next(event for event in told_by(worker.find(first)) if event.name == "step")
         stopped, _ = submitted(http), submitted(http)
         http.post(f"/api/jobs/{stopped}/stop")
         submitted(http)  # it has left its place to another one

@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class Job:
     begun: float | None = None  # when the first step began
 
     def __post_init__(self):
-        self._happened = threading.Condition()
+        self._lock = threading.RLock()
         self._events: list[Event] = []
         self._next = 1
         self._listeners: list[Callable[[], object]] = []
@@ -91,7 +91,7 @@ class Job:
 
     def stop(self) -> None:
         """End at the next step. A job that waits does not begin; finished pictures are kept."""
-        with self._happened:
+        with self._lock:
             self._stop = True
             waits = self.state == "queued"
         if waits:
@@ -137,42 +137,24 @@ class Job:
     # Its events
 
     def add(self, name: str, data: Mapping[str, object]) -> None:
-        """Note an event and wake all who wait for one. Only the latest step, or place in the queue, is kept."""
-        with self._happened:
+        """Note an event and tell all who listen. Only the latest step, or place in the queue, is kept."""
+        with self._lock:
             if self._events and (self._events[-1].name == "step" or "position" in self._events[-1].data):
                 self._events.pop()
             self._events.append(Event(self._next, name, data))
             self._next += 1
-            self._happened.notify_all()
             listeners = list(self._listeners)
         for tell in listeners:
             tell()
 
     def since(self, number: int) -> list[Event]:
         """The events after that number which are kept."""
-        with self._happened:
+        with self._lock:
             return [event for event in self._events if event.id > number]
-
-    def events(self, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
-        """Each event after that number as it comes, up to the last. Blocks its thread between them.
-
-        timeout  seconds to wait for the next one; then it ends
-        """
-        while True:
-            with self._happened:
-                happened = self._happened.wait_for(lambda last=after: self._next - 1 > last, timeout)
-            if not happened:
-                return
-            found = self.since(after)
-            for event in found:
-                yield event
-                after = event.id
-                if event.name in LAST:
-                    return
 
     def listen(self, tell: Callable[[], object]) -> Callable[[], None]:
         """Have a function called, in any thread, after each event; returns one that ends this."""
-        with self._happened:
+        with self._lock:
             self._listeners.append(tell)
         return lambda: self._listeners.remove(tell)
 
@@ -185,7 +167,7 @@ class Job:
 
     def begin(self) -> bool:
         """Whether it can begin: not if it was stopped while it waited."""
-        with self._happened:
+        with self._lock:
             if self.state != "queued":
                 return False
             self.state = "running"
@@ -207,7 +189,7 @@ class Job:
 
     def end(self, state: str, error: str | None = None) -> None:
         """The last event. state: "done", "failed" with a sentence, or "stopped"."""
-        with self._happened:
+        with self._lock:
             if self.over:
                 return
             if error and self.folder is not None:
