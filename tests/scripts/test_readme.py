@@ -151,6 +151,7 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     Image.new("RGB", (64, 64), "red").save("photo.jpg")
     Image.new("L", (64, 64), "white").save("mask.png")
     Path("prompts.txt").write_text("a lighthouse\na hat\n")
+    Path("prompts.jsonl").write_text('{"prompt": "a lighthouse"}\n{"prompt": "a hat"}\n')
     for words in (
         ["txt2img", "a hat", "-m", "model.ckpt", "-o", "picture.png", *SIZE, *STEPS],
         ["convert", "model.ckpt", "b.safetensors"],
@@ -163,7 +164,8 @@ def test_commands_run_on_stand_ins(tmp_path, tiny_ckpt, monkeypatch, capsys):
     assert len(chosen) >= 20
     for words in chosen:
         small = [*SIZE, *([] if words[1] == "noise" else STEPS)] if words[1] in MAKES else []
-        force = [] if words[1] in ("tokens", "inspect", "diff", "show") else ["--force"]
+        overwrites = words[1] not in ("tokens", "inspect", "diff", "show", "shards") and "--shard-size" not in words
+        force = ["--force"] if overwrites else []
         assert main([*words[1:], *small, *force]) == 0, words
     capsys.readouterr()
 
