@@ -41,7 +41,7 @@ check-data: $(VENV)/installed
 
 # Redraw the figures that need only the embedded model and the log of its training.
 docs: $(VENV)/installed-for-plots
-	$(RUN) scripts/figures/draw_architecture.py docs/architecture.svg
+	$(RUN) scripts/figures/draw_architecture.py
 	$(RUN) scripts/figures/draw_denoising.py docs/denoising.png
 	$(RUN) scripts/figures/draw_course.py
 
