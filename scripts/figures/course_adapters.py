@@ -30,7 +30,7 @@ def lora_strengths(model: StableDiffusion, folder: Path) -> bytes:
         model.apply([(lora, strength)])
         columns.append(pictures_of(model, PROMPTS))
     model.apply([])
-    return png(sheet(list(zip(*columns, strict=True)), [f"strength {strength:g}" for strength in STRENGTHS]))
+    return png(sheet(list(zip(*columns, strict=True)), [f"strength {strength:g}" for strength in STRENGTHS], PROMPTS))
 
 
 def word_and_lora(model: StableDiffusion, folder: Path) -> bytes:
@@ -43,7 +43,7 @@ def word_and_lora(model: StableDiffusion, folder: Path) -> bytes:
         columns.append(pictures_of(model, WITH_WORD))
     model.apply([])
     model.learn([])
-    return png(sheet(list(zip(*columns, strict=True)), ["neither", "the word", "the LoRA", "both"]))
+    return png(sheet(list(zip(*columns, strict=True)), ["neither", "the word", "the LoRA", "both"], WITH_WORD))
 
 
 def existing(folder: Path, *names: str) -> list[Path]:
@@ -91,19 +91,19 @@ def singular_values(model: StableDiffusion, tuned: StableDiffusion) -> bytes:
         for label, values in found.items()
     }
 
-    def draw(left, right):
+    def draw(upper, lower):
         for label in ("fine-tune's difference", "random numbers"):
             values = found[label][len(found[label]) // 2]
-            left.plot(range(1, len(values) + 1), values.tolist(), marker=".", color=COLOURS[label], label=label)
-        left.set(xlabel="number", ylabel="singular value", title=f"one matrix with {len(values)} singular values")
+            upper.plot(range(1, len(values) + 1), values.tolist(), marker=".", color=COLOURS[label], label=label)
+        upper.set(xlabel="number", ylabel="singular value", title=f"one matrix with {len(values)} singular values")
         for label, share in shares.items():
             percent = [100 * part.item() for part in share]
-            right.plot(RANKS, percent, marker="o", markersize=4, color=COLOURS[label], label=label)
-        right.set_xscale("log")
-        right.set_xticks(RANKS, [str(rank) for rank in RANKS])
-        right.minorticks_off()
-        right.set(xlabel="rank", ylabel="share held, %", ylim=(0, 103), title=f"all {len(found[label])} matrices")
-        left.legend(fontsize=8)
-        right.legend(fontsize=8, loc="lower right")
+            lower.plot(RANKS, percent, marker="o", markersize=4, color=COLOURS[label], label=label)
+        lower.set_xscale("log")
+        lower.set_xticks(RANKS, [str(rank) for rank in RANKS])
+        lower.minorticks_off()
+        lower.set(xlabel="rank", ylabel="share held, %", ylim=(0, 103), title=f"all {len(found[label])} matrices")
+        upper.legend(fontsize=8)
+        lower.legend(fontsize=8, loc="lower right")
 
-    return drawn(draw, 2, size=(9, 3.4))
+    return drawn(draw, rows=2, size=(5.2, 5.8))

@@ -2,7 +2,9 @@
 
 import csv
 import io
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,17 +28,22 @@ from sd.training.shapes.drawing import ShapesDataset
 
 PROMPT = "a red circle on a blue background"
 SETTINGS = {"svg.hashsalt": "sd-zoo", "svg.fonttype": "path", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
+SHADES = ("tab:gray", "tab:orange", "tab:green", "tab:blue")
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "fontsize": 9}  # a legend under its axes
 WITHOUT_DATE = {"Date": None, "Creator": None}
 
 
-def drawn(draw, columns: int = 1, *, size: tuple[float, float] = (7, 3.2)) -> bytes:
-    """Call `draw` with a row of axes and return their figure as SVG."""
+def drawn(draw, rows: int = 1, columns: int = 1, *, size: tuple[float, float] = (5.2, 3)) -> bytes:
+    """Call `draw` with all axes, row by row, and return their figure as SVG.
+
+    size  in inches; not wider than the default, so that the letters are large enough on a phone
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=size, layout="constrained")
-        draw(*figure.subplots(1, columns, squeeze=False)[0])
+        draw(*figure.subplots(rows, columns, squeeze=False).flat)
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata=WITHOUT_DATE)
     return file.getvalue()
@@ -76,9 +83,9 @@ def latent_values(model: StableDiffusion) -> bytes:
         normal = torch.exp(-(grid**2) / 2) / (2 * torch.pi) ** 0.5
         axes.plot(grid.tolist(), normal.tolist(), color="black", linestyle="--", label="standard normal")
         axes.set(xlabel="value, scaled", ylabel="density")
-        axes.legend(loc="upper right")
+        axes.legend(**BELOW, ncols=3)
 
-    return drawn(draw)
+    return drawn(draw, size=(5.2, 3.6))
 
 
 def causal_attention(model: StableDiffusion) -> bytes:
@@ -93,17 +100,24 @@ def causal_attention(model: StableDiffusion) -> bytes:
         maps.append(causal_shares(layer.attention, layer.norm1(x))[:count, :count])
         x = layer(x)
 
+    rows = (len(maps) + 1) // 2
+
     def draw(*row):
-        for i, (axes, shares) in enumerate(zip(row, maps, strict=True), 1):
+        for axes in row[len(maps) :]:
+            axes.set_visible(False)
+        for i, (axes, shares) in enumerate(zip(row, maps, strict=False), 1):
             axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
             axes.set_title(f"layer {i}", fontsize=10)
             axes.set_xticks(range(count), words, rotation=90)
-            axes.set_yticks(range(count), words if i == 1 else [""] * count)
+            axes.set_yticks(range(count), words if i % 2 else [""] * count)
+            axes.tick_params(labelsize=8.5)
             axes.grid(False)
-        row[0].set_ylabel("token")
-        row[0].set_xlabel("takes from")
+        for left in row[::2]:
+            left.set_ylabel("this token ...")
+        for axes in row[-2:]:
+            axes.set_xlabel("... takes from these")
 
-    return drawn(draw, len(maps), size=(2.3 * len(maps) + 0.6, 3.2))
+    return drawn(draw, rows, 2, size=(5.2, 2.9 * rows))
 
 
 def causal_shares(attention: Attention, x: Tensor) -> Tensor:
@@ -119,37 +133,37 @@ def timestep_embeddings() -> bytes:
     width = SD_V1.unet.width
     embedding = timestep_embedding(torch.arange(1000), width)
 
-    def draw(left, right):
+    def draw(upper, lower):
         for wave in (32, 48, 64, 96):
-            left.plot(embedding[:200, wave].tolist(), label=f"cosine {wave}")
-        left.set(xlabel="timestep (the first 200)", ylabel="value")
-        left.legend(fontsize=8, loc="lower right")
-        right.imshow(
+            upper.plot(embedding[:200, wave].tolist(), label=f"cosine {wave}")
+        upper.set(xlabel="timestep (the first 200)", ylabel="value")
+        upper.legend(fontsize=8, loc="lower right")
+        lower.imshow(
             embedding[::10, ::2].T.numpy(), aspect="auto", cmap="RdBu", extent=(0, 999, width, 0), interpolation="none"
         )
-        right.set(xlabel="timestep", ylabel="number: cosines, then sines")
-        right.grid(False)
+        lower.set(xlabel="timestep", ylabel="number: cosines, then sines")
+        lower.grid(False)
 
-    return drawn(draw, 2, size=(9, 3.2))
+    return drawn(draw, rows=2, size=(5.2, 5.6))
 
 
 def noise_levels() -> bytes:
     """Chapter 5: the training schedule, and the levels that samplers visit."""
     table = alphas_cumprod(SD_V1.schedule)
 
-    def draw(left, right):
-        left.plot(table.tolist(), label="alpha_bar, the picture's share of the power")
-        left.plot((1 - table).tolist(), label="1 - alpha_bar, the noise's")
-        left.set(xlabel="timestep", ylim=(0, 1))
-        left.legend(fontsize=8, loc="center right")
+    def draw(upper, lower):
+        upper.plot(table.tolist(), label="alpha_bar, the picture's share of the power")
+        upper.plot((1 - table).tolist(), label="1 - alpha_bar, the noise's")
+        upper.set(xlabel="timestep", ylim=(0, 1))
+        upper.legend(fontsize=8, loc="center right")
         for schedule in ("leading", "trailing", "karras"):
             steps = sampling_steps(table, 10, schedule=schedule)
             sigmas = [sigma_of(step.alpha_bar).item() for step in steps]
-            right.semilogy(range(1, 11), sigmas, marker="o", markersize=4, label=schedule)
-        right.set(xlabel="step", ylabel="sigma before the step")
-        right.legend(fontsize=8)
+            lower.semilogy(range(1, 11), sigmas, marker="o", markersize=4, label=schedule)
+        lower.set(xlabel="step", ylabel="sigma before the step")
+        lower.legend(fontsize=8)
 
-    return drawn(draw, 2, size=(9, 3.2))
+    return drawn(draw, rows=2, size=(5.2, 5.6))
 
 
 def sampler_errors() -> bytes:
@@ -211,25 +225,70 @@ def guidance_arrows() -> bytes:
             axes.text(*point.tolist(), words, color=colour, va="top")
         axes.set(xlim=(-0.1, 2.8), ylim=(-0.1, 1.7), aspect="equal", xticks=[], yticks=[])
 
-    return drawn(draw, size=(6, 3.6))
+    return drawn(draw, size=(5.2, 3.2))
+
+
+class Stage(NamedTuple):
+    """A part of the training, as a row of stages.csv describes it."""
+
+    start: int  # its first step
+    pictures: str  # what the training pictures show
+    floor: float  # of the loss's weights, see `snr_weights`
 
 
 def training_loss(folder: Path) -> bytes:
-    """Chapter 7: the log of the training. Raises FileNotFoundError if there is none."""
-    path = folder / "loss.csv"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; sd/training/loop.py writes it")
-    with open(path, newline="") as file:
+    """Chapter 7: the log of the training, and what changed along it.
+
+    Raises FileNotFoundError without loss.csv or stages.csv.
+    """
+    log, table = folder / "loss.csv", folder / "stages.csv"
+    for path, writer in ((log, "sd/training/loop.py writes it"), (table, "it says what changed at which step")):
+        if not path.exists():
+            raise FileNotFoundError(f"{path} does not exist; {writer}")
+    with open(log, newline="") as file:
         rows = [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
+    with open(table, newline="") as file:
+        stages = [Stage(int(start), what, float(floor)) for start, what, floor in list(csv.reader(file))[1:]]
     steps, losses = zip(*rows, strict=True)
     part = max(1, len(rows) // 400)  # rows per point
     means = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in range(0, len(rows), part)]
+    lowest, highest = 0.8 * min(means), 2.5 * max(means)
+    kinds = list(dict.fromkeys(stage.pictures for stage in stages))
 
     def draw(axes):
-        axes.semilogy(steps[::part], means, linewidth=1)
-        axes.set(xlabel="step", ylabel=f"loss, mean of {part} steps" if part > 1 else "loss")
+        axes.semilogy(steps[::part], means, linewidth=1, color="black")
+        known = set()
+        for stage, end in zip(stages, [*(following.start for following in stages[1:]), steps[-1]], strict=True):
+            colour = SHADES[kinds.index(stage.pictures) % len(SHADES)]
+            label = None if stage.pictures in known else stage.pictures
+            axes.axvspan(stage.start, end, facecolor=colour, alpha=0.35, linewidth=0, label=label)
+            known.add(stage.pictures)
+        for before, stage in pairwise(stages):
+            if stage.floor != before.floor:
+                more = "more" if stage.floor > before.floor else "less"
+                words = (f"from step {stage.start:,} on,", f"noisy timesteps count {more}:", "a different loss")
+                at_right = stage.start > steps[-1] / 2
+                axes.axvline(stage.start, color="tab:red", linestyle="--", linewidth=1)
+                axes.annotate(
+                    "\n".join(words),
+                    (stage.start, 0.97),
+                    (-6 if at_right else 6, 0),
+                    xycoords=axes.get_xaxis_transform(),
+                    textcoords="offset points",
+                    color="tab:red",
+                    fontsize=9,
+                    va="top",
+                    ha="right" if at_right else "left",
+                )
+        axes.set(xlabel="step", ylabel=f"loss, mean of {part} steps" if part > 1 else "loss", ylim=(lowest, highest))
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if lowest < tick < highest]
+        axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.yaxis.set_minor_formatter("")
+        axes.margins(x=0)
+        axes.grid(False)
+        axes.legend(**BELOW, ncols=2, title="what the pictures show", title_fontsize=9)
 
-    return drawn(draw)
+    return drawn(draw, size=(5.2, 4))
 
 
 def loss_by_timestep(model: StableDiffusion) -> bytes:
@@ -268,7 +327,7 @@ def checkpoint_bytes() -> bytes:
         component = name.partition(".")[0]
         sizes[component] = sizes.get(component, 0) + torch.Size(shape).numel()
     files = {  # bytes per number, and whether the file also has the averaged weights of the UNet
-        "float32, with averaged weights": (4, True),
+        "float32, with\naveraged weights": (4, True),
         "float32": (4, False),
         "float16": (2, False),
     }
@@ -284,12 +343,12 @@ def checkpoint_bytes() -> bytes:
                 begin += length
             axes.text(begin, row, f" {begin:.1f} GB", va="center")
         axes.set_yticks(range(len(files)), files)
-        axes.set(xlabel="GB", xlim=(0, 9))
+        axes.set(xlabel="GB", xlim=(0, 9.5))
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.legend(loc="lower right")
+        axes.legend(**BELOW, ncols=2)
 
-    return drawn(draw)
+    return drawn(draw, size=(5.2, 3.6))
 
 
 def _colours(averaged: bool) -> list[str]:

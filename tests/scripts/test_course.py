@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import course_adapters
 import course_pictures
 import draw_course
+import numpy as np
 import pytest
 import torch
 from adapters import lora, lora_shapes
@@ -158,6 +159,46 @@ def test_figures_without_a_model_are_the_same_bytes_each_time():
         assert draw() == draw(), name
 
 
+def numbers_in(svg):
+    return [float(number) for number in re.findall(rb"-?\d+\.\d+", svg)]
+
+
+def pixels_of(data):
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB"), dtype=float)
+
+
+def test_a_stale_picture_or_plot_is_noticed():
+    figures = COURSE / "figures"
+    for name, other in (("strengths.png", "lora-strengths.png"), ("noise-levels.svg", "sampler-errors.svg")):
+        drawn = (figures / name).read_bytes()
+        assert is_up_to_date(drawn, drawn)
+        assert not is_up_to_date(drawn, (figures / other).read_bytes())
+
+
+def is_up_to_date(committed, drawn):
+    """Whether two figures are the same up to the rounding of another processor."""
+    if drawn.startswith(b"<?xml"):
+        old, new = numbers_in(committed), numbers_in(drawn)
+        return len(old) == len(new) and np.abs(np.subtract(old, new)).max() < 2  # points of 1/72 inch
+    old, new = pixels_of(committed), pixels_of(drawn)
+    return old.shape == new.shape and np.abs(old - new).mean() < 3
+
+
+@pytest.fixture(scope="module")
+def redrawn(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures")
+    assert draw_course.main(["--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, figure in draw_course.FIGURES.items() if figure.needs != "tuned"])
+def test_a_committed_figure_is_what_the_script_draws_from_the_embedded_model(name, redrawn):
+    """If not: `make docs`."""
+    assert is_up_to_date((COURSE / "figures" / name).read_bytes(), (redrawn / name).read_bytes())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, figure in draw_course.FIGURES.items() if figure.needs == "model"])
 def test_figures_of_a_model_can_be_drawn_from_any_model(name, model, monkeypatch):
@@ -219,6 +260,8 @@ def test_the_training_figures_are_drawn_from_the_log_and_the_sheets(tmp_path):
     training.mkdir()
     rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 400)]
     (training / "loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,seconds", *rows]) + "\n")
+    (training / "stages.csv").write_text("from_step,pictures,snr_floor\n1,one circle,0\n300,two circles,1\n")
+    (training / "prompts.txt").write_text("a red circle\n" * 4)
     for step, colour in ((100, "red"), (200, "green"), (399, "blue")):
         Image.new("RGB", (512, 512), colour).save(training / f"samples-{step:06}.png")
     out = tmp_path / "figures"
