@@ -52,7 +52,9 @@ def test_chapters_are_links_where_the_course_is_known(told):
     for number, (file, title) in CHAPTERS.items():
         assert (course / file).read_text(encoding="utf-8").startswith(f"# {number}. {title}")
     outside = [href for href in Reader(page(told, course="../docs/")).values("href", "a") if not href.startswith("#")]
-    assert set(outside) == {f"../docs/{file}" for file, _ in CHAPTERS.values()}
+    assert set(outside) == {
+        f"../docs/{CHAPTERS[number][0]}" for number in (2, 3, 4, 5, 6)
+    }  # the others are for `sd play`
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,14 @@ PREDICTS = {
 }
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
 CHAPTERS = {  # of the course: the file and the title
+    1: ("1-why-latents.md", "Why latents?"),
     2: ("2-the-vae.md", "The VAE"),
     3: ("3-from-words-to-vectors.md", "From words to tokens to vectors"),
     4: ("4-the-unet.md", "The UNet, block by block"),
     5: ("5-noise-and-samplers.md", "Noise schedules and samplers"),
     6: ("6-guidance.md", "Classifier-free guidance"),
+    7: ("7-training.md", "Training"),
+    8: ("8-variations.md", "Image to image, inpainting and depth"),
 }
 TERMS = {  # what the page calls it, what it means, and the chapter that says more
     "latents": (
