@@ -12,7 +12,7 @@ PROMPT ?= a red circle on a blue background
 SEED ?= 1
 PORT ?= 7860
 
-.PHONY: picture serve test test-slow lint check-data docs clean
+.PHONY: picture serve test test-slow lint check-data docs notebooks clean
 
 # A picture from the embedded model; its path is printed last.
 picture: $(VENV)/installed
@@ -44,6 +44,10 @@ docs: $(VENV)/installed-for-plots
 	$(RUN) scripts/figures/draw_architecture.py
 	$(RUN) scripts/figures/draw_denoising.py docs/denoising.png
 	$(RUN) scripts/figures/draw_course.py
+
+# The course as Jupyter notebooks, in build/notebooks.
+notebooks:
+	$(PYTHON) scripts/site/make_notebooks.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a virtual environment, PyTorch and six small packages."
