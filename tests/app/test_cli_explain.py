@@ -13,7 +13,7 @@ from browser import data_of
 from conftest import refused
 from PIL import Image
 
-from sd.app.cli.explain import ROOT, course_beside
+from sd.app.jobs.course import ROOT, course_beside
 from sd.config import SD_V1_DEPTH, SD_V1_EDIT, SD_V1_INPAINTING, SD_V2_DEPTH
 
 SMALL = ["-W", "64", "-H", "64", "--steps", "2", "--seed", "7"]

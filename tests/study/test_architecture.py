@@ -230,6 +230,8 @@ def test_the_text_encoders_of_xl_stand_side_by_side_and_one_has_layers_that_neve
     assert [network.path for network in xl.networks] == ["text_encoder", "text_encoder_2", "unet", "vae"]
     assert (found["text_encoder.layers.11"].operations, found["text_encoder.final_norm"].inputs) == (0, {})
     assert found["text_encoder_2.projection"].output == (1, 1280)
+    last = [child.path for child in found["text_encoder"].children][-3:]
+    assert last == [f"text_encoder.{name}" for name in ("layers.10", "layers.11", "final_norm")]
     assert found["unet"].inputs == {
         "x_t": (1, 4, 128, 128),
         "timestep": (),

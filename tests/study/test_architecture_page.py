@@ -2,16 +2,24 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from browser import Reader
 from conftest import TINY
 
+from convert.layouts.joined import keys_in_files
 from convert.layouts.names import original_names
-from sd.config import SD_V1
-from sd.study.architecture.description import describe
-from sd.study.architecture.page import Section, amount, page
+from sd.config import SD_V1, SD_V2_DEPTH, SDXL, SDXL_REFINER
+from sd.networks.block_plan import block_plan
+from sd.study.architecture.description import Node, describe
+from sd.study.architecture.folding import Fold, folded
+from sd.study.architecture.page import Section, page
+from sd.study.architecture.pieces import amount
+from sd.study.architecture.sentences import sentence
 from sd.study.architecture.table import blocks
+
+ROOT = Path(__file__).parents[2]
 
 
 def check_page(text):
@@ -19,7 +27,7 @@ def check_page(text):
     read = Reader(text)
     assert read.wrong == []
     assert len(read.values("id")) == len(set(read.values("id")))
-    assert not re.search(r"https?:|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
+    assert not re.search(r"https?:|@import|url\((?!#)|fetch\(|XMLHttpRequest|import\(", text)
     assert all(source.startswith("data:") for source in read.values("src"))
     assert read.values("href", "link") == ["data:,"]
     assert all(href.startswith("#") for href in read.values("href", "a"))
@@ -56,7 +64,11 @@ def read(full):
 def test_every_module_is_one_element_that_opens_and_links_lead_somewhere(full, read):
     check_page(page(full))
     paths = [node.path for network in full.networks for node in network.walk() if node is not network]
-    assert [attrs["id"] for tag, attrs in read.elements if tag == "details"] == paths
+    assert [attrs["id"] for tag, attrs in read.elements if attrs.get("class") == "node"] == paths
+    assert [attrs["id"] for _, attrs in read.elements if attrs.get("class") == "fold"] == [
+        "text_encoder.layers.0-11",
+        *(f"vae.decoder.up.{level}.residuals.0-2" for level in (3, 2)),
+    ]
     inside = [href for href in read.values("href", "a") if href.startswith("#")]
     assert len(inside) > 60
     assert {href[1:] for href in inside} <= set(read.values("id"))
@@ -69,6 +81,61 @@ def test_every_weight_stands_once_by_our_name_and_once_by_its_original_key(read)
     there = dict(zip(ours, read.cells[2::3], strict=True))
     assert there["unet.out.conv.weight"] == "4 × 320 × 3 × 3"
     assert there["unet.input_blocks.1.attention.proj_in.weight"] == "320 × 320original: 320 × 320 × 1 × 1"
+
+
+def test_the_whole_model_comes_first_and_each_part_of_it_is_a_link(full, read):
+    text = page(full)
+    assert text.index('class="drawing wide"') < text.index('class="drawing tall"') < text.index("<section")
+    for block in block_plan(SD_V1.unet):
+        assert read.values("href", "a").count(f"#unet.{block.name}") >= 3  # in both drawings, and in the figure
+    for target in ("unet.time_embed", "vae.decoder", "part-guidance", "part-sampler"):
+        assert read.values("href", "a").count(f"#{target}") >= 2
+
+
+def test_every_module_says_in_a_sentence_what_it_does(full):
+    check_sentences(full)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [SD_V2_DEPTH, SDXL, SDXL_REFINER])
+def test_every_module_of_other_families_says_what_it_does(config):
+    described = describe(config, keys_in_files(config), width=256, height=256)
+    check_sentences(described)
+    check_page(page(described))
+
+
+def check_sentences(full):
+    nodes = [node for network in full.networks for node in network.walk()]
+    for node in nodes:
+        assert re.fullmatch(r"[A-Z0-9][^\n]{14,200}\.", sentence(node)), node.path
+    said = {node.path: sentence(node) for node in nodes}
+    causal = {path for path, text in said.items() if "the tokens before it" in text and path.endswith("attention")}
+    assert {path.partition(".")[0].removesuffix("_2") for path in causal} == {"text_encoder"}
+    for path, text in said.items():
+        if path.startswith("unet.output_blocks") and path.count(".") == 2:
+            layers = {node.path.removeprefix(f"{path}.") for node in nodes if node.path.startswith(f"{path}.")}
+            assert ("prompt" in text) == ("attention" in layers)
+            assert ("doubles the sides" in text) == ("upsample" in layers)
+
+
+def test_blocks_name_their_chapter_and_link_to_it_where_the_course_is(full):
+    assert "More in the course: chapter 4, “The UNet, block by block”" in page(full)
+    outside = [href for href in Reader(page(full, course="docs/course")).values("href", "a") if href[0] != "#"]
+    assert len(outside) > 50
+    assert {ROOT / href for href in outside} <= set((ROOT / "docs/course").glob("*.md"))
+    assert {href[12] for href in outside} == set("123456")
+
+
+def test_layers_are_folded_only_where_they_are_alike(full):
+    unet, vae = full.networks[1:]
+    assert [type(each) for each in folded(unet.children)] == [Node] * len(unet.children)  # skips differ
+    (encoder,) = [each for each in folded(full.networks[0].children) if isinstance(each, Fold)]
+    assert (encoder.times, encoder.parameter_count, encoder.path) == (12, 85_054_464, "text_encoder.layers.0-11")
+    assert encoder.operations == full.networks[0].operations
+    residuals = {node.path: node.children for node in vae.walk() if node.path.endswith("residuals")}
+    (alike,) = folded(residuals["vae.decoder.up.2.residuals"])
+    assert alike.times == 3
+    assert len(list(folded(residuals["vae.decoder.up.1.residuals"]))) == 3  # the first has another number of channels
 
 
 def test_source_lines_are_links_where_a_prefix_is_given(full):
@@ -176,7 +243,7 @@ def test_weight_is_found_by_its_original_key_and_the_link_opens_all_around_it(br
     closed = "document.querySelectorAll('details:not([open])').length"
     number = browser.run(closed)
     browser.click("#text_encoder-section [data-open]")  # all of a network at once
-    assert browser.run(closed) == number - 135
+    assert browser.run(closed) == number - 136
     browser.click("#text_encoder-section [data-close]")
     assert browser.run(closed) == number
 

@@ -11,6 +11,7 @@ from sd.app.cli.flags import add_output_flags
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError, failures_as
+from sd.app.jobs.course import course_beside
 from sd.app.jobs.outputs import require_free
 from sd.app.jobs.request import ModelRequest
 from sd.config import SD_V1
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         from sd.study.architecture.page import page
 
         with written_whole(args.html, force=args.force) as file:
-            file.write(page(architecture, source_url=args.source_url).encode())
+            file.write(page(architecture, source_url=args.source_url, course=course_beside(args.html)).encode())
     if args.json:
         print(json.dumps({"event": "architecture", **written, **as_data(architecture)}))
     elif written:

@@ -5,8 +5,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from os.path import relpath
-from pathlib import Path
 
 from sd.app.cli import flags
 from sd.app.cli.explain_start import add_start_flags, with_start
@@ -14,6 +12,7 @@ from sd.app.cli.make_pictures import model_of, read_lines, settings_of
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
 from sd.app.errors import UsageError
+from sd.app.jobs.course import course_beside
 from sd.app.jobs.explaining import COMPARED, make_page
 from sd.app.jobs.outputs import file_in
 from sd.app.jobs.request import JobRequest, Line
@@ -23,7 +22,6 @@ from sd.pipeline.settings import SettingError, Settings, nearest
 
 DEFAULT_OUT = "outputs/explain-{seed}.html"
 MOST_STEPS, MOST_RUNS = 100, 12
-ROOT = Path(__file__).parents[3]  # of the checkout, if this is one
 
 
 def parser() -> Parser:
@@ -107,13 +105,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(path)
     return 0
-
-
-def course_beside(path: Path) -> str | None:
-    """The course, relative to a page in this checkout. Elsewhere None: a link would break or tell folder names."""
-    if not (ROOT / "docs/course").is_dir() or ROOT not in path.resolve().parents:
-        return None
-    return Path(relpath(ROOT / "docs/course", path.resolve().parent)).as_posix()
 
 
 def parse_comparison(text: str) -> tuple[str, tuple]:

@@ -142,7 +142,7 @@ def _node(
     owner = type(module) if ours else owner
     file, line = _source(owner, "" if ours else path.rpartition(".")[2])
     inner = [(f"{path}.{name}", part) for name, part in _parts(module) if any(True for _ in part.parameters())]
-    inner.sort(key=lambda item: calls[item[0]].number if item[0] in calls else -1)  # tables that are only read first
+    inner.sort(key=lambda item: _turn(*item, calls))
     look = functools.partial(_node, calls=calls, originals=originals, milliseconds=milliseconds)
     children = tuple(look(name, part, owner) for name, part in inner)
     call = calls.get(path, Call(number=-1, inputs={}, skips=()))
@@ -167,6 +167,13 @@ def _node(
         ),
         children=children,
     )
+
+
+def _turn(path: str, module: nn.Module, calls: Mapping[str, Call]) -> int:
+    """When a module runs. Tables that are only read come first; what never runs comes last."""
+    if path in calls:
+        return calls[path].number
+    return -1 if isinstance(module, nn.Embedding) else len(calls)
 
 
 def _parts(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -74,13 +74,19 @@ def _wide(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
     bottom = y + 84 + by.depth(block_plan(config.unet)) + 18
     for shift in (8, 0):  # a copy behind, for the other prediction
         sheet.rectangle(x + shift, y + shift, width, bottom - y, "loop", stroke="faint")
+    end = sheet.begin("unet")
     sheet.text(x + width / 2, y + 28, words.unet[0], size=16, bold=True)
+    sheet.parts.append(end)
     sheet.text(x + width / 2, y + 50, words.unet[1])
     first, last = unet(sheet, config, x + 22, y + 84, by)
 
-    boxes = [("loop", words.latents, ""), ("loop", words.timestep, "unet.time_embed"), ("text", words.prompt, "")]
+    boxes = [
+        ("loop", words.latents, "latents"),
+        ("loop", words.timestep, "unet.time_embed"),
+        ("text", words.prompt, ""),
+    ]
     boxes += [
-        ("text", words.tokenizer, ""),
+        ("text", words.tokenizer, "tokenizer"),
         ("text", [*words.encoder, f"{'give' if config.text_encoder_2 else 'gives'} {context}"], "text_encoder"),
     ]
     heights = [26 + LINE * len(lines) for _, lines, _ in boxes]
@@ -104,7 +110,7 @@ def _wide(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
         level = last[1] + 24 * i
         sheet.arrow(last if i == 0 else (x + width + 8, level), (right, level))
         sheet.note((x + width + 8 + right) / 2 - 3, level - 7, prediction)
-    boxes = [("loop", words.guidance, ""), ("loop", SAMPLER, "")]
+    boxes = [("loop", words.guidance, "guidance"), ("loop", SAMPLER, "sampler")]
     boxes += [("vae", words.decoder, "vae.decoder"), ("vae", words.picture, "")]
     top, middle, far = last[1] - 30, right + room / 2, right + room + 12
     for i, (fill, lines, path) in enumerate(boxes):
@@ -132,7 +138,7 @@ def _tall(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
     right = third_column + wide
     for column, lines, path in (
         (first_column, words.prompt, ""),
-        (second_column, words.tokenizer, ""),
+        (second_column, words.tokenizer, "tokenizer"),
         (third_column, words.encoder, "text_encoder"),
     ):
         sheet.box(column, 12, wide, 56, "text", lines, path)
@@ -144,10 +150,12 @@ def _tall(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
     bottom = y + 62 + by.depth(block_plan(config.unet)) + 14
     for shift in (6, 0):
         sheet.rectangle(left + shift, y + shift, right - left, bottom - y, "loop", stroke="faint")
+    end = sheet.begin("unet")
     sheet.text((left + right) / 2, y + 23, words.unet[0], size=15, bold=True)
+    sheet.parts.append(end)
     sheet.note((left + right) / 2, y + 42, words.unet[1])
     first, last = unet(sheet, config, left + 10, y + 62, by)
-    sheet.box(first_column, 98, wide, heights[0], "loop", words.latents)
+    sheet.box(first_column, 98, wide, heights[0], "loop", words.latents, "latents")
     sheet.arrow((left + 4, 98 + heights[0]), (left + 4, first[1]), first)
     sheet.box(second_column, 98, wide, heights[1], "loop", words.timestep, "unet.time_embed")
     middle = second_column + wide / 2
@@ -165,10 +173,10 @@ def _tall(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
         x = left + 15 + i * (right - left - 40) / len(words.predictions)
         sheet.arrow((x, bottom + 6 * (i > 0)), (x, top))
         sheet.note(x + 7, top - 14, prediction, anchor="start")
-    sheet.box(left, top, right - left, 52, "loop", [words.guidance[0], " ".join(words.guidance[1:])])
+    sheet.box(left, top, right - left, 52, "loop", [words.guidance[0], " ".join(words.guidance[1:])], "guidance")
     sheet.arrow(((left + right) / 2, top + 52), ((left + right) / 2, top + 76))
     top += 76
-    sheet.box(left, top, right - left, 52, "loop", SAMPLER)
+    sheet.box(left, top, right - left, 52, "loop", SAMPLER, "sampler")
     sheet.arrow((left, top + 26), (16, top + 26), (16, 114), (left, 114))
     turned = f'transform="translate(11 {top}) rotate(-90)" font-size="12"'
     sheet.parts.append(f"<text {turned}>a little less noisy: the next step</text>")

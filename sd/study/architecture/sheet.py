@@ -15,6 +15,7 @@ COLOURS = {  # by class: light and dark
     "vae": ("#e6cfe9", "#5a3563"),
     "loop": ("#f6f3ea", "#2a2d2f"),
 }
+XMLNS = ' xmlns="http://www.w3.org/2000/svg"'  # for a file of its own; not needed inside a page
 SMALL = 12  # of text beside arrows; that in boxes is a little larger
 LINE = 17  # from one line of text to the next
 Point = tuple[float, float]
@@ -36,7 +37,7 @@ class Sheet:
         head = '<path class="f-ink" d="M 0 0 L 8 4 L 0 8 z"/>'
         return "\n".join(
             [
-                f'<svg xmlns="http://www.w3.org/2000/svg" class="drawing {self.name}" font-family="{FONT}" '
+                f'<svg{XMLNS} class="drawing {self.name}" font-family="{FONT}" '
                 f'viewBox="0 0 {width:g} {height:g}" role="group" aria-labelledby="title-{self.name}">',
                 f'<title id="title-{self.name}">{escape(title)}</title>',
                 f"<style>{style()}</style>",

@@ -1,0 +1,28 @@
+"""The chapters of the course, for pages that name them or link to them."""
+
+from html import escape
+
+CHAPTERS = {  # the file and the title
+    1: ("1-why-latents.md", "Why latents?"),
+    2: ("2-the-vae.md", "The VAE"),
+    3: ("3-from-words-to-vectors.md", "From words to tokens to vectors"),
+    4: ("4-the-unet.md", "The UNet, block by block"),
+    5: ("5-noise-and-samplers.md", "Noise schedules and samplers"),
+    6: ("6-guidance.md", "Classifier-free guidance"),
+    7: ("7-training.md", "Training"),
+    8: ("8-variations.md", "Image to image, inpainting and depth"),
+}
+
+
+def chapters(numbers: tuple[int, ...], course: str | None) -> str:
+    """Where the course says more, as HTML: links, or titles where it is not known where the course is.
+
+    course  the address of its folder, for links: `course`/6-guidance.md
+    """
+    return f"More in the course: {' · '.join(_chapter(number, course) for number in numbers)}"
+
+
+def _chapter(number: int, course: str | None) -> str:
+    file, title = CHAPTERS[number]
+    name = f"chapter {number}, “{escape(title)}”"
+    return name if course is None else f'<a href="{escape(course.rstrip("/"))}/{file}">{name}</a>'
