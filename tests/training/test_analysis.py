@@ -6,6 +6,7 @@ The code that draws and the code that looks know nothing of each other, so each 
 import io
 from functools import cache
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from sd.training.shapes.judging import RELATIONS, Wanted, follows
 from sd.training.shapes.outlines import SHAPES
 from sd.training.shapes.scenes import COLOURS as RGB
 from sd.training.shapes.scenes import PATTERNS, Background, Scene, Thing
+
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @cache
@@ -93,6 +96,31 @@ def test_one_thing_is_read_correctly(side, damage, least):
     singles, _ = singles_and_pairs(side)
     right = share_right([follows(analyse(damage(pixels)), wanted) for pixels, wanted in singles])
     assert min(right.values()) >= least, right
+
+
+def judged_by_eye():
+    """(what a person said, pixels, what was wanted) of 100 pictures; see tests/golden/judged-pictures.txt"""
+    sheet = np.asarray(Image.open(GOLDEN / "judged-pictures.webp").convert("RGB"))
+    tiles = [sheet[y : y + 128, x : x + 128] for y in range(0, 1280, 128) for x in range(0, 1280, 128)]
+    lines = [line for line in (GOLDEN / "judged-pictures.txt").read_text().splitlines() if not line.startswith("#")]
+    for line, pixels in zip(lines, tiles, strict=True):
+        eye, things, relation = (*line.split(": "), None)[:3]
+        words = tuple((thing.split()[1], thing.split()[0]) for thing in things.split(", "))
+        yield eye, pixels, Wanted(background="white", things=words, relation=relation)
+
+
+@pytest.mark.slow
+def test_the_analysis_agrees_with_a_person_about_pictures_of_a_model():
+    agrees = {"right": [], "wrong": []}
+    for eye, pixels, wanted in judged_by_eye():
+        if eye != "doubtful":
+            verdict = follows(analyse(pixels), wanted)
+            right = verdict.count and verdict.colour and verdict.shape and verdict.relation is not False
+            agrees[eye].append(right == (eye == "right"))
+    assert len(agrees["right"]) == 62
+    assert len(agrees["wrong"]) == 23
+    assert np.mean(agrees["right"]) >= 0.95
+    assert np.mean(agrees["wrong"]) >= 0.85
 
 
 @pytest.mark.slow

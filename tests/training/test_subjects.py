@@ -63,7 +63,7 @@ BOX, RED = (100, 100, 400, 400), "#d63031"
     [
         ((180, 120, 420, 360), "crescent"),
         ((80, 140, 320, 380), "crescent"),  # open to the left
-        ((350, 100, 650, 400), "circle"),  # a gibbous moon
+        ((350, 100, 650, 400), None),  # a gibbous moon, which is neither
     ],
 )
 def test_a_disc_cut_by_another_is_a_crescent_once_enough_is_gone(cut, found):

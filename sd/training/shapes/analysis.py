@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from sd.training.shapes.outlines import SOFTENING, fit_shapes
+from sd.training.shapes.outlines import SOFTENING, Fit, best_fit
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white", "black")
 
@@ -27,7 +27,6 @@ SIDE = 128  # the longer side, in pixels, at which everything is measured
 LEAST_AREA = 0.005  # of the picture; a small star covers 0.015, anything below this is a blemish
 MOST_REGIONS = 12  # only the largest count; a picture with more is wrong anyway
 LEAST_HOLE = 0.08  # of the outlined area; a ring's hole is far larger, anything below this is a blemish
-LEAST_FIT = 0.85  # below it, a thing is none of the eight shapes; these reach 0.9 even if small and blurred
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +199,8 @@ def holes(mask: NDArray) -> list[NDArray]:
     return [regions[1:-1, 1:-1] == region for region in inner]
 
 
-def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, dict[str, float], list[NDArray]]:
-    """A thing's visible part and what lies inside it -> its whole area, how well each shape fits it, and its holes.
+def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, Fit, list[NDArray]]:
+    """A thing's visible part and what lies inside it -> its whole area, the shape that fits it best, and its holes.
 
     Other things and blemishes are not holes. A hole makes a circle a ring; in any other shape it is a thing itself, of
     the background's colour.
@@ -211,12 +210,12 @@ def outline_of(mask: NDArray, inner: NDArray) -> tuple[NDArray, dict[str, float]
     through = [gap for gap in gaps if (gap & ~inner).sum() >= least]
     whole = np.logical_or.reduce([mask, inner, *gaps])
     if not through:
-        return whole, fit_shapes(whole), []
-    fits = fit_shapes(whole)
-    if max(fits, key=fits.get) == "circle":
+        return whole, best_fit(whole), []
+    fit = best_fit(whole)
+    if fit.shape == "circle":
         pierced = whole & ~np.logical_or.reduce(through)
-        return pierced, fit_shapes(pierced), []
-    return whole, fits, [gap for gap in through if not (gap & inner).any()]
+        return pierced, best_fit(pierced), []
+    return whole, fit, [gap for gap in through if not (gap & inner).any()]
 
 
 def see_through(seen: list[tuple[NDArray, str]]) -> list[tuple[NDArray, str]]:
@@ -229,12 +228,11 @@ def see_through(seen: list[tuple[NDArray, str]]) -> list[tuple[NDArray, str]]:
     return list(kept.values())
 
 
-def describe(mask: NDArray, fits: dict[str, float], colour: str, around: NDArray) -> Thing:
+def describe(mask: NDArray, fit: Fit, colour: str, around: NDArray) -> Thing:
     """Convert a thing's measurements to fractions of the picture. around (n): which of the n things enclose it."""
     (height, width), (y, x) = mask.shape, np.nonzero(mask)
-    best = max(fits, key=fits.get)
     return Thing(
-        shape=best if fits[best] >= LEAST_FIT else None,
+        shape=fit.shape if fit.good else None,
         colour=colour,
         centre=(float(x.mean() + 0.5) / width, float(y.mean() + 0.5) / height),
         inside=frozenset(np.flatnonzero(around).tolist()),
@@ -274,13 +272,13 @@ def analyse(pixels: NDArray[np.uint8]) -> Picture:
     background, seen = coloured_regions(pixels)
     seen = see_through(seen)
 
-    found = []  # whole area, how the shapes fit, colour, and what the thing surrounds
+    found = []  # whole area, the shape that fits best, and colour
     masks = [mask for mask, _ in seen]
     for (mask, colour), encloses in zip(seen, enclosures(masks), strict=True):
         inner = [other for other, enclosed in zip(masks, encloses, strict=True) if enclosed]
-        whole, fits, gaps = outline_of(mask, np.logical_or.reduce([np.zeros_like(mask), *inner]))
-        found.append((whole, fits, colour))
-        found += [(gap, fit_shapes(gap), background) for gap in gaps if gap.sum() >= LEAST_AREA * gap.size]
+        whole, fit, gaps = outline_of(mask, np.logical_or.reduce([np.zeros_like(mask), *inner]))
+        found.append((whole, fit, colour))
+        found += [(gap, best_fit(gap), background) for gap in gaps if gap.sum() >= LEAST_AREA * gap.size]
     found.sort(key=lambda thing: -thing[0].sum())
     around = enclosures([whole for whole, _, _ in found]).T
     return Picture(background=background, things=tuple(describe(*found[i], around[i]) for i in range(len(found))))

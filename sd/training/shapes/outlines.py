@@ -4,10 +4,12 @@ h w: a picture at the resolution of the analysis, N: outlines.
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -79,6 +81,13 @@ STRETCHES |= {"square": (0.85, 0.92, 1, 1.09, 1.18), "heart": (0.85, 0.95, 1.05,
 STRETCHES |= {"crescent": (1,)}
 TURNS = (-18, -12, -6, 0, 6, 12, 18)  # degrees; a square turned by 22.5 is halfway to a diamond
 CELLS, REACH = 36, 1.25  # a standard view: cells per side, and half its side in roots of the thing's area
+SPOT = 5  # cells; 0.35 roots of the area
+
+LEAST_OVERLAP = 0.85  # below it, a thing is none of the shapes; they reach 0.9 even if small and blurred
+# Above it, one spot of the outline is wrong: a dent in a circle, a square's round corner. Good stars, crosses and rings
+# differ more from each other, so the nearest variant is further away.
+MOST_FLAW = {"circle": 0.15, "square": 0.15, "diamond": 0.195, "heart": 0.24, "triangle": 0.26, "ring": 0.32}
+MOST_FLAW |= {"star": 0.42, "cross": 0.42, "crescent": 0.42}
 
 
 def standard_view(mask: NDArray) -> NDArray[np.float32]:
@@ -112,12 +121,34 @@ def standard_views(radius: int) -> tuple[list[str], NDArray[np.float32]]:
     return names, np.stack(views)
 
 
-def fit_shapes(mask: NDArray) -> dict[str, float]:
-    """How well each shape fits a mask (h, w): intersection over union for its best variant, turn and stretch."""
+def worst_spot(view: NDArray, variant: NDArray) -> float:
+    """Where two views differ most: the mean difference, -1 to 1, in a square of SPOT cells. A line that is slightly off
+    counts little, a corner that is missing counts fully."""
+    difference = (view - variant).reshape(CELLS, CELLS)
+    return float(abs(sliding_window_view(difference, (SPOT, SPOT)).mean(axis=(2, 3))).max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """The shape whose outline comes closest to a thing's, and how close."""
+
+    shape: str  # one of KNOWN
+    overlap: float  # intersection over union, 0 to 1
+    flaw: float  # the worst spot, 0 to 1
+
+    @property
+    def good(self) -> bool:
+        """Whether a person would call the thing by that name."""
+        return self.overlap >= LEAST_OVERLAP and self.flaw <= MOST_FLAW[self.shape]
+
+
+def best_fit(mask: NDArray) -> Fit:
+    """Compare a mask (h, w) with every variant, turn and stretch of every shape."""
     root = math.sqrt(mask.sum())
     radius = min((9, 14, 22, 36), key=lambda radius: abs(math.log(1.4 * radius / root)))
     names, views = standard_views(radius)
     view = standard_view(mask)
     shared = views @ view
-    fits = shared / ((views**2).sum(axis=1) + view @ view - shared)
-    return {shape: max(float(fit) for name, fit in zip(names, fits, strict=True) if name == shape) for shape in KNOWN}
+    overlaps = shared / ((views**2).sum(axis=1) + view @ view - shared)
+    best = int(overlaps.argmax())
+    return Fit(shape=names[best], overlap=float(overlaps[best]), flaw=worst_spot(view, views[best]))
