@@ -31,6 +31,7 @@ COMMANDS = {  # name -> what it does; each is a module of this package with `par
     "tokens": "how a prompt is read: tokens, weights, chunks",
     "schedule": "the noise levels that a sampler visits",
     "convert": "a checkpoint from one layout to another",
+    "export": "the networks of a model as ONNX files, for other programs",
     "inspect": "what is in a file, and whether it is safe",
     "diff": "which tensors of two files differ, and by how much",
     "extract": "the difference between two checkpoints as a LoRA",

@@ -34,8 +34,10 @@ RARE = """
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in a sentence, with the nearest flag for one that does not exist."""
 
-    def __init__(self, **options):
+    def __init__(self, *, usual: Sequence[str] = (), **options):
+        """usual: flags that are rare elsewhere, but not in this command"""
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=Formatter, **options)
+        self.usual = usual
         self.words: list[str] = []  # of the command line that is being parsed
         self.add_argument("-h", "--help", action=Help, nargs=0, help="show this help")
         self.add_argument("--help-all", action=Help, nargs=0, help="show all flags, with all their spellings")
@@ -47,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def page(self, *, whole: bool) -> str:
         """The help: usage in one line, examples, and the flags. Without `whole`, those of RARE are left out."""
-        rare = () if whole else RARE.split()
+        rare = set() if whole else {*RARE.split()} - {*self.usual}
         examples, _, after = (self.epilog or "").partition("\n\n")
         formatter = Formatter(self.prog, every_spelling=whole)
         formatter.add_text(self.description)

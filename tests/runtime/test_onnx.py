@@ -1,0 +1,86 @@
+"""Exported networks: what is in the files, and that they compute what the networks do."""
+
+import json
+from importlib.util import find_spec
+
+import make_checkpoint
+import numpy as np
+import pytest
+import torch
+from conftest import fill, rest_slow
+
+from sd.config import SD_V1, SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER
+from sd.runtime.onnx.checking import difference, exact_outputs
+from sd.runtime.onnx.description import tokenizer
+from sd.runtime.onnx.graphs import graphs_of, sizes
+from sd.text.tokenizer import Tokenizer
+
+needs_onnx = pytest.mark.skipif(
+    not all(map(find_spec, ("onnx", "onnxscript", "onnxruntime"))), reason="sd-zoo[onnx] is not installed"
+)
+PROMPTS = ["a horse", "", "  Two   CATS, it's 3x4!  ", "<|endoftext|> naïve 🏯 köln", "word " * 100]
+
+
+@pytest.mark.parametrize("config", rest_slow([SD_V1, SD_V2]), ids=["sd-v1", "sd-v2"])
+def test_other_programs_read_our_tokenizer_file(config):
+    """The tokenizers library is in Rust, by other people; transformers.js reads the same file."""
+    tokenizers = pytest.importorskip("tokenizers")
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer(config)))
+    ours = Tokenizer(pad_token=config.text_encoder.pad_token)
+    assert [each.ids for each in theirs.encode_batch(PROMPTS)] == ours(PROMPTS).tolist()
+
+
+def test_each_family_exports_the_networks_it_has():
+    files = {family.family: [graph.name for graph in graphs_of(family)] for family in (SD_V1, SDXL, SD_V2_DEPTH)}
+    last = ["unet", "vae_decoder", "vae_encoder"]
+    assert files == {
+        "sd-v1": ["text_encoder", *last],
+        "sdxl": ["text_encoder", "text_encoder_2", *last],
+        "sd-v2-depth": ["text_encoder", "depth", *last],
+    }
+
+
+def test_the_yardstick_has_float64s_digits_and_leaves_the_weights_alone():
+    layers = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GroupNorm(2, 8), torch.nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in layers.state_dict().items()}
+    x = torch.randn(4, 8)
+
+    class Call(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x):
+            return (self.layers(x),)
+
+    (found,) = exact_outputs(Call(), [x])
+    after = layers.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    right = layers.double()(x.double()).numpy()
+    assert found.dtype == np.float64
+    assert np.abs(found - right).max() < 1e-14
+
+
+def test_a_difference_is_relative_only_to_values_above_1():
+    assert difference([np.array([0.5, 0.2])], [np.array([0.5, 0.3])]) == pytest.approx(0.1)
+    assert difference([np.array([50.0, 20.0])], [np.array([50.0, 30.0])]) == pytest.approx(0.2)
+    ones = np.ones(3)
+    assert np.isnan(difference([ones, np.array([1, np.nan, 1])], [ones, ones]))
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", [SD_V1, SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER], ids=lambda config: config.family
+)
+def test_onnxruntime_computes_what_the_networks_do(config, tmp_path):
+    """At a size, batch and prompt length that neither the tracing nor the check on export has."""
+    from sd.runtime.onnx.graph_files import run_graph, session_of, write_graph
+
+    config = make_checkpoint.tiny(config)
+    networks = fill(config)
+    for graph in graphs_of(config):
+        call, path = graph.call(networks[graph.part]), tmp_path / f"{graph.name}.onnx"
+        write_graph(path, graph, call, graph.examples(sizes(2, 154, 24, 16, 8), 0), halved=False)
+        values = graph.examples(sizes(4, 77, 7, 12, 8), 5)
+        assert difference(run_graph(session_of(path), graph, values), exact_outputs(call, values)) < 1e-4, graph.name
