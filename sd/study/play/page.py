@@ -3,6 +3,7 @@
 from pathlib import Path
 from string import Template
 
+from sd import __version__
 from sd.study.explain.page import CHAPTERS, chapter, term
 
 TEMPLATE_FILE = Path(__file__).parent / "web" / "index.html"
@@ -18,4 +19,5 @@ def index_page(*, course: str | None = None) -> str:
         terms="\n".join(term(name, course) for name in TERMS),
         chapters="\n".join(f'<li id="chapter-{number}">{chapter(number, course)}</li>' for number in CHAPTERS),
         hidden=" hidden" if course is None else "",
+        version=__version__,
     )

@@ -27,6 +27,7 @@ export function parameters(settings = app.settings, about = edits()) {
   const facts = {Steps: settings.steps, Sampler: sampler.label, "Schedule type": {leading: "DDIM", linspace: "Uniform"}[sampler.schedule] ?? schedule, "CFG scale": settings.guidance, Seed: settings.seed, Size: size + "x" + size, Model: name};
   const done = [settings.mix > 0 && settings.prompt2.trim() && `mixed with ${settings.prompt2} (${settings.mix})`, about.branched && "drawn on from a step", about.painted && "painted latents", about.repainted && "repainted: " + about.repainted].filter(Boolean);
   if (done.length) facts["Edited in sd play"] = done.join("; ");
+  facts.Version = document.querySelector("meta[name=generator]").content;
   return [settings.prompt, settings.negative.trim() && "Negative prompt: " + settings.negative, Object.entries(facts).map(([key, value]) => key + ": " + quoted(String(value))).join(", ")].filter(Boolean).join("\n");
 }
 
