@@ -67,6 +67,7 @@ def export_onnx(
     variant: str | None = None,
     vae: str | os.PathLike | None = None,
     force: bool = False,
+    adapt: Callable[[Graph, ModelConfig], Graph] | None = None,
     on_start: Callable[[int], None] | None = None,
     on_file: Callable[[Written], None] | None = None,
 ) -> Export:
@@ -76,6 +77,7 @@ def export_onnx(
     precision  "fp32"; or "fp16": weights take half the space, and are widened to float32 before they are used
     clip_skip  which layer the text encoders give: 1 the last, 2 the one before it
     force      replace a folder that an export wrote
+    adapt      called with each graph and the model's config; returns what is written in its place
     on_start   called with the number of networks to write
     on_file    called after each
 
@@ -92,7 +94,7 @@ def export_onnx(
         networks = build_networks(config)
         checkpoint = match_shapes(checkpoint, parameter_shapes(networks))
         _check_disk(folder, checkpoint, precision)
-        graphs = graphs_of(config, clip_skip)
+        graphs = [adapt(graph, config) if adapt else graph for graph in graphs_of(config, clip_skip)]
         if on_start:
             on_start(len(graphs))
         with folder_written_whole(folder, force=force) as place:
@@ -100,7 +102,8 @@ def export_onnx(
             for graph in graphs:
                 if graph.part in networks:
                     network = read_network(networks.pop(graph.part), graph.part, file, checkpoint, precision)
-                each, shapes[graph.name] = _write(place / f"{graph.name}.onnx", graph, network, config, precision)
+                target = place / f"{graph.name}.onnx"
+                each, shapes[graph.name] = write_checked(target, graph, network, config, precision)
                 written.append(each)
                 if on_file:
                     on_file(each)
@@ -158,7 +161,7 @@ def read_network(
     return network
 
 
-def _write(
+def write_checked(
     path: Path, graph: Graph, network: nn.Module, config: ModelConfig, precision: str
 ) -> tuple[Written, dict[str, object]]:
     """Write one file and check it; also returns its inputs and outputs. Raises ExportError."""

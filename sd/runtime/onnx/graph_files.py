@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 OPSET = 18  # the one that PyTorch exports to directly; onnxruntime has it since 1.14
+SMALL = 64  # numbers for which a Cast takes more room than it saves
 LARGEST_FILE = 1_900_000_000  # bytes; protobuf allows 2 GiB
 
 
@@ -45,26 +46,34 @@ def write_graph(path: Path, graph: Graph, call: nn.Module, values: Sequence[Tens
             verbose=False,
         )
     model = program.model
-    weights = {name for name, _ in call.named_parameters()}
     if halved:
-        _halve(model.graph, weights)
+        _halve(model.graph)
     nbytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     beside = f"{path.name}.data" if nbytes > LARGEST_FILE else None
     onnx_ir.save(model, path, external_data=beside)
 
 
-def _halve(graph: "onnx_ir.Graph", weights: set[str]) -> None:
-    """Store weights in float16, each with a Cast behind it. Constants of the graph keep their precision."""
+def _halve(graph: "onnx_ir.Graph") -> None:
+    """Store weights in float16, each with a Cast behind it: all that float16 holds exactly.
+
+    The exporter transposes weights and gives them other names. Other constants stay as they are: they are few.
+    """
     import onnx_ir as ir
 
     first = graph[0]
-    for name in weights & graph.initializers.keys():
-        value = graph.initializers[name]
+    for name, value in list(graph.initializers.items()):
+        if value.const_value.dtype != ir.DataType.FLOAT or value.const_value.size < SMALL:
+            continue
+        full = value.const_value.numpy()
+        with np.errstate(over="ignore"):
+            halves = full.astype(np.float16)
+        if not np.array_equal(halves, full):
+            continue
         half = ir.Value(
             name=f"{name}.fp16",
             shape=value.shape,
             type=ir.TensorType(ir.DataType.FLOAT16),
-            const_value=ir.tensor(value.const_value.numpy().astype(np.float16), name=f"{name}.fp16"),
+            const_value=ir.tensor(halves, name=f"{name}.fp16"),
         )
         cast = ir.node("Cast", [half], attributes={"to": ir.DataType.FLOAT})
         cast.outputs[0].name, cast.outputs[0].shape, cast.outputs[0].type = f"{name}.fp32", value.shape, value.type
