@@ -12,7 +12,7 @@ PROMPT ?= a red circle on a blue background
 SEED ?= 1
 PORT ?= 7860
 
-.PHONY: picture serve test test-slow lint check-data docs notebooks clean
+.PHONY: picture serve play test test-slow lint check-data docs notebooks clean
 
 # A picture from the embedded model; its path is printed last.
 picture: $(VENV)/installed
@@ -22,6 +22,10 @@ picture: $(VENV)/installed
 # The page and the APIs, with the embedded model; Ctrl+C ends it.
 serve: $(VENV)/installed-for-serving
 	$(RUN) -m sd serve --port $(PORT)
+
+# The live model as a folder for any web server, docs/play/. The first time, it downloads the runtime for browsers.
+play: $(VENV)/installed-for-export
+	$(RUN) -m sd play -o docs/play
 
 # Narrow networks, no downloads. An idle process takes over half of what another still has to do.
 test: $(VENV)/installed-for-tests
@@ -75,6 +79,10 @@ $(VENV)/installed-for-plots: $(VENV)/installed
 
 $(VENV)/installed-for-serving: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[server]'
+	touch $@
+
+$(VENV)/installed-for-export: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed

@@ -6,12 +6,12 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from sd.app.web import a1111, about, api, openai, openapi, page
+from sd.app.web import a1111, about, api, openai, openapi, page, play
 from sd.app.web.guard import Guard, Rules
 from sd.app.web.http import ERROR_HANDLERS
 from sd.app.web.worker import Worker
 
-FACES = (api, about, openapi, a1111, openai, page)  # modules with ROUTES: rows of method, path and handler
+FACES = (api, about, openapi, a1111, openai, page, play)  # modules with ROUTES: rows of method, path and handler
 
 
 def application(worker: Worker, rules: Rules | None = None, spellings: Mapping[str, str] | None = None) -> Starlette:
