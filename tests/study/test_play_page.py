@@ -57,9 +57,13 @@ def test_controls_have_names(read):
 
 
 def test_every_task_has_a_chapter_and_chapters_are_links_where_the_course_is_known(read):
-    chapters = [int(number) for number in re.findall(r"chapter: (\d+)", SCRIPTS["page_tasks.js"])]
-    assert len(chapters) >= 8
-    assert set(chapters) == CHAPTERS.keys()
+    tasks = re.findall(r'title: "([^"]+)", chapter: (\d+)', SCRIPTS["page_tasks.js"])
+    assert len(tasks) >= 8
+    assert {int(number) for _, number in tasks} == CHAPTERS.keys()
+    for title, number in tasks:
+        chapter = " ".join((COURSE / CHAPTERS[int(number)][0]).read_text(encoding="utf-8").split())
+        assert f"“{title}”" in chapter[: chapter.index("##")]
+        assert f"| {title} | [{number}. " in (COURSE.parent / "play.md").read_text(encoding="utf-8")
     links = {href for href in read.values("href", "a") if not href.startswith("#")}
     assert links == {f"../course/{file}" for file, _ in CHAPTERS.values()}
     for number, (file, title) in CHAPTERS.items():

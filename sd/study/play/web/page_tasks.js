@@ -30,7 +30,7 @@ export const TASKS = [
     look: "Colours slide, but the shape flips: the network has learned circles and stars, and nothing between them.",
   },
   {
-    id: "words", title: "Who reads “red”?", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "red",
+    id: "words", title: "Where each word is read", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "red",
     steps: ["Point at “red”, “circle”, “green”, “square” in turn.", "Step back to step 2, and point again."],
     look: "A word is read where its thing is, and already in the first steps, when the picture still shows next to nothing.",
   },
