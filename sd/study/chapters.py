@@ -19,10 +19,15 @@ def chapters(numbers: tuple[int, ...], course: str | None) -> str:
 
     course  the address of its folder, for links: `course`/6-guidance.md
     """
-    return f"More in the course: {' · '.join(_chapter(number, course) for number in numbers)}"
+    return "<br>".join(chapter(number, course) for number in numbers)
 
 
-def _chapter(number: int, course: str | None) -> str:
+def chapter(number: int, course: str | None) -> str:
     file, title = CHAPTERS[number]
-    name = f"chapter {number}, “{escape(title)}”"
+    name = f"Chapter {number} of the course: {escape(title)}"
     return name if course is None else f'<a href="{escape(course.rstrip("/"))}/{file}">{name}</a>'
+
+
+def where(course: str | None) -> str:
+    """For a page that can't link to the course: where it is."""
+    return "" if course else "The course is in the folder docs/course of sd-zoo’s source code."

@@ -119,7 +119,7 @@ def check_sentences(full):
 
 
 def test_blocks_name_their_chapter_and_link_to_it_where_the_course_is(full):
-    assert "More in the course: chapter 4, “The UNet, block by block”" in page(full)
+    assert "Chapter 4 of the course: The UNet, block by block" in page(full)
     outside = [href for href in Reader(page(full, course="docs/course")).values("href", "a") if href[0] != "#"]
     assert len(outside) > 50
     assert {ROOT / href for href in outside} <= set((ROOT / "docs/course").glob("*.md"))

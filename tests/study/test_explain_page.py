@@ -10,7 +10,8 @@ from browser import data_of
 from test_architecture_page import LOOKS, Reader, check_page, check_window
 from test_explain import settings
 
-from sd.study.explain.page import CHAPTERS, TERMS, embedded, page, schedule_drawing
+from sd.study.chapters import CHAPTERS, chapters, where
+from sd.study.explain.page import MORE, TERMS, embedded, page, schedule_drawing
 from sd.study.explain.recording import explain
 from sd.study.explain.report import Comparison, report
 
@@ -47,14 +48,19 @@ def test_a_prompt_is_text_whatever_it_says(told):
     assert "<" not in embedded({"prompt": HOSTILE})
 
 
-def test_chapters_are_links_where_the_course_is_known(told):
+def test_chapters_are_links_where_the_course_is_known_and_titles_elsewhere(told):
     course = Path(__file__).parents[2] / "docs/course"
     for number, (file, title) in CHAPTERS.items():
         assert (course / file).read_text(encoding="utf-8").startswith(f"# {number}. {title}")
+    used = {number for _, _, number in TERMS.values() if number} | {each for some in MORE.values() for each in some}
     outside = [href for href in Reader(page(told, course="../docs/")).values("href", "a") if not href.startswith("#")]
-    assert set(outside) == {
-        f"../docs/{CHAPTERS[number][0]}" for number in (2, 3, 4, 5, 6)
-    }  # the others are for `sd play`
+    assert set(outside) == {f"../docs/{CHAPTERS[number][0]}" for number in used}
+    assert (
+        chapters((2, 6), None)
+        == "Chapter 2 of the course: The VAE<br>Chapter 6 of the course: Classifier-free guidance"
+    )
+    assert where(None) in page(told)
+    assert where(None) not in page(told, course="../docs/")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +179,7 @@ def test_a_term_is_explained_when_focused_or_clicked_until_escape(browser, path)
     browser.run("byId('step-numbers').open = true")
     browser.click("#numbers [data-term=sigma]")
     assert browser.run(told).startswith("σ, sigma")
-    assert "chapter 5" in browser.run(told)
+    assert "Chapter 5" in browser.run(told)
     box = browser.run("document.getElementById('tip').getBoundingClientRect().toJSON()")
     assert box["left"] >= 0
     assert box["right"] <= 390

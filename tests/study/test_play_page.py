@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from browser import Reader
 
-from sd.study.explain.page import CHAPTERS
+from sd.study.chapters import CHAPTERS
 from sd.study.play.page import TEMPLATE_FILE, index_page
 
 WEB = TEMPLATE_FILE.parent

@@ -16,7 +16,7 @@ from sd.study.architecture.pieces import amount, facts_list, parameter_table, sh
 from sd.study.architecture.sentences import CHAPTER, WITHOUT_WEIGHTS, sentence
 from sd.study.architecture.sheet import XMLNS
 from sd.study.architecture.table import blocks, summary
-from sd.study.chapters import chapters
+from sd.study.chapters import chapters, where
 
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
 TITLES = {"text_encoder": "Text encoder", "text_encoder_2": "Second text encoder"}
@@ -53,6 +53,7 @@ def page(architecture: Architecture, *, source_url: str | None = None, course: s
         counted=escape(COUNTED),
         cards="\n".join(section.card() for section in sections),
         sections="\n".join(section.html() for section in sections),
+        where=where(course),
         parts="\n".join(part(name, course) for name in WITHOUT_WEIGHTS),
     )
 

@@ -11,6 +11,7 @@ from string import Template
 
 from sd import __version__
 from sd.pipeline.xl_settings import REFINER
+from sd.study.chapters import chapters, where
 
 PREDICTS = {
     "eps": "the noise (ε)",
@@ -19,16 +20,6 @@ PREDICTS = {
     "x0": "the clean latents (x₀), shown here as noise",
 }
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
-CHAPTERS = {  # of the course: the file and the title
-    1: ("1-why-latents.md", "Why latents?"),
-    2: ("2-the-vae.md", "The VAE"),
-    3: ("3-from-words-to-vectors.md", "From words to tokens to vectors"),
-    4: ("4-the-unet.md", "The UNet, block by block"),
-    5: ("5-noise-and-samplers.md", "Noise schedules and samplers"),
-    6: ("6-guidance.md", "Classifier-free guidance"),
-    7: ("7-training.md", "Training"),
-    8: ("8-variations.md", "Image to image, inpainting and depth"),
-}
 TERMS = {  # what the page calls it, what it means, and the chapter that says more
     "latents": (
         "latents",
@@ -108,6 +99,7 @@ TERMS = {  # what the page calls it, what it means, and the chapter that says mo
         None,
     ),
 }
+MORE = {"words": (3,), "noise": (5,), "unet": (4, 6), "vae": (2,)}  # the chapters about parts of the machine
 WIDTH, HEIGHT, MARGIN = 400, 200, 28  # of the drawing of the schedule
 
 
@@ -146,7 +138,8 @@ def page(report: dict, *, course: str | None = None) -> str:
         beginning=beginning(settings, report["given"]),
         guidance=guidance(settings),
         terms="\n".join(term(name, course) for name in TERMS),
-        **{f"chapter_{number}": chapter(number, course) for number in CHAPTERS},
+        **{f"more_{part}": chapters(numbers, course) for part, numbers in MORE.items()},
+        where=where(course),
         curve=schedule_drawing(report["curve"], report["steps"]),
         version=__version__,
         data=embedded(report),
@@ -159,19 +152,10 @@ def embedded(report: dict) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def chapter(number: int, course: str | None) -> str:
-    """A link to a chapter of the course; without a prefix, its name."""
-    file, title = CHAPTERS[number]
-    if course is None:
-        return f"More in chapter {number} of the course, “{title}”."
-    href = escape(f"{course.rstrip('/')}/{file}")
-    return f'<a href="{href}">Chapter {number} of the course: {title}</a>'
-
-
 def term(name: str, course: str | None) -> str:
     """An entry of the list of terms, from which the script takes its notes."""
     title, text, number = TERMS[name]
-    more = "" if number is None else f" {chapter(number, course)}"
+    more = "" if number is None else f' <span class="more">{chapters((number,), course)}</span>'
     return f'<div id="term-{name}"><dt>{title}</dt><dd>{text}{more}</dd></div>'
 
 

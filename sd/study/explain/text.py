@@ -6,16 +6,9 @@ Each column has its own heat map: a token of the prompt, the start, the end, or 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from sd.study.explain.nouns import first_noun
 from sd.text.chunks import chunks_of, empty_chunk
 from sd.text.tokenizer import Tokenizer
-
-NO_NOUNS = (
-    "a an the this that these those some any every each no my your his her its our their it he she they we you i "
-    "and or but nor as than so if not to of in on at by for from with without into onto over under above below left "
-    "right behind beside between near through across around against during before after up down out off is are was "
-    "were be been being has have had do does did make makes made add turn put give take remove replace change very "
-    "too one two three four five six"
-)  # a phrase ends before each of them: "a red circle | to the left of | a white star"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +71,12 @@ def token_strip(text: str, tokenizer: Tokenizer, *, plain: bool = False, rows: i
         rows=len(chunks),
         columns=tuple(columns),
         words=tuple(map(tuple, words)),
-        noun=first_noun([[columns[i] for i in word] for word in words]),
+        noun=first_noun([_text([columns[i] for i in word]) for word in words]),
         column_of=tuple(column_of),
         cut="".join(beyond).strip(),
         cut_tokens=len(beyond),
     )
 
 
-def first_noun(words: Sequence[Sequence[Column]]) -> int:
-    """Which word is probably the first noun: the last of the first phrase, as "circle" in "a red circle on blue".
-
-    A phrase ends before a preposition, an article, punctuation, or a verb form as in "a fox jumping over". Without a
-    dictionary this is a guess, good enough to choose what to show first.
-    """
-    texts = ["".join(column.text for column in word).strip() if word[0].kind == "token" else "" for word in words]
-    ends_before = set(NO_NOUNS.split())
-    nouns = [text.isalpha() and text not in ends_before for text in texts]
-    for i, text in enumerate(texts[1:-1], start=1):
-        if text.endswith("ing") and nouns[i - 1] and texts[i + 1] in ends_before - {"of"}:
-            nouns[i] = False
-    ends = (i for i, noun in enumerate(nouns) if noun and not (i + 1 < len(nouns) and nouns[i + 1]))
-    return next(ends, next((i for i, text in enumerate(texts) if text), 0))
+def _text(word: Sequence[Column]) -> str:
+    return "".join(column.text for column in word).strip() if word[0].kind == "token" else ""

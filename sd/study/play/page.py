@@ -4,7 +4,8 @@ from pathlib import Path
 from string import Template
 
 from sd import __version__
-from sd.study.explain.page import CHAPTERS, chapter, term
+from sd.study.chapters import CHAPTERS, chapter
+from sd.study.explain.page import term
 
 TEMPLATE_FILE = Path(__file__).parent / "web" / "index.html"
 TERMS = ("latents", "attention", "timestep", "eps", "x0", "alpha_bar", "sigma", "sampler", "guidance", "dotted")
