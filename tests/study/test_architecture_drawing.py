@@ -26,10 +26,11 @@ def test_the_pictures_in_the_docs_are_what_the_script_draws(file, tall):
 @pytest.mark.parametrize("tall", [False, True])
 @pytest.mark.parametrize("config", [SD_V1, SDXL, TINY], ids=["v1", "xl", "tiny"])
 def test_every_block_is_a_link_with_its_channels(config, tall):
-    drawn = ElementTree.fromstring(drawing(config, tall=tall, target=lambda path: f"#{path}"))
+    drawn = ElementTree.fromstring(drawing(config, tall=tall, target=lambda path: (f"#{path}", path.upper())))
     links = {a.get("href"): [text.text for text in a.iter(f"{SVG}text")] for a in drawn.iter(f"{SVG}a")}
     for row in block_plan(config.unet):
         assert links[f"#unet.{row.name}"][1] == str(row.out_channels)
+    assert drawn.find(f".//{SVG}a[@href='#guidance']/{SVG}title").text == "GUIDANCE"
     assert links["#unet.output_blocks.5"][0] == "output 5"
     assert {"#text_encoder", "#unet", "#unet.time_embed", "#vae.decoder", "#guidance", "#sampler"} < set(links)
     assert ElementTree.fromstring(drawing(config, tall=tall)).find(f".//{SVG}a") is None

@@ -203,6 +203,23 @@ def test_click_on_a_tile_opens_its_block_and_marks_the_tile(browser, path):
     assert browser.run(IS_OPEN.format("unet.input_blocks.4"))
 
 
+def test_blocks_of_the_whole_model_open_by_click_and_by_key(browser, path):
+    shown = "[...document.querySelectorAll('.drawing')].map(each => each.getClientRects().length)"
+    for width, form, seen in ((1280, "wide", [1, 0]), (390, "tall", [0, 1])):
+        browser.open(path, width=width)
+        assert browser.run(shown) == seen
+        browser.click(f'.{form} a[href="#unet.input_blocks.7"] rect')
+        assert browser.run(IS_OPEN.format("unet.input_blocks.7"))
+        browser.run("document.getElementById('unet.input_blocks.7').open = false")
+        browser.click(f'.{form} a[href="#unet.input_blocks.7"] rect')  # the address stays the same
+        assert browser.run(IS_OPEN.format("unet.input_blocks.7"))
+        browser.run(f"document.querySelector('.{form} a[href=\"#vae.decoder\"]').focus()")
+        browser.press("Enter")
+        assert browser.run("document.activeElement.parentElement.id") == "vae.decoder"
+        said = browser.run(f"document.querySelector('.{form} a[href=\"#unet.input_blocks.7\"] title').textContent")
+        assert said.startswith("Works at 16 × 16 places")
+
+
 def test_keyboard_opens_and_closes_a_module(browser, path):
     browser.open(path)
     browser.run("document.querySelector('a.tile[href=\"#unet.middle_block\"]').focus()")

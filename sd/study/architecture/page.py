@@ -42,9 +42,11 @@ def page(architecture: Architecture, *, source_url: str | None = None, course: s
     course      where the chapters are, for links: `course`/4-the-unet.md. None names them only
     """
     sections = [Section(network, source_url, course) for network in architecture.networks]
-    places = {node.path: f"#{node.path}" for network in architecture.networks for node in network.walk()}
-    places |= {network.path: f"#{network.path}-section" for network in architecture.networks}
-    places |= {name: f"#part-{name}" for name in WITHOUT_WEIGHTS}
+    places = {
+        each.path: (f"#{each.path}", sentence(each)) for network in architecture.networks for each in network.walk()
+    }
+    places |= {path: (f"#{path}-section", LEADS[path]) for path in LEADS}
+    places |= {name: (f"#part-{name}", words) for name, (_, words, _) in WITHOUT_WEIGHTS.items()}
     drawings = (drawing(architecture.config, tall=tall, target=places.get) for tall in (False, True))
     return Template(TEMPLATE_FILE.read_text(encoding="utf-8")).substitute(
         summary=escape(summary(architecture)),

@@ -19,7 +19,7 @@ XMLNS = ' xmlns="http://www.w3.org/2000/svg"'  # for a file of its own; not need
 SMALL = 12  # of text beside arrows; that in boxes is a little larger
 LINE = 17  # from one line of text to the next
 Point = tuple[float, float]
-Target = Callable[[str], str | None]  # from a module's path to the address of a link
+Target = Callable[[str], tuple[str, str] | None]  # from a module's path to the address of a link, and what it says
 
 
 class Sheet:
@@ -64,9 +64,12 @@ class Sheet:
 
     def begin(self, path: str) -> str:
         """Begin the box of a module, a link if there is an address for it. Returns what ends it."""
-        address = self.target(path) if path else None
-        self.parts.append("<g>" if address is None else f'<a href="{escape(address)}">')
-        return "</g>" if address is None else "</a>"
+        found = self.target(path) if path else None
+        if found is None:
+            self.parts.append("<g>")
+            return "</g>"
+        self.parts.append(f'<a href="{escape(found[0])}"><title>{escape(found[1])}</title>')
+        return "</a>"
 
     def box(self, x: float, y: float, width: float, height: float, fill: str, lines: Sequence[str], path: str = ""):
         """A box with lines of text, the first one bold. `path` is that of a module."""
