@@ -55,7 +55,7 @@ def test_four_steps_without_guidance_are_enough_with_the_one_for_few_steps(embed
     embedded.apply([LCM])
     pictures = score_tiny.make(embedded, requests, few)
     embedded.apply([])
-    assert shares(list(verdicts(pictures, requests)))["all"] >= max(0.6, without + 0.1)
+    assert shares(list(verdicts(pictures, requests)))["all"] >= max(0.5, without + 0.1)
     path = tmp_path / "few.png"
     main(["txt2img", requests[0].prompt, "--lora", str(LCM), "--seed", str(requests[0].seed), "-q", "-o", str(path)])
     assert settings_of(path).items() >= few.items()
