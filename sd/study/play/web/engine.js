@@ -224,7 +224,8 @@ export class Engine {
       ({ value: x } = await generator.next(painted));
       if (!x.every(Number.isFinite)) throw new Error("The UNet gave NaN or infinite values, from which no picture can be made.");
       const { xT, eps, x0, attention } = last;
-      const [preview, noisy] = [await this.decode(x0, { quick: true }), await this.decode(xT, { quick: true })];
+      const preview = await this.decode(x0, { quick: true });
+      const noisy = step === first ? await this.decode(xT, { quick: true }) : null; // the later ones are left to whoever shows them
       const levels = { step, steps: plan.length, timestep, alphaBar, sigma, sigmaNext }, ms = performance.now() - start;
       yield { ...levels, latents: xT, next: x, eps, x0, preview, noisy, attention, ms };
     }
