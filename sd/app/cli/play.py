@@ -4,7 +4,6 @@ import argparse
 import webbrowser
 from pathlib import Path
 
-from convert.errors import shown
 from sd.app.cli import flags, say
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import Terminal
@@ -48,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     with listening("127.0.0.1", args.port) as sock:
         folder = current_folder(terminal)
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
-        say(f"serving {shown(folder.name)} at {address}")
+        say(f"the live model is at {address} (Ctrl+C ends it)")
         if not args.no_open:
             webbrowser.open(address)
         with FolderServer(folder, sock) as server:
