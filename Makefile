@@ -12,7 +12,7 @@ PROMPT ?= a red circle on a blue background
 SEED ?= 1
 PORT ?= 7860
 
-.PHONY: picture serve play test test-slow lint check-data docs notebooks clean
+.PHONY: picture serve play test test-slow lint check-data docs notebooks site clean
 
 # A picture from the embedded model; its path is printed last.
 picture: $(VENV)/installed
@@ -53,6 +53,11 @@ docs: $(VENV)/installed-for-plots
 notebooks:
 	$(PYTHON) scripts/site/make_notebooks.py
 
+# The documentation as a web site, in site/.
+site: $(VENV)/installed-for-site
+	$(RUN) scripts/site/make_site.py
+	@echo "To look at it: $(PYTHON) -m http.server --directory site"
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a virtual environment, PyTorch and six small packages."
 	$(PYTHON) -m venv $(VENV)
@@ -83,6 +88,10 @@ $(VENV)/installed-for-serving: $(VENV)/installed
 
 $(VENV)/installed-for-export: $(VENV)/installed
 	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[onnx]'
+	touch $@
+
+$(VENV)/installed-for-site: $(VENV)/installed
+	$(RUN) -m pip install --quiet --constraint constraints.txt --editable '.[site]'
 	touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
