@@ -26,9 +26,10 @@ FACTS = {"name": "made-up", "size": 128}
 def parts(tmp_path, monkeypatch):
     """Stand-ins for what takes minutes: the exported networks, and the runtime."""
     networks, runtime = tmp_path / "networks", tmp_path / "runtime"
-    for folder, name in ((networks, "unet.onnx"), (runtime, "ort-wasm-simd-threaded.wasm")):
+    for folder, names in ((networks, ["unet.onnx"]), (runtime, playing.RUNTIME.files)):
         folder.mkdir()
-        (folder / name).write_bytes(b"12345")
+        for name in names:
+            (folder / name).write_bytes(b"12345")
     (networks / "model.json").write_text(json.dumps(FACTS))
     monkeypatch.setattr(playing, "exported_networks", lambda events: networks)
     monkeypatch.setattr(playing, "fetched_runtime", lambda events: runtime)
@@ -53,6 +54,9 @@ def test_the_folder_has_all_that_the_page_loads_and_is_written_anew(run, parts, 
     assert run("play", "-o", out)[0] == 0
     assert not (out / "older.txt").exists()
     assert "../course/6-guidance.md" in (out / "index.html").read_text()
+    assert not (out / "ort-wasm-simd-threaded.jspi.wasm").exists()
+    assert run("play", "-o", out, "--webgpu")[0] == 0
+    assert "ort-wasm-simd-threaded.jspi.wasm" in json.loads((out / "model.json").read_text())["files"]
 
 
 def test_a_folder_of_other_things_is_kept(run, parts, tmp_path):

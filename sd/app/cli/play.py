@@ -28,6 +28,8 @@ def parser() -> Parser:
         help=f"0 takes a free one (default: {PORT})")
     add("-o", "--out", type=Path, metavar="DIR",
         help="write the folder there, print its path, and serve nothing. An older one is replaced")
+    add("--webgpu", action="store_true",
+        help="with the runtime for GPUs, too, 17 MB more, which browsers take where they may use one")
     add("--no-open", action="store_true", help="do not open the page in a browser")
     add("-q", "--quiet", action="store_true", help="no progress bars, only warnings and errors")
     # fmt: on
@@ -41,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
 
     terminal = Terminal(quiet=args.quiet)
     if args.out is not None:
-        write_folder(args.out, terminal)
+        write_folder(args.out, terminal, webgpu=args.webgpu)
         print(args.out)
         return 0
     with listening("127.0.0.1", args.port) as sock:
-        folder = current_folder(terminal)
+        folder = current_folder(terminal, webgpu=args.webgpu)
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
         say(f"the live model is at {address} (Ctrl+C ends it)")
         if not args.no_open:

@@ -26,14 +26,16 @@ TINY_VAE = "tiny-vae.safetensors"
 NETWORKS = 5  # files
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MODULES = ("sd.study.play.networks", "sd.runtime.onnx.export", "sd.runtime.onnx.graphs", "sd.runtime.onnx.graph_files")
+ON_CPU = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+ON_GPU = ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm")
 RUNTIME = Package(
     name="onnxruntime-web",
     version="1.30.0",
     size=33_106_585,
     sha512="q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
-    files={name: f"package/dist/{name}" for name in ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")},
+    files={name: f"package/dist/{name}" for name in (*ON_CPU, *ON_GPU)},
 )
-NOTICE = f"""ort.wasm.bundle.min.mjs and ort-wasm-simd-threaded.wasm are from {RUNTIME.name} {RUNTIME.version}.
+NOTICE = f"""The files whose names begin with ort are from {RUNTIME.name} {RUNTIME.version}.
 Copyright (c) Microsoft Corporation, MIT License: https://github.com/microsoft/onnxruntime/blob/main/LICENSE
 
 clip_merges.bin is made from the vocabulary of OpenAI's CLIP. Copyright (c) 2021 OpenAI, MIT License.
@@ -50,8 +52,10 @@ def is_play(folder: Path) -> bool:
         return False
 
 
-def write_folder(folder: Path, events: Events) -> None:
+def write_folder(folder: Path, events: Events, *, webgpu: bool = False) -> None:
     """Write the folder, in place of an older one.
+
+    webgpu  with the runtime for GPUs, too, which a browser takes where it may use one
 
     Raises UsageError for a folder that holds something else, or where packages are missing; DownloadError where the
     runtime cannot be fetched; OSError.
@@ -62,17 +66,19 @@ def write_folder(folder: Path, events: Events) -> None:
         raise UsageError(f"the folder of {folder} does not exist. Make it first.")
     networks, runtime = exported_networks(events), fetched_runtime(events)
     with folder_written_whole(folder, force=True) as place:
-        fill(place, networks, runtime, course=(folder.absolute().parent / "course" / "README.md").is_file())
+        has_course = (folder.absolute().parent / "course" / "README.md").is_file()
+        fill(place, networks, runtime, course=has_course, webgpu=webgpu)
 
 
-def fill(place: Path, networks: Path, runtime: Path, *, course: bool) -> None:
+def fill(place: Path, networks: Path, runtime: Path, *, course: bool, webgpu: bool) -> None:
     """Copy everything into an empty folder.
 
     course  the chapters lie beside the folder, so the page links them
     """
     from sd.study.play.page import TEMPLATE_FILE, index_page
 
-    for source in (*TEMPLATE_FILE.parent.iterdir(), *runtime.iterdir(), *networks.glob("*.onnx"), MERGES_FILE):
+    runtime_files = [runtime / name for name in (*ON_CPU, *(ON_GPU if webgpu else ()))]
+    for source in (*TEMPLATE_FILE.parent.iterdir(), *runtime_files, *networks.glob("*.onnx"), MERGES_FILE):
         shutil.copyfile(source, place / source.name)
     (place / "index.html").write_text(index_page(course="../course" if course else None), "utf-8")
     (place / "NOTICE.txt").write_text(NOTICE, "utf-8")
@@ -88,11 +94,11 @@ def ready_folder() -> Path | None:
     return next((folder for folder in (checkout, cache_folder() / "play") if is_play(folder)), None)
 
 
-def current_folder(events: Events) -> Path:
+def current_folder(events: Events, *, webgpu: bool = False) -> Path:
     """The folder in the cache, written anew; that only copies once runtime and networks are there."""
     folder = cache_folder() / "play"
     make_private(folder.parent)
-    write_folder(folder, events)
+    write_folder(folder, events, webgpu=webgpu)
     return folder
 
 

@@ -6,8 +6,12 @@
 
 const CALLS = ["tokens", "schedule", "noise", "encode", "decode", "noisy", "predict", "at"];
 
-/** Load the model. Resolves to the engine; rejects with a sentence that says what is missing. */
-export async function connect({ progress = () => {} } = {}) {
+/** Load the model. Resolves to the engine; rejects with a sentence that says what is missing.
+ *
+ * progress  called with what is being loaded, and the bytes so far and in all
+ * backend   "wasm" or "webgpu"; without it, the GPU where the folder has the runtime for it and the browser has one
+ */
+export async function connect({ progress = () => {}, backend } = {}) {
   const worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
   const waiting = new Map(); // number of a call -> {resolve, reject, events}
   let number = 0, current = null;
@@ -33,7 +37,7 @@ export async function connect({ progress = () => {} } = {}) {
     waiting.clear();
   };
 
-  const model = await call("load", [], { progress }).promise;
+  const model = await call("load", backend ? [backend] : [], { progress }).promise;
   const engine = {
     model,
     /** Begin a run; one that is still going is stopped first. */

@@ -1,16 +1,17 @@
 // Runs the networks by onnxruntime-web. All values are Float32Array.
 
-/** One session, whose calls wait for each other. */
+/** One session. Calls of all of them wait for each other: the runtime computes one at a time. */
 class Network {
+  static last = Promise.resolve();
+
   constructor(ort, session) {
     Object.assign(this, { ort, session });
-    this.last = Promise.resolve();
   }
 
   run(inputs) {
     const tensors = Object.entries(inputs).map(([name, [type, data, shape]]) => [name, new this.ort.Tensor(type, data, shape)]);
-    const done = this.last.then(() => this.session.run(Object.fromEntries(tensors)));
-    this.last = done.catch(() => {});
+    const done = Network.last.then(() => this.session.run(Object.fromEntries(tensors)));
+    Network.last = done.catch(() => {});
     return done;
   }
 }

@@ -10,12 +10,18 @@ import { Tokenizer } from "./tokenizer.js";
 
 const PARTS = { text_encoder: "text encoder", unet: "unet", vae_encoder: "vae", vae_decoder: "vae", tiny_vae_decoder: "vae" };
 const MOST_THREADS = 4; // more do not make networks of this size faster
+const RUNTIMES = { // backend -> what computes: the one for GPUs is only in folders that were made with --webgpu
+  webgpu: { script: "ort.jspi.bundle.min.mjs", binary: "ort-wasm-simd-threaded.jspi.wasm" },
+  wasm: { script: "ort.wasm.bundle.min.mjs", binary: "ort-wasm-simd-threaded.wasm" },
+};
 let engine = null;
 const runs = new Map(); // number -> what it waits for
 
-async function load(id) {
+async function load(id, wanted) {
   const config = await (await found("./model.json")).json();
-  const total = Object.values(config.files).reduce((sum, bytes) => sum + bytes, 0);
+  const backend = wanted ?? (config.files[RUNTIMES.webgpu.binary] && (await hasGPU()) ? "webgpu" : "wasm");
+  const { script, binary } = RUNTIMES[backend], names = Object.keys(PARTS);
+  const total = [binary, "clip_merges.bin", ...names.map((name) => `${name}.onnx`)].reduce((sum, name) => sum + config.files[name], 0);
   let loaded = 0, told = 0;
   async function file(name, part) {
     const chunks = [], reader = (await found(`./${name}`)).body.getReader();
@@ -32,29 +38,36 @@ async function load(id) {
     chunks.reduce((at, chunk) => { whole.set(chunk, at); return at + chunk.length; }, 0);
     return whole;
   }
-  const names = Object.keys(PARTS);
   const [ort, wasm, merges, ...networks] = await Promise.all([
-    import("./ort.wasm.bundle.min.mjs"),
-    file("ort-wasm-simd-threaded.wasm", "runtime"),
+    import(`./${script}`),
+    file(binary, "runtime"),
     file("clip_merges.bin", "text encoder"),
     ...names.map((name) => file(`${name}.onnx`, PARTS[name])),
   ]);
-  const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS) : 1;
+  const threads = self.crossOriginIsolated && backend === "wasm" ? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS) : 1;
   Object.assign(ort.env.wasm, { numThreads: threads, wasmBinary: wasm.buffer, proxy: false });
   ort.env.logLevel = "error";
   const sessions = {};
   for (const [i, name] of names.entries()) {
-    sessions[name] = await ort.InferenceSession.create(networks[i], { executionProviders: ["wasm"], graphOptimizationLevel: "all" });
+    const options = { executionProviders: [backend], graphOptimizationLevel: "all", logSeverityLevel: 3 };
+    sessions[name] = await ort.InferenceSession.create(networks[i], options);
     networks[i] = null;
   }
   engine = new Engine({ networks: new Networks(ort, sessions, config), tokenizer: new Tokenizer(merges.buffer), config });
   postMessage({ id, event: "progress", value: { part: "ready", loaded: total, total } });
   return {
     name: config.name, size: config.size, latentSide: engine.side, channels: config.channels, timesteps: engine.table.length,
-    prediction: config.prediction, alphaBars: engine.table, threads, backend: "wasm",
+    prediction: config.prediction, alphaBars: engine.table, threads, backend,
     samplers: Object.entries(SAMPLERS).map(([name, { label, schedule }]) => ({ name, label, schedule })),
     defaults: { guidance: 7.5, steps: 30, sampler: "dpmpp_2m" },
   };
+}
+
+/** Whether there is a real GPU that pages may use, and the way in which the runtime waits for it. */
+async function hasGPU() {
+  if (!navigator.gpu || !WebAssembly.Suspending) return false;
+  const adapter = await navigator.gpu.requestAdapter().catch(() => null);
+  return Boolean(adapter) && !adapter.info?.isFallbackAdapter;
 }
 
 async function found(name) {
@@ -131,7 +144,7 @@ onmessage = async ({ data: { id, call, args = [] } }) => {
   }
   try {
     let value;
-    if (call === "load") value = await load(id);
+    if (call === "load") value = await load(id, ...args);
     else if (call === "start") value = await start(id, ...args);
     else if (CALLS.includes(call)) value = await engine[call](...args);
     else throw new Error(`There is no call “${call}”.`);
