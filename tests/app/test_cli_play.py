@@ -175,11 +175,13 @@ def test_the_server_shows_the_live_model_where_its_folder_is(tmp_path, monkeypat
     answer = client.get("/play/")
     assert (answer.status_code, "sd play -o docs/play" in answer.text) == (404, True)
     monkeypatch.setattr(play, "ready_folder", lambda: tmp_path)
-    (tmp_path / "index.html").write_text("<p>live")
+    (tmp_path / "index.html").write_text('<p>live <a href="../course/1-a.md">Chapter 1</a> <a href="#here">here</a>')
+    (tmp_path / "engine.js").write_text("export {}")
     (tmp_path / "inner").mkdir()
     assert client.get("/play").headers["location"] == "play/"
     answer = client.get("/play/")
-    assert answer.text == "<p>live"
+    assert answer.text == '<p>live Chapter 1 <a href="#here">here</a>'
+    assert client.get("/play/engine.js").headers["content-type"].startswith("text/javascript")
     assert answer.headers["cross-origin-embedder-policy"] == "require-corp"
     assert client.get("/play/inner").status_code == client.get("/play/..").status_code == 404
 

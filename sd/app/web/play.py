@@ -1,11 +1,15 @@
 """The live model at /play/: the folder that `sd play` makes, where it is there."""
 
+import re
+
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
 from sd.app.jobs.playing import ready_folder
 from sd.app.jobs.static_server import HEADERS, TYPES
+
+CHAPTER = re.compile(r'<a href="\.\./course/[^"]*">(.*?)</a>')  # which are beside docs/play, but not on this server
 
 
 async def slash(_: Request) -> Response:
@@ -19,6 +23,8 @@ async def file(request: Request) -> Response:
     path = folder / name
     if path.parent != folder or not path.is_file():  # the folder holds no others
         raise HTTPException(404, "the live model has no such file.")
+    if path.suffix == ".html":
+        return HTMLResponse(CHAPTER.sub(r"\1", path.read_text("utf-8")), headers=HEADERS)
     return FileResponse(path, media_type=TYPES.get(path.suffix), headers=HEADERS)
 
 
