@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 COURSE = ROOT / "docs" / "course"
 CHAPTERS = sorted(COURSE.glob("[0-9]*-*.md"), key=lambda page: int(page.name.partition("-")[0]))
 PAGES = [COURSE / "README.md", *CHAPTERS]
+INDEXES = [COURSE / "glossary.md", COURSE / "equations.md"]
 BY_TIME = [pytest.param(page, marks=[pytest.mark.slow] * ("training" in page.stem)) for page in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -126,9 +127,9 @@ def test_shown_output_must_be_printed():
             run_python(Block("python", 1, code), page, {})
 
 
-def test_there_are_ten_chapters_in_the_order_of_the_first_page():
+def test_there_are_twelve_chapters_in_the_order_of_the_first_page():
     numbers = [page.name.partition("-")[0] for page in CHAPTERS]
-    assert numbers == [str(number) for number in range(1, 11)]
+    assert numbers == [str(number) for number in range(1, 13)]
     numbered = re.findall(r"^(\d+)\. \[.*?\]\((.*?)\)", prose_of(COURSE / "README.md"), re.MULTILINE)
     assert numbered == list(zip(numbers, (page.name for page in CHAPTERS), strict=True))
     for page, following in pairwise(CHAPTERS):

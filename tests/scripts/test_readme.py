@@ -11,7 +11,7 @@ import pytest
 from adapters import lora, lora_shapes
 from PIL import Image
 from safetensors.torch import save_file
-from test_course import FENCE, LINK, ROOT, anchors_of, blocks_of, commands_in, prose_of, run_python
+from test_course import FENCE, INDEXES, LINK, ROOT, anchors_of, blocks_of, commands_in, prose_of, run_python
 from test_course import PAGES as COURSE_PAGES
 
 from sd.app.cli import COMMANDS, main
@@ -76,7 +76,7 @@ def test_commands_parse_and_scripts_exist(page):
             assert words[0] in OTHER_TOOLS or "=" in words[0], words
 
 
-@pytest.mark.parametrize("page", [*PAGES, *COURSE_PAGES], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [*PAGES, *COURSE_PAGES, *INDEXES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for link in LINK.findall(prose_of(page)):
         path, _, anchor = link.partition("#")
