@@ -39,7 +39,7 @@ def test_every_block_is_a_link_with_its_channels(config, tall):
 def test_guidance_has_two_predictions_and_three_where_a_picture_is_edited():
     assert {"ε with prompt", "ε without", "(ε with − ε without)", "Timestep", "999 … 0"} <= set(texts_of(SD_V1))
     assert "ε without + 7.5 × (ε with − ε without)" in texts_of(SD_V1, tall=True)
-    assert {"v with prompt", "v without"} <= set(texts_of(SD_V2))
+    assert {"v with prompt", "v without", "v: the predicted velocity"} <= set(texts_of(SD_V2))
     assert {"ε with both", "ε picture", "ε neither", "+ picture"} <= set(texts_of(SD_V1_EDIT))
 
 

@@ -11,6 +11,7 @@ from sd.study.architecture.sheet import LINE, Sheet, Target
 from sd.study.architecture.unet_drawing import Measures, legend, unet
 
 PREDICTED = {"eps": "ε", "v": "v", "edm": "v", "x0": "x₀"}
+MEANS = {"ε": "the predicted noise", "v": "the predicted velocity", "x₀": "the predicted clean latents"}
 BESIDE = {1: "+ depth", 4: "+ picture", 5: "+ mask, picture"}  # what else the UNet reads, by its further channels
 SAMPLER = ("Sampler", "one step to less noise")
 TITLE = "From a prompt to a picture: text encoder, UNet with its {} blocks, guidance, sampler, VAE decoder"
@@ -34,6 +35,7 @@ class Words:
     encoder: list[str]
     unet: list[str]
     predictions: list[str]  # of one step
+    predicted: str  # what the symbol stands for
     guidance: list[str]
     decoder: list[str]
     picture: list[str]
@@ -60,6 +62,7 @@ def words_for(config: ModelConfig) -> Words:
         encoder=["Text encoders" if two else "Text encoder", f"{one.layers}{f' + {two.layers}' if two else ''} layers"],
         unet=[f"UNet: {len(block_plan(unet))} blocks", runs],
         predictions=predictions,
+        predicted=f"{symbol}: {MEANS[symbol]}",
         guidance=["Guidance", *guidance],
         decoder=["VAE decoder", f"{config.vae.factor} × larger sides"],
         picture=["Picture", f"{config.vae.image_channels} × {config.native_size} × {config.native_size}"],
@@ -125,9 +128,9 @@ def _wide(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
         if i < 3:
             sheet.arrow((middle, top + height), (middle, top + height + rise))
             top += height + rise
-    below = max(bottom - 84, top + height + 24)
-    legend(sheet, right, below)
-    return far + 12, max(bottom + 24, below + 104)
+    below = max(bottom - 102, top + height + 20)
+    legend(sheet, right, below, words.predicted)
+    return far + 12, max(bottom + 24, below + 122)
 
 
 def _tall(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
@@ -187,5 +190,5 @@ def _tall(sheet: Sheet, config: ModelConfig) -> tuple[float, float]:
     sheet.box(left, top, half, 52, "vae", words.decoder, "vae.decoder")
     sheet.arrow((left + half, top + 26), (right - half, top + 26))
     sheet.box(right - half, top, half, 52, "vae", words.picture)
-    legend(sheet, left, top + 74)
-    return 400, top + 182
+    legend(sheet, left, top + 74, words.predicted)
+    return 400, top + 200

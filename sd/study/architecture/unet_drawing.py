@@ -94,10 +94,12 @@ def skips(plan: list[BlockRow]) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def legend(sheet: Sheet, x: float, y: float) -> None:
+def legend(sheet: Sheet, x: float, y: float, predicted: str) -> None:
+    """What colours, lines and numbers mean, and what the UNet predicts; 110 high."""
     for i, (name, words) in enumerate(LEGEND):
         sheet.rectangle(x, y + 20 * i, 18, 14, name)
         sheet.note(x + 26, y + 11 + 20 * i, words, anchor="start")
     sheet.arrow((x, y + 67), (x + 18, y + 67), stroke="faint", dotted=True)
     sheet.note(x + 26, y + 71, "skip connection", anchor="start")
     sheet.note(x, y + 92, "bold: channels that leave a block", anchor="start")
+    sheet.note(x, y + 110, predicted, anchor="start")
