@@ -56,7 +56,6 @@ notebooks:
 # The documentation as a web site, in site/.
 site: $(VENV)/installed-for-site
 	$(RUN) scripts/site/make_site.py
-	@echo "To look at it: $(PYTHON) -m http.server --directory site"
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): a virtual environment, PyTorch and six small packages."
@@ -99,4 +98,4 @@ $(VENV)/installed-for-tests: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,10 @@
 """Build the documentation site: README, docs, course, code and live pages as static HTML with a search.
 
-    python scripts/site/make_site.py               # into site
-    python -m http.server --directory site         # look at it
+    python scripts/site/make_site.py               # into site; open site/index.html
 
 The pages are the Markdown files of the repository. Links to code lead to pages of its source, the API pages come from
 the docstrings (pdoc), and `sd explain` and `sd arch` make their pages with the embedded model. If docs/play is there
-(`make play`), it is part of the site. Nothing on the site is fetched from elsewhere.
+(`make play`), it is part of the site, and needs a server. The rest needs none, and nothing is fetched from elsewhere.
 """
 
 import argparse
@@ -51,7 +50,9 @@ CODE = f"""{ALONE}# Code
 - [The API](api/index.html): every module, class and function, from the docstrings.
 - [The source](source/index.html): every file, with line numbers.
 """
-PLAY = "- [sd play](docs/play/index.html): the small model runs in your browser; change words, steps and latents.\n"
+PLAY = """- [sd play](docs/play/index.html): the model runs in your browser; change words, steps and latents. This one
+  needs a server: `python -m http.server --directory site`.
+"""
 
 
 def markdown_pages() -> list[Path]:
@@ -105,7 +106,8 @@ def stage_docs(out: Path) -> None:
     home = out / "README.md"
     home.write_text(ALONE + home.read_text(encoding="utf-8"), encoding="utf-8")
     (out / "code.md").write_text(CODE, encoding="utf-8")
-    shutil.copyfile(HERE / "site.css", out / "site.css")
+    for name in ("site.css", "iframe-worker.js"):
+        shutil.copyfile(HERE / name, out / name)
 
 
 def stage_source(out: Path) -> None:
@@ -156,8 +158,13 @@ def stage_live_pages(out: Path) -> None:
 
 def with_links_of_the_site(text: str) -> str:
     """A page of ours with links to the chapters and the source as they are on the site."""
-    text = re.sub(r"(?:\.\./)+docs/course/([\w-]+)\.md", r"../docs/course/\1.html", text)  # from build/site/pages/pages
-    text = re.sub(r"\.\./course/([\w-]+)\.md", r"../course/\1.html", text)  # from docs/play
+
+    def chapter(match: re.Match) -> str:
+        way, name = match.groups()
+        return f"../{'docs/' * ('docs/' in way)}course/{name.replace('README', 'index')}.html"
+
+    # from build/site/pages/pages, or from docs/play
+    text = re.sub(r"((?:\.\./)+docs/|\.\./)course/([\w-]+)\.md", chapter, text)
     return re.sub(r"\bSOURCE/([\w/.]+)", r"../source/\1.html", text)
 
 

@@ -34,6 +34,16 @@ def test_links_of_the_staged_pages_lead_to_staged_pages_and_source(tmp_path):
     assert found > 50
 
 
+def test_links_of_the_live_pages_lead_to_the_pages_of_the_site():
+    links = {
+        "../../../docs/course/6-guidance.md": "../docs/course/6-guidance.html",  # of sd explain and sd arch
+        "../course/README.md": "../course/index.html",  # of sd play
+        "SOURCE/sd/networks/unet.py#L58": "../source/sd/networks/unet.py.html#L58",
+    }
+    for link, expected in links.items():
+        assert make_site.with_links_of_the_site(f'<a href="{link}">') == f'<a href="{expected}">'
+
+
 def test_every_page_has_a_place_in_the_navigation():
     groups = [pages for group in make_site.navigation() for pages in group.values()]
     named = [page for pages in groups for page in ([pages] if isinstance(pages, str) else pages)]
@@ -172,14 +182,17 @@ def test_pages_in_a_browser_fit_its_width_and_ask_only_their_own_server(served, 
 
 
 @pytest.mark.slow
-def test_the_search_finds_the_chapter_on_guidance(served, browser):
-    browser.open(f"{served}index.html", width=1400)
+@pytest.mark.parametrize("place", ["on a server", "on a disk"])
+def test_the_search_finds_the_chapter_on_guidance(place, site, served, browser):
+    browser.requests.clear()
+    start = served if place == "on a server" else f"{site.as_uri()}/"
+    browser.open(f"{start}index.html", width=1400)
     browser.run("document.querySelector('.md-search__input').focus()")
     browser.write("guidance")
     links = "[...document.querySelectorAll('.md-search-result__link')].map(link => link.getAttribute('href'))"
     browser.wait_for(f"{links}.length")
     assert any("docs/course/6-guidance.html" in link for link in browser.run(links))
-    assert all(request.startswith((served, "data:", "blob:")) for request in browser.requests)
+    assert all(request.startswith((start, "data:", "blob:")) for request in browser.requests)
 
 
 @pytest.mark.slow
@@ -193,4 +206,4 @@ def test_the_search_of_the_api_finds_a_function(served, browser):
 def test_the_script_says_how_to_use_it(capsys):
     with pytest.raises(SystemExit):
         make_site.main(["--help"])
-    assert "python -m http.server --directory site" in capsys.readouterr().out
+    assert "open site/index.html" in capsys.readouterr().out
