@@ -37,7 +37,7 @@ const guess = newest(async () => {
   if (app.settings.tool !== "time") return;
   if (!finished()) { note.textContent = "This begins once a picture is finished."; return; }
   const timestep = Number(byId("time").value), turn = ++guessed;
-  const found = await app.engine.at({...request(), latents: clean, timestep});
+  const found = await app.engine.at({...request({guidance: 1}), latents: clean, timestep});
   const eps = await app.engine.decode(found.eps, {quick: true});
   if (app.settings.tool !== "time" || !finished() || last().latents !== clean) return;
   drawPicture(byId("time-noisy"), found.noisy);

@@ -7,7 +7,7 @@ import {choose} from "./page_words.js";
 const CIRCLE = "a red circle on a blue background";
 const PAIR = "a red circle to the left of a green square on a white background";
 
-// `at`: the step that is held once the picture is finished; `word`: the one whose heat map is shown
+// `at`: the step that is held once the picture is finished; `word`: the one whose heat map is shown; `words`: to repaint with
 export const TASKS = [
   {
     id: "seed", title: "Same words, other noise", chapter: 1, settings: {prompt: "a yellow star on a purple background", seed: 1},
@@ -17,7 +17,7 @@ export const TASKS = [
   {
     id: "channels", title: "What the four channels hold", chapter: 2, settings: {prompt: CIRCLE, seed: 1, tool: "latents"}, brush: "channel",
     steps: ["Paint a stroke on the finished picture with channel 1.", "Undo, choose another channel, paint again. Try the slider’s negative side, too."],
-    look: "Each channel shifts colour and light in its own way, and no channel is simply red or bright: the VAE chose its own code. One place of the latents colours about 8 × 8 pixels.",
+    look: "Each channel shifts colour and light in its own way, some hardly at all, and none is simply red or bright: the VAE found its own code. One place of the latents colours about 8 × 8 pixels.",
   },
   {
     id: "order", title: "The same words in another order", chapter: 3, settings: {prompt: CIRCLE, seed: 1},
@@ -26,8 +26,8 @@ export const TASKS = [
   },
   {
     id: "mix", title: "Half-way between two prompts", chapter: 3, settings: {prompt: CIRCLE, prompt2: "a green star on a yellow background", seed: 1, tool: "mix"},
-    steps: ["Press “Draw the whole way”.", "Move the slider slowly between the two pictures where the shape changes."],
-    look: "Colours slide, but the shape flips: the network has learned circles and stars, and nothing between them.",
+    steps: ["Press “Draw the whole way”.", "Move the slider slowly between the two pictures where most changes."],
+    look: "It is no cross-fade: every picture on the way is whole. Shape and colours flip at some point, and things may appear that neither prompt names, since vectors half-way may lie near other words.",
   },
   {
     id: "words", title: "Where each word is read", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "red",
@@ -36,28 +36,33 @@ export const TASKS = [
   },
   {
     id: "stop", title: "Change the word half-way", chapter: 5, settings: {prompt: CIRCLE, seed: 1}, at: 3,
-    steps: ["The run is held at step 3. Change “circle” to “star”: it goes on from there.", "Choose step 1, press Hold twice, and change the word again. Then try step 6."],
+    steps: ["The run is held at step 3. Change “circle” to “star”: it goes on from there.", "Write “circle” again and press Draw. Choose step 6 in the film, press Hold, and change the word there. Then try step 1."],
     look: "Early steps decide on place and shape, late ones only on details: the later the change, the less of a star.",
   },
   {
     id: "few", title: "How few steps are enough?", chapter: 5, settings: {prompt: PAIR, seed: 1, sampler: "ddim", steps: 20},
     steps: ["Take 10 steps, then 5, 3 and 2.", "Do the same with DPM++ 2M."],
-    look: "With few steps the picture stays blurred or keeps noise. DPM++ 2M uses the previous step, too, and needs fewer steps for the same picture.",
+    look: "Ten steps look much like twenty. Below five, shapes and colours fall apart. DPM++ 2M extrapolates from the previous prediction, which pays with small steps and goes wrong with huge ones.",
   },
   {
     id: "colours", title: "Find the guidance where colours break", chapter: 6, settings: {prompt: CIRCLE, seed: 1},
     steps: ["Move the guidance scale from 7.5 to 1, and to 0.", "Then to 15, 25 and 40."],
-    look: "At 0 the prompt has no effect; at 1 it is only a hint. Far beyond 7.5 the colours overshoot, edges fray, and in the end the shape breaks.",
+    look: "At 0 the prompt has no effect, at 1 it is only a hint. Far beyond 7.5, colours overshoot, the background gets spots, and halos appear around the edges.",
   },
   {
     id: "timestep", title: "How much noise hides a picture?", chapter: 7, settings: {prompt: CIRCLE, seed: 1, tool: "time"},
-    steps: ["Drag the timestep from 999 down to 0.", "At 500, change “circle” to “star” in the prompt, then try it at 900 and 200."],
-    look: "Training asks exactly this, at random timesteps. Under much noise, the guess comes from the words; under little noise, from the picture.",
+    steps: ["Drag the timestep from 999 down to 0.", "At 700, change “circle” to “star” in the prompt. Then try 950, 300 and 100."],
+    look: "Training asks exactly this, at random timesteps. Under much noise, the shape comes from the words; under little noise, from the picture.",
+  },
+  {
+    id: "noise", title: "Paint into the noise", chapter: 8, settings: {prompt: CIRCLE, seed: 1, tool: "latents"}, at: 8, colour: "yellow",
+    steps: ["The run is held at step 8. Paint a yellow spot beside the circle, and press “Go on from here”.", "Do the same at step 6, and at step 3."],
+    look: "Late, the spot stays as you painted it: the steps that are left hardly change anything. Early, the network takes it for noise, and the words win. Image to image chooses its start in the same way.",
   },
   {
     id: "repaint", title: "Repaint a part", chapter: 8, settings: {prompt: CIRCLE, seed: 1, tool: "repaint"}, words: "a yellow star on a blue background",
-    steps: ["Paint over the circle, a little beyond its edge, and press Repaint.", "Undo nothing: lower the strength to 0.5 and repaint again."],
-    look: "The kept part does not change by one bit, and the new part fits to it: at every step, the network sees both.",
+    steps: ["Paint over the circle, a little beyond its edge, and press Repaint.", "Press Draw, and repaint with strength 1. Then Draw again, and strength 0.4."],
+    look: "Outside the mask, nothing changes by one bit. At strength 1, the part begins as pure noise, and the new thing may lie anywhere, even be cut off; with less, it grows out of what was there.",
   },
 ];
 
@@ -76,7 +81,11 @@ export async function openTask(id) {
   change({...DEFAULTS, ...task.settings});
   app.quiet = false;
   if (task.words) byId("words").value = task.words;
-  if (task.brush) { const brush = document.querySelector(`[name=brush][value=${task.brush}]`); brush.checked = true; brush.dispatchEvent(new Event("input", {bubbles: true})); }
+  for (const [name, value] of [["brush", task.brush ?? "colour"], ["colour", task.colour ?? "red"]]) {
+    const choice = document.querySelector(`[name=${name}][value=${value}]`);
+    choice.checked = true;
+    choice.dispatchEvent(new Event("input", {bubbles: true}));
+  }
   writeAddress();
   const turn = holding = {}, result = await draw();
   if (turn !== holding || !result?.picture) return;
