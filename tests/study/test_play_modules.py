@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizer_strings
 import torch
@@ -126,3 +127,28 @@ def test_each_sampler_takes_pythons_steps():
         assert len(found) == len(expected) == count
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.tensor(ours).reshape(x.shape), theirs, rtol=2e-6, atol=2e-6)
+
+
+def test_the_engine_mixes_branches_paints_and_keeps_what_a_mask_keeps():
+    found = in_node("engine", schedule=SCHEDULE)
+    near = {name: np.array(values) for name, values in found.items() if name != "problems"}
+
+    def same(one, other):
+        return np.allclose(near[one], near[other], atol=1e-5)
+
+    assert same("first", "plain")
+    assert same("second", "other")
+    assert same("arc", "other")
+    assert not same("plain", "other")
+    assert same("branch", "whole")
+    assert not same("painted", "plain")
+    assert found["unchanged"] == found["latents"]
+    assert found["batches"] == [2]
+    assert found["single"] == [1, 3, 3]  # without guidance, one row; half of six steps
+    assert near["sums"] == pytest.approx(np.ones(256), abs=1e-5)
+    kept, latents = (near[name].reshape(4, 16, 16) for name in ("kept", "latents"))
+    assert kept[:, 8:] == pytest.approx(latents[:, 8:], abs=1e-4)
+    assert np.abs(kept[:, :8] - latents[:, :8]).max() > 0.1
+    expected = ["A mask needs a picture", "needs latents", "ddim", "Steps are 1 to 1000", "weights are", "not 3"]
+    for problem, words in zip(found["problems"], expected, strict=True):
+        assert words in problem
