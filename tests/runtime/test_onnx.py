@@ -7,9 +7,9 @@ import make_checkpoint
 import numpy as np
 import pytest
 import torch
-from conftest import fill, rest_slow
+from conftest import TINY, fill, rest_slow
 
-from sd.config import SD_V1, SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER
+from sd.config import SD_V1, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER
 from sd.runtime.onnx.checking import difference, exact_outputs
 from sd.runtime.onnx.description import tokenizer
 from sd.runtime.onnx.graphs import graphs_of, sizes
@@ -68,19 +68,45 @@ def test_a_difference_is_relative_only_to_values_above_1():
     assert np.isnan(difference([ones, np.array([1, np.nan, 1])], [ones, ones]))
 
 
+def export_and_compare(graph, network, path, *, halved=False):
+    """The difference at a size, batch and prompt length that neither the tracing nor the check on export has."""
+    from sd.runtime.onnx.graph_files import run_graph, session_of, shapes_of, write_graph
+
+    call = graph.call(network)
+    write_graph(path, graph, call, graph.examples(sizes(2, 154, 24, 16, 8), 0), halved=halved)
+    session, values = session_of(path), graph.examples(sizes(4, 77, 7, 12, 8), 5)
+    taken = {name: given["shape"] for name, given in shapes_of(session)["inputs"].items()}
+    assert taken == {name: list(given.shape) for name, given in graph.inputs.items()}
+    return difference(run_graph(session, graph, values), exact_outputs(call, values))
+
+
 @needs_onnx
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", [SD_V1, SD_V1_INPAINTING, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER], ids=lambda config: config.family
-)
+@pytest.mark.parametrize("config", [SD_V1, SD_V2, SDXL], ids=lambda config: config.family)
 def test_onnxruntime_computes_what_the_networks_do(config, tmp_path):
-    """At a size, batch and prompt length that neither the tracing nor the check on export has."""
-    from sd.runtime.onnx.graph_files import run_graph, session_of, write_graph
-
     config = make_checkpoint.tiny(config)
     networks = fill(config)
     for graph in graphs_of(config):
-        call, path = graph.call(networks[graph.part]), tmp_path / f"{graph.name}.onnx"
-        write_graph(path, graph, call, graph.examples(sizes(2, 154, 24, 16, 8), 0), halved=False)
-        values = graph.examples(sizes(4, 77, 7, 12, 8), 5)
-        assert difference(run_graph(session_of(path), graph, values), exact_outputs(call, values)) < 1e-4, graph.name
+        assert export_and_compare(graph, networks[graph.part], tmp_path / "x.onnx") < 1e-4, graph.name
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_networks_that_only_some_families_have_are_exported_too(tmp_path):
+    depth, refiner = make_checkpoint.tiny(SD_V2_DEPTH), make_checkpoint.tiny(SDXL_REFINER)
+    for config, name in ((depth, "depth"), (refiner, "text_encoder")):
+        (graph,) = (graph for graph in graphs_of(config) if graph.name == name)
+        assert export_and_compare(graph, fill(config)[graph.part], tmp_path / "x.onnx") < 1e-4, name
+
+
+@needs_onnx
+@pytest.mark.slow
+def test_weights_in_half_the_space_compute_in_float32(tmp_path):
+    (graph,) = (graph for graph in graphs_of(TINY) if graph.name == "vae_encoder")
+    network = fill(TINY)["vae"]
+    for parameter in network.parameters():
+        parameter.data = parameter.half().float()
+    whole, half = tmp_path / "whole.onnx", tmp_path / "half.onnx"
+    assert export_and_compare(graph, network, whole) < 1e-4
+    assert export_and_compare(graph, network, half, halved=True) < 1e-5  # in float16, it would be 1e-3
+    assert half.stat().st_size < 0.55 * whole.stat().st_size

@@ -32,6 +32,7 @@ from sd.runtime.weights import read_parameters
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}  # of the weights in the files
 TRACED = (2, 154, 24, 16)  # batch, tokens, height and width of the latents: all differ, and no level has a side of 1
+NOTHING = "Nothing was written."
 CHECKED = ((1, 77, 8, 8), (3, 231, 5, 9))  # other sizes; the sides of the second are odd
 
 
@@ -167,17 +168,22 @@ def write_checked(
     """Write one file and check it; also returns its inputs and outputs. Raises ExportError."""
     call, factor = graph.call(network), config.vae.factor
     write_graph(path, graph, call, graph.examples(sizes(*TRACED, factor), 0), halved=precision == "fp16")
-    session, found = session_of(path), []
+    session = session_of(path)
+    shapes = shapes_of(session)
+    for name, given in graph.inputs.items():
+        if shapes["inputs"][name]["shape"] != list(given.shape):
+            raise ExportError(
+                f"{path.name} takes {name} in the shape {shapes['inputs'][name]['shape']} only. {NOTHING}"
+            )
+    found = []
     for seed, each in enumerate(CHECKED, 1):
         values = graph.examples(sizes(*each, factor), seed)
         found.append(difference(run_graph(session, graph, values), exact_outputs(call, values)))
     furthest = float(np.max(found))  # NaN if one of them is
     if not furthest <= LIMIT:
-        raise ExportError(
-            f"{path.name} differs from the network by {furthest:.1e}, more than {LIMIT:g}. Nothing was written."
-        )
-    nbytes = sum(found.stat().st_size for found in path.parent.glob(f"{path.name}*"))
-    return Written(name=graph.name, nbytes=nbytes, difference=furthest), {"file": path.name, **shapes_of(session)}
+        raise ExportError(f"{path.name} differs from the network by {furthest:.1e}, more than {LIMIT:g}. {NOTHING}")
+    nbytes = sum(each.stat().st_size for each in path.parent.glob(f"{path.name}*"))
+    return Written(name=graph.name, nbytes=nbytes, difference=furthest), {"file": path.name, **shapes}
 
 
 def _check_disk(folder: Path, checkpoint: Checkpoint, precision: str) -> None:

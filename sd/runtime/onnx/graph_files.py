@@ -30,10 +30,9 @@ def write_graph(path: Path, graph: Graph, call: nn.Module, values: Sequence[Tens
     """
     import onnx_ir
 
-    dynamic = {
-        name: {axis: torch.export.Dim(side) for axis, side in enumerate(each.shape) if isinstance(side, str)}
-        for name, each in graph.inputs.items()
-    }
+    sides = [
+        {axis: side for axis, side in enumerate(each.shape) if isinstance(side, str)} for each in graph.inputs.values()
+    ]
     with _quiet():
         program = torch.onnx.export(
             call,
@@ -42,7 +41,7 @@ def write_graph(path: Path, graph: Graph, call: nn.Module, values: Sequence[Tens
             opset_version=OPSET,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            dynamic_shapes=(tuple(dynamic.values()),),
+            dynamic_shapes=(tuple(sides),),
             verbose=False,
         )
     model = program.model
@@ -85,16 +84,18 @@ def _halve(graph: "onnx_ir.Graph") -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says to developers: that torchvision is missing, and what will change in PyTorch."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter tells its developers: that torchvision is missing, or what it did not fold."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def session_of(path: Path) -> "onnxruntime.InferenceSession":
