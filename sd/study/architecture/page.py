@@ -16,7 +16,7 @@ from sd.study.architecture.pieces import amount, facts_list, parameter_table, sh
 from sd.study.architecture.sentences import CHAPTER, WITHOUT_WEIGHTS, sentence
 from sd.study.architecture.sheet import XMLNS
 from sd.study.architecture.table import blocks, summary
-from sd.study.chapters import chapters, where
+from sd.study.chapters import chapter, where
 
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
 TITLES = {"text_encoder": "Text encoder", "text_encoder_2": "Second text encoder"}
@@ -63,7 +63,7 @@ def page(architecture: Architecture, *, source_url: str | None = None, course: s
 def part(name: str, course: str | None) -> str:
     """A part of the model that is no network."""
     title, words, number = WITHOUT_WEIGHTS[name]
-    more = f'<span class="soft">{chapters((number,), course)}</span>'
+    more = f'<span class="soft">{chapter(number, course)}</span>'
     return f'<div id="part-{name}"><dt>{title}</dt><dd>{escape(words)}<br>{more}</dd></div>'
 
 
@@ -73,7 +73,8 @@ class Section:
     def __init__(self, network: Node, source_url: str | None = None, course: str | None = None):
         self.network = network
         self.source_url = source_url
-        self.more = f'<p class="soft">{chapters((CHAPTER[network.path],), course)}</p>'
+        number = CHAPTER.get(network.path)
+        self.more = "" if number is None else f'<p class="soft">{chapter(number, course)}</p>'
         self.title = TITLES.get(network.path, network.path)
         self.blocks = list(blocks(network))
         self.most = max(block.operations for block in self.blocks)

@@ -11,7 +11,7 @@ from string import Template
 
 from sd import __version__
 from sd.pipeline.xl_settings import REFINER
-from sd.study.chapters import chapters, where
+from sd.study.chapters import chapter, chapters, where
 
 PREDICTS = {
     "eps": "the noise (ε)",
@@ -155,7 +155,7 @@ def embedded(report: dict) -> str:
 def term(name: str, course: str | None) -> str:
     """An entry of the list of terms, from which the script takes its notes."""
     title, text, number = TERMS[name]
-    more = "" if number is None else f' <span class="more">{chapters((number,), course)}</span>'
+    more = "" if number is None else f' <span class="more">{chapter(number, course)}</span>'
     return f'<div id="term-{name}"><dt>{title}</dt><dd>{text}{more}</dd></div>'
 
 
