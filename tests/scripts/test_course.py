@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import course_adapters
 import course_pictures
 import draw_course
+import draw_denoising
 import numpy as np
 import pytest
 import torch
@@ -198,6 +199,13 @@ def redrawn(tmp_path_factory):
 def test_a_committed_figure_is_what_the_script_draws_from_the_embedded_model(name, redrawn):
     """If not: `make docs`."""
     assert is_up_to_date((COURSE / "figures" / name).read_bytes(), (redrawn / name).read_bytes())
+
+
+@pytest.mark.slow
+def test_the_first_picture_of_the_readme_is_what_the_script_draws():
+    with torch.no_grad():
+        drawn = draw_denoising.denoising(sd.load(device="cpu", precision="fp32"))
+    assert is_up_to_date((ROOT / "docs/denoising.png").read_bytes(), drawn)
 
 
 @pytest.mark.slow
