@@ -101,7 +101,7 @@ const ROOMS = {
     const kept = await run({ guidance: 1, init: { latents }, strength: 0.5, mask });
     Object.assign(found, { kept: numbers(kept), single: [Math.max(...batches), kept.steps, kept.records[0].step] });
     found.problems = [];
-    for (const wrong of [{ mask }, { from: { step: 3 } }, { sampler: "heun" }, { steps: 0 }, { prompt: "(a:11)" }, { from: { step: 0, latents: new Float32Array(3) } }]) {
+    for (const wrong of [{ mask }, { from: { step: 3 } }, { sampler: "heun" }, { steps: 0 }, { sampler: "ddim", steps: 600 }, { prompt: "(a:11)" }, { from: { step: 0, latents: new Float32Array(3) } }]) {
       found.problems.push(await run(wrong).then(() => "none", (error) => error.message));
     }
     return found;

@@ -149,6 +149,6 @@ def test_the_engine_mixes_branches_paints_and_keeps_what_a_mask_keeps():
     kept, latents = (near[name].reshape(4, 16, 16) for name in ("kept", "latents"))
     assert kept[:, 8:] == pytest.approx(latents[:, 8:], abs=1e-4)
     assert np.abs(kept[:, :8] - latents[:, :8]).max() > 0.1
-    expected = ["A mask needs a picture", "needs latents", "ddim", "Steps are 1 to 1000", "weights are", "not 3"]
+    expected = ["A mask needs a picture", "needs latents", "ddim", "1 to 1000", "timestep 600", "weights are", "not 3"]
     for problem, words in zip(found["problems"], expected, strict=True):
         assert words in problem

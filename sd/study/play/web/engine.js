@@ -63,7 +63,11 @@ export class Engine {
 
   tokens(prompt) { return stripOf(prompt, this.tokenizer); }
 
-  schedule({ sampler, steps }) { return samplingSteps(this.table, steps, this.samplerOf(sampler)); }
+  schedule({ sampler, steps }) {
+    const plan = samplingSteps(this.table, steps, this.samplerOf(sampler)), [{ timestep }] = plan;
+    if (steps <= 10 || timestep >= 0.9 * this.table.length) return plan;
+    throw new Error(`${steps} steps of ${sampler} would begin at timestep ${timestep}, too far from pure noise. Take a number that divides 1000.`);
+  }
 
   noise(seed) { return noiseSource(seed)(this.count); }
 
