@@ -10,7 +10,11 @@ CHAPTERS = {  # the file and the title
     5: ("5-noise-and-samplers.md", "Noise schedules and samplers"),
     6: ("6-guidance.md", "Classifier-free guidance"),
     7: ("7-training.md", "Training"),
-    8: ("8-variations.md", "Image to image, inpainting and depth"),
+    8: ("8-variations.md", "Image to image and inpainting"),
+    9: ("9-checkpoints.md", "What is in a checkpoint"),
+    10: ("10-adapters.md", "Adapters"),
+    11: ("11-version-2-and-xl.md", "Stable Diffusion 2 and XL"),
+    12: ("12-depth-and-editing.md", "Depth to image and editing"),
 }
 
 

@@ -59,7 +59,7 @@ def test_controls_have_names(read):
 def test_every_task_has_a_chapter_and_chapters_are_links_where_the_course_is_known(read):
     tasks = re.findall(r'title: "([^"]+)", chapter: (\d+)', SCRIPTS["page_tasks.js"])
     assert len(tasks) >= 8
-    assert {int(number) for _, number in tasks} == CHAPTERS.keys()
+    assert set(range(1, 9)) <= {int(number) for _, number in tasks} <= CHAPTERS.keys()
     for title, number in tasks:
         chapter = " ".join((COURSE / CHAPTERS[int(number)][0]).read_text(encoding="utf-8").split())
         assert f"“{title}”" in chapter[: chapter.index("##")]

@@ -4,7 +4,7 @@ import re
 
 from sd.study.architecture.description import Node
 
-CHAPTER = {"text_encoder": 3, "text_encoder_2": 3, "unet": 4, "vae": 2, "depth_network": 8}  # by network
+CHAPTER = {"text_encoder": 3, "text_encoder_2": 11, "unet": 4, "vae": 2, "depth_network": 12}  # by network
 BY_NAME = {  # of modules whose name says what they are for; numbers at the end are left out
     "token_embedding": "A table with one vector for each token of the vocabulary.",
     "position_embedding": "A table with one vector for each place in the row of tokens, added to the token's own.",
