@@ -1,6 +1,7 @@
 """Exported networks: what is in the files, and that they compute what the networks do."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import make_checkpoint
@@ -9,9 +10,12 @@ import pytest
 import torch
 from conftest import TINY, fill, rest_slow
 
+from convert.errors import UnsupportedFileError
+from convert.files.reader import open_checkpoint
 from sd.config import SD_V1, SD_V2, SD_V2_DEPTH, SDXL, SDXL_REFINER
 from sd.runtime.onnx.checking import difference, exact_outputs
 from sd.runtime.onnx.description import tokenizer
+from sd.runtime.onnx.export import check_model
 from sd.runtime.onnx.graphs import graphs_of, sizes
 from sd.text.tokenizer import Tokenizer
 
@@ -38,6 +42,12 @@ def test_each_family_exports_the_networks_it_has():
         "sdxl": ["text_encoder", "text_encoder_2", *last],
         "sd-v2-depth": ["text_encoder", "depth", *last],
     }
+
+
+def test_models_without_timesteps_are_refused(tiny_ckpt):
+    schedule = replace(SDXL.schedule, sigma_min=0.002, sigma_max=80.0)
+    with open_checkpoint(tiny_ckpt) as file, pytest.raises(UnsupportedFileError, match=r"^tiny.ckpt has noise levels"):
+        check_model(file, replace(SDXL, schedule=schedule), 1)
 
 
 def test_the_yardstick_has_float64s_digits_and_leaves_the_weights_alone():
