@@ -21,7 +21,7 @@ from convert.errors import UnsupportedFileError, named
 from convert.files.reader import CheckpointFile
 from convert.other_vae import opened_model
 from sd.config import ModelConfig
-from sd.files import folder_written_whole, length_problem
+from sd.files import folder_written_whole, length_problem, remove_leftovers
 from sd.networks.build import build_networks, parameter_shapes
 from sd.pipeline.errors import SettingError
 from sd.runtime.onnx.checking import LIMIT, difference, exact_outputs
@@ -89,6 +89,7 @@ def export_onnx(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}, got {precision!r}")
     check_folder(folder, force=force)
+    remove_leftovers([folder])
     with opened_model(path, weights, prediction, variant, vae) as (file, checkpoint):
         config = checkpoint.config
         check_model(file, config, clip_skip)
