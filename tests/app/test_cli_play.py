@@ -5,6 +5,7 @@ import hashlib
 import http.client
 import io
 import json
+import re
 import socket
 import tarfile
 import threading
@@ -85,6 +86,19 @@ def test_without_the_exporter_a_sentence_says_what_to_install(run, monkeypatch, 
     code, _, said = run("play", "-o", tmp_path / "play")
     assert code == 2
     assert "pip install 'sd-zoo[onnx]'" in said
+
+
+@pytest.mark.parametrize(("screen", "flags", "opened"), [(True, [], 1), (True, ["--no-open"], 0), (False, [], 0)])
+def test_the_page_is_opened_where_there_is_a_screen(run, parts, monkeypatch, tmp_path, screen, flags, opened):
+    addresses = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sd.app.cli.play.has_screen", lambda: screen)
+    monkeypatch.setattr("webbrowser.open", addresses.append)
+    monkeypatch.setattr(FolderServer, "serve_forever", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    code, out, said = run("play", "--port", 0, *flags)
+    assert (code, out) == (0, [])
+    (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", said)
+    assert addresses == [address] * opened
 
 
 @pytest.fixture

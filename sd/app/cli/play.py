@@ -1,6 +1,8 @@
 """`sd play`: the small model live in a browser."""
 
 import argparse
+import os
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         folder = current_folder(terminal, webgpu=args.webgpu)
         address = f"http://127.0.0.1:{sock.getsockname()[1]}/"
         say(f"the live model is at {address} (Ctrl+C ends it)")
-        if not args.no_open:
+        if has_screen() and not args.no_open:
             webbrowser.open(address)
         with FolderServer(folder, sock) as server:
             try:
@@ -58,3 +60,8 @@ def run(args: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 say("stopped.", quiet=args.quiet)
     return 0
+
+
+def has_screen() -> bool:
+    """Whether a browser has somewhere to show a page. Without a screen, Linux would start one in this terminal."""
+    return sys.platform in ("darwin", "win32") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
