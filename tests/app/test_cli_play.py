@@ -88,13 +88,17 @@ def test_without_the_exporter_a_sentence_says_what_to_install(run, monkeypatch, 
     assert "pip install 'sd-zoo[onnx]'" in said
 
 
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(("screen", "flags", "opened"), [(True, [], 1), (True, ["--no-open"], 0), (False, [], 0)])
 def test_the_page_is_opened_where_there_is_a_screen(run, parts, monkeypatch, tmp_path, screen, flags, opened):
     addresses = []
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("sd.app.cli.play.has_screen", lambda: screen)
     monkeypatch.setattr("webbrowser.open", addresses.append)
-    monkeypatch.setattr(FolderServer, "serve_forever", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(FolderServer, "serve_forever", interrupted)
     code, out, said = run("play", "--port", 0, *flags)
     assert (code, out) == (0, [])
     (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", said)

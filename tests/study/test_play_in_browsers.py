@@ -251,6 +251,11 @@ def test_without_the_headers_for_threads_it_computes_in_one(folder, browser, mod
         server.server_close()
 
 
+def test_opened_as_a_file_the_page_says_what_to_do(folder, browser):
+    browser.open(folder / "index.html")
+    assert "Run “sd play”" in browser.run("document.getElementById('loading').textContent")
+
+
 def test_firefox_draws_the_same_picture(address, model, tmp_path):
     executable = find_firefox()
     if executable is None:

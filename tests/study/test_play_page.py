@@ -43,7 +43,7 @@ def test_nothing_is_fetched_from_elsewhere_and_no_text_becomes_markup(read):
     (policy,) = [attrs["content"] for _, attrs in read.elements if "http-equiv" in attrs]
     assert policy.startswith("default-src 'none'")
     assert "unsafe-inline" not in policy
-    assert {*read.values("src"), *read.values("href", "link")} == {"page.js", "page.css", "data:,"}
+    assert {*read.values("src"), *read.values("href", "link")} == {"from_disk.js", "page.js", "page.css", "data:,"}
 
 
 def test_controls_have_names(read):
