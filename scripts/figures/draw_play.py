@@ -46,7 +46,7 @@ def main() -> None:
                 open_page(browser, address + PHONE, 390, 844)
                 browser.click("#mix-way")
                 browser.wait_for("byId('way').children.length === 5 && !app.running")
-                browser.run("byId('bench').scrollIntoView({block: 'end'})")
+                browser.run("byId('way').scrollIntoView({block: 'end'})")
                 save(browser, Path(folder, "shot.png"), ROOT / "docs/play-phone.png", 390)
         finally:
             browser.close()

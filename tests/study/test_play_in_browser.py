@@ -221,6 +221,21 @@ def test_paint_is_repainted_and_the_rest_stays_to_the_bit(opened):
     assert "repainted: a yellow star" in opened.run("import('./page_save.js').then(({parameters}) => parameters())")
 
 
+def test_pictures_drawn_before_come_back_with_their_steps_and_settings(opened):
+    first = pixels(opened)
+    assert opened.run("byId('before').hidden")
+    fill(opened, seed="2", guidance="3")
+    second = drawn(opened)
+    labels = "[...byId('shelf').children].map(button => button.innerText.trim())"
+    assert opened.run(labels) == ["seed 2, guidance 3", "“a red circle on a blue…”"]
+    opened.click("#shelf button:nth-child(2)")
+    assert (pixels(opened) == first).all()
+    assert opened.run("[app.settings.seed, byId('guidance').value, app.running, app.place]") == [1, "7.5", False, 6]
+    opened.click("#shelf button:first-child")
+    assert (pixels(opened) == second).all()
+    assert opened.run("byId('shelf').children.length") == 2
+
+
 def test_keys_alone_draw_stop_paint_and_choose_tools(opened):
     def reach(id):
         for _ in range(80):

@@ -14,6 +14,7 @@ import {setUpRepaint} from "./page_repaint.js";
 import {setUpMachine} from "./page_machine.js";
 import {openTask, setUpTasks} from "./page_tasks.js";
 import {save} from "./page_save.js";
+import {setUpShelf} from "./page_shelf.js";
 
 const EXAMPLES = {
   "star": "a yellow star on a striped purple background",
@@ -179,6 +180,7 @@ async function main() {
   setUpRepaint();
   setUpMachine();
   setUpTasks();
+  setUpShelf();
   listen("states", states);
   listen("shown", shown);
   listen("running", () => { states(); buttons(); byId("frame").setAttribute("aria-busy", String(app.running)); });

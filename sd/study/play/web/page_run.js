@@ -6,7 +6,7 @@ import {app, last, later, now, problem, request, say, tell} from "./page_state.j
 
 const stateOf = record => ({
   done: record.step + 1, steps: record.steps, timestep: record.timestep, alphaBar: record.alphaBar, sigma: record.sigma, sigmaNext: record.sigmaNext,
-  given: record.latents, latents: record.next, eps: record.eps, x0: record.x0, picture: record.preview, noisy: record.noisy, attention: record.attention, ms: record.ms,
+  given: record.latents, latents: record.next, eps: record.eps, x0: record.x0, picture: record.preview, attention: record.attention, ms: record.ms,
 });
 const stateBefore = record => ({done: record.step, steps: record.steps, sigmaNext: record.sigma, latents: record.latents, picture: record.noisy, attention: null});
 
@@ -41,6 +41,7 @@ function begin(kept, given, about) {
   app.fresh = true;
   app.about = about;
   problem(null);
+  say("Drawing…");
   tell("states");
   tell("running");
   return asked;
@@ -112,5 +113,14 @@ export function repaint(given) {
 }
 
 export const canGoOn = () => Boolean(now() && !app.running && now().done < now().steps);
+// A run that was finished before, as it was.
+export function restore({states, about}) {
+  app.run?.stop();
+  Object.assign(app, {run: null, running: false, held: null, fresh: true, states, about});
+  tell("states");
+  tell("running");
+  show(states.length - 1);
+}
+
 export const redraw = () => app.held === null ? draw() : goOn(app.held);
 export const redrawSoon = later(150, () => redraw().catch(problem));
