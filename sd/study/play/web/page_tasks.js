@@ -30,9 +30,9 @@ export const TASKS = [
     look: "It is no cross-fade: every picture on the way is whole. Shape and colours flip at some point, and things may appear that neither prompt names, since vectors half-way may lie near other words.",
   },
   {
-    id: "words", title: "Where each word is read", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "red",
-    steps: ["Point at “red”, “circle”, “green”, “square” in turn.", "Step back to step 2, and point again."],
-    look: "A word is read where its thing is, and already in the first steps, when the picture still shows next to nothing.",
+    id: "words", title: "Where each word is read", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "circle",
+    steps: ["Point at “circle” and “square”, then at “red” and the other words.", "Step back to step 2, and point again."],
+    look: "A noun lights up where its thing is, even at step 2, and the word after it may do so, too: the vector of a token also holds the words before it. So the colour can be read from the noun, and “red” itself need not be.",
   },
   {
     id: "stop", title: "Change the word half-way", chapter: 5, settings: {prompt: CIRCLE, seed: 1}, at: 3,
