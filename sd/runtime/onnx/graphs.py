@@ -40,7 +40,7 @@ class Call(nn.Module):
 
 
 def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Graph:
         return Call(network, tuple(self.inputs), self.method, self.fixed).eval()
 
     def examples(self, sizes: dict[str, int], seed: int) -> tuple[Tensor, ...]:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         return tuple(each.example(sizes, generator) for each in self.inputs.values())
 
 
@@ -92,7 +92,7 @@ def _text_encoder(config: ModelConfig, name: str, clip_skip: int) -> Graph:
 
     def prompt(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Rows of words between the start and the end token, then padding."""
-        rows = torch.randint(START, shape, generator=generator)
+        rows = torch.randint(START, shape, generator=generator, dtype=torch.int64, device="cpu")
         rows[:, 0], rows[:, -1] = START, encoder.pad_token
         rows[:, shape[1] // 2] = END
         return rows
@@ -112,7 +112,7 @@ def _unet(config: ModelConfig) -> Graph:
     unet, last = config.unet, config.schedule.timesteps - 1
 
     def timesteps(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return last * torch.rand(shape, generator=generator)
+        return last * torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     inputs = {
         "x_t": Input(shape=("batch", unet.in_channels, "height", "width")),
@@ -153,4 +153,4 @@ def _vae(config: ModelConfig) -> list[Graph]:
 
 
 def picture(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return 2 * torch.rand(shape, generator=generator) - 1
+    return 2 * torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 1
