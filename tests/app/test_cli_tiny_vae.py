@@ -137,6 +137,7 @@ def test_a_folder_that_a_picture_was_decoded_with_is_missed(run, tiny_ckpt, tmp_
     assert "00001-1.png was made with the tiny VAE taesd: give it with --tiny-vae FILE" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["explain", *(pytest.param(c, marks=pytest.mark.slow) for c in ("bench", "noise"))])
 def test_other_commands_decode_with_it(run, tiny_ckpt, file, command, monkeypatch):
     used = []

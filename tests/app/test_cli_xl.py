@@ -52,6 +52,7 @@ COMMANDS = {  # words of a command -> its size, and how many pictures it makes
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", rest_slow(["both", "sdxl", "sdxl-refiner", "sdxl-inpainting"]))
 @pytest.mark.parametrize("command", rest_slow(list(COMMANDS), quick=4))
 def test_every_picture_command_draws(run, files, command, family):
@@ -105,6 +106,7 @@ def draw(run, named, monkeypatch):
     return draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", rest_slow([(flag,) for flag in OWN]), ids=lambda flag: flag[0])
 def test_each_flag_changes_the_picture_is_stored_and_is_used_again(draw, flag):
     name, value = OWN[flag]

@@ -73,6 +73,7 @@ def test_every_model_of_a_folder_has_a_line(call, things):
     assert not (things.parent / "marker").exists()
 
 
+@pytest.mark.slow
 def test_several_files_have_a_line_each_in_their_order(call, things):
     names = ["models/sub/lora.safetensors", "models/tiny.ckpt", "models/folder"]
     code, out, err = call("inspect", *names)

@@ -76,6 +76,7 @@ def picture_text(data):
     return Image.open(BytesIO(data)).text["sd"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", rest_slow([3, 2, 5]))
 def test_parts_make_the_same_bytes_as_one_process(make, finished, tmp_path, parts):
     for i in range(1, parts + 1):

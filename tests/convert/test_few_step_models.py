@@ -146,6 +146,7 @@ def lcm_file(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_pictures_of_a_latent_consistency_model_take_its_settings_unless_others_are_given(lcm_file, run):
     code, _, err = run("txt2img", "a cat", "-m", lcm_file, "-W", 64, "-H", 64, "-s", 1, "-o", "a.png")
     assert code == 0

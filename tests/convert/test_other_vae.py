@@ -42,6 +42,7 @@ def expected(tiny_state, other_state):
     return {name: other_state.get(name, tiny_state[name]) for name in WEIGHTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["sd-zoo", "original", "diffusers"])
 def test_the_vae_of_another_file_is_in_the_place_of_the_models_own(tmp_path, tiny_ckpt, other, expected, layout):
     target = tmp_path / ("x" if layout == "diffusers" else "x.safetensors")

@@ -40,6 +40,7 @@ def weight(name):
     return modules(FAMILY)[module_names(FAMILY)[name]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_module_of_every_family_comes_back_from_diffusers_and_peft(tmp_path, family):
     """With alphas that differ between modules."""

@@ -229,6 +229,7 @@ def full(tmp_path_factory, full_state):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["model", pytest.param("ema", marks=pytest.mark.slow)])
 def test_everything_comes_back_as_it_was(tmp_path, full, full_state, weights):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.ckpt"

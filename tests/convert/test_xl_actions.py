@@ -38,6 +38,7 @@ def adapter(tmp_path_factory):
     return lora(tmp_path_factory.mktemp("adapters") / "detail.safetensors", lora_shapes(FAMILY, conv=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", rest_slow(["original", "diffusers"]))
 def test_baked_adapters_are_the_sum_in_every_network(tmp_path, models, adapter, layout, run):
     target = tmp_path / ("baked" if layout == "diffusers" else "baked.safetensors")

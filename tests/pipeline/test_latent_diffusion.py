@@ -141,6 +141,7 @@ def test_a_picture_that_is_not_finite_is_refused_rather_than_black(model):
         model.decode(torch.full((1, 4, 8, 8), 1e38))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part", [pytest.param("text_encoder", marks=pytest.mark.slow), "unet", pytest.param("vae", marks=pytest.mark.slow)]
 )
@@ -288,6 +289,7 @@ def test_a_checkpoint_for_inpainting_makes_no_picture_from_text_alone():
         final(assemble(config, fill(config)), [settings()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLER_INFO)
 def test_velocity_models_can_begin_at_pure_noise(tiny_networks, sampler):
     model = assemble(replace(TINY, prediction="v"), tiny_networks)

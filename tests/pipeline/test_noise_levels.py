@@ -75,6 +75,7 @@ def kinds(table):
     return [pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow) for kind in table]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds(LEVELS))
 def test_ten_guided_steps_equal_those_of_diffusers(networks, theirs, kind):
     prediction, levels, sampler, schedule, theirs.scheduler = LEVELS[kind]

@@ -64,6 +64,7 @@ def theirs(networks):
     return first, second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), rest_slow(SAMPLERS))
 @pytest.mark.parametrize("switch", rest_slow([0.8, 0.45]))
 def test_the_hand_over_equals_that_of_diffusers(pair, theirs, sampler, schedule, switch):

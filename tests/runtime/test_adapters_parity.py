@@ -45,6 +45,7 @@ def pipeline(paths):
 ALONE = [pytest.param([name], marks=pytest.mark.slow) for name in STRENGTHS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[*STRENGTHS], *ALONE], ids=", ".join)
 def test_networks_compute_the_same_as_with_merged_weights_of_diffusers(tiny_ckpt, paths, pipeline, names):
     model = load(tiny_ckpt, device="cpu", precision="fp32")

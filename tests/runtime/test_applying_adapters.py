@@ -251,6 +251,7 @@ def test_differences_of_biases_and_norms_are_added_and_a_missing_bias_is_made(lo
     assert same(state_of(loaded), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_weights_that_were_trained_are_the_base(tiny_ckpt, files, precision):
     """Also a packed one, and those that some optimisers change without a trace."""
@@ -279,6 +280,7 @@ def test_what_is_trained_on_top_of_an_adapter_is_the_base_of_the_next(tiny_ckpt,
     assert torch.equal(weight, trained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "kind"),
     [
@@ -365,6 +367,7 @@ def pickled(model):
     return pickle.loads(pickle.dumps(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("copied", "precision"),
     [
@@ -422,6 +425,7 @@ def baked(files):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, *(pytest.param(each, marks=pytest.mark.slow) for each in ({"tile": "x"}, {"merge_tokens": 0.5}))],
@@ -458,6 +462,7 @@ def test_without_the_loaders_runner_it_says_so(model):
     assert plain.adapters == ()
 
 
+@pytest.mark.slow
 def test_weights_that_visit_a_device_are_changed_at_home(files):
     model = assemble(TINY, fill(TINY))
     expected = replace(model, runner=Execution())

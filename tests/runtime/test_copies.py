@@ -54,6 +54,7 @@ def picture_of(model):
     return picture.tobytes(), picture.info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
 @pytest.mark.parametrize("model", ["new", "used"])
 def test_a_copy_makes_the_same_picture_and_carries_the_same_settings(used, copied, model):
@@ -78,6 +79,7 @@ def test_a_pickle_is_no_larger_than_the_model(used):
     assert len(pickle.dumps(model)) < 1.1 * size
 
 
+@pytest.mark.slow
 def test_a_copy_is_run_with_the_same_options():
     model = load(low_memory=True, tiled_vae=True)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

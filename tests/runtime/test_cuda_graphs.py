@@ -46,6 +46,7 @@ def models(tiny_networks):
     return plain, replace(plain, runner=Execution(recorder=recorder)), recorder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "plms", "heun"])
 def test_captured_predictions_make_the_same_pictures_with_every_kind_of_sampler(models, sampler):
     plain, captured, recorder = models
@@ -70,6 +71,7 @@ def test_an_embedded_guidance_scale_is_an_input_of_the_captured_prediction():
     assert (recorder.recorded, len(programs)) == (1, 1)
 
 
+@pytest.mark.slow
 def test_each_size_and_kind_of_prediction_is_captured_once(models):
     """Prompts that change on the way are inputs of the same graph."""
     plain, captured, recorder = models

@@ -95,6 +95,7 @@ def test_a_picture_is_the_same_whatever_the_program_around_has_set(embedded, exp
         assert found == expected[name], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", rest_slow(["float64", "meta", "inference"]))
 def test_a_model_that_is_loaded_there_makes_the_same_picture(expected, state):
     with STATES[state]():
@@ -132,6 +133,7 @@ def test_a_picture_leaves_the_programs_own_random_numbers_and_settings_alone(emb
     assert state() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLER_INFO)
 def test_every_sampler_makes_the_same_latents_with_another_default(model, sampler):
     job = settings(sampler=sampler, steps=3, guidance_scale=1)

@@ -227,6 +227,7 @@ def test_a_loaded_model_computes_in_8_bits_and_keeps_the_files_weights(tiny_ckpt
     assert np.abs(pixels(model.make(batch)[0]).astype(int) - expected).mean() < 4
 
 
+@pytest.mark.slow
 @needs_int8
 @pytest.mark.parametrize("low_memory", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_adapters_and_copies_of_a_model(tiny_ckpt, tmp_path, low_memory):
@@ -254,6 +255,7 @@ def test_the_unet_of_every_family_predicts_in_8_bits(family):
     assert 1e-3 < distance(found, exact) < 8e-2  # made-up weights, which pass errors on undamped
 
 
+@pytest.mark.slow
 @needs_int8
 def test_with_low_memory_the_copies_go_and_the_picture_stays(tiny_ckpt):
     plain, low = (sd.load(tiny_ckpt, device="cpu", precision="int8", low_memory=low) for low in (False, True))
@@ -263,6 +265,7 @@ def test_with_low_memory_the_copies_go_and_the_picture_stays(tiny_ckpt):
     assert not any("_packed" in vars(each) for each in low.unet.modules())
 
 
+@pytest.mark.slow
 @needs_int8
 @pytest.mark.parametrize("low_memory", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_unet_that_overflows_goes_on_in_float32_without_8_bits(tiny_ckpt, monkeypatch, low_memory):
@@ -282,6 +285,7 @@ def psnr(found, expected):
     return 10 * np.log10(255**2 / ((found.astype(float) - expected) ** 2).mean())
 
 
+@pytest.mark.slow
 @needs_int8
 def test_pictures_of_the_embedded_model_stay_the_same_to_the_eye():
     models = {precision: sd.load(device="cpu", precision=precision) for precision in ("fp32", "int8")}

@@ -111,6 +111,7 @@ def test_load_keeps_the_options_and_nothing_is_packed(tiny_ckpt):
     assert not any(isinstance(module, PackedConv2d) for module in model.unet.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_on_a_cpu_weights_rest_in_the_file_and_pictures_are_the_same(tiny_ckpt, tmp_path, precision):
     """Also with a network that overflows, with an adapter put on and off, and in a copy."""

@@ -111,6 +111,7 @@ def drawn():
         return vae, latents, copy.deepcopy(vae).double().decode(latents.double())
 
 
+@pytest.mark.slow
 def test_a_drawn_picture_is_the_same_to_less_than_a_level(drawn):
     vae, latents, exact = drawn
     error = 127.5 * (decode_tiled(vae, latents, tile=10) - exact)

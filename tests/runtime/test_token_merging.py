@@ -152,6 +152,7 @@ def test_attention_is_that_of_plain_loops(height, width, share):
 # ---------- predictions ----------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "guided", "tile"),
     [

@@ -49,6 +49,7 @@ def weights(model):
     return {part: copy.deepcopy(getattr(model, part).state_dict()) for part in PARTS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, pytest.param(-0.5, marks=pytest.mark.slow)])
 def test_networks_compute_what_those_of_diffusers_compute_with_merged_weights(xl, adapter, pipeline, strength):
     model = load(xl, device="cpu", precision="fp32")
@@ -103,6 +104,7 @@ def test_every_network_changes_by_the_product_and_back_to_the_bit(xl, adapter):
     assert all(torch.equal(value, before[part][name]) for part in PARTS for name, value in weights(model)[part].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", rest_slow(["diffusers", "peft"]))
 def test_other_spellings_do_the_same(xl, adapter, tmp_path, spelling):
     model = load(xl, device="cpu", precision="fp32")
@@ -176,6 +178,7 @@ def word(folder, name="easy", first=64, second=64, count=2):
     return path
 
 
+@pytest.mark.slow
 def test_both_encoders_learn_a_word_and_forget_it(model, tmp_path):
     """What each reads is diffusers' context with its vectors in the rows of new tokens."""
     plain = model.encode_texts(["a easy cat"])

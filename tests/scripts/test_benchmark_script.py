@@ -169,6 +169,7 @@ def test_steps_are_asked_for_together_and_contenders_started_at_once(tmp_path, m
     assert sum(unit == "load" for _, unit, _ in asked) == 2
 
 
+@pytest.mark.slow
 def test_on_a_gpu_diffusers_is_tuned_as_its_documentation_advises_and_predicts_the_same(theirs, monkeypatch):
     from torch._inductor import config
 

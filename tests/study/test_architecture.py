@@ -64,6 +64,7 @@ def test_every_parameter_and_original_key_stands_at_exactly_one_node_with_its_sh
 ROWS = [(SD_V2, "sd-v2"), (SDXL_REFINER, "sdxl-refiner"), (SDXL, "sdxl-base")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "listed"), rest_slow(ROWS, quick=2))
 def test_keys_are_those_of_the_original_file_where_it_joins_weights(config, listed):
     """A tensor of several weights stands at each of them, with the part that it is."""
@@ -80,6 +81,7 @@ def test_keys_are_those_of_the_original_file_where_it_joins_weights(config, list
     assert all(sizes[key] == numbers for key, numbers in found.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "width", "height"), [(SD_V1_INPAINTING, 256, 320), (TINY, 72, 200)])
 def test_operations_of_every_network_are_what_pytorch_counts(config, width, height):
     networks = build_networks(config)
@@ -101,6 +103,7 @@ def test_operations_of_every_module_of_the_unet_are_what_pytorch_counts(nodes):
         assert nodes[path].operations == counted[path], path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SD_V1, SD_V1_INPAINTING, SD_V1_EDIT, TINY])
 def test_blocks_of_the_unet_are_the_rows_of_the_plan(config):
     seen = nodes_of(look_at(config))

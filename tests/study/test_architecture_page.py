@@ -277,6 +277,7 @@ def test_page_fits_the_window_without_warnings_or_requests(browser, path, width,
     check_window(browser, path, width, scheme, open_and_search)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_has_enough_contrast(browser, path, scheme):
     """WCAG 2, success criterion 1.4.3: a contrast of at least 4.5."""

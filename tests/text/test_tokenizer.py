@@ -99,6 +99,7 @@ def test_entities_are_resolved_twice_where_ftfy_leaves_them_alone():
     assert clean("<b> caf&amp;amp;eacute;") == "<b> caf&eacute;"
 
 
+@pytest.mark.slow
 def test_transformers_agrees_on_every_string_outside_the_listed_classes(strings, transformers_encode):
     cleaned = [(text, original_clean(text)) for text in strings]
     different = [(text, after) for text, after in cleaned if transformers_encode(after) != original_ids(text)]

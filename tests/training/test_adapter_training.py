@@ -96,6 +96,7 @@ def test_at_first_an_adapter_adds_nothing_and_only_later_something():
     assert (predict(networks) - before).norm() > 0.1 * before.norm()
 
 
+@pytest.mark.slow
 def test_the_same_seed_makes_the_same_adapter_and_random_numbers_of_others_do_not_matter():
     made = []
     for seed, global_seed in ((1, 0), (1, 5), (2, 0)):

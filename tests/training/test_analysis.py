@@ -136,6 +136,7 @@ def test_two_things_and_their_relation_are_read_correctly_and_no_other_relation_
             assert not follows(picture, other).all
 
 
+@pytest.mark.slow
 def test_a_thin_ring_has_its_own_colour_and_not_a_mixture_with_the_background():
     """Small and blurred at 64 pixels: 2 to 3 pixels of colour, none of them pure."""
     right = []

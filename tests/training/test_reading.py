@@ -119,6 +119,7 @@ def test_a_text_encoder_learns_to_read(text_encoder, tokenizer, tmp_path):
     assert sum(losses[-5:]) / 5 < 0.85 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_stopped_training_continues_as_if_it_had_not_been_stopped(text_encoder, tokenizer, tmp_path):
     start = {name: value.clone() for name, value in text_encoder.state_dict().items()}
     describe, results = ShapesDataset(5, 128).describe, []

@@ -96,6 +96,7 @@ def test_the_score_compares_pictures_with_and_without_an_adapter(tmp_path, capsy
         score_adapters.main([str(tmp_path)])
 
 
+@pytest.mark.slow
 def test_the_tiny_vae_decodes_as_the_vae_does_and_is_small(embedded):
     """28 dB for three new pictures; the mean of forty is 31 dB."""
     tiny = sd.load(precision="fp32", tiny_vae=TINY_VAE)

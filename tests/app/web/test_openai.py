@@ -72,6 +72,7 @@ def test_fields_beyond_theirs(client):
     assert answer["data"][0]["settings"]["steps"] == 15
 
 
+@pytest.mark.slow
 def test_a_stream_has_previews_and_the_picture(client):
     events = events_in(generate(client, stream=True, partial_images=2, steps=20))
     names = [name for name, _ in events]
