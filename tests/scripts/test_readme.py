@@ -27,7 +27,7 @@ EDITS = make_checkpoint.tiny(SD_V1_EDIT)
 SIZE, STEPS = ["-W", "64", "-H", "64"], ["--steps", "2"]
 MAKES = {"txt2img", "img2img", "inpaint", "edit", "explain", "noise"}
 # Parsed, but not run: they take long, use the network, or need files that have the names of real ones
-ONLY_PARSED = ("sd bench", "sd models", "sd serve", "sd export", "v1-5-", "512-depth-", "--expand")
+ONLY_PARSED = ("sd bench", "sd models", "sd serve", "sd play", "sd export", "v1-5-", "512-depth-", "--expand")
 OTHER_TOOLS = (
     "pip",
     "python3",
