@@ -173,6 +173,7 @@ def test_the_table_says_what_was_found():
 FURTHER = {SD_V1_DEPTH: 2, SD_V1_EDIT: 3, SD_V1_INPAINTING: 2, SD_V2_DEPTH: 2}  # predictions in a guided step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", FURTHER, ids=lambda config: config.family)
 def test_a_unet_with_further_channels_is_given_what_it_reads(config):
     narrow = make_checkpoint.tiny(config)

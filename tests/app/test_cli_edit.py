@@ -101,6 +101,7 @@ def test_lines_of_a_file_have_scales_of_their_own_and_a_stopped_run_goes_on(run,
     assert (again, (files / paths[1]).read_bytes()) == ([paths[1]], before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "flags", "parts"),
     [

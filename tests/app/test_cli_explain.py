@@ -133,6 +133,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "flags", "problem"), REFUSED.values(), ids=REFUSED)
 def test_what_does_not_go_with_the_model_is_refused(run, tiny_ckpt, tmp_path, pictures, family, flags, problem):
     checkpoint = saved(family, tmp_path / "x.ckpt") if family else tiny_ckpt

@@ -201,6 +201,7 @@ def test_an_existing_file_is_one_as_a_whole_even_if_it_ends_like_a_strength(lora
 # Refused, before any weights are read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

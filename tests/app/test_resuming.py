@@ -159,6 +159,7 @@ def test_a_thousand_pictures_are_the_same_however_often_the_run_is_killed(tmp_pa
     assert killed == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "remade"),
     [((), 0), (("--prediction", "v"), 2), pytest.param(("--vae", "own"), 2, marks=pytest.mark.slow)],

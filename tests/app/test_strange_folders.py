@@ -182,6 +182,7 @@ class Full(io.RawIOBase):
         return len(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [*PRINTING.values(), "--help", "--version", *(f"{name} --help" for name in COMMANDS)])
 def test_a_full_stdout_is_one_sentence(words, tiny_ckpt, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

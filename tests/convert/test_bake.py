@@ -55,6 +55,7 @@ def baked(source, target, *adapters, **options):
     return stored(target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "into"),
     [

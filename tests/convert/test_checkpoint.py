@@ -92,6 +92,7 @@ def test_the_training_step_and_the_native_size_beside_the_weights_are_read(look,
     assert (found.global_step, found.config) == (17, replace(TINY, native_size=256))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [100, 56, 4104, -64, 256.0, True, "256", None, 10**30])
 def test_a_native_size_that_no_picture_has_is_left_aside(look, state, size):
     assert look({"state_dict": state, "native_size": size}, name="x.ckpt").config == TINY

@@ -366,6 +366,7 @@ def set_config(part, name, value):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -167,6 +167,7 @@ def test_settings_of_another_depth_network_are_refused(settings, problem):
     assert problem in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "shape", "problem"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_depth_networks_are_refused(tmp_path, state, name, shape, problem):
     damaged = {key: value for key, value in state.items() if not key.startswith("model_ema")}

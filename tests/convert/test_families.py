@@ -130,6 +130,7 @@ NAMES = {  # one name of a file -> the row that it tells
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "row", "words", "seen"), KINDS, ids=[f"{kind[1]}-{kind[2][:20]}" for kind in KINDS])
 def test_each_family_is_told_by_one_row_and_refused_with_what_is_seen(make, row, words, seen):
     shapes = make()

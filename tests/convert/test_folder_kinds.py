@@ -179,6 +179,7 @@ def test_of_a_training_checkpoint_the_unet_can_be_taken(copy, tmp_path, ours):
     convert(copy / "unet_ema", tmp_path / "ema.safetensors", part="unet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

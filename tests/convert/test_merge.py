@@ -104,6 +104,7 @@ def test_every_weight_of_every_family_has_its_share(family):
         assert {value for name, value in found.items() if name.startswith(start)} <= {expected}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("third", [False, True])
 def test_an_inpainting_model_stays_one(tmp_path, run, models, third):
     others = [models[name] for name in ("b", "c")[: 1 + third]]
@@ -176,6 +177,7 @@ def others(tmp_path, models):
     return {"V": velocity, "N": narrow, "W": models["wide"]} | {name.upper(): models[name] for name in "abc"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

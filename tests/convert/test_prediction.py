@@ -45,6 +45,7 @@ def read(path, **options):
         return read_checkpoint(file, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "metadata", "yaml", "asked", "expected", "why", "warnings"),
     [
@@ -89,6 +90,7 @@ def test_a_damaged_yaml_is_ignored_and_told(save):
     assert look(path).said.warnings == ("m.yaml beside it is ignored: it is not a file.",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metadata", "yaml"), [({"modelspec.prediction_type": "sample"}, None), ({}, V_YAML.replace('"v"', "x0"))]
 )
@@ -127,6 +129,7 @@ def test_the_noise_levels_of_the_yaml_count_where_they_differ(save, tmp_path):
 # Who writes it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "layout", "asked"),
     [
@@ -211,6 +214,7 @@ def test_inspect_says_what_is_predicted_and_why(save, run):
     assert found["zero_terminal_snr"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metadata", "yaml", "step", "expected"),
     [

@@ -94,6 +94,7 @@ def renamed(state, rename):
     return {rename(name): value for name, value in state.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rename",
     [
@@ -188,6 +189,7 @@ def test_damaged_or_missing_position_ids_do_not_matter(save, tiny_state):
     loads(save(bare), tiny_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [0, 1, 2])
 def test_attention_of_the_vae_and_projections_may_be_linear_or_convolutions(save, tiny_state, axes):
     pointwise = [name for name, unit in original_names(TINY).values() if unit]

@@ -90,6 +90,7 @@ def test_original_ours_original_keeps_every_bit(tmp_path, path, plain, container
     same_bits(back, plain | {PREDICTS_V: torch.empty(0)})
 
 
+@pytest.mark.slow
 def test_half_precision_joins_what_was_apart(tmp_path, path, plain):
     """q, k and v are three tensors in ours, one in the original."""
     convert(path, tmp_path / "ours.safetensors", prediction="v")
@@ -150,6 +151,7 @@ REFUSED = {  # what no released command makes pictures with -> the class of its 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
 def test_relatives_that_are_not_supported_are_named(tmp_path, run, kind, is_folder):
@@ -201,6 +203,7 @@ def test_the_spread_is_read_in_bfloat16_and_of_averaged_weights(tmp_path, plain,
         assert look(tmp_path / f"{number}.safetensors").said.prediction == predicts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [SD_V2, SD_V2_INPAINTING, SD_V2_EDIT], ids=lambda config: config.family)
 def test_openclips_names_tell_version_2_at_every_width(tmp_path, family):
     """Also without what is never run of OpenCLIP, as `sd convert` leaves it out: nothing else has its names here."""

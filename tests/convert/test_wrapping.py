@@ -93,6 +93,7 @@ RENAMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RENAMED)
 def test_words_and_prefixes_of_any_framework_are_dropped_and_said(state, path, how):
     torch.save({"state_dict": {RENAMED[how](name): value for name, value in state.items()}}, path)
@@ -116,6 +117,7 @@ def test_the_commands_say_which_words_were_dropped(state, path, run):
     assert json.loads(run("inspect", "--json", path)[1][0])["dropped"] == ["_forward_module", "net"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PREFIXES)
 @pytest.mark.parametrize("prefix", ["", "net.", "module.net.", "_orig_mod."])
 def test_a_network_alone_is_found_under_any_prefix(state, path, part, prefix):
@@ -158,6 +160,7 @@ def attention(name, spelled):
     return name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelled", ATTENTION)
 @pytest.mark.parametrize("axes", [0, 2])
 def test_every_spelling_of_the_vae_s_attention_is_read_in_the_original_layout(state, path, spelled, axes):
@@ -174,6 +177,7 @@ def test_every_spelling_of_the_vae_s_attention_is_read_in_the_original_layout(st
         assert len(same_weights(path, "vae").tensors) == 248
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelled", ATTENTION)
 @pytest.mark.parametrize("root", ["vae.", "first_stage_model.", ""])
 def test_every_spelling_of_the_vae_s_attention_is_read_in_diffusers_layout(state, path, spelled, root):
@@ -291,6 +295,7 @@ def test_numbers_beside_the_weights_are_read_from_every_dictionary_around_them(s
     assert (report.epoch, report.global_step) == (2, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -326,6 +331,7 @@ def test_a_structure_that_is_deep_or_repeats_itself_ends(path):
 # Tensors that are not used
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -94,6 +94,7 @@ def test_what_is_extracted_gives_the_other_model_when_it_is_added(tmp_path, mode
         assert (value - wanted[ours]).norm() <= 1e-6 * wanted[ours].norm(), ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("third", [False, True])
 def test_merged_networks_are_those_of_the_formula(models, third, run):
     paths = [models[name] for name in ("abc" if third else "ab")]

@@ -176,6 +176,7 @@ def states():
     return {name: make_checkpoint.made_up_state_dict(config) for name, config in NARROW.items()}
 
 
+@pytest.mark.slow
 @by_family
 def test_a_model_is_loaded_with_every_weight_in_its_place(tmp_path, states, family):
     config = NARROW[family.family]

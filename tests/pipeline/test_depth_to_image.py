@@ -65,6 +65,7 @@ def last(model, batch, start):
     return latents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.3, 0.7])
 def test_latents_equal_diffusers(networks, picture, depth_map, strength, tmp_path):
     from diffusers import DDIMScheduler, StableDiffusionDepth2ImgPipeline

@@ -63,6 +63,7 @@ def test_every_sampler_and_every_schedule_runs_and_stays_finite(model, sampler, 
     assert latents.abs().max() < 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -337,6 +338,7 @@ def theirs_by_sampler(theirs):
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "scheduler"),
     [

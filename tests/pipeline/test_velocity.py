@@ -68,6 +68,7 @@ def test_guided_steps_equal_those_of_diffusers(networks, theirs, sampler, schedu
     assert error(networks, theirs, SAMPLERS[sampler, schedule], steps, **options) < NARROW
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rescale", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 @pytest.mark.parametrize("sampler", FROM_PURE_NOISE)
 def test_steps_from_pure_noise_equal_those_of_diffusers(networks, theirs, sampler, rescale):

@@ -193,6 +193,7 @@ def test_with_another_vae_the_weights_are_still_those_of_the_model(tiny_ckpt, fi
     assert same(state_of(model), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_base_is_read_in_the_files_precision_and_rounded_once(loaded, loaded_in, tmp_path, precision):
     base, target = weight_of(loaded, Q), weight_of(loaded_in(precision), Q)
@@ -205,6 +206,7 @@ def test_a_base_is_read_in_the_files_precision_and_rounded_once(loaded, loaded_i
     assert not torch.equal(target, (base.to(dtype) + change).to(dtype))  # rounded twice
 
 
+@pytest.mark.slow
 def test_order_and_history_do_not_matter(loaded, files):
     a, b, c = ((files[name], strength) for name, strength in (("lora", 0.8), ("locon", -0.3), ("text", 1)))
     loaded.apply([a, b, c])
@@ -319,6 +321,7 @@ FAULTS = {  # a file or argument, the precision of the model, the error, a part 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_with_one_that_cannot_be_used_everything_stays(loaded_in, tiny_ckpt, files, tmp_path, monkeypatch, fault):
     given, precision, error, sentence = FAULTS[fault]

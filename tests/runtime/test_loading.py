@@ -35,6 +35,7 @@ def test_weights_are_rounded_once_to_the_precision_asked_for(tiny_ckpt, tiny_sta
     equal(found, {name: value.to(dtype) for name, value in expected(tiny_state).items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_files_of_other_precisions_load(tmp_path, tiny_state, dtype):
     path = tmp_path / "x.ckpt"
@@ -69,6 +70,7 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path, tiny_ckpt):
         sd.load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_weights_that_are_not_finite_are_named(tmp_path, tiny_state, value):
     name = "model.diffusion_model.out.2.bias"

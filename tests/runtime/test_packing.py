@@ -31,6 +31,7 @@ def packed_unet():
     return unet
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-5), ("bf16", 3e-2)])
 def test_a_loaded_model_predicts_with_packed_weights_and_keeps_the_files(tiny_ckpt, monkeypatch, precision, error):

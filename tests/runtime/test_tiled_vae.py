@@ -32,6 +32,7 @@ def vae():
     return fill(TINY)["vae"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", [(12, 12), (5, 23), (23, 5), (16, 17)])
 def test_tiles_decode_to_the_whole_picture(vae, sides):
     latents = randn(1, 4, *sides)

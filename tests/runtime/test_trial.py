@@ -45,6 +45,7 @@ def slow(*row):
     return pytest.param(*row, marks=pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("returned", "spread", "expected", "why"),
     [

@@ -104,6 +104,7 @@ def test_the_decoder_built_here_is_the_map_that_it_is_made_of():
     assert relative_error(fit_colours(trial_latents()[0], picture)[:-1], torch.tensor(COLOURS[XL])) < 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "family", "wrong"),
     [

@@ -77,6 +77,7 @@ def test_unipc_is_one_order_better_than_its_predictor_on_the_way(order, expected
     assert orders(errors)[-1] == pytest.approx(expected, abs=0.35)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sampler", "order"),
     [("ddpm", 1), ("euler_a", 1), ("dpm2_a", 2), ("dpmpp_2s_a", 2), ("dpmpp_2m_sde", 2)],

@@ -474,6 +474,7 @@ def test_three_predictions_of_an_edit_combine_to_the_guided_noise(editor):
     assert all(step.without_picture is None and step.without_prompt is not None for step in two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_run_that_begins_with_a_picture_and_its_depth_is_recorded(prediction):
     """Its first latents are the noisy picture, and the depth is what the UNet sees."""

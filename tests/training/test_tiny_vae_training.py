@@ -83,6 +83,7 @@ def test_the_vae_answers_for_drawn_pictures_and_for_every_step_of_the_model(mode
         answers_in(answers, "four")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", HALVES)
 def test_a_half_learns_and_goes_on_where_it_stopped(answers, tmp_path, half):
     found = answers_in(answers, "three and three")
