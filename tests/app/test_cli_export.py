@@ -4,7 +4,6 @@ import io
 import json
 import re
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import pytest
 from conftest import refused
 
 import sd
-from sd.app.cli import export as command
 from sd.app.cli import main
+from sd.app.jobs import extras
 from sd.sampling.noise import PictureNoise
 from sd.sampling.schedule import alphas_cumprod
 from sd.text.tokenizer import Tokenizer
@@ -22,19 +21,19 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 SETTINGS = ("config.json", "tokenizer.json")
 
 needs_onnx = pytest.mark.skipif(
-    not all(map(find_spec, command.NEEDED)), reason="the packages of sd-zoo[onnx] are not installed"
+    bool(extras.missing_packages("onnx")), reason="the packages of sd-zoo[onnx] are not installed"
 )
 
 
 @pytest.fixture
 def export(run, monkeypatch):
     """The command on a machine that has, or seems to have, what it needs."""
-    monkeypatch.setattr(command, "find_spec", lambda name: name)
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
     return lambda *arguments: run("export", *arguments)
 
 
 def test_missing_packages_are_named_with_the_way_to_get_them(run, monkeypatch):
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     refused(run("export", "--onnx", "out"), "onnx, onnxscript and onnxruntime", "pip install 'sd-zoo[onnx]'")
 
 

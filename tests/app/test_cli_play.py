@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sd.app.errors import UsageError
-from sd.app.jobs import npm_package, playing
+from sd.app.jobs import extras, npm_package, playing
 from sd.app.jobs.npm_package import Package, fetched
 from sd.app.jobs.request import Events
 from sd.app.jobs.static_server import FolderServer
@@ -82,7 +82,7 @@ def test_a_port_in_use_is_an_error_before_anything_is_built(run):
 
 
 def test_without_the_exporter_a_sentence_says_what_to_install(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(playing, "NEEDED", ("onnx_that_nobody_has",))
+    monkeypatch.setitem(extras.EXTRAS, "onnx", {"onnx_that_nobody_has": "onnx"})
     code, _, said = run("play", "-o", tmp_path / "play")
     assert code == 2
     assert "pip install 'sd-zoo[onnx]'" in said

@@ -7,7 +7,6 @@ import socket
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from PIL import Image, ImageDraw
 
 import sd
 from convert.published.connection import DownloadError
-from sd.app.jobs.playing import NEEDED, write_folder
+from sd.app.jobs.extras import missing_packages
+from sd.app.jobs.playing import write_folder
 from sd.app.jobs.request import Events
 from sd.app.jobs.static_server import FolderServer, Handler
 from sd.pipeline.image.masks import composite
@@ -52,7 +52,7 @@ START = """(async () => {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The folder with the real networks and the real runtime."""
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := missing_packages("onnx"):
         pytest.skip(f"needs {', '.join(missing)}, to export the networks")
     folder = tmp_path_factory.mktemp("play") / "play"
     with pytest.MonkeyPatch.context() as patch:

@@ -3,16 +3,14 @@
 import argparse
 import json
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convert.errors import joined
 from sd.app.cli import say
 from sd.app.cli.flags import PACKAGED, add_output_flags, add_reading_flags, whole_number
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned, progress_bar
-from sd.app.errors import UsageError
+from sd.app.jobs.extras import require
 from sd.app.jobs.model import describe
 from sd.app.jobs.model_folder import find
 from sd.files import embedded_model
@@ -20,7 +18,6 @@ from sd.files import embedded_model
 if TYPE_CHECKING:
     from sd.runtime.onnx.export import Written
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 WRITTEN, DIFFERS = 0, 1
 
 
@@ -60,8 +57,7 @@ def parser() -> Parser:
 
 
 def run(args: argparse.Namespace) -> int:
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UsageError(f"sd export needs {joined(missing)}. Install them: pip install 'sd-zoo[onnx]'.")
+    require("onnx", "sd export")
     path = embedded_model() if args.model is None else find(args.model)
     from sd.runtime.onnx.export import ExportError, export_onnx  # imports torch
 

@@ -7,16 +7,15 @@ import os
 import secrets
 import socket
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
-from convert.errors import joined, shown
+from convert.errors import shown
 from sd.app.cli import flags, say
 from sd.app.cli.parser import Parser
 from sd.app.errors import UsageError
+from sd.app.jobs.extras import require
 
 PORT = 7860
-NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "multipart": "python-multipart"}  # module -> package
 TOKEN = "SD_TOKEN"  # variable of the environment
 GRACE = 10  # seconds for answers that are being sent when the server ends
 
@@ -93,8 +92,7 @@ def check_address(args: argparse.Namespace) -> None:
     """Raise UsageError for what is missing, or not safe."""
     from sd.app.web.limits import SHORTEST_TOKEN
 
-    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
-        raise UsageError(f"sd serve needs {joined(missing)}. Install them: pip install 'sd-zoo[server]'.")
+    require("server", "sd serve")
     if args.token is None:
         args.token = os.environ.get(TOKEN) or None
     if args.token is None and not is_loopback(args.host):

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
-from convert.errors import joined, size_text
+from convert.errors import size_text
 from convert.files.hashing import file_sha256
 from convert.files.own_files import make_private
 from sd import __version__
 from sd.app.errors import UsageError
+from sd.app.jobs.extras import require
 from sd.app.jobs.npm_package import Package, fetched, is_fetched
 from sd.app.jobs.request import Events
 from sd.files import cache_folder, embedded_model, folder_written_whole
@@ -24,7 +25,6 @@ from sd.text.tokenizer import MERGES_FILE
 FACTS, FORMAT = "model.json", "sd-zoo-play"
 TINY_VAE = "tiny-vae.safetensors"
 NETWORKS = 5  # files
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MODULES = ("sd.study.play.networks", "sd.runtime.onnx.export", "sd.runtime.onnx.graphs", "sd.runtime.onnx.graph_files")
 ON_CPU = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 ON_GPU = ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm")
@@ -119,8 +119,7 @@ def exported_networks(events: Events) -> Path:
     folder = cache_folder() / "play-networks" / hashlib.sha256(b"\n".join(parts)).hexdigest()[:16]
     if (folder / FACTS).is_file():
         return folder
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UsageError(f"sd play needs {joined(missing)}. Install them: pip install 'sd-zoo[onnx]'.")
+    require("onnx", "sd play")
     make_private(folder.parent)
     events.note("exporting the networks of the small model for browsers, which takes a minute or two, once")
     from sd.study.play.networks import write_networks
