@@ -27,21 +27,27 @@ class FasterInHalf(TorchFunctionMode):
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.bfloat16:
             if function is F.group_norm:
                 return function(args[0].float(), *args[1:], **kwargs)
-            if function is F.scaled_dot_product_attention and not kwargs.get("is_causal"):
-                return plain_attention(*args)
+            if function is F.scaled_dot_product_attention:
+                return plain_attention(*args, **kwargs)
         return function(*args, **kwargs)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
     """q (B, heads, T, D), k and v (B, heads, S, D) -> (B, heads, T, D). Vaswani et al. (2017), eq. 1.
 
     A few pictures at a time, so that their weights stay in the processor's cache.
     """
     _, heads, queries, width = q.shape
     together = max(1, CACHED // (heads * queries * k.shape[2]))
+    after = torch.ones(queries, k.shape[2], dtype=torch.bool, device=q.device).triu(1) if is_causal else None
     with torch.autocast(q.device.type, enabled=False):
         parts = zip(*(each.split(together) for each in (q * width**-0.5, k, v)), strict=True)
-        return torch.cat([(a @ b.transpose(-1, -2)).softmax(dim=-1) @ c for a, b, c in parts])
+        done = []
+        for a, b, c in parts:
+            scores = a @ b.transpose(-1, -2)
+            scores = scores.masked_fill(after, float("-inf")) if is_causal else scores
+            done.append(scores.softmax(dim=-1) @ c)
+        return torch.cat(done)
 
 
 def mixed_precision(device: torch.device, *, enabled: bool) -> ExitStack:

@@ -7,6 +7,7 @@ Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -16,33 +17,33 @@ A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial; from Jordan et al., who 
 ITERATIONS = 5
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest matrix whose singular values are all about 1: between 0.7 and 1.2.
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """The nearest matrices whose singular values are all about 1: between 0.7 and 1.2.
 
-    matrix   (rows, columns)
-    returns  the same
+    matrices  (..., rows, columns)
+    returns   the same
 
     Newton-Schulz iteration: x <- (A + B x x^T + C (x x^T)^2) x applies the odd polynomial A s + B s^3 + C s^5 to every
     singular value s. All factors are polynomials in the first x x^T, so they are multiplied before they meet x, by
     products of the short side only: a third of the time.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.to(torch.float64 if matrix.is_cuda else torch.float32)  # for squares of small values, TF32 is too coarse
-    x = x / (x.norm() + 1e-7)  # so that no singular value is above 1
-    square = x @ x.T
-    total = identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
+    wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    x = wide.to(torch.float64 if matrices.is_cuda else torch.float32)  # for squares of small values, TF32 is too coarse
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # so that no singular value is above 1
+    square = x @ x.mT
+    total = identity = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
     for _ in range(ITERATIONS):
-        factor = A * identity + B * square + C * square @ square
+        factor = A * identity + B * square + C * (square @ square)
         total, square = factor @ total, factor @ square @ factor
-    x = (total @ x).to(matrix.dtype)
-    return x if wide is matrix else x.T
+    x = (total @ x).to(matrices.dtype)
+    return x if wide is matrices else x.mT
 
 
 class Muon(torch.optim.Optimizer):
     """For matrices and kernels, whose rows are output channels; everything else is left to AdamW.
 
     The updates' root mean square is 0.2, about that of AdamW, so both share a learning rate and a weight decay: Liu et
-    al., "Muon is Scalable for LLM Training" (2025), eq. 4.
+    al., "Muon is Scalable for LLM Training" (2025), eq. 4. Matrices of one shape are made orthogonal together.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -51,15 +52,23 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for value in group["params"]:
-                state = self.state[value]
-                if not state:
-                    state["momentum"] = torch.zeros_like(value)
-                state["momentum"].lerp_(value.grad, 1 - group["momentum"])
-                ahead = value.grad.lerp(state["momentum"], group["momentum"])  # Nesterov's
-                update = orthogonalise(ahead.flatten(1))
-                value.mul_(1 - group["lr"] * group["weight_decay"])
-                value.sub_(update.reshape(value.shape), alpha=0.2 * math.sqrt(max(update.shape)) * group["lr"])
+                alike[value.flatten(1).shape].append(value)
+            for shape, values in alike.items():
+                updates = orthogonalise(torch.stack([self.ahead(value, group["momentum"]) for value in values]))
+                size = 0.2 * math.sqrt(max(shape)) * group["lr"]
+                for value, update in zip(values, updates, strict=True):
+                    value.mul_(1 - group["lr"] * group["weight_decay"])
+                    value.sub_(update.reshape(value.shape), alpha=size)
+
+    def ahead(self, value: Tensor, momentum: float) -> Tensor:
+        """(rows, columns): the averaged gradient, a step ahead as in Nesterov's method"""
+        state = self.state[value]
+        if not state:
+            state["momentum"] = torch.zeros_like(value)
+        state["momentum"].lerp_(value.grad, 1 - momentum)
+        return value.grad.lerp(state["momentum"], momentum).flatten(1)
 
 
 def is_matrix(name: str, value: Tensor) -> bool:
