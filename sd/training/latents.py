@@ -98,7 +98,7 @@ def encode_all(
         if look_beside:
             moments["beside"] = look_beside(step * batch_size, images)
         for name, values in moments.items():
-            encoded.setdefault(name, []).append(values.cpu())
+            encoded.setdefault(name, []).append(values.float().cpu())
         on_batch(batch_size)
     with written_whole(path, force=True) as file:
         tensors = {name: torch.cat(values).contiguous() for name, values in encoded.items()}

@@ -1,7 +1,7 @@
 """The lessons in which the small model learns everything from nothing, in this order.
 
 First the autoencoder, at first on parts of pictures, which have more outline for each pixel. Then the text encoder
-learns to read captions; a UNet that is given its output need only learn to draw. Then both learn about one thing, about
+learns to read captions, and stays as it is. The UNet, which is given its output, need only learn to draw: one thing,
 two, and everything together. The decoder is last: from the same latents, it learns to draw sharper.
 `scripts/training/train_tiny.py` runs them.
 """
@@ -18,7 +18,7 @@ from sd.training.shapes.drawing import ShapesDataset
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     name: str  # of its folder
-    trains: str  # "vae", "text encoder", "unet" (and the text encoder with it) or "decoder"
+    trains: str  # "vae", "text encoder", "unet" or "decoder"
     steps: int
     batch_size: int
     learning_rate: float  # after the warm-up
@@ -34,16 +34,16 @@ class Stage:
 
 
 STAGES = (
-    Stage(name="vae-parts", trains="vae", part=64, steps=2_500, batch_size=8, learning_rate=1e-3),
-    Stage(name="vae", trains="vae", steps=3_000, batch_size=4, learning_rate=1e-3, falls_to=0.02),
+    Stage(name="vae-parts", trains="vae", part=64, steps=2_500, batch_size=8, learning_rate=2e-3),
+    Stage(name="vae", trains="vae", steps=1_800, batch_size=4, learning_rate=2e-3, falls_to=0.02),
     Stage(name="reading", trains="text encoder", steps=3_000, batch_size=128, learning_rate=1e-3, falls_to=0.05),
-    Stage(name="one-thing", trains="unet", scenes="single", pictures=4_096, steps=1_500, batch_size=32,
-          learning_rate=1e-3),
-    Stage(name="two-things", trains="unet", scenes="pairs", pictures=8_192, steps=4_000, batch_size=32,
-          learning_rate=1e-3),
-    Stage(name="everything", trains="unet", pictures=12_288, steps=4_000, batch_size=64, learning_rate=1.4e-3,
-          falls_to=0.02),
-    Stage(name="decoder", trains="decoder", steps=1_000, batch_size=4, learning_rate=3e-4, falls_to=0.05),
+    Stage(name="one-thing", trains="unet", scenes="single", pictures=4_096, steps=1_600, batch_size=32,
+          learning_rate=3e-3),
+    Stage(name="two-things", trains="unet", scenes="pairs", pictures=8_192, steps=3_000, batch_size=32,
+          learning_rate=3e-3),
+    Stage(name="everything", trains="unet", pictures=12_288, steps=3_000, batch_size=64, learning_rate=3e-3,
+          falls_to=0.01),
+    Stage(name="decoder", trains="decoder", steps=2_000, batch_size=4, learning_rate=5e-4, falls_to=0.05),
 )  # fmt: skip
 
 
