@@ -69,7 +69,10 @@ def train_half(args: argparse.Namespace, tiny_vae: TinyVAE, half: str, answers: 
         tiny_vae,
         half,
         answers,
-        options(args, steps, rate, warmup=min(100, steps // 4), final_learning_rate=rate / 50, ema_decay=0.99),
+        replace(
+            options(args, steps, rate, warmup=min(100, steps // 4), final_learning_rate=rate / 50, ema_decay=0.99),
+            muon=True,
+        ),
         args.folder / half,
         batch_size=args.batch_size,
         seed=args.seed,
