@@ -65,14 +65,12 @@ def answers_of(args: argparse.Namespace, model: StableDiffusion, scale: float, f
 def train_half(args: argparse.Namespace, tiny_vae: TinyVAE, half: str, answers: dict[str, Tensor]) -> TrainingRun:
     """Train one half to the end, and give it the averaged weights."""
     steps, rate = getattr(args, f"{half}_steps"), args.learning_rate
+    rates = {"warmup": min(100, steps // 4), "final_learning_rate": rate / 50, "ema_decay": 0.99}
     training = distillation_run(
         tiny_vae,
         half,
         answers,
-        replace(
-            options(args, steps, rate, warmup=min(100, steps // 4), final_learning_rate=rate / 50, ema_decay=0.99),
-            muon=True,
-        ),
+        options(args, steps, rate, **rates, muon=True),
         args.folder / half,
         batch_size=args.batch_size,
         seed=args.seed,

@@ -86,7 +86,7 @@ class Job(NamedTuple):
     def options(self, stage: Stage) -> TrainingOptions:
         warmup, last = min(100, stage.steps // 4), stage.falls_to * stage.learning_rate
         rates = {"warmup": warmup, "final_learning_rate": last, "ema_decay": 0.999}
-        return replace(options(self.args, stage.steps, stage.learning_rate, **rates), muon=True)
+        return options(self.args, stage.steps, stage.learning_rate, **rates, muon=True)
 
     def save(self, step: int) -> None:
         path = self.args.folder / "model.ckpt"
@@ -146,7 +146,7 @@ def reading(job: Job, stage: Stage) -> Training:
 def denoiser(job: Job, stage: Stage) -> Training:
     """The UNet, on the latents of a frozen VAE, with a text encoder that can read.
 
-    That one is frozen, too. Its gradient is mostly noise here, and would move its weights as far as a clear one.
+    The text encoder is frozen, too: its gradient is mostly noise here, and Muon takes equally long steps along noise.
     """
     args, config, networks = job.args, job.config, job.networks
     folder, pictures = args.folder / stage.name, job.pictures(stage.scenes)

@@ -72,6 +72,7 @@ def options(
     warmup: int,
     final_learning_rate: float,
     ema_decay: float,
+    muon: bool = False,
 ) -> TrainingOptions:
     return TrainingOptions(
         steps=steps,
@@ -83,6 +84,7 @@ def options(
         ema_decay=ema_decay,
         autocast=args.autocast,
         save_every=args.save_every,
+        muon=muon,
     )
 
 

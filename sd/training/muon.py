@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
     """For matrices and kernels, whose rows are output channels; everything else is left to AdamW.
 
     The updates' root mean square is 0.2, about that of AdamW, so both share a learning rate and a weight decay: Liu et
-    al., "Muon is Scalable for LLM Training" (2025), eq. 4. Matrices of one shape are made orthogonal together.
+    al., "Muon is Scalable for LLM Training" (2025), eq. 4. Matrices of the same shape are orthogonalised together.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95):
