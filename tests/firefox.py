@@ -30,7 +30,8 @@ class Firefox:
         self._process = subprocess.Popen(command, env={**os.environ, "HOME": str(profile)}, **streams)
         self._socket, self._number, self._rest = _connected(port), 0, b""
         self._answer()  # who it is
-        self.call("WebDriver:NewSession", capabilities={"alwaysMatch": {"timeouts": {"script": 1000 * PATIENCE}}})
+        self.call("WebDriver:NewSession")
+        self.call("WebDriver:SetTimeouts", script=1000 * PATIENCE)
 
     def call(self, command: str, **arguments):
         self._number += 1
