@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 A, B, C = 3.4445, -4.7750, 2.0315  # of the polynomial; from Jordan et al., who tuned it to converge fast, not exactly
@@ -39,11 +40,31 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x if wide is matrices else x.mT
 
 
+def orthogonalise_together(stacks: list[Tensor]) -> list[Tensor]:
+    """`orthogonalise` for each (N, rows, columns). Every process has them all, computes a share, and gets the rest."""
+    if not dist.is_initialized():
+        return [orthogonalise(matrices) for matrices in stacks]
+    world, rank = dist.get_world_size(), dist.get_rank()
+    results = [torch.empty_like(matrices) for matrices in stacks]
+    shares = []  # (owner, its matrices, where their results go)
+    for i, (matrices, result) in enumerate(zip(stacks, results, strict=True)):
+        each = math.ceil(len(matrices) / world)
+        parts = zip(matrices.split(each), result.split(each), strict=True)
+        shares += [((i + j) % world, *part) for j, part in enumerate(parts)]  # in turn: not all single ones are 0's
+    for owner, part, place in shares:
+        if owner == rank:
+            place.copy_(orthogonalise(part))
+    for owner, _, place in shares:
+        dist.broadcast(place, owner)
+    return results
+
+
 class Muon(torch.optim.Optimizer):
     """For matrices and kernels, whose rows are output channels; everything else is left to AdamW.
 
     The updates' root mean square is 0.2, about that of AdamW, so both share a learning rate and a weight decay: Liu et
-    al., "Muon is Scalable for LLM Training" (2025), eq. 4. Matrices of the same shape are orthogonalised together.
+    al., "Muon is Scalable for LLM Training" (2025), eq. 4. Matrices of the same shape are orthogonalised together, and
+    processes that train together divide them among themselves.
     """
 
     def __init__(self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -55,8 +76,9 @@ class Muon(torch.optim.Optimizer):
             alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for value in group["params"]:
                 alike[value.flatten(1).shape].append(value)
-            for shape, values in alike.items():
-                updates = orthogonalise(torch.stack([self.ahead(value, group["momentum"]) for value in values]))
+            momentum = group["momentum"]
+            ahead = [torch.stack([self.ahead(value, momentum) for value in values]) for values in alike.values()]
+            for (shape, values), updates in zip(alike.items(), orthogonalise_together(ahead), strict=True):
                 size = 0.2 * math.sqrt(max(shape)) * group["lr"]
                 for value, update in zip(values, updates, strict=True):
                     value.mul_(1 - group["lr"] * group["weight_decay"])

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import training_example
-from torch import nn
+from torch import multiprocessing, nn
 
 from sd.training.loop import TrainingRun
-from sd.training.muon import Muon, orthogonalise
+from sd.training.muon import Muon, orthogonalise, orthogonalise_together
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -48,6 +49,22 @@ def test_a_step_is_as_long_as_one_of_adam_whatever_the_gradient(shape):
         Muon([weight], lr=0.1, weight_decay=0.0).step()
         assert weight.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.25)
         assert (weight * weight.grad).sum() < 0
+
+
+STACKS = [torch.randn(shape, generator=GENERATOR) for shape in ((5, 3, 4), (1, 6, 2), (2, 4, 4), (1, 2, 9))]
+
+
+def orthogonalise_as(rank, world, meeting, stacks):
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    found = orthogonalise_together(stacks)
+    dist.destroy_process_group()
+    assert all(torch.allclose(*pair, atol=1e-6) for pair in zip(found, map(orthogonalise, stacks), strict=True))
+
+
+@pytest.mark.slow
+def test_processes_that_divide_the_matrices_all_get_what_one_would(tmp_path):
+    """Some have none of a stack, and none has all; a wrong result in any of them raises here."""
+    multiprocessing.spawn(orthogonalise_as, (3, tmp_path / "meeting", STACKS), nprocs=3)
 
 
 def test_weights_decay_by_their_share():
