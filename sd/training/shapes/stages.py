@@ -41,7 +41,9 @@ STAGES = (
           learning_rate=3e-3),
     Stage(name="two-things", trains="unet", scenes="pairs", pictures=8_192, steps=3_000, batch_size=32,
           learning_rate=3e-3),
-    Stage(name="everything", trains="unet", pictures=12_288, steps=3_000, batch_size=64, learning_rate=3e-3,
+    Stage(name="everything", trains="unet", pictures=12_288, steps=2_200, batch_size=64, learning_rate=3e-3,
+          falls_to=0.01),
+    Stage(name="everything-again", trains="unet", pictures=24_576, steps=5_000, batch_size=64, learning_rate=3e-3,
           falls_to=0.01),
     Stage(name="decoder", trains="decoder", steps=2_000, batch_size=4, learning_rate=5e-4, falls_to=0.05),
 )  # fmt: skip
