@@ -44,7 +44,7 @@ from sd.training.shapes.stages import STAGES, Parts, Stage
 
 GAMMA, FLOOR = 5.0, 1.0  # signal-to-noise ratios: a timestep above counts less, one below as if it were there
 LOSS = {"squared": 5.0, "noise": 0.05}  # of the autoencoder, see `AutoencodingLoss`
-COARSE = 0.25  # of its loss, unless the encoder is frozen
+SMOOTH = 0.05  # of its loss, unless the encoder is frozen
 TRAINED = {  # the networks that a stage trains
     "vae": ("vae",),
     "decoder": ("vae",),
@@ -110,7 +110,7 @@ def autoencoder(job: Job, stage: Stage) -> Training:
     for decoding in (vae.post_quant_conv, vae.decoder):
         decoding.requires_grad_(True)
     settings = {"batch_size": stage.batch_size, "seed": args.seed, "workers": args.workers}
-    settings |= {**LOSS, "coarse": COARSE if whole else 0.0}
+    settings |= {**LOSS, "smooth": SMOOTH if whole else 0.0}
     run = autoencoder_run(vae, pictures, job.options(stage), args.folder / stage.name, **settings)
     images = all_pictures.batch(0, 16, slice(0, 16))[0].to(job.device)
 

@@ -63,16 +63,16 @@ def autoencoder_run(
     seed: int,
     squared: float = 1.0,
     noise: float = 0.0,
-    coarse: float = 0.0,
+    smooth: float = 0.0,
     workers: int = 0,
 ) -> TrainingRun:
     """Train the VAE, or what is not frozen of it, to reconstruct pictures.
 
-    squared, noise, coarse  see `AutoencodingLoss`
+    squared, noise, smooth  see `AutoencodingLoss`
     workers                 see `sd.training.loop.TrainingRun`
     """
     share = process_share(batch_size)
-    weights = {"squared": squared, "noise": noise, "coarse": coarse}
+    weights = {"squared": squared, "noise": noise, "smooth": smooth}
     module = AutoencodingLoss(vae, **weights)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
