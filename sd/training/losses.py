@@ -199,9 +199,9 @@ class AutoencodingLoss(nn.Module):
 
     squared  weight of the squared errors, which are large at edges, beside the absolute ones
     noise    added to the latents, as a share of their standard deviation: the decoder learns to see through it
-    smooth   weight of their `roughness`. Without it, latents vary from place to place far more than pictures do, and a
-             UNet has to get that right. Skorokhodov et al., "Improving the Diffusability of Autoencoders" (2025), find
-             the same, and another remedy
+    smooth   weight of their `roughness` above that of the picture, shrunk to their size. Without it, latents vary from
+             place to place far more than pictures do, and a UNet has to get that right. Skorokhodov et al., "Improving
+             the Diffusability of Autoencoders" (2025), find the same, and another remedy
     """
 
     def __init__(
@@ -218,15 +218,20 @@ class AutoencodingLoss(nn.Module):
         decoded = self.vae.decode(mean + variance.sqrt() * latent_noise).float()
         loss = F.l1_loss(decoded, image) + self.squared * F.mse_loss(decoded, image)
         loss = loss + self.kl_weight * kl_divergence(mean, logvar)
-        return loss + self.smooth * roughness(mean) if self.smooth else loss
+        if self.smooth:
+            shrunk = F.adaptive_avg_pool2d(image, mean.shape[-2:])
+            loss = loss + self.smooth * (roughness(mean) - roughness(shrunk)).clamp(min=0)
+        return loss
 
 
-def roughness(latents: Tensor) -> Tensor:
-    """The mean squared difference of neighbours, as a share of the variance: 0 to 4; in noise, it is 4.
+def roughness(x: Tensor) -> Tensor:
+    """The mean squared difference of neighbours, as a share of the variance within pictures: 4 in noise.
 
-    latents (B, C, H, W) -> scalar
+    Differences between pictures do not count: latents could be smooth by naming a picture's background very loudly.
+
+    x (B, C, H, W) -> scalar
     """
-    standard = latents / latents.std(dim=(0, 2, 3), keepdim=True)
+    standard = x / x.var(dim=(2, 3), keepdim=True).mean(dim=0, keepdim=True).sqrt()
     return standard.diff(dim=2).square().mean() + standard.diff(dim=3).square().mean()
 
 

@@ -29,6 +29,7 @@ from sd.training.losses import (
     DenoisingLoss,
     draw,
     kl_divergence,
+    roughness,
     snr_weights,
     standardise_latents,
 )
@@ -224,14 +225,24 @@ def test_what_the_autoencoder_is_asked_for_by_hand():
     assert (stricter - plain).item() == pytest.approx(4 * squares.item(), rel=1e-5)
     noisy, (latents,) = loss(noise=0.1)
     assert torch.allclose(latents, mean + 0.1 * mean.std(dim=(0, 2, 3), keepdim=True) * noise, atol=1e-6)
-    smooth, _ = loss(smooth=0.25)
-    total = sum(
-        (mean[i, c, y, x] - mean[i, c, y - dy, x - dx]).item() ** 2 / (9 * 12 * mean[:, c].var().item())
-        for i in range(3) for c in range(3) for y in range(4) for x in range(4) for dy, dx in ((0, 1), (1, 0))
-        if y >= dy and x >= dx
-    )  # fmt: skip
-    assert smooth.item() == pytest.approx(plain.item() + 0.25 * total, rel=1e-5)
+    smooth, _ = loss(smooth=0.25)  # these latents are the shrunk picture
+    assert smooth.item() == pytest.approx(plain.item(), rel=1e-6)
     assert noisy > 0
+
+
+def test_roughness_is_of_neighbours_within_pictures():
+    x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for c in range(2):
+        variance = sum(x[i, c].var().item() for i in range(3)) / 3
+        down = [(x[i, c, y, k] - x[i, c, y + 1, k]).item() ** 2 for i in range(3) for y in range(3) for k in range(5)]
+        across = [(x[i, c, y, k] - x[i, c, y, k + 1]).item() ** 2 for i in range(3) for y in range(4) for k in range(4)]
+        total += (sum(down) / len(down) + sum(across) / len(across)) / variance / 2
+    assert roughness(x).item() == pytest.approx(total, rel=1e-5)
+    assert roughness(7 * x + 100 * torch.arange(3)[:, None, None, None]).item() == pytest.approx(total, rel=1e-3)
+    assert roughness(torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))).item() == pytest.approx(
+        4, rel=0.05
+    )
 
 
 @pytest.mark.slow
