@@ -227,7 +227,8 @@ class AutoencodingLoss(nn.Module):
 def roughness(x: Tensor) -> Tensor:
     """The mean squared difference of neighbours, as a share of the variance within pictures: 4 in noise.
 
-    Differences between pictures do not count: latents could be smooth by naming a picture's background very loudly.
+    The variance between pictures does not count. If it did, an encoder could lower this by moving the latents of whole
+    pictures apart, with their details as rough as before.
 
     x (B, C, H, W) -> scalar
     """

@@ -46,11 +46,11 @@ def orthogonalise_together(stacks: list[Tensor]) -> list[Tensor]:
         return [orthogonalise(matrices) for matrices in stacks]
     world, rank = dist.get_world_size(), dist.get_rank()
     results = [torch.empty_like(matrices) for matrices in stacks]
-    shares = []  # (owner, its matrices, where their results go)
+    shares = []  # (owner, its matrices, where their results go); owners take turns, also with stacks of one matrix
     for i, (matrices, result) in enumerate(zip(stacks, results, strict=True)):
         each = math.ceil(len(matrices) / world)
         parts = zip(matrices.split(each), result.split(each), strict=True)
-        shares += [((i + j) % world, *part) for j, part in enumerate(parts)]  # in turn: not all single ones are 0's
+        shares += [((i + j) % world, *part) for j, part in enumerate(parts)]
     for owner, part, place in shares:
         if owner == rank:
             place.copy_(orthogonalise(part))

@@ -230,6 +230,27 @@ def test_what_the_autoencoder_is_asked_for_by_hand():
     assert noisy > 0
 
 
+class Rough(Halving):
+    """Every other latent has the other sign."""
+
+    def encode(self, image):
+        mean, logvar = super().encode(image)
+        signs = (-1.0) ** torch.arange(mean.shape[-1])
+        return signs * mean, logvar
+
+
+def test_latents_rougher_than_the_shrunk_picture_cost_what_they_are_rougher():
+    """Brightness from left to right: its neighbours are alike, and with other signs they are not."""
+    image = torch.linspace(0.5, 1, 32).expand(2, 3, 32, 32)
+    mean = nn.functional.avg_pool2d(image, 8)
+    more = roughness((-1.0) ** torch.arange(4) * mean) - roughness(mean)
+    losses = [
+        AutoencodingLoss(Rough(), kl_weight=0.0, smooth=weight)(image, torch.zeros_like(mean)) for weight in (0, 0.25)
+    ]
+    assert more > 1
+    assert (losses[1] - losses[0]).item() == pytest.approx(0.25 * more.item(), rel=1e-5)
+
+
 def test_roughness_is_of_neighbours_within_pictures():
     x = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     total = 0.0

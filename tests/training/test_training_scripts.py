@@ -90,12 +90,11 @@ def test_the_decoder_is_trained_last_and_the_encoder_left_alone(trained):
 
 
 def test_each_stage_of_the_unet_goes_on_where_the_last_ended(trained):
-    """Two steps with a learning rate of 1e-3, whose updates have a root mean square of at most that."""
+    """Two steps with a learning rate of 3e-3; the root mean square of Muon's updates is about 0.2 times that."""
     for before, after in pairwise(stage.name for stage in STAGES if stage.trains == "unet"):
         states = [load_file(trained / f"{name}.safetensors") for name in (before, after)]
-        name = "unet.input_blocks.1.residual.conv1.weight"
-        change = (states[1][name] - states[0][name]).square().mean().sqrt()
-        assert 0 < change < 2e-2
+        one, other = (state["unet.input_blocks.1.residual.conv1.weight"] for state in states)
+        assert 0 < (other - one).square().mean().sqrt() < 2e-3
         assert not any(name.startswith("text_encoder.") for name in states[1])
 
 
