@@ -18,6 +18,7 @@ from sd.app.jobs import extras, npm_package, playing
 from sd.app.jobs.npm_package import Package, fetched
 from sd.app.jobs.request import Events
 from sd.app.jobs.static_server import FolderServer
+from sd.config import SD_V1
 
 ROOT = Path(__file__).parents[2]
 FACTS = {"name": "made-up", "size": 128}
@@ -103,6 +104,30 @@ def test_the_page_is_opened_where_there_is_a_screen(run, parts, monkeypatch, tmp
     assert (code, out) == (0, [])
     (address,) = re.findall(r"http://127\.0\.0\.1:\d+/", said)
     assert addresses == [address] * opened
+
+
+def test_two_that_export_at_once_leave_each_other_alone(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(playing, "require", lambda *_: None)
+    old = tmp_path / "cache" / "sd-zoo" / "play-networks" / "0123456789abcdef"
+    old.mkdir(parents=True)
+    begun = []
+
+    def write_networks(model, tiny_vae, folder, on_file):
+        folder.mkdir()
+        begun.append(folder)
+        if len(begun) == 1:
+            playing.exported_networks(Events())
+        (folder / "unet.onnx").write_bytes(b"12345")
+        return SD_V1
+
+    monkeypatch.setattr("sd.study.play.networks.write_networks", write_networks)
+    folder = playing.exported_networks(Events())
+    assert len(begun) == 2
+    assert [file.name for file in folder.rglob("*.onnx")] == ["unet.onnx"]
+    assert list(folder.parent.iterdir()) == [folder]
+    assert playing.exported_networks(Events()) == folder
+    assert len(begun) == 2
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from sd.app.errors import UsageError
 from sd.app.jobs.extras import require
 from sd.app.jobs.npm_package import Package, fetched, is_fetched
 from sd.app.jobs.request import Events
-from sd.files import cache_folder, embedded_model, folder_written_whole
+from sd.files import cache_folder, embedded_model, folder_written_whole, remove_leftovers
 from sd.text.tokenizer import MERGES_FILE
 
 FACTS, FORMAT = "model.json", "sd-zoo-play"
@@ -78,7 +78,7 @@ def fill(place: Path, networks: Path, runtime: Path, *, course: bool, webgpu: bo
     from sd.study.play.page import TEMPLATE_FILE, index_page
 
     runtime_files = [runtime / name for name in (*ON_CPU, *(ON_GPU if webgpu else ()))]
-    for source in (*TEMPLATE_FILE.parent.iterdir(), *runtime_files, *networks.glob("*.onnx"), MERGES_FILE):
+    for source in (*TEMPLATE_FILE.parent.iterdir(), *runtime_files, *networks.rglob("*.onnx"), MERGES_FILE):
         shutil.copyfile(source, place / source.name)
     (place / "index.html").write_text(index_page(course="../course" if course else None), "utf-8")
     (place / "NOTICE.txt").write_text(NOTICE, "utf-8")
@@ -124,22 +124,20 @@ def exported_networks(events: Events) -> Path:
     events.note("exporting the networks of the small model for browsers, which takes a minute or two, once")
     from sd.study.play.networks import write_networks
 
-    unfinished = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with events.stage("exporting", NETWORKS, "network") as advance:
-        config = write_networks(*models, unfinished, lambda _: advance(1))
-    facts = {
-        "name": models[0].stem,
-        "size": config.native_size,
-        "factor": config.vae.factor,
-        "channels": config.vae.latent_channels,
-        "latentScale": config.vae.latent_scale,
-        "prediction": config.prediction,
-        "schedule": asdict(config.schedule),
-    }
-    (unfinished / FACTS).write_text(json.dumps(facts), "utf-8")
+    remove_leftovers([folder])
+    with folder_written_whole(folder, force=True) as place, events.stage("exporting", NETWORKS, "network") as advance:
+        config = write_networks(*models, place / "onnx", lambda _: advance(1))
+        facts = {
+            "name": models[0].stem,
+            "size": config.native_size,
+            "factor": config.vae.factor,
+            "channels": config.vae.latent_channels,
+            "latentScale": config.vae.latent_scale,
+            "prediction": config.prediction,
+            "schedule": asdict(config.schedule),
+        }
+        (place / FACTS).write_text(json.dumps(facts), "utf-8")
     for older in folder.parent.iterdir():
-        if older != unfinished:
+        if older != folder and not older.name.startswith("."):  # others may be writing what begins with a dot
             shutil.rmtree(older, ignore_errors=True)
-    unfinished.rename(folder)
     return folder
