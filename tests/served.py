@@ -46,13 +46,13 @@ def client(worker, rules=None, **options):
 
 
 @contextmanager
-def listening_server(worker, rules=None):
+def listening_server(worker, rules=None, grace=5):
     """A server with this worker on a free port of this machine; yields the port."""
     from sd.app.web.app import application
     from sd.app.web.server import Server
 
     with listening("127.0.0.1", 0) as sock:
-        server = Server(application(worker, rules or Rules(), SPELLINGS), worker, grace=5)
+        server = Server(application(worker, rules or Rules(), SPELLINGS), worker, grace)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         try:

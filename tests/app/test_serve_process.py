@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from served import listening_server, working
 
 pytest.importorskip("starlette")
 
+from sd.app.jobs.request import JobRequest, Line
 from sd.app.web import about, api, openapi
 from sd.app.web.fields import NAMES
 
@@ -53,6 +56,26 @@ def with_pictures(folder, number):
         assert time.monotonic() < end
         time.sleep(0.02)
     return found
+
+
+def test_a_step_that_does_not_end_keeps_nobody_waiting(tiny_ckpt, tmp_path, caplog):
+    """The readers of its job are told in time, so that no answer has to be cut off."""
+    computing, go_on = threading.Event(), threading.Event()
+
+    def work(job):
+        computing.set()
+        go_on.wait(60)
+
+    with working(tiny_ckpt, tmp_path) as worker:
+        with listening_server(worker, grace=1) as port:
+            lines = (Line(settings={"prompt": "a horse"}),)
+            request = JobRequest(task="text to picture", model=worker.models.default, lines=lines, out="")
+            job = worker.submit(request, work=work)
+            assert computing.wait(30)
+            stream = urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/{job.id}/events", timeout=30)
+        assert stream.read().decode().count("event: stopped") == 1
+        go_on.set()
+    assert not caplog.records
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,7 +44,8 @@ class Protocol(H11Protocol):
 class Server(uvicorn.Server):
     """Serves an application. SIGINT or SIGTERM ends it; a second one does not wait for answers that are being sent.
 
-    grace  seconds for these
+    grace  seconds for these, and for the step that is being computed. Shortly before, who waits for its job is told
+           that it was stopped
     """
 
     def __init__(self, app: ASGIApp, worker: Worker, grace: float):
@@ -63,9 +65,11 @@ class Server(uvicorn.Server):
         self.worker, self.grace = worker, grace
 
     async def shutdown(self, sockets=None) -> None:
+        end = time.monotonic() + self.grace
         self.worker.close()
+        asyncio.get_running_loop().call_later(0.8 * self.grace, self.worker.give_up)
         await super().shutdown(sockets)
-        self.worker.join(self.grace)
+        self.worker.join(max(0, end - time.monotonic()))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

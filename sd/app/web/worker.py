@@ -145,6 +145,11 @@ class Worker:
         for job in jobs:
             job.stop()
 
+    def give_up(self) -> None:
+        """Say that the current job was stopped, although its step still runs."""
+        if current := self.current:
+            current.end("stopped")
+
     def join(self, timeout: float | None = None) -> bool:
         """Whether the thread has ended."""
         if self._thread is None:
