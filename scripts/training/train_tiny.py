@@ -42,7 +42,7 @@ from sd.training.shapes.drawing import ShapesDataset
 from sd.training.shapes.reading import reading_run
 from sd.training.shapes.stages import STAGES, Parts, Stage
 
-GAMMA, FLOOR = 5.0, 1.0  # signal-to-noise ratios: a timestep above counts less, one below as if it were there
+GAMMA, FLOOR = 5.0, 0.1  # signal-to-noise ratios: a timestep above counts less, one below as if it were there
 LOSS = {"squared": 5.0, "noise": 0.05}  # of the autoencoder, see `AutoencodingLoss`
 SMOOTH = 0.05  # of its loss, unless the encoder is frozen
 TRAINED = {  # the networks that a stage trains

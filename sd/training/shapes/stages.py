@@ -2,8 +2,8 @@
 
 First the autoencoder, at first on parts of pictures, which have more outline for each pixel. Then the text encoder
 learns to read captions, and stays as it is. The UNet, which is given its output, need only learn to draw: one thing,
-then everything. The decoder is last: from the same latents, it learns to draw sharper. `scripts/training/train_tiny.py`
-runs them.
+then everything, at last in smaller and smaller steps. The decoder is last: from the same latents, it learns to draw
+sharper. `scripts/training/train_tiny.py` runs them.
 """
 
 from dataclasses import dataclass, replace
@@ -39,7 +39,8 @@ STAGES = (
     Stage(name="reading", trains="text encoder", steps=3_000, batch_size=128, learning_rate=1e-3, falls_to=0.05),
     Stage(name="one-thing", trains="unet", scenes="single", pictures=4_096, steps=1_200, batch_size=32,
           learning_rate=3e-3),
-    Stage(name="everything", trains="unet", pictures=16_384, steps=4_000, batch_size=64, learning_rate=3e-3,
+    Stage(name="everything", trains="unet", pictures=16_384, steps=3_000, batch_size=64, learning_rate=3e-3),
+    Stage(name="settling", trains="unet", pictures=16_384, steps=1_500, batch_size=64, learning_rate=3e-3,
           falls_to=0.01),
     Stage(name="decoder", trains="decoder", steps=2_000, batch_size=4, learning_rate=5e-4, falls_to=0.05),
 )  # fmt: skip
