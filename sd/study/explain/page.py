@@ -20,6 +20,7 @@ PREDICTS = {
     "x0": "the clean latents (x₀), shown here as noise",
 }
 TEMPLATE_FILE = Path(__file__).with_name("page.html")
+TERM_SCRIPT = Path(__file__).parents[1] / "play" / "web" / "page_terms.js"  # there a module, here in the page
 TERMS = {  # what the page calls it, what it means, and the chapter that says more
     "latents": (
         "latents",
@@ -142,6 +143,7 @@ def page(report: dict, *, course: str | None = None) -> str:
         where=where(course),
         curve=schedule_drawing(report["curve"], report["steps"]),
         version=__version__,
+        term_script=TERM_SCRIPT.read_text(encoding="utf-8").replace("export ", ""),
         data=embedded(report),
     )
 

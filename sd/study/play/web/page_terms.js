@@ -1,16 +1,16 @@
 // Notes on terms: by pointer, tap or Tab; Escape closes them. The texts stand in the list at the end of the page.
+// The page of sd explain has this script, too.
 
-import {byId, make} from "./page_state.js";
-
-const tip = make("span", {id: "tip"});
+const tip = document.createElement("span");
 let leaving = null;
+tip.id = "tip";
 tip.setAttribute("role", "tooltip");
 
 function explain(button) {
   clearTimeout(leaving);
   if (tip.previousSibling === button) return;
-  tip.replaceChildren(...[...byId("term-" + button.dataset.term).children].map((part, i) => {
-    const element = make(i ? "small" : "b");
+  tip.replaceChildren(...[...document.getElementById("term-" + button.dataset.term).children].map((part, i) => {
+    const element = document.createElement(i ? "small" : "b");
     element.append(...[...part.childNodes].map(node => node.cloneNode(true)));
     return element;
   }));
@@ -46,7 +46,11 @@ export function explainTerms() {
 }
 
 export function term(name, text, parent) {
-  const button = make("button", {type: "button", className: "term", textContent: text}, parent);
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "term";
   button.dataset.term = name;
+  button.textContent = text;
+  parent.append(button);
   return button;
 }
