@@ -21,6 +21,7 @@ pytest.importorskip("starlette")
 from sd.app.jobs.request import JobRequest, Line
 from sd.app.web import about, api, openapi
 from sd.app.web.fields import NAMES
+from sd.files import embedded_model
 
 ROOT = Path(__file__).parents[2]
 JOB = {"prompt": "a horse", "width": 64, "height": 64, "steps": 3, "count": 500, "seed": 1}
@@ -76,6 +77,20 @@ def test_a_step_that_does_not_end_keeps_nobody_waiting(tiny_ckpt, tmp_path, capl
         assert stream.read().decode().count("event: stopped") == 1
         go_on.set()
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_a_server_ends_in_the_middle_of_a_long_step(tmp_path):
+    """A step of the small model at this size takes longer than the server's patience."""
+    with process(tmp_path, embedded_model()) as (child, address):
+        job = ask(address, "/api/jobs", {"prompt": "a horse", "width": 2560, "height": 2560, "steps": 5})["id"]
+        while ask(address, f"/api/jobs/{job}")["steps"] == 0:
+            time.sleep(0.1)
+        stream = urllib.request.urlopen(f"{address}/api/jobs/{job}/events", timeout=60)
+        child.send_signal(signal.SIGTERM)
+        code = child.wait(20)
+        assert stream.read().decode().count("event: stopped") == 1
+        assert (code, child.stderr.read()) == (0, "")
 
 
 @pytest.mark.slow

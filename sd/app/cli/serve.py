@@ -148,4 +148,6 @@ def serve(worker, sock: socket.socket, args: argparse.Namespace, spellings: dict
     say(f"serving {shown(worker.models.default.file.name)} at http://{host}:{address[1]}")
     Server(application(worker, rules, spellings), worker, GRACE).run(sockets=[sock])
     say("stopped; finished pictures are kept.", quiet=args.quiet)
+    if not worker.join(0):
+        os._exit(0)  # without waiting for the step that is still computed; Python would abort on its thread
     return 0
