@@ -151,9 +151,9 @@ def denoiser(job: Job, stage: Stage) -> Training:
     args, config, networks = job.args, job.config, job.networks
     folder, pictures = args.folder / stage.name, job.pictures(stage.scenes)
     networks["vae"].requires_grad_(False)
-    latents = folder / "latents.safetensors"
+    latents = args.folder / f"latents-{stage.scenes}-{stage.pictures}.safetensors"  # of all stages with these pictures
+    folder.mkdir(parents=True, exist_ok=True)
     if job.first and not latents.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         drawn = job.pictures(stage.scenes, drawn_on=job.device)
         batch = min(32, stage.pictures)
         with tqdm(desc=f"encoding {stage.name}", total=stage.pictures, unit="picture") as bar:
