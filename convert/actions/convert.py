@@ -158,13 +158,14 @@ def convert(
 
         def finish(path: Path) -> "Verified | None":
             reporting.report(total)  # tensors that share their bytes are written once
-            file.check_length()
-            if not verify:
-                return None
-            from convert.actions.verify import verify as read_back  # numpy takes a tenth of a second to import
+            verified = None
+            if verify:
+                from convert.actions.verify import verify as read_back  # numpy takes a tenth of a second to import
 
-            dtype = PRECISIONS.get(precision)
-            return read_back(path, file, checkpoint, dtype=dtype, values=changes.values, on_bytes=on_bytes)
+                dtype = PRECISIONS.get(precision)
+                verified = read_back(path, file, checkpoint, dtype=dtype, values=changes.values, on_bytes=on_bytes)
+            stack.close()  # checks the sources' lengths: what happens to them from here on does no harm
+            return verified
 
         if layout == "diffusers":
             with folder_written_whole(target, force=force) as folder:

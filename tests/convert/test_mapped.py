@@ -1,6 +1,7 @@
 """A mapped file that gets shorter while it is read ends a command with a sentence, and no process by a signal."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from convert.actions.convert import convert
 from convert.errors import CorruptFileError
 from convert.files.mapped import FileShortenedError, shrinking_watched
 from convert.files.reader import open_checkpoint
 from convert.files.tensors import as_tensor
+from sd.files import embedded_model
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGBUS"), reason="the system keeps mapped files whole")
 WAYS = {
@@ -88,6 +91,17 @@ def test_a_shortened_file_is_found_before_and_after_its_weights_are_used(opened,
         file.verify(file.root["weight"])
     with pytest.raises(CorruptFileError, match=r"model\.safetensors became shorter"), file:
         pass
+
+
+@pytest.mark.parametrize("kind", [".safetensors", ".ckpt"])
+def test_a_source_that_becomes_shorter_once_all_is_written_does_no_harm(kind, tmp_path, monkeypatch):
+    source = Path(shutil.copy(embedded_model(), tmp_path / "model.ckpt"))
+    undisturbed, disturbed = tmp_path / f"undisturbed{kind}", tmp_path / f"disturbed{kind}"
+    convert(source, undisturbed)
+    monkeypatch.setattr(os, "fsync", lambda _: os.truncate(source, 5000))  # the last call before the file gets its name
+    convert(source, disturbed)
+    assert source.stat().st_size == 5000
+    assert disturbed.read_bytes() == undisturbed.read_bytes()
 
 
 @pytest.mark.slow
