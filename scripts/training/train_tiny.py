@@ -85,7 +85,7 @@ class Job(NamedTuple):
 
     def options(self, stage: Stage) -> TrainingOptions:
         warmup, last = min(100, stage.steps // 4), stage.falls_to * stage.learning_rate
-        rates = {"warmup": warmup, "final_learning_rate": last, "ema_decay": 0.999}
+        rates = {"warmup": warmup, "final_learning_rate": last, "ema_decay": stage.ema_decay}
         return options(self.args, stage.steps, stage.learning_rate, **rates, muon=True)
 
     def save(self, step: int) -> None:

@@ -411,10 +411,21 @@ def test_level_pairs_lie_on_a_middle_line_in_either_order():
         assert HOLDS[scene.relation](*scene.things)
 
 
+def test_nested_scenes_are_everything_with_more_inside():
+    scenes = [ShapesDataset(0, 64, kind="nested").describe(number)[0] for number in range(1000)]
+    relations = Counter(scene.relation for scene in scenes)
+    assert relations[None] == pytest.approx(400, abs=50)
+    assert relations["inside"] == pytest.approx(300, abs=50)
+    assert set(relations) == {None, *RELATIONS}
+    assert {scene.background.pattern for scene in scenes} == {"plain", *PATTERNS}
+    beside = [scene for scene in scenes if scene.relation not in (None, "inside")]
+    assert {thing.size for scene in beside for thing in scene.things} == set(SIZES)
+
+
 def test_scenes_may_be_limited_to_some_shapes():
     for kind in ("centred", "level", "pairs"):
         scenes = easy_scenes(kind, shapes=("triangle", "star"))
         assert {thing.shape for scene in scenes for thing in scene.things} == {"triangle", "star"}
-    for kind in ("pairs", "all"):  # which put things inside others
+    for kind in ("pairs", "all", "nested"):  # which put things inside others
         with pytest.raises(ValueError, match=f"kind {kind} need one of circle, square"):
             ShapesDataset(0, 64, kind=kind, shapes=("star", "cross"))

@@ -222,7 +222,7 @@ class ShapesDataset:
         shapes: tuple[str, ...] = SHAPES,
         device: torch.device | str = "cpu",
     ):
-        if kind in ("pairs", "all") and not set(shapes) & set(HOLDERS):
+        if kind in ("pairs", "all", "nested") and not set(shapes) & set(HOLDERS):
             raise ValueError(f"scenes of kind {kind} need one of {', '.join(HOLDERS)} to hold others; got {shapes}")
         self.seed, self.size, self.device = seed, size, device
         self.scenes = {"held_out": held_out, "kind": kind, "shapes": shapes}

@@ -23,7 +23,7 @@ COLOURS = {
 SIZES = {"small": (0.10, 0.135), "medium": (0.18, 0.22), "large": (0.27, 0.33)}  # range of the radius
 PATTERNS = ("striped", "dotted", "checkered", "gradient")  # other than plain
 RELATIONS = ("left of", "right of", "above", "below", "inside")
-KINDS = ("centred", "single", "level", "pairs", "all")  # of scenes, from easy to hard
+KINDS = ("centred", "single", "level", "pairs", "all", "nested")  # of scenes, from easy to hard
 
 PAIRS_OF_SIZES = [(a, b) for a in SIZES for b in SIZES if (a, b) not in (("medium", "large"), ("large", "medium"))]
 PAIRS_OF_SIZES.remove(("large", "large"))  # what does not fit side by side
@@ -93,30 +93,33 @@ def combinations(scene: Scene) -> set[tuple[str, str, str]]:
 def sample_scene(
     generator: Random, *, held_out: bool = False, kind: str = "all", shapes: tuple[str, ...] = SHAPES
 ) -> Scene:
-    """Sample a scene: of kind "all", two in five have one thing, the others two.
+    """Sample a scene: of kinds "all" and "nested", two in five have one thing, the others two.
 
     held_out  False: no held-out combinations; True: each thing forms one with the background
     kind      "centred": one large thing near the middle of a plain background, so that its shape always shows in the
               same place. "single": one thing, not small, anywhere on a plain background. "level": two neighbouring
               things on one of the middle lines of a plain background, so that their relation only decides which is
-              where. "pairs": two things on a plain background, small ones only inside others. "all": everything
+              where. "pairs": two things on a plain background, small ones only inside others. "all": everything.
+              "nested": everything, and of each two things with even chances one inside the other
     shapes    the shapes that things may have
     """
-    background = sample_background(generator, plain=kind != "all")
+    everything = kind in ("all", "nested")
+    background = sample_background(generator, plain=not everything)
     choices = things_on(background.colour, held_out, shapes)
-    if kind in ("centred", "single") or (kind == "all" and generator.random() < 0.4):
+    if kind in ("centred", "single") or (everything and generator.random() < 0.4):
         shape, colour = generator.choice(choices)
-        size = generator.choice({"centred": ["large"], "single": ["medium", "large"], "all": list(SIZES)}[kind])
+        size = generator.choice({"centred": ["large"], "single": ["medium", "large"]}.get(kind, list(SIZES)))
         radius = generator.uniform(*SIZES[size])
         x, y = (place(generator, radius, near_middle=kind == "centred") for _ in "xy")
         thing = sample_thing(generator, shape, colour, size, x, y, radius)
         return Scene(background=background, things=(thing,), relation=None)
 
-    relation = generator.choice(RELATIONS[:4] if kind == "level" else RELATIONS)
+    relations = {"level": RELATIONS[:4], "nested": RELATIONS + 3 * ("inside",)}.get(kind, RELATIONS)
+    relation = generator.choice(relations)
     if relation == "inside":
         things = sample_inside(generator, choices, held_out)
     else:
-        things = sample_beside(generator, choices, relation, small=kind == "all", level=kind == "level")
+        things = sample_beside(generator, choices, relation, small=everything, level=kind == "level")
     return Scene(background=background, things=things, relation=relation)
 
 

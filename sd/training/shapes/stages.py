@@ -23,6 +23,7 @@ class Stage:
     batch_size: int
     learning_rate: float  # after the warm-up
     falls_to: float = 1.0  # share of the learning rate that is left at the end
+    ema_decay: float = 0.999
     scenes: str = "all"  # which pictures: one of scenes.KINDS
     part: int = 0  # of the autoencoder's pictures: side of the part that it sees, in pixels; 0: the whole picture
     pictures: int = 0  # for the UNet: how many are encoded; each comes again with a new caption
@@ -40,8 +41,8 @@ STAGES = (
     Stage(name="one-thing", trains="unet", scenes="single", pictures=4_096, steps=1_200, batch_size=32,
           learning_rate=3e-3),
     Stage(name="everything", trains="unet", pictures=16_384, steps=3_000, batch_size=64, learning_rate=3e-3),
-    Stage(name="settling", trains="unet", pictures=16_384, steps=1_500, batch_size=64, learning_rate=3e-3,
-          falls_to=0.01),
+    Stage(name="settling", trains="unet", scenes="nested", pictures=16_384, steps=2_000, batch_size=64,
+          learning_rate=3e-3, falls_to=0.01, ema_decay=0.998),
     Stage(name="decoder", trains="decoder", steps=2_000, batch_size=4, learning_rate=5e-4, falls_to=0.05),
 )  # fmt: skip
 
