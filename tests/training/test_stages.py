@@ -15,7 +15,7 @@ def test_every_stage_has_what_it_needs_and_none_comes_before_what_it_builds_on()
     assert {stage.scenes for stage in STAGES} <= set(KINDS)
     kinds = [stage.trains for stage in STAGES]
     assert list(dict.fromkeys(kinds)) == ["vae", "text encoder", "unet", "decoder"]
-    assert [stage.scenes for stage in UNET] == ["single", "all", "nested"]
+    assert [stage.scenes for stage in UNET] == ["single", "all", "nested", "nested"]
     assert all(stage.pictures % stage.batch_size == 0 for stage in STAGES)
     assert all((stage.pictures > 0) == (stage.trains == "unet") for stage in STAGES)
     for name in dict.fromkeys(kinds):

@@ -43,6 +43,8 @@ STAGES = (
     Stage(name="everything", trains="unet", pictures=16_384, steps=3_000, batch_size=64, learning_rate=3e-3),
     Stage(name="settling", trains="unet", scenes="nested", pictures=16_384, steps=2_000, batch_size=64,
           learning_rate=3e-3, falls_to=0.01, ema_decay=0.998),
+    Stage(name="more-pictures", trains="unet", scenes="nested", pictures=32_768, steps=2_000, batch_size=64,
+          learning_rate=2e-3, falls_to=0.01, ema_decay=0.998),
     Stage(name="decoder", trains="decoder", steps=2_000, batch_size=4, learning_rate=5e-4, falls_to=0.05),
 )  # fmt: skip
 
