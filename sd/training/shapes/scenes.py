@@ -100,7 +100,7 @@ def sample_scene(
               same place. "single": one thing, not small, anywhere on a plain background. "level": two neighbouring
               things on one of the middle lines of a plain background, so that their relation only decides which is
               where. "pairs": two things on a plain background, small ones only inside others. "all": everything.
-              "nested": everything, and of each two things with even chances one inside the other
+              "nested": everything, but in half of the scenes with two things, one is inside the other
     shapes    the shapes that things may have
     """
     everything = kind in ("all", "nested")

@@ -23,7 +23,7 @@ class Stage:
     batch_size: int
     learning_rate: float  # after the warm-up
     falls_to: float = 1.0  # share of the learning rate that is left at the end
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the averaged weights
     scenes: str = "all"  # which pictures: one of scenes.KINDS
     part: int = 0  # of the autoencoder's pictures: side of the part that it sees, in pixels; 0: the whole picture
     pictures: int = 0  # for the UNet: how many are encoded; each comes again with a new caption
