@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, joined, shown, shown_list
 from convert.families.family import ALONE, PARTS, check_complete, recognise
-from convert.families.stated_config import OF_LATENTS, PREDICTIONS, is_native_size, stated_config
+from convert.families.stated_config import OF_LATENTS, PREDICTIONS, is_guidance_scale, is_native_size, stated_config
 from convert.families.table import family_named, with_open_clip
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord, trimmed
@@ -171,6 +171,8 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         config = with_settings(config, settings)
     if is_native_size(found.beside.get("native_size")):
         config = replace(config, native_size=found.beside["native_size"])
+    if is_guidance_scale(found.beside.get("guidance_scale")):
+        config = replace(config, guidance_scale=found.beside["guidance_scale"])
     said = foreign_statement(file, averaged | tensors, config, found.beside.get("global_step"), prediction)
     config = said.applied_to(config)
     if not ("native_size" in found.beside or "sample_size" in file.configs.get("unet", {})):

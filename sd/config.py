@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 SEED_LIMIT = 2**64  # seeds are below it, as those of torch's generators
 SMALLEST_SIDE, LARGEST_SIDE = 64, 4096  # of a picture, in pixels
+USUAL_GUIDANCE = 7.5  # scale of pictures that ask for no other, unless their model does
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class ModelConfig:
     schedule: ScheduleConfig
     prediction: str  # what the UNet predicts: "eps", the noise; "v", the velocity; "edm", -v; or "x0", clean latents
     native_size: int  # side of the training pictures, in pixels
+    guidance_scale: float = USUAL_GUIDANCE  # of pictures that ask for no other
     text_encoder_2: TextEncoderConfig | None = None  # of a model whose UNet attends to the vectors of two, side by side
     depth: DepthConfig | None = None  # of a model that has a depth network
 

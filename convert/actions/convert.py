@@ -36,6 +36,7 @@ from convert.checkpoint import FORMAT, Checkpoint, match_shapes, read_checkpoint
 from convert.families.family import ALONE
 from convert.files.reader import CheckpointFile, errors_named, open_checkpoint
 from convert.layouts.names import folder_of, parameter_shapes
+from convert.layouts.wrapping import numbers_of
 from convert.other_vae import read_with_vae
 from convert.single_part import read_part
 from sd.files import folder_written_whole, remove_leftovers, written_whole
@@ -203,10 +204,10 @@ def _check_disk(target: Path, needed: int) -> None:
         raise OSError(f"{folder} has {free / 1e9:.2f} GB free, the file needs {needed / 1e9:.2f} GB.")
 
 
-def _beside(checkpoint: Checkpoint) -> dict[str, int | str]:
+def _beside(checkpoint: Checkpoint) -> dict[str, int | float]:
     """What a pickle has beside the weights."""
-    size = {} if checkpoint.part else {"native_size": checkpoint.config.native_size}
-    return {"global_step": checkpoint.global_step or 0, **size}
+    numbers = {} if checkpoint.part else numbers_of(checkpoint.config)
+    return {"global_step": checkpoint.global_step or 0, **numbers}
 
 
 def _write_folder(

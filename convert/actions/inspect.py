@@ -66,6 +66,7 @@ class Report:
     schedule: ScheduleConfig | None = None  # the noise levels of the training
     zero_terminal_snr: bool | None = None  # they end in pure noise
     native_size: int | None = None  # of a complete model: side of the training pictures, in pixels
+    guidance_scale: float | None = None  # of its pictures that ask for no other
     warnings: tuple[str, ...] = ()  # what may spoil the pictures
     notes: tuple[str, ...] = ()
     weights: str | None = None  # which of the UNet's are used: "model" or "ema"
@@ -200,6 +201,7 @@ def _describe(path: Path, file: CheckpointFile, sha256: str | None, *, hashed: b
         schedule=said and said.schedule,
         zero_terminal_snr=said and said.ends_in_noise,
         native_size=checkpoint and checkpoint.config.native_size,
+        guidance_scale=checkpoint and checkpoint.config.guidance_scale,
         warnings=said.warnings if said else (),
         notes=(*file.notes, *(said.notes if said else ()), *_few_step_notes(file, checkpoint or alone, sha256)),
         weights=checkpoint and checkpoint.weights,

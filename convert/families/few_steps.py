@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from convert.errors import counted, joined
-from sd.config import ModelConfig
+from sd.config import USUAL_GUIDANCE, ModelConfig
 
 UNEVEN = ("leading", "karras", "exponential", "beta_sigmas")  # schedules far from evenly spaced timesteps 999, ...
 WITH_HISTORY = ("plms", "lms", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "unipc_bh1", "unipc_bh2")
@@ -224,10 +224,9 @@ def objection(few_steps: FewSteps, settings: PictureSettings) -> str | None:
 
 def usual_settings(config: ModelConfig) -> dict[str, object]:
     """The settings that pictures have unless others are asked for, where the model itself says what it is."""
-    kind = LCM_MODEL
-    if not config.unet.guidance_width:
-        return {}
-    return {"sampler": kind.sampler, "steps": kind.steps, "guidance_scale": kind.guidance}
+    if config.unet.guidance_width:
+        return {"sampler": LCM_MODEL.sampler, "steps": LCM_MODEL.steps, "guidance_scale": LCM_MODEL.guidance}
+    return {} if config.guidance_scale == USUAL_GUIDANCE else {"guidance_scale": config.guidance_scale}
 
 
 def with_usual(usual: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:

@@ -20,12 +20,13 @@ from sd.config import DPT_HYBRID, SDXL, ModelConfig
 EVERYTHING = asdict(replace(SDXL, depth=DPT_HYBRID))  # a config with all fields
 # that not every model has
 OPTIONAL = {"text_encoder_2", "depth", "vector_width", "guidance_width", "skipped_layers", "pooled_width"}
-OPTIONAL |= {"sigma_min", "sigma_max", "sigma_data", "latent_means", "latent_deviations"}
+OPTIONAL |= {"guidance_scale", "sigma_min", "sigma_max", "sigma_data", "latent_means", "latent_deviations"}
 PREDICTIONS = ("eps", "v", "x0", "edm")
 OF_LATENTS = ("latent_scale", "latent_means", "latent_deviations")  # numbers of a VAE that no shape shows
 ACTIVATIONS = ("quick_gelu", "gelu")
 TIMESTEPS = range(1, 10_000 + 1)
 SIDES = range(64, 4096 + 1, 8)  # pixels that native_size may be
+HIGHEST_GUIDANCE = 100
 
 
 def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | None = None) -> ModelConfig:
@@ -65,6 +66,7 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
         schedule=stated.schedule,
         prediction=stated.prediction,
         native_size=stated.native_size,
+        guidance_scale=stated.guidance_scale,
     )
     if config.depth and stated.depth:
         depth = replace(config.depth, heads=stated.depth.heads, groups=stated.depth.groups, taps=stated.depth.taps)
@@ -76,6 +78,10 @@ def stated_config(text: str, tensors: Mapping[str, TensorRecord], part: str | No
 
 def is_native_size(value: object) -> bool:
     return type(value) is int and value in SIDES
+
+
+def is_guidance_scale(value: object) -> bool:
+    return type(value) is float and 0 <= value <= HIGHEST_GUIDANCE
 
 
 def _same_types(value: object, model: object) -> bool:
@@ -121,6 +127,12 @@ def check_free_numbers(config: ModelConfig) -> None:
             if (text := getattr(config, part))
         ),
         (is_native_size(config.native_size), "native_size", config.native_size, "it must be 64, 72, ... 4096"),
+        (
+            is_guidance_scale(config.guidance_scale),
+            "guidance_scale",
+            config.guidance_scale,
+            f"it must be 0 to {HIGHEST_GUIDANCE}",
+        ),
         (schedule.timesteps in TIMESTEPS, "timesteps", schedule.timesteps, f"it must be 1 to {TIMESTEPS[-1]}"),
         (
             0 <= schedule.sigma_min <= schedule.sigma_max < math.inf

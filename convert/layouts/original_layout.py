@@ -54,7 +54,7 @@ class Found:
 
     tensors: dict[str, TensorRecord]
     stored_names: dict[str, str]  # original name -> name in the file
-    beside: dict[str, int]  # those of NUMBERS that the file has
+    beside: dict[str, int | float]  # those of NUMBERS that the file has
     layout: str  # "original" or "diffusers"
     dropped: tuple[str, ...]  # words and prefixes that frameworks put into the names
     is_open_clip: bool  # its text encoder has OpenCLIP's names, as in files of version 2 at every width

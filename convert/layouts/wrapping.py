@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown
 from convert.files.limits import LIMITS
 from convert.files.records import GlobalName, Inert, TensorRecord
+from sd.config import USUAL_GUIDANCE, ModelConfig
 
-NUMBERS = ("global_step", "native_size", "epoch")  # read beside the weights
+NUMBERS = {"global_step": int, "native_size": int, "epoch": int, "guidance_scale": float}  # read beside the weights
 OPTIMISER = {"state", "param_groups"}  # the keys of its state, which holds tensors too
 DEEPEST = 8  # dictionaries and lists around tensors
 # Parts of a name that DDP, FSDP, DeepSpeed, torch.compile, activation checkpointing and PEFT put in. No weight of a
@@ -60,7 +61,7 @@ class Unwrapped:
 
     tensors: dict[str, TensorRecord]
     dictionaries: tuple[dict, ...]  # that hold them
-    beside: dict[str, int]  # those of NUMBERS that the file has
+    beside: dict[str, int | float]  # those of NUMBERS that the file has
 
 
 def unwrap(root: object, networks_in: Callable[[Iterable[str]], frozenset[str]]) -> Unwrapped:
@@ -72,7 +73,7 @@ def unwrap(root: object, networks_in: Callable[[Iterable[str]], frozenset[str]])
 
     Raises UnsupportedFileError where there are none, or several sets of weights.
     """
-    beside: dict[str, int] = {}
+    beside: dict[str, int | float] = {}
     for _ in range(LIMITS.wrappers + 1):
         _note_numbers(root, beside)
         if not (isinstance(root, dict) and isinstance(root.get("state_dict"), dict)):
@@ -109,6 +110,12 @@ def unwrap(root: object, networks_in: Callable[[Iterable[str]], frozenset[str]])
     return Unwrapped(tensors=tensors, dictionaries=tuple(places[path] for path in chosen), beside=beside)
 
 
+def numbers_of(config: ModelConfig) -> dict[str, int | float]:
+    """What no shape shows, to stand beside a model's weights."""
+    guidance = {} if config.guidance_scale == USUAL_GUIDANCE else {"guidance_scale": config.guidance_scale}
+    return {"native_size": config.native_size, **guidance}
+
+
 def all_tensors(root: object) -> dict[str, TensorRecord]:
     """Every tensor outside of optimisers by its place: `string_to_param.*`, `["a"][0]`."""
     if isinstance(root, TensorRecord):
@@ -142,9 +149,9 @@ def _chosen(networks: dict[tuple, frozenset[str]]) -> list[tuple]:
     )
 
 
-def _note_numbers(root: object, beside: dict[str, int]) -> None:
-    for name in NUMBERS if isinstance(root, dict) else ():
-        if type(root.get(name)) is int:
+def _note_numbers(root: object, beside: dict[str, int | float]) -> None:
+    for name, kind in NUMBERS.items() if isinstance(root, dict) else ():
+        if type(root.get(name)) is kind:
             beside.setdefault(name, root[name])
 
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from types import UnionType
 from typing import TYPE_CHECKING, get_args, get_origin
 
-from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE
+from sd.config import LARGEST_SIDE, SEED_LIMIT, SMALLEST_SIDE, USUAL_GUIDANCE
 from sd.pipeline.errors import SettingError, nearest, shortened
 from sd.pipeline.second_pass import passes_of, second_pass_of
 from sd.sampling.names import CUSTOM, SAMPLER_INFO, SCHEDULES, meaning, plain, schedule_name
@@ -117,7 +117,7 @@ class Settings:
     sigmas: tuple[float, ...] = ()
     discard_penultimate: bool | None = None
     eta: float | None = None
-    guidance_scale: float = 7.5
+    guidance_scale: float = USUAL_GUIDANCE
     image_guidance: float | None = None
     guidance_rescale: float = 0.0
     guidance_interval: tuple[float, ...] = ()

@@ -103,6 +103,16 @@ class StableDiffusion(LatentDiffusion):
         """
         self.runner.learn(self, files)
 
+    def settings_for(self, prompt: str, **given: object) -> Settings:
+        """Settings of a picture, with the model's own native size and usual settings where no others are given.
+
+        Raises SettingError for invalid ones.
+        """
+        usual = {name: value for name, value in self.usual.items() if not (name == "steps" and given.get("sigmas"))}
+        own = dict.fromkeys(("width", "height"), self.config.native_size)
+        own |= {"guidance_scale": self.config.guidance_scale, "zero_terminal_snr": self.zero_terminal_snr}
+        return Settings(prompt=prompt, **{**own, **usual, **given})
+
     def make(
         self,
         batch: Sequence[Settings],
@@ -414,9 +424,7 @@ class StableDiffusion(LatentDiffusion):
         seed = secrets.randbits(32) if seed in (None, -1) else seed
         if settings.get("vary") and settings.get("vary_seed") in (None, -1):
             settings["vary_seed"] = secrets.randbits(32)
-        usual = {name: value for name, value in self.usual.items() if not (name == "steps" and settings.get("sigmas"))}
-        settings = {"zero_terminal_snr": self.zero_terminal_snr, **usual, **settings}
-        first = Settings(prompt=prompt, seed=seed, width=width, height=height, **settings)
+        first = self.settings_for(prompt, seed=seed, width=width, height=height, **settings)
         from sd.pipeline.xl_settings import NEEDS, require_readers
 
         if NEEDS.keys() & settings.keys():

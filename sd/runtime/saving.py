@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from convert.actions.original_writer import original_state_dict, write_original
+from convert.layouts.wrapping import numbers_of
 from sd.config import ModelConfig
 
 
@@ -32,4 +33,4 @@ def save_model(
     merged = {name: value.to("cpu", dtype) for name, value in {**weights, **averaged}.items()}
     plain = {name: value.to("cpu", dtype) for name, value in weights.items()}
     state = original_state_dict(config, merged if merge else plain, None if merge else merged, updates=step)
-    write_original(path, state, force=True, global_step=step, native_size=config.native_size)
+    write_original(path, state, force=True, global_step=step, **numbers_of(config))

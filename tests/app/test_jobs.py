@@ -11,6 +11,7 @@ import torch
 from conftest import settings_of
 from PIL import Image
 
+import sd
 from sd.app.errors import UsageError
 from sd.app.jobs.model import run_options
 from sd.app.jobs.plan import plan, with_seeds
@@ -126,3 +127,18 @@ def test_options_of_an_earlier_picture_are_told_once_and_not_again_of_its_refine
     request = ModelRequest(file=Path("x.ckpt"), like=like, made_with={"run": {"low_memory": True}})
     assert run_options(request, torch.device("cpu"), events).low_memory
     assert events.notes == told
+
+
+def test_a_model_may_say_its_guidance_scale_for_pictures_that_ask_for_none(run, tiny_state, tmp_path):
+    torch.save({"state_dict": tiny_state, "guidance_scale": 3.0}, tmp_path / "m.ckpt")
+    common = ["txt2img", "a cat", "-m", "m.ckpt", "--seed", 5, "--steps", 1, "-W", 64, "-H", 64]
+    _, (own,), _ = run(*common, "-o", "own.png")
+    _, (asked,), _ = run(*common, "-g", 7.5, "-o", "asked.png")
+    assert [settings_of(path)["guidance_scale"] for path in (own, asked)] == [3.0, 7.5]
+    model = sd.load(tmp_path / "m.ckpt")
+    (picture,) = model.txt2img("a cat", seed=5, steps=1, width=64, height=64)
+    assert picture.tobytes() == Image.open(own).tobytes() != Image.open(asked).tobytes()
+    first, other = (model.settings_for("a cat", seed=5, **given) for given in ({}, {"width": 64, "guidance_scale": 2}))
+    assert (first.width, first.height, first.guidance_scale) == (512, 512, 3)
+    assert (other.width, other.height, other.guidance_scale) == (64, 512, 2)
+    assert "  guidance     3, where no other is asked for" in run("inspect", "m.ckpt")[1]

@@ -98,6 +98,12 @@ def test_a_native_size_that_no_picture_has_is_left_aside(look, state, size):
     assert look({"state_dict": state, "native_size": size}, name="x.ckpt").config == TINY
 
 
+@pytest.mark.parametrize(("scale", "counts"), [(4.0, True), (0.0, True), (-1.0, False), (101.0, False), (4, False)])
+def test_a_guidance_scale_beside_the_weights_is_read_if_it_can_be_one(look, state, scale, counts):
+    found = look({"state_dict": state, "guidance_scale": scale}, name="x.ckpt")
+    assert found.config == (replace(TINY, guidance_scale=scale) if counts else TINY)
+
+
 def test_weights_that_are_wrapped_in_themselves_are_refused(look, state):
     cyclic = {}
     cyclic["state_dict"] = cyclic

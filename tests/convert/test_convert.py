@@ -226,12 +226,14 @@ def test_a_link_to_the_source_is_the_source(tmp_path, tiny_ckpt):
         convert(tiny_ckpt, tmp_path / "y.ckpt", layout="original", force=True)
 
 
-def test_native_size_and_training_step_stand_in_a_ckpt_as_in_the_source(tmp_path, tiny_state):
-    source, target = tmp_path / "x.ckpt", tmp_path / "y.ckpt"
-    beside = {"global_step": 12, "native_size": 256}
+def test_numbers_beside_the_weights_stand_in_a_ckpt_as_in_the_source(tmp_path, tiny_state):
+    source, ours, target = tmp_path / "x.ckpt", tmp_path / "x.safetensors", tmp_path / "y.ckpt"
+    beside = {"global_step": 12, "native_size": 256, "guidance_scale": 3.5}
     torch.save({"state_dict": {name: tiny_state[name] for name in WEIGHTS}, **beside}, source)
-    convert(source, target, layout="original")
-    assert {key: value for key, value in torch.load(target).items() if key != "state_dict"} == beside
+    convert(source, ours)
+    for each in (source, ours):
+        convert(each, target, layout="original", force=True)
+        assert {key: value for key, value in torch.load(target).items() if key != "state_dict"} == beside
 
 
 def test_a_source_name_that_is_no_text_gives_a_file_that_can_be_read(tmp_path, tiny_ckpt):
@@ -397,6 +399,9 @@ def set_config(part, name, value):
         (set_config(None, "native_size", 100), "has 100 for native_size"),
         (set_config(None, "native_size", 8), "has 8 for native_size"),
         (set_config(None, "native_size", 8192), "has 8192 for native_size"),
+        (set_config(None, "guidance_scale", -1.0), "has -1.0 for guidance_scale"),
+        (set_config(None, "guidance_scale", float("nan")), "has nan for guidance_scale"),
+        (set_config(None, "guidance_scale", 4), "no usable config"),
         (set_config(None, "family", "\x1b[2J"), "contradicts its tensors"),
         (set_config("text_encoder", "activation", "relu\x1b"), r"has relu\\x1b for activation"),
         (set_config("text_encoder", "pad_token", 0), "contradicts its tensors"),

@@ -68,7 +68,7 @@ const ROOMS = {
       decodeQuick: async (latents) => new Float32Array(3 * 128 * 128).fill(latents[0]),
       encodeImage: async (image) => image.slice(0, 1024),
     };
-    const config = { size: 128, factor: 8, channels: 4, latentScale: 0.18215, prediction: "v", schedule };
+    const config = { size: 128, factor: 8, channels: 4, latentScale: 0.18215, prediction: "v", guidance: 7.5, schedule };
     const engine = new Engine({ networks, tokenizer, config });
     async function run(request, before) {
       const records = [], generator = engine.run({ prompt: "a red circle", seed: 1, steps: 6, ...request }, before);

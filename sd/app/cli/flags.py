@@ -284,7 +284,7 @@ def add_sampling_flags(parser: Parser, guidance: str = GUIDANCE) -> None:
         help="share of fresh noise, for samplers with that setting: 0 none, 1 as much as ddpm (default: 0 for ddim, "
         "1 for others)")
     add("-g", "--guidance-scale", "--scale", "--cfg-scale", type=float, metavar="X",
-        help=f"{guidance} (default: 7.5)")
+        help=f"{guidance} (default: 7.5, unless the model says otherwise)")
     add("--guidance-rescale", type=float, default=0.0, metavar="X",
         help="undo the contrast that guidance adds: 0 none, 1 all of it (default: 0)")
     add("--guidance-interval", type=numbers, default=(), metavar="LOW,HIGH",

@@ -21,6 +21,7 @@ from sd.app.cli.inspect_word import word_lines, word_use
 from sd.app.cli.parser import Parser
 from sd.app.cli.terminal import aligned
 from sd.app.jobs.model_folder import find
+from sd.config import USUAL_GUIDANCE
 
 CLEAN, DANGEROUS = 0, 1
 MOST_LEFTOVERS = 20  # groups, the largest ones
@@ -205,6 +206,8 @@ def training(report: Report) -> Iterator[tuple[str, str]]:
         yield "predicts", prediction_text(report.prediction, report.prediction_because)
     if report.native_size:
         yield "native size", f"{report.native_size}x{report.native_size} pixels"
+    if report.guidance_scale not in (None, USUAL_GUIDANCE):
+        yield "guidance", f"{report.guidance_scale:g}, where no other is asked for"
     if step or epoch:
         yield "training", ", ".join(step + epoch)
     if report.weights:

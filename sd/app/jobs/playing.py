@@ -134,6 +134,7 @@ def exported_networks(events: Events) -> Path:
             "channels": config.vae.latent_channels,
             "latentScale": config.vae.latent_scale,
             "prediction": config.prediction,
+            "guidance": config.guidance_scale,
             "schedule": asdict(config.schedule),
         }
         (place / FACTS).write_text(json.dumps(facts), "utf-8")

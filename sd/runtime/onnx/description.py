@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from convert.actions.diffusers_writer import END_OF_WORD, vocabulary
 from convert.checkpoint import Checkpoint
-from sd.config import ModelConfig
+from convert.families.few_steps import usual_settings
+from sd.config import USUAL_GUIDANCE, ModelConfig
 from sd.pipeline.vector import NUMBER_WIDTH
 from sd.sampling.schedule import alphas_cumprod, zero_terminal_snr
 from sd.text.tokenizer import END, SPECIAL, START
@@ -50,6 +51,7 @@ def description(
         "latent_channels": config.vae.latent_channels,
         "latent_scale": config.vae.latent_scale,
         **(means if config.vae.latent_means else {}),
+        "guidance_scale": usual_settings(config).get("guidance_scale", USUAL_GUIDANCE),
         "unet_reads": ["latents", *READS[config.unet.in_channels - config.vae.latent_channels]],
         "text": _text(config, clip_skip),
         **({"vector": _vector(config)} if config.unet.vector_width else {}),

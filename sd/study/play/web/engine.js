@@ -172,7 +172,7 @@ export class Engine {
   }
 
   /** One prediction at any noise level. */
-  async predict({ latents, timestep, guidance = 7.5, ...request }) {
+  async predict({ latents, timestep, guidance = this.config.guidance, ...request }) {
     const began = performance.now();
     const alphaBar = alphaBarAt(this.table, Math.min(Math.max(timestep, 0), this.table.length - 1));
     const text = await this.contexts({ ...request, guidance }), { eps, attention } = await this.eps(text, guidance, latents, alphaBar);
@@ -193,7 +193,7 @@ export class Engine {
    * before    called with {step, steps, timestep, sigma, latents} before each step, and awaited; it may return other latents
    */
   async *run(settings, before = () => {}) {
-    const { guidance = 7.5, steps: count = 30, sampler = "dpmpp_2m", strength = 0.75, seed, from, init, mask, ...request } = settings;
+    const { guidance = this.config.guidance, steps: count = 30, sampler = "dpmpp_2m", strength = 0.75, seed, from, init, mask, ...request } = settings;
     const began = performance.now(), plan = this.schedule({ sampler, steps: count });
     let first = from?.step ?? (init ? plan.length - stepsRun(plan.length, strength) : 0);
     if (!(first >= 0 && first <= plan.length)) throw new Error(`Step ${first} is not one of the ${plan.length} steps.`);

@@ -171,6 +171,7 @@ async function main() {
     byId("loaded").value = total ? loaded / total : 0;
     byId("loading-text").textContent = part === "ready" ? "Ready." : "Loading the " + part + ": " + megabytes(loaded) + " of " + megabytes(total) + " MB";
   }});
+  app.settings.guidance = DEFAULTS.guidance = app.engine.model.defaults.guidance;
   listen("settings", names => { if (names.includes("tool")) useBrush(null); });  // first: the next tool may take the brush
   setUpControls();
   setUpPlayer();

@@ -10,7 +10,7 @@ export const make = (name, properties = {}, parent = null, ...children) => {
 export const on = (id, kind, work) => byId(id).addEventListener(kind, work);
 export const number = (value, digits = 3) => value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-4 ? value.toExponential(2) : String(Number(value.toPrecision(digits)));
 
-export const DEFAULTS = {prompt: "a red circle on a blue background", negative: "", seed: 1, guidance: 7.5, steps: 10, sampler: "dpmpp_2m", prompt2: "", mix: 0, tool: "inside"};
+export const DEFAULTS = {prompt: "a red circle on a blue background", negative: "", seed: 1, guidance: null, steps: 10, sampler: "dpmpp_2m", prompt2: "", mix: 0, tool: "inside"};  // guidance: the model's
 
 export const app = {
   engine: null,

@@ -59,7 +59,7 @@ async function load(id, wanted) {
     name: config.name, size: config.size, latentSide: engine.side, channels: config.channels, timesteps: engine.table.length,
     prediction: config.prediction, alphaBars: engine.table, threads, backend,
     samplers: Object.entries(SAMPLERS).map(([name, { label, schedule }]) => ({ name, label, schedule })),
-    defaults: { guidance: 7.5, steps: 30, sampler: "dpmpp_2m" },
+    defaults: { guidance: config.guidance, steps: 30, sampler: "dpmpp_2m" },
   };
 }
 
