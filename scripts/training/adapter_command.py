@@ -13,7 +13,6 @@ from training_command import options, prepare, save_sheet, train, training_parse
 import sd
 from convert.adapters.model_metadata import model_metadata
 from sd.pipeline.runner import Runner
-from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.adapters import LowRankAdapter, NewWord
 from sd.training.folder import PictureFolder
@@ -154,7 +153,8 @@ def train_to_the_end(
     """Train, with sheets of sample pictures by the averaged weights, in these settings."""
     sizes = {"width": pictures.size, "height": pictures.size}
     batch = [
-        Settings(prompt=text, seed=seed, **sizes, **settings) for seed, text in enumerate(pictures.captions[:SAMPLES])
+        model.settings_for(text, seed=seed, **sizes, **settings)
+        for seed, text in enumerate(pictures.captions[:SAMPLES])
     ]
 
     @torch.no_grad()

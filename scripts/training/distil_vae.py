@@ -25,7 +25,6 @@ from convert.families.table import family_named
 from sd.config import SDXL_REFINER, TAESD
 from sd.networks.tiny_vae import TinyVAE
 from sd.pipeline.image.tensors import to_images
-from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.runtime.tiny_vae import save_tiny_vae
 from sd.training.loop import TrainingRun
@@ -38,10 +37,9 @@ PREDICTED = {"steps": 8}  # of the model's own pictures
 
 def answers_of(args: argparse.Namespace, model: StableDiffusion, scale: float, first: bool) -> dict[str, Tensor]:
     """What the VAE makes of drawn pictures and of the model's own, asked once."""
-    size = model.config.native_size
-    drawn = ShapesDataset(args.seed, size, device=model.device)
+    drawn = ShapesDataset(args.seed, model.config.native_size, device=model.device)
     captions = [drawn.describe(args.drawn + number)[1] for number in range(args.predicted)]
-    requests = [Settings(prompt=text, seed=i, width=size, height=size, **PREDICTED) for i, text in enumerate(captions)]
+    requests = [model.settings_for(text, seed=i, **PREDICTED) for i, text in enumerate(captions)]
     path, made_of = args.folder / "answers.safetensors", f"{args.drawn} and {args.predicted}: {drawn.name}"
     if first and not path.exists():
         args.folder.mkdir(parents=True, exist_ok=True)

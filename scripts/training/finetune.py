@@ -20,7 +20,6 @@ from training_command import options, prepare, run, save_sheet, train, training_
 
 import sd
 from sd.config import SDXL_REFINER
-from sd.pipeline.settings import Settings
 from sd.runtime.saving import save_model
 from sd.training.folder import PictureFolder
 from sd.training.jobs import denoiser_run
@@ -72,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         train_text_encoder=args.train_text_encoder,
     )
     prompts = [pictures.captions[name] for name in pictures.names[:SAMPLES]]
-    batch = [Settings(prompt=prompt, seed=i, width=size, height=size) for i, prompt in enumerate(prompts)]
+    batch = [model.settings_for(prompt, seed=i, width=size, height=size) for i, prompt in enumerate(prompts)]
 
     def show(step: int) -> None:
         with run.ema.applied(run.module):

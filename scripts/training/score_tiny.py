@@ -26,8 +26,8 @@ BATCH = 32
 
 
 def make(model: StableDiffusion, requests: list[Request], common: dict) -> list[Image.Image]:
-    size = model.config.native_size
-    jobs = [Settings(prompt=each.prompt, seed=each.seed, width=size, height=size, **common) for each in requests]
+    given = {name: value for name, value in common.items() if value is not None}
+    jobs = [model.settings_for(each.prompt, seed=each.seed, **given) for each in requests]
     pictures = []
     for start in tqdm(range(0, len(jobs), BATCH), unit="batch", leave=False):
         pictures += model.make(jobs[start : start + BATCH])

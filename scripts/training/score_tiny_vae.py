@@ -21,7 +21,6 @@ from tqdm import tqdm
 from training_command import parser_of, run, save_sheet
 
 import sd
-from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.study.benchmark.table import markdown
 from sd.study.forward_process import psnr
@@ -39,9 +38,8 @@ def of_drawn(model: StableDiffusion, count: int) -> Tensor:
 
 def of_prompts(model: StableDiffusion, requests: list[Request], steps: int) -> tuple[Tensor, Tensor]:
     """Latents (N, 4, H, W) of finished pictures, and the clean ones predicted half-way."""
-    size, finished, unfinished = model.config.native_size, [], []
-    common = {"width": size, "height": size, "steps": steps}
-    jobs = [Settings(prompt=each.prompt, seed=each.seed, **common) for each in requests]
+    finished, unfinished = [], []
+    jobs = [model.settings_for(each.prompt, seed=each.seed, steps=steps) for each in requests]
     for start in tqdm(range(0, len(jobs), BATCH), unit="batch", leave=False):
         clean: list[Tensor] = []
         *_, latents = model.sample(jobs[start : start + BATCH], on_clean=clean.append)

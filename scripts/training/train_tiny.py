@@ -30,7 +30,6 @@ import sd
 from sd.config import SD_V1, ModelConfig
 from sd.files import written_whole
 from sd.pipeline.image.tensors import to_images
-from sd.pipeline.settings import Settings
 from sd.pipeline.stable_diffusion import Source, StableDiffusion
 from sd.runtime.saving import save_model
 from sd.training.jobs import autoencoder_run, denoiser_run, fresh_networks, standardise, tokenizer_of
@@ -66,6 +65,7 @@ def tiny(size: int) -> ModelConfig:
         vae=replace(SD_V1.vae, width=32),
         prediction="v",
         native_size=size,
+        guidance_scale=3.0,
     )
 
 
@@ -184,7 +184,7 @@ def denoiser(job: Job, stage: Stage) -> Training:
         (folder / "prompts.txt").write_text("\n".join(prompts) + "\n")
 
     def show(step: int) -> None:
-        batch = [Settings(prompt=text, seed=i, width=args.size, height=args.size) for i, text in enumerate(prompts)]
+        batch = [model.settings_for(text, seed=i) for i, text in enumerate(prompts)]
         with run.ema.applied(run.module):
             save_sheet(folder / f"samples-{step:06}.png", model.make(batch))
             job.save(step)

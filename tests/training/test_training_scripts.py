@@ -27,7 +27,7 @@ from training_command import run
 import sd
 from convert.actions.extract import extract
 from sd.files import embedded_model
-from sd.pipeline.settings import Settings
+from sd.pipeline.stable_diffusion import StableDiffusion
 from sd.training.shapes.scoring import one_thing
 from sd.training.shapes.stages import STAGES
 
@@ -38,7 +38,7 @@ SHORT = ["--size", "64", "--trial", "--sample-every", "2"]
 @pytest.fixture(autouse=True, scope="module")
 def _two_steps_a_sample():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_tiny, "Settings", partial(Settings, steps=2))
+        patch.setattr(train_tiny, "StableDiffusion", partial(StableDiffusion, usual={"steps": 2}))
         yield
 
 
