@@ -82,8 +82,8 @@ def singular_values(model: StableDiffusion, tuned: StableDiffusion) -> bytes:
     A rank's share is that of the squared norm, of all matrices together. The fine-tune was trained on a folder of 640
     pictures and their captions, those of `SubjectPictures("crescents", seed=0, size=128)`:
 
-        python scripts/training/finetune.py weights/sd-shapes.ckpt crescents/ runs/crescents --steps 300 \\
-            --learning-rate 2e-4 --batch-size 8 --seed 1 --min-snr-gamma 5 --ema-decay 0.98
+        python scripts/training/finetune.py weights/sd-shapes.ckpt crescents/ runs/crescents --steps 400 \\
+            --learning-rate 1e-3 --batch-size 8 --seed 1 --min-snr-gamma 5 --ema-decay 0.98
     """
     found = spectra(model, tuned)
     shares = {

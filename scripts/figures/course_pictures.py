@@ -18,6 +18,7 @@ from sd.study.explain.recording import explain
 from sd.study.forward_process import channel_pictures
 from sd.text.tokenizer import Tokenizer
 from sd.training.shapes.drawing import ShapesDataset
+from sd.training.shapes.stages import STAGES
 
 PROMPT = "a red circle on a blue background"
 SEED, STEPS = 7, 20
@@ -170,8 +171,7 @@ def tokens() -> bytes:
 
 
 def run_settings(model: StableDiffusion, **options: object) -> Settings:
-    side = model.config.native_size
-    return Settings(**{"prompt": PROMPT, "width": side, "height": side, "seed": SEED, "steps": STEPS, **options})
+    return model.settings_for(**{"prompt": PROMPT, "seed": SEED, "steps": STEPS, **options})
 
 
 def word_attention(model: StableDiffusion) -> bytes:
@@ -230,25 +230,26 @@ def guidance_scales(model: StableDiffusion) -> bytes:
 
 
 def training_samples(folder: Path) -> bytes:
-    """Chapter 7: the first row of some of the training's sample sheets, below their prompts.
+    """Chapter 7: the first row of the sample sheets of the UNet's training, below their prompts.
 
     Raises FileNotFoundError without any sheets or prompts.
     """
-    paths = sorted(folder.glob("samples-*.png"))
+    stages = [stage.name for stage in STAGES if stage.trains == "unet"]
+    paths = [path for stage in stages for path in sorted((folder / stage).glob("samples-*.png"))]
     if not paths:
-        raise FileNotFoundError(f"{folder} has no samples-*.png, the sheets that training writes")
-    if not (prompts := folder / "prompts.txt").exists():
+        raise FileNotFoundError(f"{folder} has no {stages[0]}/samples-*.png, the sheets that training writes")
+    if not (prompts := folder / stages[0] / "prompts.txt").exists():
         raise FileNotFoundError(f"{prompts} does not exist; training writes it beside the sheets")
-    most = 5
+    most = 6
     if len(paths) > most:
         paths = [paths[round(i * (len(paths) - 1) / (most - 1))] for i in range(most)]
     rows, names = [], []
     for path in paths:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-        side = picture.width // 4  # sheets are 4 x 4 pictures
+        side = picture.width // 4  # sheets have four columns
         rows.append([picture.crop((i * side, 0, (i + 1) * side, side)) for i in range(4)])
-        names.append(f"after step {int(path.stem.removeprefix('samples-')):,}")
+        names.append(f"{path.parent.name.replace('-', ' ')}, step {int(path.stem.removeprefix('samples-')):,}")
     return png(sheet(rows, prompts.read_text(encoding="utf-8").splitlines()[:4], names))
 
 
@@ -266,7 +267,8 @@ def strengths(model: StableDiffusion) -> bytes:
 
 def inpainting(model: StableDiffusion) -> bytes:
     """Chapter 8: the right half repainted."""
-    picture, prompt = drawn_pictures(model, 2)[1], "a green star on a yellow background"
+    picture = drawn_pictures(model, 2)[1]
+    prompt = "a black diamond to the left of a green star on a yellow background"
     mask = Image.new("L", picture.size)
     ImageDraw.Draw(mask).rectangle((picture.width // 2, 0, *picture.size), fill=255)
     made = [model.inpaint(prompt, picture, mask, seed=seed, steps=STEPS)[0] for seed in (SEED, SEED + 1)]

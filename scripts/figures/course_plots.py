@@ -2,9 +2,7 @@
 
 import csv
 import io
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +23,12 @@ from sd.sampling.schedule import (
 )
 from sd.training.losses import velocity
 from sd.training.shapes.drawing import ShapesDataset
+from sd.training.shapes.stages import STAGES
 
 PROMPT = "a red circle on a blue background"
 SETTINGS = {"svg.hashsalt": "sd-zoo", "svg.fonttype": "path", "font.size": 10, "axes.grid": True, "grid.alpha": 0.3}
 SHADES = ("tab:gray", "tab:orange", "tab:green", "tab:blue")
+UNET_STAGES = [stage.name for stage in STAGES if stage.trains == "unet"]
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "fontsize": 9}  # a legend under its axes
 WITHOUT_DATE = {"Date": None, "Creator": None}
 
@@ -228,65 +228,37 @@ def guidance_arrows() -> bytes:
     return drawn(draw, size=(5.2, 3.2))
 
 
-class Stage(NamedTuple):
-    """A part of the training, as a row of stages.csv describes it."""
-
-    start: int  # its first step
-    pictures: str  # what the training pictures show
-    floor: float  # of the loss's weights, see `snr_weights`
-
-
 def training_loss(folder: Path) -> bytes:
-    """Chapter 7: the log of the training, and what changed along it.
+    """Chapter 7: the log of the UNet's training, stage after stage.
 
-    Raises FileNotFoundError without loss.csv or stages.csv.
+    Raises FileNotFoundError without the loss.csv of any of its stages.
     """
-    log, table = folder / "loss.csv", folder / "stages.csv"
-    for path, writer in ((log, "sd/training/loop.py writes it"), (table, "it says what changed at which step")):
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; {writer}")
-    with open(log, newline="") as file:
-        rows = [(float(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-    with open(table, newline="") as file:
-        stages = [Stage(int(start), what, float(floor)) for start, what, floor in list(csv.reader(file))[1:]]
-    steps, losses = zip(*rows, strict=True)
-    part = max(1, len(rows) // 400)  # rows per point
-    means = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in range(0, len(rows), part)]
-    lowest, highest = 0.8 * min(means), 2.5 * max(means)
-    kinds = list(dict.fromkeys(stage.pictures for stage in stages))
+    losses: list[float] = []
+    ends = {}  # of the stages
+    for stage in UNET_STAGES:
+        log = folder / stage / "loss.csv"
+        if not log.exists():
+            raise FileNotFoundError(f"{log} does not exist; scripts/training/train_tiny.py writes it")
+        with open(log, newline="") as file:
+            losses += [float(row["loss"]) for row in csv.DictReader(file)]
+        ends[stage] = len(losses)
+    part = max(1, len(losses) // 400)  # steps per point
+    means = [sum(losses[i : i + part]) / len(losses[i : i + part]) for i in range(0, len(losses), part)]
+    lowest, highest = 0.8 * min(means), 1.25 * max(means)
 
     def draw(axes):
-        axes.semilogy(steps[::part], means, linewidth=1, color="black")
-        known = set()
-        for stage, end in zip(stages, [*(following.start for following in stages[1:]), steps[-1]], strict=True):
-            colour = SHADES[kinds.index(stage.pictures) % len(SHADES)]
-            label = None if stage.pictures in known else stage.pictures
-            axes.axvspan(stage.start, end, facecolor=colour, alpha=0.35, linewidth=0, label=label)
-            known.add(stage.pictures)
-        for before, stage in pairwise(stages):
-            if stage.floor != before.floor:
-                more = "more" if stage.floor > before.floor else "less"
-                words = (f"from step {stage.start:,} on,", f"noisy timesteps count {more}:", "a different loss")
-                at_right = stage.start > steps[-1] / 2
-                axes.axvline(stage.start, color="tab:red", linestyle="--", linewidth=1)
-                axes.annotate(
-                    "\n".join(words),
-                    (stage.start, 0.97),
-                    (-6 if at_right else 6, 0),
-                    xycoords=axes.get_xaxis_transform(),
-                    textcoords="offset points",
-                    color="tab:red",
-                    fontsize=9,
-                    va="top",
-                    ha="right" if at_right else "left",
-                )
+        axes.semilogy(range(0, len(losses), part), means, linewidth=1, color="black")
+        start = 0
+        for (stage, end), colour in zip(ends.items(), SHADES, strict=False):
+            axes.axvspan(start, end, facecolor=colour, alpha=0.35, linewidth=0, label=stage.replace("-", " "))
+            start = end
         axes.set(xlabel="step", ylabel=f"loss, mean of {part} steps" if part > 1 else "loss", ylim=(lowest, highest))
         ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1) if lowest < tick < highest]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.yaxis.set_minor_formatter("")
         axes.margins(x=0)
         axes.grid(False)
-        axes.legend(**BELOW, ncols=2, title="what the pictures show", title_fontsize=9)
+        axes.legend(**BELOW, ncols=3, title="what the pictures show", title_fontsize=9)
 
     return drawn(draw, size=(5.2, 4))
 

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"which (default: all): {', '.join(FIGURES)}")
     parser.add_argument("--model", type=Path, help="a checkpoint (default: the embedded model)")
     parser.add_argument(
-        "--training", type=Path, default=TRAINING_FOLDER, help="folder with loss.csv and samples-*.png of its training"
+        "--training", type=Path, default=TRAINING_FOLDER, help="folder of its training by train_tiny.py"
     )
     parser.add_argument(
         "--adapters", type=Path, default=WEIGHTS_FOLDER, help="folder of those that come with the model"

@@ -264,15 +264,21 @@ def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
-def test_the_training_figures_are_drawn_from_the_log_and_the_sheets(tmp_path):
+def test_the_training_figures_are_drawn_from_the_logs_and_the_sheets(tmp_path):
     training = tmp_path / "training"
-    training.mkdir()
-    rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 400)]
-    (training / "loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,seconds", *rows]) + "\n")
-    (training / "stages.csv").write_text("from_step,pictures,snr_floor\n1,one circle,0\n300,two circles,1\n")
-    (training / "prompts.txt").write_text("a red circle\n" * 4)
-    for step, colour in ((100, "red"), (200, "green"), (399, "blue")):
-        Image.new("RGB", (512, 512), colour).save(training / f"samples-{step:06}.png")
+    for stage, colour in (
+        ("one-thing", "red"),
+        ("everything", "lime"),
+        ("settling", "green"),
+        ("more-pictures", "blue"),
+    ):
+        (training / stage).mkdir(parents=True)
+        rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 200)]
+        (training / stage / "loss.csv").write_text(
+            "\n".join(["step,loss,learning_rate,gradient_norm,seconds", *rows]) + "\n"
+        )
+        (training / stage / "prompts.txt").write_text("a red circle\n" * 4)
+        Image.new("RGB", (512, 512), colour).save(training / stage / "samples-000199.png")
     out = tmp_path / "figures"
     names = ["training-loss.svg", "training-samples.png"]
     assert draw_course.main(["--out", str(out), "--training", str(training), *names]) == 0

@@ -23,7 +23,6 @@ from sd.app.jobs.request import Events
 from sd.app.jobs.static_server import FolderServer, Handler
 from sd.pipeline.image.masks import composite
 from sd.pipeline.image.tensors import init_image_from
-from sd.pipeline.settings import Settings
 from sd.sampling.schedule import alphas_cumprod
 from sd.study.explain.attention import AttentionWatch
 
@@ -133,7 +132,7 @@ def test_a_picture_from_a_picture_is_pythons_and_what_a_mask_keeps_stays_exactly
     mask = Image.new("L", (128, 128))
     ImageDraw.Draw(mask).ellipse([30, 40, 90, 100], fill=255)
     ours = drawn(page, before.convert("RGBA"), mask, strength=0.8, **common)
-    settings = Settings(width=128, height=128, strength=0.8, **common)
+    settings = model.settings_for(strength=0.8, **common)
     theirs = composite(before, model.make([settings], init_image_from(before, mask))[0], mask)
     assert furthest(ours, theirs) <= NEAR
     kept = np.asarray(mask) == 0

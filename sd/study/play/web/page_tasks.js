@@ -17,7 +17,7 @@ export const TASKS = [
   {
     id: "channels", title: "What the four channels hold", chapter: 2, settings: {prompt: CIRCLE, seed: 1, tool: "latents"}, brush: "channel",
     steps: ["Paint a stroke on the finished picture with channel 1.", "Undo, choose another channel, paint again. Try the slider’s negative side, too."],
-    look: "Each channel shifts colour and light in its own way, some hardly at all, and none is simply red or bright: the VAE found its own code. One place of the latents colours about 8 × 8 pixels.",
+    look: "Each channel shifts colour and light in its own way, and none is simply red or bright: the VAE found its own code. One place of the latents colours about 8 × 8 pixels, and all others a little.",
   },
   {
     id: "order", title: "The same words in another order", chapter: 3, settings: {prompt: CIRCLE, seed: 1},
@@ -27,7 +27,7 @@ export const TASKS = [
   {
     id: "mix", title: "Half-way between two prompts", chapter: 3, settings: {prompt: CIRCLE, prompt2: "a green star on a yellow background", seed: 1, tool: "mix"},
     steps: ["Press “Draw the whole way”.", "Move the slider slowly between the two pictures where most changes."],
-    look: "It is no cross-fade: every picture on the way is whole. Shape and colours flip at some point, and things may appear that neither prompt names, since vectors half-way may lie near other words.",
+    look: "It is no cross-fade: every picture on the way is whole. Shape and colours flip, but not all at the same point, so there may be a red star on the way.",
   },
   {
     id: "words", title: "Where each word is read", chapter: 4, settings: {prompt: PAIR, seed: 1}, word: "circle",
@@ -36,7 +36,7 @@ export const TASKS = [
   },
   {
     id: "stop", title: "Change the word half-way", chapter: 5, settings: {prompt: CIRCLE, seed: 1}, at: 3,
-    steps: ["The run is held at step 3. Change “circle” to “star”: it goes on from there.", "Write “circle” again and press Draw. Choose step 6 in the film, press Hold, and change the word there. Then try step 1."],
+    steps: ["The run is held at step 3. Change “circle” to “star”: it goes on from there.", "Write “circle” again and press Draw. Choose step 8 in the film, press Hold, and change the word there. Then try step 6."],
     look: "Early steps decide on place and shape, late ones only on details: the later the change, the less of a star.",
   },
   {
@@ -46,8 +46,8 @@ export const TASKS = [
   },
   {
     id: "colours", title: "Find the guidance where colours break", chapter: 6, settings: {prompt: CIRCLE, seed: 1},
-    steps: ["Move the guidance scale from 7.5 to 1, and to 0.", "Then to 15, 25 and 40."],
-    look: "At 0 the prompt has no effect, at 1 it is only a hint. Far beyond 7.5, colours overshoot, the background gets spots, and halos appear around the edges.",
+    steps: ["Move the guidance scale from 3 to 1, and to 0.", "Then to 7.5, 15, 25 and 40."],
+    look: "At 0 the prompt has no effect, at 1 it is only a hint. Far beyond 3, colours overshoot, the background gets spots, and halos appear around the edges.",
   },
   {
     id: "timestep", title: "How much noise hides a picture?", chapter: 7, settings: {prompt: CIRCLE, seed: 1, tool: "time"},
