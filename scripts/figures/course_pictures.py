@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from course_plots import UNET_STAGES
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from sd.study.explain.recording import explain
 from sd.study.forward_process import channel_pictures
 from sd.text.tokenizer import Tokenizer
 from sd.training.shapes.drawing import ShapesDataset
-from sd.training.shapes.stages import STAGES
 
 PROMPT = "a red circle on a blue background"
 SEED, STEPS = 7, 20
@@ -234,11 +234,10 @@ def training_samples(folder: Path) -> bytes:
 
     Raises FileNotFoundError without any sheets or prompts.
     """
-    stages = [stage.name for stage in STAGES if stage.trains == "unet"]
-    paths = [path for stage in stages for path in sorted((folder / stage).glob("samples-*.png"))]
+    paths = [path for stage in UNET_STAGES for path in sorted((folder / stage).glob("samples-*.png"))]
     if not paths:
-        raise FileNotFoundError(f"{folder} has no {stages[0]}/samples-*.png, the sheets that training writes")
-    if not (prompts := folder / stages[0] / "prompts.txt").exists():
+        raise FileNotFoundError(f"{folder} has no {UNET_STAGES[0]}/samples-*.png, the sheets that training writes")
+    if not (prompts := folder / UNET_STAGES[0] / "prompts.txt").exists():
         raise FileNotFoundError(f"{prompts} does not exist; training writes it beside the sheets")
     most = 6
     if len(paths) > most:

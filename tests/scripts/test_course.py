@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import course_adapters
 import course_pictures
+import course_plots
 import draw_course
 import draw_denoising
 import numpy as np
@@ -266,12 +267,7 @@ def test_missing_matplotlib_is_reported_in_one_line(tmp_path, capsys, monkeypatc
 
 def test_the_training_figures_are_drawn_from_the_logs_and_the_sheets(tmp_path):
     training = tmp_path / "training"
-    for stage, colour in (
-        ("one-thing", "red"),
-        ("everything", "lime"),
-        ("settling", "green"),
-        ("more-pictures", "blue"),
-    ):
+    for stage, colour in zip(course_plots.UNET_STAGES, ("red", "lime", "green", "blue"), strict=True):
         (training / stage).mkdir(parents=True)
         rows = [f"{step},{1 / step},0.001,0.5,0.1" for step in range(1, 200)]
         (training / stage / "loss.csv").write_text(
