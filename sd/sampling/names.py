@@ -67,7 +67,10 @@ THEIR_SCHEDULES = {"beta": "beta_sigmas"}  # the same for schedules: Beta in the
 # Valid but pointless combinations, with the reason; None stands for every schedule.
 POINTLESS = {
     ("lcm", None): "is for networks distilled for it; others give blurred or empty pictures",
-    ("unipc_bh1", "beta_sigmas"): "leaves specks with beta_sigmas, whose last steps are large (unipc_bh2 leaves fewer)",
+}
+POINTLESS |= {
+    (name, "beta_sigmas"): "leaves specks with beta_sigmas, whose last steps are large (unipc, of order 2, has fewer)"
+    for name in ("unipc_bh1", "unipc_bh2")
 }
 POINTLESS |= {
     ("plms", name): f"assumes evenly spaced timesteps; with {name} its order falls to 1 (lms takes any spacing)"

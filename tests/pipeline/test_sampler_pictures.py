@@ -57,7 +57,7 @@ def test_the_pictures_of_other_prompts_are_found_wrong(embedded):
 def test_most_pairs_of_sampler_and_schedule_make_sense():
     left_out = {(sampler, schedule) for sampler in SAMPLER_INFO for schedule in SCHEDULES} - set(PAIRS)
     assert left_out == {("lcm", schedule) for schedule in SCHEDULES} | {
-        ("unipc_bh1", "beta_sigmas"),
+        *((name, "beta_sigmas") for name in ("unipc_bh1", "unipc_bh2")),
         *(("plms", schedule) for schedule in ("karras", "exponential", "beta", "beta_sigmas", "distilled")),
     }
     assert not any(objection(name, row.schedule) for name, row in SAMPLER_INFO.items() if name != "lcm")
