@@ -179,7 +179,10 @@ def convert(
                     beside = _beside(checkpoint) | changes.metadata
                     write_pickle(reporting, converted(file, plan, precision), beside)
                 else:
-                    own = our_metadata(file, checkpoint, precision, hash_source) if layout == FORMAT else PLAIN
+                    if layout == FORMAT:
+                        own = our_metadata(file, checkpoint, precision, hash_source)
+                    else:
+                        own = PLAIN | {name: str(number) for name, number in _numbers(checkpoint).items()}
                     says_x0 = {"modelspec.prediction_type": "x0"} if checkpoint.config.prediction == "x0" else {}
                     metadata = publisher_metadata(file, checkpoint) | own | says_x0 | changes.metadata
                     write_plan(reporting, file, plan, precision, metadata)
@@ -206,8 +209,11 @@ def _check_disk(target: Path, needed: int) -> None:
 
 def _beside(checkpoint: Checkpoint) -> dict[str, int | float]:
     """What a pickle has beside the weights."""
-    numbers = {} if checkpoint.part else numbers_of(checkpoint.config)
-    return {"global_step": checkpoint.global_step or 0, **numbers}
+    return {"global_step": checkpoint.global_step or 0, **_numbers(checkpoint)}
+
+
+def _numbers(checkpoint: Checkpoint) -> dict[str, int | float]:
+    return {} if checkpoint.part else numbers_of(checkpoint.config)
 
 
 def _write_folder(

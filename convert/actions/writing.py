@@ -23,6 +23,7 @@ from convert.layouts.names import PREFIXES, diffusers_names, ema_name
 from convert.layouts.noise_levels import marking
 from convert.layouts.noise_schedule import ENDS_IN_NOISE, MARKERS, METADATA, PREDICTS_V
 from convert.layouts.open_clip import transposed
+from convert.layouts.wrapping import OF_CONFIG
 from convert.single_part import name_alone
 from sd.config import ModelConfig
 
@@ -44,7 +45,7 @@ OUR_METADATA = {
     "global_step",
     "zero_terminal_snr",
 }
-OUR_METADATA |= {"source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
+OUR_METADATA |= {*OF_CONFIG, "source_file", "source_sha256", "source_files", "vae_file", "vae_sha256", "vae_files"}
 
 
 NOTHING = TensorRecord("float32", (0,), (1,), StorageRecord("", 0, 0, "little", None), 0)  # a tensor without elements

@@ -13,7 +13,7 @@ from convert.errors import CheckpointError, WeightMismatchError, shown, shown_li
 from convert.files.reader import CheckpointFile
 from convert.files.records import TensorRecord
 from convert.layouts.names import DEPTH_ESTIMATOR, DEPTH_NETWORK, OPEN_CLIP, PREFIXES, SECOND_TEXT
-from convert.layouts.wrapping import BARE_UNET, BARE_VAE, plain_names, unwrap
+from convert.layouts.wrapping import BARE_UNET, BARE_VAE, numbers_in, plain_names, unwrap
 
 TEXT_PARTS = ("embeddings.", "encoder.", "final_layer_norm.")  # of a CLIP text transformer
 TEXT_ROOT = "cond_stage_model.transformer."
@@ -94,7 +94,7 @@ def find_tensors(file: CheckpointFile) -> Found:
     return Found(
         tensors=tensors,
         stored_names=stored,
-        beside=inside.beside,
+        beside=inside.beside | numbers_in(file.metadata),
         layout=layout,
         dropped=dropped,
         is_open_clip=is_open_clip,

@@ -2,7 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from convert.errors import UnsupportedFileError, WeightMismatchError, counted, shown
@@ -11,6 +12,7 @@ from convert.files.records import GlobalName, Inert, TensorRecord
 from sd.config import USUAL_GUIDANCE, ModelConfig
 
 NUMBERS = {"global_step": int, "native_size": int, "epoch": int, "guidance_scale": float}  # read beside the weights
+OF_CONFIG = ("native_size", "guidance_scale")  # those of `numbers_of`; `.safetensors` have them in the metadata
 OPTIMISER = {"state", "param_groups"}  # the keys of its state, which holds tensors too
 DEEPEST = 8  # dictionaries and lists around tensors
 # Parts of a name that DDP, FSDP, DeepSpeed, torch.compile, activation checkpointing and PEFT put in. No weight of a
@@ -114,6 +116,15 @@ def numbers_of(config: ModelConfig) -> dict[str, int | float]:
     """What no shape shows, to stand beside a model's weights."""
     guidance = {} if config.guidance_scale == USUAL_GUIDANCE else {"guidance_scale": config.guidance_scale}
     return {"native_size": config.native_size, **guidance}
+
+
+def numbers_in(metadata: Mapping[str, str]) -> dict[str, int | float]:
+    """The same from the metadata of `.safetensors`; what is no number is left out."""
+    found = {}
+    for name in OF_CONFIG:
+        with suppress(ValueError):
+            found[name] = NUMBERS[name](metadata.get(name, ""))
+    return found
 
 
 def all_tensors(root: object) -> dict[str, TensorRecord]:

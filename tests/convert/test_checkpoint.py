@@ -104,6 +104,17 @@ def test_a_guidance_scale_beside_the_weights_is_read_if_it_can_be_one(look, stat
     assert found.config == (replace(TINY, guidance_scale=scale) if counts else TINY)
 
 
+@pytest.mark.parametrize(
+    ("scale", "counts"), [("4.5", True), ("4", True), ("-1.0", False), ("nan", False), ("a lot", False), ("", False)]
+)
+def test_a_guidance_scale_in_the_metadata_is_read_if_it_can_be_one(tmp_path, state, scale, counts):
+    path = tmp_path / "x.safetensors"
+    save_file(state, path, {"format": "pt", "guidance_scale": scale, "native_size": "9" * 5000})
+    with open_checkpoint(path) as file:
+        found = read_checkpoint(file).config
+    assert found == (replace(TINY, guidance_scale=float(scale)) if counts else TINY)
+
+
 def test_weights_that_are_wrapped_in_themselves_are_refused(look, state):
     cyclic = {}
     cyclic["state_dict"] = cyclic

@@ -419,6 +419,23 @@ def test_original_to_diffusers_and_back_gives_the_same_bits(tmp_path, tiny_state
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.safetensors", "folder"]
 
 
+def test_a_guidance_scale_that_a_folder_has_no_place_for_is_said(run, tmp_path, tiny_state):
+    """Of a whole model, that is: one network makes no picture."""
+    path, sentence = (
+        tmp_path / "own.ckpt",
+        "has no place for the model's guidance scale, 3.5: give it with every prompt",
+    )
+    torch.save({"state_dict": {name: tiny_state[name] for name in WEIGHTS}, "guidance_scale": 3.5}, path)
+    code, _, err = run("convert", path, "folder", "--to", "diffusers")
+    assert (code, err.count(sentence)) == (0, 1)
+    for others in (
+        ("folder", "y.safetensors", "--to", "original"),
+        (path, "unet", "--to", "diffusers", "--only", "unet"),
+    ):
+        code, _, err = run("convert", *others)
+        assert (code, err.count(sentence)) == (0, 0)
+
+
 def test_a_precision_is_that_of_every_file(tmp_path, ours):
     convert(ours, tmp_path / "half", layout="diffusers", precision="fp16")
     for name in (UNET, VAE, TEXT):

@@ -20,6 +20,7 @@ from sd.app.errors import UsageError
 from sd.app.jobs.adapter_folder import find_adapter
 from sd.app.jobs.model import describe
 from sd.app.jobs.model_folder import find
+from sd.config import USUAL_GUIDANCE
 from sd.text.prompt_adapters import from_flag
 
 if TYPE_CHECKING:
@@ -154,6 +155,10 @@ def report(done: "Conversion", source: Path, lines: Iterable[str], *, left_out: 
     numbers = f"{done.tensors} tensors, {done.parameters:,} parameters, {done.nbytes / 1e9:.2f} GB"
     for line in (*describe(source, done.checkpoint, f"{numbers}, {done.layout} layout"), *lines):
         say(line, quiet=quiet)
+    config = done.checkpoint.config
+    if done.layout == "diffusers" and not done.checkpoint.part and config.guidance_scale != USUAL_GUIDANCE:
+        scale = f"{config.guidance_scale:g}"
+        say(f"a folder of diffusers has no place for the model's guidance scale, {scale}: give it with every prompt.")
     if done.left_out:
         say(f"left out: {counted(done.left_out, 'tensor')} outside the model{left_out}", quiet=quiet)
     if done.verified:
