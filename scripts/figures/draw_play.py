@@ -1,4 +1,4 @@
-"""The pictures of `sd play` in its docs, in Chromium: docs/play.png and docs/play-phone.png.
+"""The pictures of `sd play` in its docs, in Chromium: docs/play.webp and docs/play-phone.webp.
 
 python scripts/figures/draw_play.py
 """
@@ -22,10 +22,9 @@ sys.path.insert(0, str(ROOT / "tests"))
 from browser import Browser, find_browser  # noqa: E402
 
 DESK = "#prompt=a red circle to the left of a white star on a blue background&seed=1&steps=12"
-PHONE = "#prompt2=a green star on a yellow background&tool=mix"
+PHONE = "#prompt2=a green star on a yellow background&seed=3&tool=mix"
 STATE = "import(new URL('page_state.js', location)).then(all => Object.assign(window, all)).then(() => true)"
 READY = "window.app && !app.running && app.states.at(-1)?.exact"
-COLOURS = 112
 
 
 def main() -> None:
@@ -42,12 +41,12 @@ def main() -> None:
                 browser.click("#strip .word:nth-child(10)")  # "star"
                 browser.click("#film button:nth-child(7)")
                 browser.run("scrollTo(0, 0)")
-                save(browser, Path(folder, "shot.png"), ROOT / "docs/play.png", 1200)
+                save(screenshot(browser), ROOT / "docs/play.webp", 1200)
                 open_page(browser, address + PHONE, 390, 844)
                 browser.click("#mix-way")
                 browser.wait_for("byId('way').children.length === 5 && !app.running")
                 browser.run("byId('way').scrollIntoView({block: 'end'})")
-                save(browser, Path(folder, "shot.png"), ROOT / "docs/play-phone.png", 390)
+                save(screenshot(browser), ROOT / "docs/play-phone.webp", 390)
         finally:
             browser.close()
 
@@ -68,13 +67,18 @@ def open_page(browser: Browser, address: str, width: int, height: int) -> None:
     browser.wait_for(READY)
 
 
-def save(browser: Browser, shot: Path, target: Path, width: int) -> None:
+def screenshot(browser: Browser) -> Image.Image:
     browser.run("document.activeElement.blur()")
     browser.press("Escape")  # waits until it is drawn
-    browser.screenshot(shot)
-    with Image.open(shot) as picture:
-        size = (width, round(picture.height * width / picture.width))
-        picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).quantize(COLOURS).save(target, optimize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        browser.screenshot(Path(folder, "shot.png"))
+        return Image.open(Path(folder, "shot.png")).convert("RGB")
+
+
+def save(picture: Image.Image, target: Path, width: int) -> None:
+    size = (width, round(picture.height * width / picture.width))
+    picture.resize(size, Image.Resampling.LANCZOS).save(target, quality=85, method=6)
+    print(target)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from draw_play import ROOT, save, screenshot
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import Browser, find_browser  # noqa: E402
-from page_in_browser import arrive, make  # noqa: E402
-from served import listening_server, working  # noqa: E402
+from browser import Browser, find_browser
+from page_in_browser import arrive, make
+from served import listening_server, working
 
 PICTURES = {  # prompt -> seed, from the oldest in the gallery to the one that is shown
     "a red circle on a blue background": "1",
@@ -43,38 +43,27 @@ def main() -> None:
             for prompt, seed in PICTURES.items():
                 make(browser, prompt=prompt, seed=seed)
             browser.run("fields.steps.closest('details').open = true; fields.prompt.scrollIntoView({block: 'end'})")
-            save([shot_of(browser, Path(folder, "desk.png"))], ROOT / "docs/server-page.webp")
+            save(screenshot(browser), ROOT / "docs/server-page.webp", 1280)
             arrive(browser, address, **PHONE)
             browser.click("#gallery li:not(#live) button")
             browser.run("document.querySelectorAll('details').forEach(each => { each.open = false }); scrollTo(0, 0)")
-            left = shot_of(browser, Path(folder, "left.png"))
+            left = screenshot(browser)
             browser.click("#from")
             browser.wait_for("input")
             browser.click("[name=task][value=inpaint]")
             browser.run("byId('canvas').closest('details').scrollIntoView()")
             box = browser.run("mask.getBoundingClientRect().toJSON()")
             browser.drag(*((box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in BRUSH))
-            save([left, shot_of(browser, Path(folder, "right.png"))], ROOT / "docs/server-phone.webp")
+            save(side_by_side(left, screenshot(browser)), ROOT / "docs/server-phone.webp", 2 * PHONE["width"] + GAP)
         finally:
             browser.close()
 
 
-def shot_of(browser: Browser, path: Path) -> Image.Image:
-    browser.run("document.activeElement.blur()")
-    browser.press("Escape")  # waits until it is drawn
-    browser.screenshot(path)
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
-
-
-def save(shots: list[Image.Image], target: Path) -> None:
-    """The screenshots side by side."""
-    width, height = shots[0].size
-    sheet = Image.new("RGB", (len(shots) * (width + GAP) - GAP, height), "white")
-    for index, shot in enumerate(shots):
-        sheet.paste(shot, (index * (width + GAP), 0))
-    sheet.save(target, quality=85, method=6)
-    print(target)
+def side_by_side(first: Image.Image, second: Image.Image) -> Image.Image:
+    sheet = Image.new("RGB", (first.width + GAP + second.width, first.height), "white")
+    sheet.paste(first, (0, 0))
+    sheet.paste(second, (first.width + GAP, 0))
+    return sheet
 
 
 if __name__ == "__main__":
