@@ -1,6 +1,6 @@
 """Measure every sampler on the small model: the share of right pictures, by schedule and by number of steps.
 
-    python scripts/training/score_samplers.py scores/samplers     # the embedded model; about an hour
+    python scripts/training/score_samplers.py scores/samplers     # the embedded model; an hour or two
     python scripts/training/score_samplers.py scores/samplers --prompts 8 --steps 5,20 --samplers ddim,dpmpp_2m
 
 Prompts ask for one thing on a background, in combinations that training never showed. First every sampler runs with its
