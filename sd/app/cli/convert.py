@@ -158,7 +158,7 @@ def report(done: "Conversion", source: Path, lines: Iterable[str], *, left_out: 
     config = done.checkpoint.config
     if done.layout == "diffusers" and not done.checkpoint.part and config.guidance_scale != USUAL_GUIDANCE:
         scale = f"{config.guidance_scale:g}"
-        say(f"a folder of diffusers has no place for the model's guidance scale, {scale}: give it with every prompt.")
+        say(f"a diffusers folder cannot hold the model's guidance scale, {scale}: give it with every prompt.")
     if done.left_out:
         say(f"left out: {counted(done.left_out, 'tensor')} outside the model{left_out}", quiet=quiet)
     if done.verified:
