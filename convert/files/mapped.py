@@ -2,7 +2,8 @@
 
 Reading a byte that is gone raises a signal (SIGBUS), which ends a process without a word. While `shrinking_watched` is
 in force, the lost file reads as zeros from then on, and the main thread gets a `FileShortenedError` as soon as it runs
-Python again: before it can use the zeros, and with everything cleaned up that an interrupt cleans up.
+Python again: before it can use the zeros, and with everything cleaned up that an interrupt cleans up. An import is
+finished first: whoever needs half a module on the way out would fail with an error of its own.
 
 The handler is Python, called by way of ctypes in the thread that read the byte. That is sound here, unlike for signals
 that come at any time: the thread was copying the file's bytes, not allocating, and its instruction is repeated after.
@@ -21,6 +22,7 @@ from types import FrameType
 ANYWHERE_ELSE = b"sd: a file changed while it was read, or its disk or network failed.\n"
 EXIT_CODE = 2  # of bad input
 MAP_FIXED = 0x10
+IMPORTING = "<frozen importlib._bootstrap>"  # the file that a frame of an unfinished import names
 
 
 class FileShortenedError(BaseException):
@@ -61,12 +63,18 @@ def shrinking_watched() -> Iterator[None]:
             _thread.interrupt_main(signal.SIGBUS)
             is_told.wait(0.001)
 
+    def error() -> FileShortenedError:
+        return FileShortenedError(f"{names[0]} became shorter while it was read. Try again when it is whole.")
+
     def give_up(number: int, frame: FrameType | None) -> None:
-        while frame and frame.f_code is not fill_with_zeros.__code__:  # an error in there would reach nobody
+        while frame and not (
+            frame.f_code is fill_with_zeros.__code__  # an error in there would reach nobody
+            or frame.f_code.co_filename == IMPORTING
+        ):
             frame = frame.f_back
         if not frame and not is_told.is_set():
             is_told.set()
-            raise FileShortenedError(f"{names[0]} became shorter while it was read. Try again when it is whole.")
+            raise error()
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(fill_with_zeros)
     outer = libc.signal(signal.SIGBUS, None)  # not Python's, perhaps
@@ -74,6 +82,12 @@ def shrinking_watched() -> Iterator[None]:
     libc.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))
     try:
         yield
+        if names and not is_told.is_set():
+            raise error()
+    except Exception as other:
+        if names:  # the zeros are what is wrong
+            raise error() from other
+        raise
     finally:
         is_told.set()
         signal.signal(signal.SIGBUS, python_s or signal.SIG_DFL)

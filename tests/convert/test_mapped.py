@@ -1,5 +1,6 @@
 """A mapped file that gets shorter while it is read ends a command with a sentence, and no process by a signal."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -74,6 +75,36 @@ def test_a_tensor_of_a_closed_file_is_watched_too(opened):
     os.truncate(path, 5000)
     with pytest.raises(FileShortenedError):
         wait_in_python(torch.mul(tensor, 2))
+
+
+def test_an_import_is_finished_first(opened, tmp_path, monkeypatch):
+    file, path = opened
+    data = file.storage_bytes(file.root["weight"])
+    os.truncate(path, 5000)
+    (tmp_path / "half_a_module.py").write_text("import __main__\n__main__.read()\nis_whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("__main__.read", lambda: [zlib.crc32(data), time.sleep(0.1)], raising=False)
+    with pytest.raises(FileShortenedError):
+        wait_in_python(importlib.import_module("half_a_module"))
+    assert sys.modules.pop("half_a_module").is_whole
+
+
+@pytest.mark.parametrize("noticed", ["", "zeros"])
+def test_the_lost_file_is_said_whatever_the_main_thread_comes_to_first(noticed, tmp_path, monkeypatch):
+    """An error because of the zeros, or its end."""
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(1 << 18)}, path)
+    monkeypatch.setattr("_thread.interrupt_main", lambda _: None)
+
+    def read(file) -> None:
+        os.truncate(path, 5000)
+        zlib.crc32(file.storage_bytes(file.root["weight"]))
+        if noticed:
+            raise ValueError(noticed)
+
+    with pytest.raises(FileShortenedError, match=r"^model\.safetensors became shorter") as caught, shrinking_watched():
+        read(open_checkpoint(path))
+    assert str(caught.value.__cause__ or "") == noticed
 
 
 def test_handlers_are_as_before_afterwards(tmp_path):
