@@ -1,6 +1,7 @@
 """Runs in shards by several processes, some of which are killed: every sample once, with the bytes of one process."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,8 +46,19 @@ def verified(folder, out, said):
     assert (result.returncode, result.stdout) == (0, f"{said}\n"), result.stdout + result.stderr
 
 
-def writers(out, wait=120):
-    """The processes that write the tar of a shard now; waits for one."""
+def parent_of(process):
+    """None if the process has ended."""
+    try:
+        return int(re.search(r"^PPid:\s+(\d+)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)[1])
+    except OSError:
+        return None
+
+
+def writer(out, parent=None, wait=120):
+    """A process that writes the tar of a shard now; waits for one.
+
+    parent  the process that must have started it; None: any
+    """
     end = time.monotonic() + wait
     while time.monotonic() < end:
         for link in Path("/proc").glob("[0-9]*/fd/*"):
@@ -55,7 +67,9 @@ def writers(out, wait=120):
             except OSError:
                 continue
             if target.startswith(f"{out}/.") and ".tar." in target and target.endswith(".tmp"):
-                return int(link.parts[2])
+                process = int(link.parts[2])
+                if parent in (None, parent_of(process)):
+                    return process
         time.sleep(0.02)
     raise TimeoutError
 
@@ -74,7 +88,7 @@ def test_processes_share_a_folder_and_a_killed_one_leaves_nothing(folder, tiny_c
     """Three at once without --shards: each shard is made once; one is killed in the middle of a file."""
     out = folder / "shared"
     processes = [started(folder, *command(tiny_ckpt, "shared")) for _ in range(3)]
-    victim = writers(out)
+    victim = writer(out)
     os.kill(victim, signal.SIGKILL)
     results = []
     for process in processes:
@@ -99,7 +113,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, tiny_ckpt):
     while not (folder / "killed" / "00001_stats.json").exists():
         assert process.poll() is None
         time.sleep(0.05)
-    os.kill(writers(folder / "killed"), signal.SIGKILL)
+    os.kill(writer(folder / "killed"), signal.SIGKILL)
     process.communicate()
     out, _ = ended(started(folder, *command(tiny_ckpt, "killed")))
     assert sorted(out) == [f"killed/{number:05}.tar" for number in range(6 - len(out), 6)]
@@ -153,7 +167,8 @@ def test_two_engines_on_one_folder_share_the_work(cluster, folder, tiny_ckpt):
 
 
 def test_a_node_and_a_worker_are_killed_and_every_sample_is_there_once(cluster, folder, tiny_ckpt):
-    nodes, (lost, _) = cluster
+    nodes, (lost, kept) = cluster
+    of_lost, of_kept = (node.all_processes["raylet"][0].process.pid for node in (lost, kept))
     many = {"file": "many.txt"}
     ended(started(folder, *command(tiny_ckpt, "single", **many)))
     process = started(folder, *command(tiny_ckpt, "ray", "--engine", "ray", "--address", nodes.address, **many))
@@ -161,8 +176,8 @@ def test_a_node_and_a_worker_are_killed_and_every_sample_is_there_once(cluster, 
     while len(list(out.glob("*_stats.json"))) < 3:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    os.kill(writers(out), signal.SIGKILL)
-    time.sleep(1)
+    os.kill(writer(out, of_kept), signal.SIGKILL)
+    writer(out, of_lost)  # as a worker that still starts loses no shard
     nodes.remove_node(lost, allow_graceful=False)
     paths, said = ended(process)
     assert said.count("its worker was lost; it is made anew") >= 2, said
