@@ -175,7 +175,7 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         config = replace(config, guidance_scale=found.beside["guidance_scale"])
     said = foreign_statement(file, averaged | tensors, config, found.beside.get("global_step"), prediction)
     config = said.applied_to(config)
-    if not ("native_size" in found.beside or "sample_size" in file.configs.get("unet", {})):
+    if not (is_native_size(found.beside.get("native_size")) or "sample_size" in file.configs.get("unet", {})):
         sizes = family_named(config.family).native_sizes
         config = replace(config, native_size=sizes.get(config.prediction, config.native_size))
     names = original_names(config)

@@ -182,7 +182,8 @@ def convert(
                     if layout == FORMAT:
                         own = our_metadata(file, checkpoint, precision, hash_source)
                     else:
-                        own = PLAIN | {name: str(number) for name, number in _numbers(checkpoint).items()}
+                        numbers = _step(checkpoint) | _numbers(checkpoint)
+                        own = PLAIN | {name: str(number) for name, number in numbers.items()}
                     says_x0 = {"modelspec.prediction_type": "x0"} if checkpoint.config.prediction == "x0" else {}
                     metadata = publisher_metadata(file, checkpoint) | own | says_x0 | changes.metadata
                     write_plan(reporting, file, plan, precision, metadata)
@@ -209,7 +210,11 @@ def _check_disk(target: Path, needed: int) -> None:
 
 def _beside(checkpoint: Checkpoint) -> dict[str, int | float]:
     """What a pickle has beside the weights."""
-    return {"global_step": checkpoint.global_step or 0, **_numbers(checkpoint)}
+    return {"global_step": 0, **_step(checkpoint), **_numbers(checkpoint)}
+
+
+def _step(checkpoint: Checkpoint) -> dict[str, int]:
+    return {} if checkpoint.global_step is None else {"global_step": checkpoint.global_step}
 
 
 def _numbers(checkpoint: Checkpoint) -> dict[str, int | float]:

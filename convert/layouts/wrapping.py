@@ -12,7 +12,8 @@ from convert.files.records import GlobalName, Inert, TensorRecord
 from sd.config import USUAL_GUIDANCE, ModelConfig
 
 NUMBERS = {"global_step": int, "native_size": int, "epoch": int, "guidance_scale": float}  # read beside the weights
-OF_CONFIG = ("native_size", "guidance_scale")  # those of `numbers_of`; `.safetensors` have them in the metadata
+OF_CONFIG = ("native_size", "guidance_scale")  # those of `numbers_of`
+IN_METADATA = (*OF_CONFIG, "global_step")  # those that a `.safetensors` in the original layout has in its metadata
 OPTIMISER = {"state", "param_groups"}  # the keys of its state, which holds tensors too
 DEEPEST = 8  # dictionaries and lists around tensors
 # Parts of a name that DDP, FSDP, DeepSpeed, torch.compile, activation checkpointing and PEFT put in. No weight of a
@@ -119,9 +120,9 @@ def numbers_of(config: ModelConfig) -> dict[str, int | float]:
 
 
 def numbers_in(metadata: Mapping[str, str]) -> dict[str, int | float]:
-    """The same from the metadata of `.safetensors`; what is no number is left out."""
+    """The numbers in the metadata of a `.safetensors`; what is no number is left out."""
     found = {}
-    for name in OF_CONFIG:
+    for name in IN_METADATA:
         with suppress(ValueError):
             found[name] = NUMBERS[name](metadata.get(name, ""))
     return found

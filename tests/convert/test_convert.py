@@ -239,12 +239,13 @@ def test_numbers_beside_the_weights_stand_in_a_ckpt_as_in_the_source(tmp_path, t
 def test_numbers_beside_the_weights_stand_in_the_metadata_of_safetensors(tmp_path, tiny_state):
     source, target, ours = tmp_path / "x.ckpt", tmp_path / "x.safetensors", tmp_path / "y.safetensors"
     beside = {"native_size": 256, "guidance_scale": 10 / 3}
-    torch.save({"state_dict": {name: tiny_state[name] for name in WEIGHTS}, **beside}, source)
+    torch.save({"state_dict": {name: tiny_state[name] for name in WEIGHTS}, "global_step": 12, **beside}, source)
     convert(source, target, layout="original")
     convert(target, ours)
     for each in (source, target, ours):
         with open_checkpoint(each) as file:
-            assert read_checkpoint(file).config == replace(TINY, **beside)
+            found = read_checkpoint(file)
+            assert (found.global_step, found.config) == (12, replace(TINY, **beside))
     with safe_open(ours, "pt") as file:
         assert not beside.keys() & file.metadata().keys()  # they are in its config
 

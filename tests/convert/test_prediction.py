@@ -3,6 +3,7 @@
 import json
 
 import families
+import make_checkpoint
 import pytest
 import safetensors.torch
 import torch
@@ -11,12 +12,14 @@ from hostile import look
 
 from convert.actions.convert import convert
 from convert.actions.inspect import inspect
-from convert.actions.original_writer import schedule_buffers
+from convert.actions.original_writer import original_state_dict, schedule_buffers
 from convert.actions.target import TargetError
 from convert.checkpoint import read_checkpoint
 from convert.files.reader import open_checkpoint
+from convert.layouts.names import parameter_shapes
 from convert.layouts.noise_schedule import SPREAD_BIAS
 from convert.single_part import read_part
+from sd.config import SD_V2
 
 V_YAML, EPS_YAML = 'model: {params: {parameterization: "v"}}', "model:\n  params:\n    parameterization: eps\n"
 V_KEY, EPS_KEY = {"modelspec.prediction_type": "v"}, {"modelspec.prediction_type": "epsilon"}
@@ -222,6 +225,8 @@ def test_inspect_says_what_is_predicted_and_why(save, run):
         ({"ss_zero_terminal_snr": "True"}, None, None, "v"),  # eps would say nothing of a picture there
         ({}, None, 875_000, "eps"),
         ({}, None, 140_000, "v"),
+        ({"global_step": "875000"}, None, None, "eps"),
+        ({"global_step": "140000"}, None, None, "v"),
         ({"modelspec.architecture": "stable-diffusion-v2-768-v"}, None, None, "v"),
         ({}, V_YAML, 875_000, "v"),
         ({}, "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n", 140_000, "eps"),
@@ -244,6 +249,24 @@ def test_of_version_2_it_is_told_or_said_to_be_open(tmp_path, metadata, yaml, st
     assert [warning for warning in report.warnings if "nothing tells" in warning] == (
         [] if expected else ["nothing tells whether it predicts eps or v. If pictures are noise, give --prediction."]
     )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "beside", "expected"),
+    [
+        ("eps", {}, 512),
+        ("v", {}, 768),
+        ("eps", {"native_size": "256"}, 256),
+        ("eps", {"native_size": "100"}, 512),  # no picture has it
+    ],
+)
+def test_the_native_size_of_version_2_goes_with_it_where_the_file_has_none(tmp_path, prediction, beside, expected):
+    config = make_checkpoint.tiny(SD_V2)
+    weights = {name: torch.zeros(shape) for name, shape in parameter_shapes(config).items()}
+    state = original_state_dict(config, weights)
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file(state, path, {"modelspec.prediction_type": prediction, **beside})
+    assert read(path).config.native_size == expected
 
 
 # The command line
