@@ -59,12 +59,10 @@ def make(browser, **values):
     before = browser.run("[...pictures.keys()]")
     fill(browser, **values)
     browser.click("#run")
-    browser.wait_for("jobs.size || byId('problem').textContent")
+    made = f"[...pictures.keys()].filter(hash => !{json.dumps(before)}.includes(hash)).length"
+    browser.wait_for(f"byId('problem').textContent || (!jobs.size && {made} === {int(values.get('count', 1))})")
     problem = browser.run("byId('problem').textContent")
     assert problem == "", problem
-    browser.wait_for("!jobs.size")
-    count = int(values.get("count", 1))
-    browser.wait_for(f"[...pictures.keys()].filter(hash => !{json.dumps(before)}.includes(hash)).length === {count}")
     return [sha256 for sha256 in browser.run("[...pictures.keys()]") if sha256 not in before]
 
 

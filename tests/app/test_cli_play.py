@@ -140,7 +140,7 @@ def server(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as sock, FolderServer(folder, sock) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield http.client.HTTPConnection("127.0.0.1", sock.getsockname()[1], timeout=10)
+        yield http.client.HTTPConnection("127.0.0.1", sock.getsockname()[1], timeout=60)
         server.shutdown()
         thread.join()
 

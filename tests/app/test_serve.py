@@ -69,13 +69,13 @@ def test_a_picture_can_come_with_the_job(http, picture, task, fields):
 
 
 def test_events_tell_steps_with_previews_pictures_and_the_end_and_go_on_after_a_number(http):
-    id = submitted(http, count=2, steps=3)
+    id = submitted(http, count=2, steps=20)
     found = events_of(http, id)
     names = [name for _, name, _ in found]
     assert (names[0], names[-1]) == ("state", "done")
     assert names.count("picture") == 2
     steps = [data for _, name, data in found if name == "step"]
-    assert {step["steps"] for step in steps} == {6}
+    assert {step["steps"] for step in steps} == {40}
     assert all(step["preview"].startswith("data:image/jpeg;base64,") for step in steps)
     numbers = [number for number, _, _ in found if number]
     assert numbers == sorted(set(numbers))
@@ -85,7 +85,7 @@ def test_events_tell_steps_with_previews_pictures_and_the_end_and_go_on_after_a_
 
 @pytest.mark.slow
 def test_jobs_are_made_in_their_order_and_a_waiting_one_knows_its_position(http, worker):
-    slow = submitted(http, steps=12, previews=False)
+    slow = submitted(http, steps=60, previews=False)
     ids = [submitted(http, seed=seed) for seed in range(3)]
     waiting = [http.get(f"/api/jobs/{id}").json()["position"] for id in ids]
     assert waiting == sorted(waiting)
@@ -96,7 +96,7 @@ def test_jobs_are_made_in_their_order_and_a_waiting_one_knows_its_position(http,
 
 
 def test_stop_ends_a_job_within_one_step_and_keeps_finished_pictures(http, worker):
-    id = submitted(http, count=3, steps=8)
+    id = submitted(http, count=3, steps=30)
     job = worker.find(id)
     for event in told_by(job):
         if event.name == "picture":
@@ -112,20 +112,21 @@ def test_stop_ends_a_job_within_one_step_and_keeps_finished_pictures(http, worke
 
 
 def test_a_job_that_waits_is_stopped_at_once(http):
-    slow, waiting = submitted(http, steps=12), submitted(http)
+    slow, waiting = submitted(http, steps=500), submitted(http)
     assert http.post(f"/api/jobs/{waiting}/stop").json()["state"] == "stopped"
-    assert over(http, slow)["state"] == "done"
+    http.post(f"/api/jobs/{slow}/stop")
+    assert over(http, slow)["state"] == "stopped"
     assert http.get(f"/api/jobs/{waiting}").json()["pictures"] == []
 
 
 def test_skip_leaves_out_one_picture(http, worker):
-    id = submitted(http, count=3, steps=8)
+    id = submitted(http, count=3, steps=30)
     job = worker.find(id)
     next(event for event in told_by(job) if event.name == "step" and event.data["picture"] == 1)
     assert http.post(f"/api/jobs/{id}/skip").status_code == 202
     done = over(http, id)
     assert (done["state"], [each["seed"] for each in done["pictures"]]) == ("done", [7, 9])
-    assert done["step"] == done["steps"] < 24
+    assert done["step"] == done["steps"] < 90
     assert http.post(f"/api/jobs/{id}/skip").status_code == 409
 
 
@@ -205,7 +206,9 @@ def test_a_full_queue_and_a_server_that_ends_refuse_jobs(tiny_ckpt, tmp_path):
         assert (answer.status_code, answer.json()["error"]) == (503, "2 jobs wait already. Try again later.")
         assert "retry-after" in answer.headers
         worker.close()
-        assert [job["state"] for job in http.get("/api/jobs").json()["jobs"]] == ["stopped"] * 3 + ["running"]
+        *others, last = [job["state"] for job in http.get("/api/jobs").json()["jobs"]]
+        assert others == ["stopped"] * 3
+        assert last in ("running", "stopped")  # it ends with its step
         assert over(http, first)["state"] == "stopped"
         assert "about to end" in http.post("/api/jobs", json={"prompt": "a"}).json()["error"]
 

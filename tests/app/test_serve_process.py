@@ -68,7 +68,7 @@ def test_a_step_that_does_not_end_keeps_nobody_waiting(tiny_ckpt, tmp_path, capl
         go_on.wait(60)
 
     with working(tiny_ckpt, tmp_path) as worker:
-        with listening_server(worker, grace=1) as port:
+        with listening_server(worker, grace=5) as port:
             lines = (Line(settings={"prompt": "a horse"}),)
             request = JobRequest(task="text to picture", model=worker.models.default, lines=lines, out="")
             job = worker.submit(request, work=work)
@@ -88,7 +88,7 @@ def test_a_server_ends_in_the_middle_of_a_long_step(tmp_path):
             time.sleep(0.1)
         stream = urllib.request.urlopen(f"{address}/api/jobs/{job}/events", timeout=60)
         child.send_signal(signal.SIGTERM)
-        code = child.wait(20)
+        code = child.wait(60)
         assert stream.read().decode().count("event: stopped") == 1
         assert (code, child.stderr.read()) == (0, "")
 
@@ -103,7 +103,7 @@ def test_however_a_server_ends_finished_pictures_are_whole(tiny_ckpt, tmp_path, 
         with_pictures(tmp_path, 3)
         stream = urllib.request.urlopen(f"{address}/api/jobs/{waiting}/events", timeout=60)
         child.send_signal(number)
-        code = child.wait(20)
+        code = child.wait(60)
         if number != signal.SIGKILL:
             assert stream.read().decode().count("event: stopped") == 1
         said = child.stderr.read()

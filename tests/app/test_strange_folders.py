@@ -88,8 +88,8 @@ def test_pictures_of_strangers_are_passed_over(tmp_path, monkeypatch):
     fill(tmp_path / "x")
     names, jobs = Names("x/{index:05}-{seed}.png"), [JOB, JOB.counted_on(1)]
     found = []
-    within(20, lambda: found.append(finished_pictures(names, jobs, lambda stored: False)))
-    within(20, lambda: found.append(stopped_seed(names, jobs, [True, True], lambda stored: False)))
+    within(60, lambda: found.append(finished_pictures(names, jobs, lambda stored: False)))
+    within(60, lambda: found.append(stopped_seed(names, jobs, [True, True], lambda stored: False)))
     assert found == [{}, None]
 
 

@@ -21,7 +21,7 @@ from convert.files.records import GlobalName, StorageRecord, TensorRecord
 
 SEEDS = mutation.seeds()
 HEADS = [b"", b"PK\3\4", b"\x80\4", mutation.MAGIC, b"\x10" + bytes(7) + b"{", b"<"]
-PHASES = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]  # explaining traces, which is seen as an event
+PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # explaining traces, which is seen as an event
 STORAGE = StorageRecord("0", 100, 16, "little", None)
 
 
@@ -32,19 +32,19 @@ def test_files_that_fuzzing_starts_from_are_read(index):
     assert examine(data) == (f"torch {kind}" if kind in ("zip", "stream") else kind)
 
 
-@settings(max_examples=1200, deadline=None, phases=PHASES)
+@settings(max_examples=1200, phases=PHASES)
 @given(st.sampled_from(SEEDS), st.integers(0, 2**32))
 def test_changed_files_keep_the_rules(data, seed):
     examine(mutation.mutated(data, random.Random(seed)))
 
 
-@settings(max_examples=600, deadline=None, phases=PHASES)
+@settings(max_examples=600, phases=PHASES)
 @given(st.sampled_from(HEADS), st.binary(max_size=200))
 def test_random_bytes_keep_the_rules(head, data):
     assert examine(head + data) in ("pickle", "refused")
 
 
-@settings(max_examples=300, deadline=None, phases=PHASES)
+@settings(max_examples=300, phases=PHASES)
 @given(st.lists(st.sampled_from(mutation.PIECES), max_size=60))
 def test_random_opcodes_keep_the_rules(pieces):
     assert examine(b"\x80\2" + b"".join(pieces) + b".") in ("pickle", "refused")

@@ -142,10 +142,10 @@ def test_a_file_of_other_tensors_beside_a_network_is_not_called_that_network_alo
 
 def test_a_hundred_thousand_names_take_no_longer_than_their_number():
     names = [f"a.model.diffusion_model.{'module.' * 5}{index}" for index in range(100_000)]
-    start = time.perf_counter()
+    start = time.process_time()
     plain_names(names)
     spelling([f"x{name}" for name in names])
-    assert time.perf_counter() - start < 10  # on a busy machine
+    assert time.process_time() - start < 10
 
 
 # The attention of the VAE

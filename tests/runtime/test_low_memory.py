@@ -59,7 +59,7 @@ def test_a_visit_ends_with_its_last_user():
 def test_users_in_several_threads_share_one_visit(monkeypatch, watching):
     """The second comes while the first still puts weights in place, and leaves after it."""
     network, first = nn.Linear(2, 3), Execution(visited=torch.device("meta"))
-    at_home, copies, both = dict(network.named_parameters()), [], threading.Barrier(2, timeout=20)
+    at_home, copies, both = dict(network.named_parameters()), [], threading.Barrier(2, timeout=60)
 
     def slow(weight, *_):
         copies.append(weight)
