@@ -86,7 +86,7 @@ def test_a_notebook_is_valid_and_its_kernel_prints_what_the_cells_say(page, note
     notebook = nbformat.from_dict(notebooks[page.stem])
     nbformat.validate(notebook)
     where = {"metadata": {"path": str(tmp_path)}}
-    client.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=where).execute()
+    client.NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=where).execute()
     compared = 0
     for cell in notebook.cells:
         if cell.cell_type == "code" and not cell.source.startswith("%%bash"):
