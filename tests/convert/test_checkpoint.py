@@ -216,7 +216,7 @@ def test_a_hundred_thousand_blocks_are_refused_at_once(name):
     start = time.process_time()
     with pytest.raises(WeightMismatchError) as caught:
         recognise(shapes)
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 2
     assert len(str(caught.value)) < 500
 
 

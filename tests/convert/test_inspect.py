@@ -398,7 +398,7 @@ def test_inspecting_needs_neither_torch_nor_numpy_nor_the_weights(tmp_path):
     result = subprocess.run([sys.executable, "-c", code, "inspect", path], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert "4.29 GB" in result.stdout
-    assert float(result.stdout.split()[-1]) < 2  # of the processor's time: to hash 4 GB takes longer
+    assert float(result.stdout.split()[-1]) < 0.5  # of the processor's time: the machine may be busy
 
 
 @pytest.mark.parametrize("word", ["module.", "_orig_mod."])

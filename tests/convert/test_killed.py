@@ -41,8 +41,8 @@ def test_fifty_kills_leave_no_half_file_under_the_final_name(tmp_path, tiny_ckpt
     print(
         f"{killed} of 50 killed before their end, {leftovers} left something behind, {time.monotonic() - start:.0f} s"
     )
-    assert killed > 20  # mostly about 40
-    assert leftovers > 15
+    assert killed > 30
+    assert leftovers > 25
 
 
 def test_what_a_killed_writer_left_behind_is_removed_and_what_is_being_written_is_not(tmp_path):

@@ -240,7 +240,7 @@ def test_files_of_the_oldest_zip_writer_and_repacked_ones_are_read(tmp_path, met
             assert_same(file, file.root[name], expected)
 
 
-def test_a_file_in_the_layout_of_sd_v1_opens_at_once(tmp_path):
+def test_a_file_in_the_layout_of_sd_v1_opens_within_150_ms(tmp_path):
     name = "model.diffusion_model.input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"  # a storage each
     weights = collections.OrderedDict((name.format(index), torch.zeros(2, 2)) for index in range(1145))
     path = saved(tmp_path, {"global_step": 1, "state_dict": weights})
@@ -249,7 +249,7 @@ def test_a_file_in_the_layout_of_sd_v1_opens_at_once(tmp_path):
         start = time.process_time()
         open_checkpoint(path).close()
         spent.append(time.process_time() - start)
-    assert min(spent) < 0.75  # it takes 0.05 s
+    assert min(spent) < 0.15
 
 
 # The contract of CheckpointFile

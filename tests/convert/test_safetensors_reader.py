@@ -283,4 +283,4 @@ def test_the_worst_headers_stay_within_the_memory_allowance(filling):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak * 16 < 512 << 20  # for a header of 1 MiB; 16 MiB are allowed
-    assert spent < 10  # it takes 0.5 s; what grows with the square of the number takes hours
+    assert spent < 2
