@@ -169,13 +169,14 @@ def _read_foreign(file: CheckpointFile, weights: str, vae: Checkpoint | None, pr
         if vae:  # of the settings of the VAE that is replaced, only the latent scale counts
             settings["vae"] = {n: value for n, value in settings.get("vae", {}).items() if n == "scaling_factor"}
         config = with_settings(config, settings)
-    if is_native_size(found.beside.get("native_size")):
-        config = replace(config, native_size=found.beside["native_size"])
+    size = found.beside.get("native_size")
+    if is_native_size(size):
+        config = replace(config, native_size=size)
     if is_guidance_scale(found.beside.get("guidance_scale")):
         config = replace(config, guidance_scale=found.beside["guidance_scale"])
     said = foreign_statement(file, averaged | tensors, config, found.beside.get("global_step"), prediction)
     config = said.applied_to(config)
-    if not (is_native_size(found.beside.get("native_size")) or "sample_size" in file.configs.get("unet", {})):
+    if not (is_native_size(size) or "sample_size" in file.configs.get("unet", {})):
         sizes = family_named(config.family).native_sizes
         config = replace(config, native_size=sizes.get(config.prediction, config.native_size))
     names = original_names(config)

@@ -176,14 +176,13 @@ def convert(
         else:
             with written_whole(target, force=force) as reporting.out:
                 if target.suffix.lower() in PICKLES:
-                    beside = _beside(checkpoint) | changes.metadata
+                    beside = {"global_step": 0} | _beside(checkpoint) | changes.metadata
                     write_pickle(reporting, converted(file, plan, precision), beside)
                 else:
                     if layout == FORMAT:
                         own = our_metadata(file, checkpoint, precision, hash_source)
                     else:
-                        numbers = _step(checkpoint) | _numbers(checkpoint)
-                        own = PLAIN | {name: str(number) for name, number in numbers.items()}
+                        own = PLAIN | {name: str(number) for name, number in _beside(checkpoint).items()}
                     says_x0 = {"modelspec.prediction_type": "x0"} if checkpoint.config.prediction == "x0" else {}
                     metadata = publisher_metadata(file, checkpoint) | own | says_x0 | changes.metadata
                     write_plan(reporting, file, plan, precision, metadata)
@@ -209,16 +208,9 @@ def _check_disk(target: Path, needed: int) -> None:
 
 
 def _beside(checkpoint: Checkpoint) -> dict[str, int | float]:
-    """What a pickle has beside the weights."""
-    return {"global_step": 0, **_step(checkpoint), **_numbers(checkpoint)}
-
-
-def _step(checkpoint: Checkpoint) -> dict[str, int]:
-    return {} if checkpoint.global_step is None else {"global_step": checkpoint.global_step}
-
-
-def _numbers(checkpoint: Checkpoint) -> dict[str, int | float]:
-    return {} if checkpoint.part else numbers_of(checkpoint.config)
+    """What the original layout has beside the weights: the training steps, if known, and what no shape shows."""
+    step = {} if checkpoint.global_step is None else {"global_step": checkpoint.global_step}
+    return step if checkpoint.part else step | numbers_of(checkpoint.config)
 
 
 def _write_folder(
